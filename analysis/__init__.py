@@ -1,0 +1,93 @@
+"""From a results folder to statistics, figures and a report.
+
+    results = analysis.load("results/quick")
+    table = analysis.cells(results)                                       # one row per trial, with intervals
+    analysis.loss_by_regime(analysis.regime_curves(results, table), axes)  # compute, then draw
+    analysis.write_report("results/quick")
+
+Names are imported when first used: whoever needs only the schema does not pay for matplotlib.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis.figures import heat_map, learning_rate_sensitivity, loss_by_regime, search_progress, style
+    from analysis.report import write_report
+    from analysis.results import Results, ResultsError, load
+    from analysis.statistics import (
+        Comparison,
+        Interval,
+        band,
+        best_so_far,
+        cells,
+        compare_best,
+        grid,
+        log_interval,
+        logit_interval,
+        metric_interval,
+        progress,
+        rank,
+        rate_sensitivity,
+        rate_table,
+        regime_curves,
+        sign_flip_p,
+        t_interval,
+        target_times,
+        time_to_target,
+        tuned_rates,
+    )
+
+__all__ = [
+    "Comparison",
+    "Interval",
+    "Results",
+    "ResultsError",
+    "band",
+    "best_so_far",
+    "cells",
+    "compare_best",
+    "grid",
+    "heat_map",
+    "learning_rate_sensitivity",
+    "load",
+    "log_interval",
+    "logit_interval",
+    "loss_by_regime",
+    "metric_interval",
+    "progress",
+    "rank",
+    "rate_sensitivity",
+    "rate_table",
+    "regime_curves",
+    "search_progress",
+    "sign_flip_p",
+    "style",
+    "t_interval",
+    "target_times",
+    "time_to_target",
+    "tuned_rates",
+    "write_report",
+]
+
+_HOMES = {
+    "Results": "results",
+    "ResultsError": "results",
+    "load": "results",
+    "heat_map": "figures",
+    "learning_rate_sensitivity": "figures",
+    "loss_by_regime": "figures",
+    "search_progress": "figures",
+    "style": "figures",
+    "write_report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'analysis' has no attribute {name!r}")
+    return getattr(import_module(f"analysis.{_HOMES.get(name, 'statistics')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

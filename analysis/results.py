@@ -1,0 +1,223 @@
+"""The results folder: its tables, declared once, and how they are read.
+
+A results folder holds `spec.toml`, `provenance.json` and three tables. Each table is a folder of Parquet parts that
+only ever grows: a part is named `FIRST-LAST.parquet` after the appends that it holds, so a part that has been merged
+into a wider one is recognised by its name and skipped. Writer (`study.collect`) and reader share the schemas below.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA_VERSION = 1
+OUTCOMES = ("completed", "stopped", "diverged", "failed", "out of memory", "interrupted")
+REGIMES = ("stochastic", "mini-batch", "batch")
+
+
+class ResultsError(ValueError):
+    """A folder that cannot be read as results; the message names the file and what was expected."""
+
+
+def _column(name: str, kind: pa.DataType, description: str, *, optional: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=optional, metadata={"description": description})
+
+
+def _schema(*columns: pa.Field) -> pa.Schema:
+    return pa.schema(columns, metadata={"version": str(SCHEMA_VERSION)})
+
+
+TRIALS = _schema(
+    _column("trial", pa.int64(), "number of the trial, Optuna's"),
+    _column("optimizer", pa.string(), "update rule"),
+    _column("width", pa.int64(), "units of the first hidden layer, channels of the first convolution; 0 for linear"),
+    _column("depth", pa.int64(), "hidden layers, or convolutions; 0 for linear"),
+    _column("batch_size", pa.int64(), "examples per update"),
+    _column("regime", pa.string(), "stochastic, mini-batch or batch; follows from batch_size"),
+    _column("parameters", pa.int64(), "parameters of one network", optional=True),
+    _column("lanes", pa.int64(), "learning rates x seeds trained together", optional=True),
+    _column("outcome", pa.string(), "how the trial ended"),
+    _column("value", pa.float64(), "the metric at the tuned learning rate; empty if none", optional=True),
+    _column("learning_rate", pa.float64(), "the tuned learning rate, chosen on the validation split", optional=True),
+    _column("updates", pa.int64(), "optimizer steps made per lane"),
+    _column("examples", pa.int64(), "training examples used per lane"),
+    _column("epochs", pa.float64(), "passes over the training split"),
+    _column("train_seconds", pa.float64(), "seconds of training of the whole stack, evaluation excluded"),
+    _column("wall_seconds", pa.float64(), "seconds from start to end, everything included"),
+    _column("started", pa.float64(), "Unix time in seconds", optional=True),
+    _column("worker", pa.string(), "host:process that ran it", optional=True),
+    _column("error", pa.string(), "why it failed", optional=True),
+)
+"""One row per trial; a trial appears when it ends."""
+
+LANES = _schema(
+    _column("trial", pa.int64(), "trial of the lane"),
+    _column("lane", pa.int64(), "place of the lane in its trial"),
+    _column("learning_rate", pa.float64(), "step size"),
+    _column("seed", pa.int64(), "seed of initialisation and batches; equal seeds are paired across cells"),
+    _column("outcome", pa.string(), "how the lane ended"),
+    _column("diverged_update", pa.int64(), "update whose loss was not finite", optional=True),
+    _column("updates", pa.int64(), "optimizer steps made"),
+    _column("train_seconds", pa.float64(), "seconds of training of the whole stack while this lane was in it"),
+    _column("train_seconds_share", pa.float64(), "this lane's share of them"),
+    _column("train_loss", pa.float64(), "last loss on the fixed training subset", optional=True),
+    _column("validation_loss", pa.float64(), "last loss on the validation split", optional=True),
+    _column("test_loss", pa.float64(), "loss on the test split at the end", optional=True),
+    _column("train_accuracy", pa.float64(), "share of the training subset classified correctly", optional=True),
+    _column("validation_accuracy", pa.float64(), "share of the validation split", optional=True),
+    _column("test_accuracy", pa.float64(), "share of the test split", optional=True),
+)
+"""One row per (trial, lane). Losses and accuracies are empty where a lane diverged or has none."""
+
+CURVES = _schema(
+    _column("trial", pa.int64(), "trial of the lane"),
+    _column("lane", pa.int64(), "place of the lane in its trial"),
+    _column("update", pa.int64(), "optimizer steps made so far; 0 is the initialisation"),
+    _column("examples", pa.int64(), "training examples used so far"),
+    _column("epoch", pa.float64(), "passes over the training split so far"),
+    _column("train_seconds", pa.float64(), "seconds of training of the whole stack so far, evaluation excluded"),
+    _column("split", pa.string(), "train (a fixed subset), validation, or batch (mean over the batches since)"),
+    _column("metric", pa.string(), "loss or accuracy"),
+    _column("value", pa.float64(), "value of the metric"),
+)
+"""One row per (trial, lane, update, split, metric)."""
+
+TABLES = {"trials": TRIALS, "lanes": LANES, "curves": CURVES}
+FOLDERS = {"trials": "trials.parquet", "lanes": "lanes.parquet", "curves": "curves"}
+KEYS = {
+    "trials": ["trial"],
+    "lanes": ["trial", "lane"],
+    "curves": ["trial", "lane", "update", "split", "metric"],
+}
+
+_PART = re.compile(r"(\d+)-(\d+)\.parquet")
+
+
+def parts(folder: Path) -> list[tuple[int, int, Path]]:
+    """The parts of a table that count: (first append, last append, file), in order, merged leftovers skipped."""
+    found = []
+    for file in folder.glob("*.parquet"):
+        if match := _PART.fullmatch(file.name):
+            found.append((int(match[1]), int(match[2]), file))
+    found.sort(key=lambda part: (part[0], -part[1]))
+    kept: list[tuple[int, int, Path]] = []
+    for part in found:
+        if not kept or part[1] > kept[-1][1]:
+            kept.append(part)
+    return kept
+
+
+def regime(batch_size: int, training_examples: int) -> str:
+    """The regime that a batch size means: stochastic at 1, batch at the whole training split, else mini-batch."""
+    if batch_size >= training_examples:
+        return "batch"
+    return "stochastic" if batch_size == 1 else "mini-batch"
+
+
+@dataclass(frozen=True)
+class Results:
+    """One study's results.
+
+    Attributes:
+        path: the results folder.
+        spec: the resolved spec, as plain tables.
+        spec_text: the same as it stands in `spec.toml`.
+        provenance: commit, versions, hardware, seeds and command; empty if the study has not written it yet.
+        trials: one row per ended trial (`TRIALS`).
+        lanes: one row per lane of an ended trial (`LANES`).
+    """
+
+    path: Path
+    spec: dict[str, Any]
+    spec_text: str
+    provenance: dict[str, Any]
+    trials: pd.DataFrame = field(repr=False)
+    lanes: pd.DataFrame = field(repr=False)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """One row per (trial, lane, update, split, metric) (`CURVES`); read when first asked for."""
+        return _read("curves", self.path)
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.spec["name"])
+
+    @property
+    def metric(self) -> str:
+        """The workload's metric: `loss` or `accuracy`."""
+        return str(self.spec["workload"]["metric"])
+
+    @property
+    def maximize(self) -> bool:
+        """Whether a larger metric is better."""
+        return self.metric == "accuracy"
+
+    @property
+    def target(self) -> float | None:
+        """The metric value that counts as solved, if the workload names one."""
+        value = self.spec["workload"].get("target")
+        return None if value is None else float(value)
+
+
+def load(path: str | Path) -> Results:
+    """Read a results folder, finished or not.
+
+    Args:
+        path: the folder that `study run` wrote.
+
+    Raises:
+        ResultsError: if the folder is none, or one of its files cannot be read.
+    """
+    folder = Path(path)
+    spec_file = folder / "spec.toml"
+    if not folder.is_dir():
+        raise ResultsError(f"{folder}: no such folder; expected the results folder of a study, as `study run` prints it")
+    if not spec_file.is_file():
+        raise ResultsError(f"{folder}: not a results folder, it has no spec.toml; `study run SPEC` makes one")
+    spec_text = spec_file.read_text(encoding="utf-8")
+    try:
+        spec = tomllib.loads(spec_text)
+    except tomllib.TOMLDecodeError as error:
+        raise ResultsError(f"{spec_file}: not valid TOML ({error}); restore it from the spec that was run") from error
+    provenance_file = folder / "provenance.json"
+    try:
+        provenance = json.loads(provenance_file.read_text(encoding="utf-8")) if provenance_file.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise ResultsError(f"{provenance_file}: not valid JSON ({error}); delete it to go on without") from error
+    return Results(folder, spec, spec_text, provenance, _read("trials", folder), _read("lanes", folder))
+
+
+def _read(table: str, folder: Path) -> pd.DataFrame:
+    schema, pieces = TABLES[table], []
+    for _, _, file in parts(folder / FOLDERS[table]):
+        try:
+            piece = pq.read_table(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ResultsError(
+                f"{file}: cannot be read ({error}); move it away to go on without the rows it held"
+            ) from error
+        version = (piece.schema.metadata or {}).get(b"version", b"none").decode()
+        if version != str(SCHEMA_VERSION):
+            raise ResultsError(
+                f"{file}: written with schema version {version}, this program reads version {SCHEMA_VERSION}; "
+                f"read it with the program that wrote it, or run the study again"
+            )
+        missing = [name for name in schema.names if name not in piece.schema.names]
+        if missing:
+            raise ResultsError(f"{file}: not a {table} table, it lacks {', '.join(missing)}")
+        pieces.append(piece.select(schema.names).cast(schema))
+    frame = pa.concat_tables(pieces or [schema.empty_table()]).to_pandas()
+    # A worker that was resumed reports again what it had not yet saved: the same numbers, so either row will do.
+    keys = KEYS[table]
+    return frame.drop_duplicates(keys, keep="last").sort_values(keys, ignore_index=True)

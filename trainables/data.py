@@ -1,0 +1,232 @@
+"""The workloads' data: loaded once, split with a fixed seed, resident on the device.
+
+torchvision and scikit-learn are imported by the data sets that need them, so that the others need torch and numpy only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Task = Literal["regression", "classification"]
+
+
+class DataError(RuntimeError):
+    """Data that cannot be had; the message says what was tried and what to do."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a data set before it is loaded.
+
+    Attributes:
+        task: regression or classification.
+        in_shape: shape of one example's inputs.
+        out_features: outputs of a model: 1, or the number of classes.
+        train, validation, test: examples in each split.
+        about: one line for people.
+    """
+
+    task: Task
+    in_shape: tuple[int, ...]
+    out_features: int
+    train: int
+    validation: int
+    test: int
+    about: str
+
+
+CATALOGUE: dict[str, Facts] = {
+    "cubic": Facts("regression", (2,), 1, 10_000, 2_000, 2_000, "y = x1^2 + 14 x2^3, x1 ~ N(-3, 1), x2 ~ N(10, 1)"),
+    "linear": Facts("regression", (10,), 1, 100, 100, 100, "scikit-learn's make_regression, 3 informative of 10"),
+    "digits": Facts("classification", (1, 8, 8), 10, 1_077, 360, 360, "scikit-learn's handwritten digits, 8x8"),
+    "mnist": Facts("classification", (1, 28, 28), 10, 60_000, 5_000, 5_000, "handwritten digits, 28x28"),
+    "fashion-mnist": Facts("classification", (1, 28, 28), 10, 60_000, 5_000, 5_000, "clothes, 28x28"),
+    "kmnist": Facts("classification", (1, 28, 28), 10, 60_000, 5_000, 5_000, "cursive Japanese, 28x28"),
+    "cifar10": Facts("classification", (3, 32, 32), 10, 50_000, 5_000, 5_000, "colour photographs, 32x32"),
+}
+
+# torchvision's class, and the folder and files that it looks for under the data folder.
+_TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw"),
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "kmnist": ("KMNIST", "KMNIST/raw"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split.
+
+    Attributes:
+        inputs: (n, *in_shape), floating.
+        targets: (n, 1) floating for regression, (n,) int64 class numbers for classification.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def head(self, count: int) -> Split:
+        """The first `count` examples."""
+        return Split(self.inputs[:count], self.targets[:count])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Split:
+        """The same examples on a device, in a floating type; class numbers stay integers."""
+        floating = self.targets.is_floating_point()
+        targets = self.targets.to(device, dtype if floating else torch.int64)
+        return Split(self.inputs.to(device, dtype), targets)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in its three splits. Validation chooses; test is looked at once, at the end."""
+
+    name: str
+    task: Task
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of one example's inputs."""
+        return tuple(self.train.inputs.shape[1:])
+
+    @property
+    def out_features(self) -> int:
+        """Outputs that a model must have."""
+        return CATALOGUE[self.name].out_features
+
+
+def data_folder() -> Path:
+    """The folder for downloaded data: STUDY_DATA, or `data` in the user's cache folder. Always absolute."""
+    if configured := os.environ.get("STUDY_DATA"):
+        return Path(configured).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_cache_path("optimizer-study") / "data"
+
+
+@cache
+def load(
+    name: str,
+    folder: Path | None = None,
+    *,
+    standardize: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = torch.device("cpu"),
+) -> Data:
+    """Load a data set; a second call in the same process answers from memory.
+
+    Args:
+        name: one of `CATALOGUE`.
+        folder: where downloaded data lie; `data_folder()` if not given.
+        standardize: subtract the training split's mean and divide by its standard deviation: inputs per column, or per
+            channel of an image; a regression's targets too, so that its loss is in variances of y.
+        seed: draws the data that are made, and splits the others.
+        dtype: floating type of inputs and regression targets.
+        device: where all splits stay.
+
+    Raises:
+        DataError: if the data cannot be had.
+    """
+    if name not in CATALOGUE:
+        raise DataError(f"no data set is called {name!r}; there are {', '.join(CATALOGUE)}")
+    if name in _TORCHVISION:
+        splits = _torchvision(name, folder or data_folder(), seed)
+    else:
+        splits = {"cubic": _cubic, "linear": _linear, "digits": _digits}[name](seed)
+    task = CATALOGUE[name].task
+    if standardize:
+        splits = _standardized(splits, targets_too=task == "regression")
+    train, validation, test = (split.to(device, dtype) for split in splits)
+    return Data(name, task, train, validation, test)
+
+
+def _cubic(seed: int) -> list[Split]:
+    facts, random = CATALOGUE["cubic"], np.random.default_rng(seed)
+    n = facts.train + facts.validation + facts.test
+    x1, x2 = random.normal(-3, 1, n), random.normal(10, 1, n)
+    return _cut(np.stack([x1, x2], axis=1), (x1**2 + 14 * x2**3)[:, None], facts)
+
+
+def _linear(seed: int) -> list[Split]:
+    from sklearn.datasets import make_regression
+
+    facts = CATALOGUE["linear"]
+    x, y = make_regression(facts.train + facts.validation + facts.test, 10, n_informative=3, random_state=seed)
+    return _cut(x, y[:, None], facts)
+
+
+def _digits(seed: int) -> list[Split]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    facts, digits = CATALOGUE["digits"], load_digits()
+    images, labels = digits.images[:, None] / 16, digits.target
+    train_x, rest_x, train_y, rest_y = train_test_split(
+        images, labels, train_size=facts.train, stratify=labels, random_state=seed
+    )
+    validation_x, test_x, validation_y, test_y = train_test_split(
+        rest_x, rest_y, train_size=facts.validation, stratify=rest_y, random_state=seed
+    )
+    pairs = [(train_x, train_y), (validation_x, validation_y), (test_x, test_y)]
+    return [Split(torch.from_numpy(x), torch.from_numpy(y)) for x, y in pairs]
+
+
+def _cut(inputs: np.ndarray, targets: np.ndarray, facts: Facts) -> list[Split]:
+    edges = np.cumsum([facts.train, facts.validation])
+    pairs = zip(np.split(inputs, edges), np.split(targets, edges), strict=True)
+    return [Split(torch.from_numpy(x), torch.from_numpy(y)) for x, y in pairs]
+
+
+def _torchvision(name: str, folder: Path, seed: int) -> list[Split]:
+    """The official training file whole; the official test file in two halves, validation and test."""
+    from torchvision import datasets
+
+    cls, place = _TORCHVISION[name]
+    loader = getattr(datasets, cls)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        official = [loader(str(folder), train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:
+        mirrors = ", ".join(getattr(loader, "mirrors", None) or [loader.url])
+        files = [Path(url).name for url, _ in getattr(loader, "resources", [])]
+        wanted = f"the files {', '.join(files)}, unpacked," if files else f"the unpacked folder {Path(place).name}"
+        raise DataError(
+            f"{name} cannot be had: {folder / place} does not hold it, and downloading from {mirrors} failed: {error}. "
+            f"Put {wanted} in {folder / place}, or set STUDY_DATA to a folder that has {place}. "
+            f"The data set digits needs no download."
+        ) from error
+    train, rest = (_image_split(part.data, part.targets) for part in official)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(rest)))
+    half = CATALOGUE[name].validation
+    return [train, *(Split(rest.inputs[rows], rest.targets[rows]) for rows in (order[:half], order[half:]))]
+
+
+def _image_split(images: Tensor | np.ndarray, labels: Tensor | list[int]) -> Split:
+    """Bytes, (n, h, w) or (n, h, w, c), to floats in [0, 1], (n, c, h, w)."""
+    pixels = torch.as_tensor(images).to(torch.float32) / 255
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return Split(pixels, torch.as_tensor(labels))
+
+
+def _standardized(splits: list[Split], *, targets_too: bool) -> list[Split]:
+    train = splits[0]
+    # Every axis but the columns', or the channels'.
+    axes = [axis for axis in range(train.inputs.ndim) if axis != 1]
+    mean, std = train.inputs.mean(axes, keepdim=True), train.inputs.std(axes, keepdim=True)
+    center, scale = (train.targets.mean(0), train.targets.std(0)) if targets_too else (0, 1)
+    return [Split((s.inputs - mean) / std, (s.targets - center) / scale if targets_too else s.targets) for s in splits]

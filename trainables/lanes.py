@@ -1,0 +1,553 @@
+"""Lanes: many configurations of one cell trained together as one program.
+
+The K networks of a trial differ in learning rate and seed only, so their parameters are stacked on a leading axis and
+each update is one forward and one backward pass for all of them. A lane computes what its configuration computes alone
+with torch.optim. Lanes with equal seeds share initialisation and batches, so comparisons between them are paired.
+
+Read `train` first; it is the whole loop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.data import Data, Split, Task
+from trainables.models import activations
+from trainables.rules import Rule, State
+
+# What one block of examples may leave behind in a forward pass: about a core's cache, or a modest part of a GPU.
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}
+# Reports of a trial whose budget is not in epochs.
+REPORTS = 10
+
+Builder = Callable[[], nn.Sequential]
+Forward = Callable[[Sequence[Tensor], Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One configuration: a learning rate, and the seed of its initialisation and batches."""
+
+    learning_rate: float
+    seed: int
+
+
+def grid(low: float, high: float, count: int, seeds: Sequence[int]) -> list[Lane]:
+    """Lanes for `count` learning rates, evenly spaced on a log scale from low to high, times seeds."""
+    rates = np.geomspace(low, high, count).tolist() if count > 1 else [low]
+    return [Lane(rate, seed) for rate in rates for seed in seeds]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long every lane trains: one of epochs, updates, examples or seconds.
+
+    Attributes:
+        epochs, updates, examples, seconds: the limit; seconds are of training, evaluation excluded.
+        min_updates: updates to make even so, for batches so large that the budget would end at once.
+    """
+
+    epochs: int | None = None
+    updates: int | None = None
+    examples: int | None = None
+    seconds: float | None = None
+    min_updates: int = 0
+
+    def total_updates(self, batch_size: int, training_examples: int) -> int | None:
+        """Updates in the budget; None if it is in seconds."""
+        per_epoch = updates_per_epoch(batch_size, training_examples)
+        if self.seconds is not None:
+            return None
+        if self.epochs is not None:
+            total = self.epochs * per_epoch
+        elif self.examples is not None:
+            whole, rest = divmod(self.examples, training_examples)
+            total = whole * per_epoch + math.ceil(rest / batch_size)
+        else:
+            assert self.updates is not None
+            total = self.updates
+        return max(total, self.min_updates, 1)
+
+    @property
+    def reports(self) -> int:
+        """Reports in which a trial spends its budget, evenly: one per epoch, or `REPORTS`."""
+        return self.epochs or min(REPORTS, self.updates or REPORTS)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation of the lanes that still train.
+
+    Attributes:
+        update, examples, epoch, train_seconds: how far training had come; seconds are of the whole stack.
+        lanes: (k,) places of the lanes in the trial.
+        values: (split, metric) -> (k,) values. Splits are train (a fixed subset as large as the validation split),
+            validation, and batch: the mean loss of the batches since the previous point, each before its update.
+    """
+
+    update: int
+    examples: int
+    epoch: float
+    train_seconds: float
+    lanes: list[int]
+    values: dict[tuple[str, str], list[float]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a trial tells after each part of its budget.
+
+    Attributes:
+        number: 1 for the first.
+        points: the evaluations since the last report.
+        finished: whether the budget is spent, or no lane is left.
+    """
+
+    number: int
+    points: list[Point]
+    finished: bool
+
+
+@dataclass
+class Stack:
+    """K networks side by side, and how far each has come. This is all that a checkpoint holds.
+
+    Attributes:
+        lanes: all lanes of the trial, L of them.
+        alive: (K,) places in `lanes` of those that still train; the rows of the tensors below.
+        parameters: (K, P), each row one network.
+        state: the rule's buffers, each (K, P).
+        shapes: shape of each parameter, in the module's order.
+        update: updates made.
+        reports: reports made.
+        seconds: seconds of training of the whole stack.
+        diverged: lane -> update whose loss was not finite.
+        updates, train_seconds, shares: (L,) per lane: updates, seconds it was in the stack, its share of them.
+        last: (split, metric) -> (L,) last values, NaN where there are none.
+    """
+
+    lanes: list[Lane]
+    alive: list[int]
+    parameters: Tensor
+    state: State
+    shapes: list[torch.Size]
+    update: int = 0
+    reports: int = 0
+    seconds: float = 0.0
+    diverged: dict[int, int] = field(default_factory=dict)
+    updates: np.ndarray = field(init=False)
+    train_seconds: np.ndarray = field(init=False)
+    shares: np.ndarray = field(init=False)
+    last: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.updates = np.zeros(len(self.lanes), dtype=np.int64)
+        self.train_seconds = np.zeros(len(self.lanes))
+        self.shares = np.zeros(len(self.lanes))
+
+    @classmethod
+    def build(
+        cls, build: Builder, lanes: Sequence[Lane], rule: Rule, dtype: torch.dtype, device: torch.device
+    ) -> Stack:
+        """Initialise every lane's network from its seed.
+
+        Args:
+            build: makes one network from torch's global generator.
+            lanes: the L configurations.
+            rule: the optimizer.
+            dtype: type of the parameters; initial values are drawn in torch's default type whatever it is.
+            device: where the stack stays.
+        """
+        rows = {seed: initialise(build, seed) for seed in dict.fromkeys(lane.seed for lane in lanes)}
+        flat = {
+            seed: torch.cat([p.detach().to(dtype).flatten() for p in net.parameters()]) for seed, net in rows.items()
+        }
+        parameters = torch.stack([flat[lane.seed] for lane in lanes]).to(device)
+        shapes = [p.shape for p in next(iter(rows.values())).parameters()]
+        return cls(list(lanes), list(range(len(lanes))), parameters, rule.state(parameters), shapes)
+
+    def leaves(self) -> list[Tensor]:
+        """The parameters one by one, (K, *shape), as views that share memory with `parameters` and ask gradients."""
+        leaves, start = [], 0
+        for shape in self.shapes:
+            size = shape.numel()
+            view = self.parameters[:, start : start + size].view(-1, *shape)
+            leaves.append(view.detach().requires_grad_())
+            start += size
+        return leaves
+
+    def rates(self) -> Tensor:
+        """Learning rates of the lanes that still train, (K, 1)."""
+        return self.parameters.new_tensor([[self.lanes[lane].learning_rate] for lane in self.alive])
+
+    def drop(self, first_bad: dict[int, int]) -> None:
+        """Take diverged lanes out of the stack: lane -> update whose loss was not finite."""
+        self.diverged |= first_bad
+        for values in self.last.values():
+            values[list(first_bad)] = math.nan
+        for lane, update in first_bad.items():
+            self.updates[lane] = update
+        rows = [row for row, lane in enumerate(self.alive) if lane not in first_bad]
+        self.alive = [self.alive[row] for row in rows]
+        self.parameters = self.parameters[rows]
+        self.state = {name: buffer[rows] for name, buffer in self.state.items()}
+
+    def spend(self, seconds: float) -> None:
+        """Charge seconds of training to the stack and, in equal shares, to the lanes in it."""
+        self.seconds += seconds
+        self.updates[self.alive] = self.update
+        self.train_seconds[self.alive] = self.seconds
+        self.shares[self.alive] += seconds / len(self.alive)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as tensors, numbers, strings, lists and dicts, for `torch.save`."""
+        return {
+            "lanes": [(lane.learning_rate, lane.seed) for lane in self.lanes],
+            "alive": self.alive,
+            "parameters": self.parameters,
+            "state": self.state,
+            "counters": {"update": self.update, "reports": self.reports, "seconds": self.seconds},
+            "diverged": self.diverged,
+            "per_lane": {name: torch.from_numpy(getattr(self, name)) for name in _PER_LANE},
+            "last": {"/".join(key): torch.from_numpy(values) for key, values in self.last.items()},
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave; the stack must have been built for the same trial.
+
+        Raises:
+            ValueError: if the lanes are others.
+        """
+        if saved["lanes"] != [(lane.learning_rate, lane.seed) for lane in self.lanes]:
+            raise ValueError("the checkpoint belongs to a trial with other lanes")
+        device = self.parameters.device
+        self.alive = saved["alive"]
+        self.parameters = saved["parameters"].to(device)
+        self.state = {name: buffer.to(device) for name, buffer in saved["state"].items()}
+        self.update, self.reports = saved["counters"]["update"], saved["counters"]["reports"]
+        self.seconds, self.diverged = saved["counters"]["seconds"], saved["diverged"]
+        for name in _PER_LANE:
+            setattr(self, name, saved["per_lane"][name].numpy())
+        self.last = {_key(name): values.numpy() for name, values in saved["last"].items()}
+
+
+_PER_LANE = ("updates", "train_seconds", "shares")
+
+
+def train(
+    stack: Stack, build: Builder, data: Data, rule: Rule, batch_size: int, budget: Budget
+) -> Iterator[Report]:
+    """Train every lane of a stack, in place, and report after each part of the budget.
+
+    Args:
+        stack: the lanes; a stack restored from a checkpoint goes on where that was made, bit for bit.
+        build: makes one network of the family, as for `Stack.build`.
+        data: on the stack's device, in its type.
+        rule: the optimizer.
+        batch_size: examples per update; the last batch of an epoch may be smaller.
+        budget: how long.
+
+    Yields:
+        Report: `budget.reports` of them, fewer if every lane diverges.
+    """
+    network = build()
+    forward = stacked(network)
+    block = block_size(activations(network, data.in_shape), stack)
+    batches = Batches(data.train, batch_size, stack)
+    schedule = Schedule(budget, batch_size, len(data.train))
+    subset = data.train.head(len(data.validation))
+
+    def evaluate(batch_losses: Tensor | None) -> Point:
+        values = {
+            (split, metric): numbers.tolist()
+            for split, examples in (("train", subset), ("validation", data.validation))
+            for metric, numbers in evaluation(forward, stack.leaves(), examples, data.task, block).items()
+        }
+        if batch_losses is not None:
+            values["batch", "loss"] = batch_losses.mean(0, dtype=torch.float64).tolist()
+        lanes = list(stack.alive)
+        for key, numbers in values.items():
+            stack.last.setdefault(key, np.full(len(stack.lanes), math.nan))[lanes] = numbers
+        epoch, examples_used = schedule.epoch(stack.update), schedule.examples(stack.update)
+        return Point(stack.update, examples_used, epoch, stack.seconds, lanes, values)
+
+    points = [evaluate(None)] if stack.update == 0 else []
+    while stack.reports < budget.reports and stack.alive:
+        while stack.alive and (stop := schedule.next_stop(stack)):
+            losses = advance(stack, forward, batches, data.task, rule, stop, block)
+            if first_bad := _not_finite(losses, stack):
+                keep = [lane not in first_bad for lane in stack.alive]
+                losses = losses[:, keep]
+                stack.drop(first_bad)
+                batches.align(stack)
+            if stack.alive:
+                points.append(evaluate(losses))
+        stack.reports += 1
+        finished = stack.reports == budget.reports or not stack.alive
+        if finished and stack.alive:
+            for metric, numbers in evaluation(forward, stack.leaves(), data.test, data.task, block).items():
+                stack.last["test", metric] = np.full(len(stack.lanes), math.nan)
+                stack.last["test", metric][stack.alive] = numbers.tolist()
+        yield Report(stack.reports, points, finished)
+        points = []
+
+
+def advance(
+    stack: Stack, forward: Forward, batches: Batches, task: Task, rule: Rule, stop: int, block: int
+) -> Tensor:
+    """Make updates until `stop`, the timed region; returns each update's losses before it, (updates, K)."""
+    leaves, rates, first = stack.leaves(), stack.rates(), stack.update
+    losses = stack.parameters.new_empty(stop - first, len(stack.alive))
+    started = time.perf_counter()
+    while stack.update < stop:
+        inputs, targets = batches(stack.update)
+        losses[stack.update - first], gradients = gradient(forward, leaves, inputs, targets, task, block)
+        stack.update += 1
+        rule.step(stack.parameters, gradients, stack.state, stack.update, rates)
+    if stack.parameters.is_cuda:
+        torch.cuda.synchronize(stack.parameters.device)
+    stack.spend(time.perf_counter() - started)
+    return losses
+
+
+def gradient(
+    forward: Forward, leaves: Sequence[Tensor], inputs: Tensor, targets: Tensor, task: Task, block: int
+) -> tuple[Tensor, Tensor]:
+    """Losses and gradients of all lanes for one batch, blocks of examples at a time.
+
+    Args:
+        forward: the stacked forward pass.
+        leaves: the parameters, each (K, *shape).
+        inputs: (K, B, *in_shape), or (1, B, *in_shape) if all lanes see the same batch.
+        targets: (K or 1, B, ...).
+        task: regression or classification.
+        block: examples at a time.
+
+    Returns:
+        Mean losses over the batch, (K,), and their gradients, (K, P).
+    """
+    count = inputs.shape[1]
+    losses = gradients = None
+    for x, y in zip(inputs.split(block, 1), targets.split(block, 1), strict=True):
+        loss = example_losses(forward(leaves, x), y, task).sum(1) / count
+        parts = torch.autograd.grad(loss.sum(), leaves)
+        flat = torch.cat([part.flatten(1) for part in parts], 1)
+        losses = loss.detach() if losses is None else losses + loss.detach()
+        gradients = flat if gradients is None else gradients.add_(flat)
+    assert losses is not None and gradients is not None
+    return losses, gradients
+
+
+def example_losses(outputs: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """Loss of each example in each lane, (K, B).
+
+    Args:
+        outputs: (K, B, out_features).
+        targets: (K or 1, B, out_features) for regression, class numbers (K or 1, B) for classification.
+        task: squared error, meaned over out_features, or cross-entropy in nats.
+    """
+    if task == "regression":
+        return (outputs - targets).square().mean(2)
+    lanes, batch, classes = outputs.shape
+    labels = targets.expand(lanes, batch).reshape(-1)
+    return F.cross_entropy(outputs.reshape(-1, classes), labels, reduction="none").view(lanes, batch)
+
+
+@torch.no_grad()
+def evaluation(
+    forward: Forward, leaves: Sequence[Tensor], examples: Split, task: Task, block: int
+) -> dict[str, Tensor]:
+    """Mean loss, and accuracy of a classification, of every lane on fixed examples, each (K,), float64."""
+    loss = torch.zeros(len(leaves[0]), dtype=torch.float64, device=leaves[0].device)
+    correct = torch.zeros_like(loss)
+    for x, y in zip(examples.inputs.split(block), examples.targets.split(block), strict=True):
+        outputs = forward(leaves, x[None])
+        loss += example_losses(outputs, y[None], task).sum(1, dtype=torch.float64)
+        if task == "classification":
+            correct += (outputs.argmax(2) == y).sum(1)
+    found = {"loss": loss / len(examples)}
+    if task == "classification":
+        found["accuracy"] = correct / len(examples)
+    return found
+
+
+def stacked(network: nn.Sequential) -> Forward:
+    """The forward pass of K networks at once, layer by layer of one of them.
+
+    Returns:
+        (parameters, each (K, *shape), inputs (K or 1, B, *in_shape)) -> outputs (K, B, out_features).
+
+    Raises:
+        TypeError: if a layer is none that lanes know.
+    """
+    layers = list(network)
+    for layer in layers:
+        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ReLU | nn.MaxPool2d | nn.Flatten):
+            raise TypeError(f"lanes cannot stack the layer {layer}; they know Linear, Conv2d, ReLU, MaxPool2d, Flatten")
+
+    def forward(parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        left = iter(parameters)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                weight, bias = next(left), next(left)
+                x = torch.baddbmm(bias.unsqueeze(1), x.expand(len(weight), -1, -1), weight.transpose(1, 2))
+            elif isinstance(layer, nn.Conv2d):
+                x = _convolution(x, next(left), next(left), layer)
+            elif isinstance(layer, nn.MaxPool2d):
+                x = _unfold_lanes(F.max_pool2d(_fold_lanes(x), layer.kernel_size), len(x))
+            elif isinstance(layer, nn.Flatten):
+                x = x.flatten(2)
+            else:
+                x = x.relu()
+        return x
+
+    return forward
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Each lane's convolution of its own images, as groups; of shared images, (1, B, ...), as one wide convolution."""
+    lanes = len(weight)
+    y = F.conv2d(
+        _fold_lanes(x),
+        weight.flatten(0, 1),
+        bias.flatten(),
+        stride=layer.stride,  # type: ignore[arg-type]
+        padding=layer.padding,  # type: ignore[arg-type]
+        groups=len(x),
+    )
+    return _unfold_lanes(y, lanes)
+
+
+def _fold_lanes(x: Tensor) -> Tensor:
+    """(K, B, C, H, W) -> (B, K C, H, W); no copy of what `_unfold_lanes` gave."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _unfold_lanes(x: Tensor, lanes: int) -> Tensor:
+    """(B, K C, H, W) -> (K, B, C, H, W), a view."""
+    return x.unflatten(1, (lanes, -1)).transpose(0, 1)
+
+
+class Batches:
+    """The batches of every lane: a fresh order of the training split each epoch, drawn from seed and epoch alone.
+
+    Calling it with the number of updates made gives that update's inputs (K, B, *in_shape) and targets (K, B, ...). A
+    batch that is the whole split is the same for all: then the leading axis is 1 and nothing is copied.
+    """
+
+    def __init__(self, examples: Split, batch_size: int, stack: Stack) -> None:
+        self.examples = examples
+        self.batch_size = min(batch_size, len(examples))
+        self.per_epoch = updates_per_epoch(batch_size, len(examples))
+        self.align(stack)
+
+    def align(self, stack: Stack) -> None:
+        """Serve the lanes that are still in the stack."""
+        self.seeds = [stack.lanes[lane].seed for lane in stack.alive]
+        self.epoch = -1
+
+    def __call__(self, update: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.examples.inputs, self.examples.targets
+        if self.batch_size == len(inputs):
+            return inputs[None], targets[None]
+        epoch, place = divmod(update, self.per_epoch)
+        if epoch != self.epoch:
+            orders = {seed: batch_order(seed, epoch, len(inputs)) for seed in dict.fromkeys(self.seeds)}
+            self.order = torch.stack([orders[seed] for seed in self.seeds]).to(inputs.device)
+            self.epoch = epoch
+        rows = self.order[:, place * self.batch_size : (place + 1) * self.batch_size]
+        return inputs[rows], targets[rows]
+
+
+class Schedule:
+    """When lanes are evaluated: at 0, at 1, 2, 3, 4, 6, 8, 12, 16 ... updates and at the end of each report's part."""
+
+    def __init__(self, budget: Budget, batch_size: int, training_examples: int) -> None:
+        self.budget, self.batch_size, self.training_examples = budget, batch_size, training_examples
+        self.per_epoch = updates_per_epoch(batch_size, training_examples)
+        self.total = budget.total_updates(batch_size, training_examples)
+
+    def next_stop(self, stack: Stack) -> int | None:
+        """The update to pause at, or None if the part that leads to the next report is done."""
+        made, part = stack.update, (stack.reports + 1) / self.budget.reports
+        if self.total is not None:
+            end = math.ceil(self.total * part)
+            return min(_next_in_series(made), end) if made < end else None
+        assert self.budget.seconds is not None
+        left = self.budget.seconds * part - stack.seconds
+        if left <= 0 and made >= self.budget.min_updates * part:
+            return None
+        affordable = math.ceil(left * made / stack.seconds) if left > 0 and made else 1
+        return made + min(_next_in_series(made) - made, affordable)
+
+    def examples(self, update: int) -> int:
+        """Training examples used in so many updates; the last batch of an epoch may be short."""
+        epochs, rest = divmod(update, self.per_epoch)
+        return epochs * self.training_examples + rest * min(self.batch_size, self.training_examples)
+
+    def epoch(self, update: int) -> float:
+        """Passes over the training split in so many updates."""
+        return self.examples(update) / self.training_examples
+
+
+def initialise(build: Builder, seed: int) -> nn.Sequential:
+    """The network that every lane with this seed starts from; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_stream(seed, 0))
+        return build()
+
+
+def batch_order(seed: int, epoch: int, count: int) -> Tensor:
+    """The order in which a lane with this seed sees the training split in an epoch (from 0): a permutation, (count,)."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(_stream(seed, 1, epoch)))
+
+
+def updates_per_epoch(batch_size: int, training_examples: int) -> int:
+    """Updates in one pass over the training split, the last and perhaps short one included."""
+    return math.ceil(training_examples / batch_size)
+
+
+def block_size(numbers_per_example: int, stack: Stack) -> int:
+    """Examples to pass at a time, so that what they leave behind stays within `BLOCK_BYTES`."""
+    device = stack.parameters.device.type
+    per_example = numbers_per_example * len(stack.lanes) * stack.parameters.element_size()
+    return max(1, BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"]) // per_example)
+
+
+def _not_finite(losses: Tensor, stack: Stack) -> dict[int, int]:
+    """Lanes whose loss, or parameters, stopped being finite: lane -> number of the update."""
+    bad = ~losses.isfinite()
+    bad[-1] |= ~stack.parameters.isfinite().all(1)
+    if not bool(bad.any()):
+        return {}
+    first = stack.update - len(losses) + bad.int().argmax(0) + 1
+    return {
+        lane: update
+        for lane, update, hit in zip(stack.alive, first.tolist(), bad.any(0).tolist(), strict=True)
+        if hit
+    }
+
+
+def _next_in_series(update: int) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24 ... above an update."""
+    power = 1 << max(update.bit_length() - 1, 0)
+    return next(stop for stop in (1, power, power + power // 2, 2 * power) if stop > update)
+
+
+def _stream(*numbers: int) -> int:
+    """A seed for one purpose, well apart from every other purpose's."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _key(name: str) -> tuple[str, str]:
+    split, metric = name.split("/")
+    return split, metric

@@ -1,0 +1,160 @@
+"""The model families: plain `torch.nn` modules, made of layers that lanes know how to stack.
+
+The source report's networks are points of the space: an MLP of width 64 and depth 2 is 64-32, a CNN of width 4 and depth
+2 is 4-8 channels before its 32-16 head.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import nn
+
+FAMILIES = ("linear", "mlp", "cnn")
+CNN_HEAD = (32, 16)
+
+
+class ModelError(ValueError):
+    """A network that cannot be built; the message says which layer does not fit."""
+
+
+def conv_output_size(size: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
+    """Height, or width, that a convolution or pooling leaves: floor((size - kernel + 2 padding) / stride) + 1.
+
+    Args:
+        size: height, or width, before, in pixels.
+        kernel: height, or width, of the filter, in pixels.
+        stride: pixels from one place of the filter to the next.
+        padding: pixels added on either side.
+
+    Raises:
+        ModelError: if the filter does not fit into the padded image.
+    """
+    if size + 2 * padding < kernel:
+        raise ModelError(f"a {kernel}x{kernel} filter does not fit into {size}x{size} with padding {padding}")
+    return (size - kernel + 2 * padding) // stride + 1
+
+
+def linear(in_shape: tuple[int, ...], out_features: int) -> nn.Sequential:
+    """A linear model of the flattened inputs."""
+    return mlp(in_shape, out_features, width=0, depth=0)
+
+
+def mlp(
+    in_shape: tuple[int, ...],
+    out_features: int,
+    *,
+    width: int,
+    depth: int,
+    shape: Literal["halving", "constant"] = "halving",
+) -> nn.Sequential:
+    """A fully connected ReLU network.
+
+    Args:
+        in_shape: shape of one example; an image is flattened.
+        out_features: outputs.
+        width: units of the first hidden layer.
+        depth: hidden layers.
+        shape: `halving` halves the width layer by layer, `constant` keeps it.
+
+    Raises:
+        ModelError: if halving leaves a layer without units.
+    """
+    widths = [width >> layer if shape == "halving" else width for layer in range(depth)]
+    if 0 in widths:
+        raise ModelError(f"width {width} halves to nothing at layer {widths.index(0) + 1} of {depth}")
+    layers: list[nn.Module] = [nn.Flatten()] if len(in_shape) > 1 else []
+    return nn.Sequential(*layers, *_dense([int(torch.Size(in_shape).numel()), *widths, out_features]))
+
+
+def cnn(
+    in_shape: tuple[int, ...], out_features: int, *, width: int, depth: int, kernel: int = 5, padding: int = 0
+) -> nn.Sequential:
+    """A convolutional network: depth x (convolution, ReLU, 2x2 max pooling), then 32-16 dense.
+
+    Args:
+        in_shape: (channels, height, width) of an image.
+        out_features: outputs.
+        width: channels of the first convolution; they double from one to the next.
+        depth: convolutions.
+        kernel: height and width of the filters, in pixels.
+        padding: pixels of zeros around each convolution's input.
+
+    Raises:
+        ModelError: if the image is too small for the depth.
+    """
+    sizes = cnn_sizes(in_shape, depth=depth, kernel=kernel, padding=padding)
+    channels = [in_shape[0], *(width << layer for layer in range(depth))]
+    layers: list[nn.Module] = []
+    for before, after in zip(channels, channels[1:], strict=False):
+        layers += [nn.Conv2d(before, after, kernel, padding=padding), nn.ReLU(), nn.MaxPool2d(2)]
+    height, breadth = sizes[-1]
+    return nn.Sequential(
+        *layers, nn.Flatten(), *_dense([channels[-1] * height * breadth, *CNN_HEAD, out_features])
+    )
+
+
+def cnn_sizes(in_shape: tuple[int, ...], *, depth: int, kernel: int = 5, padding: int = 0) -> list[tuple[int, int]]:
+    """Heights and widths of the image before the first and after each (convolution, pooling) of a CNN.
+
+    Raises:
+        ModelError: if the inputs are not images, or too small for the depth.
+    """
+    if len(in_shape) != 3:
+        raise ModelError(f"a CNN needs images (channels, height, width), these inputs have shape {in_shape}")
+    sizes = [(in_shape[1], in_shape[2])]
+    for layer in range(depth):
+        try:
+            after = [conv_output_size(size, kernel, padding=padding) for size in sizes[-1]]
+            height, breadth = (conv_output_size(size, 2, stride=2) for size in after)
+        except ModelError as error:
+            trace = " -> ".join(f"{h}x{w}" for h, w in sizes)
+            raise ModelError(f"convolution {layer + 1} of {depth} does not fit: {trace}, and {error}") from error
+        sizes.append((height, breadth))
+    return sizes
+
+
+def build(
+    family: str,
+    in_shape: tuple[int, ...],
+    out_features: int,
+    *,
+    width: int = 0,
+    depth: int = 0,
+    **arguments: object,
+) -> nn.Sequential:
+    """A network of a family, initialised from torch's global generator.
+
+    Args:
+        family: one of `FAMILIES`.
+        in_shape: shape of one example.
+        out_features: outputs.
+        width: see `mlp` and `cnn`; the linear model has none.
+        depth: likewise.
+        arguments: the family's own: `shape` of an MLP, `kernel` and `padding` of a CNN.
+    """
+    if family == "linear":
+        return linear(in_shape, out_features)
+    makers = {"mlp": mlp, "cnn": cnn}
+    if family not in makers:
+        raise ModelError(f"no model family is called {family!r}; there are {', '.join(FAMILIES)}")
+    return makers[family](in_shape, out_features, width=width, depth=depth, **arguments)  # type: ignore[operator]
+
+
+def activations(module: nn.Sequential, in_shape: tuple[int, ...]) -> int:
+    """Numbers that one example leaves behind in a forward pass, layer by layer, its inputs included."""
+    x = torch.empty(1, *in_shape, device="meta")
+    total = x.numel()
+    for layer in copy.deepcopy(module).to("meta"):
+        x = layer(x)
+        total += x.numel()
+    return total
+
+
+def _dense(widths: list[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return layers[:-1]

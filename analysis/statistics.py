@@ -179,7 +179,9 @@ def rate_table(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLE
         values = group.sort_values("seed")[f"validation_{metric}"].where(group["outcome"].isin(_SURVIVED))
         diverged = int((group["outcome"] == "diverged").sum())
         interval = metric_interval(values, metric, examples)
-        rows.append({"trial": trial, "learning_rate": rate, "lanes": len(group), "diverged": diverged} | asdict(interval))
+        rows.append(
+            {"trial": trial, "learning_rate": rate, "lanes": len(group), "diverged": diverged} | asdict(interval)
+        )
     table = pd.DataFrame(rows, columns=["trial", "learning_rate", "lanes", "diverged", *_LIMITS])
     table["eligible"] = table["n"] == table["trial"].map(lanes.groupby("trial")["seed"].nunique())
     return table
@@ -202,7 +204,8 @@ def tuned_rates(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPL
     """
     table = rate_table(lanes, metric, examples)
     table = table[table["eligible"]]
-    score = table["estimate"].map(lambda value: float(f"{value:.12g}")) * (-1 if metric == "accuracy" else 1)
+    sign = -1 if metric == "accuracy" else 1
+    score = [sign * float(f"{value:.12g}") for value in table["estimate"].to_numpy(dtype=np.float64)]
     best = table.assign(score=score).sort_values(["trial", "score", "learning_rate"]).drop_duplicates("trial")
     return best.set_index("trial")["learning_rate"].astype(float)
 
@@ -279,6 +282,7 @@ class Comparison:
         effect: of a loss the ratio best / rival (geometric mean), of an accuracy the difference best - rival; paired.
         wins: pairs in which the best cell is better.
         p: `sign_flip_p` of the pairs.
+        neutral: the effect that means no difference: ratio 1, or difference 0.
     """
 
     best: pd.Series[Any]
@@ -287,9 +291,219 @@ class Comparison:
     effect: Interval
     wins: int
     p: float
+    neutral: float
 
     @property
     def differs(self) -> bool:
-        """Whether the interval excludes no difference."""
-        same = 0.0 if self.effect.low < 0 else 1.0
-        return not self.effect.low <= same <= self.effect.high
+        """Whether the interval excludes that there is no difference."""
+        return self.effect.low > self.neutral or self.effect.high < self.neutral
+
+
+def compare_best(results: Results, table: pd.DataFrame) -> Comparison | None:
+    """The best cell beside the best cell of the next-best optimizer, paired by seed.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+
+    Returns:
+        The comparison; None unless two optimizers have a tuned cell. `effect.n` is 0 if they share no seed.
+    """
+    best_of_each = rank(table, results.maximize).drop_duplicates("optimizer")
+    if len(best_of_each) < 2:
+        return None
+    best, rival = best_of_each.iloc[0], best_of_each.iloc[1]
+    split = "test" if min(best["test_n"], rival["test_n"]) > 0 else "validation"
+    column = f"{split}_{results.metric}"
+    lanes = tuned_lanes(results, best_of_each.head(2)).pivot_table(index="seed", columns="trial", values=column)
+    pairs = lanes.reindex(columns=[best["trial"], rival["trial"]]).dropna()
+    first, second = pairs.to_numpy(dtype=np.float64).T
+    if results.maximize:
+        differences = first - second
+        return Comparison(
+            best, rival, split, t_interval(differences), int((first > second).sum()), sign_flip_p(differences), 0.0
+        )
+    with np.errstate(divide="ignore", invalid="ignore"):  # a loss of zero has no ratio; t_interval drops the pair
+        differences = np.log(first) - np.log(second)
+    with np.errstate(over="ignore"):
+        ratio = t_interval(differences).map(np.exp)
+    return Comparison(best, rival, split, ratio, int((first < second).sum()), sign_flip_p(differences), 1.0)
+
+
+def best_so_far(values: ArrayLike, maximize: bool) -> NDArray[np.float64]:
+    """The best value up to each place.
+
+    Args:
+        values: shape (n,), in order of trial; NaN for a trial without a value.
+        maximize: whether larger is better.
+
+    Returns:
+        Shape (n,); NaN before the first value.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return np.fmax.accumulate(array) if maximize else np.fmin.accumulate(array)
+
+
+def progress(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
+    """The search trial by trial: columns trial, optimizer, value (NaN if none), best (so far), from rows of `cells`."""
+    ordered = table.sort_values("trial", ignore_index=True)
+    frame = ordered[["trial", "optimizer"]].assign(value=ordered["validation"])
+    return frame.assign(best=best_so_far(frame["value"], maximize))
+
+
+def time_to_target(curves: pd.DataFrame, target: float, maximize: bool) -> pd.DataFrame:
+    """When each lane first reaches the target on the validation split.
+
+    Args:
+        curves: rows of `analysis.results.CURVES`; accuracy counts if `maximize`, else loss.
+        target: the value that counts as solved; reaching it exactly counts.
+        maximize: whether larger is better.
+
+    Returns:
+        One row per lane of the curves: trial, lane, reached, and update, examples, epoch, train_seconds at the first
+        evaluation that reached the target. A lane that never did is censored: reached is False and these are NaN.
+    """
+    metric = "accuracy" if maximize else "loss"
+    points = curves[(curves["split"] == "validation") & (curves["metric"] == metric)]
+    hit = points["value"] >= target if maximize else points["value"] <= target
+    first = points[hit].sort_values(["trial", "lane", "update"]).drop_duplicates(["trial", "lane"])
+    lanes = points[["trial", "lane"]].drop_duplicates().sort_values(["trial", "lane"])
+    table = lanes.merge(first[["trial", "lane", *AXES]], on=["trial", "lane"], how="left")
+    return table.astype(dict.fromkeys(AXES, float)).assign(reached=table["update"].notna())
+
+
+def censored_median(values: ArrayLike) -> float:
+    """The median of times, shape (n,), of which NaN ones were not reached and count as infinite; NaN for none."""
+    times = np.asarray(values, dtype=np.float64)
+    return float(np.median(np.where(np.isnan(times), np.inf, times))) if times.size else math.nan
+
+
+def target_times(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """Time to target of the best cell of each regime and optimizer, at its tuned rate.
+
+    Returns:
+        Columns regime, optimizer, trial, batch_size, learning_rate, reached (seeds), seeds, and the medians over seeds
+        of update, examples, epoch, train_seconds, infinite where half of the seeds never reach the target. Fastest
+        in examples first within a regime. Empty if the workload has no target.
+    """
+    columns = ["regime", "optimizer", "trial", "batch_size", "learning_rate", "reached", "seeds", *AXES]
+    rows: list[dict[str, Any]] = []
+    if results.target is not None:
+        best = rank(table, results.maximize).drop_duplicates(["regime", "optimizer"])
+        curves = curves_of(results, best)
+        times = time_to_target(curves, results.target, results.maximize)
+        for cell in best.to_dict("records"):
+            own = times[times["trial"] == cell["trial"]]
+            medians = {axis: censored_median(own[axis]) for axis in AXES}
+            shown = {name: cell[name] for name in columns[:5]}
+            rows.append(shown | {"reached": int(own["reached"].sum()), "seeds": len(own)} | medians)
+    frame = pd.DataFrame(rows, columns=columns)
+    order = frame["regime"].map({name: place for place, name in enumerate(REGIMES)})
+    return frame.assign(order=order).sort_values(["order", "examples", "trial"], ignore_index=True)[columns]
+
+
+def curves_of(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The curves of the lanes of some rows of `cells` at their tuned rate; seed is added to the columns."""
+    lanes = tuned_lanes(results, rows)[["trial", "lane", "seed"]]
+    return results.curves[results.curves["trial"].isin(lanes["trial"])].merge(lanes, on=["trial", "lane"])
+
+
+def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.DataFrame:
+    """The validation metric along training: mean and interval over the given lanes, point by point.
+
+    Args:
+        curves: rows of `analysis.results.CURVES` of the lanes of one trial, whose points share their update numbers.
+        metric: `loss` or `accuracy`.
+        examples: validation examples.
+
+    Returns:
+        One row per point: update, examples, epoch, train_seconds (mean over lanes), estimate, low, high, n.
+    """
+    points = curves[(curves["split"] == "validation") & (curves["metric"] == metric)]
+    rows = [
+        {axis: group[axis].mean() for axis in AXES} | asdict(metric_interval(group["value"], metric, examples))
+        for _, group in points.groupby("update", sort=True)
+    ]
+    return pd.DataFrame(rows, columns=[*AXES, *_LIMITS]).astype(dict.fromkeys(AXES, float))
+
+
+def regime_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The learning curve of the best cell of each regime, at its tuned rate.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+
+    Returns:
+        The columns of `band`, behind regime, trial, optimizer, batch_size, learning_rate; and batch_loss, the mean
+        loss over the batches since the last point, of the first seed alone (NaN where it was not recorded).
+    """
+    names = ["regime", "trial", "optimizer", "batch_size", "learning_rate"]
+    best = rank(table, results.maximize).drop_duplicates("regime").set_index("regime")
+    pieces = []
+    for regime in (name for name in REGIMES if name in best.index):
+        curves = curves_of(results, best.loc[[regime]])
+        frame = band(curves, results.metric, examples_of(results, "validation"))
+        batch = curves[(curves["split"] == "batch") & (curves["metric"] == "loss")]
+        trace = batch[batch["seed"] == batch["seed"].min()].set_index("update")["value"]
+        frame["batch_loss"] = frame["update"].map(trace).astype(float)
+        cell = best.loc[regime]
+        pieces.append(frame.assign(regime=regime, **{name: cell[name] for name in names[1:]}))
+    columns = [*names, *AXES, *_LIMITS, "batch_loss"]
+    return pd.concat(pieces, ignore_index=True)[columns] if pieces else pd.DataFrame(columns=columns)
+
+
+def rate_sensitivity(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The validation metric against the learning rate, for the best cell of each optimizer.
+
+    Returns:
+        The columns of `rate_table`, and optimizer and tuned (whether this rate was chosen).
+    """
+    best = rank(table, results.maximize).drop_duplicates("optimizer").set_index("trial")
+    lanes = results.lanes[results.lanes["trial"].isin(best.index)]
+    frame = rate_table(lanes, results.metric, examples_of(results, "validation"))
+    tuned = frame["trial"].map(best["learning_rate"]) == frame["learning_rate"]
+    return frame.assign(optimizer=frame["trial"].map(best["optimizer"]), tuned=tuned)
+
+
+def binned(values: pd.Series[int], limit: int = 8) -> pd.Series[str]:
+    """Labels of whole numbers: themselves, or powers of two where more than `limit` would have to be told apart."""
+    if values.nunique() <= limit:
+        return values.astype(str)
+    powers = np.floor(np.log2(values.clip(lower=1))).astype(int)
+    labels = [f"{2**power}–{2 ** (power + 1) - 1}" if power else "0–1" for power in powers.tolist()]
+    return pd.Series(labels, index=values.index)
+
+
+def grid(table: pd.DataFrame, rows: str, columns: str, maximize: bool) -> pd.DataFrame:
+    """The best cell of each pair of values of two columns of `cells`, chosen over all the others.
+
+    Args:
+        table: `cells` of a study.
+        rows: column whose values make the rows, such as `optimizer`.
+        columns: column whose values make the columns, such as `batch_size`.
+        maximize: whether larger is better.
+
+    Returns:
+        Columns row, column (labels, in order of appearance), trial, estimate, low, high, n, and why: empty where there
+        is an estimate, else `not run`, or how the trials there ended. Every pair of labels has its row.
+    """
+    labels = {name: table[name] if name == "optimizer" else binned(table[name]) for name in (rows, columns)}
+    order = {
+        name: optimizer_order(label) if name == "optimizer" else list(label[table[name].sort_values().index].unique())
+        for name, label in labels.items()
+    }
+    named = table.assign(row=labels[rows], column=labels[columns])
+    if "batch_size" in (rows, columns):
+        place, name = ("row", rows) if rows == "batch_size" else ("column", columns)
+        full = set(named.loc[table["regime"] == "batch", place])
+        titles = {label: f"full ({label})" if label in full else label for label in order[name]}
+        named[place], order[name] = named[place].map(titles), list(titles.values())
+    best = rank(named, maximize).drop_duplicates(["row", "column"])
+    endings = named.groupby(["row", "column"])["outcome"].agg(lambda outcomes: " or ".join(sorted(set(outcomes))))
+    whole = pd.MultiIndex.from_product([order[rows], order[columns]], names=["row", "column"])
+    found = best.rename(columns={"validation": "estimate", "validation_low": "low", "validation_high": "high"})
+    result = found.set_index(["row", "column"])[["trial", *_LIMITS]].reindex(whole)
+    why = endings.reindex(whole).replace("completed", "no rate survived").fillna("not run")
+    result["why"] = why.where(result["estimate"].isna(), "")
+    return result.astype({"n": float}).fillna({"n": 0}).astype({"n": int}).reset_index()

@@ -108,11 +108,14 @@ class Report:
 
     Attributes:
         number: 1 for the first.
+        examples, epoch: how far training had come.
         points: the evaluations since the last report.
         finished: whether the budget is spent, or no lane is left.
     """
 
     number: int
+    examples: int
+    epoch: float
     points: list[Point]
     finished: bool
 
@@ -269,16 +272,16 @@ def train(
     def evaluate(batch_losses: Tensor | None) -> Point:
         values = {
             (split, metric): numbers.tolist()
-            for split, examples in (("train", subset), ("validation", data.validation))
-            for metric, numbers in evaluation(forward, stack.leaves(), examples, data.task, block).items()
+            for split, part in (("train", subset), ("validation", data.validation))
+            for metric, numbers in evaluation(forward, stack.leaves(), part, data.task, block).items()
         }
         if batch_losses is not None:
             values["batch", "loss"] = batch_losses.mean(0, dtype=torch.float64).tolist()
         lanes = list(stack.alive)
         for key, numbers in values.items():
             stack.last.setdefault(key, np.full(len(stack.lanes), math.nan))[lanes] = numbers
-        epoch, examples_used = schedule.epoch(stack.update), schedule.examples(stack.update)
-        return Point(stack.update, examples_used, epoch, stack.seconds, lanes, values)
+        examples, epoch = schedule.progress(stack.update)
+        return Point(stack.update, examples, epoch, stack.seconds, lanes, values)
 
     points = [evaluate(None)] if stack.update == 0 else []
     while stack.reports < budget.reports and stack.alive:
@@ -297,7 +300,7 @@ def train(
             for metric, numbers in evaluation(forward, stack.leaves(), data.test, data.task, block).items():
                 stack.last["test", metric] = np.full(len(stack.lanes), math.nan)
                 stack.last["test", metric][stack.alive] = numbers.tolist()
-        yield Report(stack.reports, points, finished)
+        yield Report(stack.reports, *schedule.progress(stack.update), points, finished)
         points = []
 
 
@@ -472,7 +475,8 @@ class Schedule:
     """When lanes are evaluated: at 0, at 1, 2, 3, 4, 6, 8, 12, 16 ... updates and at the end of each report's part."""
 
     def __init__(self, budget: Budget, batch_size: int, training_examples: int) -> None:
-        self.budget, self.batch_size, self.training_examples = budget, batch_size, training_examples
+        self.budget, self.training_examples = budget, training_examples
+        self.batch_size = min(batch_size, training_examples)
         self.per_epoch = updates_per_epoch(batch_size, training_examples)
         self.total = budget.total_updates(batch_size, training_examples)
 
@@ -489,14 +493,12 @@ class Schedule:
         affordable = math.ceil(left * made / stack.seconds) if left > 0 and made else 1
         return made + min(_next_in_series(made) - made, affordable)
 
-    def examples(self, update: int) -> int:
-        """Training examples used in so many updates; the last batch of an epoch may be short."""
+    def progress(self, update: int) -> tuple[int, float]:
+        """Training examples used and passes over the training split made in so many updates."""
         epochs, rest = divmod(update, self.per_epoch)
-        return epochs * self.training_examples + rest * min(self.batch_size, self.training_examples)
-
-    def epoch(self, update: int) -> float:
-        """Passes over the training split in so many updates."""
-        return self.examples(update) / self.training_examples
+        # The last batch of an epoch may be short, so a whole epoch is counted by its examples.
+        examples = epochs * self.training_examples + rest * self.batch_size
+        return examples, examples / self.training_examples
 
 
 def initialise(build: Builder, seed: int) -> nn.Sequential:

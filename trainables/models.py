@@ -6,7 +6,6 @@ The source report's networks are points of the space: an MLP of width 64 and dep
 
 from __future__ import annotations
 
-import copy
 from typing import Literal
 
 import torch
@@ -143,11 +142,12 @@ def build(
     return makers[family](in_shape, out_features, width=width, depth=depth, **arguments)  # type: ignore[operator]
 
 
+@torch.no_grad()
 def activations(module: nn.Sequential, in_shape: tuple[int, ...]) -> int:
     """Numbers that one example leaves behind in a forward pass, layer by layer, its inputs included."""
-    x = torch.empty(1, *in_shape, device="meta")
+    x = torch.zeros(1, *in_shape)
     total = x.numel()
-    for layer in copy.deepcopy(module).to("meta"):
+    for layer in module:
         x = layer(x)
         total += x.numel()
     return total

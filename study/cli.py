@@ -1,0 +1,135 @@
+"""The commands. Imports that take time stay inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from study.spec import Spec
+
+_FOLDER = click.Path(path_type=Path)
+
+
+class Group(click.Group):
+    """Turns the user's mistakes into one message and exit code 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command; see the class."""
+        try:
+            return super().invoke(context)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if type(error).__name__ in {"SpecError", "DataError", "ResultsError"}:
+                click.echo(f"study: {error}", err=True)
+                raise SystemExit(2) from error
+            raise
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="optimizer-study")
+def main() -> None:
+    """Compare optimizers, each at its own tuned learning rate, with intervals over seeds."""
+
+
+@main.command()
+@click.argument("spec")
+@click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget.")
+@click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's.")
+@click.option("--out", type=_FOLDER, help="Results folder; results/NAME if not given.")
+@click.option("--address", help="Ray cluster to join (auto, host:port, ray://...); this machine if not given.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def run(
+    spec: str,
+    trials: int | None,
+    epochs: int | None,
+    seeds: int | None,
+    out: Path | None,
+    address: str | None,
+    quiet: bool,
+) -> None:
+    """Run the study of SPEC, a TOML file or the name of a shipped one, and write its report."""
+    from study import search
+
+    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
+    outcome = search.run(study, out, address=address, command=_command(), quiet=quiet)
+    folder = _shown(outcome.folder)
+    report = _report([outcome.folder])
+    if outcome.interrupted:
+        click.echo(f"interrupted: {outcome.ended} of {outcome.planned} trials ended; their results are in {folder}", err=True)
+    click.echo(f"results: {folder}")
+    click.echo(f"report:  {_shown(report)}")
+    if outcome.interrupted:
+        raise SystemExit(130)
+    if not outcome.scored:
+        click.echo(f"no trial gave a value; `study status {folder}` says how they ended", err=True)
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("spec")
+@click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget.")
+@click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's.")
+def check(spec: str, trials: int | None, epochs: int | None, seeds: int | None) -> None:
+    """Validate SPEC and print what running it means: cells, lanes, memory, time."""
+    from study import plan
+
+    click.echo(plan.describe(_read(spec, trials=trials, epochs=epochs, seeds=seeds)))
+
+
+@main.command(name="list")
+def list_specs() -> None:
+    """List the shipped specs."""
+    for file in sorted((Path(__file__).parent / "specs").glob("*.toml")):
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        click.echo(f"{file.stem:<12}  {tables['description']}")
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+def status(folder: Path) -> None:
+    """Say how far the study in FOLDER is: trials by outcome, and the best so far."""
+    from study import watch
+
+    click.echo(watch.status(folder))
+
+
+@main.command()
+@click.argument("folders", type=_FOLDER, nargs=-1, required=True, metavar="FOLDER...")
+def report(folders: tuple[Path, ...]) -> None:
+    """Write the report of the studies in FOLDER..., into the first."""
+    click.echo(f"report:  {_shown(_report(list(folders)))}")
+
+
+def _report(folders: list[Path]) -> Path:
+    from analysis.report import write_report
+
+    return write_report(folders)
+
+
+def _read(spec: str, *, trials: int | None, epochs: int | None, seeds: int | None) -> Spec:
+    from study.spec import read
+
+    budget = {"trials": trials, "epochs": epochs}
+    changes = {"budget": {key: value for key, value in budget.items() if value is not None}}
+    if seeds is not None:
+        changes["lanes"] = {"seeds": seeds}
+    return read(spec, changes)
+
+
+def _command() -> str:
+    return shlex.join(["study", *sys.argv[1:]])
+
+
+def _shown(path: Path) -> str:
+    """A path as the user would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,0 +1,127 @@
+"""What running a spec means, before it runs: cells, lanes, memory and time, measured on a few updates."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from analysis.results import regime
+from study.search import planned_trials
+from study.spec import Dimension, Range, Spec
+from trainables import lanes, models
+from trainables.data import Split
+from trainables.rules import RULES
+
+# A probe times so many seconds of updates, on batches of at most so many examples, and scales.
+PROBE_SECONDS = 0.2
+PROBE_EXAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A cell at a corner of the space, tried briefly on this machine's CPU with random data.
+
+    Attributes:
+        batch_size: examples per update.
+        updates: per lane; None if the budget is in seconds.
+        seconds: of the whole trial, evaluation included; None likewise.
+        memory_bytes: parameters, gradients, the rule's buffers, one block's activations, and the data.
+    """
+
+    batch_size: int
+    updates: int | None
+    seconds: float | None
+    memory_bytes: int
+
+
+def describe(spec: Spec) -> str:
+    """The plan of a valid spec, for people: some lines of text."""
+    facts, trials = spec.workload.facts, planned_trials(spec)
+    dimensions = spec.search.dimensions()
+    corners = itertools.product(*(_ends(dimensions.get(name)) for name in ("batch_size", "width", "depth")))
+    probes = [probe(spec, facts.train if size == "full" else int(size), *map(int, rest)) for size, *rest in corners]
+    scheduler = "no scheduler" if spec.tuning.scheduler == "none" else f"{spec.tuning.scheduler} scheduler"
+    rows = [
+        ("data", f"{spec.workload.data}: {facts.about}"),
+        ("", f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"),
+        ("cells", f"{spec.cells():,} ({' x '.join(f'{d.size()} {name}' for name, d in dimensions.items())})"),
+        ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
+        ("lanes", f"{len(_lanes(spec))} a trial: {len(_lanes(spec)) // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
+    ]
+    for size, updates in sorted({(p.batch_size, p.updates) for p in probes}, key=lambda pair: pair[0]):
+        much = f"{updates:,} updates a lane" if updates else f"{spec.budget.seconds:g} s a trial"
+        rows.append(("", f"batch size {size:,} ({regime(size, facts.train)}): {much}"))
+    memory = max(p.memory_bytes for p in probes) / 2**20
+    rows += [("memory", f"about {memory:,.0f} MiB a trial at most, its data included"), ("time", _time(spec, probes, trials))]
+    return "\n".join([f"{spec.name}: valid", *(f"  {label:<8}{text}" for label, text in rows)])
+
+
+def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
+    """Try a cell briefly, with the optimizer that takes the most memory."""
+    workload, facts, budget = spec.workload, spec.workload.facts, lanes.Budget(**spec.budget.limit())
+    rule = RULES[_heaviest(spec)]
+    build = partial(
+        models.build, workload.model, facts.in_shape, facts.out_features, width=width, depth=depth, **workload.arguments()
+    )
+    stack = lanes.Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), torch.device("cpu"))
+    activations = models.activations(build(), facts.in_shape)
+    block = lanes.block_size(activations, stack)
+    updates, seconds = budget.total_updates(batch_size, facts.train), None
+    if updates is not None:
+        tried = min(batch_size, PROBE_EXAMPLES)
+        inputs = stack.parameters.new_zeros(2 * PROBE_EXAMPLES, *facts.in_shape)
+        targets = inputs.new_zeros(len(inputs), 1) if facts.task == "regression" else torch.zeros(len(inputs)).long()
+        examples, forward = Split(inputs, targets), lanes.stacked(build())
+        batches = lanes.Batches(examples, tried, stack)
+        made = 0
+        while made < 2 or stack.seconds < PROBE_SECONDS:
+            made = max(1, 2 * made)
+            lanes.advance(stack, forward, batches, facts.task, rule, made, block)
+        started = time.perf_counter()
+        lanes.evaluation(forward, stack.leaves(), examples, facts.task, block)
+        evaluation = (time.perf_counter() - started) / len(examples) * 2 * facts.validation
+        # About two points for each doubling of the updates, and one at the end of each report's part.
+        points = 2 * math.log2(updates) + budget.reports
+        seconds = updates * stack.seconds / made * batch_size / tried + points * evaluation
+    numbers = stack.parameters.numel() * (2 + len(rule.buffers))
+    numbers += 2 * activations * len(stack.lanes) * min(block, batch_size)
+    numbers += (facts.train + facts.validation + facts.test) * math.prod(facts.in_shape)
+    return Probe(batch_size, updates, seconds, numbers * stack.parameters.element_size())
+
+
+def _heaviest(spec: Spec) -> str:
+    names = spec.search.dimensions()["optimizer"]
+    return max(map(str, _ends(names)), key=lambda name: len(RULES[name].buffers))
+
+
+def _lanes(spec: Spec) -> list[lanes.Lane]:
+    return lanes.grid(*spec.rates(_heaviest(spec)), spec.lane_seeds())
+
+
+def _ends(dimension: Dimension | None) -> list[int | str]:
+    """Values that span a dimension: all of a choice, both ends of a range; 0 where the model has none."""
+    if dimension is None:
+        return [0]
+    return [dimension.low, dimension.high] if isinstance(dimension, Range) else list(dimension.values)
+
+
+def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
+    at_once = max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
+    seconds = [spec.budget.seconds or p.seconds or 0.0 for p in probes]
+    total = trials * sum(seconds) / len(seconds) / at_once
+    spread = f"{_duration(min(seconds))} to {_duration(max(seconds))} a trial"
+    less = ", less what the scheduler stops" if spec.tuning.scheduler != "none" else ""
+    gpu = "; timed on the CPU, a GPU will differ" if spec.resources.gpus_per_trial else ""
+    return f"about {_duration(total)} on this machine, {at_once} trials at once ({spread}{less}){gpu}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

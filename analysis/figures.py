@@ -107,7 +107,7 @@ def short(value: float) -> str:
 def metric_text(value: float, metric: str) -> str:
     """A value of the metric for readers: an accuracy in percent, a loss in three digits, a dash for none."""
     if math.isnan(value):
-        return "–"
+        return "\N{EN DASH}"
     if math.isinf(value):
         return "∞"
     return f"{100 * value:.1f}%" if metric == "accuracy" else short(value)
@@ -186,7 +186,7 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
 
 
 def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str = "loss") -> Axes:
-    """A table of the best cells as colours, each with its number and interval; grey with the reason where there is none.
+    """The best cells as a table of colours, each with its number and interval; grey with the reason where there is none.
 
     Args:
         data: from `analysis.statistics.grid`.
@@ -197,8 +197,7 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
     """
     labels = [list(dict.fromkeys(data[name])) for name in ("row", "column")]
     values = data["estimate"].to_numpy(dtype=np.float64).reshape(len(labels[0]), len(labels[1]))
-    colours = mpl.colormaps["viridis" if metric == "accuracy" else "viridis_r"].copy()
-    colours.set_bad(_GREY)
+    colours = mpl.colormaps["viridis" if metric == "accuracy" else "viridis_r"].with_extremes(bad=_GREY)
     norm = _norm(values, metric)
     mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors="white", linewidth=1.5)
     for place, cell in enumerate(data.to_dict("records")):

@@ -152,7 +152,7 @@ def sign_flip_p(differences: ArrayLike) -> float:
     if sample.size == 0:
         return math.nan
     test = stats.permutation_test((sample,), np.mean, permutation_type="samples", rng=np.random.default_rng(0))
-    return float(min(test.pvalue, 1.0))
+    return min(float(test.pvalue), 1.0)
 
 
 def examples_of(results: Results, split: str) -> int:
@@ -297,6 +297,11 @@ class Comparison:
     def differs(self) -> bool:
         """Whether the interval excludes that there is no difference."""
         return self.effect.low > self.neutral or self.effect.high < self.neutral
+
+    def favours_rival(self, metric: str) -> bool:
+        """Whether the rival is the better one on the compared split, against the choice made on validation."""
+        sign = 1 if metric == "accuracy" else -1
+        return sign * (self.effect.estimate - self.neutral) < 0
 
 
 def compare_best(results: Results, table: pd.DataFrame) -> Comparison | None:
@@ -471,7 +476,7 @@ def binned(values: pd.Series[int], limit: int = 8) -> pd.Series[str]:
     if values.nunique() <= limit:
         return values.astype(str)
     powers = np.floor(np.log2(values.clip(lower=1))).astype(int)
-    labels = [f"{2**power}–{2 ** (power + 1) - 1}" if power else "0–1" for power in powers.tolist()]
+    labels = [f"{2**power}-{2 ** (power + 1) - 1}" if power else "0-1" for power in powers.tolist()]
     return pd.Series(labels, index=values.index)
 
 

@@ -133,8 +133,9 @@ class Stack:
         update: updates made.
         reports: reports made.
         seconds: seconds of training of the whole stack.
-        diverged: lane -> update whose loss was not finite.
-        updates, train_seconds, shares: (L,) per lane: updates, seconds it was in the stack, its share of them.
+        diverged: lane -> first update whose loss was not finite.
+        updates, train_seconds, shares: (L,) per lane: updates (the good ones, if it diverged), seconds it was in the
+            stack, its share of them.
         last: (split, metric) -> (L,) last values, NaN where there are none.
     """
 
@@ -193,12 +194,12 @@ class Stack:
         return self.parameters.new_tensor([[self.lanes[lane].learning_rate] for lane in self.alive])
 
     def drop(self, first_bad: dict[int, int]) -> None:
-        """Take diverged lanes out of the stack: lane -> update whose loss was not finite."""
+        """Take diverged lanes out of the stack: lane -> first update whose loss was not finite."""
         self.diverged |= first_bad
         for values in self.last.values():
             values[list(first_bad)] = math.nan
         for lane, update in first_bad.items():
-            self.updates[lane] = update
+            self.updates[lane] = update - 1
         rows = [row for row, lane in enumerate(self.alive) if lane not in first_bad]
         self.alive = [self.alive[row] for row in rows]
         self.parameters = self.parameters[rows]
@@ -269,31 +270,41 @@ def train(
     schedule = Schedule(budget, batch_size, len(data.train))
     subset = data.train.head(len(data.validation))
 
-    def evaluate(batch_losses: Tensor | None) -> Point:
+    def evaluate(batch_losses: Tensor | None) -> list[Point]:
+        """The point at which training stands; none if no lane is left. A lane without a finite value has diverged."""
         values = {
-            (split, metric): numbers.tolist()
+            (split, metric): numbers
             for split, part in (("train", subset), ("validation", data.validation))
             for metric, numbers in evaluation(forward, stack.leaves(), part, data.task, block).items()
         }
         if batch_losses is not None:
-            values["batch", "loss"] = batch_losses.mean(0, dtype=torch.float64).tolist()
-        lanes = list(stack.alive)
-        for key, numbers in values.items():
-            stack.last.setdefault(key, np.full(len(stack.lanes), math.nan))[lanes] = numbers
+            values["batch", "loss"] = batch_losses.mean(0, dtype=torch.float64)
+        table = torch.stack(list(values.values())).cpu().numpy()
+        finite = np.isfinite(table).all(0)
+        if not finite.all():
+            drop({lane: stack.update + 1 for lane, good in zip(stack.alive, finite, strict=True) if not good})
+        columns = dict(zip(values, table[:, finite], strict=True))
+        for key, numbers in columns.items():
+            stack.last.setdefault(key, np.full(len(stack.lanes), math.nan))[stack.alive] = numbers
         examples, epoch = schedule.progress(stack.update)
-        return Point(stack.update, examples, epoch, stack.seconds, lanes, values)
+        point = Point(
+            stack.update, examples, epoch, stack.seconds, list(stack.alive), {k: v.tolist() for k, v in columns.items()}
+        )
+        return [point] if stack.alive else []
 
-    points = [evaluate(None)] if stack.update == 0 else []
+    def drop(first_bad: dict[int, int]) -> None:
+        stack.drop(first_bad)
+        batches.align(stack)
+
+    points = evaluate(None) if stack.update == 0 else []
     while stack.reports < budget.reports and stack.alive:
         while stack.alive and (stop := schedule.next_stop(stack)):
             losses = advance(stack, forward, batches, data.task, rule, stop, block)
             if first_bad := _not_finite(losses, stack):
-                keep = [lane not in first_bad for lane in stack.alive]
-                losses = losses[:, keep]
-                stack.drop(first_bad)
-                batches.align(stack)
+                losses = losses[:, [lane not in first_bad for lane in stack.alive]]
+                drop(first_bad)
             if stack.alive:
-                points.append(evaluate(losses))
+                points += evaluate(losses)
         stack.reports += 1
         finished = stack.reports == budget.reports or not stack.alive
         if finished and stack.alive:
@@ -526,17 +537,13 @@ def block_size(numbers_per_example: int, stack: Stack) -> int:
 
 
 def _not_finite(losses: Tensor, stack: Stack) -> dict[int, int]:
-    """Lanes whose loss, or parameters, stopped being finite: lane -> number of the update."""
-    bad = ~losses.isfinite()
-    bad[-1] |= ~stack.parameters.isfinite().all(1)
-    if not bool(bad.any()):
+    """Lanes whose loss stopped being finite, or whose next must: lane -> first update with such a loss."""
+    bad = torch.cat([~losses.isfinite(), ~stack.parameters.isfinite().all(1)[None]])
+    hit = bad.any(0)
+    if not bool(hit.any()):
         return {}
     first = stack.update - len(losses) + bad.int().argmax(0) + 1
-    return {
-        lane: update
-        for lane, update, hit in zip(stack.alive, first.tolist(), bad.any(0).tolist(), strict=True)
-        if hit
-    }
+    return {lane: update for lane, update, found in zip(stack.alive, first.tolist(), hit.tolist(), strict=True) if found}
 
 
 def _next_in_series(update: int) -> int:

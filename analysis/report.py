@@ -1,0 +1,425 @@
+"""Figures and tables -> one HTML file that opens offline, with every figure and its numbers as files beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import figures, statistics
+from analysis.figures import COLUMN_MM, PAGE_MM, interval_text, metric_text, short
+from analysis.results import OUTCOMES, Results, ResultsError, load
+
+LEADERBOARD_ROWS = 20
+
+
+def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path | None = None) -> Path:
+    """Write the report of one or several studies, finished or not.
+
+    Args:
+        paths: a results folder, or several; each becomes a section.
+        out_dir: where to write; `report/` in the first results folder if not given.
+
+    Returns:
+        The path of `index.html`. Figures lie beside it in `figures/`, each as SVG, PNG and CSV.
+
+    Raises:
+        ResultsError: if a folder cannot be read as results.
+    """
+    folders = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not folders:
+        raise ResultsError("no results folder given")
+    out = Path(out_dir) if out_dir is not None else folders[0] / "report"
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    prefixes = ["" if len(folders) == 1 else f"{number}-" for number in range(1, len(folders) + 1)]
+    sections = [_section(load(folder), out, prefix) for folder, prefix in zip(folders, prefixes, strict=True)]
+    command = shlex.join(["study", "report", *map(str, folders)])
+    page = _environment().get_template("report.html.j2").render(sections=sections, command=command)
+    _write(out / "index.html", page.encode())
+    return out / "index.html"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"short": _number, "time": _seconds}
+    return environment
+
+
+def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
+    """Everything that the template shows of one study."""
+    table = statistics.cells(results)
+    ranked = statistics.rank(table, results.maximize)
+    times = statistics.target_times(results, table)
+    leaderboard = f"figures/{prefix}cells.csv"
+    _write(out / leaderboard, table.to_csv(index=False).encode())
+    return {
+        "id": prefix.rstrip("-") or "study",
+        "name": results.name,
+        "description": str(results.spec.get("description", "")),
+        "verdict": verdict(results, table),
+        "course": course(results),
+        "outcomes": outcome_counts(results),
+        "metric": results.metric,
+        "unit": _unit(results),
+        "leaderboard": [_leaderboard_row(place, row, results.metric) for place, row in _ranked_rows(ranked)],
+        "leaderboard_file": leaderboard,
+        "cells": len(ranked),
+        "target": None if results.target is None else metric_text(results.target, results.metric),
+        "times": times.to_dict("records"),
+        "figures": [drawing.save(out, prefix) for drawing in _drawings(results, table)],
+        "warnings": warnings(results, table),
+        "spec": results.spec_text,
+        "provenance": list(_flattened(results.provenance)),
+    }
+
+
+def verdict(results: Results, table: pd.DataFrame) -> str:
+    """One or two sentences: which cell is best, and whether it beats the best cell of the next-best optimizer.
+
+    Args:
+        results: the study.
+        table: its `statistics.cells`.
+    """
+    ranked, metric = statistics.rank(table, results.maximize), results.metric
+    if results.trials.empty:
+        return "No trial has ended yet, so there is nothing to compare."
+    if ranked.empty:
+        return "No trial has a learning rate at which every seed survived, so there is nothing to compare."
+    best = ranked.iloc[0]
+    split = "test" if best["test_n"] else "validation"
+    value = _with_interval(best, split, metric)
+    first = (
+        f"Best on the validation split is {_cell(best)} at learning rate {short(best['learning_rate'])}: "
+        f"{split} {metric} {value} over {_count(best['n'], 'seed')}."
+    )
+    comparison = statistics.compare_best(results, table)
+    if comparison is None:
+        return f"{first} Only one optimizer has a result, so it is compared with no other."
+    return f"{first} {_comparison_text(comparison, metric)}"
+
+
+def _comparison_text(comparison: statistics.Comparison, metric: str) -> str:
+    effect, rival = comparison.effect, comparison.rival
+    if effect.n == 0:
+        return f"Next is {_cell(rival)}; the two share no seed, so their difference has no interval."
+    if metric == "accuracy":
+        numbers = f"{100 * effect.estimate:+.2f} points [{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
+    else:
+        numbers = f"{short(effect.estimate)} times as large [{short(effect.low)}, {short(effect.high)}]"
+    against = (
+        f"that of the best {rival['optimizer']} cell ({_cell(rival)}, learning rate {short(rival['learning_rate'])})"
+    )
+    relation = "against" if metric == "accuracy" else "as"
+    pairs = f"better on {comparison.wins} of {_count(effect.n, 'paired seed')}"
+    least = 2 / 2**effect.n
+    if effect.n == 1:
+        return f"One shared seed says nothing about the difference from {_cell(rival)}, the best of the next optimizer."
+    sentence = f"Its {comparison.split} {metric} is {numbers} {relation} {against}, {pairs}"
+    if not comparison.differs:
+        return f"There is no clear difference from the next-best optimizer. {sentence}."
+    if comparison.favours_rival(metric):
+        return f"{sentence}: the test split contradicts the choice made on validation."
+    if least >= 0.05:
+        return (
+            f"{sentence}. The interval excludes no difference, but {_count(effect.n, 'seed')} cannot reach p < .05 in an "
+            f"exact test (at best {short(least)}): confirm it on fresh seeds."
+        )
+    return f"{sentence} (exact sign-flip p = {short(comparison.p)})."
+
+
+def course(results: Results) -> list[str]:
+    """How the study went: whether it still runs, trials done of those planned, processor hours."""
+    trials, provenance = results.trials, results.provenance
+    planned = _table(results.spec, "budget").get("trials")
+    of = f" of {planned}" if isinstance(planned, int) else ""
+    lines = [f"{len(trials)}{of} trials have ended, with {len(results.lanes):,} lanes (learning rates × seeds)."]
+    if provenance.get("finished"):
+        lines.append(f"Started {provenance.get('started', 'at an unknown time')}, finished {provenance['finished']}.")
+    elif provenance.get("started"):
+        lines.append(f"Started {provenance['started']} and has not finished: it still runs or was interrupted.")
+    else:
+        lines.append("Whether it still runs is not recorded.")
+    cpus = _table(results.spec, "resources").get("cpus_per_trial", 1)
+    seconds = float(trials["wall_seconds"].sum())
+    lines.append(
+        f"The trials took {_seconds(seconds)} of trial time, {short(seconds * float(cpus) / 3600)} CPU hours at "
+        f"{short(float(cpus))} CPU a trial; {_seconds(float(trials['train_seconds'].sum()))} of it was training."
+    )
+    return lines
+
+
+def outcome_counts(results: Results) -> list[tuple[str, int, int]]:
+    """Rows (outcome, trials, lanes), for every outcome that occurs; the recorded order, unknown ones last."""
+    trials, lanes = results.trials["outcome"].value_counts(), results.lanes["outcome"].value_counts()
+    names = [*OUTCOMES, *sorted((set(trials.index) | set(lanes.index)) - set(OUTCOMES))]
+    rows = [(name, int(trials.get(name, 0)), int(lanes.get(name, 0))) for name in names]
+    return [row for row in rows if row[1] or row[2]]
+
+
+def warnings(results: Results, table: pd.DataFrame) -> list[str]:
+    """What a reader must know before trusting the numbers, most telling first."""
+    ranked, found = statistics.rank(table, results.maximize), []
+    best = ranked.drop_duplicates("optimizer")
+    edge = [f"{row['optimizer']} ({short(row['learning_rate'])})" for _, row in best[best["on_edge"]].iterrows()]
+    if edge:
+        found.append(
+            f"Tuned rate on the edge of its grid for the best cell of {', '.join(edge)}: a rate outside may be better. "
+            f"Widen the range."
+        )
+    if len(ranked):
+        found.append(f"{int(ranked['on_edge'].sum())} of {len(ranked)} tuned rates lie on the edge of their grid.")
+        found.append(
+            "The learning rate was chosen on the same seeds that are reported, and the best of many cells is partly the "
+            "luckiest: expect the winner to do slightly worse on fresh seeds."
+        )
+    if (ranked["rates"] == 1).any():
+        found.append("Some cells ran at one learning rate only: there the rate is given, not tuned.")
+    seeds = int(ranked["n"].min()) if len(ranked) else 0
+    if 0 < seeds < 6:
+        found.append(
+            f"{_count(seeds, 'seed').capitalize()} cannot give p < .05 in an exact paired test, whatever the difference; it "
+            f"takes 6."
+        )
+    lanes = results.lanes
+    diverged = int((lanes["outcome"] == "diverged").sum())
+    if diverged:
+        found.append(
+            f"{diverged:,} of {len(lanes):,} lanes diverged ({diverged / len(lanes):.0%}); a rate at which any seed "
+            f"diverged is not eligible as the tuned one."
+        )
+    stopped = int((results.trials["outcome"] == "stopped").sum())
+    if stopped:
+        found.append(
+            f"{_count(stopped, 'trial')} stopped by the scheduler saw less of the budget; their numbers are those of the "
+            f"moment they were stopped."
+        )
+    lost = int((~results.trials["outcome"].isin(["completed", "stopped", "diverged"])).sum())
+    if lost:
+        found.append(f"{_count(lost, 'trial')} failed, ran out of memory or were interrupted, and are not compared.")
+    return found
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """A figure that the report shows: how it is drawn, and what stands below it."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    data: pd.DataFrame
+    draw: Callable[[], Figure]
+
+    def save(self, out: Path, prefix: str) -> dict[str, Any]:
+        """Write SVG, PNG and CSV; return what the template needs. Without data there is no image but a reason."""
+        files = {kind: f"figures/{prefix}{self.name}.{kind}" for kind in ("svg", "png", "csv")}
+        shown = {"title": self.title, "caption": self.caption, "alt": self.alt, "files": files, "image": None}
+        if self.data.empty:
+            for kind in files.values():  # of an earlier report; it would contradict this one
+                (out / kind).unlink(missing_ok=True)
+            return shown
+        with figures.style():
+            drawn = self.draw()
+            svg, png = io.BytesIO(), io.BytesIO()
+            drawn.savefig(svg, format="svg", metadata={"Date": None, "Title": self.title})
+            drawn.savefig(png, format="png", metadata={"Title": self.title})
+        _write(out / files["svg"], svg.getvalue())
+        _write(out / files["png"], png.getvalue())
+        _write(out / files["csv"], self.data.to_csv(index=False).encode())
+        return shown | {"image": "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()}
+
+
+def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
+    metric, unit, maximize = results.metric, _unit(results), results.maximize
+    curves = statistics.regime_curves(results, table)
+    rates = statistics.rate_sensitivity(results, table)
+    batches = statistics.grid(table, "optimizer", "batch_size", maximize)
+    shapes = statistics.grid(table, "depth", "width", maximize)
+    search = statistics.progress(table, maximize)
+    mean = "geometric mean" if metric == "loss" else "mean (on the log-odds scale)"
+
+    def regimes() -> Figure:
+        figure = figures.figure(PAGE_MM, 125)
+        panels = figure.subplots(2, 2, sharey=True).ravel()
+        for ax, by in zip(panels, statistics.AXES, strict=True):
+            figures.loss_by_regime(curves, ax, by, metric, unit)
+        for ax in panels[1::2]:
+            ax.set_ylabel("")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
+        return figure
+
+    def sensitivity() -> Figure:
+        figure = figures.figure(PAGE_MM * 0.78, 85)
+        ax = figures.learning_rate_sensitivity(rates, figure.subplots(), metric, unit)
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+        return figure
+
+    def by_batch() -> Figure:
+        figure = _heat_map_size(batches)
+        figures.heat_map(batches, figure.subplots(), "optimizer", "batch size", metric)
+        return figure
+
+    def by_shape() -> Figure:
+        figure = _heat_map_size(shapes)
+        figures.heat_map(shapes, figure.subplots(), "depth", "width", metric)
+        return figure
+
+    def found() -> Figure:
+        figure = figures.figure(PAGE_MM * 0.78, 75)
+        ax = figures.search_progress(search, figure.subplots(), metric, unit)
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+        return figure
+
+    seeds = _seeds(curves["n"]), _seeds(rates["n"]), _seeds(table["n"])
+    return [
+        _Drawing(
+            "loss-by-regime",
+            f"Validation {metric} by regime",
+            f"The best cell of each regime at its tuned learning rate, against updates, training examples, epochs and "
+            f"seconds of training of its whole stack of lanes (evaluation excluded). Line: {mean} of the validation "
+            f"{metric} over {seeds[0]}; band: pointwise 95% t interval."
+            + (" Faint line: loss of the batches of one seed." if curves["batch_loss"].notna().any() else ""),
+            f"Four panels of validation {metric} along training, one line per regime: {_listing(curves['regime'])}.",
+            curves,
+            regimes,
+        ),
+        _Drawing(
+            "learning-rate-sensitivity",
+            "Sensitivity to the learning rate",
+            f"The best cell of each optimizer at every learning rate of its grid. Line: {mean} of the final validation "
+            f"{metric} over {seeds[1]}; band: 95% t interval; ring: tuned rate; cross: a rate at which a seed diverged.",
+            f"Final validation {metric} against learning rate, one line per optimizer: {_listing(rates['optimizer'])}.",
+            rates,
+            sensitivity,
+        ),
+        _Drawing(
+            "optimizer-batch-size",
+            "Optimizer and batch size",
+            f"Validation {metric} of the best cell over width and depth, at its tuned rate: {mean} over {seeds[2]}, in "
+            f"brackets the 95% t interval. Grey: no value, with the reason.",
+            f"Heat map of validation {metric}: rows are optimizers, columns batch sizes.",
+            batches,
+            by_batch,
+        ),
+        _Drawing(
+            "width-depth",
+            "Width and depth",
+            f"Validation {metric} of the best cell over optimizer and batch size, at its tuned rate: {mean} over "
+            f"{seeds[2]}, in brackets the 95% t interval. Grey: no value, with the reason.",
+            f"Heat map of validation {metric}: rows are depths, columns widths.",
+            shapes,
+            by_shape,
+        ),
+        _Drawing(
+            "search-progress",
+            "The search, trial by trial",
+            f"Validation {metric} of each trial at its tuned rate ({mean} over {seeds[2]}) and the best so far; no band. "
+            f"Cross: a trial without a value.",
+            f"Validation {metric} of every trial in order, and the best so far.",
+            search,
+            found,
+        ),
+    ]
+
+
+def _heat_map_size(data: pd.DataFrame) -> Figure:
+    rows, columns = data["row"].nunique(), data["column"].nunique()
+    return figures.figure(min(PAGE_MM, max(COLUMN_MM, 45 + 24 * columns)), 24 + 11 * max(rows, 2))
+
+
+def _seeds(counts: pd.Series[int]) -> str:
+    known = counts[counts > 0]
+    if known.empty:
+        return "seeds"
+    low, high = int(known.min()), int(known.max())
+    return _count(low, "seed") if low == high else f"{low} to {high} seeds"
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def _ranked_rows(ranked: pd.DataFrame) -> Iterable[tuple[int, dict[str, Any]]]:
+    return enumerate(ranked.head(LEADERBOARD_ROWS).to_dict("records"), start=1)  # type: ignore[arg-type]
+
+
+def _leaderboard_row(place: int, row: dict[str, Any], metric: str) -> dict[str, Any]:
+    shown = {split: (metric_text(row[split], metric), _limits(row, split, metric)) for split in ("validation", "test")}
+    return row | {"rank": place} | shown
+
+
+def _limits(row: Any, split: str, metric: str) -> str:
+    count = row["n"] if split == "validation" else row["test_n"]
+    return interval_text(row[f"{split}_low"], row[f"{split}_high"], count, metric)
+
+
+def _with_interval(row: Any, split: str, metric: str) -> str:
+    return f"{metric_text(row[split], metric)} {_limits(row, split, metric)}"
+
+
+def _cell(row: Any) -> str:
+    """A cell in words, such as `adam, width 32, depth 2, batch size 32`."""
+    batch = f"full batch ({row['batch_size']:,})" if row["regime"] == "batch" else f"batch size {row['batch_size']:,}"
+    shape = f"width {row['width']}, depth {row['depth']}, " if row["width"] or row["depth"] else ""
+    return f"{row['optimizer']}, {shape}{batch}"
+
+
+def _unit(results: Results) -> str:
+    """What a loss is measured in, from provenance; an accuracy needs no word."""
+    return str(_table(results.provenance, "data").get("loss", "")) if results.metric == "loss" else ""
+
+
+def _table(tables: dict[str, Any], name: str) -> dict[str, Any]:
+    found = tables.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _count(number: Any, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _number(value: float) -> str:
+    """A number in a table: three digits, a dash for none, ∞ for never."""
+    return metric_text(float(value), "loss")
+
+
+def _seconds(value: float) -> str:
+    if not math.isfinite(value):
+        return metric_text(value, "loss")
+    return f"{value / 3600:.1f} h" if value >= 5400 else f"{value / 60:.1f} min" if value >= 90 else f"{value:.2g} s"
+
+
+def _flattened(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
+    """Provenance as rows (dotted name, text)."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flattened(inner, f"{name}.{key}" if name else str(key))
+    elif name:
+        text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+        yield name, "not recorded" if value is None else text
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file at once or not at all, so that a reader never meets half a report."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+        file.write(content)
+    temporary = Path(file.name)
+    temporary.chmod(0o644)  # temporary files are private, a report is to be read
+    os.replace(temporary, path)

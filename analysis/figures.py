@@ -20,7 +20,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+)
 from numpy.typing import NDArray
 
 from analysis.results import REGIMES
@@ -101,6 +109,8 @@ def optimizer_look(name: str) -> tuple[str, str]:
 
 def short(value: float) -> str:
     """A number in three digits, without the padding of exponents."""
+    if 1000 <= abs(value) < 1e6:
+        return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
@@ -110,7 +120,9 @@ def metric_text(value: float, metric: str) -> str:
         return "\N{EN DASH}"
     if math.isinf(value):
         return "∞"
-    return f"{100 * value:.1f}%" if metric == "accuracy" else short(value)
+    if metric == "accuracy":
+        return f"{100 * value:.1f}%"
+    return f"{value:#.3g}" if 0.001 <= abs(value) < 100 else short(value)
 
 
 def interval_text(low: float, high: float, n: int, metric: str) -> str:
@@ -136,7 +148,8 @@ def loss_by_regime(
     for regime, line in data.groupby("regime", sort=False):
         colour = _REGIME_COLOURS[str(regime)]
         first = line.iloc[0]
-        label = f"{regime}: batch {first['batch_size']:,}, {first['optimizer']}, rate {short(first['learning_rate'])}"
+        size = f"batch size {first['batch_size']:,}" + (" (full)" if regime == "batch" else "")
+        label = f"{regime}: {size}, {first['optimizer']} at rate {short(first['learning_rate'])}"
         _band(ax, line[by], line, colour)
         ax.plot(line[by], line["estimate"], color=colour, label=label, zorder=3)
         if raw and metric == "loss":
@@ -179,14 +192,16 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
         middle = 1.04 + 0.045 * (row - 1) / 2
         ax.annotate("diverged", (0, middle), xycoords="axes fraction", xytext=(-4, 0), textcoords="offset points",
                     ha="right", va="center", fontsize=7, color="#555555")  # fmt: skip
-    ax.set_xscale("log")
+    if len(data):
+        ax.set_xscale("log")
+        _log_ticks(ax, "x", float(data["learning_rate"].min()), float(data["learning_rate"].max()))
     ax.set_xlabel("learning rate")
     _metric_axis(ax, data[data["eligible"]], metric, unit)
     return ax
 
 
 def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str = "loss") -> Axes:
-    """The best cells as a table of colours, each with its number and interval; grey with the reason where there is none.
+    """The best cells as a table of colours, each with its number and interval; grey with the reason where none is.
 
     Args:
         data: from `analysis.statistics.grid`.
@@ -199,14 +214,14 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
     values = data["estimate"].to_numpy(dtype=np.float64).reshape(len(labels[0]), len(labels[1]))
     colours = mpl.colormaps["viridis" if metric == "accuracy" else "viridis_r"].with_extremes(bad=_GREY)
     norm = _norm(values, metric)
-    mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors="white", linewidth=1.5)
+    ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors="white", linewidth=1.5)
     for place, cell in enumerate(data.to_dict("records")):
         y, x = divmod(place, len(labels[1]))
         if cell["why"]:
             _cell_text(ax, x, y, cell["why"].replace(" or ", "\nor ").replace("no rate ", "no rate\n"), "", "#444444")
             continue
-        red, green, blue, _ = colours(norm(cell["estimate"]))
-        colour = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+        luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(colours(norm(cell["estimate"]))[:3], 2.2))
+        colour = "black" if luminance > 0.18 else "white"  # whichever contrasts more (WCAG 2)
         interval = interval_text(cell["low"], cell["high"], cell["n"], metric)
         _cell_text(ax, x, y, metric_text(cell["estimate"], metric), interval, colour)
     ax.set_xticks(np.arange(len(labels[1])) + 0.5, labels[1], rotation=0 if len(labels[1]) < 6 else 30)
@@ -217,13 +232,6 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
     ax.spines[:].set_visible(False)
     ax.set_xlabel(columns)
     ax.set_ylabel(rows)
-    if np.isfinite(values).any():
-        bar = ax.figure.colorbar(mesh, ax=ax, label=f"validation {metric}", pad=0.02, aspect=30)
-        bar.outline.set_visible(False)
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: metric_text(value, metric)))
-        if isinstance(norm, LogNorm):
-            bar.ax.yaxis.set_minor_locator(NullLocator())
-            bar.ax.yaxis.set_major_locator(LogLocator(subs=_subdivisions(np.nanmin(values), np.nanmax(values))))
     return ax
 
 
@@ -277,16 +285,15 @@ def _metric_axis(ax: Axes, data: pd.DataFrame, metric: str, unit: str) -> None:
 
 
 def _log_ticks(ax: Axes, which: str, low: float, high: float) -> None:
-    """Plain numbers at 1, 2 and 5 where an axis spans under two decades, powers of ten otherwise."""
-    axis = ax.yaxis if which == "y" else ax.xaxis
-    axis.set_major_locator(LogLocator(subs=_subdivisions(low, high), numticks=12))
-    axis.set_minor_locator(NullLocator() if high / low < 100 else LogLocator(subs=range(2, 10), numticks=12))
-    axis.set_minor_formatter(FuncFormatter(lambda _value, _place: ""))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value) if high / low < 100 else _power(value)))
-
-
-def _subdivisions(low: float, high: float) -> tuple[float, ...]:
-    return (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
+    """Plain numbers on a logarithmic axis of less than two decades, powers of ten on a longer one."""
+    axis, ratio = (ax.yaxis if which == "y" else ax.xaxis), high / low
+    if ratio < 4:
+        axis.set_major_locator(MaxNLocator(5))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,), numticks=12))
+    axis.set_minor_locator(NullLocator() if ratio < 100 else LogLocator(subs=range(2, 10), numticks=12))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value) if ratio < 100 else _power(value)))
 
 
 def _log_axis_with_zero(ax: Axes, values: pd.Series[float]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -117,31 +116,30 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
 
 def _comparison_text(comparison: statistics.Comparison, metric: str) -> str:
     effect, rival = comparison.effect, comparison.rival
+    other = f"the best {rival['optimizer']} cell ({_cell(rival)}, rate {short(rival['learning_rate'])})"
     if effect.n == 0:
-        return f"Next is {_cell(rival)}; the two share no seed, so their difference has no interval."
-    if metric == "accuracy":
-        numbers = f"{100 * effect.estimate:+.2f} points [{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
-    else:
-        numbers = f"{short(effect.estimate)} times as large [{short(effect.low)}, {short(effect.high)}]"
-    against = (
-        f"that of the best {rival['optimizer']} cell ({_cell(rival)}, learning rate {short(rival['learning_rate'])})"
-    )
-    relation = "against" if metric == "accuracy" else "as"
-    pairs = f"better on {comparison.wins} of {_count(effect.n, 'paired seed')}"
-    least = 2 / 2**effect.n
+        return f"It shares no seed with {other}, the next-best optimizer's, so their difference has no interval."
     if effect.n == 1:
-        return f"One shared seed says nothing about the difference from {_cell(rival)}, the best of the next optimizer."
-    sentence = f"Its {comparison.split} {metric} is {numbers} {relation} {against}, {pairs}"
+        return f"It shares one seed with {other}, the next-best optimizer's, which says nothing about their difference."
+    if metric == "accuracy":
+        limits = f"{100 * effect.low:+.2f}, {100 * effect.high:+.2f}"
+        numbers = f"differs by {100 * effect.estimate:+.2f} percentage points [{limits}] from that of {other}"
+    else:
+        numbers = f"is {short(effect.estimate)} times [{short(effect.low)}, {short(effect.high)}] that of {other}"
+    sentence = (
+        f"Its {comparison.split} {metric} {numbers}, better on {comparison.wins} of {_count(effect.n, 'paired seed')}"
+    )
     if not comparison.differs:
-        return f"There is no clear difference from the next-best optimizer. {sentence}."
+        return f"{sentence}: no clear difference between the two optimizers."
     if comparison.favours_rival(metric):
         return f"{sentence}: the test split contradicts the choice made on validation."
+    least = 2 / 2**effect.n
     if least >= 0.05:
         return (
-            f"{sentence}. The interval excludes no difference, but {_count(effect.n, 'seed')} cannot reach p < .05 in an "
-            f"exact test (at best {short(least)}): confirm it on fresh seeds."
+            f"{sentence}. That is more than the scatter over seeds explains, but {_count(effect.n, 'seed')} cannot "
+            f"reach p < .05 in an exact test (at best {short(least)}): confirm it on fresh seeds."
         )
-    return f"{sentence} (exact sign-flip p = {short(comparison.p)})."
+    return f"{sentence} (sign-flip p = {short(comparison.p)})."
 
 
 def course(results: Results) -> list[str]:
@@ -149,7 +147,7 @@ def course(results: Results) -> list[str]:
     trials, provenance = results.trials, results.provenance
     planned = _table(results.spec, "budget").get("trials")
     of = f" of {planned}" if isinstance(planned, int) else ""
-    lines = [f"{len(trials)}{of} trials have ended, with {len(results.lanes):,} lanes (learning rates × seeds)."]
+    lines = [f"{len(trials)}{of} trials have ended, with {len(results.lanes):,} lanes (learning rates x seeds)."]
     if provenance.get("finished"):
         lines.append(f"Started {provenance.get('started', 'at an unknown time')}, finished {provenance['finished']}.")
     elif provenance.get("started"):
@@ -186,16 +184,16 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
     if len(ranked):
         found.append(f"{int(ranked['on_edge'].sum())} of {len(ranked)} tuned rates lie on the edge of their grid.")
         found.append(
-            "The learning rate was chosen on the same seeds that are reported, and the best of many cells is partly the "
-            "luckiest: expect the winner to do slightly worse on fresh seeds."
+            "The learning rate was chosen on the same seeds that are reported, and the best of many cells is partly "
+            "the luckiest: expect the winner to do slightly worse on fresh seeds."
         )
     if (ranked["rates"] == 1).any():
         found.append("Some cells ran at one learning rate only: there the rate is given, not tuned.")
     seeds = int(ranked["n"].min()) if len(ranked) else 0
     if 0 < seeds < 6:
         found.append(
-            f"{_count(seeds, 'seed').capitalize()} cannot give p < .05 in an exact paired test, whatever the difference; it "
-            f"takes 6."
+            f"{_count(seeds, 'seed').capitalize()} cannot give p < .05 in an exact paired test, whatever the "
+            f"difference; it takes 6."
         )
     lanes = results.lanes
     diverged = int((lanes["outcome"] == "diverged").sum())
@@ -207,8 +205,8 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
     stopped = int((results.trials["outcome"] == "stopped").sum())
     if stopped:
         found.append(
-            f"{_count(stopped, 'trial')} stopped by the scheduler saw less of the budget; their numbers are those of the "
-            f"moment they were stopped."
+            f"{_count(stopped, 'trial')} stopped by the scheduler saw less of the budget; the numbers are those at "
+            f"the stop."
         )
     lost = int((~results.trials["outcome"].isin(["completed", "stopped", "diverged"])).sum())
     if lost:
@@ -260,8 +258,8 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
         panels = figure.subplots(2, 2, sharey=True).ravel()
         for ax, by in zip(panels, statistics.AXES, strict=True):
             figures.loss_by_regime(curves, ax, by, metric, unit)
-        for ax in panels[1::2]:
             ax.set_ylabel("")
+        figure.supylabel(f"validation {metric}" + (f" ({unit})" if unit else ""), fontsize=8)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
         return figure
 
@@ -304,7 +302,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             "learning-rate-sensitivity",
             "Sensitivity to the learning rate",
             f"The best cell of each optimizer at every learning rate of its grid. Line: {mean} of the final validation "
-            f"{metric} over {seeds[1]}; band: 95% t interval; ring: tuned rate; cross: a rate at which a seed diverged.",
+            f"{metric} over {seeds[1]}; band: 95% t interval; ring: tuned rate; cross: rate at which a seed diverged.",
             f"Final validation {metric} against learning rate, one line per optimizer: {_listing(rates['optimizer'])}.",
             rates,
             sensitivity,
@@ -313,7 +311,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             "optimizer-batch-size",
             "Optimizer and batch size",
             f"Validation {metric} of the best cell over width and depth, at its tuned rate: {mean} over {seeds[2]}, in "
-            f"brackets the 95% t interval. Grey: no value, with the reason.",
+            f"brackets the 95% t interval. Lighter is better; grey: no value, with the reason.",
             f"Heat map of validation {metric}: rows are optimizers, columns batch sizes.",
             batches,
             by_batch,
@@ -322,7 +320,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             "width-depth",
             "Width and depth",
             f"Validation {metric} of the best cell over optimizer and batch size, at its tuned rate: {mean} over "
-            f"{seeds[2]}, in brackets the 95% t interval. Grey: no value, with the reason.",
+            f"{seeds[2]}, in brackets the 95% t interval. Lighter is better; grey: no value, with the reason.",
             f"Heat map of validation {metric}: rows are depths, columns widths.",
             shapes,
             by_shape,
@@ -330,8 +328,8 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
         _Drawing(
             "search-progress",
             "The search, trial by trial",
-            f"Validation {metric} of each trial at its tuned rate ({mean} over {seeds[2]}) and the best so far; no band. "
-            f"Cross: a trial without a value.",
+            f"Validation {metric} of each trial at its tuned rate ({mean} over {seeds[2]}) and the best so far; no "
+            f"band. Cross: a trial without a value.",
             f"Validation {metric} of every trial in order, and the best so far.",
             search,
             found,
@@ -422,4 +420,4 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
     temporary = Path(file.name)
     temporary.chmod(0o644)  # temporary files are private, a report is to be read
-    os.replace(temporary, path)
+    temporary.replace(path)

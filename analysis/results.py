@@ -217,7 +217,7 @@ def _read(table: str, folder: Path) -> pd.DataFrame:
         if missing:
             raise ResultsError(f"{file}: not a {table} table, it lacks {', '.join(missing)}")
         pieces.append(piece.select(schema.names).cast(schema))
-    frame = pa.concat_tables(pieces or [schema.empty_table()]).to_pandas()
+    frame: pd.DataFrame = pa.concat_tables(pieces or [schema.empty_table()]).to_pandas()
     # A worker that was resumed reports again what it had not yet saved: the same numbers, so either row will do.
     keys = KEYS[table]
     return frame.drop_duplicates(keys, keep="last").sort_values(keys, ignore_index=True)

@@ -1,0 +1,1 @@
+"""What is searched and where it runs: spec, space, search, results tables, commands."""

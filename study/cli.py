@@ -63,7 +63,7 @@ def run(
     folder = _shown(outcome.folder)
     report = _report([outcome.folder])
     if outcome.interrupted:
-        click.echo(f"interrupted: {outcome.ended} of {outcome.planned} trials ended; their results are in {folder}", err=True)
+        click.echo(f"interrupted: {outcome.ended} of {outcome.planned} trials ended, in {folder}", err=True)
     click.echo(f"results: {folder}")
     click.echo(f"report:  {_shown(report)}")
     if outcome.interrupted:

@@ -36,16 +36,13 @@ def connected(spec: Spec, address: str | None) -> Iterator[int]:
         os.environ.setdefault(name, value)
     import ray
 
-    ray.init(address=address, include_dashboard=False if address is None else None, **_quiet())
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    dashboard = False if address is None else None
+    ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     try:
         yield _concurrency(spec.resources, ray.cluster_resources())
     finally:
         ray.shutdown()
-
-
-def _quiet() -> dict[str, object]:
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    return {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
 def _concurrency(resources: Resources, available: dict[str, float]) -> int:

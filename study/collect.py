@@ -231,8 +231,8 @@ def _hardware() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+        named = (line for line in info.read_text().splitlines() if line.startswith("model name"))
+        cpu = next((line.split(":", 1)[1].strip() for line in named), cpu)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {

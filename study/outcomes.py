@@ -8,6 +8,7 @@ a user attribute, and no number is made up.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -60,15 +61,18 @@ class TruthfulSearch(OptunaSearch):
         study_name: str,
         mode: str,
     ) -> None:
-        self._running: dict[str, optuna.Trial] = {}
         super().__init__(
             space=space, metric="value", mode=mode, sampler=sampler, storage=storage, study_name=study_name
         )
+        assert self._ot_study is not None
+        self._study: optuna.Study = self._ot_study
+        self._cells: Callable[[optuna.Trial], dict[str, Any]] = space
+        self._running: dict[str, optuna.Trial] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Ask Optuna for a cell and make it a trial's configuration."""
-        trial = self._running[trial_id] = self._ot_study.ask()
-        return dict(self._space(trial))
+        trial = self._running[trial_id] = self._study.ask()
+        return self._cells(trial)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass on an intermediate value."""
@@ -97,9 +101,9 @@ class TruthfulSearch(OptunaSearch):
         value = result["value"] if result and ended == "completed" else None
         try:
             # A pruned trial takes its last intermediate value, which is its honest one.
-            self._ot_study.tell(trial, value, state=STATES[ended])
+            self._study.tell(trial, value, state=STATES[ended])
         except RuntimeError:
             # The grid sampler stops the study after its last cell, which an ask-and-tell study cannot do; the trial's
             # state has been written by then.
-            if not isinstance(self._ot_study.sampler, optuna.samplers.GridSampler):
+            if not isinstance(self._study.sampler, optuna.samplers.GridSampler):
                 raise

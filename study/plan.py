@@ -47,18 +47,20 @@ def describe(spec: Spec) -> str:
     corners = itertools.product(*(_ends(dimensions.get(name)) for name in ("batch_size", "width", "depth")))
     probes = [probe(spec, facts.train if size == "full" else int(size), *map(int, rest)) for size, *rest in corners]
     scheduler = "no scheduler" if spec.tuning.scheduler == "none" else f"{spec.tuning.scheduler} scheduler"
+    lane_count = len(_lanes(spec))
     rows = [
         ("data", f"{spec.workload.data}: {facts.about}"),
         ("", f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"),
         ("cells", f"{spec.cells():,} ({' x '.join(f'{d.size()} {name}' for name, d in dimensions.items())})"),
         ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
-        ("lanes", f"{len(_lanes(spec))} a trial: {len(_lanes(spec)) // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
+        ("lanes", f"{lane_count} a trial: {lane_count // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
     ]
     for size, updates in sorted({(p.batch_size, p.updates) for p in probes}, key=lambda pair: pair[0]):
         much = f"{updates:,} updates a lane" if updates else f"{spec.budget.seconds:g} s a trial"
         rows.append(("", f"batch size {size:,} ({regime(size, facts.train)}): {much}"))
     memory = max(p.memory_bytes for p in probes) / 2**20
-    rows += [("memory", f"about {memory:,.0f} MiB a trial at most, its data included"), ("time", _time(spec, probes, trials))]
+    rows.append(("memory", f"about {memory:,.0f} MiB a trial at most, its data included"))
+    rows.append(("time", _time(spec, probes, trials)))
     return "\n".join([f"{spec.name}: valid", *(f"  {label:<8}{text}" for label, text in rows)])
 
 
@@ -66,9 +68,8 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     """Try a cell briefly, with the optimizer that takes the most memory."""
     workload, facts, budget = spec.workload, spec.workload.facts, lanes.Budget(**spec.budget.limit())
     rule = RULES[_heaviest(spec)]
-    build = partial(
-        models.build, workload.model, facts.in_shape, facts.out_features, width=width, depth=depth, **workload.arguments()
-    )
+    size = {"width": width, "depth": depth, **workload.arguments()}
+    build = partial(models.build, workload.model, facts.in_shape, facts.out_features, **size)
     stack = lanes.Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), torch.device("cpu"))
     activations = models.activations(build(), facts.in_shape)
     block = lanes.block_size(activations, stack)

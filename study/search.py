@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +62,9 @@ def results_folder(spec: Spec, out: Path | None) -> Path:
     return folder
 
 
-def run(spec: Spec, out: Path | None = None, *, address: str | None = None, command: str = "", quiet: bool = False) -> Outcome:
+def run(
+    spec: Spec, out: Path | None = None, *, address: str | None = None, command: str = "", quiet: bool = False
+) -> Outcome:
     """Run a study from its beginning.
 
     Args:
@@ -98,7 +99,6 @@ def _search(spec: Spec, folder: Path, data_folder: Path, concurrency: int, comma
     from trainables.tune import TRAINABLES
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     started, planned = dt.datetime.now(dt.UTC), planned_trials(spec)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "spec.toml", spec.to_toml())

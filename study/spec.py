@@ -99,7 +99,7 @@ def _dimension(mistake: Callable[[object], str | None], *, ranges: bool = True) 
             return value
         if isinstance(value, dict):
             return _range(value, mistake, ranges=ranges)
-        values = value if isinstance(value, list) else [value]
+        values: list[Any] = value if isinstance(value, list) else [value]
         if not values:
             raise ValueError("an empty list leaves nothing to choose; give at least one value")
         if found := [text for text in map(mistake, values) if text]:
@@ -336,7 +336,8 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
     except tomllib.TOMLDecodeError as error:
         raise SpecError(str(file), [f"not valid TOML: {error}"]) from error
     except UnicodeDecodeError as error:
-        raise SpecError(str(file), [f"not UTF-8: byte {error.start} cannot be decoded; save the file as UTF-8"]) from error
+        mistake = f"not UTF-8: byte {error.start} cannot be decoded; save the file as UTF-8"
+        raise SpecError(str(file), [mistake]) from error
     except OSError as error:
         raise SpecError(str(file), [f"cannot be read: {error.strerror}"]) from error
     for section, values in (changes or {}).items():
@@ -380,7 +381,8 @@ def check(tables: Mapping[str, Any], source: str = "spec") -> Spec:
                 mistakes += _explain(name, error, tables[name])
         elif Spec.model_fields[name].is_required():
             mistakes.append(f"{name}: missing; {_needs(name)}")
-    mistakes += [f"{key}: unknown key; valid: {', '.join(Spec.model_fields)}" for key in tables if key not in Spec.model_fields]
+    known = list(Spec.model_fields)
+    mistakes += [f"{key}: unknown key; valid: {', '.join(known)}" for key in tables if key not in known]
     mistakes += _between_sections(valid)
     if mistakes:
         raise SpecError(source, mistakes)
@@ -389,7 +391,8 @@ def check(tables: Mapping[str, Any], source: str = "spec") -> Spec:
 
 def _validated(name: str, value: object) -> object:
     field = Spec.model_fields[name]
-    return TypeAdapter[object](Annotated[field.annotation, field]).validate_python(value)
+    adapter: TypeAdapter[object] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+    return adapter.validate_python(value)
 
 
 def _between_sections(valid: Mapping[str, Any]) -> list[str]:
@@ -433,7 +436,7 @@ def _cell_mistakes(workload: Workload, search: Search) -> list[str]:
     for value in _extremes(search.batch_size):
         if isinstance(value, int) and value > facts.train:
             found.append(
-                f'search.batch_size = {value}: larger than the {facts.train} training examples of {workload.data}; '
+                f"search.batch_size = {value}: larger than the {facts.train} training examples of {workload.data}; "
                 f'"full" means all of them'
             )
     if workload.model == "linear":
@@ -441,9 +444,10 @@ def _cell_mistakes(workload: Workload, search: Search) -> list[str]:
             if getattr(search, name) is not None:
                 found.append(f"search.{name}: a linear model has none; leave it out")
         return found
-    if missing := [name for name in ("width", "depth") if getattr(search, name) is None]:
-        return [*found, *(f"search.{name}: missing; {workload.model} needs it, as in {name} = [1, 2]" for name in missing)]
-    assert search.width and search.depth
+    if search.width is None or search.depth is None:
+        missing = [name for name in ("width", "depth") if getattr(search, name) is None]
+        needed = (f"search.{name}: missing; {workload.model} needs it, as in {name} = [1, 2]" for name in missing)
+        return [*found, *needed]
     depths = [int(depth) for depth in _extremes(search.depth)]
     width = min(int(width) for width in _extremes(search.width))
     if workload.model == "cnn" and len(facts.in_shape) != 3:
@@ -497,7 +501,8 @@ def _explain(section: str, error: ValidationError, value: object) -> list[str]:
 
 
 def _sentence(message: str) -> str:
-    return message.replace("Input should be", "must be").replace("String should", "must").replace("a valid ", "a ").replace("a integer", "a whole number")
+    plain = message.replace("Input should be", "must be").replace("String should", "must")
+    return plain.replace("a valid integer", "a whole number").replace("a valid ", "a ")
 
 
 def _fields_at(path: list[str]) -> list[str]:
@@ -532,4 +537,4 @@ def _show(value: object) -> str:
         return f"[{', '.join(map(_show, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key} = {_show(item)}' for key, item in value.items())}}}"
-    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)  # type: ignore[call-overload]
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -29,7 +29,7 @@ def status(folder: Path) -> str:
     ]
     completed = trials[(trials["outcome"] == "completed") & trials["value"].notna()]
     if len(completed):
-        best = completed.loc[completed["value"].idxmax() if found.maximize else completed["value"].idxmin()]
+        best = completed.sort_values("value", ascending=not found.maximize).iloc[0]
         size = f", width {best['width']}, depth {best['depth']}" if best["depth"] else ""
         cell = f"{best['optimizer']}, batch {best['batch_size']}{size}, rate {best['learning_rate']:.2g}"
         lines.append(f"  best    {found.metric} {best['value']:.4g}: {cell} (trial {best['trial']})")

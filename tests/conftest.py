@@ -73,7 +73,9 @@ def curve_row(**values: Any) -> dict[str, Any]:
     return row | values
 
 
-def write_spec(folder: Path, name: str = "quick", metric: str = "loss", target: float | None = None, trials: int = 48) -> None:
+def write_spec(
+    folder: Path, name: str = "quick", metric: str = "loss", target: float | None = None, trials: int = 48
+) -> None:
     """Write a `spec.toml`; the name is quoted as JSON, which TOML reads."""
     folder.mkdir(parents=True, exist_ok=True)
     solved = "" if target is None else f"target = {target}\n"
@@ -104,7 +106,9 @@ def planted_loss(optimizer: str, width: int, depth: int, batch_size: int, rate: 
     if rate > 30 * tuned:
         return math.inf
     distance = math.log10(rate / tuned)
-    return best * BATCH_PENALTY.get(batch_size, 1.2) * 10 ** (0.4 * distance**2) * (8 / width) ** 0.2 * 1.1 ** (2 - depth)
+    return (
+        best * BATCH_PENALTY.get(batch_size, 1.2) * 10 ** (0.4 * distance**2) * (8 / width) ** 0.2 * 1.1 ** (2 - depth)
+    )
 
 
 def write_study(

@@ -76,8 +76,8 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_lane_is_a_solo_run_of_torch_optim(rule: str, family: str, batch_size: int) -> None:
-    # Rules that divide by a gradient's size magnify the rounding of one near zero, in proportion to the rate; the tenfold
-    # of the lowest rate keeps that below the tolerance after one update.
+    # Rules that divide by a gradient's size magnify the rounding of one near zero, in proportion to the rate; ten times
+    # the lowest rate keeps that below the tolerance after one update.
     low, _ = RULES[rule].rates
     configurations = lanes.grid(low, 10 * low, 2, seeds=[3, 8])
     for updates, tolerance in ((1, 1e-13), (100, 1e-9)):

@@ -1,0 +1,1 @@
+"""What a trial computes: data, models, update rules, lanes, and the Ray Tune trainables around them."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 Task = Literal["regression", "classification"]
 
 
@@ -126,7 +127,7 @@ def load(
     standardize: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device = CPU,
 ) -> Data:
     """Load a data set; a second call in the same process answers from memory.
 

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -247,9 +247,7 @@ class Stack:
 _PER_LANE = ("updates", "train_seconds", "shares")
 
 
-def train(
-    stack: Stack, build: Builder, data: Data, rule: Rule, batch_size: int, budget: Budget
-) -> Iterator[Report]:
+def train(stack: Stack, build: Builder, data: Data, rule: Rule, batch_size: int, budget: Budget) -> Iterator[Report]:
     """Train every lane of a stack, in place, and report after each part of the budget.
 
     Args:
@@ -315,9 +313,7 @@ def train(
         points = []
 
 
-def advance(
-    stack: Stack, forward: Forward, batches: Batches, task: Task, rule: Rule, stop: int, block: int
-) -> Tensor:
+def advance(stack: Stack, forward: Forward, batches: Batches, task: Task, rule: Rule, stop: int, block: int) -> Tensor:
     """Make updates until `stop`, the timed region; returns each update's losses before it, (updates, K)."""
     leaves, rates, first = stack.leaves(), stack.rates(), stack.update
     losses = stack.parameters.new_empty(stop - first, len(stack.alive))
@@ -357,7 +353,8 @@ def gradient(
         flat = torch.cat([part.flatten(1) for part in parts], 1)
         losses = loss.detach() if losses is None else losses + loss.detach()
         gradients = flat if gradients is None else gradients.add_(flat)
-    assert losses is not None and gradients is not None
+    assert losses is not None
+    assert gradients is not None
     return losses, gradients
 
 
@@ -434,8 +431,8 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor, layer: nn.Conv2d) -> T
         _fold_lanes(x),
         weight.flatten(0, 1),
         bias.flatten(),
-        stride=layer.stride,  # type: ignore[arg-type]
-        padding=layer.padding,  # type: ignore[arg-type]
+        stride=layer.stride,
+        padding=layer.padding,
         groups=len(x),
     )
     return _unfold_lanes(y, lanes)
@@ -448,15 +445,12 @@ def _fold_lanes(x: Tensor) -> Tensor:
 
 def _unfold_lanes(x: Tensor, lanes: int) -> Tensor:
     """(B, K C, H, W) -> (K, B, C, H, W), a view."""
-    return x.unflatten(1, (lanes, -1)).transpose(0, 1)
+    folded = x.view(len(x), lanes, -1, *x.shape[2:])
+    return folded.transpose(0, 1)
 
 
 class Batches:
-    """The batches of every lane: a fresh order of the training split each epoch, drawn from seed and epoch alone.
-
-    Calling it with the number of updates made gives that update's inputs (K, B, *in_shape) and targets (K, B, ...). A
-    batch that is the whole split is the same for all: then the leading axis is 1 and nothing is copied.
-    """
+    """The batches of every lane: a fresh order of the training split each epoch, drawn from seed and epoch alone."""
 
     def __init__(self, examples: Split, batch_size: int, stack: Stack) -> None:
         self.examples = examples
@@ -470,6 +464,12 @@ class Batches:
         self.epoch = -1
 
     def __call__(self, update: int) -> tuple[Tensor, Tensor]:
+        """The batch for the next update, after so many.
+
+        Returns:
+            Inputs (K, B, *in_shape) and targets (K, B, ...). A batch that is the whole split is the same for all lanes:
+            then the leading axis is 1 and nothing is copied.
+        """
         inputs, targets = self.examples.inputs, self.examples.targets
         if self.batch_size == len(inputs):
             return inputs[None], targets[None]
@@ -520,7 +520,7 @@ def initialise(build: Builder, seed: int) -> nn.Sequential:
 
 
 def batch_order(seed: int, epoch: int, count: int) -> Tensor:
-    """The order in which a lane with this seed sees the training split in an epoch (from 0): a permutation, (count,)."""
+    """The order in which a lane with this seed sees the training split in an epoch, from 0: (count,) row numbers."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(_stream(seed, 1, epoch)))
 
 
@@ -543,7 +543,8 @@ def _not_finite(losses: Tensor, stack: Stack) -> dict[int, int]:
     if not bool(hit.any()):
         return {}
     first = stack.update - len(losses) + bad.int().argmax(0) + 1
-    return {lane: update for lane, update, found in zip(stack.alive, first.tolist(), hit.tolist(), strict=True) if found}
+    dated = zip(stack.alive, first.tolist(), hit.tolist(), strict=True)
+    return {lane: update for lane, update, found in dated if found}
 
 
 def _next_in_series(update: int) -> int:

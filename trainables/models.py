@@ -1,11 +1,13 @@
 """The model families: plain `torch.nn` modules, made of layers that lanes know how to stack.
 
-The source report's networks are points of the space: an MLP of width 64 and depth 2 is 64-32, a CNN of width 4 and depth
-2 is 4-8 channels before its 32-16 head.
+The source report's networks are points of the space: an MLP of width 64 and depth 2 is 64-32, a CNN of width 4 and
+depth 2 is 4-8 channels before its 32-16 head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -87,12 +89,10 @@ def cnn(
     sizes = cnn_sizes(in_shape, depth=depth, kernel=kernel, padding=padding)
     channels = [in_shape[0], *(width << layer for layer in range(depth))]
     layers: list[nn.Module] = []
-    for before, after in zip(channels, channels[1:], strict=False):
+    for before, after in pairwise(channels):
         layers += [nn.Conv2d(before, after, kernel, padding=padding), nn.ReLU(), nn.MaxPool2d(2)]
     height, breadth = sizes[-1]
-    return nn.Sequential(
-        *layers, nn.Flatten(), *_dense([channels[-1] * height * breadth, *CNN_HEAD, out_features])
-    )
+    return nn.Sequential(*layers, nn.Flatten(), *_dense([channels[-1] * height * breadth, *CNN_HEAD, out_features]))
 
 
 def cnn_sizes(in_shape: tuple[int, ...], *, depth: int, kernel: int = 5, padding: int = 0) -> list[tuple[int, int]]:
@@ -136,10 +136,10 @@ def build(
     """
     if family == "linear":
         return linear(in_shape, out_features)
-    makers = {"mlp": mlp, "cnn": cnn}
+    makers: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
     if family not in makers:
         raise ModelError(f"no model family is called {family!r}; there are {', '.join(FAMILIES)}")
-    return makers[family](in_shape, out_features, width=width, depth=depth, **arguments)  # type: ignore[operator]
+    return makers[family](in_shape, out_features, width=width, depth=depth, **arguments)
 
 
 @torch.no_grad()
@@ -155,6 +155,6 @@ def activations(module: nn.Sequential, in_shape: tuple[int, ...]) -> int:
 
 def _dense(widths: list[int]) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return layers[:-1]

@@ -2,8 +2,8 @@
 
     tune.Tuner(MLPTrainable, param_space={"optimizer": "adam", "width": 16, "depth": 2, "batch_size": 32, ...})
 
-The configuration's keys are those of `Trial`. Actors are reused from trial to trial (`reuse_actors=True`), which makes a
-trial's own cost about 0.06 s instead of 3 s.
+The configuration's keys are those of `Trial`. Actors are reused from trial to trial (`reuse_actors=True`), which makes
+a trial's own cost about 0.06 s instead of 3 s.
 """
 
 from __future__ import annotations

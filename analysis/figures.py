@@ -53,7 +53,7 @@ AXIS_LABELS = {
     "update": "updates",
     "examples": "training examples",
     "epoch": "epochs",
-    "train_seconds": "training time (s)",
+    "train_seconds": "training time of the stack (s)",
 }
 
 
@@ -107,6 +107,11 @@ def optimizer_look(name: str) -> tuple[str, str]:
     return ("#666666", "#A6761D", "#332288", "#44AA99")[number % 4], ("p", "h", "<", ">", "d")[number // 4 % 5]
 
 
+def shortened(name: str) -> str:
+    """A name that fits a legend or an axis."""
+    return name if len(name) <= 30 else f"{name[:29]}…"
+
+
 def short(value: float) -> str:
     """A number in three digits, without the padding of exponents."""
     if 1000 <= abs(value) < 1e6:
@@ -149,7 +154,7 @@ def loss_by_regime(
         colour = _REGIME_COLOURS[str(regime)]
         first = line.iloc[0]
         size = f"batch size {first['batch_size']:,}" + (" (full)" if regime == "batch" else "")
-        label = f"{regime}: {size}, {first['optimizer']} at rate {short(first['learning_rate'])}"
+        label = f"{regime}: {size}, {shortened(first['optimizer'])} at rate {short(first['learning_rate'])}"
         _band(ax, line[by], line, colour)
         ax.plot(line[by], line["estimate"], color=colour, label=label, zorder=3)
         if raw and metric == "loss":
@@ -179,7 +184,7 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
         # NaN breaks the line at a rate that not every seed survived.
         shown = line.assign(**{column: line[column].where(line["eligible"]) for column in ("estimate", "low", "high")})
         _band(ax, shown["learning_rate"], shown, colour, 0.12)
-        ax.plot(shown["learning_rate"], shown["estimate"], color=colour, marker=marker, label=name, zorder=3)
+        ax.plot(shown["learning_rate"], shown["estimate"], color=colour, marker=marker, label=shortened(name), zorder=3)
         tuned = shown[shown["tuned"]]
         ax.plot(tuned["learning_rate"], tuned["estimate"], "o", color=colour, markersize=9, fillstyle="none", zorder=4)
         diverged = line.loc[line["diverged"] > 0, "learning_rate"]
@@ -224,8 +229,8 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
         colour = "black" if luminance > 0.18 else "white"  # whichever contrasts more (WCAG 2)
         interval = interval_text(cell["low"], cell["high"], cell["n"], metric)
         _cell_text(ax, x, y, metric_text(cell["estimate"], metric), interval, colour)
-    ax.set_xticks(np.arange(len(labels[1])) + 0.5, labels[1], rotation=0 if len(labels[1]) < 6 else 30)
-    ax.set_yticks(np.arange(len(labels[0])) + 0.5, labels[0])
+    ax.set_xticks(np.arange(len(labels[1])) + 0.5, labels[1])
+    ax.set_yticks(np.arange(len(labels[0])) + 0.5, [shortened(label) for label in labels[0]])
     ax.tick_params(length=0, which="both")
     ax.invert_yaxis()
     ax.grid(visible=False)
@@ -247,16 +252,19 @@ def search_progress(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: st
     for name in optimizer_order(data["optimizer"]):
         own = data[data["optimizer"] == name]
         colour, marker = optimizer_look(name)
-        ax.plot(own["trial"], own["value"], linestyle="", color=colour, marker=marker, label=name, zorder=3)
+        ax.plot(own["trial"], own["value"], linestyle="", color=colour, marker=marker, label=shortened(name), zorder=3)
         missing = own.loc[own["value"].isna(), "trial"]
-        top = ax.get_xaxis_transform()
-        ax.plot(missing, np.full(len(missing), 1.03), "x", color=colour, transform=top, clip_on=False)
+        if len(missing):
+            top = ax.get_xaxis_transform()
+            ax.plot(missing, np.full(len(missing), 1.03), "x", color=colour, transform=top, clip_on=False)
     if data["value"].isna().any():
         ax.annotate("no value", (0, 1.03), xycoords="axes fraction", xytext=(-4, 0), textcoords="offset points",
                     ha="right", va="center", fontsize=7, color="#555555")  # fmt: skip
     ax.step(data["trial"], data["best"], where="post", color="#333333", label="best so far", zorder=2)
     ax.set_xlabel("trial, in the order of the search")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(data) == 1:
+        ax.set_xlim(data["trial"].iloc[0] - 1, data["trial"].iloc[0] + 1)
     _metric_axis(ax, data.assign(estimate=data["value"]), metric, unit)
     return ax
 

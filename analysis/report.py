@@ -21,6 +21,7 @@ from analysis.figures import COLUMN_MM, PAGE_MM, interval_text, metric_text, sho
 from analysis.results import OUTCOMES, Results, ResultsError, load
 
 LEADERBOARD_ROWS = 20
+SCREEN_DPI = 130  # larger than in print, where the figures are set for 180 mm
 
 
 def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path | None = None) -> Path:
@@ -40,9 +41,10 @@ def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path |
     if not folders:
         raise ResultsError("no results folder given")
     out = Path(out_dir) if out_dir is not None else folders[0] / "report"
+    studies = [load(folder) for folder in folders]  # before anything is made: a mistyped path leaves no folder behind
     (out / "figures").mkdir(parents=True, exist_ok=True)
     prefixes = ["" if len(folders) == 1 else f"{number}-" for number in range(1, len(folders) + 1)]
-    sections = [_section(load(folder), out, prefix) for folder, prefix in zip(folders, prefixes, strict=True)]
+    sections = [_section(study, out, prefix) for study, prefix in zip(studies, prefixes, strict=True)]
     command = shlex.join(["study", "report", *map(str, folders)])
     page = _environment().get_template("report.html.j2").render(sections=sections, command=command)
     _write(out / "index.html", page.encode())
@@ -80,7 +82,7 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
         "leaderboard": [_leaderboard_row(place, row, results.metric) for place, row in _ranked_rows(ranked)],
         "leaderboard_file": leaderboard,
         "cells": len(ranked),
-        "target": None if results.target is None else metric_text(results.target, results.metric),
+        "target": None if results.target is None else short(results.target),
         "times": times.to_dict("records"),
         "figures": [drawing.save(out, prefix) for drawing in _drawings(results, table)],
         "warnings": warnings(results, table),
@@ -103,11 +105,8 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
         return "No trial has a learning rate at which every seed survived, so there is nothing to compare."
     best = ranked.iloc[0]
     split = "test" if best["test_n"] else "validation"
-    value = _with_interval(best, split, metric)
-    first = (
-        f"Best on the validation split is {_cell(best)} at learning rate {short(best['learning_rate'])}: "
-        f"{split} {metric} {value} over {_count(best['n'], 'seed')}."
-    )
+    cell = f"{best['optimizer']}, {_shape(best)} at learning rate {short(best['learning_rate'])}"
+    first = f"Best on the validation split is {cell}: {split} {metric} {_with_interval(best, split, metric)}."
     comparison = statistics.compare_best(results, table)
     if comparison is None:
         return f"{first} Only one optimizer has a result, so it is compared with no other."
@@ -116,7 +115,7 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
 
 def _comparison_text(comparison: statistics.Comparison, metric: str) -> str:
     effect, rival = comparison.effect, comparison.rival
-    other = f"the best {rival['optimizer']} cell ({_cell(rival)}, rate {short(rival['learning_rate'])})"
+    other = f"the best {rival['optimizer']} cell ({_shape(rival)}, rate {short(rival['learning_rate'])})"
     if effect.n == 0:
         return f"It shares no seed with {other}, the next-best optimizer's, so their difference has no interval."
     if effect.n == 1:
@@ -149,9 +148,9 @@ def course(results: Results) -> list[str]:
     of = f" of {planned}" if isinstance(planned, int) else ""
     lines = [f"{len(trials)}{of} trials have ended, with {len(results.lanes):,} lanes (learning rates x seeds)."]
     if provenance.get("finished"):
-        lines.append(f"Started {provenance.get('started', 'at an unknown time')}, finished {provenance['finished']}.")
+        lines.append(f"Started {_when(provenance.get('started'))}, finished {_when(provenance['finished'])}.")
     elif provenance.get("started"):
-        lines.append(f"Started {provenance['started']} and has not finished: it still runs or was interrupted.")
+        lines.append(f"Started {_when(provenance['started'])} and has not finished: it still runs or was interrupted.")
     else:
         lines.append("Whether it still runs is not recorded.")
     cpus = _table(results.spec, "resources").get("cpus_per_trial", 1)
@@ -181,8 +180,9 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
             f"Tuned rate on the edge of its grid for the best cell of {', '.join(edge)}: a rate outside may be better. "
             f"Widen the range."
         )
-    if len(ranked):
+    if ranked["on_edge"].any():
         found.append(f"{int(ranked['on_edge'].sum())} of {len(ranked)} tuned rates lie on the edge of their grid.")
+    if len(ranked):
         found.append(
             "The learning rate was chosen on the same seeds that are reported, and the best of many cells is partly "
             "the luckiest: expect the winner to do slightly worse on fresh seeds."
@@ -237,11 +237,13 @@ class _Drawing:
             drawn = self.draw()
             svg, png = io.BytesIO(), io.BytesIO()
             drawn.savefig(svg, format="svg", metadata={"Date": None, "Title": self.title})
+            drawn.set_layout_engine("none")  # keeps what was laid out, which takes most of the time
             drawn.savefig(png, format="png", metadata={"Title": self.title})
         _write(out / files["svg"], svg.getvalue())
         _write(out / files["png"], png.getvalue())
         _write(out / files["csv"], self.data.to_csv(index=False).encode())
-        return shown | {"image": "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()}
+        image = "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
+        return shown | {"image": image, "size": [round(SCREEN_DPI * inches) for inches in drawn.get_size_inches()]}
 
 
 def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
@@ -259,7 +261,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
         for ax, by in zip(panels, statistics.AXES, strict=True):
             figures.loss_by_regime(curves, ax, by, metric, unit)
             ax.set_ylabel("")
-        figure.supylabel(f"validation {metric}" + (f" ({unit})" if unit else ""), fontsize=8)
+        figure.supylabel(f"validation {metric}" + (f", {unit}" if unit else ""), fontsize=8)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
         return figure
 
@@ -292,7 +294,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             f"Validation {metric} by regime",
             f"The best cell of each regime at its tuned learning rate, against updates, training examples, epochs and "
             f"seconds of training of its whole stack of lanes (evaluation excluded). Line: {mean} of the validation "
-            f"{metric} over {seeds[0]}; band: pointwise 95% t interval."
+            f"{metric} over {seeds[0]}; {_band_note(curves['n'])}."
             + (" Faint line: loss of the batches of one seed." if curves["batch_loss"].notna().any() else ""),
             f"Four panels of validation {metric} along training, one line per regime: {_listing(curves['regime'])}.",
             curves,
@@ -302,7 +304,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             "learning-rate-sensitivity",
             "Sensitivity to the learning rate",
             f"The best cell of each optimizer at every learning rate of its grid. Line: {mean} of the final validation "
-            f"{metric} over {seeds[1]}; band: 95% t interval; ring: tuned rate; cross: rate at which a seed diverged.",
+            f"{metric} over {seeds[1]}; {_band_note(rates['n'])}; ring: tuned rate; cross: a seed diverged there.",
             f"Final validation {metric} against learning rate, one line per optimizer: {_listing(rates['optimizer'])}.",
             rates,
             sensitivity,
@@ -350,6 +352,10 @@ def _seeds(counts: pd.Series[int]) -> str:
     return _count(low, "seed") if low == high else f"{low} to {high} seeds"
 
 
+def _band_note(counts: pd.Series[int]) -> str:
+    return "band: pointwise 95% t interval" if (counts > 1).any() else "no band, which one seed does not allow"
+
+
 def _listing(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names))
 
@@ -369,14 +375,16 @@ def _limits(row: Any, split: str, metric: str) -> str:
 
 
 def _with_interval(row: Any, split: str, metric: str) -> str:
-    return f"{metric_text(row[split], metric)} {_limits(row, split, metric)}"
+    seeds = row["test_n"] if split == "test" else row["n"]
+    if seeds < 2:
+        return f"{metric_text(row[split], metric)} (one seed, so without an interval)"
+    return f"{metric_text(row[split], metric)} {_limits(row, split, metric)} over {_count(seeds, 'seed')}"
 
 
-def _cell(row: Any) -> str:
-    """A cell in words, such as `adam, width 32, depth 2, batch size 32`."""
-    batch = f"full batch ({row['batch_size']:,})" if row["regime"] == "batch" else f"batch size {row['batch_size']:,}"
-    shape = f"width {row['width']}, depth {row['depth']}, " if row["width"] or row["depth"] else ""
-    return f"{row['optimizer']}, {shape}{batch}"
+def _shape(row: Any) -> str:
+    """A cell but for its optimizer in words, such as `width 32, depth 2, batch size 32`."""
+    batch = f"batch size {row['batch_size']:,}" + (" (full)" if row["regime"] == "batch" else "")
+    return f"width {row['width']}, depth {row['depth']}, {batch}" if row["width"] or row["depth"] else batch
 
 
 def _unit(results: Results) -> str:
@@ -395,13 +403,17 @@ def _count(number: Any, noun: str) -> str:
 
 def _number(value: float) -> str:
     """A number in a table: three digits, a dash for none, ∞ for never."""
-    return metric_text(float(value), "loss")
+    return short(value) if math.isfinite(value) else metric_text(value, "loss")
 
 
 def _seconds(value: float) -> str:
     if not math.isfinite(value):
         return metric_text(value, "loss")
     return f"{value / 3600:.1f} h" if value >= 5400 else f"{value / 60:.1f} min" if value >= 90 else f"{value:.2g} s"
+
+
+def _when(time: Any) -> str:
+    return str(time or "at an unknown time").replace("T", " ").replace("+00:00", " UTC")
 
 
 def _flattened(value: Any, name: str = "") -> Iterable[tuple[str, str]]:

@@ -55,7 +55,7 @@ TRIALS = _schema(
     _column("wall_seconds", pa.float64(), "seconds from start to end, everything included"),
     _column("started", pa.float64(), "Unix time in seconds", optional=True),
     _column("worker", pa.string(), "host:process that ran it", optional=True),
-    _column("error", pa.string(), "why it failed", optional=True),
+    _column("error", pa.string(), "what it raised, or why its worker died", optional=True),
 )
 """One row per trial; a trial appears when it ends."""
 
@@ -182,19 +182,23 @@ def load(path: str | Path) -> Results:
     folder = Path(path)
     spec_file = folder / "spec.toml"
     if not folder.is_dir():
-        raise ResultsError(f"{folder}: no such folder; expected the results folder of a study, as `study run` prints it")
+        raise ResultsError(f"{folder}: no such folder; give the results folder that `study run` printed")
     if not spec_file.is_file():
         raise ResultsError(f"{folder}: not a results folder, it has no spec.toml; `study run SPEC` makes one")
-    spec_text = spec_file.read_text(encoding="utf-8")
     try:
+        spec_text = spec_file.read_text(encoding="utf-8")
         spec = tomllib.loads(spec_text)
-    except tomllib.TOMLDecodeError as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ResultsError(f"{spec_file}: not valid TOML ({error}); restore it from the spec that was run") from error
+    if "name" not in spec or "metric" not in spec.get("workload", {}):
+        raise ResultsError(f"{spec_file}: lacks name or workload.metric; restore what `study run` wrote")
     provenance_file = folder / "provenance.json"
     try:
         provenance = json.loads(provenance_file.read_text(encoding="utf-8")) if provenance_file.is_file() else {}
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ResultsError(f"{provenance_file}: not valid JSON ({error}); delete it to go on without") from error
+    if not isinstance(provenance, dict):
+        raise ResultsError(f"{provenance_file}: not a JSON object; delete it to go on without")
     return Results(folder, spec, spec_text, provenance, _read("trials", folder), _read("lanes", folder))
 
 

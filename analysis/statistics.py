@@ -149,8 +149,8 @@ def sign_flip_p(differences: ArrayLike) -> float:
         p; NaN without pairs.
     """
     sample = _finite(differences)
-    if sample.size == 0:
-        return math.nan
+    if sample.size < 2:
+        return 1.0 if sample.size else math.nan
     test = stats.permutation_test((sample,), np.mean, permutation_type="samples", rng=np.random.default_rng(0))
     return min(float(test.pvalue), 1.0)
 
@@ -251,7 +251,8 @@ def cells(results: Results) -> pd.DataFrame:
         )
     measured = ["learning_rate", "on_edge", "rates", "seeds", "diverged_share", "validation", "validation_low"]
     measured += ["validation_high", "n", "test", "test_low", "test_high", "test_n"]
-    table = pd.DataFrame(rows, columns=measured).astype({"on_edge": bool})
+    kinds = dict.fromkeys(measured, "float64") | dict.fromkeys(["rates", "seeds", "n", "test_n"], "int64")
+    table = pd.DataFrame(rows, columns=measured).astype(kinds | {"on_edge": "bool"})
     return pd.concat([results.trials[columns].reset_index(drop=True), table], axis=1)
 
 

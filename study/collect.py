@@ -98,7 +98,9 @@ class Collector(tune.Callback):
         """Keep what a trial reports until it ends."""
         payload: Payload = result.pop("payload")
         progress = self.trials.setdefault(trial.trial_id, Progress())
-        progress.result, progress.lanes = result, payload.lanes
+        progress.result = result
+        # A trial that failed in mid-course keeps the rows of its last good report.
+        progress.lanes = payload.lanes or progress.lanes
         for point in payload.points:
             for (split, metric), values in point.values.items():
                 count = len(values)
@@ -119,7 +121,7 @@ class Collector(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write a trial that ended well, or was stopped."""
         progress = self.trials.pop(trial.trial_id, Progress())
-        self._write(trial, outcome(progress.result), progress)
+        self._write(trial, outcome(progress.result), progress, error=progress.result.get("error"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write a trial that raised, or whose worker died."""
@@ -173,10 +175,8 @@ def _columns(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, list
 
 
 def _reason(trial: Trial) -> str:
-    """The last line of what a trial raised."""
-    error = trial.get_error()
-    lines = str(error or "unknown").strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    """Why a trial's worker died, as far as Ray knows."""
+    return str(trial.get_error() or "unknown").strip()
 
 
 def write_provenance(folder: Path, spec: Spec, command: str, *, finished: bool, started: dt.datetime) -> None:

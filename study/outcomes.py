@@ -22,6 +22,7 @@ STATES = {
     "stopped": TrialState.PRUNED,
     "diverged": TrialState.FAIL,
     "failed": TrialState.FAIL,
+    "out of memory": TrialState.FAIL,
     "interrupted": TrialState.FAIL,
 }
 

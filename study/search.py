@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,7 +159,9 @@ def _sampler(spec: Spec) -> BaseSampler:
         case "random":
             return optuna.samplers.RandomSampler(seed=seed)
         case "qmc":
-            return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
         case "grid":
             return optuna.samplers.GridSampler(lists(spec), seed=seed)
         case _:

@@ -34,5 +34,5 @@ def status(folder: Path) -> str:
         cell = f"{best['optimizer']}, batch {best['batch_size']}{size}, rate {best['learning_rate']:.2g}"
         lines.append(f"  best    {found.metric} {best['value']:.4g}: {cell} (trial {best['trial']})")
     for _, trial in trials[trials["error"].notna()].head(3).iterrows():
-        lines.append(f"  failed  trial {trial['trial']}: {trial['error']}")
+        lines.append(f"  failed  trial {trial['trial']}: {trial['error'].strip().splitlines()[-1]}")
     return "\n".join(lines)

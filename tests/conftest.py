@@ -130,7 +130,10 @@ def write_study(
 
     Args:
         folder: where; made if missing.
-        optimizers: of the grid, like widths, depths and batch_sizes.
+        optimizers: of the grid.
+        widths: of the grid.
+        depths: of the grid.
+        batch_sizes: of the grid; 10,000 is the whole training split.
         rates: learning rates of each cell.
         seeds: seeds of each rate.
         noise: standard deviation of the log loss over seeds.

@@ -203,11 +203,12 @@ def _torchvision(name: str, folder: Path, seed: int) -> list[Split]:
         folder.mkdir(parents=True, exist_ok=True)
         official = [loader(str(folder), train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:
+        reason = " ".join(str(error).split())
         mirrors = ", ".join(getattr(loader, "mirrors", None) or [loader.url])
-        files = [Path(url).name for url, _ in getattr(loader, "resources", [])]
+        files = [Path(url).stem for url, _ in getattr(loader, "resources", [])]
         wanted = f"the files {', '.join(files)}, unpacked," if files else f"the unpacked folder {Path(place).name}"
         raise DataError(
-            f"{name} cannot be had: {folder / place} does not hold it, and downloading from {mirrors} failed: {error}. "
+            f"{name} cannot be had: {folder / place} does not hold it, and downloading from {mirrors} failed: {reason}. "
             f"Put {wanted} in {folder / place}, or set STUDY_DATA to a folder that has {place}. "
             f"The data set digits needs no download."
         ) from error

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -100,10 +101,16 @@ class LaneTrainable(tune.Trainable):
     families: ClassVar[tuple[str, ...]]
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Build the lanes."""
+        """Build the lanes. What goes wrong is kept for `step` to report: raising would cost the actor and a retry."""
         self.trial = Trial.of(config)
         self.started = self.saved = time.time()
-        trial = self.trial
+        self.failure: dict[str, Any] | None = None
+        try:
+            self._build(self.trial)
+        except Exception as error:  # noqa: BLE001  whatever a model or data set raises is that trial's outcome
+            self.failure = _failure(error)
+
+    def _build(self, trial: Trial) -> None:
         family = trial.model or self.families[0]
         if family not in self.families:
             raise ValueError(f"{type(self).__name__} trains {' and '.join(self.families)}, not {family!r}")
@@ -126,7 +133,15 @@ class LaneTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one part of the budget."""
+        """Train one part of the budget; a trial that fails reports how, and ends."""
+        if self.failure is None:
+            try:
+                return self._step()
+            except Exception as error:  # noqa: BLE001  as in setup
+                self.failure = _failure(error)
+        return {**self._identity(), **self.failure, "payload": Payload([], []), DONE: True}
+
+    def _step(self) -> dict[str, Any]:
         report = next(self.training)
         rate, value = tuned(self.stack, self.trial.metric, len(self.data.validation))
         due = time.time() - self.saved > CHECKPOINT_SECONDS and not report.finished
@@ -140,12 +155,14 @@ class LaneTrainable(tune.Trainable):
             "train_seconds": self.stack.seconds,
             "parameters": self.parameters,
             "lanes": len(self.stack.lanes),
-            "started": self.started,
-            "worker": f"{platform.node()}:{os.getpid()}",
+            **self._identity(),
             "payload": Payload(report.points, lane_rows(self.stack)),
             DONE: report.finished,
             SHOULD_CHECKPOINT: due,
         }
+
+    def _identity(self) -> dict[str, Any]:
+        return {"started": self.started, "worker": f"{platform.node()}:{os.getpid()}"}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the stack; `load_checkpoint` goes on from it bit for bit."""
@@ -234,6 +251,18 @@ def lane_rows(stack: lanes.Stack) -> list[dict[str, Any]]:
         }
         for number, lane in enumerate(stack.lanes)
     ]
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """What a trial reports that raised: how it ended, and the whole story."""
+    # torch has its own error for a GPU's memory; the CPU allocator raises a plain one.
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return {
+        "value": math.nan,
+        "learning_rate": None,
+        "outcome": "out of memory" if full else "failed",
+        "error": "".join(traceback.format_exception(error)),
+    }
 
 
 def _device(wanted: str) -> str:

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis import results
+from study import collect
+from study.collect import Table
+from study.spec import check
+from tests.conftest import lane_row
+from tests.test_spec import changed
+
+
+def rows(first: int, count: int) -> dict[str, list[Any]]:
+    made = [lane_row(trial=number) for number in range(first, first + count)]
+    return {name: [row.get(name) for row in made] for name in results.LANES.names}
+
+
+def stored(folder: Path) -> list[int]:
+    return list(results._read("lanes", folder)["trial"])
+
+
+@settings(max_examples=10)
+@given(st.lists(st.integers(0, 3), max_size=150))
+def test_a_table_holds_what_was_appended_in_few_parts(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("table")
+    table, total = Table("lanes", folder), 0
+    for number, count in enumerate(counts):
+        if number % 10 == 9:
+            table = Table("lanes", folder)  # another process goes on
+        table.append(rows(total, count))
+        total += count
+    assert stored(folder) == list(range(total))
+    # At most seven parts of each span: 1, 8, 64 appends.
+    assert len(list((folder / "lanes.parquet").iterdir())) <= 21
+
+
+def test_a_crash_while_merging_leaves_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table("lanes", tmp_path)
+    for number in range(7):
+        table.append(rows(number, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            table.append(rows(7, 1))
+    assert len(list((tmp_path / "lanes.parquet").iterdir())) == 9
+    assert stored(tmp_path) == list(range(8))
+    again = Table("lanes", tmp_path)
+    again.append(rows(8, 1))
+    assert stored(tmp_path) == list(range(9))
+
+
+def test_a_part_that_was_not_finished_is_not_read(tmp_path: Path) -> None:
+    table = Table("lanes", tmp_path)
+    table.append(rows(0, 1))
+    (tmp_path / "lanes.parquet/0000002-0000002.tmp").write_bytes(b"half")
+    assert stored(tmp_path) == [0]
+    table.append(rows(1, 1))
+    assert stored(tmp_path) == [0, 1]
+
+
+def test_other_tools_read_a_table_as_one_dataset(tmp_path: Path) -> None:
+    table = Table("lanes", tmp_path)
+    for number in range(20):
+        table.append(rows(number, 2))
+    assert len(pd.read_parquet(tmp_path / "lanes.parquet")) == 40
+
+
+def test_a_row_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
+    bad = rows(0, 1)
+    bad["trial"] = [None]
+    table = Table("lanes", tmp_path)
+    with pytest.raises((ValueError, TypeError)):
+        table.append(bad)
+    assert list((tmp_path / "lanes.parquet").iterdir()) == []
+
+
+def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
+    spec, started = check(changed(tuning__seed=3, lanes__seeds=2)), dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    collect.write_provenance(tmp_path, spec, "study run good", finished=False, started=started)
+    found = json.loads((tmp_path / "provenance.json").read_text())
+    assert found["command"] == "study run good"
+    assert found["started"] == "2026-01-02T00:00:00+00:00"
+    assert found["finished"] is None
+    assert found["seeds"] == {"root": 3, "lanes": [3000, 3001]}
+    assert {"python", "torch", "ray", "optuna"} <= set(found["versions"])
+    assert found["hardware"]["cpus"] >= 1
+    assert found["hardware"]["memory_bytes"] > 2**28
+    assert found["data"]["loss"] == "mean squared error in variances of y"
+    plain = check(changed(workload__standardize=False))
+    collect.write_provenance(tmp_path, plain, "", finished=True, started=started)
+    found = json.loads((tmp_path / "provenance.json").read_text())
+    assert found["data"]["loss"] == "mean squared error"
+    assert found["finished"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "spec.toml"
+    collect.write_text(file, "old")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        collect.write_text(file, "new")
+    assert file.read_text() == "old"

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from trainables import models
+from trainables.models import ModelError
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 4), st.integers(0, 4))
+def test_the_formula_is_what_a_convolution_does(size: int, kernel: int, stride: int, padding: int) -> None:
+    image, filters = torch.zeros(1, 1, size, size), torch.zeros(1, 1, kernel, kernel)
+    if size + 2 * padding < kernel:
+        with pytest.raises(ModelError, match="does not fit"):
+            models.conv_output_size(size, kernel, stride=stride, padding=padding)
+        return
+    expected = F.conv2d(image, filters, stride=stride, padding=padding).shape[-1]
+    assert models.conv_output_size(size, kernel, stride=stride, padding=padding) == expected
+
+
+def widths(network: nn.Sequential) -> list[int]:
+    return [layer.out_features for layer in network if isinstance(layer, nn.Linear)]
+
+
+def channels(network: nn.Sequential) -> list[int]:
+    return [layer.out_channels for layer in network if isinstance(layer, nn.Conv2d)]
+
+
+def test_the_reports_networks_are_points_of_the_space() -> None:
+    assert widths(models.mlp((2,), 1, width=64, depth=2)) == [64, 32, 1]
+    assert widths(models.mlp((2,), 1, width=16, depth=2)) == [16, 8, 1]
+    cnn = models.cnn((1, 28, 28), 10, width=4, depth=2)
+    assert channels(cnn) == [4, 8]
+    assert widths(cnn) == [32, 16, 10]
+    assert next(layer.in_features for layer in cnn if isinstance(layer, nn.Linear)) == 8 * 4 * 4
+    assert models.cnn_sizes((1, 28, 28), depth=2) == [(28, 28), (12, 12), (4, 4)]
+    assert widths(models.linear((10,), 1)) == [1]
+
+
+def test_a_constant_mlp_keeps_its_width() -> None:
+    assert widths(models.mlp((2,), 1, width=16, depth=3, shape="constant")) == [16, 16, 16, 1]
+
+
+@given(
+    st.integers(1, 3), st.integers(8, 40), st.integers(8, 40), st.integers(1, 4), st.integers(1, 5), st.integers(0, 2)
+)
+def test_a_cnn_fits_or_says_why(c: int, height: int, width: int, depth: int, kernel: int, padding: int) -> None:
+    shape = (c, height, width)
+    try:
+        network = models.cnn(shape, 10, width=2, depth=depth, kernel=kernel, padding=padding)
+    except ModelError as error:
+        assert f"of {depth} does not fit: {height}x{width}" in str(error)  # noqa: PT017
+    else:
+        assert network(torch.zeros(2, *shape)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_activations_are_counted_layer_by_layer(family: str) -> None:
+    network = models.build(family, (1, 8, 8), 10, width=4, depth=1)
+    x = torch.zeros(1, 1, 8, 8)
+    total = x.numel()
+    for layer in network:
+        x = layer(x)
+        total += x.numel()
+    assert models.activations(network, (1, 8, 8)) == total
+
+
+def test_what_cannot_be_built_is_explained() -> None:
+    with pytest.raises(ModelError, match=r"28x28 -> 12x12 -> 4x4, and a 5x5 filter does not fit into 4x4"):
+        models.cnn((1, 28, 28), 10, width=4, depth=3)
+    with pytest.raises(ModelError, match="halves to nothing at layer 3"):
+        models.mlp((2,), 1, width=2, depth=3)
+    with pytest.raises(ModelError, match="needs images"):
+        models.cnn((2,), 1, width=4, depth=1)
+    with pytest.raises(ModelError, match="linear, mlp, cnn"):
+        models.build("rnn", (2,), 1)

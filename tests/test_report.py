@@ -1,0 +1,296 @@
+"""The report: self-contained, harmless, honest, and written for any state of a study."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import report
+from tests.conftest import PART, lane_row, trial_row, write_provenance, write_spec, write_study, write_tables
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes and the visible text; fails on tags that do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(index: Path) -> Page:
+    return Page(index.read_text(encoding="utf-8"))
+
+
+def squeezed(page: Page) -> str:
+    return re.sub(r"\s+", " ", page.text)
+
+
+@pytest.fixture(scope="module")
+def quick_report(quick_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return analysis.write_report(quick_study, tmp_path_factory.mktemp("report"))
+
+
+def test_it_refers_to_nothing_outside(quick_report: Path) -> None:
+    text = quick_report.read_text(encoding="utf-8")
+    page = read(quick_report)
+    assert page.all("script") == page.all("link") == page.all("iframe") == []
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "@import" not in text
+    assert "url(" not in text
+    for _, attributes in page.tags:
+        for name in ("src", "href", "srcset", "data", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("figures/", "data:image/svg+xml;base64,"))
+            assert not value or not value.startswith("figures/") or (quick_report.parent / value).is_file()
+
+
+def test_its_images_are_svg_without_outside_references(quick_report: Path) -> None:
+    images = read(quick_report).all("img")
+    assert len(images) == 5
+    for image in images:
+        svg = base64.b64decode(str(image["src"]).split(",")[1]).decode()
+        assert "<svg" in svg
+        assert not re.search(r'(href|src)="(?!#|data:)', svg)
+        assert "url(http" not in svg
+
+
+def test_every_image_has_a_text(quick_report: Path) -> None:
+    for image in read(quick_report).all("img"):
+        assert len(str(image["alt"])) > 30
+
+
+def test_every_figure_lies_beside_it_as_svg_png_and_csv(quick_report: Path) -> None:
+    names = ["learning-rate-sensitivity", "loss-by-regime", "optimizer-batch-size", "search-progress", "width-depth"]
+    files = quick_report.parent / "figures"
+    expected = {f"{name}.{kind}" for name in names for kind in ("svg", "png", "csv")} | {"cells.csv"}
+    assert {file.name for file in files.iterdir()} == expected
+    assert (files / "loss-by-regime.png").read_bytes().startswith(b"\x89PNG")
+    assert len(pd.read_csv(files / "cells.csv")) == 48
+    for name in names:
+        assert len(pd.read_csv(files / f"{name}.csv")) > 0
+        assert read(quick_report).text.count("Files:") == len(names)
+
+
+def test_its_parts_come_in_order(quick_report: Path) -> None:
+    text = squeezed(read(quick_report))
+    first = ["Best on the validation split", "How the study went", "Leaderboard", "Figures", "Time to target"]
+    parts = [*first, "Warnings", "Spec", "Provenance", "Regenerate"]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_it_says_what_the_planted_truth_is(quick_report: Path) -> None:
+    text = squeezed(read(quick_report))
+    assert "Best on the validation split is adam, width 32, depth 2, batch size 32 at learning rate 0.00398" in text
+    assert "that of the best rmsprop cell" in text
+    assert "better on 3 of 3 paired seeds" in text
+    assert "3 seeds cannot reach p < .05 in an exact test (at best 0.25)" in text
+    assert "48 of 48 trials have ended, with 864 lanes" in text
+    assert "95% t interval" in text
+    assert "3 seeds" in text
+
+
+def test_its_command_and_spec_are_complete(quick_study: Path, quick_report: Path) -> None:
+    text = read(quick_report).text
+    assert f"study report {quick_study}" in text
+    assert (quick_study / "spec.toml").read_text() in text
+    assert "versions.torch" in text
+    assert "not recorded" in text  # the commit
+
+
+def test_a_path_with_a_space_is_quoted(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_study(optimizers=["adam"], widths=[8], depths=[1]).rename(tmp_path / "my study")
+    assert f"study report '{folder}'" in read(analysis.write_report(str(folder))).text
+
+
+def test_by_default_it_lies_in_the_results_folder_and_leaves_no_traces(make_study: Callable[..., Path]) -> None:
+    folder = make_study(optimizers=["adam"], widths=[8], depths=[1], batch_sizes=[32])
+    index = analysis.write_report(folder)
+    assert index == folder / "report" / "index.html"
+    first = index.read_bytes()
+    assert analysis.write_report(folder).read_bytes() == first
+    assert [file.name for file in index.parent.iterdir() if file.name.startswith(".")] == []
+
+
+def test_a_malicious_study_is_harmless(make_study: Callable[..., Path]) -> None:
+    evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+    folder = make_study(name=evil, optimizers=["adam", "<b>bold</b>"], widths=[8], depths=[1], batch_sizes=[32])
+    (folder / "provenance.json").write_text(json.dumps({"command": evil, evil: [evil], "data": {"loss": evil}}))
+    page = read(analysis.write_report(folder))
+    assert page.all("script") == page.all("b") == []
+    assert all(str(image["src"]).startswith("data:") for image in page.all("img"))
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert evil in page.text
+
+
+STUDIES: dict[str, dict[str, Any]] = {
+    "one trial": {"optimizers": ["adam"], "widths": [8], "depths": [1], "batch_sizes": [32]},
+    "one seed": {"optimizers": ["adam", "sgd"], "widths": [8], "depths": [1], "seeds": 1},
+    "one rate": {"optimizers": ["adam", "sgd"], "widths": [8], "depths": [1], "rates": [0.01]},
+    "one optimizer": {"optimizers": ["adam"]},
+    "ten optimizers": {
+        "optimizers": [
+            "gradient-descent",
+            "sgd",
+            "momentum",
+            "nesterov",
+            "adagrad",
+            "rmsprop",
+            "adam",
+            "adamw",
+            "a",
+            "b" * 80,
+        ],
+        "widths": [8],
+        "depths": [1],
+        "batch_sizes": [32],
+    },
+    "all diverged": {"optimizers": ["adam", "sgd"], "widths": [8], "depths": [1], "diverge": lambda cell: True},
+    "accuracy": {"metric": "accuracy", "target": 0.9, "widths": [8], "depths": [1], "seeds": 6},
+    "many widths": {"optimizers": ["adam"], "widths": range(4, 24), "depths": [1], "batch_sizes": [32]},
+    "linear": {"optimizers": ["sgd"], "widths": [1], "depths": [0], "batch_sizes": [1, 10_000]},
+}
+SAYS = {
+    "one trial": "Only one optimizer has a result",
+    "one seed": "which says nothing about their difference",
+    "one rate": "there the rate is given, not tuned",
+    "one optimizer": "Only one optimizer has a result",
+    "all diverged": "No trial has a learning rate at which every seed survived, so there is nothing to compare.",
+    "accuracy": "percentage points",
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_any_study_has_a_report(make_study: Callable[..., Path], study: str) -> None:
+    text = squeezed(read(analysis.write_report(make_study(**STUDIES[study]))))
+    assert SAYS.get(study, "Best on the validation split") in text
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+
+
+def test_an_empty_study_has_a_report(tmp_path: Path) -> None:
+    write_spec(tmp_path, target=0.1)
+    page = read(analysis.write_report(tmp_path))
+    assert "No trial has ended yet" in page.text
+    assert "Whether it still runs is not recorded" in page.text
+    assert page.all("img") == []
+
+
+def test_a_running_study_says_so(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    write_provenance(tmp_path)
+    provenance = json.loads((tmp_path / "provenance.json").read_text()) | {"finished": None}
+    (tmp_path / "provenance.json").write_text(json.dumps(provenance))
+    assert "has not finished: it still runs or was interrupted" in squeezed(read(analysis.write_report(tmp_path)))
+
+
+def test_every_outcome_is_counted_and_warned_of(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    outcomes = ["completed", "stopped", "diverged", "failed", "out of memory", "interrupted"]
+    trials = [trial_row(trial=n, outcome=outcome, width=n + 1) for n, outcome in enumerate(outcomes)]
+    lanes = [
+        lane_row(trial=n, lane=seed, seed=seed, outcome=outcome)
+        | ({"validation_loss": 0.1 + seed / 100} if outcome in ("completed", "stopped") else {})
+        for n, outcome in enumerate(outcomes)
+        for seed in range(2)
+    ]
+    write_tables(tmp_path, trials=trials, lanes=lanes)
+    results = analysis.load(tmp_path)
+    assert report.outcome_counts(results) == [(outcome, 1, 2) for outcome in outcomes]
+    text = squeezed(read(analysis.write_report(tmp_path)))
+    assert "1 trial stopped by the scheduler saw less of the budget" in text
+    assert "3 trials failed, ran out of memory or were interrupted" in text
+    assert "2 of 12 lanes diverged (17%)" in text
+
+
+def test_a_result_on_the_edge_is_warned_of(make_study: Callable[..., Path]) -> None:
+    folder = make_study(optimizers=["adam"], widths=[8], depths=[1], batch_sizes=[32], rates=[0.01, 0.1])
+    text = squeezed(read(analysis.write_report(folder)))
+    assert "on the edge of its grid for the best cell of adam (0.01)" in text
+
+
+def paired_study(folder: Path, best: list[float], rival: list[float], test: list[float] | None = None) -> str:
+    """The verdict on two cells whose validation losses per seed are given, and the first one's on test."""
+    write_spec(folder)
+    losses = {"adam": (best, test or best), "sgd": (rival, rival)}
+    trials = [trial_row(trial=trial, optimizer=name) for trial, name in enumerate(losses)]
+    lanes = [
+        lane_row(trial=trial, lane=seed, seed=seed, validation_loss=value, test_loss=tests[seed])
+        for trial, (values, tests) in enumerate(losses.values())
+        for seed, value in enumerate(values)
+    ]
+    write_tables(folder, trials=trials, lanes=lanes)
+    results = analysis.load(folder)
+    return report.verdict(results, analysis.cells(results))
+
+
+def test_verdict_of_a_clear_difference(tmp_path: Path) -> None:
+    best, rival = [1.0, 1.1, 0.9, 1.05, 0.95, 1.0], [2.0, 2.1, 1.7, 2.2, 1.8, 2.0]
+    text = paired_study(tmp_path, best, rival)
+    assert "better on 6 of 6 paired seeds (sign-flip p = 0.0312)" in text
+    assert "no clear" not in text
+
+
+def test_verdict_of_overlapping_intervals(tmp_path: Path) -> None:
+    assert "no clear difference" in paired_study(tmp_path, [1.0, 2.0, 3.0, 1.5, 2.5], [2.0, 1.0, 2.5, 3.5, 1.5])
+
+
+def test_verdict_that_the_test_split_contradicts(tmp_path: Path) -> None:
+    rival = [2.0, 2.1, 1.7, 2.2, 1.8, 2.0]
+    text = paired_study(tmp_path, [value / 2 for value in rival], rival, [value * 2.1 for value in rival])
+    assert "2.1 times [2.1, 2.1]" in text
+    assert "the test split contradicts the choice made on validation" in text
+
+
+def test_several_studies_are_sections(quick_study: Path, tmp_path: Path) -> None:
+    other = write_study(tmp_path / "other", optimizers=["adam"], widths=[8], depths=[1], batch_sizes=[32], name="other")
+    index = analysis.write_report([quick_study, other], tmp_path / "both")
+    page = read(index)
+    assert len(page.all("section")) == 2
+    assert len(page.all("h1")) == 2
+    assert {"1-cells.csv", "2-cells.csv"} <= {file.name for file in (tmp_path / "both" / "figures").iterdir()}
+
+
+def test_figures_of_an_earlier_report_do_not_outlive_their_data(make_study: Callable[..., Path]) -> None:
+    folder = make_study(optimizers=["adam"], widths=[8], depths=[1], batch_sizes=[32])
+    analysis.write_report(folder)
+    (folder / "trials.parquet" / PART).unlink()
+    (folder / "lanes.parquet" / PART).unlink()
+    index = analysis.write_report(folder)
+    assert [file.name for file in (index.parent / "figures").iterdir()] == ["cells.csv"]
+
+
+def test_a_folder_that_is_no_study_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(analysis.ResultsError, match="no such folder"):
+        analysis.write_report(tmp_path / "nothing")
+    with pytest.raises(analysis.ResultsError, match="no results folder given"):
+        analysis.write_report([])

@@ -1,0 +1,154 @@
+"""The loader: what it reads, what it skips, and what it says about a folder that it cannot read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from analysis import ResultsError, load
+from analysis.results import CURVES, LANES, TRIALS, parts, regime
+from tests.conftest import PART, trial_row, write_provenance, write_spec, write_tables
+
+
+def write_part(folder: Path, name: str, *trials: int, worker: str = "a") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [trial_row(trial=trial, worker=worker) for trial in trials]
+    pq.write_table(pa.Table.from_pylist(rows, schema=TRIALS), folder / name)
+
+
+def test_a_study_reads_back(quick_study: Path) -> None:
+    results = load(quick_study)
+    assert (results.name, results.metric, results.maximize, results.target) == ("quick", "loss", False, 0.1)
+    assert len(results.trials) == 48
+    assert len(results.lanes) == 48 * 6 * 3
+    assert list(results.trials) == TRIALS.names
+    assert list(results.lanes) == LANES.names
+    assert list(results.curves) == CURVES.names
+    assert results.spec_text.startswith('name = "quick"')
+
+
+def test_a_study_without_tables_is_empty(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    results = load(tmp_path)
+    assert results.trials.empty
+    assert results.lanes.empty
+    assert results.curves.empty
+    assert results.provenance == {}
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="nowhere: no such folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_folder_without_spec_is_no_results_folder(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"has no spec\.toml"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("file", "text"), [("spec.toml", "name = "), ("provenance.json", '{"commit": ')])
+def test_a_broken_text_file_is_named(tmp_path: Path, file: str, text: str) -> None:
+    write_spec(tmp_path)
+    write_provenance(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ResultsError, match=file):
+        load(tmp_path)
+
+
+def test_a_truncated_part_is_named(make_study: Callable[..., Path]) -> None:
+    part = make_study(widths=[8], depths=[1]) / "lanes.parquet" / PART
+    part.write_bytes(part.read_bytes()[:-50])
+    with pytest.raises(ResultsError, match=rf"lanes\.parquet/{PART}: cannot be read"):
+        load(part.parent.parent)
+
+
+def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    folder = tmp_path / "trials.parquet"
+    folder.mkdir()
+    table = pa.Table.from_pylist([trial_row()], schema=TRIALS)
+    pq.write_table(table.replace_schema_metadata({"version": "2"}), folder / PART)
+    with pytest.raises(ResultsError, match="schema version 2, this program reads version 1"):
+        load(tmp_path)
+
+
+def test_a_part_that_lacks_a_column_is_refused(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    folder = tmp_path / "trials.parquet"
+    folder.mkdir()
+    table = pa.Table.from_pylist([trial_row()], schema=TRIALS).drop_columns(["optimizer", "width"])
+    pq.write_table(table.replace_schema_metadata(TRIALS.metadata), folder / PART)
+    with pytest.raises(ResultsError, match="lacks optimizer, width"):
+        load(tmp_path)
+
+
+def test_leftovers_of_a_merge_are_skipped(tmp_path: Path) -> None:
+    folder = tmp_path / "trials.parquet"
+    write_spec(tmp_path)
+    write_part(folder, "0000001-0000001.parquet", 0, worker="leftover")
+    write_part(folder, "0000002-0000002.parquet", 1, worker="leftover")
+    write_part(folder, "0000001-0000002.parquet", 0, 1, worker="merged")
+    write_part(folder, "0000003-0000003.parquet", 2, worker="new")
+    write_part(folder, ".tmp-0000004-0000004.parquet", 3)
+    assert [part[:2] for part in parts(folder)] == [(1, 2), (3, 3)]
+    assert list(load(tmp_path).trials["worker"]) == ["merged", "merged", "new"]
+
+
+def test_a_row_reported_twice_counts_once(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    write_part(tmp_path / "trials.parquet", "0000001-0000001.parquet", 1, 0)
+    write_part(tmp_path / "trials.parquet", "0000002-0000002.parquet", 1, worker="again")
+    trials = load(tmp_path).trials
+    assert list(trials["trial"]) == [0, 1]
+    assert list(trials["worker"]) == ["a", "again"]
+
+
+def test_parts_keep_the_schema(quick_study: Path) -> None:
+    schema = pq.read_schema(quick_study / "trials.parquet" / PART)
+    assert schema.metadata[b"version"] == b"1"
+    assert schema.field("width").metadata[b"description"]
+
+
+def test_a_write_without_rows_is_readable(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    write_tables(tmp_path, trials=[], lanes=[], curves=[])
+    assert load(tmp_path).curves.empty
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "expected"),
+    [(1, "stochastic"), (2, "mini-batch"), (99, "mini-batch"), (100, "batch"), (101, "batch")],
+)
+def test_regime_follows_from_the_batch_size(batch_size: int, expected: str) -> None:
+    assert regime(batch_size, 100) == expected
+
+
+def test_importing_analysis_is_light_and_changes_nothing() -> None:
+    code = """
+import sys
+import analysis
+assert "matplotlib" not in sys.modules
+import matplotlib
+before = matplotlib.rcParams.copy()
+for name in analysis.__all__:
+    getattr(analysis, name)
+assert set(analysis.__all__) <= set(dir(analysis))
+assert matplotlib.rcParams.copy() == before
+assert "matplotlib.pyplot" not in sys.modules
+print(sorted({"torch", "ray", "optuna", "sklearn", "study", "trainables"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import analysis
+
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = analysis.nothing

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from study import spec
+from study.spec import SpecError
+from trainables.rules import RULES
+
+GOOD: dict[str, Any] = {
+    "name": "good",
+    "workload": {"data": "cubic", "model": "mlp"},
+    "search": {"width": [8, 16], "depth": 2, "batch_size": [1, 32, "full"], "optimizer": ["sgd", "adam"]},
+    "budget": {"trials": 4, "epochs": 2},
+}
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """GOOD with entries replaced: section__key=value; None takes an entry out."""
+    tables = copy.deepcopy(GOOD)
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        table = tables
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[key] = value
+        if value is None:
+            del table[key]
+    return tables
+
+
+MNIST_CNN = {"workload": {"data": "mnist", "model": "cnn"}}
+BAD = {
+    "unknown key": (
+        changed(budget__epoch=3),
+        "budget.epoch: unknown key (did you mean epochs?); valid: trials, epochs",
+    ),
+    "unknown section": (changed(bugdet={}), "bugdet: unknown key; valid: name, description, workload"),
+    "unknown optimizer": (
+        changed(search__optimizer=["sgd", "adm"]),
+        'search.optimizer = ["sgd", "adm"]: unknown optimizer "adm" (did you mean adam?); valid: gradient-descent, sgd',
+    ),
+    "unknown data": (
+        changed(workload__data="minst"),
+        'workload.data = "minst": unknown data set "minst" (did you mean',
+    ),
+    "unknown model": (changed(workload__model="rnn"), "valid: linear, mlp, cnn"),
+    "unknown sampler": (changed(tuning__sampler="bayes"), "valid: tpe, random, qmc, grid"),
+    "negative width": (changed(search__width=-4), "search.width = -4: -4 is below 1"),
+    "zero in a list": (changed(search__width=[0, 4]), "search.width = [0, 4]: 0 is below 1"),
+    "low above high": (changed(search__width={"low": 9, "high": 3}), "search.width: low = 9 is above high = 3"),
+    "log from zero": (changed(search__width={"low": 0, "high": 3, "log": True}), "a log range cannot start at 0"),
+    "half a range": (changed(search__width={"low": 1}), "a range needs high"),
+    "odd key in a range": (changed(search__width={"low": 1, "high": 2, "step": 1}), "unknown step in a range"),
+    "a range of optimizers": (changed(search__optimizer={"low": 1, "high": 2}), "must be a name or a list of names"),
+    "empty list": (changed(search__width=[]), "search.width = []: an empty list leaves nothing to choose"),
+    "a value twice": (changed(search__width=[4, 4]), "a value stands twice"),
+    "batch too large": (
+        changed(search__batch_size=[32, 20_000]),
+        "search.batch_size = 20000: larger than the 10000 training examples of cubic",
+    ),
+    "batch in words": (changed(search__batch_size="all"), '"all" is not a batch size; a whole number or "full"'),
+    "fractional width": (changed(search__width=4.5), "search.width = 4.5: 4.5 is not a whole number"),
+    "true for a number": (changed(search__width=True), "true is not a whole number"),
+    "text for a number": (changed(budget__trials="ten"), 'budget.trials = "ten": must be a whole number'),
+    "no seeds": (changed(lanes__seeds=0), "lanes.seeds = 0: must be greater than or equal to 1"),
+    "rates from zero": (changed(lanes__learning_rate={"low": 0.0, "high": 1.0}), "lanes.learning_rate.low = 0.0: must"),
+    "rates reversed": (changed(lanes__learning_rate={"low": 1.0, "high": 0.1}), "low = 1.0 is above high = 0.1"),
+    "no limit": (changed(budget__epochs=None), "budget: needs exactly one of epochs, updates, examples, seconds; none"),
+    "two limits": (
+        changed(budget__seconds=3.0),
+        "budget: needs exactly one of epochs, updates, examples, seconds; epochs",
+    ),
+    "no name": (changed(name=None), 'name: missing; as in name = "my-study"'),
+    "name with a slash": (changed(name="a/b"), 'name = "a/b": must match pattern'),
+    "no search": (changed(search=None), "search: missing; the table [search] with width, depth, batch_size, optimizer"),
+    "no width": (changed(search__width=None), "search.width: missing; mlp needs it"),
+    "a section that is none": (changed(search=3), "search = 3: must be a table, as in [search]"),
+    "width of a linear model": (
+        changed(workload__model="linear", search__depth=None),
+        "search.width: a linear model has none; leave it out",
+    ),
+    "accuracy of a regression": (changed(workload__metric="accuracy"), "cubic is a regression; valid: loss"),
+    "impossible target": (changed(workload__target=-1.0), "workload.target = -1.0: must be a loss, above 0"),
+    "images wanted": (changed(workload__model="cnn"), "cubic has no images; those that do: digits, mnist"),
+    "a cnn too deep": (
+        changed(**MNIST_CNN, search__depth=[2, 3]),
+        "search.depth = 3: convolution 3 of 3 does not fit: 28x28 -> 12x12 -> 4x4, and a 5x5 filter does not fit "
+        "into 4x4 with padding 0; valid depths here: at most 2",
+    ),
+    "an mlp too deep": (changed(search__width=4, search__depth=5), "width 4 halves to nothing before layer 5; valid"),
+    "another family's argument": (
+        changed(workload__model_args={"kernel": 3}),
+        "mlp has no such argument; valid: shape",
+    ),
+    "a grid of ranges": (
+        changed(search__width={"low": 4, "high": 8}, tuning__sampler="grid"),
+        "search.width = {low = 4, high = 8, log = false}: the grid sampler needs lists",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tables", "message"), BAD.values(), ids=BAD)
+def test_a_mistake_is_one_line_with_key_value_and_what_is_valid(tables: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec.check(tables, "my.toml")
+    assert str(caught.value).startswith("my.toml: 1 mistake\n  ")
+    assert message in str(caught.value)
+    assert len(caught.value.mistakes) == 1
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    tables = changed(
+        workload__data="minst", search__width=-1, search__optimizer="adm", budget__trials="ten", lanes__seeds=0, extra=1
+    )
+    with pytest.raises(SpecError, match="6 mistakes"):
+        spec.check(tables)
+
+
+def test_files_that_are_no_spec(tmp_path: Path) -> None:
+    cases = {"broken.toml": b"a = = 1", "latin.toml": "name = 'é'".encode("latin-1")}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+    for name, message in (
+        ("broken.toml", "not valid TOML"),
+        ("latin.toml", "not UTF-8: byte 8"),
+        (".", "is a directory"),
+        ("none.toml", "no such file, and no shipped spec of that name; shipped: digits-cnn, mlp, mnist-cnn, quick"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            spec.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [file.stem for file in spec.SHIPPED.glob("*.toml")])
+def test_a_shipped_spec_is_valid_and_named_after_its_file(name: str) -> None:
+    found = spec.read(name)
+    assert found.name == name
+    assert found.description
+
+
+@pytest.mark.parametrize("name", [file.stem for file in spec.SHIPPED.glob("*.toml")])
+def test_a_resolved_spec_reads_back_as_itself(name: str) -> None:
+    found = spec.read(name)
+    assert spec.check(tomllib.loads(found.to_toml())) == found
+
+
+def test_changes_replace_what_the_file_says(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(tomli_w.dumps(changed(budget__epochs=None, budget__updates=7)))
+    found = spec.read(file, {"budget": {"trials": 2, "epochs": 1}, "lanes": {"seeds": 2}})
+    assert (found.budget.trials, found.budget.epochs, found.budget.updates, found.lanes.seeds) == (2, 1, None, 2)
+
+
+def test_a_classification_is_judged_by_accuracy_and_a_regression_by_loss() -> None:
+    assert spec.check(GOOD).workload.metric == "loss"
+    assert spec.check(changed(**MNIST_CNN)).workload.metric == "accuracy"
+    assert spec.check(changed(workload={"data": "mnist", "model": "cnn", "metric": "loss"})).workload.metric == "loss"
+
+
+@given(st.integers(0, 50), st.integers(1, 20), st.integers(0, 50), st.integers(1, 20))
+def test_studies_with_other_root_seeds_share_no_seeds(root: int, count: int, other: int, other_count: int) -> None:
+    seeds = spec.check(changed(tuning__seed=root, lanes__seeds=count)).lane_seeds()
+    others = spec.check(changed(tuning__seed=other, lanes__seeds=other_count)).lane_seeds()
+    assert len(set(seeds)) == count
+    assert root == other or not set(seeds) & set(others)
+
+
+def test_cells_and_rates() -> None:
+    found = spec.check(changed(search__depth={"low": 1, "high": 3}))
+    assert found.cells() == 2 * 3 * 3 * 2
+    assert found.rates("adam") == (*RULES["adam"].rates, 8)
+    own = spec.check(changed(lanes__learning_rate={"low": 0.1, "high": 1, "count": 3}))
+    assert own.rates("adam") == (0.1, 1, 3)

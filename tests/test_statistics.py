@@ -1,0 +1,438 @@
+"""Numbers and intervals, against closed forms, scipy and the planted truth of a synthetic study."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import special, stats
+
+import analysis
+from analysis import Interval, statistics
+from tests.conftest import PLANTED, curve_row, lane_row, write_spec
+
+losses = st.floats(1e-12, 1e12)
+shares = st.floats(0, 1)
+
+
+def lanes_frame(values: dict[float, list[float]], metric: str = "loss", trial: int = 0) -> pd.DataFrame:
+    """Lanes of one trial: learning rate -> value per seed, NaN for a diverged lane."""
+    rows = [
+        lane_row(trial=trial, learning_rate=rate, seed=seed, outcome="diverged" if math.isnan(value) else "completed")
+        | {f"validation_{metric}": value}
+        for rate, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+    return pd.DataFrame(rows).assign(lane=range(len(rows)))
+
+
+# Intervals
+
+
+def test_t_interval_closed_form() -> None:
+    interval = analysis.t_interval([1.0, 2.0, 3.0])
+    half = 0.95 / math.sqrt(2 * 0.975 * 0.025) / math.sqrt(3)  # the quantile of t with two degrees of freedom
+    assert interval.n == 3
+    assert_allclose([interval.estimate, interval.low, interval.high], [2, 2 - half, 2 + half], rtol=1e-12)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30).filter(lambda values: np.std(values) > 1e-6))
+def test_t_interval_agrees_with_scipy(values: list[float]) -> None:
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.9)
+    interval = analysis.t_interval(values, level=0.9)
+    assert_allclose([interval.low, interval.high], [expected.low, expected.high], rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [5, 10, 20])
+def test_t_interval_covers_as_it_says(n: int) -> None:
+    rng = np.random.default_rng(n)
+    intervals = [analysis.t_interval(rng.normal(3.0, 2.0, n)) for _ in range(3000)]
+    covered = np.mean([interval.low <= 3.0 <= interval.high for interval in intervals])
+    assert 0.935 <= covered <= 0.965
+
+
+def test_log_interval_covers_the_geometric_mean() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [analysis.log_interval(rng.lognormal(-2, 0.5, 5)) for _ in range(3000)]
+    covered = np.mean([interval.low <= math.exp(-2) <= interval.high for interval in intervals])
+    assert 0.935 <= covered <= 0.965
+
+
+@given(st.lists(losses, min_size=1, max_size=12))
+def test_log_interval_is_the_geometric_mean_inside_its_limits(values: list[float]) -> None:
+    interval = analysis.log_interval(values)
+    assert_allclose(interval.estimate, stats.gmean(values), rtol=1e-9)
+    assert 0 <= interval.low <= interval.estimate * (1 + 1e-12)
+    assert interval.high >= interval.estimate * (1 - 1e-12)
+    assert interval.n == len(values)
+
+
+@given(st.lists(shares, min_size=1, max_size=12), st.integers(1, 10_000))
+def test_logit_interval_stays_between_0_and_1(values: list[float], examples: int) -> None:
+    interval = analysis.logit_interval(values, examples)
+    assert 0 <= interval.low <= interval.estimate + 1e-9
+    assert interval.estimate - 1e-9 <= interval.high <= 1
+
+
+@given(shares, st.integers(1, 1000), st.integers(2, 6))
+def test_equal_accuracies_average_to_themselves(value: float, examples: int, n: int) -> None:
+    interval = analysis.logit_interval([value] * n, examples)
+    assert_allclose([interval.estimate, interval.low, interval.high], value, atol=1e-7)
+
+
+def test_logit_interval_closed_form() -> None:
+    accuracies, examples = [0.9, 0.95, 1.0], 100
+    logits = [math.log((100 * a + 0.5) / (100 * (1 - a) + 0.5)) for a in accuracies]
+    expected = analysis.t_interval(logits)
+    interval = analysis.logit_interval(accuracies, examples)
+    back = (special.expit([expected.estimate, expected.low]) * 101 - 0.5) / 100
+    assert_allclose([interval.estimate, interval.low], back, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("interval", "limits"),
+    [
+        (analysis.t_interval, (-math.inf, math.inf)),
+        (analysis.log_interval, (0.0, math.inf)),
+        (lambda values: analysis.logit_interval(values, 100), (0.0, 1.0)),
+    ],
+    ids=["t", "log", "logit"],
+)
+class TestFewValues:
+    def test_one_value_bounds_nothing(self, interval: Callable[..., Interval], limits: tuple[float, float]) -> None:
+        found = interval([0.25])
+        assert found.estimate == pytest.approx(0.25)
+        assert (found.low, found.high, found.n) == (*limits, 1)
+
+    def test_no_value_is_nan(self, interval: Callable[..., Interval], limits: tuple[float, float]) -> None:
+        for values in ([], [math.nan], [math.inf, -math.inf]):
+            found = interval(values)
+            assert np.isnan([found.estimate, found.low, found.high]).all()
+            assert found.n == 0
+
+    def test_what_is_not_finite_is_dropped(
+        self, interval: Callable[..., Interval], limits: tuple[float, float]
+    ) -> None:
+        assert interval([0.2, math.nan, 0.4, math.inf]) == interval([0.2, 0.4])
+
+
+def test_a_zero_loss_has_no_upper_limit() -> None:
+    assert analysis.log_interval([0.0, 1.0]) == Interval(0.0, 0.0, math.inf, 2)
+
+
+def test_impossible_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="no negative value"):
+        analysis.log_interval([-1.0, 1.0])
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        analysis.logit_interval([0.5, 1.5], 10)
+
+
+def test_metric_interval_chooses_by_metric() -> None:
+    assert analysis.metric_interval([0.5, 0.6], "loss") == analysis.log_interval([0.5, 0.6])
+    assert analysis.metric_interval([0.5, 0.6], "accuracy", 50) == analysis.logit_interval([0.5, 0.6], 50)
+
+
+@given(st.lists(st.integers(-50, 50), min_size=1, max_size=8))
+def test_sign_flip_p_counts_all_flips(differences: list[int]) -> None:
+    flips = np.array(list(itertools.product([1, -1], repeat=len(differences)))) @ np.array(differences)
+    expected = min(1.0, 2 * min(np.mean(flips >= sum(differences)), np.mean(flips <= sum(differences))))
+    assert analysis.sign_flip_p(differences) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("n", "p"), [(3, 0.25), (5, 0.0625), (6, 0.03125)])
+def test_five_pairs_never_reach_significance(n: int, p: float) -> None:
+    assert analysis.sign_flip_p(np.arange(1, n + 1)) == pytest.approx(p)
+
+
+def test_sign_flip_p_without_pairs_is_nan() -> None:
+    assert math.isnan(analysis.sign_flip_p([]))
+
+
+# Tuning
+
+
+def test_the_best_mean_on_the_log_scale_is_tuned() -> None:
+    # The arithmetic mean would choose 0.1 (0.5 against 0.505), the geometric 0.01 (0.1 against 0.5).
+    lanes = lanes_frame({0.01: [0.01, 1.0], 0.1: [0.5, 0.5]})
+    assert analysis.tuned_rates(lanes, "loss").to_dict() == {0: 0.01}
+
+
+def test_accuracy_is_maximised() -> None:
+    lanes = lanes_frame({0.01: [0.8, 0.9], 0.1: [0.95, 1.0]}, "accuracy")
+    assert analysis.tuned_rates(lanes, "accuracy", 100).to_dict() == {0: 0.1}
+
+
+def test_a_rate_at_which_one_seed_diverged_is_not_eligible() -> None:
+    lanes = lanes_frame({0.01: [1.0, 1.0], 0.1: [0.001, math.nan]})
+    assert analysis.tuned_rates(lanes, "loss").to_dict() == {0: 0.01}
+    table = analysis.rate_table(lanes, "loss")
+    assert list(table["eligible"]) == [True, False]
+    assert list(table["diverged"]) == [0, 1]
+    assert list(table["n"]) == [2, 1]
+
+
+def test_a_rate_that_lacks_a_seed_is_not_eligible() -> None:
+    lanes = lanes_frame({0.01: [1.0, 1.0], 0.1: [0.001]})
+    assert analysis.tuned_rates(lanes, "loss").to_dict() == {0: 0.01}
+
+
+@pytest.mark.parametrize("outcome", ["failed", "interrupted", "out of memory"])
+def test_only_lanes_that_ended_well_are_eligible(outcome: str) -> None:
+    lanes = lanes_frame({0.01: [1.0, 1.0]}).assign(outcome=outcome)
+    assert analysis.tuned_rates(lanes, "loss").empty
+    assert len(analysis.tuned_rates(lanes.assign(outcome="stopped"), "loss")) == 1
+
+
+def test_without_survivors_there_is_no_tuned_rate() -> None:
+    assert analysis.tuned_rates(lanes_frame({0.01: [math.nan] * 2}), "loss").empty
+    assert analysis.tuned_rates(lanes_frame({0.01: [0.5]}).head(0), "loss").empty
+
+
+@given(st.lists(losses, min_size=1, max_size=5), st.permutations([0.001, 0.01, 0.1]), st.randoms())
+def test_ties_go_to_the_smaller_rate(values: list[float], rates: list[float], random: Any) -> None:
+    shuffled = [random.sample(values, len(values)) for _ in rates]
+    lanes = lanes_frame(dict(zip(rates, shuffled, strict=True)))
+    assert analysis.tuned_rates(lanes.sample(frac=1, random_state=0), "loss").to_dict() == {0: 0.001}
+
+
+# Cells
+
+
+def test_cells_recover_the_planted_truth(quick_study: Path) -> None:
+    results = analysis.load(quick_study)
+    table = analysis.cells(results)
+    assert len(table) == len(results.trials) == 48
+    best = analysis.rank(table, maximize=False).iloc[0]
+    assert (best["optimizer"], best["batch_size"], best["width"], best["depth"]) == ("adam", 32, 32, 2)
+    assert best["validation_low"] < best["validation"] < best["validation_high"]
+    for optimizer, group in table[table["validation"].notna()].groupby("optimizer"):
+        grid = results.lanes["learning_rate"].unique()
+        distance = np.abs(np.log10(grid / PLANTED[str(optimizer)][1]))
+        assert (np.abs(np.log10(group["learning_rate"] / PLANTED[str(optimizer)][1])) <= distance.min() + 0.25).all()
+
+
+def test_cells_agree_with_an_independent_count(quick_study: Path) -> None:
+    results = analysis.load(quick_study)
+    for row in analysis.cells(results).to_dict("records"):
+        lanes = results.lanes[results.lanes["trial"] == row["trial"]]
+        assert row["diverged_share"] == pytest.approx(lanes["diverged_update"].notna().mean())
+        tuned = lanes[lanes["learning_rate"] == row["learning_rate"]]
+        if len(tuned):
+            assert row["test"] == pytest.approx(stats.gmean(tuned["test_loss"]))
+            assert (row["n"], row["test_n"], row["seeds"], row["rates"]) == (3, 3, 3, 6)
+            assert row["on_edge"] == (row["learning_rate"] in (1e-4, 1.0))
+        else:
+            assert row["outcome"] == "diverged"
+            assert math.isnan(row["validation"])
+            assert not row["on_edge"]
+
+
+@pytest.mark.parametrize("rates", [(0.01, 0.1, 1.0), (1e-4, 1e-3, 0.01)])
+def test_a_tuned_rate_at_the_end_of_its_grid_is_on_the_edge(make_study: Callable[..., Path], rates: Any) -> None:
+    results = analysis.load(make_study(optimizers=["adam"], widths=[8], depths=[1], batch_sizes=[32], rates=rates))
+    assert analysis.cells(results)["on_edge"].tolist() == [True]
+
+
+def test_one_rate_is_no_edge(make_study: Callable[..., Path]) -> None:
+    results = analysis.load(make_study(optimizers=["adam"], widths=[8], depths=[1], rates=[0.01]))
+    assert not analysis.cells(results)["on_edge"].any()
+
+
+def test_an_empty_study_has_no_cells(tmp_path: Path) -> None:
+    write_spec(tmp_path, target=0.1)
+    results = analysis.load(tmp_path)
+    table = analysis.cells(results)
+    assert table.empty
+    assert analysis.compare_best(results, table) is None
+    for frame in (
+        analysis.rank(table, maximize=False),
+        analysis.regime_curves(results, table),
+        analysis.rate_sensitivity(results, table),
+        analysis.grid(table, "optimizer", "batch_size", maximize=False),
+        analysis.progress(table, maximize=False),
+        analysis.target_times(results, table),
+    ):
+        assert frame.empty
+
+
+# Comparison
+
+
+def test_compare_best_is_the_paired_ratio(quick_study: Path) -> None:
+    results = analysis.load(quick_study)
+    found = analysis.compare_best(results, analysis.cells(results))
+    assert found is not None
+    assert (found.best["optimizer"], found.rival["optimizer"], found.split) == ("adam", "rmsprop", "test")
+    losses_of = [
+        results.lanes[
+            (results.lanes["trial"] == cell["trial"]) & (results.lanes["learning_rate"] == cell["learning_rate"])
+        ]
+        .sort_values("seed")["test_loss"]
+        .to_numpy()
+        for cell in (found.best, found.rival)
+    ]
+    expected = stats.ttest_rel(*np.log(losses_of)).confidence_interval(0.95)
+    assert_allclose([found.effect.low, found.effect.high], np.exp([expected.low, expected.high]), rtol=1e-9)
+    assert (found.wins, found.effect.n, found.p) == (3, 3, pytest.approx(0.25))
+    assert found.differs
+    assert not found.favours_rival("loss")
+
+
+def test_compare_best_of_accuracies_is_a_difference(make_study: Callable[..., Path]) -> None:
+    results = analysis.load(make_study(metric="accuracy", optimizers=["adam", "sgd"], widths=[8], depths=[1], seeds=6))
+    found = analysis.compare_best(results, analysis.cells(results))
+    assert found is not None
+    assert found.effect.estimate == pytest.approx(found.best["test"] - found.rival["test"], abs=0.01)
+    assert (found.wins, found.neutral, found.p) == (6, 0.0, pytest.approx(1 / 32))
+    assert found.differs
+
+
+def test_one_optimizer_is_compared_with_none(make_study: Callable[..., Path]) -> None:
+    results = analysis.load(make_study(optimizers=["adam"]))
+    assert analysis.compare_best(results, analysis.cells(results)) is None
+
+
+# Along the search and along training
+
+
+@given(st.lists(st.one_of(st.just(math.nan), st.floats(-1e6, 1e6)), max_size=20), st.booleans())
+def test_best_so_far_is_the_best_of_each_prefix(values: list[float], maximize: bool) -> None:
+    found = analysis.best_so_far(values, maximize)
+    assert found.shape == (len(values),)
+    for place, best in enumerate(found):
+        seen = [value for value in values[: place + 1] if not math.isnan(value)]
+        expected = (max if maximize else min)(seen) if seen else math.nan
+        assert_array_equal(best, expected)
+
+
+def test_progress_follows_the_order_of_trials(quick_study: Path) -> None:
+    table = analysis.cells(analysis.load(quick_study))
+    frame = analysis.progress(table.sample(frac=1, random_state=0), maximize=False)
+    assert list(frame["trial"]) == list(range(48))
+    assert frame["best"].iloc[-1] == table["validation"].min()
+    assert (frame["best"].diff().dropna() <= 0).all()
+
+
+def test_time_to_target_is_the_first_evaluation_that_reaches_it() -> None:
+    values = {0: [1.0, 0.5, 0.6, 0.4], 1: [1.0, 0.9, 0.8, 0.7], 2: [0.5, 0.1, 0.1, 0.1]}
+    curves = pd.DataFrame(
+        [
+            curve_row(lane=lane, update=10 * place, value=value)
+            for lane, line in values.items()
+            for place, value in enumerate(line)
+        ]
+        + [
+            curve_row(lane=1, update=5, value=0.0, split="batch"),
+            curve_row(lane=1, update=5, value=0.0, metric="accuracy"),
+        ]
+    )
+    times = analysis.time_to_target(curves.sample(frac=1, random_state=0), 0.5, maximize=False)
+    assert list(times["lane"]) == [0, 1, 2]
+    assert list(times["reached"]) == [True, False, True]
+    assert_array_equal(times["update"], [10, math.nan, 0])
+    assert_array_equal(times["examples"], [320, math.nan, 0])
+    assert_allclose(times["epoch"], [0.032, math.nan, 0])
+    assert statistics.censored_median(times["update"]) == 10
+
+
+def test_time_to_target_of_an_accuracy_looks_upwards() -> None:
+    curves = pd.DataFrame([curve_row(update=u, value=u / 10, metric="accuracy") for u in range(11)])
+    assert analysis.time_to_target(curves, 0.8, maximize=True)["update"].tolist() == [8]
+
+
+@given(st.lists(st.one_of(st.just(math.nan), st.floats(0, 1e6)), min_size=1, max_size=9))
+def test_censored_median_counts_what_was_not_reached_as_late(times: list[float]) -> None:
+    median = statistics.censored_median(times)
+    reached = sum(not math.isnan(time) for time in times)
+    assert math.isfinite(median) == (reached > len(times) / 2)
+    assert sum(time <= median for time in times if not math.isnan(time)) >= min(reached, len(times) / 2)
+
+
+def test_target_times_names_the_fastest_first(quick_study: Path) -> None:
+    results = analysis.load(quick_study)
+    times = analysis.target_times(results, analysis.cells(results))
+    assert list(times["regime"].unique()) == ["stochastic", "mini-batch", "batch"]
+    mini_batch = times[times["regime"] == "mini-batch"]
+    assert mini_batch["examples"].is_monotonic_increasing
+    sgd = mini_batch[mini_batch["optimizer"] == "sgd"].iloc[0]
+    assert (sgd["reached"], sgd["seeds"], sgd["update"]) == (0, 3, math.inf)
+    assert not ((times["regime"] == "batch") & (times["optimizer"] == "momentum")).any()
+
+
+def test_a_workload_without_target_has_no_times(make_study: Callable[..., Path]) -> None:
+    results = analysis.load(make_study(widths=[8], depths=[1]))
+    assert analysis.target_times(results, analysis.cells(results)).empty
+
+
+def test_band_is_pointwise() -> None:
+    values = {0: [1.0, 0.1], 10: [0.5, 0.02]}
+    curves = pd.DataFrame(
+        [curve_row(lane=lane, update=u, value=v) for u, line in values.items() for lane, v in enumerate(line)]
+        + [curve_row(lane=0, update=10, value=9.0, split="train")]
+    )
+    found = analysis.band(curves, "loss")
+    assert list(found["update"]) == [0, 10]
+    assert_allclose(found["estimate"], [stats.gmean(values[0]), stats.gmean(values[10])])
+    for row, line in zip(found.to_dict("records"), values.values(), strict=True):
+        expected = analysis.log_interval(line)
+        assert (row["low"], row["high"], row["n"]) == (expected.low, expected.high, 2)
+
+
+def test_regime_curves_follow_the_best_cell_of_each_regime(quick_study: Path) -> None:
+    results = analysis.load(quick_study)
+    curves = analysis.regime_curves(results, analysis.cells(results))
+    assert list(curves["regime"].unique()) == ["stochastic", "mini-batch", "batch"]
+    assert set(curves["optimizer"]) == {"adam"}
+    assert (curves["n"] == 3).all()
+    starts = curves[curves["update"] == 0]
+    assert len(starts) == 3
+    assert starts["batch_loss"].isna().all()
+    assert curves.loc[curves["update"] > 0, "batch_loss"].notna().all()
+
+
+def test_rate_sensitivity_has_each_rate_of_the_best_cells(quick_study: Path) -> None:
+    results = analysis.load(quick_study)
+    frame = analysis.rate_sensitivity(results, analysis.cells(results))
+    assert frame.groupby("optimizer").size().to_dict() == dict.fromkeys(["adam", "momentum", "rmsprop", "sgd"], 6)
+    assert frame.groupby("optimizer")["tuned"].sum().eq(1).all()
+    assert frame.loc[frame["tuned"], "eligible"].all()
+
+
+# Grids
+
+
+def test_grid_takes_the_best_of_the_rest_and_says_why_not(quick_study: Path) -> None:
+    table = analysis.cells(analysis.load(quick_study))
+    table = table[~((table["optimizer"] == "sgd") & (table["batch_size"] == 1))]
+    frame = analysis.grid(table, "optimizer", "batch_size", maximize=False).set_index(["row", "column"])
+    assert list(frame.index.get_level_values("row").unique()) == ["sgd", "momentum", "rmsprop", "adam"]
+    assert list(frame.index.get_level_values("column").unique()) == ["1", "32", "full (10000)"]
+    chosen = table[(table["optimizer"] == "adam") & (table["batch_size"] == 32)]
+    assert frame.loc[("adam", "32"), "estimate"] == chosen["validation"].min()
+    assert frame.loc[("sgd", "1"), "why"] == "not run"
+    assert frame.loc[("momentum", "full (10000)"), "why"] == "diverged"
+    assert (frame["why"] == "").sum() == 10
+    assert frame.loc[frame["why"] == "", "n"].eq(3).all()
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=60))
+def test_bins_are_few_and_in_order(numbers: list[int]) -> None:
+    values = pd.Series(sorted(numbers))
+    labels = list(dict.fromkeys(statistics.binned(values)))
+    assert len(labels) <= max(8, 15)
+    assert len(statistics.binned(values)) == len(values)
+    firsts = [int(label.split("-")[0]) for label in labels]
+    assert firsts == sorted(firsts)
+
+
+def test_optimizers_are_listed_in_a_fixed_order() -> None:
+    assert statistics.optimizer_order(["zeta", "adam", "sgd", "alpha", "sgd"]) == ["sgd", "adam", "alpha", "zeta"]

@@ -40,8 +40,8 @@ COLUMN_MM, PAGE_MM = 85.0, 180.0
 _LOOKS = {
     "gradient-descent": ("#000000", "P"),
     "sgd": ("#0072B2", "o"),
-    "momentum": ("#56B4E9", "s"),
-    "nesterov": ("#009E73", "D"),
+    "momentum": ("#009E73", "s"),
+    "nesterov": ("#56B4E9", "D"),
     "adagrad": ("#CC79A7", "v"),
     "rmsprop": ("#E69F00", "^"),
     "adam": ("#D55E00", "X"),
@@ -326,8 +326,8 @@ def _log_axis_with_zero(ax: Axes, values: pd.Series[float]) -> None:
 
 def _power(value: float) -> str:
     """A power of ten as an axis shows it, without mathtext."""
-    if value == 0 or 0.001 < value < 10_000:
-        return f"{value:g}"
+    if value == 0:
+        return "0"
     return "10" + str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from study.outcomes import outcome
 
-PLAIN_SECONDS = 10.0
+PLAIN_SECONDS = 15.0
 
 
 class ProgressDisplay(tune.Callback):
@@ -72,10 +72,13 @@ class ProgressDisplay(tune.Callback):
         # Ray Tune pickles callbacks with its snapshots; the display itself cannot be and need not.
         return {**self.__dict__, "console": None, "live": None}
 
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Show something from time to time even while no trial ends."""
+        self._show()
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Count a trial as running."""
         self.running.add(trial.trial_id)
-        self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Count a trial by how it ended, and keep the best."""
@@ -105,7 +108,6 @@ class ProgressDisplay(tune.Callback):
     def _end(self, trial: Trial, ended: str) -> None:
         self.running.discard(trial.trial_id)
         self.counts[ended] += 1
-        self._show()
 
     def _show(self) -> None:
         if self.live:

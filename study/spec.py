@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-import tomli_w
+import tomlkit
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -317,7 +317,7 @@ class Spec(Section):
 
     def to_toml(self) -> str:
         """The spec with every default filled in."""
-        return tomli_w.dumps(self.model_dump(exclude_none=True))
+        return tomlkit.dumps(self.model_dump(exclude_none=True))
 
 
 def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,13 @@ def make_study(tmp_path: Path) -> Callable[..., Path]:
         return write_study(tmp_path / "results" / "study", **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder with the real MNIST files: STUDY_DATA, or the one beside the project."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("STUDY_DATA", beside)).absolute()
+    if not (folder / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
+        pytest.skip(f"needs the MNIST files in {folder}/MNIST/raw; set STUDY_DATA to a folder that has them")
+    return folder

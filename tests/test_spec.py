@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
+import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -153,7 +153,7 @@ def test_a_resolved_spec_reads_back_as_itself(name: str) -> None:
 
 def test_changes_replace_what_the_file_says(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
-    file.write_text(tomli_w.dumps(changed(budget__epochs=None, budget__updates=7)))
+    file.write_text(tomlkit.dumps(changed(budget__epochs=None, budget__updates=7)))
     found = spec.read(file, {"budget": {"trials": 2, "epochs": 1}, "lanes": {"seeds": 2}})
     assert (found.budget.trials, found.budget.epochs, found.budget.updates, found.lanes.seeds) == (2, 1, None, 2)
 

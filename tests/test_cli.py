@@ -1,0 +1,164 @@
+"""The commands as a user types them, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomlkit
+
+import analysis
+from tests.test_spec import changed
+
+HEAVY = ("torch", "ray", "matplotlib", "optuna", "pandas", "pydantic")
+TINY = changed(
+    workload={"data": "linear", "model": "linear", "target": 0.1},
+    search={"batch_size": [1, "full"], "optimizer": ["sgd", "adam"]},
+    lanes={"rates": 3, "seeds": 2},
+    budget={"trials": 4, "epochs": 5},
+    tuning={"sampler": "grid", "scheduler": "none"},
+)
+
+
+def study(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "study", *arguments]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["run", "--help"], ["--version"]])
+def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code = f"""
+import sys
+from study.cli import main
+try:
+    main({arguments})
+except SystemExit as end:
+    assert not end.code, end.code
+print("HEAVY", [name for name in {HEAVY} if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "HEAVY []" in found.stdout
+
+
+def test_help_is_much_faster_than_importing_torch(tmp_path: Path) -> None:
+    def fastest(command: list[str]) -> float:
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, check=True)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert fastest(["-m", "study", "--help"]) < fastest(["-c", "import torch"]) / 3
+
+
+def test_list_names_every_shipped_spec_with_a_line(tmp_path: Path) -> None:
+    lines = study("list", folder=tmp_path).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["digits-cnn", "mlp", "mnist-cnn", "quick"]
+    assert all(len(line) > 40 for line in lines)
+
+
+BAD = {
+    "a bad spec": "bad.toml",
+    "a missing file": "none.toml",
+    "a directory": "folder",
+    "no TOML": "broken.toml",
+    "not UTF-8": "latin.toml",
+}
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize("name", BAD.values(), ids=BAD)
+def test_a_bad_spec_is_one_message_exit_code_2_and_nothing_left(name: str, command: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(tomlkit.dumps(changed(search__width=-4, search__optimizer="sdg")))
+    (tmp_path / "broken.toml").write_text("name = ")
+    (tmp_path / "latin.toml").write_bytes("name = 'é'".encode("latin-1"))
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    found = study(command, name, folder=tmp_path)
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert found.stderr.startswith(f"study: {name}: ")
+    assert "Traceback" not in found.stderr
+    if name == "bad.toml":
+        assert "search.width = -4: -4 is below 1" in found.stderr
+        assert "did you mean sgd?); valid: gradient-descent" in found.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_data_that_cannot_be_had_leaves_no_results(tmp_path: Path) -> None:
+    # Port 9 of this machine refuses at once, as a proxy that leads nowhere.
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    found = study("run", "mnist-cnn", folder=tmp_path, STUDY_DATA=str(tmp_path / "data"), no_proxy="", **nowhere)
+    assert found.returncode == 2
+    assert found.stderr.startswith("study: mnist cannot be had:")
+    assert str(tmp_path / "data/MNIST/raw") in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_a_folder_without_results_is_the_users_mistake(command: str, tmp_path: Path) -> None:
+    found = study(command, ".", folder=tmp_path)
+    assert found.returncode == 2
+    assert found.stderr == "study: .: not a results folder, it has no spec.toml; `study run SPEC` makes one\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_prints_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(tomlkit.dumps(TINY))
+    found = study("check", "tiny.toml", "--seeds", "3", folder=tmp_path)
+    assert found.returncode == 0
+    assert "good: valid" in found.stdout
+    assert re.search(r"cells +4 \(2 batch_size x 2 optimizer\)", found.stdout)
+    assert re.search(r"lanes +9 a trial: 3 rates x 3 seeds", found.stdout)
+    assert "batch size 1 (stochastic): 500 updates a lane" in found.stdout
+    assert "batch size 100 (batch): 5 updates a lane" in found.stdout
+    assert re.search(r"memory +about \d+ MiB", found.stdout)
+    assert re.search(r"time +about .* on this machine", found.stdout)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.toml"]
+
+
+def test_a_study_from_the_shell_to_its_report(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(tomlkit.dumps(TINY))
+    found = study("run", "tiny.toml", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "results: results/good\nreport:  results/good/report/index.html\n"
+    assert "4/4 trials (4 completed)" in found.stderr
+    results = tmp_path / "results/good"
+    assert json.loads((results / "provenance.json").read_text())["command"].endswith("run tiny.toml")
+    assert "Traceback" not in found.stderr
+    assert "Warning" not in found.stderr
+    assert len(analysis.load(results).trials) == 4
+    page = (results / "report/index.html").read_text()
+    assert "study report results/good" in page or "study report" in page
+
+    said = study("status", "results/good", folder=tmp_path)
+    assert said.returncode == 0
+    assert "good: finished" in said.stdout
+    assert "trials  4 of 4: 4 completed" in said.stdout
+
+    again = study("report", "results/good", folder=tmp_path)
+    assert again.stdout == "report:  results/good/report/index.html\n"
+
+    refused = study("run", "tiny.toml", "--out", "results/good", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "already holds a study" in refused.stderr
+
+
+@pytest.mark.long
+def test_mnist_from_the_shell(tmp_path: Path, mnist_folder: Path) -> None:
+    arguments = ["--trials", "4", "--epochs", "1", "--seeds", "2", "--out", "out"]
+    command = [sys.executable, "-m", "study", "run", "mnist-cnn", *arguments]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "STUDY_DATA": str(mnist_folder)}, check=True, timeout=1500)
+    trials = analysis.load(tmp_path / "out").trials
+    assert len(trials) == 4
+    assert (trials["examples"] == 60_000).any()
+    assert trials["value"].max() > 0.97

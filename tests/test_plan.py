@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from study import plan, watch
+from study.collect import write_provenance, write_text
+from study.spec import check
+from tests.test_spec import changed
+
+
+def test_more_lanes_take_more_memory_and_more_updates_more_time() -> None:
+    few = check(changed(lanes__seeds=1, budget__epochs=1))
+    many = check(changed(lanes__seeds=40, budget__epochs=1))
+    long = check(changed(lanes__seeds=1, budget__epochs=100))
+    small, large, lengthy = (plan.probe(spec, 32, 16, 2) for spec in (few, many, long))
+    assert small.updates == 313
+    assert lengthy.updates == 31_300
+    assert large.memory_bytes > 2 * small.memory_bytes
+    assert lengthy.memory_bytes == small.memory_bytes
+    assert small.seconds
+    assert lengthy.seconds
+    assert lengthy.seconds > 10 * small.seconds
+
+
+def test_a_budget_in_seconds_is_the_time() -> None:
+    spec = check(changed(budget={"trials": 4, "seconds": 60.0}))
+    assert "batch size 1 (stochastic): 60 s a trial" in plan.describe(spec)
+    assert re.search(r"time +about \d", plan.describe(spec))
+
+
+@pytest.mark.parametrize(("model", "data"), [("linear", "digits"), ("cnn", "digits"), ("mlp", "mnist")])
+def test_every_family_has_a_plan_without_loading_its_data(model: str, data: str) -> None:
+    size = {} if model == "linear" else {"width": {"low": 4, "high": 8}, "depth": 1}
+    search = {**size, "batch_size": [32], "optimizer": "adam"}
+    spec = check(changed(workload={"data": data, "model": model}, search=search))
+    assert f"{data}: " in plan.describe(spec)
+
+
+def test_the_status_of_a_study_that_has_just_begun(tmp_path: Path) -> None:
+    import datetime as dt
+
+    spec = check(changed())
+    write_text(tmp_path / "spec.toml", spec.to_toml())
+    write_provenance(tmp_path, spec, "", finished=False, started=dt.datetime.now(dt.UTC))
+    assert watch.status(tmp_path).splitlines() == [
+        "good: running, or interrupted",
+        "  trials  0 of 4: none ended yet",
+        "  lanes   0, 0 diverged",
+        "  cost    0.000 CPU-hours",
+    ]

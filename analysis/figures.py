@@ -46,6 +46,12 @@ _LOOKS = {
     "rmsprop": ("#E69F00", "^"),
     "adam": ("#D55E00", "X"),
     "adamw": ("#882255", "*"),
+    # Tol's muted scheme (2021) for the rest.
+    "adadelta": ("#999933", "<"),
+    "amsgrad": ("#332288", ">"),
+    "adamax": ("#44AA99", "p"),
+    "nadam": ("#661100", "h"),
+    "radam": ("#777777", "d"),
 }
 _REGIME_COLOURS = dict(zip(REGIMES, ("#D55E00", "#0072B2", "#009E73"), strict=True))
 _GREY = "#d9d9d9"

@@ -19,7 +19,10 @@ from scipy import special, stats
 
 from analysis.results import REGIMES, Results
 
-OPTIMIZERS = ("gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw")
+OPTIMIZERS = (
+    *("gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop"),
+    *("adam", "adamw", "amsgrad", "adamax", "nadam", "radam"),
+)
 """The order in which optimizers are listed; others follow by name."""
 
 UNKNOWN_EXAMPLES = 1000

@@ -111,8 +111,9 @@ class ProgressDisplay(tune.Callback):
 
     def _show(self) -> None:
         if self.live:
-            best = f"best {self.metric} {self.best[0]:.4g}: {self.best[1]}" if self.best else ""
-            self.live.update(self.task, completed=self.ended, description=best)
+            bad = [f"{count} {name}" for name, count in self.counts.items() if name != "completed"]
+            best = [f"best {self.metric} {self.best[0]:.4g}: {self.best[1]}"] if self.best else []
+            self.live.update(self.task, completed=self.ended, description="; ".join(bad + best))
         elif time.monotonic() - self.shown > PLAIN_SECONDS:
             self.shown = time.monotonic()
             self.console.print(self.summary(), markup=False, highlight=False, soft_wrap=True)

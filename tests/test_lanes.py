@@ -53,8 +53,8 @@ def solo(family: str, rule: str, batch_size: int, lane: Lane, updates: int) -> t
     settings = dict(RULES[rule].settings)
     if "beta1" in settings:
         settings["betas"] = (settings.pop("beta1"), settings.pop("beta2"))
-    if rule == "nesterov":
-        settings["nesterov"] = True
+    if rule in ("nesterov", "amsgrad"):
+        settings[rule] = True
     optimizer = RULES[rule].torch_class(net.parameters(), lr=lane.learning_rate, **settings)
     criterion = nn.MSELoss() if workload.task == "regression" else nn.CrossEntropyLoss()
     per_epoch = math.ceil(TRAINING / batch_size)

@@ -17,6 +17,11 @@ def torch_optimizer(rule: str, parameter: torch.Tensor, rate: float) -> torch.op
         "rmsprop": lambda p: torch.optim.RMSprop(p, lr=rate),
         "adam": lambda p: torch.optim.Adam(p, lr=rate),
         "adamw": lambda p: torch.optim.AdamW(p, lr=rate),
+        "adadelta": lambda p: torch.optim.Adadelta(p, lr=rate),
+        "amsgrad": lambda p: torch.optim.Adam(p, lr=rate, amsgrad=True),
+        "adamax": lambda p: torch.optim.Adamax(p, lr=rate),
+        "nadam": lambda p: torch.optim.NAdam(p, lr=rate),
+        "radam": lambda p: torch.optim.RAdam(p, lr=rate),
     }
     optimizer: torch.optim.Optimizer = made[rule]([parameter])
     return optimizer
@@ -57,7 +62,7 @@ def test_a_rule_declares_its_state_and_a_range_of_rates(rule: object) -> None:
     assert isinstance(rule, Rule)
     parameters = torch.ones(2, 3)
     state = rule.state(parameters)
-    assert set(state) == set(rule.buffers)
+    assert set(state) == {*rule.buffers, *rule.scalars}
     rule.step(parameters, torch.ones(2, 3), state, 1, torch.ones(2, 1))
-    assert set(state) == set(rule.buffers)
+    assert set(state) == {*rule.buffers, *rule.scalars}
     assert 0 < rule.rates[0] < rule.rates[1]

@@ -109,6 +109,22 @@ def report(folders: tuple[Path, ...]) -> None:
     click.echo(f"report:  {_shown(_report(list(folders)))}")
 
 
+@main.command()
+@click.option("--only", default="", help="search, trials, or part of the name of a line; everything if not given.")
+@click.option("--device", default="cpu", help="cpu or cuda, for the updates.")
+@click.option("--out", type=_FOLDER, help="JSON file to write.")
+def bench(only: str, device: str, out: Path | None) -> None:
+    """Measure lanes and whole searches beside the usual ways, in one run on this machine."""
+    from rich.console import Console
+
+    from study import bench as measurements
+
+    found = measurements.run(only, device)
+    measurements.show(found, Console())
+    if out:
+        measurements.write(found, out)
+
+
 def _report(folders: list[Path]) -> Path:
     from analysis.report import write_report
 

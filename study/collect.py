@@ -26,7 +26,7 @@ from trainables.tune import Payload
 
 # Equal neighbours are merged once there are so many, so the parts stay few and each row is rewritten O(log n) times.
 MERGE = 8
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy", "pandas")
+PACKAGES = ("optimizer-study", "torch", "torchvision", "ray", "optuna", "numpy", "pandas")
 
 
 class Table:
@@ -198,12 +198,8 @@ def write_provenance(folder: Path, spec: Spec, command: str, *, finished: bool, 
         "commit": _commit(),
         "started": started.isoformat(timespec="seconds"),
         "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds") if finished else None,
-        "versions": {
-            "python": platform.python_version(),
-            "optimizer-study": metadata.version("optimizer-study"),
-            **{name: metadata.version(name) for name in PACKAGES},
-        },
-        "hardware": _hardware(),
+        "versions": versions(),
+        "hardware": hardware(),
         "seeds": {"root": spec.tuning.seed, "lanes": spec.lane_seeds()},
         "data": {
             "name": spec.workload.data,
@@ -225,7 +221,13 @@ def write_text(file: Path, text: str) -> None:
     unfinished.replace(file)
 
 
-def _hardware() -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, memory and GPUs of this machine."""
     import torch
 
     cpu = platform.processor() or platform.machine()

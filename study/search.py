@@ -83,10 +83,20 @@ def run(
     data_folder = data.data_folder().absolute()
     data.load(spec.workload.data, data_folder)  # fetched once, here, before anything is written
     with cluster.connected(spec, address) as concurrency:
-        return _search(spec, folder, data_folder, concurrency, command, quiet=quiet)
+        return start(spec, folder, data_folder, concurrency, command, quiet=quiet)
 
 
-def _search(spec: Spec, folder: Path, data_folder: Path, concurrency: int, command: str, *, quiet: bool) -> Outcome:
+def start(spec: Spec, folder: Path, data_folder: Path, concurrency: int, command: str, *, quiet: bool) -> Outcome:
+    """Run a study on the Ray that this process is connected to.
+
+    Args:
+        spec: what to search.
+        folder: the results folder, absolute; made if it is not there.
+        data_folder: where downloaded data lie, absolute.
+        concurrency: trials at once.
+        command: for the provenance.
+        quiet: show no progress.
+    """
     # Ray, Optuna and Tune are imported once cluster.connected has set their environment.
     import optuna
     from optuna.storages import JournalStorage

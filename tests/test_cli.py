@@ -154,8 +154,9 @@ def test_a_study_from_the_shell_to_its_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1600)
 def test_mnist_from_the_shell(tmp_path: Path, mnist_folder: Path) -> None:
-    arguments = ["--trials", "4", "--epochs", "1", "--seeds", "2", "--out", "out"]
+    arguments = ["--trials", "4", "--epochs", "1", "--seeds", "1", "--out", "out"]
     command = [sys.executable, "-m", "study", "run", "mnist-cnn", *arguments]
     subprocess.run(command, cwd=tmp_path, env={**os.environ, "STUDY_DATA": str(mnist_folder)}, check=True, timeout=1500)
     trials = analysis.load(tmp_path / "out").trials

@@ -33,7 +33,7 @@ def ray_here() -> Iterator[None]:
 def run(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def go(spec: Any, **options: Any) -> Outcome:
         folder, data_folder = tmp_path / "results", tmp_path / "data"
-        return search._search(spec, folder, data_folder, options.pop("concurrency", 2), "the command", quiet=True)
+        return search.start(spec, folder, data_folder, options.pop("concurrency", 2), "the command", quiet=True)
 
     monkeypatch.chdir(tmp_path)
     return go

@@ -1,0 +1,220 @@
+"""`study bench`: what our trials cost beside what a user would run otherwise, on this machine, in one run.
+
+Three parts: an update of a lane beside the solo loop (`trainables.bench`); a whole search beside plain Ray Tune and
+plain Optuna, on the same networks, examples and processors; and what Ray adds to a trial that does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import trainables.bench
+from analysis import results
+from study import cluster, search
+from study.collect import hardware, versions, write_text
+from study.spec import Spec, check
+from trainables import data, models
+
+# Peers run so many (configuration, seed) runs, and are scaled; they would take hours for all.
+RAY_RUNS, OPTUNA_RUNS = 8, 24
+EMPTY_TRIALS = 200
+SEARCH = check(
+    {
+        "name": "bench",
+        "workload": {"data": "cubic", "model": "mlp", "dtype": "float64"},
+        "search": {"width": [8, 16], "depth": [1, 2], "batch_size": 32, "optimizer": ["sgd", "adam"]},
+        "lanes": {"rates": 8, "seeds": 5},
+        "budget": {"trials": 8, "epochs": 10},
+        "tuning": {"sampler": "grid", "scheduler": "none"},
+    }
+)
+
+
+@dataclass(frozen=True)
+class SearchRow:
+    """A way to make a whole search.
+
+    Attributes:
+        name: what ran.
+        runs: (configuration, seed) runs that were made and timed.
+        seconds: that they took, on all processors, start-up of workers included.
+        runs_per_hour: what follows.
+        ratio: of ours to these.
+    """
+
+    name: str
+    runs: int
+    seconds: float
+    runs_per_hour: float
+    ratio: float
+
+
+def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
+    """Measure and gather everything.
+
+    Args:
+        only: `search`, `trials`, or part of the name of a line of the first table; everything if empty.
+        device: for the first table.
+    """
+    found: dict[str, Any] = {"versions": versions(), "hardware": hardware()}
+    if only not in ("search", "trials"):
+        found["updates"] = trainables.bench.run(device, only)["rows"]
+    if only in ("", "search"):
+        found["search"] = [asdict(row) for row in searches(SEARCH)]
+    if only in ("", "trials"):
+        found["trials"] = empty_trials(EMPTY_TRIALS)
+    return found
+
+
+def searches(spec: Spec) -> list[SearchRow]:
+    """The same search by our trials, by plain Ray Tune and by plain Optuna."""
+    with cluster.connected(spec, None) as at_once, tempfile.TemporaryDirectory() as scratch:
+        ours = _timed(lambda: search.start(spec, Path(scratch), data.data_folder(), at_once, "", quiet=True))
+        plain_ray = _timed(lambda: _plain_ray(RAY_RUNS, Path(scratch)))
+    plain_optuna = _timed(lambda: _plain_optuna(OPTUNA_RUNS, at_once))
+    trials = search.planned_trials(spec)
+    measured = (
+        ("ours", trials * spec.lanes.rates * spec.lanes.seeds, ours),
+        ("plain Ray Tune", RAY_RUNS, plain_ray),
+        ("plain Optuna", OPTUNA_RUNS, plain_optuna),
+    )
+    best = measured[0][1] / ours
+    return [
+        SearchRow(name, runs, seconds, runs / seconds * 3600, best / (runs / seconds))
+        for name, runs, seconds in measured
+    ]
+
+
+def solo_run(config: dict[str, Any]) -> float:
+    """One configuration with one seed, as one would write it: tensors in memory, torch.optim, one thread."""
+    torch.set_num_threads(1)
+    examples = data.load("cubic", standardize=True, dtype=torch.float64)
+    torch.manual_seed(config["seed"])
+    network = models.mlp((2,), 1, width=config["width"], depth=config["depth"]).double()
+    optimizers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    optimizer = optimizers[config["optimizer"]](network.parameters(), lr=config["learning_rate"])
+    criterion = nn.MSELoss()
+    for _ in range(10):
+        for rows in torch.randperm(len(examples.train)).split(32):
+            optimizer.zero_grad()
+            criterion(network(examples.train.inputs[rows]), examples.train.targets[rows]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        return float(criterion(network(examples.validation.inputs), examples.validation.targets))
+
+
+def _plain_ray(runs: int, scratch: Path) -> None:
+    """A function trainable, one configuration a trial, as Ray Tune's documentation shows."""
+    from ray import tune
+
+    space = {
+        "width": tune.choice([8, 16]),
+        "depth": tune.choice([1, 2]),
+        "optimizer": tune.choice(["sgd", "adam"]),
+        "learning_rate": tune.loguniform(1e-5, 1e-2),
+        "seed": tune.randint(0, 5),
+    }
+    tuner = tune.Tuner(
+        _reporting_run,
+        param_space=space,
+        tune_config=tune.TuneConfig(num_samples=runs, metric="loss", mode="min"),
+        run_config=tune.RunConfig(storage_path=str(scratch / "plain"), verbose=0),
+    )
+    tuner.fit()
+
+
+def _reporting_run(config: dict[str, Any]) -> None:
+    from ray import tune
+
+    tune.report({"loss": solo_run(config)})
+
+
+def _plain_optuna(runs: int, at_once: int) -> None:
+    """`study.optimize` around the solo loop, in as many threads as there are processors."""
+    import optuna
+
+    def objective(trial: optuna.Trial) -> float:
+        loss = solo_run(
+            {
+                "width": trial.suggest_categorical("width", [8, 16]),
+                "depth": trial.suggest_int("depth", 1, 2),
+                "optimizer": trial.suggest_categorical("optimizer", ["sgd", "adam"]),
+                "learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True),
+                "seed": trial.suggest_int("seed", 0, 4),
+            }
+        )
+        return loss if math.isfinite(loss) else 1e9
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.create_study().optimize(objective, n_trials=runs, n_jobs=at_once)
+
+
+def empty_trials(count: int) -> dict[str, float]:
+    """What a trial costs beyond its work: trials of one update of one lane, from the first start to the last end."""
+    tables = SEARCH.model_dump(exclude_none=True)
+    tables["workload"] |= {"data": "linear", "model": "linear"}
+    tables["search"] = {"batch_size": {"low": 1, "high": 100}, "optimizer": ["sgd", "adam"]}
+    tables["lanes"] = {"rates": 1, "seeds": 1}
+    tables["budget"] = {"trials": count, "updates": 1}
+    tables["tuning"] = {"sampler": "random", "scheduler": "none"}
+    spec = check(tables)
+    with cluster.connected(spec, None) as at_once, tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "empty"
+        search.start(spec, folder, data.data_folder(), at_once, "", quiet=True)
+        trials = results.load(folder).trials
+    # The first trials wait for their workers to import torch; that is paid once a worker, not once a trial.
+    trials = trials.sort_values("started").iloc[2 * at_once :]
+    seconds = (trials["started"] + trials["wall_seconds"]).max() - trials["started"].min()
+    work = float(trials["wall_seconds"].sum()) / at_once
+    return {
+        "trials": len(trials),
+        "at_once": at_once,
+        "seconds_per_trial": seconds / len(trials),
+        "seconds_per_trial_in_the_worker": work / len(trials),
+    }
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print what `run` gathered, for people."""
+    if rows := found.get("updates"):
+        table = Table("one update, Adam", *("lanes", "solo us", "lane us", "ratio", "bound us", "lane / bound"))
+        for row in rows:
+            numbers = (row["solo_us"], row["lane_us"], row["ratio"], row["bound_us"], row["lane_us"] / row["bound_us"])
+            table.add_row(row["name"], str(row["lanes"]), *(f"{number:.3g}" for number in numbers))
+        console.print(table)
+    if rows := found.get("search"):
+        table = Table(
+            "a search (MLP on cubic, 10 epochs, batch 32)", "runs timed", "seconds", "runs per hour", "ours is"
+        )
+        for row in rows:
+            speed, ratio = f"{row['runs_per_hour']:,.0f}", f"{row['ratio']:.3g} x"
+            table.add_row(row["name"], str(row["runs"]), f"{row['seconds']:.1f}", speed, ratio)
+        console.print(table)
+    if trials := found.get("trials"):
+        console.print(
+            f"{trials['trials']} empty trials, {trials['at_once']} at once: {trials['seconds_per_trial']:.3f} s each, "
+            f"of which {trials['seconds_per_trial_in_the_worker']:.3f} s in the worker"
+        )
+
+
+def write(found: dict[str, Any], file: Path) -> None:
+    """Write what `run` gathered, as JSON."""
+    write_text(file, json.dumps(found, indent=1) + "\n")
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

@@ -1,0 +1,54 @@
+"""The measurements run and say what they claim to; nothing here asserts a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import trainables.bench
+from study import bench
+from trainables.bench import WORKS, Work
+
+
+@pytest.mark.parametrize("work", WORKS, ids=[work.name for work in WORKS])
+def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainables.bench, "TURN_SECONDS", 1e-3)
+    small = dataclasses.replace(work, lanes=4, examples=min(work.examples, 300), batch_size=min(work.batch_size, 300))
+    row = trainables.bench.measure(small, torch.device("cpu"), rounds=1)
+    assert row.name == work.name
+    assert row.ratio == pytest.approx(row.solo_us / row.lane_us)
+    assert row.lane_us > row.bound_us > 0
+
+
+def test_operations_are_two_per_product_and_three_passes() -> None:
+    mlp = next(work for work in WORKS if work.name == "2-16-8-1 MLP, batch 32")
+    assert trainables.bench.operations(mlp) == 6 * 32 * (2 * 16 + 16 * 8 + 8)
+    cnn = next(work for work in WORKS if work.name == "4-8 channel CNN, batch 4")
+    products = 25 * 4 * 24 * 24 + 25 * 4 * 8 * 8 * 8 + 128 * 32 + 32 * 16 + 16 * 10
+    assert trainables.bench.operations(cnn) == 6 * 4 * products
+
+
+def test_the_torch_part_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
+    code = """
+import sys
+for name in ("ray", "optuna", "pandas", "pydantic", "sklearn", "torchvision", "platformdirs", "pyarrow", "rich"):
+    sys.modules[name] = None  # importing it raises
+import trainables.bench
+trainables.bench.TURN_SECONDS = 1e-3
+import json
+print(json.dumps(trainables.bench.run("cpu", "MLP, batch 1")))
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    rows = json.loads(found.stdout)["rows"]
+    assert [row["name"] for row in rows] == ["2-16-8-1 MLP, batch 1", "2-16-8-1 MLP, batch 10,000"]
+
+
+def test_the_solo_run_of_the_peers_trains() -> None:
+    config = {"width": 8, "depth": 1, "optimizer": "adam", "learning_rate": 0.01, "seed": 0}
+    assert bench.solo_run(config) < 0.1

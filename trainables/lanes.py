@@ -460,7 +460,9 @@ class Batches:
 
     def align(self, stack: Stack) -> None:
         """Serve the lanes that are still in the stack."""
-        self.seeds = [stack.lanes[lane].seed for lane in stack.alive]
+        seeds = [stack.lanes[lane].seed for lane in stack.alive]
+        self.seeds = list(dict.fromkeys(seeds))
+        self.seed_of_lane = torch.tensor([self.seeds.index(seed) for seed in seeds], device=stack.parameters.device)
         self.epoch = -1
 
     def __call__(self, update: int) -> tuple[Tensor, Tensor]:
@@ -475,10 +477,11 @@ class Batches:
             return inputs[None], targets[None]
         epoch, place = divmod(update, self.per_epoch)
         if epoch != self.epoch:
-            orders = {seed: batch_order(seed, epoch, len(inputs)) for seed in dict.fromkeys(self.seeds)}
-            self.order = torch.stack([orders[seed] for seed in self.seeds]).to(inputs.device)
+            # One order a seed, not a lane: thousands of lanes share a few.
+            orders = [batch_order(seed, epoch, len(inputs)) for seed in self.seeds]
+            self.order = torch.stack(orders).to(inputs.device)
             self.epoch = epoch
-        rows = self.order[:, place * self.batch_size : (place + 1) * self.batch_size]
+        rows = self.order[:, place * self.batch_size : (place + 1) * self.batch_size][self.seed_of_lane]
         return inputs[rows], targets[rows]
 
 

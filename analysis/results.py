@@ -85,7 +85,7 @@ CURVES = _schema(
     _column("examples", pa.int64(), "training examples used so far"),
     _column("epoch", pa.float64(), "passes over the training split so far"),
     _column("train_seconds", pa.float64(), "seconds of training of the whole stack so far, evaluation excluded"),
-    _column("split", pa.string(), "train (a fixed subset), validation, or batch (mean over the batches since)"),
+    _column("split", pa.string(), "train (a fixed subset of at most 1,000), validation, or batch (mean over the batches since)"),
     _column("metric", pa.string(), "loss or accuracy"),
     _column("value", pa.float64(), "value of the metric"),
 )

@@ -86,9 +86,11 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
             lanes.advance(stack, forward, batches, facts.task, rule, made, block)
         started = time.perf_counter()
         lanes.evaluation(forward, stack.leaves(), examples, facts.task, block)
-        evaluation = (time.perf_counter() - started) / len(examples) * 2 * facts.validation
-        # About two points for each doubling of the updates, and one at the end of each report's part.
-        points = 2 * math.log2(updates) + budget.reports
+        evaluated = min(lanes.TRAIN_SUBSET, facts.train) + facts.validation
+        evaluation = (time.perf_counter() - started) / len(examples) * evaluated
+        cost = models.multiplications(build(), facts.in_shape)
+        schedule = lanes.Schedule(budget, batch_size, facts.train, evaluated=evaluated, multiplications=cost)
+        points = len(schedule.series()) + budget.reports
         seconds = updates * stack.seconds / made * batch_size / tried + points * evaluation
     numbers = stack.parameters.numel() * (2 + len(rule.buffers))
     numbers += 2 * activations * len(stack.lanes) * min(block, batch_size)

@@ -253,6 +253,19 @@ def test_examples_count_the_short_batch_as_what_it_is() -> None:
     assert [schedule.progress(update)[0] for update in (0, 1, 3, 4, 5, 8)] == [0, 32, 96, 100, 132, 200]
 
 
+def test_evaluating_is_thinned_where_it_would_cost_more_than_its_share() -> None:
+    def points(multiplications: int) -> int:
+        schedule = lanes.Schedule(Budget(epochs=1), 16, 60_000, evaluated=6_000, multiplications=multiplications)
+        stops = {*schedule.series(), schedule.end(0), schedule.end(1)}
+        assert stops >= {0, 1, 3_750}
+        return len(stops)
+
+    # A tiny network is looked at 1, 2, 3, 4, 6 ... 3072 times; the report's CNN as often as a third of training pays.
+    assert points(100) == 25
+    assert points(115_000) <= 10
+    assert lanes.Schedule(Budget(epochs=1), 16, 60_000).series()[:8] == [1, 2, 3, 4, 6, 8, 12, 16]
+
+
 def test_shares_add_up_to_the_stacks_seconds() -> None:
     stack = trained("mlp", "sgd", 32, [Lane(0.01, 0), Lane(1e200, 0), Lane(0.01, 1)], 40)
     assert math.isclose(stack.shares.sum(), stack.seconds, rel_tol=1e-9)

@@ -114,14 +114,7 @@ def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> Row:
 
 def operations(work: Work) -> int:
     """Floating-point operations of one update: two per multiplication, three passes (forward, and both gradients)."""
-    x, total = torch.zeros(1, *work.in_shape), 0
-    for layer in work.build():
-        x = layer(x)
-        if isinstance(layer, nn.Linear):
-            total += layer.weight.numel()
-        elif isinstance(layer, nn.Conv2d):
-            total += layer.weight.numel() * x.shape[2] * x.shape[3]
-    return 6 * total * work.batch_size
+    return 6 * models.multiplications(work.build(), work.in_shape) * work.batch_size
 
 
 def _examples(work: Work, device: torch.device) -> Split:

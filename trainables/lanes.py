@@ -21,13 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.data import Data, Split, Task
-from trainables.models import activations
+from trainables.models import activations, multiplications
 from trainables.rules import Rule, State
 
 # What one block of examples may leave behind in a forward pass: about a core's cache, or a modest part of a GPU.
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}
 # Reports of a trial whose budget is not in epochs.
 REPORTS = 10
+# Training examples on which the loss is followed.
+TRAIN_SUBSET = 1000
+# Evaluating may cost this share of training, plus so many multiplications a lane (some hundredths of a second).
+EVALUATION_SHARE = 1 / 3
+FREE_MULTIPLICATIONS = 3e8
 
 Builder = Callable[[], nn.Sequential]
 Forward = Callable[[Sequence[Tensor], Tensor], Tensor]
@@ -90,7 +95,7 @@ class Point:
     Attributes:
         update, examples, epoch, train_seconds: how far training had come; seconds are of the whole stack.
         lanes: (k,) places of the lanes in the trial.
-        values: (split, metric) -> (k,) values. Splits are train (a fixed subset as large as the validation split),
+        values: (split, metric) -> (k,) values. Splits are train (a fixed subset of `TRAIN_SUBSET` examples),
             validation, and batch: the mean loss of the batches since the previous point, each before its update.
     """
 
@@ -265,8 +270,14 @@ def train(stack: Stack, build: Builder, data: Data, rule: Rule, batch_size: int,
     forward = stacked(network)
     block = block_size(activations(network, data.in_shape), stack)
     batches = Batches(data.train, batch_size, stack)
-    schedule = Schedule(budget, batch_size, len(data.train))
-    subset = data.train.head(len(data.validation))
+    subset = data.train.head(TRAIN_SUBSET)
+    schedule = Schedule(
+        budget,
+        batch_size,
+        len(data.train),
+        evaluated=len(subset) + len(data.validation),
+        multiplications=multiplications(network, data.in_shape),
+    )
 
     def evaluate(batch_losses: Tensor | None) -> list[Point]:
         """The point at which training stands; none if no lane is left. A lane without a finite value has diverged."""
@@ -486,26 +497,59 @@ class Batches:
 
 
 class Schedule:
-    """When lanes are evaluated: at 0, at 1, 2, 3, 4, 6, 8, 12, 16 ... updates and at the end of each report's part."""
+    """When lanes are evaluated: before the first update, at the end of each report's part, and in between.
 
-    def __init__(self, budget: Budget, batch_size: int, training_examples: int) -> None:
+    In between are 1, 2, 3, 4, 6, 8, 12, 16 ... updates, or every second, fourth ... of these: as many as keep the cost
+    of evaluating within `EVALUATION_SHARE` of training's, beyond an allowance that is too small to notice.
+
+    Args:
+        budget: how long.
+        batch_size: examples per update.
+        training_examples: in an epoch.
+        evaluated: examples that one evaluation passes forward.
+        multiplications: of one network for one example.
+    """
+
+    def __init__(
+        self, budget: Budget, batch_size: int, training_examples: int, *, evaluated: int = 0, multiplications: int = 1
+    ) -> None:
         self.budget, self.training_examples = budget, training_examples
         self.batch_size = min(batch_size, training_examples)
         self.per_epoch = updates_per_epoch(batch_size, training_examples)
         self.total = budget.total_updates(batch_size, training_examples)
+        self.every = 2  # of a budget in seconds, which may hold any number of updates
+        if self.total is not None:
+            # An update passes an example forward once, and backward at the price of two more.
+            affordable = 3 * EVALUATION_SHARE * self.progress(self.total)[0] + FREE_MULTIPLICATIONS / multiplications
+            ends = {self.end(part) for part in range(budget.reports + 1)}
+            self.every = 1
+            while len(ends | set(self.series())) * evaluated > affordable and len(self.series()) > 1:
+                self.every *= 2
+
+    def series(self) -> list[int]:
+        """The updates in between, up to the end of the budget; of one in seconds, without end in practice."""
+        powers = [1 << exponent for exponent in range(1, 62)]
+        stops = [1, *(stop for power in powers for stop in (power, power + power // 2))][:: self.every]
+        return [stop for stop in stops if self.total is None or stop <= self.total]
+
+    def end(self, part: int) -> int:
+        """Updates after so many reports, of a budget that is not in seconds."""
+        assert self.total is not None
+        return -(-self.total * part // self.budget.reports)
 
     def next_stop(self, stack: Stack) -> int | None:
         """The update to pause at, or None if the part that leads to the next report is done."""
-        made, part = stack.update, (stack.reports + 1) / self.budget.reports
+        made, part = stack.update, stack.reports + 1
+        following = next((stop for stop in self.series() if stop > made), math.inf)
         if self.total is not None:
-            end = math.ceil(self.total * part)
-            return min(_next_in_series(made), end) if made < end else None
+            end = self.end(part)
+            return int(min(following, end)) if made < end else None
         assert self.budget.seconds is not None
-        left = self.budget.seconds * part - stack.seconds
-        if left <= 0 and made >= self.budget.min_updates * part:
+        left = self.budget.seconds * part / self.budget.reports - stack.seconds
+        if left <= 0 and made * self.budget.reports >= self.budget.min_updates * part:
             return None
         affordable = math.ceil(left * made / stack.seconds) if left > 0 and made else 1
-        return made + min(_next_in_series(made) - made, affordable)
+        return int(min(following, made + affordable))
 
     def progress(self, update: int) -> tuple[int, float]:
         """Training examples used and passes over the training split made in so many updates."""
@@ -548,12 +592,6 @@ def _not_finite(losses: Tensor, stack: Stack) -> dict[int, int]:
     first = stack.update - len(losses) + bad.int().argmax(0) + 1
     dated = zip(stack.alive, first.tolist(), hit.tolist(), strict=True)
     return {lane: update for lane, update, found in dated if found}
-
-
-def _next_in_series(update: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24 ... above an update."""
-    power = 1 << max(update.bit_length() - 1, 0)
-    return next(stop for stop in (1, power, power + power // 2, 2 * power) if stop > update)
 
 
 def _stream(*numbers: int) -> int:

@@ -153,6 +153,19 @@ def activations(module: nn.Sequential, in_shape: tuple[int, ...]) -> int:
     return total
 
 
+@torch.no_grad()
+def multiplications(module: nn.Sequential, in_shape: tuple[int, ...]) -> int:
+    """Multiplications of one network's forward pass for one example, those of its linear and convolutional layers."""
+    x, total = torch.zeros(1, *in_shape), 0
+    for layer in module:
+        x = layer(x)
+        if isinstance(layer, nn.Linear):
+            total += layer.weight.numel()
+        elif isinstance(layer, nn.Conv2d):
+            total += layer.weight.numel() * x.shape[2] * x.shape[3]
+    return total
+
+
 def _dense(widths: list[int]) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):

@@ -106,7 +106,8 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
     best = ranked.iloc[0]
     split = "test" if best["test_n"] else "validation"
     cell = f"{best['optimizer']}, {_shape(best)} at learning rate {short(best['learning_rate'])}"
-    first = f"Best on the validation split is {cell}: {split} {metric} {_with_interval(best, split, metric)}."
+    part = "" if best["outcome"] == "completed" else " No trial has completed its budget, so this is provisional."
+    first = f"Best on the validation split is {cell}: {split} {metric} {_with_interval(best, split, metric)}.{part}"
     comparison = statistics.compare_best(results, table)
     if comparison is None:
         return f"{first} Only one optimizer has a result, so it is compared with no other."
@@ -195,6 +196,12 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
             f"{_count(seeds, 'seed').capitalize()} cannot give p < .05 in an exact paired test, whatever the "
             f"difference; it takes 6."
         )
+    if len(ranked) and ranked["epochs"].max() > 1.5 * ranked["epochs"].min():
+        found.append(
+            f"The cells compared differ in training, from {short(ranked['epochs'].min())} to "
+            f"{short(ranked['epochs'].max())} epochs and from {short(ranked['updates'].min())} to "
+            f"{short(ranked['updates'].max())} updates: read the curves against the axis that you pay for."
+        )
     lanes = results.lanes
     diverged = int((lanes["outcome"] == "diverged").sum())
     if diverged:
@@ -205,12 +212,12 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
     stopped = int((results.trials["outcome"] == "stopped").sum())
     if stopped:
         found.append(
-            f"{_count(stopped, 'trial')} stopped by the scheduler saw less of the budget; the numbers are those at "
-            f"the stop."
+            f"{_count(stopped, 'trial')} stopped by the scheduler saw less of the budget, so what they had reached is "
+            f"not compared with trials that completed."
         )
     lost = int((~results.trials["outcome"].isin(["completed", "stopped", "diverged"])).sum())
     if lost:
-        found.append(f"{_count(lost, 'trial')} failed, ran out of memory or were interrupted, and are not compared.")
+        found.append(f"Not compared: {_count(lost, 'trial')} that failed, ran out of memory or was interrupted.")
     return found
 
 

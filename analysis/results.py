@@ -85,7 +85,11 @@ CURVES = _schema(
     _column("examples", pa.int64(), "training examples used so far"),
     _column("epoch", pa.float64(), "passes over the training split so far"),
     _column("train_seconds", pa.float64(), "seconds of training of the whole stack so far, evaluation excluded"),
-    _column("split", pa.string(), "train (a fixed subset of at most 1,000), validation, or batch (mean over the batches since)"),
+    _column(
+        "split",
+        pa.string(),
+        "train (a fixed subset of at most 1,000), validation, or batch (mean over the batches since)",
+    ),
     _column("metric", pa.string(), "loss or accuracy"),
     _column("value", pa.float64(), "value of the metric"),
 )
@@ -192,6 +196,8 @@ def load(path: str | Path) -> Results:
         raise ResultsError(f"{spec_file}: not valid TOML ({error}); restore it from the spec that was run") from error
     if "name" not in spec or "metric" not in spec.get("workload", {}):
         raise ResultsError(f"{spec_file}: lacks name or workload.metric; restore what `study run` wrote")
+    if not isinstance(spec["workload"].get("target", 0.0), int | float):
+        raise ResultsError(f"{spec_file}: workload.target is no number; restore what `study run` wrote")
     provenance_file = folder / "provenance.json"
     try:
         provenance = json.loads(provenance_file.read_text(encoding="utf-8")) if provenance_file.is_file() else {}

@@ -20,13 +20,16 @@ from scipy import special, stats
 from analysis.results import REGIMES, Results
 
 OPTIMIZERS = (
-    *("gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop"),
+    *("gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta"),
     *("adam", "adamw", "amsgrad", "adamax", "nadam", "radam"),
 )
 """The order in which optimizers are listed; others follow by name."""
 
 UNKNOWN_EXAMPLES = 1000
 """Validation examples assumed where provenance names none; it only sets how far a perfect accuracy is from infinity."""
+
+CELL = ["optimizer", "width", "depth", "batch_size"]
+"""What makes a cell."""
 
 AXES = ("update", "examples", "epoch", "train_seconds")
 """The four measures of how long a lane has trained."""
@@ -86,14 +89,17 @@ def log_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """The geometric mean with the t interval of the logarithms.
 
     Args:
-        values: shape (n,), >= 0; what is not finite is dropped. A zero makes the geometric mean zero and leaves it
-            without an upper limit.
+        values: shape (n,), >= 0; NaN is dropped. A zero makes the geometric mean zero and leaves it without an upper
+            limit; an infinite value makes it infinite, with no lower limit but zero.
         level: confidence level.
 
     Raises:
         ValueError: if a value is negative.
     """
-    sample = _finite(values)
+    array = np.asarray(values, dtype=np.float64)
+    if np.isposinf(array).any():
+        return Interval(math.inf, 0.0, math.inf, int((~np.isnan(array)).sum()))
+    sample = _finite(array)
     if (sample < 0).any():
         raise ValueError(f"a geometric mean takes no negative value, got {sample.min()}")
     if (sample == 0).any():
@@ -260,9 +266,15 @@ def cells(results: Results) -> pd.DataFrame:
 
 
 def rank(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
-    """The rows of `cells` that have a tuned rate, best validation metric first, ties by trial."""
+    """The rows of `cells` that can be compared, best validation metric first, ties by trial.
+
+    They have a tuned rate and saw the whole budget: what the scheduler stopped had less. While no trial has completed,
+    those that have not are ranked among themselves. A cell that was tried again counts once.
+    """
     tuned = table[table["validation"].notna()]
-    return tuned.sort_values(["validation", "trial"], ascending=[not maximize, True], ignore_index=True)
+    whole = tuned[tuned["outcome"] == "completed"]
+    ordered = (whole if len(whole) else tuned).sort_values(["validation", "trial"], ascending=[not maximize, True])
+    return ordered.drop_duplicates(CELL, ignore_index=True)
 
 
 def optimizer_order(names: Iterable[str]) -> list[str]:
@@ -329,9 +341,9 @@ def compare_best(results: Results, table: pd.DataFrame) -> Comparison | None:
     first, second = pairs.to_numpy(dtype=np.float64).T
     if results.maximize:
         differences = first - second
-        return Comparison(
-            best, rival, split, t_interval(differences), int((first > second).sum()), sign_flip_p(differences), 0.0
-        )
+        # The t interval of few differences can pass what two accuracies can differ by.
+        effect = t_interval(differences).map(lambda values: np.clip(values, -1.0, 1.0))
+        return Comparison(best, rival, split, effect, int((first > second).sum()), sign_flip_p(differences), 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):  # a loss of zero has no ratio; t_interval drops the pair
         differences = np.log(first) - np.log(second)
     with np.errstate(over="ignore"):
@@ -505,7 +517,8 @@ def grid(table: pd.DataFrame, rows: str, columns: str, maximize: bool) -> pd.Dat
     named = table.assign(row=labels[rows], column=labels[columns])
     if "batch_size" in (rows, columns):
         place, name = ("row", rows) if rows == "batch_size" else ("column", columns)
-        full = set(named.loc[table["regime"] == "batch", place])
+        whole_split = (table["regime"] == "batch").groupby(named[place]).all()
+        full = set(whole_split[whole_split].index)
         titles = {label: f"full ({label})" if label in full else label for label in order[name]}
         named[place], order[name] = named[place].map(titles), list(titles.values())
     best = rank(named, maximize).drop_duplicates(["row", "column"])

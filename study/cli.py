@@ -23,8 +23,11 @@ class Group(click.Group):
         """Run a command; see the class."""
         try:
             return super().invoke(context)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit):
             raise
+        except KeyboardInterrupt as error:
+            click.echo("study: interrupted", err=True)
+            raise SystemExit(130) from error
         except Exception as error:
             if type(error).__name__ in {"SpecError", "DataError", "ResultsError"}:
                 click.echo(f"study: {error}", err=True)

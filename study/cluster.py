@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from study.spec import Resources, Spec, SpecError
+
+CONNECT_SECONDS = 10.0
 
 # Read when Ray is imported or started: no per-trial logger files, no usage report, quiet output.
 _ENVIRONMENT = {
@@ -16,7 +19,6 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "1",
 }
 
 
@@ -29,9 +31,10 @@ def connected(spec: Spec, address: str | None) -> Iterator[int]:
         address: as `ray.init` takes it; none starts Ray here, on loopback.
 
     Raises:
-        SpecError: if not even one trial fits.
-        ConnectionError: if there is no cluster at the address.
+        SpecError: if not even one trial fits, or no cluster answers at the address.
     """
+    if address:
+        _reach(address)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -40,21 +43,34 @@ def connected(spec: Spec, address: str | None) -> Iterator[int]:
     dashboard = False if address is None else None
     ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     try:
-        yield _concurrency(spec.resources, ray.cluster_resources())
+        yield _concurrency(spec.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
         ray.shutdown()
 
 
-def _concurrency(resources: Resources, available: dict[str, float]) -> int:
+def _reach(address: str) -> None:
+    """Ask once whether anything listens; Ray itself would go on asking for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local") or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        advice = "start Ray there with `ray start --head`, or correct the address"
+        raise SpecError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
+
+
+def _concurrency(resources: Resources, nodes: list[dict[str, float]]) -> int:
+    """Trials at once: what fits on each node, since a trial cannot straddle two."""
     wanted = {"CPU": float(resources.cpus_per_trial), "GPU": resources.gpus_per_trial}
-    fits = [math.floor(available.get(kind, 0.0) / amount) for kind, amount in wanted.items() if amount]
-    if not min(fits):
-        has = ", ".join(f"{available.get(kind, 0.0):g} {kind}s" for kind in wanted)
+    fits = sum(min(math.floor(node.get(kind, 0.0) / need) for kind, need in wanted.items() if need) for node in nodes)
+    if not fits:
+        has = "; ".join(", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in wanted) for node in nodes)
         raise SpecError(
             "resources",
             [
                 f"a trial takes {resources.cpus_per_trial} CPUs and {resources.gpus_per_trial:g} GPUs, "
-                f"the cluster has {has}; lower resources.cpus_per_trial or resources.gpus_per_trial"
+                f"the nodes have: {has}; lower resources.cpus_per_trial or resources.gpus_per_trial"
             ],
         )
-    return min(fits)
+    return fits

@@ -91,6 +91,7 @@ class Collector(tune.Callback):
         self.training_examples = spec.workload.facts.train
         self.tables = {name: Table(name, folder) for name in TABLES}
         self.trials: dict[str, Progress] = {}
+        self.written: set[str] = set()
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -131,10 +132,11 @@ class Collector(tune.Callback):
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Write the trials that were still running when the study was interrupted."""
         for trial in trials:
-            if trial.trial_id in self.trials:
-                self._write(trial, "interrupted", self.trials.pop(trial.trial_id))
+            if trial.trial_id not in self.written:
+                self._write(trial, "interrupted", self.trials.pop(trial.trial_id, Progress()))
 
     def _write(self, trial: Trial, ended: str, progress: Progress, error: str | None = None) -> None:
+        self.written.add(trial.trial_id)
         config, result = trial.config, progress.result
         started = result.get("started")
         row = {
@@ -161,7 +163,7 @@ class Collector(tune.Callback):
         }
         # Curves first and the trial last: a trial in the tables has all its rows.
         self.tables["curves"].append(progress.curves)
-        lane_end = "completed" if ended == "diverged" else ended
+        lane_end = ended if ended != "diverged" else "completed" if result["finished"] else "stopped"
         lanes = [
             {**lane, "trial": row["trial"], "outcome": lane_end if lane["diverged_update"] is None else "diverged"}
             for lane in progress.lanes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,22 +46,34 @@ def planned_trials(spec: Spec) -> int:
     return min(spec.budget.trials, spec.cells()) if spec.tuning.sampler == "grid" else spec.budget.trials
 
 
-def results_folder(spec: Spec, out: Path | None) -> Path:
-    """Where a run writes: `out`, or the first of results/NAME, results/NAME-2 ... that is free.
+def claim_folder(spec: Spec, out: Path | None) -> Path:
+    """Make the folder where a run writes: `out`, or the first of results/NAME, results/NAME-2 ... that is free.
+
+    Making it is what claims it: two runs that start together get two folders.
 
     Raises:
-        SpecError: if `out` has something in it already, or is a file.
+        SpecError: if `out` has something in it already, or cannot be made.
     """
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            what = "already holds a study" if (out / "spec.toml").is_file() else "is not an empty folder"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held = sorted(path.name for path in out.iterdir())
+        except OSError as error:
+            raise SpecError(f"--out {out}", [f"cannot be made: {error.strerror}; give another folder"]) from error
+        if held:
+            what = "already holds a study" if "spec.toml" in held else f"is not empty, it holds {held[0]}"
             raise SpecError(f"--out {out}", [f"{what}; give a folder that does not exist yet"])
         return out
-    folder, number = Path("results") / spec.name, 1
-    while folder.exists():
-        number += 1
-        folder = Path("results") / f"{spec.name}-{number}"
-    return folder
+    for number in itertools.count(1):
+        folder = Path("results") / (spec.name if number == 1 else f"{spec.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise SpecError(str(folder), [f"cannot be made: {error.strerror}; name another with --out"]) from error
+        return folder
+    raise AssertionError("unreachable")
 
 
 def run(
@@ -70,7 +83,7 @@ def run(
 
     Args:
         spec: what to search.
-        out: the results folder; see `results_folder`.
+        out: the results folder; see `claim_folder`.
         address: of a Ray cluster; this machine if not given.
         command: what the user ran, for the provenance.
         quiet: show no progress.
@@ -79,11 +92,16 @@ def run(
         SpecError: if the study cannot start with this spec, folder or cluster.
         trainables.data.DataError: if the data cannot be had.
     """
-    folder = results_folder(spec, out).absolute()
     data_folder = data.data_folder().absolute()
     data.load(spec.workload.data, data_folder)  # fetched once, here, before anything is written
-    with cluster.connected(spec, address) as concurrency:
-        return start(spec, folder, data_folder, concurrency, command, quiet=quiet)
+    folder = claim_folder(spec, out).absolute()
+    try:
+        with cluster.connected(spec, address) as concurrency:
+            return start(spec, folder, data_folder, concurrency, command, quiet=quiet)
+    finally:
+        # Nothing was written if Ray did not start.
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def start(spec: Spec, folder: Path, data_folder: Path, concurrency: int, command: str, *, quiet: bool) -> Outcome:

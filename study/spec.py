@@ -44,7 +44,7 @@ class SpecError(ValueError):
 class Section(BaseModel):
     """A table of the spec: unknown keys are mistakes, and text is no number."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Choice(Section):
@@ -72,11 +72,15 @@ class Range(Section):
 Dimension: TypeAlias = Choice | Range
 
 
+# Far beyond any network; what is larger is a slip of the keyboard.
+LARGEST = 1_000_000
+
+
 def _number(low: int) -> Callable[[object], str | None]:
     def mistake(value: object) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int):
             return f"{_show(value)} is not a whole number"
-        return f"{value} is below {low}" if value < low else None
+        return f"{value} is below {low}" if value < low else f"{value} is above {LARGEST}" if value > LARGEST else None
 
     return mistake
 
@@ -162,7 +166,7 @@ class ModelArgs(Section):
 
     shape: Literal["halving", "constant"] | None = None
     kernel: Positive | None = None
-    padding: Annotated[int, Field(ge=0)] | None = None
+    padding: Annotated[int, Field(ge=0, le=1000)] | None = None
 
 
 class Workload(Section):
@@ -279,7 +283,7 @@ class Tuning(Section):
 
     sampler: Annotated[str, _known("sampler", ("tpe", "random", "qmc", "grid"))] = "tpe"
     scheduler: Annotated[str, _known("scheduler", ("asha", "none"))] = "asha"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 class Resources(Section):
@@ -287,6 +291,14 @@ class Resources(Section):
 
     cpus_per_trial: Positive = 1
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Resources:
+        if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ValueError(
+                f"gpus_per_trial = {self.gpus_per_trial}: above 1 it must be whole; valid: 0, 0.25, 0.5, 1, 2"
+            )
+        return self
 
 
 class Spec(Section):
@@ -332,7 +344,7 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
     """
     file = find(source)
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except tomllib.TOMLDecodeError as error:
         raise SpecError(str(file), [f"not valid TOML: {error}"]) from error
     except UnicodeDecodeError as error:
@@ -351,12 +363,12 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
 def find(source: str | Path) -> Path:
     """The file that a command's SPEC means: a path, or the name of a shipped spec."""
     file = Path(source)
-    if file.is_dir():
-        raise SpecError(str(file), ["is a directory; give the TOML file in it"])
     if file.is_file():
         return file
     if (SHIPPED / f"{source}.toml").is_file():
         return SHIPPED / f"{source}.toml"
+    if file.is_dir():
+        raise SpecError(str(file), ["is a directory; give the TOML file in it"])
     shipped = sorted(spec.stem for spec in SHIPPED.glob("*.toml"))
     raise SpecError(str(source), [f"no such file, and no shipped spec of that name; shipped: {', '.join(shipped)}"])
 
@@ -433,6 +445,8 @@ def _workload_mistakes(workload: Workload) -> list[str]:
 
 def _cell_mistakes(workload: Workload, search: Search) -> list[str]:
     facts, found = workload.facts, []
+    if {"full", facts.train} <= set(_extremes(search.batch_size)):
+        found.append(f'search.batch_size: {facts.train} and "full" are the same; name one')
     for value in _extremes(search.batch_size):
         if isinstance(value, int) and value > facts.train:
             found.append(

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import tomlkit
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 import analysis
 from tests.test_spec import changed
@@ -138,7 +143,7 @@ def test_a_study_from_the_shell_to_its_report(tmp_path: Path) -> None:
     assert "Warning" not in found.stderr
     assert len(analysis.load(results).trials) == 4
     page = (results / "report/index.html").read_text()
-    assert "study report results/good" in page or "study report" in page
+    assert f"study report {results}" in page
 
     said = study("status", "results/good", folder=tmp_path)
     assert said.returncode == 0
@@ -151,6 +156,31 @@ def test_a_study_from_the_shell_to_its_report(tmp_path: Path) -> None:
     refused = study("run", "tiny.toml", "--out", "results/good", folder=tmp_path)
     assert refused.returncode == 2
     assert "already holds a study" in refused.stderr
+
+
+def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(tmp_path: Path) -> None:
+    endless = changed(budget={"trials": 4, "epochs": 1_000_000}, tuning={"scheduler": "none"})
+    (tmp_path / "endless.toml").write_text(tomlkit.dumps(endless))
+    command = [sys.executable, "-m", "study", "run", "endless.toml"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "results/good/optuna.journal"
+    while not (journal.is_file() and journal.read_text().count('"batch_size"') >= 2):  # two trials were suggested
+        assert running.poll() is None
+        time.sleep(0.2)
+    time.sleep(3)
+    running.send_signal(signal.SIGINT)
+    said, told = running.communicate(timeout=120)
+    assert running.returncode == 130, told
+    assert "interrupted: 0 of 4 trials ended" in told
+    assert "report:  results/good/report/index.html" in said
+    trials = analysis.load(tmp_path / "results/good").trials
+    assert len(trials) >= 2
+    assert set(trials["outcome"]) == {"interrupted"}
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    told_trials = optuna.load_study(study_name="good", storage=storage).trials
+    assert {trial.state for trial in told_trials} == {TrialState.FAIL}
+    assert {trial.number for trial in told_trials} == set(trials["trial"])
+    assert "4: " in study("status", "results/good", folder=tmp_path).stdout
 
 
 @pytest.mark.long

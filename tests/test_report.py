@@ -228,7 +228,7 @@ def test_every_outcome_is_counted_and_warned_of(tmp_path: Path) -> None:
     assert report.outcome_counts(results) == [(outcome, 1, 2) for outcome in outcomes]
     text = squeezed(read(analysis.write_report(tmp_path)))
     assert "1 trial stopped by the scheduler saw less of the budget" in text
-    assert "3 trials failed, ran out of memory or were interrupted" in text
+    assert "Not compared: 3 trials that failed, ran out of memory or was interrupted" in text
     assert "2 of 12 lanes diverged (17%)" in text
 
 

@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from analysis.statistics import OPTIMIZERS
 from trainables.rules import RULES
+
+
+def test_the_report_lists_the_rules_in_their_order() -> None:
+    assert tuple(RULES) == OPTIMIZERS
 
 
 def torch_optimizer(rule: str, parameter: torch.Tensor, rate: float) -> torch.optim.Optimizer:

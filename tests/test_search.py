@@ -8,7 +8,6 @@ from typing import Any
 
 import optuna
 import pytest
-import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -164,25 +163,44 @@ def test_trials_that_go_wrong_harm_no_other(run: Any, monkeypatch: pytest.Monkey
     assert analysis.write_report(outcome.folder).is_file()
 
 
-@pytest.mark.usefixtures("ray_here")
 def test_resources_that_no_node_has_are_the_users_mistake() -> None:
     wanted = SPEC.resources.model_copy(update={"gpus_per_trial": 1000.0})
-    with pytest.raises(SpecError, match=r"a trial takes 1 CPUs and 1000 GPUs, the cluster has"):
-        cluster._concurrency(wanted, ray.cluster_resources())
-    assert cluster._concurrency(SPEC.resources, {"CPU": 7.0}) == 7
+    with pytest.raises(SpecError, match=r"a trial takes 1 CPUs and 1000 GPUs, the nodes have: 2 CPUs, 0 GPUs"):
+        cluster._concurrency(wanted, [{"CPU": 2.0}])
+    assert cluster._concurrency(SPEC.resources, [{"CPU": 7.0}]) == 7
     shared = SPEC.resources.model_copy(update={"gpus_per_trial": 0.25})
-    assert cluster._concurrency(shared, {"CPU": 64.0, "GPU": 2.0}) == 8
+    assert cluster._concurrency(shared, [{"CPU": 64.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 9.0}]) == 11
+    wide = SPEC.resources.model_copy(update={"cpus_per_trial": 4})
+    with pytest.raises(SpecError, match="a trial takes 4 CPUs"):
+        cluster._concurrency(wide, [{"CPU": 3.0}, {"CPU": 3.0}])
+
+
+def test_an_address_where_nothing_listens_is_told_at_once() -> None:
+    with pytest.raises(SpecError, match=r"--address 127.0.0.1:9: 1 mistake\n.*nothing answers.*ray start --head"):
+        cluster._reach("127.0.0.1:9")
+    cluster._reach("auto")
 
 
 def test_a_results_folder_is_never_written_into_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert search.results_folder(SPEC, None) == Path("results/good")
-    Path("results/good").mkdir(parents=True)
-    assert search.results_folder(SPEC, None) == Path("results/good-2")
-    assert search.results_folder(SPEC, Path("results/good")) == Path("results/good")
+    # Claiming makes the folder, so two runs that start together get two.
+    assert search.claim_folder(SPEC, None) == Path("results/good")
+    assert search.claim_folder(SPEC, None) == Path("results/good-2")
+    assert search.claim_folder(SPEC, Path("results/good")) == Path("results/good")
     Path("results/good/spec.toml").touch()
-    with pytest.raises(SpecError, match="already holds a study"):
-        search.results_folder(SPEC, Path("results/good"))
     Path("file").touch()
-    with pytest.raises(SpecError, match="is not an empty folder"):
-        search.results_folder(SPEC, Path("file"))
+    for out, message in (
+        ("results/good", "already holds a study"),
+        (".", "is not empty, it holds file"),
+        ("file", "cannot be made: File exists"),
+        ("file/below", "cannot be made: Not a directory"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            search.claim_folder(SPEC, Path(out))
+
+
+def test_what_could_not_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError, match="nothing answers"):
+        search.run(SPEC, address="127.0.0.1:9")
+    assert list(Path("results").iterdir()) == []

@@ -18,7 +18,7 @@ from scipy import special, stats
 
 import analysis
 from analysis import Interval, statistics
-from tests.conftest import PLANTED, curve_row, lane_row, write_spec
+from tests.conftest import PLANTED, curve_row, lane_row, trial_row, write_spec, write_tables
 
 losses = st.floats(1e-12, 1e12)
 shares = st.floats(0, 1)
@@ -114,15 +114,19 @@ class TestFewValues:
         assert (found.low, found.high, found.n) == (*limits, 1)
 
     def test_no_value_is_nan(self, interval: Callable[..., Interval], limits: tuple[float, float]) -> None:
-        for values in ([], [math.nan], [math.inf, -math.inf]):
+        for values in ([], [math.nan], [math.nan, math.nan]):
             found = interval(values)
             assert np.isnan([found.estimate, found.low, found.high]).all()
             assert found.n == 0
 
-    def test_what_is_not_finite_is_dropped(
+    def test_a_seed_without_a_value_is_dropped(
         self, interval: Callable[..., Interval], limits: tuple[float, float]
     ) -> None:
-        assert interval([0.2, math.nan, 0.4, math.inf]) == interval([0.2, 0.4])
+        assert interval([0.2, math.nan, 0.4]) == interval([0.2, 0.4])
+
+
+def test_an_infinite_loss_is_not_left_out() -> None:
+    assert analysis.log_interval([1.0, 2.0, math.inf, math.nan]) == Interval(math.inf, 0.0, math.inf, 3)
 
 
 def test_a_zero_loss_has_no_upper_limit() -> None:
@@ -205,6 +209,32 @@ def test_ties_go_to_the_smaller_rate(values: list[float], rates: list[float], ra
 
 
 # Cells
+
+
+def test_what_was_stopped_early_is_not_ranked_with_what_completed(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    trials = [
+        trial_row(trial=0, optimizer="sgd", outcome="stopped"),
+        trial_row(trial=1, optimizer="adam"),
+        trial_row(trial=2, optimizer="adam"),  # the same cell again
+        trial_row(trial=3, optimizer="adam", width=16),
+    ]
+    losses = [0.1, 0.4, 0.4, 0.2]
+    lanes = [
+        lane_row(trial=n, lane=seed, seed=seed, outcome=trials[n]["outcome"], validation_loss=loss + seed / 100)
+        for n, loss in enumerate(losses)
+        for seed in range(2)
+    ]
+    write_tables(tmp_path, trials=trials, lanes=lanes)
+    results = analysis.load(tmp_path)
+    table = analysis.cells(results)
+    assert analysis.rank(table, maximize=False)["trial"].to_list() == [3, 1]
+    assert analysis.compare_best(results, table) is None  # sgd has nothing to compare with
+    stopped = analysis.grid(table, "optimizer", "batch_size", maximize=False).set_index("row")
+    assert stopped.loc["sgd", "why"] == "stopped"
+    assert math.isnan(stopped.loc["sgd", "estimate"])
+    # Before any trial has completed there is only what was stopped.
+    assert analysis.rank(table[table["outcome"] == "stopped"], maximize=False)["trial"].to_list() == [0]
 
 
 def test_cells_recover_the_planted_truth(quick_study: Path) -> None:

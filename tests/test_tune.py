@@ -114,11 +114,23 @@ def stack_with(metric: str, values: list[list[float]]) -> lanes.Stack:
     return stack
 
 
+def test_a_trial_ends_once_no_rate_counts() -> None:
+    # Of two seeds at one rate, one diverges: the cell has no tuned rate, and never will.
+    trainable = MLPTrainable({**CONFIG, "rates": (1e-2, 1e-2, 1), "budget": {"epochs": 4}})
+    trainable.train()
+    trainable.stack.parameters[0] = math.inf
+    result = trainable.train()
+    assert (result["done"], result["outcome"], result["finished"]) == (True, "diverged", False)
+    assert [bool(row["diverged_update"]) for row in result["payload"].lanes] == [True, False]
+
+
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
 def test_the_tuned_rate_is_the_one_that_the_analysis_finds(metric: str) -> None:
     random = np.random.default_rng(0)
     for _ in range(50):
-        values = random.uniform(0.01, 0.99, (4, 3))
+        # Coarse values, and the same ones in another order, so that rates often tie.
+        values = random.choice([0.1, 0.3, 0.7], (4, 3))
+        values[1] = random.permutation(values[0])
         values[random.random((4, 3)) < 0.1] = math.nan
         stack = stack_with(metric, values.tolist())
         frame = pd.DataFrame(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from trainables.models import activations, multiplications
 from trainables.rules import Rule, State
 
 # What one block of examples may leave behind in a forward pass: about a core's cache, or a modest part of a GPU.
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}
+BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
 # Reports of a trial whose budget is not in epochs.
 REPORTS = 10
 # Training examples on which the loss is followed.
@@ -330,8 +330,8 @@ def advance(stack: Stack, forward: Forward, batches: Batches, task: Task, rule: 
     losses = stack.parameters.new_empty(stop - first, len(stack.alive))
     started = time.perf_counter()
     while stack.update < stop:
-        inputs, targets = batches(stack.update)
-        losses[stack.update - first], gradients = gradient(forward, leaves, inputs, targets, task, block)
+        batch = batches(stack.update)
+        losses[stack.update - first], gradients = gradient(forward, leaves, batches.examples, batch, task, block)
         stack.update += 1
         rule.step(stack.parameters, gradients, stack.state, stack.update, rates)
     if stack.parameters.is_cuda:
@@ -341,24 +341,30 @@ def advance(stack: Stack, forward: Forward, batches: Batches, task: Task, rule: 
 
 
 def gradient(
-    forward: Forward, leaves: Sequence[Tensor], inputs: Tensor, targets: Tensor, task: Task, block: int
+    forward: Forward, leaves: Sequence[Tensor], examples: Split, batch: Tensor | None, task: Task, block: int
 ) -> tuple[Tensor, Tensor]:
     """Losses and gradients of all lanes for one batch, blocks of examples at a time.
 
     Args:
         forward: the stacked forward pass.
         leaves: the parameters, each (K, *shape).
-        inputs: (K, B, *in_shape), or (1, B, *in_shape) if all lanes see the same batch.
-        targets: (K or 1, B, ...).
+        examples: the training split.
+        batch: rows of the split for each lane, (K, B); None if all lanes see the whole split, which is then not copied.
         task: regression or classification.
         block: examples at a time.
 
     Returns:
         Mean losses over the batch, (K,), and their gradients, (K, P).
     """
-    count = inputs.shape[1]
+    blocks: Iterable[tuple[Tensor, Tensor]]
+    if batch is None:
+        count = len(examples)
+        blocks = zip(examples.inputs[None].split(block, 1), examples.targets[None].split(block, 1), strict=True)
+    else:
+        count = batch.shape[1]
+        blocks = ((examples.inputs[rows], examples.targets[rows]) for rows in batch.split(block, 1))
     losses = gradients = None
-    for x, y in zip(inputs.split(block, 1), targets.split(block, 1), strict=True):
+    for x, y in blocks:
         loss = example_losses(forward(leaves, x), y, task).sum(1) / count
         parts = torch.autograd.grad(loss.sum(), leaves)
         flat = torch.cat([part.flatten(1) for part in parts], 1)
@@ -476,24 +482,18 @@ class Batches:
         self.seed_of_lane = torch.tensor([self.seeds.index(seed) for seed in seeds], device=stack.parameters.device)
         self.epoch = -1
 
-    def __call__(self, update: int) -> tuple[Tensor, Tensor]:
-        """The batch for the next update, after so many.
-
-        Returns:
-            Inputs (K, B, *in_shape) and targets (K, B, ...). A batch that is the whole split is the same for all lanes:
-            then the leading axis is 1 and nothing is copied.
-        """
-        inputs, targets = self.examples.inputs, self.examples.targets
-        if self.batch_size == len(inputs):
-            return inputs[None], targets[None]
+    def __call__(self, update: int) -> Tensor | None:
+        """The batch for the next update, after so many: rows of the split, (K, B); None for the whole of it."""
+        count = len(self.examples)
+        if self.batch_size == count:
+            return None
         epoch, place = divmod(update, self.per_epoch)
         if epoch != self.epoch:
             # One order a seed, not a lane: thousands of lanes share a few.
-            orders = [batch_order(seed, epoch, len(inputs)) for seed in self.seeds]
-            self.order = torch.stack(orders).to(inputs.device)
+            orders = [batch_order(seed, epoch, count) for seed in self.seeds]
+            self.order = torch.stack(orders).to(self.examples.inputs.device)
             self.epoch = epoch
-        rows = self.order[:, place * self.batch_size : (place + 1) * self.batch_size][self.seed_of_lane]
-        return inputs[rows], targets[rows]
+        return self.order[:, place * self.batch_size : (place + 1) * self.batch_size][self.seed_of_lane]
 
 
 class Schedule:
@@ -577,10 +577,14 @@ def updates_per_epoch(batch_size: int, training_examples: int) -> int:
 
 
 def block_size(numbers_per_example: int, stack: Stack) -> int:
-    """Examples to pass at a time, so that what they leave behind stays within `BLOCK_BYTES`."""
-    device = stack.parameters.device.type
-    per_example = numbers_per_example * len(stack.lanes) * stack.parameters.element_size()
-    return max(1, BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"]) // per_example)
+    """Examples to pass at a time, so that what they leave behind stays within `BLOCK_BYTES`.
+
+    Where parameters are many, it may take some times as much as they do: each block reads them and writes a gradient.
+    All lanes count, those that have diverged too, so that a resumed trial has the blocks of an undisturbed one.
+    """
+    device, lane_bytes = stack.parameters.device.type, len(stack.lanes) * stack.parameters.element_size()
+    limit = max(BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"]), 8 * stack.parameters.shape[1] * lane_bytes)
+    return max(1, limit // (numbers_per_example * lane_bytes))
 
 
 def _not_finite(losses: Tensor, stack: Stack) -> dict[int, int]:

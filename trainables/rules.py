@@ -31,9 +31,9 @@ class Rule:
         torch_class: the torch.optim class that computes the same.
         rates: (lowest, highest) learning rate of the default grid, for losses of order one.
         buffers: names of the state's tensors, each (K, P), zero at first.
-        scalars: names and first values of those that hold one number a lane, (K, 1), in torch's default type, as
-            torch.optim keeps them whatever the parameters' type.
         settings: constants, under torch.optim's names.
+        scalars: names and first values of state that is one number a lane, (K, 1), in torch's default type, as
+            torch.optim keeps them whatever the parameters' type.
     """
 
     name: str
@@ -41,8 +41,8 @@ class Rule:
     torch_class: type[torch.optim.Optimizer]
     rates: tuple[float, float]
     buffers: tuple[str, ...] = ()
-    scalars: Mapping[str, float] = field(default_factory=dict)
     settings: Settings = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
 
     def state(self, parameters: Tensor) -> State:
         """The state before the first update, for (K, P) parameters."""
@@ -169,16 +169,16 @@ RULES: dict[str, Rule] = {
         # Plain steepest descent has two names: the textbook one and that of torch.optim.
         Rule("gradient-descent", _gradient, torch.optim.SGD, (1e-4, 1.0)),
         Rule("sgd", _gradient, torch.optim.SGD, (1e-4, 1.0)),
-        Rule("momentum", _momentum, torch.optim.SGD, (1e-5, 0.1), ("momentum_buffer",), {}, {"momentum": 0.9}),
-        Rule("nesterov", _nesterov, torch.optim.SGD, (1e-5, 0.1), ("momentum_buffer",), {}, {"momentum": 0.9}),
-        Rule("adagrad", _adagrad, torch.optim.Adagrad, (1e-3, 1.0), ("sum",), {}, {"eps": 1e-10}),
-        Rule("rmsprop", _rmsprop, torch.optim.RMSprop, (1e-5, 0.1), ("square_avg",), {}, {"alpha": 0.99, "eps": 1e-8}),
-        Rule("adadelta", _adadelta, torch.optim.Adadelta, (1e-2, 10.0), ("square_avg", "acc_delta"), {}, _ADADELTA),
-        Rule("adam", _adam, torch.optim.Adam, (1e-5, 0.1), _MOMENTS, {}, _ADAM),
-        Rule("adamw", _adamw, torch.optim.AdamW, (1e-5, 0.1), _MOMENTS, {}, {**_ADAM, "weight_decay": 0.01}),
-        Rule("amsgrad", _amsgrad, torch.optim.Adam, (1e-5, 0.1), (*_MOMENTS, "max_exp_avg_sq"), {}, _ADAM),
-        Rule("adamax", _adamax, torch.optim.Adamax, (1e-5, 0.1), ("exp_avg", "exp_inf"), {}, _ADAM),
-        Rule("nadam", _nadam, torch.optim.NAdam, (1e-5, 0.1), _MOMENTS, {"mu_product": 1.0}, _NADAM),
-        Rule("radam", _radam, torch.optim.RAdam, (1e-5, 0.1), _MOMENTS, {}, _ADAM),
+        Rule("momentum", _momentum, torch.optim.SGD, (1e-5, 0.1), ("momentum_buffer",), {"momentum": 0.9}),
+        Rule("nesterov", _nesterov, torch.optim.SGD, (1e-5, 0.1), ("momentum_buffer",), {"momentum": 0.9}),
+        Rule("adagrad", _adagrad, torch.optim.Adagrad, (1e-3, 1.0), ("sum",), {"eps": 1e-10}),
+        Rule("rmsprop", _rmsprop, torch.optim.RMSprop, (1e-5, 0.1), ("square_avg",), {"alpha": 0.99, "eps": 1e-8}),
+        Rule("adadelta", _adadelta, torch.optim.Adadelta, (1e-2, 10.0), ("square_avg", "acc_delta"), _ADADELTA),
+        Rule("adam", _adam, torch.optim.Adam, (1e-5, 0.1), _MOMENTS, _ADAM),
+        Rule("adamw", _adamw, torch.optim.AdamW, (1e-5, 0.1), _MOMENTS, {**_ADAM, "weight_decay": 0.01}),
+        Rule("amsgrad", _amsgrad, torch.optim.Adam, (1e-5, 0.1), (*_MOMENTS, "max_exp_avg_sq"), _ADAM),
+        Rule("adamax", _adamax, torch.optim.Adamax, (1e-5, 0.1), ("exp_avg", "exp_inf"), _ADAM),
+        Rule("nadam", _nadam, torch.optim.NAdam, (1e-5, 0.1), _MOMENTS, _NADAM, {"mu_product": 1.0}),
+        Rule("radam", _radam, torch.optim.RAdam, (1e-5, 0.1), _MOMENTS, _ADAM),
     )
 }

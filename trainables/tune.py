@@ -116,6 +116,10 @@ class LaneTrainable(tune.Trainable):
             raise ValueError(f"{type(self).__name__} trains {' and '.join(self.families)}, not {family!r}")
         torch.set_num_threads(trial.threads)
         device = torch.device(_device(trial.device))
+        if device.type == "cuda":
+            # The same trial again is the same bit for bit, and float32 means float32.
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = False
         dtype = getattr(torch, trial.dtype)
         self.rule = RULES[trial.optimizer]
         folder = Path(trial.data_folder) if trial.data_folder else None
@@ -144,11 +148,15 @@ class LaneTrainable(tune.Trainable):
     def _step(self) -> dict[str, Any]:
         report = next(self.training)
         rate, value = tuned(self.stack, self.trial.metric, len(self.data.validation))
-        due = time.time() - self.saved > CHECKPOINT_SECONDS and not report.finished
+        # A rate counts if every seed survives it, so once none counts, none ever will.
+        lost = rate is None
+        ended = report.finished or lost
+        due = time.time() - self.saved > CHECKPOINT_SECONDS and not ended
         return {
             "value": value,
             "learning_rate": rate,
-            "outcome": "running" if not report.finished else "diverged" if rate is None else "completed",
+            "outcome": "diverged" if lost else "completed" if report.finished else "running",
+            "finished": report.finished,
             "update": self.stack.update,
             "examples": report.examples,
             "epoch": report.epoch,
@@ -157,7 +165,7 @@ class LaneTrainable(tune.Trainable):
             "lanes": len(self.stack.lanes),
             **self._identity(),
             "payload": Payload(report.points, lane_rows(self.stack)),
-            DONE: report.finished,
+            DONE: ended,
             SHOULD_CHECKPOINT: due,
         }
 
@@ -217,12 +225,15 @@ def tuned(stack: lanes.Stack, metric: str, validation_examples: int) -> tuple[fl
         shaved = (values * n + 0.5) / (n + 1)
         scores = np.log(shaved / (1 - shaved))
     else:
-        scores = -np.log(np.maximum(values, np.finfo(float).tiny))
+        with np.errstate(divide="ignore"):  # no loss at all is the best there is
+            scores = -np.log(values)
     rates = np.array([lane.learning_rate for lane in stack.lanes])
     means = {rate: scores[rates == rate].mean() for rate in np.unique(rates)}
     if all(np.isnan(mean) for mean in means.values()):
         return None, math.nan
-    rate = max(means, key=lambda r: (-math.inf if np.isnan(means[r]) else means[r], -r))
+    # Sums in another order differ in the last digits; that must not decide between equals.
+    rounded = {rate: float(f"{mean:.12g}") for rate, mean in means.items() if not np.isnan(mean)}
+    rate = max(rounded, key=lambda r: (rounded[r], -r))
     if metric == "accuracy":
         return float(rate), float(((n + 1) / (1 + np.exp(-means[rate])) - 0.5) / n)
     return float(rate), float(np.exp(-means[rate]))

@@ -13,7 +13,7 @@ import torch
 
 from analysis.results import regime
 from study.search import planned_trials
-from study.spec import Dimension, Range, Spec
+from study.spec import Spec
 from trainables import lanes, models
 from trainables.data import Split
 from trainables.rules import RULES
@@ -44,7 +44,8 @@ def describe(spec: Spec) -> str:
     """The plan of a valid spec, for people: some lines of text."""
     facts, trials = spec.workload.facts, planned_trials(spec)
     dimensions = spec.search.dimensions()
-    corners = itertools.product(*(_ends(dimensions.get(name)) for name in ("batch_size", "width", "depth")))
+    sizes = [dimensions[name].ends() if name in dimensions else [0] for name in ("batch_size", "width", "depth")]
+    corners = itertools.product(*sizes)
     probes = [probe(spec, facts.train if size == "full" else int(size), *map(int, rest)) for size, *rest in corners]
     scheduler = "no scheduler" if spec.tuning.scheduler == "none" else f"{spec.tuning.scheduler} scheduler"
     lane_count = len(_lanes(spec))
@@ -99,19 +100,11 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
 
 
 def _heaviest(spec: Spec) -> str:
-    names = spec.search.dimensions()["optimizer"]
-    return max(map(str, _ends(names)), key=lambda name: len(RULES[name].buffers))
+    return max(map(str, spec.search.optimizer.ends()), key=lambda name: len(RULES[name].buffers))
 
 
 def _lanes(spec: Spec) -> list[lanes.Lane]:
     return lanes.grid(*spec.rates(_heaviest(spec)), spec.lane_seeds())
-
-
-def _ends(dimension: Dimension | None) -> list[int | str]:
-    """Values that span a dimension: all of a choice, both ends of a range; 0 where the model has none."""
-    if dimension is None:
-        return [0]
-    return [dimension.low, dimension.high] if isinstance(dimension, Range) else list(dimension.values)
 
 
 def _time(spec: Spec, probes: list[Probe], trials: int) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from study.outcomes import outcome
+from study.watch import describe
 
 PLAIN_SECONDS = 15.0
 
@@ -117,10 +118,3 @@ class ProgressDisplay(tune.Callback):
         elif time.monotonic() - self.shown > PLAIN_SECONDS:
             self.shown = time.monotonic()
             self.console.print(self.summary(), markup=False, highlight=False, soft_wrap=True)
-
-
-def describe(config: dict[str, Any], rate: float | None) -> str:
-    """A cell in a few words, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
-    size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
-    tuned = f", rate {rate:.2g}" if rate is not None else ""
-    return f"{config['optimizer']}, batch {config['batch_size']}{size}{tuned}"

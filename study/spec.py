@@ -56,6 +56,10 @@ class Choice(Section):
         """How many values there are."""
         return len(self.values)
 
+    def ends(self) -> list[int | str]:
+        """The values by which any question of size can be settled: all of them."""
+        return list(self.values)
+
 
 class Range(Section):
     """Whole numbers from low to high, both included, on a log scale if asked."""
@@ -67,6 +71,10 @@ class Range(Section):
     def size(self) -> int:
         """How many values there are."""
         return self.high - self.low + 1
+
+    def ends(self) -> list[int | str]:
+        """The values by which any question of size can be settled: the lowest and the highest."""
+        return sorted({self.low, self.high})
 
 
 Dimension: TypeAlias = Choice | Range
@@ -445,9 +453,9 @@ def _workload_mistakes(workload: Workload) -> list[str]:
 
 def _cell_mistakes(workload: Workload, search: Search) -> list[str]:
     facts, found = workload.facts, []
-    if {"full", facts.train} <= set(_extremes(search.batch_size)):
+    if {"full", facts.train} <= set(search.batch_size.ends()):
         found.append(f'search.batch_size: {facts.train} and "full" are the same; name one')
-    for value in _extremes(search.batch_size):
+    for value in search.batch_size.ends():
         if isinstance(value, int) and value > facts.train:
             found.append(
                 f"search.batch_size = {value}: larger than the {facts.train} training examples of {workload.data}; "
@@ -462,8 +470,8 @@ def _cell_mistakes(workload: Workload, search: Search) -> list[str]:
         missing = [name for name in ("width", "depth") if getattr(search, name) is None]
         needed = (f"search.{name}: missing; {workload.model} needs it, as in {name} = [1, 2]" for name in missing)
         return [*found, *needed]
-    depths = [int(depth) for depth in _extremes(search.depth)]
-    width = min(int(width) for width in _extremes(search.width))
+    depths = [int(depth) for depth in search.depth.ends()]
+    width = min(int(width) for width in search.width.ends())
     if workload.model == "cnn" and len(facts.in_shape) != 3:
         return found
     for depth in depths:
@@ -485,11 +493,6 @@ def _misfit(workload: Workload, width: int, depth: int) -> str | None:
     except models.ModelError as error:
         return str(error)
     return None
-
-
-def _extremes(dimension: Dimension) -> list[int | str]:
-    """The values between which every check of size can be decided: all of a choice, both ends of a range."""
-    return list(dimension.values) if isinstance(dimension, Choice) else sorted({dimension.low, dimension.high})
 
 
 def _explain(section: str, error: ValidationError, value: object) -> list[str]:

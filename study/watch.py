@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import analysis.results as results
 from study.search import planned_trials
@@ -30,9 +31,15 @@ def status(folder: Path) -> str:
     completed = trials[(trials["outcome"] == "completed") & trials["value"].notna()]
     if len(completed):
         best = completed.sort_values("value", ascending=not found.maximize).iloc[0]
-        size = f", width {best['width']}, depth {best['depth']}" if best["depth"] else ""
-        cell = f"{best['optimizer']}, batch {best['batch_size']}{size}, rate {best['learning_rate']:.2g}"
+        cell = describe(best.to_dict(), best["learning_rate"])
         lines.append(f"  best    {found.metric} {best['value']:.4g}: {cell} (trial {best['trial']})")
     for _, trial in trials[trials["error"].notna()].head(3).iterrows():
         lines.append(f"  failed  trial {trial['trial']}: {trial['error'].strip().splitlines()[-1]}")
     return "\n".join(lines)
+
+
+def describe(config: dict[Any, Any], rate: float | None) -> str:
+    """A cell in a few words, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
+    size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
+    tuned = f", rate {rate:.2g}" if rate is not None else ""
+    return f"{config['optimizer']}, batch {config['batch_size']}{size}{tuned}"

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from study.progress import ProgressDisplay, describe
+from study.progress import ProgressDisplay
+from study.watch import describe
 
 CONFIG = {"optimizer": "adam", "batch_size": 32, "width": 16, "depth": 2}
 

@@ -6,6 +6,7 @@ plain Optuna, on the same networks, examples and processors; and what Ray adds t
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import math
 import tempfile
@@ -17,13 +18,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 import trainables.bench
 from analysis import results
 from study import cluster, search
-from study.collect import hardware, versions, write_text
+from study.collect import commit, hardware, versions, write_text
 from study.spec import Spec, check
 from trainables import data, models
 
@@ -68,7 +69,8 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
         only: `search`, `trials`, or part of the name of a line of the first table; everything if empty.
         device: for the first table.
     """
-    found: dict[str, Any] = {"versions": versions(), "hardware": hardware()}
+    began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    found: dict[str, Any] = {"commit": commit(), "began": began, "versions": versions(), "hardware": hardware()}
     if only not in ("search", "trials"):
         found["updates"] = trainables.bench.run(device, only)["rows"]
     if only in ("", "search"):
@@ -189,7 +191,10 @@ def empty_trials(count: int) -> dict[str, float]:
 def show(found: dict[str, Any], console: Console) -> None:
     """Print what `run` gathered, for people."""
     if rows := found.get("updates"):
-        table = Table("one update, Adam", *("lanes", "solo us", "lane us", "ratio", "bound us", "lane / bound"))
+        table = Table(
+            Column("one update, Adam", no_wrap=True),
+            *("lanes", "solo us", "lane us", "ratio", "bound us", "lane / bound"),
+        )
         for row in rows:
             numbers = (row["solo_us"], row["lane_us"], row["ratio"], row["bound_us"], row["lane_us"] / row["bound_us"])
             table.add_row(row["name"], str(row["lanes"]), *(f"{number:.3g}" for number in numbers))

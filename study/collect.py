@@ -197,7 +197,7 @@ def write_provenance(folder: Path, spec: Spec, command: str, *, finished: bool, 
         loss = "mean squared error" + (" in variances of y" if spec.workload.standardize else "")
     content = {
         "command": command,
-        "commit": _commit(),
+        "commit": commit(),
         "started": started.isoformat(timespec="seconds"),
         "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds") if finished else None,
         "versions": versions(),
@@ -248,7 +248,7 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this code, with a mark if it was changed since; none where it was installed as a package."""
     here = Path(__file__).parent
     try:

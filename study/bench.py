@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
@@ -189,29 +190,33 @@ def empty_trials(count: int) -> dict[str, float]:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    """Print what `run` gathered, for people."""
+    """Print what `run` gathered, for people, within 80 columns."""
     if rows := found.get("updates"):
-        table = Table(
-            Column("one update, Adam", no_wrap=True),
-            *("lanes", "solo us", "lane us", "ratio", "bound us", "lane / bound"),
-        )
+        table = _table("one update, Adam", "lanes", "solo us", "lane us", "ratio", "bound us", "/ bound")
         for row in rows:
             numbers = (row["solo_us"], row["lane_us"], row["ratio"], row["bound_us"], row["lane_us"] / row["bound_us"])
-            table.add_row(row["name"], str(row["lanes"]), *(f"{number:.3g}" for number in numbers))
+            table.add_row(row["name"], str(row["lanes"]), *map(_figure, numbers))
         console.print(table)
     if rows := found.get("search"):
-        table = Table(
-            "a search (MLP on cubic, 10 epochs, batch 32)", "runs timed", "seconds", "runs per hour", "ours is"
-        )
+        table = _table("MLP on cubic, 10 epochs, batch 32", "runs", "seconds", "runs per hour", "ours / it")
         for row in rows:
-            speed, ratio = f"{row['runs_per_hour']:,.0f}", f"{row['ratio']:.3g} x"
-            table.add_row(row["name"], str(row["runs"]), f"{row['seconds']:.1f}", speed, ratio)
+            numbers = (row["seconds"], row["runs_per_hour"], row["ratio"])
+            table.add_row(row["name"], str(row["runs"]), *map(_figure, numbers))
         console.print(table)
     if trials := found.get("trials"):
         console.print(
             f"{trials['trials']} empty trials, {trials['at_once']} at once: {trials['seconds_per_trial']:.3f} s each, "
             f"of which {trials['seconds_per_trial_in_the_worker']:.3f} s in the worker"
         )
+
+
+def _table(what: str, *columns: str) -> Table:
+    numbers = (Column(name, justify="right", no_wrap=True) for name in columns)
+    return Table(Column(what, no_wrap=True), *numbers, box=box.SIMPLE, pad_edge=False)
+
+
+def _figure(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:#.3g}"
 
 
 def write(found: dict[str, Any], file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import trainables.bench
 from study import bench
@@ -47,6 +49,19 @@ print(json.dumps(trainables.bench.run("cpu", "MLP, batch 1")))
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     rows = json.loads(found.stdout)["rows"]
     assert [row["name"] for row in rows] == ["2-16-8-1 MLP, batch 1", "2-16-8-1 MLP, batch 10,000"]
+
+
+def test_the_committed_results_print_within_80_columns() -> None:
+    files = list((Path(__file__).parent / "benchmarks").glob("*.json"))
+    assert files
+    for file in files:
+        console = Console(width=80, file=io.StringIO(), record=True)
+        bench.show(json.loads(file.read_text()), console)
+        text = console.export_text()
+        assert "…" not in text
+        assert all(work.name in text for work in WORKS)
+        assert "plain Ray Tune" in text
+        assert "empty trials" in text
 
 
 def test_the_solo_run_of_the_peers_trains() -> None:

@@ -192,16 +192,16 @@ def empty_trials(count: int) -> dict[str, float]:
 def show(found: dict[str, Any], console: Console) -> None:
     """Print what `run` gathered, for people, within 80 columns."""
     if rows := found.get("updates"):
-        table = _table("one update, Adam", "lanes", "solo us", "lane us", "ratio", "bound us", "/ bound")
+        table = _table("one update, Adam", "lanes", "solo us", "lane us", "ratio", "bound", "x it")
         for row in rows:
-            numbers = (row["solo_us"], row["lane_us"], row["ratio"], row["bound_us"], row["lane_us"] / row["bound_us"])
-            table.add_row(row["name"], str(row["lanes"]), *map(_figure, numbers))
+            times = (row["solo_us"], row["lane_us"], row["ratio"], row["bound_us"], row["lane_us"] / row["bound_us"])
+            table.add_row(row["name"], str(row["lanes"]), *map(_figure, times))
         console.print(table)
     if rows := found.get("search"):
         table = _table("MLP on cubic, 10 epochs, batch 32", "runs", "seconds", "runs per hour", "ours / it")
         for row in rows:
-            numbers = (row["seconds"], row["runs_per_hour"], row["ratio"])
-            table.add_row(row["name"], str(row["runs"]), *map(_figure, numbers))
+            speeds = (row["seconds"], row["runs_per_hour"], row["ratio"])
+            table.add_row(row["name"], str(row["runs"]), *map(_figure, speeds))
         console.print(table)
     if trials := found.get("trials"):
         console.print(
@@ -212,7 +212,7 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 def _table(what: str, *columns: str) -> Table:
     numbers = (Column(name, justify="right", no_wrap=True) for name in columns)
-    return Table(Column(what, no_wrap=True), *numbers, box=box.SIMPLE, pad_edge=False)
+    return Table(Column(what, no_wrap=True), *numbers, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _figure(number: float) -> str:

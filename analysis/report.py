@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import figures, statistics
@@ -272,11 +273,14 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
         return figure
 
-    def sensitivity() -> Figure:
-        figure = figures.figure(PAGE_MM * 0.78, 85)
-        ax = figures.learning_rate_sensitivity(rates, figure.subplots(), metric, unit)
+    def with_legend(draw: Callable[[pd.DataFrame, Axes, str, str], Axes], data: pd.DataFrame, height: float) -> Figure:
+        figure = figures.figure(PAGE_MM * 0.78, height)
+        ax = draw(data, figure.subplots(), metric, unit)
         figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
         return figure
+
+    def sensitivity() -> Figure:
+        return with_legend(figures.learning_rate_sensitivity, rates, 85)
 
     def by_batch() -> Figure:
         figure = _heat_map_size(batches)
@@ -289,10 +293,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
         return figure
 
     def found() -> Figure:
-        figure = figures.figure(PAGE_MM * 0.78, 75)
-        ax = figures.search_progress(search, figure.subplots(), metric, unit)
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
-        return figure
+        return with_legend(figures.search_progress, search, 75)
 
     seeds = _seeds(curves["n"]), _seeds(rates["n"]), _seeds(table["n"])
     return [

@@ -99,8 +99,8 @@ class Collector(tune.Callback):
         """Keep what a trial reports until it ends."""
         payload: Payload = result.pop("payload")
         progress = self.trials.setdefault(trial.trial_id, Progress())
-        progress.result = result
-        # A trial that failed in mid-course keeps the rows of its last good report.
+        # A trial that failed in mid-course keeps the counts and rows of its last good report.
+        progress.result = {**progress.result, **result}
         progress.lanes = payload.lanes or progress.lanes
         for point in payload.points:
             for (split, metric), values in point.values.items():

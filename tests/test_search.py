@@ -154,6 +154,7 @@ def test_trials_that_go_wrong_harm_no_other(run: Any, monkeypatch: pytest.Monkey
     assert trials.loc[2, "error"]
     assert trials["value"].isna().to_list() == [False, True, True, True, True, False]
     assert len(found.lanes[found.lanes["trial"] == 4]) == 6  # what it had done before is kept
+    assert trials.loc[4, "epochs"] == 1
     assert set(found.lanes.loc[found.lanes["trial"] == 3, "outcome"]) == {"diverged"}
     states = [trial.state for trial in optuna_trials(outcome.folder)]
     assert states == [TrialState.COMPLETE, *[TrialState.FAIL] * 4, TrialState.COMPLETE]

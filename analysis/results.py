@@ -45,6 +45,8 @@ TRIALS = _schema(
     _column("regime", pa.string(), "stochastic, mini-batch or batch; follows from batch_size"),
     _column("parameters", pa.int64(), "parameters of one network", optional=True),
     _column("lanes", pa.int64(), "learning rates x seeds trained together", optional=True),
+    _column("engine", pa.string(), "how its updates were made: eager, compiled, cuda-graph or solo", optional=True),
+    _column("lanes_at_once", pa.int64(), "lanes in a pass; fewer than lanes if memory did not hold all", optional=True),
     _column("outcome", pa.string(), "how the trial ended"),
     _column("value", pa.float64(), "the metric at the tuned learning rate; empty if none", optional=True),
     _column("learning_rate", pa.float64(), "the tuned learning rate, chosen on the validation split", optional=True),
@@ -223,7 +225,11 @@ def _read(table: str, folder: Path) -> pd.DataFrame:
                 f"{file}: written with schema version {version}, this program reads version {SCHEMA_VERSION}; "
                 f"read it with the program that wrote it, or run the study again"
             )
-        missing = [name for name in schema.names if name not in piece.schema.names]
+        absent = [column for column in schema if column.name not in piece.schema.names]
+        for new in (column for column in absent if column.nullable):
+            # An older program knew fewer columns.
+            piece = piece.append_column(new, pa.nulls(len(piece), new.type))
+        missing = [column.name for column in absent if not column.nullable]
         if missing:
             raise ResultsError(f"{file}: not a {table} table, it lacks {', '.join(missing)}")
         pieces.append(piece.select(schema.names).cast(schema))

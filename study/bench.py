@@ -31,7 +31,7 @@ from trainables import data, models
 
 # Peers run so many (configuration, seed) runs, and are scaled; they would take hours for all.
 RAY_RUNS, OPTUNA_RUNS = 8, 24
-EMPTY_TRIALS = 200
+EMPTY_TRIALS = 500
 SEARCH = check(
     {
         "name": "bench",
@@ -192,10 +192,12 @@ def empty_trials(count: int) -> dict[str, float]:
 def show(found: dict[str, Any], console: Console) -> None:
     """Print what `run` gathered, for people, within 80 columns."""
     if rows := found.get("updates"):
-        table = _table("one update, Adam", "lanes", "solo us", "lane us", "ratio", "bound", "x it")
-        for row in rows:
-            times = (row["solo_us"], row["lane_us"], row["ratio"], row["bound_us"], row["lane_us"] / row["bound_us"])
-            table.add_row(row["name"], str(row["lanes"]), *map(_figure, times))
+        table = _table("one update, Adam", "engine", "lanes", "solo us", "lane us", "ratio", "x bound", "cold s")
+        for number, row in enumerate(rows):
+            name = row["name"] if number == 0 or rows[number - 1]["name"] != row["name"] else ""
+            numbers = (row["solo_us"], row["lane_us"], row["ratio"], row["lane_us"] / row["bound_us"])
+            cold = f"{row['cold_seconds']:.1f}"
+            table.add_row(name, row["engine"], str(row["lanes"]), *map(_figure, numbers), cold)
         console.print(table)
     if rows := found.get("search"):
         table = _table("MLP on cubic, 10 epochs, batch 32", "runs", "seconds", "runs per hour", "ours / it")

@@ -78,6 +78,21 @@ class Progress:
     lanes: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in TABLES["curves"].names})
 
+    def add(
+        self,
+        trial: int,
+        lanes: list[int],
+        when: tuple[int, int, float, float],
+        split: str,
+        metric: str,
+        values: list[float],
+    ) -> None:
+        """Add a curve's point for some lanes; when is (update, examples, epoch, train_seconds)."""
+        count = len(lanes)
+        row = (trial, lanes, *when, split, metric, values)
+        for name, value in zip(TABLES["curves"].names, row, strict=True):
+            self.curves[name] += value if isinstance(value, list) else [value] * count
+
 
 class Collector(tune.Callback):
     """Takes the payload out of every result, and writes a trial's rows when it ends.
@@ -102,22 +117,14 @@ class Collector(tune.Callback):
         # A trial that failed in mid-course keeps the counts and rows of its last good report.
         progress.result = {**progress.result, **result}
         progress.lanes = payload.lanes or progress.lanes
+        number = trial.config["trial"]
         for point in payload.points:
             for (split, metric), values in point.values.items():
-                count = len(values)
-                columns: dict[str, list[Any]] = {
-                    "trial": [trial.config["trial"]] * count,
-                    "lane": point.lanes,
-                    "update": [point.update] * count,
-                    "examples": [point.examples] * count,
-                    "epoch": [point.epoch] * count,
-                    "train_seconds": [point.train_seconds] * count,
-                    "split": [split] * count,
-                    "metric": [metric] * count,
-                    "value": values,
-                }
-                for name, column in columns.items():
-                    progress.curves[name] += column
+                when = (point.update, point.examples, point.epoch, point.train_seconds)
+                progress.add(number, point.lanes, when, split, metric, values)
+        for trace in payload.traces:
+            for when, losses in trace.updates():
+                progress.add(number, trace.lanes, when, "batch", "loss", losses)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write a trial that ended well, or was stopped."""
@@ -148,6 +155,8 @@ class Collector(tune.Callback):
             "regime": regime(config["batch_size"], self.training_examples),
             "parameters": result.get("parameters"),
             "lanes": result.get("lanes"),
+            "engine": result.get("engine"),
+            "lanes_at_once": result.get("lanes_at_once"),
             "outcome": ended,
             # NaN is the trainable's "none"; in the table it is empty.
             "value": None if result.get("learning_rate") is None else result["value"],
@@ -164,12 +173,16 @@ class Collector(tune.Callback):
         # Curves first and the trial last: a trial in the tables has all its rows.
         self.tables["curves"].append(progress.curves)
         lane_end = ended if ended != "diverged" else "completed" if result["finished"] else "stopped"
-        lanes = [
-            {**lane, "trial": row["trial"], "outcome": lane_end if lane["diverged_update"] is None else "diverged"}
-            for lane in progress.lanes
-        ]
+        lanes = [{**lane, "trial": row["trial"], "outcome": _lane_outcome(lane, lane_end)} for lane in progress.lanes]
         self.tables["lanes"].append(_columns(lanes, TABLES["lanes"].names))
         self.tables["trials"].append(_columns([row], TABLES["trials"].names))
+
+
+def _lane_outcome(lane: dict[str, Any], of_trial: str) -> str:
+    """How a lane ended: in its own way, or with its trial."""
+    if lane["diverged_update"] is not None:
+        return "diverged"
+    return of_trial if lane["stopped_update"] is None else "stopped"
 
 
 def _columns(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, list[Any]]:

@@ -14,9 +14,10 @@ import torch
 from analysis.results import regime
 from study.search import planned_trials
 from study.spec import Spec
-from trainables import lanes, models
+from trainables import engines, lanes, models
 from trainables.data import Split
-from trainables.rules import RULES
+from trainables.rules import named
+from trainables.stack import Batches, Lane, Stack, grid
 
 # A probe times so many seconds of updates, on batches of at most so many examples, and scales.
 PROBE_SECONDS = 0.2
@@ -32,12 +33,16 @@ class Probe:
         updates: per lane; None if the budget is in seconds.
         seconds: of the whole trial, evaluation included; None likewise.
         memory_bytes: parameters, gradients, the rule's buffers, one block's activations, and the data.
+        engine: that such a trial takes on a processor.
+        at_once: lanes in a pass.
     """
 
     batch_size: int
     updates: int | None
     seconds: float | None
     memory_bytes: int
+    engine: str
+    at_once: int
 
 
 def describe(spec: Spec) -> str:
@@ -59,6 +64,10 @@ def describe(spec: Spec) -> str:
     for size, updates in sorted({(p.batch_size, p.updates) for p in probes}, key=lambda pair: pair[0]):
         much = f"{updates:,} updates a lane" if updates else f"{spec.budget.seconds:g} s a trial"
         rows.append(("", f"batch size {size:,} ({regime(size, facts.train)}): {much}"))
+    fewest = min(p.at_once for p in probes)
+    if fewest < lane_count:
+        rows.append(("", f"in passes of {fewest} where memory does not hold all"))
+    rows.append(("engine", " or ".join(sorted({p.engine for p in probes})) + ", by the size of the trial"))
     memory = max(p.memory_bytes for p in probes) / 2**20
     rows.append(("memory", f"about {memory:,.0f} MiB a trial at most, its data included"))
     rows.append(("time", _time(spec, probes, trials)))
@@ -68,43 +77,50 @@ def describe(spec: Spec) -> str:
 def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     """Try a cell briefly, with the optimizer that takes the most memory."""
     workload, facts, budget = spec.workload, spec.workload.facts, lanes.Budget(**spec.budget.limit())
-    rule = RULES[_heaviest(spec)]
+    rule, device = named(_heaviest(spec)), torch.device("cpu")
     size = {"width": width, "depth": depth, **workload.arguments()}
     build = partial(models.build, workload.model, facts.in_shape, facts.out_features, **size)
-    stack = lanes.Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), torch.device("cpu"))
-    activations = models.activations(build(), facts.in_shape)
-    block = lanes.block_size(activations, stack)
+    stack = Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), device)
+    network = build()
     updates, seconds = budget.total_updates(batch_size, facts.train), None
+    engine = engines.choose(network, facts.in_shape, facts.task, batch_size, stack, updates, spec.lanes.engine)
     if updates is not None:
         tried = min(batch_size, PROBE_EXAMPLES)
         inputs = stack.parameters.new_zeros(2 * PROBE_EXAMPLES, *facts.in_shape)
         targets = inputs.new_zeros(len(inputs), 1) if facts.task == "regression" else torch.zeros(len(inputs)).long()
-        examples, forward = Split(inputs, targets), lanes.stacked(build())
-        batches = lanes.Batches(examples, tried, stack)
+        examples, batches = Split(inputs, targets), Batches(Split(inputs, targets), tried, stack)
+        # Compiling takes longer than the probe may; the eager engine's time, less what compiling is reckoned to save.
+        eager = engines.choose(
+            network, facts.in_shape, facts.task, tried, stack, None, "solo" if rule.solo else "eager"
+        )
         made = 0
         while made < 2 or stack.seconds < PROBE_SECONDS:
             made = max(1, 2 * made)
-            lanes.advance(stack, forward, batches, facts.task, rule, made, block)
+            lanes.advance(stack, eager, batches, made)
         started = time.perf_counter()
-        lanes.evaluation(forward, stack.leaves(), examples, facts.task, block)
+        eager.evaluate(stack, slice(0, len(stack.alive)), examples)
         evaluated = min(lanes.TRAIN_SUBSET, facts.train) + facts.validation
         evaluation = (time.perf_counter() - started) / len(examples) * evaluated
-        cost = models.multiplications(build(), facts.in_shape)
+        cost = models.multiplications(network, facts.in_shape)
         schedule = lanes.Schedule(budget, batch_size, facts.train, evaluated=evaluated, multiplications=cost)
         points = len(schedule.series()) + budget.reports
-        seconds = updates * stack.seconds / made * batch_size / tried + points * evaluation
-    numbers = stack.parameters.numel() * (2 + len(rule.buffers))
-    numbers += 2 * activations * len(stack.lanes) * min(block, batch_size)
-    numbers += (facts.train + facts.validation + facts.test) * math.prod(facts.in_shape)
-    return Probe(batch_size, updates, seconds, numbers * stack.parameters.element_size())
+        update = stack.seconds / made * batch_size / tried
+        if engine.name == "compiled":
+            update = max(update / 10, update - engines.saving(network, facts.in_shape, batch_size, stack))
+        seconds = updates * update + points * evaluation
+    kept, working = engines.lane_bytes(network, facts.in_shape, batch_size, stack)
+    numbers = (facts.train + facts.validation + facts.test) * math.prod(facts.in_shape)
+    at_once = engines.fitting(network, facts.in_shape, batch_size, stack)
+    memory = kept * len(stack.lanes) + working * at_once + numbers * stack.parameters.element_size()
+    return Probe(batch_size, updates, seconds, memory, engine.name, at_once)
 
 
 def _heaviest(spec: Spec) -> str:
-    return max(map(str, spec.search.optimizer.ends()), key=lambda name: len(RULES[name].buffers))
+    return max(map(str, spec.search.optimizer.ends()), key=lambda name: len(named(name).buffers))
 
 
-def _lanes(spec: Spec) -> list[lanes.Lane]:
-    return lanes.grid(*spec.rates(_heaviest(spec)), spec.lane_seeds())
+def _lanes(spec: Spec) -> list[Lane]:
+    return grid(*spec.rates(_heaviest(spec)), spec.lane_seeds())
 
 
 def _time(spec: Spec, probes: list[Probe], trials: int) -> str:

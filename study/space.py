@@ -61,6 +61,10 @@ class Space:
             "rates": spec.rates(cell["optimizer"]),
             "seeds": spec.lane_seeds(),
             "budget": spec.budget.limit(),
+            "engine": spec.lanes.engine,
+            "halving": spec.lanes.halving,
+            "every_update": spec.recording.every_update,
+            "augment": workload.augmentation(),
         }
 
 

@@ -26,7 +26,8 @@ from pydantic import (
 
 from trainables import models
 from trainables.data import CATALOGUE, Facts
-from trainables.rules import RULES
+from trainables.engines import NAMES
+from trainables.rules import RULES, SOLO, named
 
 SHIPPED = Path(__file__).parent / "specs"
 LIMITS = ("epochs", "updates", "examples", "seconds")
@@ -100,7 +101,8 @@ def _batch_size(value: object) -> str | None:
 
 
 def _optimizer(value: object) -> str | None:
-    return None if isinstance(value, str) and value in RULES else _unknown("optimizer", value, RULES)
+    known = (*RULES, *SOLO)
+    return None if isinstance(value, str) and value in known else _unknown("optimizer", value, known)
 
 
 def _dimension(mistake: Callable[[object], str | None], *, ranges: bool = True) -> Callable[[object], Dimension]:
@@ -177,6 +179,22 @@ class ModelArgs(Section):
     padding: Annotated[int, Field(ge=0, le=1000)] | None = None
 
 
+class Augmentation(Section):
+    """Random changes of the training images, each example its own; none if nothing is given.
+
+    Attributes:
+        rotate: degrees either way, at most.
+        translate: share of height and width either way, at most.
+        flip: whether left and right change places in half of the images.
+        jitter: brightness, contrast and saturation times 1 - jitter to 1 + jitter.
+    """
+
+    rotate: Annotated[float, Field(gt=0, le=180)] | None = None
+    translate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    flip: Literal[True] | None = None
+    jitter: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
 class Workload(Section):
     """Data, model family and metric; never the optimizer.
 
@@ -187,6 +205,7 @@ class Workload(Section):
         metric: loss, or accuracy for a classification, which is then the default; on the validation split.
         target: the metric value that counts as solved.
         standardize: mean 0 and standard deviation 1 over the training split, a regression's targets too.
+        augment: what is done to each training image.
         dtype: float32 or float64.
     """
 
@@ -196,6 +215,7 @@ class Workload(Section):
     metric: Annotated[str, _known("metric", ("loss", "accuracy"))] = "loss"
     target: float | None = None
     standardize: bool = True
+    augment: Augmentation = Augmentation()
     dtype: Annotated[str, _known("dtype", ("float32", "float64"))] = "float32"
 
     @model_validator(mode="before")
@@ -211,6 +231,16 @@ class Workload(Section):
     def facts(self) -> Facts:
         """What is known of the data set."""
         return CATALOGUE[self.data]
+
+    @model_validator(mode="after")
+    def _images(self) -> Workload:
+        if self.augmentation() and len(self.facts.in_shape) != 3:
+            raise ValueError(f"augment is for images; {self.data} has inputs of shape {self.facts.in_shape}")
+        return self
+
+    def augmentation(self) -> dict[str, Any]:
+        """What is done to the training images, as far as it was given."""
+        return self.augment.model_dump(exclude_none=True)
 
     def arguments(self) -> dict[str, Any]:
         """The model family's arguments that were given."""
@@ -251,11 +281,15 @@ class Lanes(Section):
         learning_rate: the grid for all optimizers; if not given, each optimizer's own range at `rates` values.
         rates: values in an optimizer's own range.
         seeds: seeds of initialisation and batches.
+        engine: eager, compiled, cuda-graph or solo; auto takes what is fastest for the trial.
+        halving: whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget.
     """
 
     learning_rate: Rates | None = None
     rates: Positive = 8
     seeds: Positive = 5
+    engine: Annotated[str, _known("engine", ("auto", *NAMES))] = "auto"
+    halving: bool = False
 
 
 class Budget(Section):
@@ -284,6 +318,16 @@ class Budget(Section):
     def limit(self) -> dict[str, Any]:
         """The fields of `trainables.lanes.Budget`."""
         return self.model_dump(exclude_none=True, exclude={"trials"})
+
+
+class Recording(Section):
+    """What is kept.
+
+    Attributes:
+        every_update: whether the curves hold the loss of every update, instead of means between evaluations.
+    """
+
+    every_update: bool = False
 
 
 class Tuning(Section):
@@ -319,6 +363,7 @@ class Spec(Section):
     lanes: Lanes = Lanes()
     budget: Budget
     tuning: Tuning = Tuning()
+    recording: Recording = Recording()
     resources: Resources = Resources()
 
     def lane_seeds(self) -> list[int]:
@@ -329,7 +374,7 @@ class Spec(Section):
         """Lowest and highest learning rate of an optimizer's grid, and how many."""
         if grid := self.lanes.learning_rate:
             return grid.low, grid.high, grid.count
-        return (*RULES[optimizer].rates, self.lanes.rates)
+        return (*named(optimizer).rates, self.lanes.rates)
 
     def cells(self) -> int:
         """Cells in the space."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from analysis.statistics import OPTIMIZERS
-from trainables.rules import RULES
+from trainables.rules import RULES, Rule, State
 
 
 def test_the_report_lists_the_rules_in_their_order() -> None:
@@ -32,6 +32,14 @@ def torch_optimizer(rule: str, parameter: torch.Tensor, rate: float) -> torch.op
     return optimizer
 
 
+def apply(
+    rule: Rule, parameters: torch.Tensor, gradients: torch.Tensor, state: State, update: int, rates: torch.Tensor
+) -> None:
+    """One update at the rule's own settings."""
+    coefficients = {name: float(column[0, 0]) for name, column in rule.coefficients(update, update).items()}
+    rule.step(parameters, gradients, state, rates, coefficients, rule.settings)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_each_row_follows_torch_optim_at_its_own_rate(rule: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -44,7 +52,7 @@ def test_each_row_follows_torch_optim_at_its_own_rate(rule: str) -> None:
     solo = [row.clone().requires_grad_() for row in start]
     optimizers = [torch_optimizer(rule, p, rate) for p, rate in zip(solo, rates[:, 0].tolist(), strict=True)]
     for update, gradient in enumerate(gradients, start=1):
-        RULES[rule].step(ours, gradient, state, update, rates)
+        apply(RULES[rule], ours, gradient, state, update, rates)
         for parameter, optimizer, row in zip(solo, optimizers, gradient, strict=True):
             parameter.grad = row.clone()
             optimizer.step()
@@ -55,19 +63,16 @@ def test_each_row_follows_torch_optim_at_its_own_rate(rule: str) -> None:
 def test_a_rate_of_zero_moves_nothing_and_the_gradient_is_left_alone(rule: str) -> None:
     parameters = torch.ones(2, 3)
     gradient = torch.full((2, 3), 2.0)
-    RULES[rule].step(parameters, gradient, RULES[rule].state(parameters), 1, torch.zeros(2, 1))
+    apply(RULES[rule], parameters, gradient, RULES[rule].state(parameters), 1, torch.zeros(2, 1))
     assert torch.equal(parameters, torch.ones(2, 3))
     assert torch.equal(gradient, torch.full((2, 3), 2.0))
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_a_rule_declares_its_state_and_a_range_of_rates(rule: object) -> None:
-    from trainables.rules import Rule
-
-    assert isinstance(rule, Rule)
+def test_a_rule_declares_its_state_and_a_range_of_rates(rule: Rule) -> None:
     parameters = torch.ones(2, 3)
     state = rule.state(parameters)
-    assert set(state) == {*rule.buffers, *rule.scalars}
-    rule.step(parameters, torch.ones(2, 3), state, 1, torch.ones(2, 1))
-    assert set(state) == {*rule.buffers, *rule.scalars}
+    assert set(state) == set(rule.buffers)
+    apply(rule, parameters, torch.ones(2, 3), state, 1, torch.ones(2, 1))
+    assert set(state) == set(rule.buffers)
     assert 0 < rule.rates[0] < rule.rates[1]

@@ -1,7 +1,7 @@
 """What an update of a lane costs, beside the loop that one would write otherwise, in one run on the same work.
 
 The solo loop is the fair baseline: one configuration, tensors in memory, batches by index, torch.optim, one thread. It
-and the lanes take turns, so that a machine whose speed drifts is unfair to neither; ratios are taken turn by turn.
+and the engines take turns, so that a machine whose speed drifts is unfair to none; ratios are taken turn by turn.
 `python -m trainables` runs this with torch and numpy alone.
 """
 
@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._inductor import config as inductor
 
-from trainables import lanes, models
+from trainables import engines, lanes, models, stack
 from trainables.data import Split, Task
 from trainables.rules import RULES
 
@@ -63,23 +64,25 @@ class Work:
 _MLP: tuple[str, tuple[int, ...], int, int, int] = ("mlp", (2,), 1, 16, 2)
 _WIDE: tuple[str, tuple[int, ...], int, int, int] = ("mlp", (1, 28, 28), 10, 128, 2)
 _CNN: tuple[str, tuple[int, ...], int, int, int] = ("cnn", (1, 28, 28), 10, 4, 2)
+# Examples in whole batches, so that short ones do not blur the picture.
 WORKS = (
     Work("2-16-8-1 MLP, batch 1", *_MLP, 1, 10_000, 512, "float64"),
-    Work("2-16-8-1 MLP, batch 32", *_MLP, 32, 10_000, 512, "float64"),
-    Work("2-16-8-1 MLP, batch 10,000", *_MLP, 10_000, 10_000, 40, "float64"),
-    Work("784-128-64-10 MLP, batch 32", *_WIDE, 32, 2_000, 16, "float32"),
-    Work("784-128-64-10 MLP, batch 256", *_WIDE, 256, 2_000, 16, "float32"),
-    Work("4-8 channel CNN, batch 4", *_CNN, 4, 2_000, 32, "float32"),
-    Work("4-8 channel CNN, batch 64", *_CNN, 64, 2_000, 32, "float32"),
+    Work("2-16-8-1 MLP, batch 32", *_MLP, 32, 10_016, 512, "float64"),
+    Work("2-16-8-1 MLP, batch 10,000", *_MLP, 10_000, 10_000, 48, "float64"),
+    Work("784-128-64-10 MLP, batch 32", *_WIDE, 32, 2_048, 16, "float32"),
+    Work("784-128-64-10 MLP, batch 256", *_WIDE, 256, 2_048, 16, "float32"),
+    Work("4-8 channel CNN, batch 4", *_CNN, 4, 2_048, 32, "float32"),
+    Work("4-8 channel CNN, batch 64", *_CNN, 64, 2_048, 32, "float32"),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a `Work`, medians over the rounds.
+    """What was measured of a `Work` with an engine, medians over the rounds.
 
     Attributes:
-        name, lanes, device: what ran.
+        name, engine, lanes, device: what ran.
+        cold_seconds: of the first update, with what is compiled or recorded first and no cache of it anywhere.
         solo_us: microseconds of an update of the solo loop.
         lane_us: microseconds of an update of the stack, by its lanes.
         ratio: solo over lane, the median of each round's.
@@ -88,28 +91,45 @@ class Row:
     """
 
     name: str
+    engine: str
     lanes: int
     device: str
+    cold_seconds: float
     solo_us: float
     lane_us: float
     ratio: float
     bound_us: float
 
 
-def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> Row:
-    """Time the solo loop and the stack in turn, with Adam."""
-    solo, stack = _solo(work, device), _stack(work, device)
-    solo(1), stack(1)  # what is paid once is paid here
-    pairs = [(_per_update(solo, device), _per_update(stack, device) / work.lanes) for _ in range(rounds)]
-    return Row(
-        work.name,
-        work.lanes,
-        str(device),
-        statistics.median(one for one, _ in pairs) * 1e6,
-        statistics.median(lane for _, lane in pairs) * 1e6,
-        statistics.median(one / lane for one, lane in pairs),
-        operations(work) / _speed(device, getattr(torch, work.dtype)) * 1e6,
-    )
+def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[Row]:
+    """Time the solo loop and the stack with each engine of the device in turn, with Adam; one row an engine."""
+    names = ["eager", "cuda-graph" if device.type == "cuda" else "compiled"]
+    if device.type == "cpu" and not engines.compiler():
+        names.remove("compiled")
+    solo, stacks = _solo(work, device), {name: _stack(work, device, name) for name in names}
+    solo(1)  # what is paid once is paid here
+    cold = {name: _seconds(stacks[name], 1, device) for name in names}
+    for name in names:
+        stacks[name](2 * engines.MOST_UPDATES)
+    turns = []
+    for _ in range(rounds):
+        one = _per_update(solo, device)
+        turns.append((one, {name: _per_update(stacks[name], device) / work.lanes for name in names}))
+    bound = operations(work) / _speed(device, getattr(torch, work.dtype)) * 1e6
+    return [
+        Row(
+            work.name,
+            name,
+            work.lanes,
+            str(device),
+            cold[name],
+            statistics.median(one for one, _ in turns) * 1e6,
+            statistics.median(lane[name] for _, lane in turns) * 1e6,
+            statistics.median(one / lane[name] for one, lane in turns),
+            bound,
+        )
+        for name in names
+    ]
 
 
 def operations(work: Work) -> int:
@@ -129,7 +149,7 @@ def _examples(work: Work, device: torch.device) -> Split:
 
 def _solo(work: Work, device: torch.device) -> Callable[[int], None]:
     examples, dtype = _examples(work, device), getattr(torch, work.dtype)
-    network = lanes.initialise(work.build, 0).to(device, dtype)
+    network = stack.initialise(work.build, 0).to(device, dtype)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     criterion = nn.MSELoss() if work.task == "regression" else nn.CrossEntropyLoss()
     per_epoch = work.examples // work.batch_size
@@ -146,32 +166,36 @@ def _solo(work: Work, device: torch.device) -> Callable[[int], None]:
     return updates
 
 
-def _stack(work: Work, device: torch.device) -> Callable[[int], None]:
-    examples, rule = _examples(work, device), RULES["adam"]
-    configurations = lanes.grid(1e-5, 1e-4, work.lanes // 4, range(4))
-    stack = lanes.Stack.build(work.build, configurations, rule, getattr(torch, work.dtype), device)
-    network = work.build()
-    block = lanes.block_size(models.activations(network, work.in_shape), stack)
-    forward, batches = lanes.stacked(network), lanes.Batches(examples, work.batch_size, stack)
+def _stack(work: Work, device: torch.device, engine: str) -> Callable[[int], None]:
+    examples, network = _examples(work, device), work.build()
+    configurations = stack.grid(1e-5, 1e-4, work.lanes // 4, range(4))
+    side = stack.Stack.build(work.build, configurations, RULES["adam"], getattr(torch, work.dtype), device)
+    batches = stack.Batches(examples, work.batch_size, side)
+    chosen = engines.choose(network, work.in_shape, work.task, work.batch_size, side, None, engine)
 
     def updates(count: int) -> None:
-        lanes.advance(stack, forward, batches, work.task, rule, stack.update + count, block)
+        lanes.advance(side, chosen, batches, side.update + count)
 
     return updates
 
 
+def _seconds(updates: Callable[[int], None], count: int, device: torch.device) -> float:
+    started = time.perf_counter()
+    updates(count)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
 def _per_update(updates: Callable[[int], None], device: torch.device) -> float:
-    """Seconds of an update, over about `TURN_SECONDS`."""
-    count, spent = 1, 0.0
+    """Seconds of an update, over about `TURN_SECONDS`; compiled programs make several at once."""
+    count = engines.MOST_UPDATES
     while True:
-        started = time.perf_counter()
-        updates(count)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent = time.perf_counter() - started
+        spent = _seconds(updates, count, device)
         if spent > TURN_SECONDS / 2:
             return spent / count
-        count = max(2 * count, int(count * TURN_SECONDS / max(spent, 1e-6)))
+        more = int(count * TURN_SECONDS / max(spent, 1e-6)) // engines.MOST_UPDATES * engines.MOST_UPDATES
+        count = max(2 * count, more)
 
 
 def _speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -191,8 +215,11 @@ def run(device: str = "cpu", only: str = "") -> dict[str, Any]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = [asdict(measure(work, torch.device(device))) for work in WORKS if only in work.name]
+        # A cold start is a cold start: nothing compiled is taken from an earlier run.
+        with inductor.patch(force_disable_caches=True):
+            found = [row for work in WORKS if only in work.name for row in measure(work, torch.device(device))]
     finally:
         torch.set_num_threads(before)
     hardware = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    rows = [asdict(row) for row in found]
     return {"torch": torch.__version__, "python": platform.python_version(), "hardware": hardware, "rows": rows}

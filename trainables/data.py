@@ -91,13 +91,22 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in its three splits. Validation chooses; test is looked at once, at the end."""
+    """A data set in its three splits. Validation chooses; test is looked at once, at the end.
+
+    Attributes:
+        name: one of `CATALOGUE`.
+        task: regression or classification.
+        train, validation, test: the splits.
+        mean, std: by which the inputs were standardised, one number per column or channel; none if they were not.
+    """
 
     name: str
     task: Task
     train: Split
     validation: Split
     test: Split
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -150,10 +159,12 @@ def load(
     else:
         splits = {"cubic": _cubic, "linear": _linear, "digits": _digits}[name](seed)
     task = CATALOGUE[name].task
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
     if standardize:
-        splits = _standardized(splits, targets_too=task == "regression")
+        splits, mean, std = _standardized(splits, targets_too=task == "regression")
     train, validation, test = (split.to(device, dtype) for split in splits)
-    return Data(name, task, train, validation, test)
+    return Data(name, task, train, validation, test, mean, std)
 
 
 def _cubic(seed: int) -> list[Split]:
@@ -225,10 +236,13 @@ def _image_split(images: Tensor | np.ndarray, labels: Tensor | list[int]) -> Spl
     return Split(pixels, torch.as_tensor(labels))
 
 
-def _standardized(splits: list[Split], *, targets_too: bool) -> list[Split]:
+def _standardized(
+    splits: list[Split], *, targets_too: bool
+) -> tuple[list[Split], tuple[float, ...], tuple[float, ...]]:
     train = splits[0]
     # Every axis but the columns', or the channels'.
     axes = [axis for axis in range(train.inputs.ndim) if axis != 1]
     mean, std = train.inputs.mean(axes, keepdim=True), train.inputs.std(axes, keepdim=True)
     center, scale = (train.targets.mean(0), train.targets.std(0)) if targets_too else (0, 1)
-    return [Split((s.inputs - mean) / std, (s.targets - center) / scale if targets_too else s.targets) for s in splits]
+    found = [Split((s.inputs - mean) / std, (s.targets - center) / scale if targets_too else s.targets) for s in splits]
+    return found, tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())

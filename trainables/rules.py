@@ -4,20 +4,32 @@ The parameters of K networks lie side by side as one (K, P) tensor, so a rule is
 the network. Every rule here is linear in the learning rate and its state does not depend on it: it computes the unit
 update u, and the step is p <- p - lr_k u. The results are those of the torch.optim class that each rule names, with the
 settings given.
+
+What depends on the number of the update (bias corrections, warming schedules) comes from a table that is computed
+before a run of updates, so that a compiled program or a CUDA graph reads it from memory. Settings may differ between
+lanes, as tensors that broadcast against the parameters.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+Number: TypeAlias = "float | Tensor"
 State = dict[str, Tensor]
-Settings = Mapping[str, float]
-UnitUpdate = Callable[[Tensor, Tensor, State, int, Settings], Tensor]
+Numbers = Mapping[str, Number]
+UnitUpdate = Callable[[Tensor, Tensor, State, Numbers, Numbers], Tensor]
+# (U, 1) numbers of updates from 1, settings as floats or (L,) arrays -> columns, (U, 1) or (U, L)
+Columns = Callable[[np.ndarray, Mapping[str, Any]], dict[str, np.ndarray]]
+
+
+def _no_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -26,14 +38,14 @@ class Rule:
 
     Attributes:
         name: the name in specs, tables and figures.
-        unit_update: (parameters (K, P), gradients (K, P), state, number of the update from 1, settings) -> u (K, P);
-            changes the state in place.
+        unit_update: (parameters, gradients, state, coefficients, settings) -> u, all of the parameters' shape or
+            broadcasting against it; changes the state in place.
         torch_class: the torch.optim class that computes the same.
         rates: (lowest, highest) learning rate of the default grid, for losses of order one.
-        buffers: names of the state's tensors, each (K, P), zero at first.
+        buffers: names of the state's tensors, each like the parameters, zero at first.
         settings: constants, under torch.optim's names.
-        scalars: names and first values of state that is one number a lane, (K, 1), in torch's default type, as
-            torch.optim keeps them whatever the parameters' type.
+        columns: the coefficients that depend on the number of the update.
+        solo: whether there is no rule over lanes, so that `torch_class` itself runs, lane by lane.
     """
 
     name: str
@@ -41,121 +53,184 @@ class Rule:
     torch_class: type[torch.optim.Optimizer]
     rates: tuple[float, float]
     buffers: tuple[str, ...] = ()
-    settings: Settings = field(default_factory=dict)
-    scalars: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, float] = field(default_factory=dict)
+    columns: Columns = _no_columns
+    solo: bool = False
 
     def state(self, parameters: Tensor) -> State:
-        """The state before the first update, for (K, P) parameters."""
-        lanes, device = len(parameters), parameters.device
-        full = {name: torch.zeros_like(parameters) for name in self.buffers}
-        return full | {name: torch.full((lanes, 1), first, device=device) for name, first in self.scalars.items()}
+        """The state before the first update."""
+        return {name: torch.zeros_like(parameters) for name in self.buffers}
+
+    def coefficients(self, first: int, last: int, settings: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """The coefficients of updates `first` to `last`, from 1, both included.
+
+        Args:
+            first: number of the first update.
+            last: number of the last.
+            settings: floats, or (L,) arrays of lanes' values; the rule's own if not given.
+
+        Returns:
+            name -> (updates, 1), or (updates, L) where a setting that counts differs between lanes; float64.
+        """
+        table = self.columns(np.arange(1, last + 1, dtype=np.float64)[:, None], settings or self.settings)
+        return {name: column[first - 1 :] for name, column in table.items()}
+
+    def optimizers(
+        self, parameters: list[nn.Parameter], rate: float, settings: Mapping[str, float]
+    ) -> list[torch.optim.Optimizer]:
+        """The torch class, for the parameters of one network.
+
+        Muon takes matrices only; the other parameters are left to AdamW at the same rate, as its author advises.
+        """
+        make: Any = self.torch_class
+        if self.torch_class is not torch.optim.Muon:
+            return [make(parameters, lr=rate, **settings)]
+        matrices = [parameter for parameter in parameters if parameter.ndim == 2]
+        others = [parameter for parameter in parameters if parameter.ndim != 2]
+        return [make(matrices, lr=rate, **settings), torch.optim.AdamW(others, lr=rate)]
 
     @torch.no_grad()
-    def step(self, parameters: Tensor, gradients: Tensor, state: State, update: int, rates: Tensor) -> None:
+    def step(
+        self,
+        parameters: Tensor,
+        gradients: Tensor,
+        state: State,
+        rates: Tensor,
+        coefficients: Numbers,
+        settings: Numbers,
+    ) -> None:
         """Make one update in place.
 
         Args:
-            parameters: (K, P).
-            gradients: (K, P).
+            parameters: of any shape.
+            gradients: of the same.
             state: what `state` gave, changed in place.
-            update: number of this update, from 1.
-            rates: (K, 1) learning rates.
+            rates: learning rates, broadcasting against the parameters.
+            coefficients: those of this update.
+            settings: numbers, or tensors that broadcast against the parameters.
         """
-        unit = self.unit_update(parameters, gradients, state, update, self.settings)
-        parameters.addcmul_(unit, rates, value=-1)
+        parameters.addcmul_(self.unit_update(parameters, gradients, state, coefficients, settings), rates, value=-1)
 
 
-def _gradient(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _gradient(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Steepest descent: u = g."""
     return g
 
 
-def _momentum(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _momentum(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Heavy ball (Polyak, 1964) as torch has it: b <- momentum b + g, u = b. From b = 0 the first b is g."""
     return state["momentum_buffer"].mul_(s["momentum"]).add_(g)
 
 
-def _nesterov(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _nesterov(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Nesterov momentum (Sutskever et al., 2013): u = g + momentum b."""
-    return g.add(_momentum(p, g, state, update, s), alpha=s["momentum"])
+    return (_momentum(p, g, state, c, s) * s["momentum"]).add_(g)
 
 
-def _adagrad(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _adagrad(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Adagrad (Duchi et al., 2011): u = g / (sqrt(sum g^2) + eps)."""
     total = state["sum"].addcmul_(g, g)
     return g / total.sqrt().add_(s["eps"])
 
 
-def _rmsprop(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _rmsprop(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """RMSprop (Tieleman and Hinton, 2012), eps after the root."""
-    square = state["square_avg"].mul_(s["alpha"]).addcmul_(g, g, value=1 - s["alpha"])
-    return g / square.sqrt().add_(s["eps"])
+    return g / _mean_square(state["square_avg"], g, s["alpha"]).sqrt().add_(s["eps"])
 
 
-def _moments(g: Tensor, state: State, s: Settings) -> tuple[Tensor, Tensor]:
-    """The running means of gradients and of their squares, brought up to date in place."""
-    first = state["exp_avg"].lerp_(g, 1 - s["beta1"])
-    return first, state["exp_avg_sq"].mul_(s["beta2"]).addcmul_(g, g, value=1 - s["beta2"])
-
-
-def _adam(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _adam(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Adam (Kingma and Ba, 2015): bias-corrected first moment over root of second."""
     first, second = _moments(g, state, s)
-    root = second.sqrt().div_(math.sqrt(1 - s["beta2"] ** update)).add_(s["eps"])
-    return first.div(1 - s["beta1"] ** update).div_(root)
+    return (first * c["mean"]).div_(second.sqrt().mul_(c["root"]).add_(s["eps"]))
 
 
-def _adamw(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _adamw(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """AdamW (Loshchilov and Hutter, 2019): Adam plus decay of the parameters themselves, both times the rate."""
-    return _adam(p, g, state, update, s).add_(p, alpha=s["weight_decay"])
+    return _adam(p, g, state, c, s).add_(p * s["weight_decay"])
 
 
-def _adadelta(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _adadelta(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Adadelta (Zeiler, 2012): the gradient times the ratio of running root mean squares of steps and gradients."""
-    square = state["square_avg"].mul_(s["rho"]).addcmul_(g, g, value=1 - s["rho"])
+    square = _mean_square(state["square_avg"], g, s["rho"])
     delta = state["acc_delta"].add(s["eps"]).sqrt_().div_(square.add(s["eps"]).sqrt_()).mul_(g)
-    state["acc_delta"].mul_(s["rho"]).addcmul_(delta, delta, value=1 - s["rho"])
+    _mean_square(state["acc_delta"], delta, s["rho"])
     return delta
 
 
-def _amsgrad(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _amsgrad(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """AMSGrad (Reddi et al., 2018): Adam over the largest second moment so far."""
     first, second = _moments(g, state, s)
     largest = state["max_exp_avg_sq"]
-    torch.maximum(largest, second, out=largest)
-    root = largest.sqrt().div_(math.sqrt(1 - s["beta2"] ** update)).add_(s["eps"])
-    return first.div(1 - s["beta1"] ** update).div_(root)
+    largest.copy_(torch.maximum(largest, second))
+    return (first * c["mean"]).div_(largest.sqrt().mul_(c["root"]).add_(s["eps"]))
 
 
-def _adamax(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _adamax(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Adamax (Kingma and Ba, 2015): Adam with the infinity norm."""
-    first = state["exp_avg"].lerp_(g, 1 - s["beta1"])
+    first = _mean(state["exp_avg"], g, s["beta1"])
     norm = state["exp_inf"].mul_(s["beta2"])
-    torch.maximum(norm, g.abs().add_(s["eps"]), out=norm)
-    return first.div(1 - s["beta1"] ** update).div_(norm)
+    norm.copy_(torch.maximum(norm, g.abs().add_(s["eps"])))
+    return (first * c["mean"]).div_(norm)
 
 
-def _nadam(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _nadam(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """NAdam (Dozat, 2016): Adam with Nesterov momentum and its warming schedule."""
-    now, following = (s["beta1"] * (1 - 0.5 * 0.96 ** (n * s["momentum_decay"])) for n in (update, update + 1))
     first, second = _moments(g, state, s)
-    product: Tensor = state["mu_product"].mul_(now).to(g.dtype)
-    root = second.div(1 - s["beta2"] ** update).sqrt_().add_(s["eps"])
-    ahead: Tensor = first * (following / (1 - product * following))
-    return ahead.addcmul_(g, (1 - now) / (1 - product)).div_(root)
+    root = second.sqrt().mul_(c["root"]).add_(s["eps"])
+    return (first * c["ahead"]).add_(g * c["now"]).div_(root)
 
 
-def _radam(p: Tensor, g: Tensor, state: State, update: int, s: Settings) -> Tensor:
+def _radam(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """RAdam (Liu et al., 2020): Adam rectified by the variance of its second moment; plain momentum at first."""
     first, second = _moments(g, state, s)
-    unit = first.div(1 - s["beta1"] ** update)
-    decay = s["beta2"] ** update
+    # One of the two is zero: the first once the variance can be rectified, the second before.
+    factor = (c["rectified"] / second.sqrt().add_(s["eps"])).add_(c["plain"])
+    return factor.mul_(first).mul_(c["mean"])
+
+
+def _mean(buffer: Tensor, value: Tensor, decay: Number) -> Tensor:
+    """A running mean, brought up to date in place."""
+    return buffer.lerp_(value, 1 - decay)
+
+
+def _mean_square(buffer: Tensor, value: Tensor, decay: Number) -> Tensor:
+    """A running mean of squares, brought up to date in place."""
+    buffer.mul_(decay)
+    if isinstance(decay, Tensor):
+        return buffer.add_(value.square().mul_(1 - decay))
+    return buffer.addcmul_(value, value, value=1 - decay)
+
+
+def _moments(g: Tensor, state: State, s: Numbers) -> tuple[Tensor, Tensor]:
+    """The running means of gradients and of their squares, brought up to date in place."""
+    return _mean(state["exp_avg"], g, s["beta1"]), _mean_square(state["exp_avg_sq"], g, s["beta2"])
+
+
+def _bias(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What corrects the bias of the mean and of the root mean square: 1 / (1 - beta1^n), 1 / sqrt(1 - beta2^n)."""
+    return {"mean": 1 / (1 - s["beta1"] ** n), "root": 1 / np.sqrt(1 - s["beta2"] ** n)}
+
+
+def _bias_of_mean(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {"mean": 1 / (1 - s["beta1"] ** n)}
+
+
+def _warming(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """NAdam's: momentum rises as mu_n = beta1 (1 - 0.96^(n momentum_decay) / 2); torch keeps its product in float32."""
+    now, following = (s["beta1"] * (1 - 0.5 * 0.96 ** (m * s["momentum_decay"])) for m in (n, n + 1))
+    product = np.multiply.accumulate(now.astype(np.float32), axis=0).astype(np.float64)
+    return {**_bias(n, s), "now": (1 - now) / (1 - product), "ahead": following / (1 - product * following)}
+
+
+def _rectification(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """RAdam's: the variance exists once its approximate length exceeds 4, torch rectifies from 5."""
+    # The length magnifies rounding some thousand times, so the power is Python's, as torch's is; numpy's differs.
+    decay = np.frompyfunc(pow, 2, 1)(s["beta2"], n).astype(np.float64)
     longest = 2 / (1 - s["beta2"]) - 1
-    length = longest - 2 * update * decay / (1 - decay)
-    if length <= 5:
-        return unit
-    rectified = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-    return unit.mul_(math.sqrt(rectified * (1 - decay))).div_(second.sqrt().add_(s["eps"]))
+    length = longest - 2 * n * decay / (1 - decay)
+    ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    rectified = np.where(length > 5, np.sqrt(np.maximum(ratio, 0) * (1 - decay)), 0.0)
+    return {**_bias_of_mean(n, s), "rectified": rectified, "plain": np.where(length > 5, 0.0, 1.0)}
 
 
 _ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -174,11 +249,36 @@ RULES: dict[str, Rule] = {
         Rule("adagrad", _adagrad, torch.optim.Adagrad, (1e-3, 1.0), ("sum",), {"eps": 1e-10}),
         Rule("rmsprop", _rmsprop, torch.optim.RMSprop, (1e-5, 0.1), ("square_avg",), {"alpha": 0.99, "eps": 1e-8}),
         Rule("adadelta", _adadelta, torch.optim.Adadelta, (1e-2, 10.0), ("square_avg", "acc_delta"), _ADADELTA),
-        Rule("adam", _adam, torch.optim.Adam, (1e-5, 0.1), _MOMENTS, _ADAM),
-        Rule("adamw", _adamw, torch.optim.AdamW, (1e-5, 0.1), _MOMENTS, {**_ADAM, "weight_decay": 0.01}),
-        Rule("amsgrad", _amsgrad, torch.optim.Adam, (1e-5, 0.1), (*_MOMENTS, "max_exp_avg_sq"), _ADAM),
-        Rule("adamax", _adamax, torch.optim.Adamax, (1e-5, 0.1), ("exp_avg", "exp_inf"), _ADAM),
-        Rule("nadam", _nadam, torch.optim.NAdam, (1e-5, 0.1), _MOMENTS, _NADAM, {"mu_product": 1.0}),
-        Rule("radam", _radam, torch.optim.RAdam, (1e-5, 0.1), _MOMENTS, _ADAM),
+        Rule("adam", _adam, torch.optim.Adam, (1e-5, 0.1), _MOMENTS, _ADAM, _bias),
+        Rule("adamw", _adamw, torch.optim.AdamW, (1e-5, 0.1), _MOMENTS, {**_ADAM, "weight_decay": 0.01}, _bias),
+        Rule("amsgrad", _amsgrad, torch.optim.Adam, (1e-5, 0.1), (*_MOMENTS, "max_exp_avg_sq"), _ADAM, _bias),
+        Rule("adamax", _adamax, torch.optim.Adamax, (1e-5, 0.1), ("exp_avg", "exp_inf"), _ADAM, _bias_of_mean),
+        Rule("nadam", _nadam, torch.optim.NAdam, (1e-5, 0.1), _MOMENTS, _NADAM, _warming),
+        Rule("radam", _radam, torch.optim.RAdam, (1e-5, 0.1), _MOMENTS, _ADAM, _rectification),
     )
+}
+
+
+def named(name: str) -> Rule:
+    """The rule of this name, or any class of `torch.optim`, which then runs lane by lane.
+
+    Raises:
+        KeyError: if there is neither.
+    """
+    if name in RULES:
+        return RULES[name]
+    if name not in SOLO:
+        raise KeyError(f"no optimizer is called {name!r}; there are {', '.join((*RULES, *SOLO))}")
+    return Rule(name, _gradient, getattr(torch.optim, name), SOLO[name], solo=True)
+
+
+# What no rule covers, with default ranges. SparseAdam is for sparse gradients, which no network here has.
+SOLO: dict[str, tuple[float, float]] = {
+    name: {"LBFGS": (1e-2, 1.0), "Rprop": (1e-5, 0.1), "Muon": (1e-4, 0.1)}.get(name, (1e-4, 1e-1))
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type)
+    and issubclass(kind, torch.optim.Optimizer)
+    and kind is not torch.optim.Optimizer
+    and name != "SparseAdam"
+    and kind not in {rule.torch_class for rule in RULES.values()}
 }

@@ -14,18 +14,19 @@ import platform
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from ray import tune
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
-from trainables import data, lanes, models
-from trainables.rules import RULES
+from trainables import data, engines, lanes, models
+from trainables.augment import Augment
+from trainables.rules import named
+from trainables.stack import Lane, Stack, grid, out_of_memory
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -35,7 +36,7 @@ class Trial:
     """A trial's configuration.
 
     Attributes:
-        optimizer: one of `RULES`.
+        optimizer: an update rule, or a class of `torch.optim`.
         batch_size: examples per update.
         width, depth: of the network; the linear model has none.
         data: one of `trainables.data.CATALOGUE`.
@@ -50,6 +51,11 @@ class Trial:
         rates: (lowest, highest, count) of the learning-rate grid; the rule's range at a count of 8 if not given.
         seeds: one lane per seed at each rate.
         budget: fields of `lanes.Budget`.
+        settings: of the optimizer, name -> value, where they are not its own.
+        engine: one of `engines.NAMES`, or auto.
+        halving: whether the worse rates are given up early.
+        every_update: whether the curves hold every update's loss.
+        augment: fields of `Augment`, for the training images.
         trial: the trial's number, for the tables.
     """
 
@@ -69,6 +75,11 @@ class Trial:
     rates: tuple[float, float, int] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     budget: dict[str, Any] = field(default_factory=lambda: {"epochs": 1})
+    settings: dict[str, float] = field(default_factory=dict)
+    engine: str = "auto"
+    halving: bool = False
+    every_update: bool = False
+    augment: dict[str, Any] = field(default_factory=dict)
     trial: int = 0
 
     @classmethod
@@ -76,10 +87,11 @@ class Trial:
         """Read a Ray Tune configuration; keys that are not ours are left alone."""
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
-    def lanes(self) -> list[lanes.Lane]:
+    def lanes(self) -> list[Lane]:
         """The trial's lanes: rates x seeds."""
-        low, high, count = self.rates or (*RULES[self.optimizer].rates, 8)
-        return lanes.grid(low, high, count, self.seeds)
+        low, high, count = self.rates or (*named(self.optimizer).rates, 8)
+        settings = tuple(sorted(self.settings.items()))
+        return [replace(lane, settings=settings) for lane in grid(low, high, count, self.seeds)]
 
 
 @dataclass
@@ -88,10 +100,12 @@ class Payload:
 
     Attributes:
         points: evaluations since the last report.
+        traces: every update's losses since, if asked for.
         lanes: one row per lane, the columns of the lanes table but `trial` and `outcome`.
     """
 
     points: list[lanes.Point]
+    traces: list[lanes.Trace]
     lanes: list[dict[str, Any]]
 
 
@@ -121,13 +135,20 @@ class LaneTrainable(tune.Trainable):
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = False
         dtype = getattr(torch, trial.dtype)
-        self.rule = RULES[trial.optimizer]
+        rule = named(trial.optimizer)
         folder = Path(trial.data_folder) if trial.data_folder else None
         self.data = data.load(trial.data, folder, standardize=trial.standardize, dtype=dtype, device=device)
         shape, outputs = self.data.in_shape, self.data.out_features
         size = {"width": trial.width, "depth": trial.depth}
         self.build = partial(models.build, family, shape, outputs, **size, **trial.model_args)
-        self.stack = lanes.Stack.build(self.build, trial.lanes(), self.rule, dtype, device)
+        self.stack = Stack.build(self.build, trial.lanes(), rule, dtype, device)
+        updates = lanes.Budget(**trial.budget).total_updates(trial.batch_size, len(self.data.train))
+        network = self.build()
+        self.cost = models.multiplications(network, shape)
+        self.engine = engines.choose(
+            network, shape, self.data.task, trial.batch_size, self.stack, updates, trial.engine
+        )
+        self.stack.at_once = engines.fitting(network, shape, trial.batch_size, self.stack)
         self.parameters = self.stack.parameters.shape[1]
         self.training = self._train()
 
@@ -143,7 +164,7 @@ class LaneTrainable(tune.Trainable):
                 return self._step()
             except Exception as error:  # noqa: BLE001  as in setup
                 self.failure = _failure(error)
-        return {**self._identity(), **self.failure, "payload": Payload([], []), DONE: True}
+        return {**self._identity(), **self.failure, "payload": Payload([], [], []), DONE: True}
 
     def _step(self) -> dict[str, Any]:
         report = next(self.training)
@@ -163,8 +184,10 @@ class LaneTrainable(tune.Trainable):
             "train_seconds": self.stack.seconds,
             "parameters": self.parameters,
             "lanes": len(self.stack.lanes),
+            "engine": self.engine.name,
+            "lanes_at_once": self.stack.at_once,
             **self._identity(),
-            "payload": Payload(report.points, lane_rows(self.stack)),
+            "payload": Payload(report.points, report.traces, lane_rows(self.stack)),
             DONE: ended,
             SHOULD_CHECKPOINT: due,
         }
@@ -189,8 +212,18 @@ class LaneTrainable(tune.Trainable):
         self.training = self._train()
 
     def _train(self) -> Iterator[lanes.Report]:
-        budget = lanes.Budget(**self.trial.budget)
-        return lanes.train(self.stack, self.build, self.data, self.rule, self.trial.batch_size, budget)
+        trial = self.trial
+        return lanes.train(
+            self.stack,
+            self.engine,
+            self.data,
+            trial.batch_size,
+            lanes.Budget(**trial.budget),
+            multiplications=self.cost,
+            augment=Augment(**trial.augment, mean=self.data.mean, std=self.data.std) if trial.augment else None,
+            halving=trial.metric if trial.halving else None,
+            every_update=trial.every_update,
+        )
 
 
 class MLPTrainable(LaneTrainable):
@@ -210,36 +243,25 @@ TRAINABLES: dict[str, type[LaneTrainable]] = {
 }
 
 
-def tuned(stack: lanes.Stack, metric: str, validation_examples: int) -> tuple[float | None, float]:
-    """The best learning rate on the validation split so far, and the metric there.
-
-    A rate counts if every seed survived it. Seeds are averaged as log loss, or as logit accuracy, of which half an
-    example is shaved so that no error at all stays finite.
+def tuned(stack: Stack, metric: str, validation_examples: int) -> tuple[float | None, float]:
+    """The best learning rate on the validation split so far, and the metric there, by `lanes.scores`.
 
     Returns:
         The rate, the lower of equals, and the metric averaged and transformed back; None and NaN if no rate counts.
     """
-    values = stack.last.get(("validation", metric), np.full(len(stack.lanes), math.nan))
-    n = validation_examples
-    if metric == "accuracy":
-        shaved = (values * n + 0.5) / (n + 1)
-        scores = np.log(shaved / (1 - shaved))
-    else:
-        with np.errstate(divide="ignore"):  # no loss at all is the best there is
-            scores = -np.log(values)
-    rates = np.array([lane.learning_rate for lane in stack.lanes])
-    means = {rate: scores[rates == rate].mean() for rate in np.unique(rates)}
-    if all(np.isnan(mean) for mean in means.values()):
+    scores = {
+        rate: score for rate, score in lanes.scores(stack, metric, validation_examples).items() if not math.isnan(score)
+    }
+    if not scores:
         return None, math.nan
-    # Sums in another order differ in the last digits; that must not decide between equals.
-    rounded = {rate: float(f"{mean:.12g}") for rate, mean in means.items() if not np.isnan(mean)}
-    rate = max(rounded, key=lambda r: (rounded[r], -r))
+    rate = max(scores, key=lambda r: (scores[r], -r))
     if metric == "accuracy":
-        return float(rate), float(((n + 1) / (1 + np.exp(-means[rate])) - 0.5) / n)
-    return float(rate), float(np.exp(-means[rate]))
+        n = validation_examples
+        return rate, ((n + 1) / (1 + math.exp(-scores[rate])) - 0.5) / n
+    return rate, math.exp(-scores[rate])
 
 
-def lane_rows(stack: lanes.Stack) -> list[dict[str, Any]]:
+def lane_rows(stack: Stack) -> list[dict[str, Any]]:
     """One row per lane: the lanes table's columns but `trial` and `outcome`; a diverged lane has no values."""
     columns = {
         f"{split}_{metric}": stack.last.get((split, metric))
@@ -252,6 +274,7 @@ def lane_rows(stack: lanes.Stack) -> list[dict[str, Any]]:
             "learning_rate": lane.learning_rate,
             "seed": lane.seed,
             "diverged_update": stack.diverged.get(number),
+            "stopped_update": stack.stopped.get(number),
             "updates": int(stack.updates[number]),
             "train_seconds": float(stack.train_seconds[number]),
             "train_seconds_share": float(stack.shares[number]),
@@ -266,12 +289,10 @@ def lane_rows(stack: lanes.Stack) -> list[dict[str, Any]]:
 
 def _failure(error: Exception) -> dict[str, Any]:
     """What a trial reports that raised: how it ended, and the whole story."""
-    # torch has its own error for a GPU's memory; the CPU allocator raises a plain one.
-    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
     return {
         "value": math.nan,
         "learning_rate": None,
-        "outcome": "out of memory" if full else "failed",
+        "outcome": "out of memory" if out_of_memory(error) else "failed",
         "error": "".join(traceback.format_exception(error)),
     }
 

@@ -1,0 +1,85 @@
+"""What the tests of stack, engines and lanes share: small workloads, and the loop that a lane must equal."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainables import data, engines, lanes, models
+from trainables.data import Data
+from trainables.lanes import Budget
+from trainables.rules import named
+from trainables.stack import Builder, Lane, Stack, batch_order, initialise
+
+CPU = torch.device("cpu")
+TRAINING = 100  # not a multiple of 32: every epoch ends in a short batch
+FAMILIES: dict[str, tuple[str, dict[str, int]]] = {
+    "linear": ("linear", {}),
+    "mlp": ("cubic", {"width": 16, "depth": 2}),
+    "cnn": ("digits", {"width": 2, "depth": 2, "kernel": 3, "padding": 1}),
+}
+
+
+def small(name: str) -> Data:
+    """A workload's data, with few training examples."""
+    full = data.load(name, standardize=True, dtype=torch.float64)
+    return Data(full.name, full.task, full.train.head(TRAINING), full.validation.head(20), full.test.head(20))
+
+
+def builder(family: str) -> Builder:
+    name, arguments = FAMILIES[family]
+    facts = data.CATALOGUE[name]
+    return partial(models.build, family, facts.in_shape, facts.out_features, **arguments)
+
+
+def made(family: str, batch_size: int, stack: Stack, engine: str = "eager") -> engines.Engine:
+    facts = data.CATALOGUE[FAMILIES[family][0]]
+    return engines.choose(builder(family)(), facts.in_shape, facts.task, batch_size, stack, None, engine)
+
+
+def trained(
+    family: str,
+    rule: str,
+    batch_size: int,
+    configurations: list[Lane],
+    updates: int,
+    engine: str = "eager",
+    at_once: int | None = None,
+    **how: Any,
+) -> Stack:
+    """A stack after so many updates, in float64."""
+    stack = Stack.build(builder(family), configurations, named(rule), torch.float64, CPU)
+    stack.at_once = at_once or stack.at_once
+    workload, maker = small(FAMILIES[family][0]), made(family, batch_size, stack, engine)
+    for _ in lanes.train(stack, maker, workload, batch_size, Budget(updates=updates), **how):
+        pass
+    return stack
+
+
+def solo(family: str, rule: str, batch_size: int, lane: Lane, updates: int) -> torch.Tensor:
+    """The parameters that an ordinary torch.optim loop ends with."""
+    workload, net = small(FAMILIES[family][0]), initialise(builder(family), lane.seed).double()
+    settings: dict[str, Any] = {**named(rule).settings, **dict(lane.settings)}
+    if "beta1" in settings:
+        settings["betas"] = (settings.pop("beta1"), settings.pop("beta2"))
+    if rule in ("nesterov", "amsgrad"):
+        settings[rule] = True
+    optimizer = named(rule).torch_class(net.parameters(), lr=lane.learning_rate, **settings)
+    criterion = nn.MSELoss() if workload.task == "regression" else nn.CrossEntropyLoss()
+    per_epoch = math.ceil(TRAINING / batch_size)
+    for update in range(updates):
+        epoch, place = divmod(update, per_epoch)
+        order = batch_order(lane.seed, epoch, TRAINING) if batch_size < TRAINING else torch.arange(TRAINING)
+        rows = order[place * batch_size : (place + 1) * batch_size]
+        optimizer.zero_grad()
+        criterion(net(workload.train.inputs[rows]), workload.train.targets[rows]).backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())

@@ -1,0 +1,357 @@
+"""Every engine computes what a configuration computes alone, whatever runs beside it and however it is cut up."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.solo import CPU, FAMILIES, TRAINING, builder, difference, made, small, solo, trained
+from trainables import compiled, engines, lanes, models
+from trainables.data import Split
+from trainables.lanes import Budget
+from trainables.rules import RULES, SOLO, named
+from trainables.stack import Batches, Lane, Stack, batch_order, grid, initialise
+
+SIZES = (1, 32, TRAINING)
+
+
+def cases() -> list[Any]:
+    """Engine x rule x family x batch size. Compiling takes seconds, so most of the compiled ones are long."""
+    found = []
+    for engine in ("eager", "cuda-graph", "compiled"):
+        for rule in RULES:
+            for family in FAMILIES:
+                for size in SIZES:
+                    quick = {
+                        "eager": True,
+                        "cuda-graph": family == "mlp",
+                        "compiled": rule == "adam" or (family == "linear" and size == 32),
+                    }[engine]
+                    marks = [] if quick else [pytest.mark.long]
+                    name = f"{engine}-{rule}-{family}-batch{size}"
+                    found.append(pytest.param(engine, rule, family, size, marks=marks, id=name))
+    return found
+
+
+@pytest.mark.parametrize(("engine", "rule", "family", "batch_size"), cases())
+def test_a_lane_is_a_solo_run_of_torch_optim(engine: str, rule: str, family: str, batch_size: int) -> None:
+    # Rules that divide by a gradient's size magnify the rounding of one near zero, in proportion to the rate; ten times
+    # the lowest rate keeps that below the tolerance after one update.
+    low, _ = RULES[rule].rates
+    configurations = grid(low, 10 * low, 2, seeds=[3, 8])
+    for updates, tolerance in ((1, 1e-13), (100, 1e-9)):
+        stack = trained(family, rule, batch_size, configurations, updates, engine)
+        assert stack.alive == [0, 1, 2, 3]
+        for row, lane in zip(stack.parameters, configurations, strict=True):
+            assert difference(row, solo(family, rule, batch_size, lane, updates)) <= tolerance
+
+
+EACH = pytest.mark.parametrize(
+    ("engine", "family"),
+    [
+        *(pytest.param("eager", family, id=f"eager-{family}") for family in FAMILIES),
+        pytest.param("cuda-graph", "mlp", id="cuda-graph-mlp"),
+        pytest.param("compiled", "mlp", id="compiled-mlp"),
+        pytest.param("compiled", "cnn", id="compiled-cnn", marks=pytest.mark.long),
+    ],
+)
+
+
+@EACH
+@pytest.mark.parametrize("batch_size", SIZES)
+def test_neighbours_and_place_do_not_change_a_lane(engine: str, family: str, batch_size: int) -> None:
+    lane, others = Lane(0.01, 5), [Lane(0.001 * (1 + n), n) for n in range(63)]
+    alone = trained(family, "momentum", batch_size, [lane], 50, engine).parameters[0]
+    for crowd, place in (([lane, *others], 0), ([*others, lane], 63)):
+        beside = trained(family, "momentum", batch_size, crowd, 50, engine).parameters[place]
+        assert difference(beside, alone) <= 1e-9
+
+
+@EACH
+@pytest.mark.parametrize("batch_size", SIZES)
+def test_a_diverging_lane_is_taken_out_and_disturbs_no_other(engine: str, family: str, batch_size: int) -> None:
+    calm = [Lane(0.001, 1), Lane(0.01, 2)]
+    mixed = trained(family, "sgd", batch_size, [calm[0], Lane(1e200, 1), calm[1]], 60, engine)
+    alone = trained(family, "sgd", batch_size, calm, 60, engine)
+    assert list(mixed.diverged) == [1]
+    assert mixed.alive == [0, 2]
+    assert mixed.updates.tolist() == [60, mixed.diverged[1] - 1, 60]
+    assert math.isnan(mixed.last["validation", "loss"][1])
+    for ours, theirs in zip(mixed.parameters, alone.parameters, strict=True):
+        assert difference(ours, theirs) <= 1e-9
+
+
+@EACH
+def test_the_same_trial_again_is_the_same_bit_for_bit(engine: str, family: str) -> None:
+    runs = [trained(family, "adam", 32, grid(1e-4, 1e-2, 3, [0, 1]), 60, engine) for _ in range(2)]
+    assert torch.equal(runs[0].parameters, runs[1].parameters)
+
+
+@EACH
+def test_passes_leave_every_lane_as_it_is(engine: str, family: str) -> None:
+    configurations = [*grid(1e-3, 1e-2, 3, [0, 1, 2]), Lane(1e200, 0)]
+    together = trained(family, "sgd", 32, configurations, 40, engine)
+    parted = trained(family, "sgd", 32, configurations, 40, engine, at_once=4)
+    assert parted.at_once == 4
+    assert parted.alive == together.alive == list(range(9))
+    for ours, theirs in zip(parted.parameters, together.parameters, strict=True):
+        assert difference(ours, theirs) <= 1e-9
+    assert math.isclose(parted.shares.sum(), parted.seconds, rel_tol=1e-9)
+    assert parted.train_seconds.max() < parted.seconds
+
+
+@EACH
+def test_memory_that_runs_out_halves_the_pass_and_loses_nothing(
+    engine: str, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configurations = grid(1e-3, 1e-2, 4, [0, 1])
+    undisturbed = trained(family, "adam", 32, configurations, 40, engine)
+    kind: Any = type(made(family, 32, undisturbed, engine))
+    whole = kind.advance
+
+    def narrow(self: Any, stack: Stack, batches: Batches, rows: slice, stop: int) -> torch.Tensor:
+        losses: torch.Tensor = whole(self, stack, batches, rows, stop)
+        if rows.stop - rows.start > 3 and stack.update > 5:  # after everything has been changed in place
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return losses
+
+    monkeypatch.setattr(kind, "advance", narrow)
+    disturbed = trained(family, "adam", 32, configurations, 40, engine)
+    assert disturbed.at_once == 2
+    assert disturbed.alive == list(range(8))
+    for ours, theirs in zip(disturbed.parameters, undisturbed.parameters, strict=True):
+        assert difference(ours, theirs) <= 1e-9
+
+
+def test_memory_that_does_not_hold_one_lane_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engines.Eager, "advance", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        trained("mlp", "sgd", 32, grid(1e-3, 1e-2, 4, [0]), 10)
+
+
+@EACH
+def test_halving_gives_up_the_worse_rates_and_leaves_the_others_as_they_are(engine: str, family: str) -> None:
+    configurations = [*grid(1e-4, 3e-2, 8, [0, 1]), Lane(1e200, 0), Lane(1e200, 1)]
+    whole = trained(family, "sgd", 32, configurations, 40, engine)
+    halved = trained(family, "sgd", 32, configurations, 40, engine, halving="loss")
+    # Of ten reports of 4 updates, 8 rates are halved after the first, the second, the third and the fifth.
+    assert list(halved.diverged) == [16, 17]
+    assert sorted(halved.stopped.values()) == [4] * 8 + [8] * 4 + [12] * 2
+    assert len({halved.lanes[lane].learning_rate for lane in halved.alive}) == 1
+    assert sorted([*halved.stopped, *halved.diverged, *halved.alive]) == list(range(18))
+    for lane, update in halved.stopped.items():
+        assert halved.updates[lane] == update
+        assert math.isfinite(halved.last["validation", "loss"][lane])
+        assert math.isnan(halved.last["test", "loss"][lane])
+    rows = dict(zip(whole.alive, whole.parameters, strict=True))
+    for lane, row in zip(halved.alive, halved.parameters, strict=True):
+        assert difference(row, rows[lane]) <= 1e-9
+
+
+@pytest.mark.parametrize("rule", ["momentum", "adam", "nadam", "radam", "adamw", "adadelta"])
+@pytest.mark.parametrize("engine", ["eager", "cuda-graph", "compiled"])
+def test_settings_may_differ_between_lanes(engine: str, rule: str) -> None:
+    name, value = {"momentum": ("momentum", 0.5), "adadelta": ("rho", 0.8)}.get(rule, ("beta2", 0.95))
+    family = "linear" if engine == "compiled" else "mlp"
+    low = RULES[rule].rates[0]
+    own = ((name, value),)
+    configurations = [Lane(10 * low, 1), Lane(10 * low, 1, own), Lane(10 * low, 2, own)]
+    stack = trained(family, rule, 32, configurations, 50, engine)
+    for row, lane in zip(stack.parameters, configurations, strict=True):
+        assert difference(row, solo(family, rule, 32, lane, 50)) <= 1e-9
+    assert difference(stack.parameters[1], stack.parameters[0]) > 1e-9
+
+
+def test_an_unstackable_setting_is_named() -> None:
+    with pytest.raises(ValueError, match=r"adam has no setting .*momentum.*beta1"):
+        Stack.build(builder("mlp"), [Lane(0.1, 0, (("momentum", 0.9),))], RULES["adam"], torch.float64, CPU)
+
+
+@pytest.mark.parametrize("name", SOLO)
+def test_any_other_torch_optimizer_runs_lane_by_lane_and_resumes(name: str) -> None:
+    configurations = grid(*SOLO[name], 2, [0, 1])
+    workload = small("cubic")
+
+    def fresh() -> Stack:
+        return Stack.build(builder("mlp"), configurations, named(name), torch.float64, CPU)
+
+    def run(stack: Stack) -> Iterator[lanes.Report]:
+        return lanes.train(stack, made("mlp", 32, stack, "auto"), workload, 32, Budget(epochs=4))
+
+    whole, first, second = fresh(), fresh(), fresh()
+    list(run(whole))
+    next(run(first))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    list(run(second))
+    assert whole.update == 16
+    assert 0 not in whole.diverged
+    assert torch.equal(second.parameters, whole.parameters)
+    # Alone, by hand.
+    lane = configurations[0]
+    network = initialise(builder("mlp"), lane.seed).double()
+    mine = [p for p in network.parameters() if name != "Muon" or p.ndim == 2]
+    optimizers = [getattr(torch.optim, name)(mine, lr=lane.learning_rate)]
+    if name == "Muon":
+        optimizers.append(torch.optim.AdamW([p for p in network.parameters() if p.ndim == 1], lr=lane.learning_rate))
+    for update in range(16):
+        epoch, place = divmod(update, 4)
+        rows = batch_order(lane.seed, epoch, TRAINING)[place * 32 : (place + 1) * 32]
+
+        def closure(rows: torch.Tensor = rows) -> torch.Tensor:
+            network.zero_grad()
+            loss = nn.functional.mse_loss(network(workload.train.inputs[rows]), workload.train.targets[rows])
+            loss.backward()
+            return loss
+
+        if name == "LBFGS":
+            optimizers[0].step(closure)
+        else:
+            closure()
+            for optimizer in optimizers:
+                optimizer.step()
+    alone = torch.cat([p.detach().flatten() for p in network.parameters()])
+    assert difference(whole.parameters[whole.alive.index(0)], alone) <= 1e-9
+
+
+@pytest.mark.parametrize(
+    ("rule", "engine", "message"),
+    [("Muon", "compiled", "no update rule"), ("adam", "solo", "adam has one")],
+)
+def test_an_engine_that_does_not_suit_the_optimizer_is_refused(rule: str, engine: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trained("mlp", rule, 32, [Lane(0.01, 0)], 5, engine)
+
+
+def test_the_engine_is_chosen_by_what_compiling_saves() -> None:
+    def chosen(updates: int | None, rule: str = "adam") -> str:
+        stack = Stack.build(builder("mlp"), grid(1e-4, 1e-2, 8, range(5)), named(rule), torch.float64, CPU)
+        return engines.choose(builder("mlp")(), (2,), "regression", 32, stack, updates, "auto").name
+
+    assert chosen(100) == "eager"
+    assert chosen(1_000_000) == ("compiled" if engines.compiler() else "eager")
+    assert chosen(None) == "eager"
+    assert chosen(1_000_000, "LBFGS") == "solo"
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "in_shape", "outputs"),
+    [
+        ("mlp", {"width": 128, "depth": 2}, (1, 28, 28), 10),  # wide
+        ("mlp", {"width": 9, "depth": 3}, (3,), 2),
+        ("linear", {}, (1, 8, 8), 10),
+        ("cnn", {"width": 3, "depth": 1, "kernel": 3}, (3, 9, 7), 4),  # odd sizes, colour
+        ("cnn", {"width": 4, "depth": 2, "kernel": 4, "padding": 2}, (1, 12, 12), 10),
+    ],
+    ids=["wide", "odd-mlp", "linear-images", "odd-cnn", "padded-cnn"],
+)
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+def test_the_written_derivatives_are_those_of_autograd(
+    family: str, arguments: dict[str, int], in_shape: tuple[int, ...], outputs: int, wide: bool
+) -> None:
+    if wide and family == "cnn":
+        pytest.skip("convolutions have the narrow layout only")
+    network = initialise(lambda: models.build(family, in_shape, outputs, **arguments), 0).double()
+    random = torch.Generator().manual_seed(0)
+    # Few different values, so that pooling windows have ties.
+    x = torch.randint(-2, 3, (5, *in_shape), generator=random).double()
+    y = torch.randint(outputs, (5,), generator=random)
+    loss = nn.functional.cross_entropy(network(x), y)
+    expected = torch.autograd.grad(loss, list(network.parameters()))
+    layers = compiled.layers(network, in_shape)
+    assert layers is not None
+    lane = 0 if wide else -1
+    leaves = [parameter.detach().unsqueeze(lane) for parameter in network.parameters()]
+    found_loss, found = compiled.gradients(
+        layers,
+        leaves,
+        (x.movedim(0, -1) if wide else x).unsqueeze(lane),
+        y.unsqueeze(lane),
+        1 / 5,
+        "classification",
+        wide=wide,
+    )
+    torch.testing.assert_close(found_loss[0], loss.detach(), rtol=1e-13, atol=0)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.squeeze(lane), theirs, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(3)),
+        nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.Tanh()),
+    ],
+    ids=["pooling", "stride", "tanh"],
+)
+def test_what_no_program_computes_is_not_compiled(network: nn.Sequential) -> None:
+    assert compiled.layers(network, (1, 8, 8)) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_of_examples_leave_the_gradient_as_it_is(family: str) -> None:
+    workload = small(FAMILIES[family][0])
+    stack = Stack.build(builder(family), grid(0.1, 0.1, 1, [0, 1, 2]), RULES["sgd"], torch.float64, CPU)
+    forward, every = engines.stacked(builder(family)()), slice(0, 3)
+    batches = Batches(workload.train, TRAINING, stack)
+    everything = torch.arange(TRAINING).expand(3, -1)
+    expected = engines.gradient(forward, stack.leaves(every), batches, None, every, workload.task, TRAINING)
+    for batch in (None, everything):
+        for block in (1, 7, 64, TRAINING):
+            found = engines.gradient(forward, stack.leaves(every), batches, batch, every, workload.task, block)
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_evaluation_is_the_mean_over_the_split() -> None:
+    workload = small("digits")
+    stack = Stack.build(builder("cnn"), [Lane(0.1, 0), Lane(0.1, 1)], RULES["sgd"], torch.float64, CPU)
+    forward = engines.stacked(builder("cnn")())
+    found = engines.evaluation(forward, stack.leaves(slice(0, 2)), workload.validation, "classification", 7)
+    for row, seed in enumerate((0, 1)):
+        outputs = initialise(builder("cnn"), seed).double()(workload.validation.inputs)
+        loss = nn.functional.cross_entropy(outputs, workload.validation.targets)
+        accuracy = (outputs.argmax(1) == workload.validation.targets).double().mean()
+        assert math.isclose(found["loss"][row], loss.item(), rel_tol=1e-12)
+        assert math.isclose(found["accuracy"][row], accuracy.item(), rel_tol=1e-12)
+
+
+def test_a_layer_that_lanes_do_not_know_is_named() -> None:
+    with pytest.raises(TypeError, match="BatchNorm1d"):
+        engines.stacked(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+
+
+def test_memory_is_reckoned_from_parameters_buffers_and_activations() -> None:
+    stack = Stack.build(builder("mlp"), [Lane(0.1, 0)] * 4, RULES["adam"], torch.float64, CPU)
+    network = builder("mlp")()
+    kept, working = engines.lane_bytes(network, (2,), 32, stack)
+    assert kept == 193 * 3 * 8
+    assert working == (3 * 193 + 2 * 32 * models.activations(network, (2,))) * 8
+    assert engines.fitting(network, (2,), 32, stack) == 4
+
+
+def test_lanes_that_memory_does_not_hold_go_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = Stack.build(builder("mlp"), [Lane(0.1, 0)] * 64, RULES["adam"], torch.float64, CPU)
+    kept, working = engines.lane_bytes(builder("mlp")(), (2,), 32, stack)
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int((64 * kept + 10.5 * working) / engines.MEMORY_SHARE)}
+    monkeypatch.setattr(engines.os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(engines.os, "cpu_count", lambda: 1)
+    assert engines.fitting(builder("mlp")(), (2,), 32, stack) == 10
+
+
+def test_the_whole_split_is_not_copied_for_every_lane() -> None:
+    split = Split(torch.zeros(7, 2), torch.zeros(7, 1))
+    stack = Stack.build(builder("mlp"), [Lane(0.1, 0), Lane(0.1, 1)], RULES["sgd"], torch.float32, CPU)
+    assert Batches(split, 7, stack).whole
+    assert not Batches(split, 6, stack).whole

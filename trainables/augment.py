@@ -1,0 +1,79 @@
+"""Random changes of training images, each example its own, the same for lanes with the same seed.
+
+Rotation, translation and flip are one affine map of the pixels' places; brightness, contrast and saturation are blends.
+The numbers drawn for an example depend on the lane's seed, the epoch and the example alone, never on the device or on
+what else is trained, so a resumed trial sees the same images.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Shares of red, green and blue in what the eye takes for brightness (ITU-R BT.601).
+LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to a training image.
+
+    Attributes:
+        rotate: at most so many degrees either way.
+        translate: at most this share of the height and of the width, either way.
+        flip: whether left and right change places in half of the images.
+        jitter: brightness, contrast and, in colour, saturation are multiplied by 1 - jitter to 1 + jitter.
+        mean, std: of each channel, by which the images were standardised; what comes into view from outside is black.
+    """
+
+    rotate: float = 0.0
+    translate: float = 0.0
+    flip: bool = False
+    jitter: float = 0.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @staticmethod
+    def draw(seed: int, count: int) -> Tensor:
+        """Uniform numbers in [0, 1) for so many examples, (count, 7), on the CPU."""
+        return torch.rand(count, 7, generator=torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Change images, (n, channels, height, width), by their draws, (n, 7)."""
+        angle, down, right, mirror, *colour = draws.T
+        mean, std = (images.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
+        raw = images * std + mean
+        if self.rotate or self.translate or self.flip:
+            height, width = images.shape[2:]
+            turn = (2 * angle - 1) * math.radians(self.rotate)
+            sign = torch.where(mirror < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(mirror)
+            cos, sin = turn.cos(), turn.sin()
+            # Places run from -1 to 1 both ways, so a shift by the whole height is 2, and a turn must not shear.
+            x, y = ((2 * each - 1) * 2 * self.translate for each in (right, down))
+            first = torch.stack([sign * cos, -sign * sin * (height / width), sign * x], 1)
+            second = torch.stack([sin * (width / height), cos, y], 1)
+            places = F.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)
+            raw = F.grid_sample(raw, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+        if self.jitter:
+            brightness, contrast, saturation = (
+                (1 + self.jitter * (2 * each - 1))[:, None, None, None] for each in colour
+            )
+            raw = raw * brightness
+            grey = self._grey(raw).mean((1, 2, 3), keepdim=True)
+            raw = grey + (raw - grey) * contrast
+            if images.shape[1] == 3:
+                grey = self._grey(raw)
+                raw = grey + (raw - grey) * saturation
+            raw = raw.clamp(0, 1)
+        return (raw - mean) / std
+
+    @staticmethod
+    def _grey(raw: Tensor) -> Tensor:
+        """(n, channels, height, width) -> (n, 1, height, width)."""
+        weights = raw.new_tensor(LUMA) if raw.shape[1] == 3 else raw.new_ones(raw.shape[1]) / raw.shape[1]
+        return (raw * weights[:, None, None]).sum(1, keepdim=True)

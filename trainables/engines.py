@@ -1,0 +1,642 @@
+"""Engines: ways to make the updates of a stack. All compute the same, within lane equality's tolerance.
+
+`Eager` runs operation by operation and starts at once. `Compiled` runs programs (`trainables.compiled`) that are many
+times faster on small networks and take some seconds to compile. `Graph` records one update of a GPU and replays it.
+`choose` picks one from the trial and the kind of device alone, so that the same trial always takes the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables import compiled
+from trainables.data import Split, Task
+from trainables.models import activations, multiplications
+from trainables.rules import Number
+from trainables.stack import Batches, Stack
+
+Name = Literal["eager", "compiled", "cuda-graph", "solo"]
+NAMES: tuple[str, ...] = get_args(Name)
+Forward = Callable[[Sequence[Tensor], Tensor], Tensor]
+
+# What one block of examples may leave behind in a forward pass: about a core's cache, or a modest part of a GPU.
+BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
+# What a tile's parameters, state and activations may take in a compiled program: a core's cache again.
+TILE_BYTES = {"narrow": 2 << 20, "wide": 8 << 20}
+# The longest vector of a processor's registers, in bytes: tiles of whole vectors waste none.
+VECTOR_BYTES = 64
+# Narrow tiles have at least so many lanes, if there are.
+FEWEST_LANES = 16
+# Networks of more parameters are compiled with matrix products.
+NARROW_PARAMETERS = 4_000
+# Examples in a block, at most; updates in a program, at most, and as many as make about so many operations.
+MOST_EXAMPLES = 256
+MOST_UPDATES = 4
+WHOLE_OPERATIONS = 8_500_000
+# Of a device's memory, or of a processor's part of a machine's, so much is for lanes.
+MEMORY_SHARE = 0.7
+# Updates between two words from the host, where a GPU replays them.
+GRAPH_UPDATES = 512
+# What `choose` reckons with, on a processor: `study bench` measured these (tests/benchmarks). Seconds of compiling; of
+# starting an eager update's operations; per product, eager and compiled; and per parameter of an eager rule.
+COMPILE_SECONDS = {"narrow": 20.0, "wide": 10.0, "convolutional": 20.0}
+EAGER_SECONDS = 4e-4
+PRODUCTS = {"narrow": (5e-10, 2.5e-10), "wide": (4e-11, 3e-11), "convolutional": (2.3e-10, 6e-11)}
+RULE_SECONDS = 5e-9
+
+
+class Engine(Protocol):
+    """A way to make the updates of a stack.
+
+    Attributes:
+        name: one of `NAMES`.
+    """
+
+    name: Name
+
+    def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
+        """Make the updates from `stack.update` to `stop` of some rows of the stack, in place.
+
+        Returns:
+            Each update's losses before it, (updates, rows).
+        """
+
+    def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
+        """Mean loss, and accuracy of a classification, of some rows on fixed examples, each (rows,), float64."""
+
+
+class Eager:
+    """Stacked tensors, one operation after another.
+
+    Args:
+        network: one network of the family.
+        task: regression or classification.
+        block: examples to pass at a time.
+    """
+
+    name: Name = "eager"
+
+    def __init__(self, network: nn.Sequential, task: Task, block: int) -> None:
+        self.forward, self.task, self.block = stacked(network), task, block
+
+    def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
+        """As `Engine.advance`."""
+        parameters, leaves, rates = stack.parameters[rows], stack.leaves(rows), stack.rates(rows)
+        state = {name: buffer[rows] for name, buffer in stack.state.items()}
+        settings = stack.settings(rows)
+        numbers = {name: _column(value, parameters) for name, value in settings.items()}
+        table = stack.rule.coefficients(stack.update + 1, stop, settings)
+        losses = parameters.new_empty(stop - stack.update, len(parameters))
+        for done in range(stop - stack.update):
+            batch = None if batches.whole else batches.rows(stack.update + done)
+            losses[done], gradients = gradient(self.forward, leaves, batches, batch, rows, self.task, self.block)
+            coefficients = {name: _column(column[done], parameters) for name, column in table.items()}
+            stack.rule.step(parameters, gradients, state, rates, coefficients, numbers)
+        return losses
+
+    def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
+        """As `Engine.evaluate`."""
+        return evaluation(self.forward, stack.leaves(rows), examples, self.task, self.block)
+
+
+class Compiled(Eager):
+    """Programs of `trainables.compiled`, tile by tile; an epoch's short last batch is left to `Eager`.
+
+    Args:
+        network: one network of the family.
+        in_shape: shape of one example.
+        task: regression or classification.
+        batch_size: examples per update.
+        stack: the lanes, all of them, from which the sizes of tiles and blocks follow.
+    """
+
+    name: Name = "compiled"
+
+    def __init__(
+        self, network: nn.Sequential, in_shape: tuple[int, ...], task: Task, batch_size: int, stack: Stack
+    ) -> None:
+        super().__init__(network, task, block_size(activations(network, in_shape), stack))
+        layers = compiled.layers(network, in_shape)
+        if layers is None:
+            raise TypeError(f"no program is known for a network with these layers: {network}; choose the engine eager")
+        size, lanes = stack.parameters.element_size(), len(stack.lanes)
+        numbers = stack.parameters.shape[1] * (2 + len(stack.rule.buffers))
+        self.wide = stack.parameters.shape[1] > NARROW_PARAMETERS and not any(
+            isinstance(layer, compiled.ConvBlock) for layer in layers
+        )
+        # A block leaves its activations and about as many derivatives behind; wide layers are bound by parameters.
+        example = 0 if self.wide else 2 * activations(network, in_shape)
+        limit = TILE_BYTES["wide" if self.wide else "narrow"] // size
+        vector = 1 if self.wide else VECTOR_BYTES // size
+        fewest = 1 if self.wide else FEWEST_LANES
+        tile = max(fewest, limit // (numbers + min(batch_size, MOST_EXAMPLES) * example) // vector * vector)
+        self.tile = math.ceil(lanes / math.ceil(lanes / tile) / vector) * vector
+        block = max(1, 2 * limit // (self.tile * example)) if example else MOST_EXAMPLES
+        self.examples = math.ceil(batch_size / math.ceil(batch_size / block))
+        work = 6 * multiplications(network, in_shape) * batch_size * self.tile
+        self.updates = 0 if self.examples < batch_size else max(1, min(MOST_UPDATES, WHOLE_OPERATIONS // work))
+        fixed = tuple(
+            (name, None if isinstance(v, np.ndarray) else v) for name, v in stack.settings(slice(None)).items()
+        )
+        self.program = _program(tuple(layers), task, stack.rule.name, fixed, self.wide, self.updates)
+
+    def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
+        """As `Engine.advance`."""
+        losses = stack.parameters.new_empty(stop - stack.update, rows.stop - rows.start)
+        for start in range(rows.start, rows.stop, self.tile):
+            end = min(start + self.tile, rows.stop)
+            losses[:, start - rows.start : end - rows.start] = self._advance(stack, batches, slice(start, end), stop)
+        return losses
+
+    @torch.no_grad()
+    def _advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
+        """One tile's updates; the last tile is filled up with copies of its first lane."""
+        count = rows.stop - rows.start
+        lanes = torch.arange(self.tile, device=stack.parameters.device)
+        lanes = torch.where(lanes < count, lanes, 0) + rows.start
+        losses = stack.parameters.new_empty(stop - stack.update, count)
+        pieces = self._in(stack, stack.parameters[lanes])
+        buffers = {name: self._in(stack, buffer[lanes]) for name, buffer in stack.state.items()}
+        states = [{name: parts[number] for name, parts in buffers.items()} for number in range(len(pieces))]
+        own = lanes - rows.start
+        rates, settings = stack.rates(rows)[own, 0], stack.settings(rows)
+        table = {
+            name: rates.new_tensor(column[:, 0] if column.shape[1] == 1 else column[:, own.cpu()])
+            for name, column in stack.rule.coefficients(stack.update + 1, stop, settings).items()
+        }
+        different = {
+            name: rates.new_tensor(value)[own] for name, value in settings.items() if isinstance(value, np.ndarray)
+        }
+        update = stack.update
+        whole = self._shared(batches) if batches.whole else None
+        while update < stop:
+            done = update - stack.update
+            if self.updates and min(batches.full(update), stop - update) >= self.updates:
+                made = self.updates
+                x, y = self._batch(batches, batches.rows(update, made), lanes, made)
+                columns = {name: column[done : done + made] for name, column in table.items()}
+                loss = self.program.whole(pieces, states, rates, columns, different, x, y)
+            else:
+                made, found, loss = 1, [torch.zeros_like(piece) for piece in pieces], rates.new_zeros(self.tile)
+                for x, y, shares in whole or self._blocks(batches, update, lanes):
+                    self.program.accumulate(pieces, found, loss, x, y, shares)
+                row = {name: column[done] for name, column in table.items()}
+                self.program.apply(pieces, found, states, rates, row, different)
+            losses[done : done + made] = loss[..., :count]
+            update += made
+        stack.parameters[rows] = self._out(pieces)[:count]
+        for name, parts in buffers.items():
+            stack.state[name][rows] = self._out(parts)[:count]
+        return losses
+
+    def _in(self, stack: Stack, rows: Tensor) -> list[Tensor]:
+        """Rows of the stack, (T, P), as a program takes them."""
+        if not self.wide:
+            return [rows.t().contiguous()]
+        parts = rows.split([shape.numel() for shape in stack.shapes], 1)
+        return [part.reshape(-1, *shape).contiguous() for part, shape in zip(parts, stack.shapes, strict=True)]
+
+    def _out(self, pieces: list[Tensor]) -> Tensor:
+        """The same back, (T, P)."""
+        return torch.cat([piece.flatten(1) for piece in pieces], 1) if self.wide else pieces[0].t()
+
+    def _batch(self, batches: Batches, rows: Tensor, lanes: Tensor, updates: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, (U, T, B, ...)."""
+        x, y = batches.take(rows, lanes)
+        return x.unflatten(1, (updates, -1)).transpose(0, 1), y.unflatten(1, (updates, -1)).transpose(0, 1)
+
+    def _shares(self, count: int, total: int, like: Tensor) -> Tensor:
+        """Weights of the examples in a block: a short block is filled up with examples that do not count."""
+        shares = like.new_zeros(self.examples)
+        shares[:count] = 1 / total
+        return shares
+
+    def _blocks(self, batches: Batches, update: int, lanes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """One batch, which may be an epoch's short last one, in blocks."""
+        rows = batches.rows(update)
+        for part in rows.split(self.examples, 1):
+            filled = F.pad(part, (0, self.examples - part.shape[1]))
+            x, y = self._batch(batches, filled, lanes, 1)
+            yield x[0], y[0], self._shares(part.shape[1], rows.shape[1], batches.examples.inputs)
+
+    def _shared(self, batches: Batches) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The whole split in blocks, the same for all lanes."""
+        x, y = batches.examples.inputs, batches.examples.targets
+        found = []
+        for start in range(0, len(x), self.examples):
+            rows = torch.arange(start, start + self.examples, device=x.device)
+            rows = torch.where(rows < len(x), rows, 0)
+            shares = self._shares(min(self.examples, len(x) - start), len(x), x)
+            found.append((x[rows][None], y[rows][None], shares))
+        return found
+
+
+class Graph(Eager):
+    """On a GPU: one update is recorded as a CUDA graph and replayed, with no word from the host inside an epoch.
+
+    Everything that changes from update to update, the rows of the batch and the coefficients, is read from tables on
+    the device at a place that the graph itself moves on. An epoch's short last batch is left to `Eager`. Where there is
+    no GPU, the same update runs unrecorded.
+    """
+
+    name: Name = "cuda-graph"
+
+    def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
+        """As `Engine.advance`."""
+        losses, first = [], stack.update
+        update = Update(self, stack, batches, rows)
+        while stack.update < stop:
+            count = min(batches.full(stack.update), stop - stack.update, GRAPH_UPDATES)
+            if count < 1:
+                losses.append(super().advance(stack, batches, rows, stack.update + 1))
+                count = 1
+            else:
+                losses.append(update.replay(count))
+            stack.update += count
+        stack.update = first
+        return torch.cat(losses)
+
+
+class Update:
+    """One update of some rows, as a CUDA graph where there is a GPU, and the tables that it reads.
+
+    Args:
+        engine: knows the network and the task.
+        stack: the lanes.
+        batches: their batches.
+        rows: of the stack.
+    """
+
+    def __init__(self, engine: Eager, stack: Stack, batches: Batches, rows: slice) -> None:
+        self.engine, self.stack, self.batches, self.rows = engine, stack, batches, rows
+        self.parameters = stack.parameters[rows]
+        self.leaves, self.rates = stack.leaves(rows), stack.rates(rows)
+        self.state = {name: buffer[rows] for name, buffer in stack.state.items()}
+        self.values = stack.settings(rows)
+        self.settings = {name: _column(value, self.parameters) for name, value in self.values.items()}
+        device = self.parameters.device
+        self.place = torch.zeros(1, dtype=torch.long, device=device)
+        self.order = torch.zeros(len(batches.seeds), GRAPH_UPDATES, batches.batch_size, dtype=torch.long, device=device)
+        self.losses = self.parameters.new_empty(GRAPH_UPDATES, len(self.parameters))
+        self.table: dict[str, Tensor] = {}
+        self.recorded: torch.cuda.CUDAGraph | None = None
+
+    def replay(self, count: int) -> Tensor:
+        """Make so many updates, all of one epoch with batches of full size; returns their losses."""
+        first = self.stack.update
+        self.place.zero_()
+        if not self.batches.whole:
+            rows = self.batches.rows(first, count)
+            self.order[:, :count] = rows.view(len(rows), count, -1)
+        for name, column in self.stack.rule.coefficients(first + 1, first + count, self.values).items():
+            if name not in self.table:
+                self.table[name] = self.parameters.new_empty(GRAPH_UPDATES, column.shape[1], 1)
+            self.table[name][:count, :, 0] = self.parameters.new_tensor(column)
+        if self.recorded is None and self.parameters.is_cuda:
+            self._record()
+        for _ in range(count):
+            if self.recorded is None:
+                self._update()
+            else:
+                self.recorded.replay()
+        return self.losses[:count].clone()
+
+    def _update(self) -> None:
+        batch = None if self.batches.whole else self.order.index_select(1, self.place)[:, 0]
+        engine = self.engine
+        loss, found = gradient(engine.forward, self.leaves, self.batches, batch, self.rows, engine.task, engine.block)
+        row = {name: column.index_select(0, self.place)[0] for name, column in self.table.items()}
+        self.stack.rule.step(self.parameters, found, self.state, self.rates, row, self.settings)
+        self.losses.index_copy_(0, self.place, loss[None])
+        self.place += 1
+
+    def _record(self) -> None:
+        """Record one update; what warming up changes is put back."""
+        tensors = [self.parameters, *self.state.values(), self.place]
+        before = [tensor.clone() for tensor in tensors]
+        side = torch.cuda.Stream(self.parameters.device)
+        side.wait_stream(torch.cuda.current_stream(self.parameters.device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._update()
+                self.place.zero_()
+        torch.cuda.current_stream(self.parameters.device).wait_stream(side)
+        self.recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.recorded):
+            self._update()
+        for tensor, values in zip(tensors, before, strict=True):
+            tensor.copy_(values)
+
+
+class Solo(Eager):
+    """Any torch optimizer, lane by lane: for those that no rule knows. Evaluation is stacked all the same.
+
+    Args:
+        network: one network of the family.
+        task: regression or classification.
+        block: examples to pass at a time in an evaluation.
+    """
+
+    name: Name = "solo"
+
+    def __init__(self, network: nn.Sequential, task: Task, block: int) -> None:
+        super().__init__(network, task, block)
+        self.network = network
+
+    def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
+        """As `Engine.advance`."""
+        losses = stack.parameters.new_empty(stop - stack.update, rows.stop - rows.start)
+        network = self.network.to(stack.parameters.device, stack.parameters.dtype)
+        for row in range(rows.start, rows.stop):
+            lane = stack.alive[row]
+            with torch.no_grad():
+                for parameter, values in zip(network.parameters(), stack.leaves(slice(row, row + 1)), strict=True):
+                    parameter.copy_(values[0])
+            optimizers = self._optimizers(stack, network, lane)
+            for update in range(stack.update, stop):
+                x, y = batches.take(batches.rows(update), slice(row, row + 1))
+
+                def closure(x: Tensor = x[0], y: Tensor = y) -> Tensor:
+                    network.zero_grad()
+                    loss = example_losses(network(x)[None], y, self.task).mean()
+                    loss.backward()
+                    return loss.detach()
+
+                if len(optimizers) == 1:
+                    # LBFGS asks for the loss as often as it likes; what it returns is the first.
+                    loss = torch.as_tensor(optimizers[0].step(closure))  # type: ignore[arg-type]
+                else:
+                    loss = closure()
+                    for optimizer in optimizers:
+                        optimizer.step()
+                losses[update - stack.update, row - rows.start] = loss
+            stack.parameters[row] = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+            stack.solo[lane] = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+        return losses
+
+    @staticmethod
+    def _optimizers(stack: Stack, network: nn.Sequential, lane: int) -> list[torch.optim.Optimizer]:
+        """The lane's optimizers, as far as they had come."""
+        mine = stack.lanes[lane]
+        found = stack.rule.optimizers(list(network.parameters()), mine.learning_rate, dict(mine.settings))
+        for optimizer, state in zip(found, stack.solo.get(lane, []), strict=False):
+            optimizer.load_state_dict(state)
+        return found
+
+
+def choose(
+    network: nn.Sequential,
+    in_shape: tuple[int, ...],
+    task: Task,
+    batch_size: int,
+    stack: Stack,
+    updates: int | None,
+    wanted: str,
+) -> Engine:
+    """The engine of a trial: a function of the trial and the kind of device alone.
+
+    Args:
+        network: one network of the family.
+        in_shape: shape of one example.
+        task: regression or classification.
+        batch_size: examples per update.
+        stack: all lanes of the trial.
+        updates: of each lane; None if the budget is in seconds.
+        wanted: one of `NAMES`, or auto: compiled if that saves more than compiling costs, a recorded graph on a GPU.
+
+    Raises:
+        ValueError: if the optimizer or the network cannot be trained by the engine that is wanted.
+    """
+    block = block_size(activations(network, in_shape), stack)
+    if stack.rule.solo:
+        if wanted not in ("auto", "solo"):
+            raise ValueError(f"{stack.rule.name} has no update rule over lanes, so its engine is solo, not {wanted}")
+        return Solo(network, task, block)
+    if wanted == "solo":
+        raise ValueError(f"the engine solo is for optimizers without a rule over lanes; {stack.rule.name} has one")
+    if wanted == "auto":
+        wanted = "eager"
+        if stack.parameters.is_cuda:
+            wanted = "cuda-graph"
+        elif updates and compiler() and compiled.layers(network, in_shape) is not None:
+            saved = updates * saving(network, in_shape, batch_size, stack)
+            wanted = "compiled" if saved > COMPILE_SECONDS[_kind(network, stack)] else "eager"
+    if wanted == "compiled":
+        return Compiled(network, in_shape, task, batch_size, stack)
+    return Graph(network, task, block) if wanted == "cuda-graph" else Eager(network, task, block)
+
+
+def lane_bytes(network: nn.Sequential, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> tuple[int, int]:
+    """Bytes that a lane takes: for good (parameters and the rule's buffers), and while its updates are made.
+
+    The latter are gradients, the rule's intermediate results, and activations with their derivatives.
+    """
+    size, numbers = stack.parameters.element_size(), stack.parameters.shape[1]
+    activation = activations(network, in_shape)
+    together = min(batch_size, block_size(activation, stack))
+    return numbers * (1 + len(stack.rule.buffers)) * size, (3 * numbers + 2 * activation * together) * size
+
+
+def fitting(network: nn.Sequential, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> int:
+    """Lanes that may train at once, by the memory of this kind of machine, not by what is free at the moment."""
+    device = stack.parameters.device
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (os.cpu_count() or 1)
+    kept, working = lane_bytes(network, in_shape, batch_size, stack)
+    left = MEMORY_SHARE * memory - kept * len(stack.lanes)
+    return max(1, min(len(stack.lanes), int(left / working)))
+
+
+def saving(network: nn.Sequential, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> float:
+    """Seconds that a compiled update of the whole stack saves on a processor, by the constants that were measured."""
+    kind = _kind(network, stack)
+    products = 3 * multiplications(network, in_shape) * batch_size * len(stack.lanes)
+    numbers = stack.parameters.numel()
+    eager, quick = PRODUCTS[kind]
+    return EAGER_SECONDS + products * (eager - quick) + numbers * RULE_SECONDS
+
+
+def compiler() -> bool:
+    """Whether this machine can compile: torch needs a C++ compiler for a processor."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+def _kind(network: nn.Sequential, stack: Stack) -> str:
+    if any(isinstance(layer, nn.Conv2d) for layer in network):
+        return "convolutional"
+    return "wide" if stack.parameters.shape[1] > NARROW_PARAMETERS else "narrow"
+
+
+@functools.cache
+def _program(
+    network: tuple[compiled.Layer, ...],
+    task: Task,
+    optimizer: str,
+    settings: tuple[tuple[str, float | None], ...],
+    wide: bool,
+    updates: int,
+) -> compiled.Program:
+    """One program for all trials that want it, for as long as the process lives."""
+    return compiled.Program(network, task, optimizer, settings, wide, updates)
+
+
+def _column(value: float | np.ndarray, like: Tensor) -> Number:
+    """A setting or coefficient of some rows as a number, or as (k, 1)."""
+    return np.asarray(value).item() if np.size(value) == 1 else like.new_tensor(value)[:, None]
+
+
+def gradient(
+    forward: Forward,
+    leaves: Sequence[Tensor],
+    batches: Batches,
+    batch: Tensor | None,
+    rows: slice,
+    task: Task,
+    block: int,
+) -> tuple[Tensor, Tensor]:
+    """Losses and gradients of all lanes for one batch, blocks of examples at a time.
+
+    Args:
+        forward: the stacked forward pass.
+        leaves: the parameters, each (K, *shape).
+        batches: gives the examples.
+        batch: rows of the split for each seed, (seeds, B); None if all lanes see the whole split, which is not copied.
+        rows: of the stack.
+        task: regression or classification.
+        block: examples at a time.
+
+    Returns:
+        Mean losses over the batch, (K,), and their gradients, (K, P).
+    """
+    blocks: Iterable[tuple[Tensor, Tensor]]
+    if batch is None:
+        examples, count = batches.examples, len(batches.examples)
+        blocks = zip(examples.inputs[None].split(block, 1), examples.targets[None].split(block, 1), strict=True)
+    else:
+        count = batch.shape[1]
+        blocks = (batches.take(part, rows) for part in batch.split(block, 1))
+    losses = gradients = None
+    for x, y in blocks:
+        loss = example_losses(forward(leaves, x), y, task).sum(1) / count
+        parts = torch.autograd.grad(loss.sum(), leaves)
+        flat = torch.cat([part.flatten(1) for part in parts], 1)
+        losses = loss.detach() if losses is None else losses + loss.detach()
+        gradients = flat if gradients is None else gradients.add_(flat)
+    assert losses is not None
+    assert gradients is not None
+    return losses, gradients
+
+
+def example_losses(outputs: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """Loss of each example in each lane, (K, B).
+
+    Args:
+        outputs: (K, B, out_features).
+        targets: (K or 1, B, out_features) for regression, class numbers (K or 1, B) for classification.
+        task: squared error, meaned over out_features, or cross-entropy in nats.
+    """
+    if task == "regression":
+        return (outputs - targets).square().mean(2)
+    lanes, batch, classes = outputs.shape
+    labels = targets.expand(lanes, batch).reshape(-1)
+    return F.cross_entropy(outputs.reshape(-1, classes), labels, reduction="none").view(lanes, batch)
+
+
+@torch.no_grad()
+def evaluation(
+    forward: Forward, leaves: Sequence[Tensor], examples: Split, task: Task, block: int
+) -> dict[str, Tensor]:
+    """Mean loss, and accuracy of a classification, of every lane on fixed examples, each (K,), float64."""
+    loss = torch.zeros(len(leaves[0]), dtype=torch.float64, device=leaves[0].device)
+    correct = torch.zeros_like(loss)
+    for x, y in zip(examples.inputs.split(block), examples.targets.split(block), strict=True):
+        outputs = forward(leaves, x[None])
+        loss += example_losses(outputs, y[None], task).sum(1, dtype=torch.float64)
+        if task == "classification":
+            correct += (outputs.argmax(2) == y).sum(1)
+    found = {"loss": loss / len(examples)}
+    if task == "classification":
+        found["accuracy"] = correct / len(examples)
+    return found
+
+
+def stacked(network: nn.Sequential) -> Forward:
+    """The forward pass of K networks at once, layer by layer of one of them.
+
+    Returns:
+        (parameters, each (K, *shape), inputs (K or 1, B, *in_shape)) -> outputs (K, B, out_features).
+
+    Raises:
+        TypeError: if a layer is none that lanes know.
+    """
+    layers = list(network)
+    for layer in layers:
+        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ReLU | nn.MaxPool2d | nn.Flatten):
+            raise TypeError(f"lanes cannot stack the layer {layer}; they know Linear, Conv2d, ReLU, MaxPool2d, Flatten")
+
+    def forward(parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        left = iter(parameters)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                weight, bias = next(left), next(left)
+                x = torch.baddbmm(bias.unsqueeze(1), x.expand(len(weight), -1, -1), weight.transpose(1, 2))
+            elif isinstance(layer, nn.Conv2d):
+                x = _convolution(x, next(left), next(left), layer)
+            elif isinstance(layer, nn.MaxPool2d):
+                x = _unfold_lanes(F.max_pool2d(_fold_lanes(x), layer.kernel_size), len(x))
+            elif isinstance(layer, nn.Flatten):
+                x = x.flatten(2)
+            else:
+                x = x.relu()
+        return x
+
+    return forward
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Each lane's convolution of its own images, as groups; of shared images, (1, B, ...), as one wide convolution."""
+    lanes = len(weight)
+    y = F.conv2d(
+        _fold_lanes(x),
+        weight.flatten(0, 1),
+        bias.flatten(),
+        stride=layer.stride,
+        padding=layer.padding,
+        groups=len(x),
+    )
+    return _unfold_lanes(y, lanes)
+
+
+def _fold_lanes(x: Tensor) -> Tensor:
+    """(K, B, C, H, W) -> (B, K C, H, W); no copy of what `_unfold_lanes` gave."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _unfold_lanes(x: Tensor, lanes: int) -> Tensor:
+    """(B, K C, H, W) -> (K, B, C, H, W), a view."""
+    folded = x.view(len(x), lanes, -1, *x.shape[2:])
+    return folded.transpose(0, 1)
+
+
+def block_size(numbers_per_example: int, stack: Stack) -> int:
+    """Examples to pass at a time, so that what they leave behind stays within `BLOCK_BYTES`.
+
+    Where parameters are many, it may take some times as much as they do: each block reads them and writes a gradient.
+    All lanes count, those that have diverged too, so that a resumed trial has the blocks of an undisturbed one.
+    """
+    device, lane_bytes = stack.parameters.device.type, len(stack.lanes) * stack.parameters.element_size()
+    limit = max(BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"]), 8 * stack.parameters.shape[1] * lane_bytes)
+    return max(1, limit // (numbers_per_example * lane_bytes))

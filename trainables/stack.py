@@ -1,0 +1,324 @@
+"""The stack: K networks of one cell side by side, what each has come to, and the batches that each sees.
+
+The K networks of a trial differ in learning rate and seed only, so their parameters are the rows of one tensor. Lanes
+with equal seeds share initialisation and batches, so comparisons between them are paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.augment import Augment
+from trainables.data import Split
+from trainables.rules import Rule, State
+
+Builder = Callable[[], nn.Sequential]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One configuration.
+
+    Attributes:
+        learning_rate: step size.
+        seed: of initialisation and batches.
+        settings: of the optimizer, (name, value), where they are not the rule's own.
+    """
+
+    learning_rate: float
+    seed: int
+    settings: tuple[tuple[str, float], ...] = ()
+
+
+def grid(low: float, high: float, count: int, seeds: Sequence[int]) -> list[Lane]:
+    """Lanes for `count` learning rates, evenly spaced on a log scale from low to high, times seeds."""
+    rates = np.geomspace(low, high, count).tolist() if count > 1 else [low]
+    return [Lane(rate, seed) for rate in rates for seed in seeds]
+
+
+@dataclass
+class Stack:
+    """K networks side by side, and how far each has come. This is all that a checkpoint holds.
+
+    Attributes:
+        rule: the optimizer.
+        lanes: all lanes of the trial, L of them.
+        alive: (K,) places in `lanes` of those that still train; the rows of the tensors below.
+        parameters: (K, P), each row one network.
+        state: the rule's buffers, each (K, P).
+        shapes: shape of each parameter, in the module's order.
+        update: updates made.
+        reports: reports made.
+        seconds: seconds of training of the whole stack.
+        at_once: rows in a pass; fewer than there are lanes if memory does not hold all.
+        diverged: lane -> first update whose loss was not finite.
+        stopped: lane -> the update after which it was given up, by halving.
+        solo: lane -> the state of its own torch optimizer, where there is no rule.
+        updates, train_seconds, shares: (L,) per lane: updates (the good ones, if it diverged), seconds it was in the
+            stack, its share of them.
+        last: (split, metric) -> (L,) last values, NaN where there are none.
+    """
+
+    rule: Rule
+    lanes: list[Lane]
+    alive: list[int]
+    parameters: Tensor
+    state: State
+    shapes: list[torch.Size]
+    update: int = 0
+    reports: int = 0
+    seconds: float = 0.0
+    at_once: int = 0
+    diverged: dict[int, int] = field(default_factory=dict)
+    stopped: dict[int, int] = field(default_factory=dict)
+    solo: dict[int, Any] = field(default_factory=dict)
+    updates: np.ndarray = field(init=False)
+    train_seconds: np.ndarray = field(init=False)
+    shares: np.ndarray = field(init=False)
+    last: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.at_once = self.at_once or len(self.lanes)
+        self.updates = np.zeros(len(self.lanes), dtype=np.int64)
+        self.train_seconds = np.zeros(len(self.lanes))
+        self.shares = np.zeros(len(self.lanes))
+
+    @classmethod
+    def build(
+        cls, build: Builder, lanes: Sequence[Lane], rule: Rule, dtype: torch.dtype, device: torch.device
+    ) -> Stack:
+        """Initialise every lane's network from its seed.
+
+        Args:
+            build: makes one network from torch's global generator.
+            lanes: the L configurations.
+            rule: the optimizer.
+            dtype: type of the parameters; initial values are drawn in torch's default type whatever it is.
+            device: where the stack stays.
+
+        Raises:
+            ValueError: if a lane has a setting that the rule does not know.
+        """
+        for name in {name for lane in lanes for name, _ in lane.settings if not rule.solo}:
+            if name not in rule.settings:
+                raise ValueError(f"{rule.name} has no setting {name!r}; it has {', '.join(rule.settings) or 'none'}")
+        rows = {seed: initialise(build, seed) for seed in dict.fromkeys(lane.seed for lane in lanes)}
+        flat = {
+            seed: torch.cat([p.detach().to(dtype).flatten() for p in net.parameters()]) for seed, net in rows.items()
+        }
+        parameters = torch.stack([flat[lane.seed] for lane in lanes]).to(device)
+        shapes = [p.shape for p in next(iter(rows.values())).parameters()]
+        return cls(rule, list(lanes), list(range(len(lanes))), parameters, rule.state(parameters), shapes)
+
+    def leaves(self, rows: slice) -> list[Tensor]:
+        """The parameters of some rows one by one, (k, *shape), as views that share memory and ask gradients."""
+        leaves, start = [], 0
+        for shape in self.shapes:
+            size = shape.numel()
+            view = self.parameters[rows, start : start + size].view(-1, *shape)
+            leaves.append(view.detach().requires_grad_())
+            start += size
+        return leaves
+
+    def rates(self, rows: slice) -> Tensor:
+        """Learning rates of some rows, (k, 1)."""
+        return self.parameters.new_tensor([[self.lanes[lane].learning_rate] for lane in self.alive[rows]])
+
+    def settings(self, rows: slice) -> dict[str, float | np.ndarray]:
+        """The optimizer's settings in some rows: one number if all lanes have the same, else (k,)."""
+        found: dict[str, float | np.ndarray] = {}
+        for name, usual in self.rule.settings.items():
+            values = [dict(lane.settings).get(name, usual) for lane in self.lanes]
+            same = len(set(values)) == 1
+            found[name] = values[0] if same else np.array([values[lane] for lane in self.alive[rows]])
+        return found
+
+    def diverge(self, first_bad: dict[int, int]) -> None:
+        """Take diverged lanes out of the stack: lane -> first update whose loss was not finite."""
+        self.diverged |= first_bad
+        for values in self.last.values():
+            values[list(first_bad)] = math.nan
+        for lane, update in first_bad.items():
+            self.updates[lane] = update - 1
+        self._keep(set(first_bad))
+
+    def stop(self, lanes: Sequence[int]) -> None:
+        """Take lanes out of the stack that are not worth more time; their last values stand."""
+        self.stopped |= dict.fromkeys(lanes, self.update)
+        self._keep(set(lanes))
+
+    def _keep(self, without: set[int]) -> None:
+        rows = [row for row, lane in enumerate(self.alive) if lane not in without]
+        self.alive = [self.alive[row] for row in rows]
+        self.parameters = self.parameters[rows]
+        self.state = {name: buffer[rows] for name, buffer in self.state.items()}
+        self.solo = {lane: state for lane, state in self.solo.items() if lane not in without}
+
+    def spend(self, rows: slice, seconds: float) -> None:
+        """Charge seconds of training to the stack, to each lane that was in the pass and, in equal shares, to all."""
+        lanes = self.alive[rows]
+        self.seconds += seconds
+        self.train_seconds[lanes] += seconds
+        self.shares[lanes] += seconds / len(lanes)
+
+    def passes(self, work: Callable[[slice], Result]) -> list[Result]:
+        """Do some work on all rows, `at_once` at a time, halving that when memory runs out.
+
+        Args:
+            work: of some rows; may change their parameters and state, which are put back if memory runs out.
+
+        Raises:
+            RuntimeError: the device's own, if memory does not hold a single lane.
+        """
+        results, row = [], 0
+        while row < len(self.alive):
+            rows = slice(row, min(row + self.at_once, len(self.alive)))
+            tensors = [self.parameters[rows], *(buffer[rows] for buffer in self.state.values())]
+            before = [tensor.to("cpu", copy=True) for tensor in tensors]
+            try:
+                results.append(work(rows))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or rows.stop - rows.start == 1:
+                    raise
+                for tensor, values in zip(tensors, before, strict=True):
+                    tensor.copy_(values)
+                self.at_once = (rows.stop - rows.start + 1) // 2
+                continue
+            row = rows.stop
+        return results
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as tensors, numbers, strings, lists and dicts, for `torch.save`."""
+        return {
+            "lanes": _identity(self.lanes),
+            "alive": self.alive,
+            "parameters": self.parameters,
+            "state": self.state,
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "diverged": self.diverged,
+            "stopped": self.stopped,
+            "solo": self.solo,
+            "per_lane": {name: torch.from_numpy(getattr(self, name)) for name in _PER_LANE},
+            "last": {"/".join(key): torch.from_numpy(values) for key, values in self.last.items()},
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave; the stack must have been built for the same trial.
+
+        Raises:
+            ValueError: if the lanes are others.
+        """
+        if saved["lanes"] != _identity(self.lanes):
+            raise ValueError("the checkpoint belongs to a trial with other lanes")
+        device = self.parameters.device
+        self.alive = saved["alive"]
+        self.parameters = saved["parameters"].to(device)
+        self.state = {name: buffer.to(device) for name, buffer in saved["state"].items()}
+        self.diverged, self.stopped, self.solo = saved["diverged"], saved["stopped"], saved["solo"]
+        for name in _COUNTERS:
+            setattr(self, name, saved["counters"][name])
+        for name in _PER_LANE:
+            setattr(self, name, saved["per_lane"][name].numpy())
+        self.last = {_key(name): values.numpy() for name, values in saved["last"].items()}
+
+
+_COUNTERS = ("update", "reports", "seconds", "at_once")
+_PER_LANE = ("updates", "train_seconds", "shares")
+
+
+class Batches:
+    """The batches of every lane: a fresh order of the training split each epoch, drawn from seed and epoch alone.
+
+    Attributes:
+        examples: the training split.
+        batch_size: examples per update; the last batch of an epoch may be smaller.
+        per_epoch: updates in an epoch.
+        augment: what is done to each example, if anything.
+        whole: whether every lane sees the same whole split as it is, in one batch.
+    """
+
+    def __init__(self, examples: Split, batch_size: int, stack: Stack, augment: Augment | None = None) -> None:
+        self.examples, self.augment = examples, augment
+        self.batch_size = min(batch_size, len(examples))
+        self.per_epoch = updates_per_epoch(batch_size, len(examples))
+        self.whole = self.batch_size == len(examples) and augment is None
+        self.align(stack)
+
+    def align(self, stack: Stack) -> None:
+        """Serve the lanes that are still in the stack."""
+        seeds = [stack.lanes[lane].seed for lane in stack.alive]
+        self.seeds = list(dict.fromkeys(seeds))
+        self.seed_of_row = torch.tensor([self.seeds.index(seed) for seed in seeds], device=stack.parameters.device)
+        self.epoch = -1
+
+    def full(self, update: int) -> int:
+        """Batches of full size that are left in the epoch after so many updates."""
+        return len(self.examples) // self.batch_size - update % self.per_epoch
+
+    def rows(self, update: int, count: int = 1) -> Tensor:
+        """The next batches after so many updates, all of one epoch: rows of the split, (seeds, count x batch)."""
+        epoch, place = divmod(update, self.per_epoch)
+        if epoch != self.epoch:
+            # One order a seed, not a lane: thousands of lanes share a few.
+            orders = [batch_order(seed, epoch, len(self.examples)) for seed in self.seeds]
+            self.order = torch.stack(orders).to(self.examples.inputs.device)
+            if self.augment:
+                draws = [self.augment.draw(_stream(seed, 2, epoch), len(self.examples)) for seed in self.seeds]
+                self.draws = torch.stack(draws).to(self.examples.inputs)
+            self.epoch = epoch
+        return self.order[:, place * self.batch_size : (place + count) * self.batch_size]
+
+    def take(self, rows: Tensor, lanes: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Examples, (k, n, ...), for some rows of the stack, from rows of the split for each seed, (seeds, n)."""
+        seeds = self.seed_of_row[lanes]
+        mine = rows[seeds]
+        # Whole rows at once: several times faster than indexing with (k, n) numbers.
+        x = self.examples.inputs.index_select(0, mine.flatten())
+        if self.augment:
+            x = self.augment(x, self.draws[seeds[:, None], mine].flatten(0, 1))
+        y = self.examples.targets.index_select(0, mine.flatten())
+        return x.unflatten(0, mine.shape), y.unflatten(0, mine.shape)
+
+
+def initialise(build: Builder, seed: int) -> nn.Sequential:
+    """The network that every lane with this seed starts from; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_stream(seed, 0))
+        return build()
+
+
+def batch_order(seed: int, epoch: int, count: int) -> Tensor:
+    """The order in which a lane with this seed sees the training split in an epoch, from 0: (count,) row numbers."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(_stream(seed, 1, epoch)))
+
+
+def updates_per_epoch(batch_size: int, training_examples: int) -> int:
+    """Updates in one pass over the training split, the last and perhaps short one included."""
+    return math.ceil(training_examples / batch_size)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: torch has its own for a GPU, and a plain one for the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _identity(lanes: Sequence[Lane]) -> list[tuple[float, int, list[tuple[str, float]]]]:
+    return [(lane.learning_rate, lane.seed, list(lane.settings)) for lane in lanes]
+
+
+def _stream(*numbers: int) -> int:
+    """A seed for one purpose, well apart from every other purpose's."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _key(name: str) -> tuple[str, str]:
+    split, metric = name.split("/")
+    return split, metric

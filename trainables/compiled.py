@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -344,7 +345,7 @@ class Program:
                 losses.append(loss)
             return torch.stack(losses)
 
-        return torch.compile(run, fullgraph=True, dynamic=False)
+        return _compiled(run)
 
     @cached_property
     def accumulate(self) -> Any:
@@ -358,9 +359,29 @@ class Program:
             for total, part in zip(so_far, found, strict=True):
                 total.add_(part)
 
-        return torch.compile(run, fullgraph=True, dynamic=False)
+        return _compiled(run)
 
     @cached_property
     def apply(self) -> Any:
         """(pieces, gradients, states, rates, coefficients, own settings): one step of the optimizer in place."""
-        return torch.compile(self._apply, fullgraph=True, dynamic=False)
+
+        def run(
+            pieces: list[Tensor],
+            found: list[Tensor],
+            states: list[State],
+            rates: Tensor,
+            row: Tensors,
+            own: Tensors,
+        ) -> None:
+            self._apply(pieces, found, states, rates, row, own)
+
+        return _compiled(run)
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """A function compiled for the shapes that it is called with."""
+    # torch counts recompilations by code object, and gives up after some; each program has its own.
+    assert isinstance(function, FunctionType)
+    code = function.__code__.replace()
+    own = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False)

@@ -132,9 +132,8 @@ class Compiled(Eager):
             raise TypeError(f"no program is known for a network with these layers: {network}; choose the engine eager")
         size, lanes = stack.parameters.element_size(), len(stack.lanes)
         numbers = stack.parameters.shape[1] * (2 + len(stack.rule.buffers))
-        self.wide = stack.parameters.shape[1] > NARROW_PARAMETERS and not any(
-            isinstance(layer, compiled.ConvBlock) for layer in layers
-        )
+        convolutions = any(isinstance(layer, compiled.ConvBlock) for layer in layers)
+        self.wide = stack.parameters.shape[1] > NARROW_PARAMETERS and not convolutions
         # A block leaves its activations and about as many derivatives behind; wide layers are bound by parameters.
         example = 0 if self.wide else 2 * activations(network, in_shape)
         limit = TILE_BYTES["wide" if self.wide else "narrow"] // size
@@ -144,8 +143,10 @@ class Compiled(Eager):
         self.tile = math.ceil(lanes / math.ceil(lanes / tile) / vector) * vector
         block = max(1, 2 * limit // (self.tile * example)) if example else MOST_EXAMPLES
         self.examples = math.ceil(batch_size / math.ceil(batch_size / block))
+        # Several updates at once spare a tiny network half its time, and cost the compiler that much more.
         work = 6 * multiplications(network, in_shape) * batch_size * self.tile
-        self.updates = 0 if self.examples < batch_size else max(1, min(MOST_UPDATES, WHOLE_OPERATIONS // work))
+        most = 1 if convolutions else min(MOST_UPDATES, WHOLE_OPERATIONS // work)
+        self.updates = 0 if self.examples < batch_size else max(1, most)
         fixed = tuple(
             (name, None if isinstance(v, np.ndarray) else v) for name, v in stack.settings(slice(None)).items()
         )

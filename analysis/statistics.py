@@ -181,18 +181,24 @@ def rate_table(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLE
 
     Returns:
         Columns trial, learning_rate, lanes, diverged (lanes that did), estimate, low, high, n, and eligible: whether
-        every seed of the trial ran at this rate and survived.
+        every seed of the trial ran at this rate, survived, and was trained as long as any other.
     """
     rows = []
+    survived = lanes["outcome"].isin(_SURVIVED)
+    furthest = lanes[survived].groupby("trial")["updates"].max()
     for (trial, rate), group in lanes.groupby(["trial", "learning_rate"], sort=True):
-        values = group.sort_values("seed")[f"validation_{metric}"].where(group["outcome"].isin(_SURVIVED))
+        values = group.sort_values("seed")[f"validation_{metric}"].where(survived)
+        # Rates given up early, by halving, are shown for what they reached but cannot be the tuned one.
+        whole = bool((group["updates"] == furthest.get(trial, 0)).all())
         diverged = int((group["outcome"] == "diverged").sum())
         interval = metric_interval(values, metric, examples)
         rows.append(
-            {"trial": trial, "learning_rate": rate, "lanes": len(group), "diverged": diverged} | asdict(interval)
+            {"trial": trial, "learning_rate": rate, "lanes": len(group), "diverged": diverged}
+            | asdict(interval)
+            | {"eligible": whole}
         )
-    table = pd.DataFrame(rows, columns=["trial", "learning_rate", "lanes", "diverged", *_LIMITS])
-    table["eligible"] = table["n"] == table["trial"].map(lanes.groupby("trial")["seed"].nunique())
+    table = pd.DataFrame(rows, columns=["trial", "learning_rate", "lanes", "diverged", *_LIMITS, "eligible"])
+    table["eligible"] &= table["n"] == table["trial"].map(lanes.groupby("trial")["seed"].nunique())
     return table
 
 

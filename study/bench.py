@@ -32,13 +32,14 @@ from trainables import data, models
 # Peers run so many (configuration, seed) runs, and are scaled; they would take hours for all.
 RAY_RUNS, OPTUNA_RUNS = 8, 24
 EMPTY_TRIALS = 500
+EPOCHS = 20
 SEARCH = check(
     {
         "name": "bench",
         "workload": {"data": "cubic", "model": "mlp", "dtype": "float64"},
         "search": {"width": [8, 16], "depth": [1, 2], "batch_size": 32, "optimizer": ["sgd", "adam"]},
         "lanes": {"rates": 8, "seeds": 5},
-        "budget": {"trials": 8, "epochs": 10},
+        "budget": {"trials": 8, "epochs": EPOCHS},
         "tuning": {"sampler": "grid", "scheduler": "none"},
     }
 )
@@ -109,7 +110,7 @@ def solo_run(config: dict[str, Any]) -> float:
     optimizers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
     optimizer = optimizers[config["optimizer"]](network.parameters(), lr=config["learning_rate"])
     criterion = nn.MSELoss()
-    for _ in range(10):
+    for _ in range(EPOCHS):
         for rows in torch.randperm(len(examples.train)).split(32):
             optimizer.zero_grad()
             criterion(network(examples.train.inputs[rows]), examples.train.targets[rows]).backward()
@@ -192,15 +193,21 @@ def empty_trials(count: int) -> dict[str, float]:
 def show(found: dict[str, Any], console: Console) -> None:
     """Print what `run` gathered, for people, within 80 columns."""
     if rows := found.get("updates"):
-        table = _table("one update, Adam", "engine", "lanes", "solo us", "lane us", "ratio", "x bound", "cold s")
-        for number, row in enumerate(rows):
-            name = row["name"] if number == 0 or rows[number - 1]["name"] != row["name"] else ""
+        table = _table("one update, Adam", "engine", "K", "solo", "lane", "ratio", "bound", "cold")
+        for row in rows:
             numbers = (row["solo_us"], row["lane_us"], row["ratio"], row["lane_us"] / row["bound_us"])
-            cold = f"{row['cold_seconds']:.1f}"
-            table.add_row(name, row["engine"], str(row["lanes"]), *map(_figure, numbers), cold)
+            cold = f"{row['cold_seconds']:.0f}"
+            table.add_row(
+                row["name"],
+                row["engine"],
+                str(row["lanes"]),
+                *map(_figure, numbers),
+                cold,
+            )
         console.print(table)
+        console.print("K lanes; solo, lane: microseconds; bound: times the arithmetic's; cold: seconds")
     if rows := found.get("search"):
-        table = _table("MLP on cubic, 10 epochs, batch 32", "runs", "seconds", "runs per hour", "ours / it")
+        table = _table(f"MLP on cubic, {EPOCHS} epochs, batch 32", "runs", "seconds", "runs per hour", "ours / it")
         for row in rows:
             speeds = (row["seconds"], row["runs_per_hour"], row["ratio"])
             table.add_row(row["name"], str(row["runs"]), *map(_figure, speeds))

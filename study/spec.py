@@ -468,6 +468,9 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
     found = []
     if workload:
         found += _workload_mistakes(workload)
+    lanes: Lanes | None = valid.get("lanes")
+    if search and lanes:
+        found += _engine_mistakes(search, lanes)
     if workload and search:
         found += _cell_mistakes(workload, search)
     if tuning and tuning.sampler == "grid" and search:
@@ -477,6 +480,16 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
             if isinstance(dimension, Range)
         ]
     return found
+
+
+def _engine_mistakes(search: Search, lanes: Lanes) -> list[str]:
+    """An engine that some optimizer of the search cannot have."""
+    names = search.optimizer.ends()
+    if lanes.engine not in ("auto", "solo") and (solo := [str(name) for name in names if name in SOLO]):
+        return [f"lanes.engine: {lanes.engine} does not train {', '.join(solo)}, which runs lane by lane; valid: auto"]
+    if lanes.engine == "solo" and (ruled := [str(name) for name in names if name in RULES]):
+        return [f"lanes.engine: solo is for {', '.join(SOLO)}; {', '.join(ruled)} trains as lanes; valid: auto"]
+    return []
 
 
 def _workload_mistakes(workload: Workload) -> list[str]:

@@ -18,14 +18,22 @@ from study import bench
 from trainables.bench import WORKS, Work
 
 
-@pytest.mark.parametrize("work", WORKS, ids=[work.name for work in WORKS])
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(work, id=work.name, marks=[] if work.name.endswith("MLP, batch 32") else pytest.mark.long)
+        for work in WORKS
+    ],
+)
 def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainables.bench, "TURN_SECONDS", 1e-3)
     small = dataclasses.replace(work, lanes=4, examples=min(work.examples, 300), batch_size=min(work.batch_size, 300))
-    row = trainables.bench.measure(small, torch.device("cpu"), rounds=1)
-    assert row.name == work.name
-    assert row.ratio == pytest.approx(row.solo_us / row.lane_us)
-    assert min(row.lane_us, row.bound_us) > 0
+    rows = trainables.bench.measure(small, torch.device("cpu"), rounds=1)
+    assert [row.engine for row in rows] == ["eager", "compiled"]
+    for row in rows:
+        assert row.name == work.name
+        assert row.ratio == pytest.approx(row.solo_us / row.lane_us)
+        assert min(row.lane_us, row.bound_us, row.cold_seconds) > 0
 
 
 def test_operations_are_two_per_product_and_three_passes() -> None:
@@ -44,11 +52,12 @@ for name in ("ray", "optuna", "pandas", "pydantic", "sklearn", "torchvision", "p
 import trainables.bench
 trainables.bench.TURN_SECONDS = 1e-3
 import json
-print(json.dumps(trainables.bench.run("cpu", "MLP, batch 1")))
+print(json.dumps(trainables.bench.run("cpu", "CNN, batch 4")))
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     rows = json.loads(found.stdout)["rows"]
-    assert [row["name"] for row in rows] == ["2-16-8-1 MLP, batch 1", "2-16-8-1 MLP, batch 10,000"]
+    assert [row["name"] for row in rows] == ["4-8 channel CNN, batch 4"] * 2
+    assert [row["engine"] for row in rows] == ["eager", "compiled"]
 
 
 def test_the_committed_results_print_within_80_columns() -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from analysis.statistics import tuned_rates
-from trainables import lanes
 from trainables.rules import RULES
+from trainables.stack import Stack, grid
 from trainables.tune import TRAINABLES, CNNTrainable, LaneTrainable, MLPTrainable, Trial, tuned
 
 CONFIG: dict[str, Any] = {
@@ -105,11 +105,11 @@ def test_the_default_grid_is_the_rules_range() -> None:
     assert len(found) == 8
 
 
-def stack_with(metric: str, values: list[list[float]]) -> lanes.Stack:
+def stack_with(metric: str, values: list[list[float]]) -> Stack:
     """A stack whose last validation values are those, rates x seeds."""
-    configurations = lanes.grid(0.01, 1.0, len(values), range(len(values[0])))
+    configurations = grid(0.01, 1.0, len(values), range(len(values[0])))
     empty = torch.zeros(len(configurations), 1)
-    stack = lanes.Stack(configurations, list(range(len(configurations))), empty, {}, [])
+    stack = Stack(RULES["sgd"], configurations, list(range(len(configurations))), empty, {}, [])
     stack.last["validation", metric] = np.array(values).flatten()
     return stack
 
@@ -139,6 +139,7 @@ def test_the_tuned_rate_is_the_one_that_the_analysis_finds(metric: str) -> None:
                 "seed": [lane.seed for lane in stack.lanes],
                 "learning_rate": [lane.learning_rate for lane in stack.lanes],
                 "outcome": np.where(np.isnan(values.flatten()), "diverged", "completed"),
+                "updates": np.where(np.isnan(values.flatten()), 3, 10),
                 f"validation_{metric}": values.flatten(),
             }
         )

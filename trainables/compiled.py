@@ -63,7 +63,10 @@ class Dense:
             by_inputs = torch.bmm(w.transpose(1, 2), d) if inputs else None
             return by_inputs, [torch.bmm(d, x.transpose(1, 2)), d.sum(2)]
         by_inputs = (d[:, :, None] * w).sum(1) if inputs else None
-        return by_inputs, [(d[:, :, None] * x[:, None]).sum(0), d.sum(0)]
+        if len(x) == 1:
+            return by_inputs, [d[0, :, None] * x[0, None], d[0]]
+        by_weights = _grouped(self.outputs, lambda own: (d[:, own, None] * x[:, None]).sum(0), 0)
+        return by_inputs, [by_weights, d.sum(0)]
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ Layer = Dense | Rectifier | ConvBlock
 
 
 def _grouped(count: int, some: Callable[[slice], Tensor], axis: int) -> Tensor:
-    """What `some` gives for every so-manieth of `count` indices, put together along an axis."""
+    """Sums for some of `count` outputs at a time, put together along an axis: they share what they read."""
     groups = math.gcd(GROUP, count)
     return torch.stack([some(slice(k, None, groups)) for k in range(groups)], axis + 1).flatten(axis, axis + 1)
 

@@ -21,7 +21,7 @@ from trainables.bench import WORKS, Work
 @pytest.mark.parametrize(
     "work",
     [
-        pytest.param(work, id=work.name, marks=[] if work.name.endswith("MLP, batch 32") else pytest.mark.long)
+        pytest.param(work, id=work.name, marks=[] if work.name == "2-16-8-1 MLP, batch 32" else pytest.mark.long)
         for work in WORKS
     ],
 )

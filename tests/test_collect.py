@@ -44,6 +44,27 @@ def test_a_table_holds_what_was_appended_in_few_parts(
     assert len(list((folder / "lanes.parquet").iterdir())) <= 21
 
 
+@pytest.mark.parametrize(
+    ("diverged", "stopped", "ended", "outcome"),
+    [(None, None, "completed", "completed"), (3, None, "completed", "diverged"), (None, 8, "completed", "stopped")],
+)
+def test_a_lane_ends_in_its_own_way_or_with_its_trial(
+    diverged: int | None, stopped: int | None, ended: str, outcome: str
+) -> None:
+    lane = {"diverged_update": diverged, "stopped_update": stopped}
+    assert collect._lane_outcome(lane, ended) == outcome
+
+
+def test_every_updates_loss_becomes_a_curve() -> None:
+    progress = collect.Progress()
+    progress.add(7, [0, 2], (5, 160, 0.5, 1.25), "batch", "loss", [0.1, 0.2])
+    assert progress.curves["lane"] == [0, 2]
+    assert progress.curves["value"] == [0.1, 0.2]
+    assert progress.curves["update"] == [5, 5]
+    assert progress.curves["trial"] == [7, 7]
+    assert progress.curves["train_seconds"] == [1.25, 1.25]
+
+
 def test_a_crash_while_merging_leaves_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table("lanes", tmp_path)
     for number in range(7):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import ResultsError, load
-from analysis.results import CURVES, LANES, TRIALS, parts, regime
+from analysis.results import CURVES, LANES, TRIALS, _read, parts, regime
 from tests.conftest import PART, trial_row, write_provenance, write_spec, write_tables
 
 
@@ -76,6 +76,16 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata({"version": "2"}), folder / PART)
     with pytest.raises(ResultsError, match="schema version 2, this program reads version 1"):
         load(tmp_path)
+
+
+def test_a_part_from_before_a_column_was_added_has_it_empty(tmp_path: Path) -> None:
+    write_part(tmp_path / "trials.parquet", PART, 0)
+    file = tmp_path / "trials.parquet" / PART
+    table = pq.read_table(file)
+    pq.write_table(table.drop_columns(["engine", "lanes_at_once"]), file)
+    found = _read("trials", tmp_path)
+    assert found["trial"].tolist() == [0]
+    assert found["engine"].isna().all()
 
 
 def test_a_part_that_lacks_a_column_is_refused(tmp_path: Path) -> None:

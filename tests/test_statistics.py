@@ -196,6 +196,16 @@ def test_only_lanes_that_ended_well_are_eligible(outcome: str) -> None:
     assert len(analysis.tuned_rates(lanes.assign(outcome="stopped"), "loss")) == 1
 
 
+def test_a_rate_given_up_by_halving_is_not_eligible_however_good_it_was() -> None:
+    lanes = lanes_frame({0.01: [0.5, 0.5], 0.1: [0.1, 0.1]})
+    early = lanes["learning_rate"] == 0.1
+    lanes = lanes.assign(
+        outcome=["stopped" if each else "completed" for each in early], updates=[5 if each else 20 for each in early]
+    )
+    assert analysis.tuned_rates(lanes, "loss").to_dict() == {0: 0.01}
+    assert analysis.rate_table(lanes, "loss")["eligible"].tolist() == [True, False]
+
+
 def test_without_survivors_there_is_no_tuned_rate() -> None:
     assert analysis.tuned_rates(lanes_frame({0.01: [math.nan] * 2}), "loss").empty
     assert analysis.tuned_rates(lanes_frame({0.01: [0.5]}).head(0), "loss").empty

@@ -99,6 +99,43 @@ def test_each_family_has_its_trainable() -> None:
     assert 0 < result["value"] <= 1
 
 
+def test_a_trial_says_how_it_was_made_and_what_it_gave_up() -> None:
+    config = {**CONFIG, "rates": (1e-4, 1e-1, 4), "budget": {"epochs": 8}, "halving": True, "every_update": True}
+    trainable = MLPTrainable(config)
+    results = [trainable.train() for _ in range(8)]
+    assert (results[-1]["engine"], results[-1]["lanes_at_once"], results[-1]["lanes"]) == ("eager", 8, 8)
+    rows = results[-1]["payload"].lanes
+    # 4 rates are halved after 2 and 4 of 8 epochs of 4 updates.
+    assert sorted(row["stopped_update"] or 32 for row in rows) == [8] * 4 + [16] * 2 + [32] * 2
+    assert [row["updates"] for row in rows] == [row["stopped_update"] or 32 for row in rows]
+    updates = [when[0] for r in results for trace in r["payload"].traces for when, _ in trace.updates()]
+    assert updates == list(range(1, 33))
+    assert not any(key[0] == "batch" for r in results for point in r["payload"].points for key in point.values)
+    survivor = {row["learning_rate"] for row in rows if row["stopped_update"] is None}
+    assert {results[-1]["learning_rate"]} == survivor
+
+
+@pytest.mark.parametrize("settings", [{"momentum": 0.5}, {"beta1": 0.8}])
+def test_settings_are_the_optimizers(settings: dict[str, float]) -> None:
+    optimizer = "momentum" if "momentum" in settings else "adam"
+    result = MLPTrainable({**CONFIG, "optimizer": optimizer, "settings": settings}).train()
+    assert result["outcome"] == "running"
+    other = MLPTrainable({**CONFIG, "optimizer": "sgd", "settings": settings}).train()
+    assert other["outcome"] == "failed"
+    assert "sgd has no setting" in other["error"]
+
+
+@pytest.mark.parametrize("optimizer", ["Muon", "LBFGS"])
+def test_an_optimizer_without_a_rule_trains_and_resumes(optimizer: str, tmp_path: Path) -> None:
+    config = {**CONFIG, "optimizer": optimizer}
+    whole, first, second = (MLPTrainable(config) for _ in range(3))
+    expected = numbers(whole, 4)
+    found = numbers(first, 2)
+    first.save_checkpoint(str(tmp_path))
+    second.load_checkpoint(str(tmp_path))
+    assert found + numbers(second, 2) == expected
+
+
 def test_the_default_grid_is_the_rules_range() -> None:
     found = Trial.of({"optimizer": "sgd", "batch_size": 1, "seeds": (7,), "surprise": 1}).lanes()
     assert (found[0].learning_rate, found[-1].learning_rate) == pytest.approx(RULES["sgd"].rates)

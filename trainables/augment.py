@@ -46,7 +46,7 @@ class Augment:
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """Change images, (n, channels, height, width), by their draws, (n, 7)."""
         angle, down, right, mirror, *colour = draws.T
-        mean, std = (images.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
+        mean, std = (_per_channel(images, each) for each in (self.mean, self.std))
         raw = images * std + mean
         if self.rotate or self.translate or self.flip:
             height, width = images.shape[2:]
@@ -75,5 +75,11 @@ class Augment:
     @staticmethod
     def _grey(raw: Tensor) -> Tensor:
         """(n, channels, height, width) -> (n, 1, height, width)."""
-        weights = raw.new_tensor(LUMA) if raw.shape[1] == 3 else raw.new_ones(raw.shape[1]) / raw.shape[1]
-        return (raw * weights[:, None, None]).sum(1, keepdim=True)
+        channels = raw.shape[1]
+        weights = LUMA if channels == 3 else (1 / channels,) * channels
+        return (raw * _per_channel(raw, weights)).sum(1, keepdim=True)
+
+
+def _per_channel(images: Tensor, values: tuple[float, ...]) -> Tensor:
+    """(channels, 1, 1), filled on the device: a CUDA graph may not copy from the host."""
+    return torch.stack([images.new_full((1, 1), value) for value in values])

@@ -52,6 +52,7 @@ class Dense:
     def forward(self, x: Tensor, w: Tensor, b: Tensor, *, wide: bool) -> tuple[Tensor, Any]:
         """(B, inputs, T) -> (B, outputs, T), or (T, inputs, B) -> (T, outputs, B); and what backward needs."""
         x = x.flatten(1, -2)
+        x = x.expand(len(w), -1, -1) if wide else x
         y = torch.baddbmm(b[..., None], w, x) if wide else (w * x[:, None]).sum(2) + b
         return y, x
 

@@ -81,14 +81,17 @@ class Eager:
 
     Args:
         network: one network of the family.
+        in_shape: shape of one example.
         task: regression or classification.
         block: examples to pass at a time.
     """
 
     name: Name = "eager"
 
-    def __init__(self, network: nn.Sequential, task: Task, block: int) -> None:
+    def __init__(self, network: nn.Sequential, in_shape: tuple[int, ...], task: Task, block: int) -> None:
         self.forward, self.task, self.block = stacked(network), task, block
+        # Derivatives as they are written for programs spare dense networks a fifth of the time of differentiating.
+        self.dense = None if _convolutional(network) else compiled.layers(network, in_shape)
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """As `Engine.advance`."""
@@ -100,10 +103,49 @@ class Eager:
         losses = parameters.new_empty(stop - stack.update, len(parameters))
         for done in range(stop - stack.update):
             batch = None if batches.whole else batches.rows(stack.update + done)
-            losses[done], gradients = gradient(self.forward, leaves, batches, batch, rows, self.task, self.block)
+            losses[done], gradients = self.gradient(leaves, batches, batch, rows)
             coefficients = {name: _column(column[done], parameters) for name, column in table.items()}
             stack.rule.step(parameters, gradients, state, rates, coefficients, numbers)
         return losses
+
+    def gradient(
+        self, leaves: Sequence[Tensor], batches: Batches, batch: Tensor | None, rows: slice
+    ) -> tuple[Tensor, Tensor]:
+        """Losses and gradients of some rows for one batch, blocks of examples at a time.
+
+        Args:
+            leaves: the parameters, each (k, *shape).
+            batches: gives the examples.
+            batch: rows of the split for each seed, (seeds, B); None if all lanes see the whole split, which is not
+                copied.
+            rows: of the stack.
+
+        Returns:
+            Mean losses over the batch, (k,), and their gradients, (k, P).
+        """
+        blocks: Iterable[tuple[Tensor, Tensor]]
+        if batch is None:
+            examples, count = batches.examples, len(batches.examples)
+            inputs, targets = examples.inputs[None].split(self.block, 1), examples.targets[None].split(self.block, 1)
+            blocks = zip(inputs, targets, strict=True)
+        else:
+            count = batch.shape[1]
+            blocks = (batches.take(part, rows) for part in batch.split(self.block, 1))
+        losses = gradients = None
+        for x, y in blocks:
+            if self.dense is None:
+                each = example_losses(self.forward(leaves, x), y, self.task).sum(1) / count
+                loss, parts = each.detach(), list(torch.autograd.grad(each.sum(), leaves))
+            else:
+                with torch.no_grad():
+                    x, y = x.movedim(1, -1), y.movedim(1, -1)
+                    loss, parts = compiled.gradients(self.dense, leaves, x, y, 1 / count, self.task, wide=True)
+            flat = torch.cat([part.flatten(1) for part in parts], 1)
+            losses = loss if losses is None else losses + loss
+            gradients = flat if gradients is None else gradients.add_(flat)
+        assert losses is not None
+        assert gradients is not None
+        return losses, gradients
 
     def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
         """As `Engine.evaluate`."""
@@ -111,7 +153,10 @@ class Eager:
 
 
 class Compiled(Eager):
-    """Programs of `trainables.compiled`, tile by tile; an epoch's short last batch is left to `Eager`.
+    """Programs of `trainables.compiled`, tile by tile.
+
+    Batches of full size are made by programs of whole updates. Batches too large for the cache, and what those leave
+    over, the epoch's short last batch among them, go block by block; a block is filled up with examples of no weight.
 
     Args:
         network: one network of the family.
@@ -126,13 +171,13 @@ class Compiled(Eager):
     def __init__(
         self, network: nn.Sequential, in_shape: tuple[int, ...], task: Task, batch_size: int, stack: Stack
     ) -> None:
-        super().__init__(network, task, block_size(activations(network, in_shape), stack))
+        super().__init__(network, in_shape, task, block_size(activations(network, in_shape), stack))
         layers = compiled.layers(network, in_shape)
         if layers is None:
             raise TypeError(f"no program is known for a network with these layers: {network}; choose the engine eager")
         size, lanes = stack.parameters.element_size(), len(stack.lanes)
         numbers = stack.parameters.shape[1] * (2 + len(stack.rule.buffers))
-        convolutions = any(isinstance(layer, compiled.ConvBlock) for layer in layers)
+        convolutions = _convolutional(network)
         self.wide = stack.parameters.shape[1] > NARROW_PARAMETERS and not convolutions
         # A block leaves its activations and about as many derivatives behind; wide layers are bound by parameters.
         example = 0 if self.wide else 2 * activations(network, in_shape)
@@ -227,8 +272,9 @@ class Compiled(Eager):
         """One batch, which may be an epoch's short last one, in blocks."""
         rows = batches.rows(update)
         for part in rows.split(self.examples, 1):
-            filled = F.pad(part, (0, self.examples - part.shape[1]))
-            x, y = self._batch(batches, filled, lanes, 1)
+            # With one of its own: another example's loss, were it infinite, would spoil the sum even so.
+            filling = part[:, -1:].expand(-1, self.examples - part.shape[1])
+            x, y = self._batch(batches, torch.cat([part, filling], 1), lanes, 1)
             yield x[0], y[0], self._shares(part.shape[1], rows.shape[1], batches.examples.inputs)
 
     def _shared(self, batches: Batches) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -237,7 +283,7 @@ class Compiled(Eager):
         found = []
         for start in range(0, len(x), self.examples):
             rows = torch.arange(start, start + self.examples, device=x.device)
-            rows = torch.where(rows < len(x), rows, 0)
+            rows = rows.clamp(max=len(x) - 1)
             shares = self._shares(min(self.examples, len(x) - start), len(x), x)
             found.append((x[rows][None], y[rows][None], shares))
         return found
@@ -315,8 +361,7 @@ class Update:
 
     def _update(self) -> None:
         batch = None if self.batches.whole else self.order.index_select(1, self.place)[:, 0]
-        engine = self.engine
-        loss, found = gradient(engine.forward, self.leaves, self.batches, batch, self.rows, engine.task, engine.block)
+        loss, found = self.engine.gradient(self.leaves, self.batches, batch, self.rows)
         row = {name: column.index_select(0, self.place)[0] for name, column in self.table.items()}
         self.stack.rule.step(self.parameters, found, self.state, self.rates, row, self.settings)
         self.losses.index_copy_(0, self.place, loss[None])
@@ -345,14 +390,15 @@ class Solo(Eager):
 
     Args:
         network: one network of the family.
+        in_shape: shape of one example.
         task: regression or classification.
         block: examples to pass at a time in an evaluation.
     """
 
     name: Name = "solo"
 
-    def __init__(self, network: nn.Sequential, task: Task, block: int) -> None:
-        super().__init__(network, task, block)
+    def __init__(self, network: nn.Sequential, in_shape: tuple[int, ...], task: Task, block: int) -> None:
+        super().__init__(network, in_shape, task, block)
         self.network = network
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
@@ -417,13 +463,14 @@ def choose(
         wanted: one of `NAMES`, or auto: compiled if that saves more than compiling costs, a recorded graph on a GPU.
 
     Raises:
-        ValueError: if the optimizer or the network cannot be trained by the engine that is wanted.
+        ValueError: if the engine that is wanted does not suit the optimizer.
+        TypeError: if it does not know a layer of the network.
     """
     block = block_size(activations(network, in_shape), stack)
     if stack.rule.solo:
         if wanted not in ("auto", "solo"):
             raise ValueError(f"{stack.rule.name} has no update rule over lanes, so its engine is solo, not {wanted}")
-        return Solo(network, task, block)
+        return Solo(network, in_shape, task, block)
     if wanted == "solo":
         raise ValueError(f"the engine solo is for optimizers without a rule over lanes; {stack.rule.name} has one")
     if wanted == "auto":
@@ -435,7 +482,7 @@ def choose(
             wanted = "compiled" if saved > COMPILE_SECONDS[_kind(network, stack)] else "eager"
     if wanted == "compiled":
         return Compiled(network, in_shape, task, batch_size, stack)
-    return Graph(network, task, block) if wanted == "cuda-graph" else Eager(network, task, block)
+    return (Graph if wanted == "cuda-graph" else Eager)(network, in_shape, task, block)
 
 
 def lane_bytes(network: nn.Sequential, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> tuple[int, int]:
@@ -475,8 +522,12 @@ def compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
 
 
+def _convolutional(network: nn.Sequential) -> bool:
+    return any(isinstance(layer, nn.Conv2d) for layer in network)
+
+
 def _kind(network: nn.Sequential, stack: Stack) -> str:
-    if any(isinstance(layer, nn.Conv2d) for layer in network):
+    if _convolutional(network):
         return "convolutional"
     return "wide" if stack.parameters.shape[1] > NARROW_PARAMETERS else "narrow"
 
@@ -497,48 +548,6 @@ def _program(
 def _column(value: float | np.ndarray, like: Tensor) -> Number:
     """A setting or coefficient of some rows as a number, or as (k, 1)."""
     return np.asarray(value).item() if np.size(value) == 1 else like.new_tensor(value)[:, None]
-
-
-def gradient(
-    forward: Forward,
-    leaves: Sequence[Tensor],
-    batches: Batches,
-    batch: Tensor | None,
-    rows: slice,
-    task: Task,
-    block: int,
-) -> tuple[Tensor, Tensor]:
-    """Losses and gradients of all lanes for one batch, blocks of examples at a time.
-
-    Args:
-        forward: the stacked forward pass.
-        leaves: the parameters, each (K, *shape).
-        batches: gives the examples.
-        batch: rows of the split for each seed, (seeds, B); None if all lanes see the whole split, which is not copied.
-        rows: of the stack.
-        task: regression or classification.
-        block: examples at a time.
-
-    Returns:
-        Mean losses over the batch, (K,), and their gradients, (K, P).
-    """
-    blocks: Iterable[tuple[Tensor, Tensor]]
-    if batch is None:
-        examples, count = batches.examples, len(batches.examples)
-        blocks = zip(examples.inputs[None].split(block, 1), examples.targets[None].split(block, 1), strict=True)
-    else:
-        count = batch.shape[1]
-        blocks = (batches.take(part, rows) for part in batch.split(block, 1))
-    losses = gradients = None
-    for x, y in blocks:
-        loss = example_losses(forward(leaves, x), y, task).sum(1) / count
-        parts = torch.autograd.grad(loss.sum(), leaves)
-        flat = torch.cat([part.flatten(1) for part in parts], 1)
-        losses = loss.detach() if losses is None else losses + loss.detach()
-        gradients = flat if gradients is None else gradients.add_(flat)
-    assert losses is not None
-    assert gradients is not None
-    return losses, gradients
 
 
 def example_losses(outputs: Tensor, targets: Tensor, task: Task) -> Tensor:

@@ -182,7 +182,7 @@ class Stack:
         while row < len(self.alive):
             rows = slice(row, min(row + self.at_once, len(self.alive)))
             tensors = [self.parameters[rows], *(buffer[rows] for buffer in self.state.values())]
-            before = [tensor.to("cpu", copy=True) for tensor in tensors]
+            before, solo = [tensor.to("cpu", copy=True) for tensor in tensors], dict(self.solo)
             try:
                 results.append(work(rows))
             except (RuntimeError, MemoryError) as error:
@@ -190,9 +190,14 @@ class Stack:
                     raise
                 for tensor, values in zip(tensors, before, strict=True):
                     tensor.copy_(values)
+                self.solo = solo
                 self.at_once = (rows.stop - rows.start + 1) // 2
+            else:
+                row = rows.stop
                 continue
-            row = rows.stop
+            # Only here are the tensors of the failed attempt free.
+            if self.parameters.is_cuda:
+                torch.cuda.empty_cache()
         return results
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,6 +255,7 @@ class Batches:
         self.batch_size = min(batch_size, len(examples))
         self.per_epoch = updates_per_epoch(batch_size, len(examples))
         self.whole = self.batch_size == len(examples) and augment is None
+        self.draws = examples.inputs.new_empty(0)
         self.align(stack)
 
     def align(self, stack: Stack) -> None:
@@ -271,8 +277,12 @@ class Batches:
             orders = [batch_order(seed, epoch, len(self.examples)) for seed in self.seeds]
             self.order = torch.stack(orders).to(self.examples.inputs.device)
             if self.augment:
-                draws = [self.augment.draw(_stream(seed, 2, epoch), len(self.examples)) for seed in self.seeds]
-                self.draws = torch.stack(draws).to(self.examples.inputs)
+                each = [self.augment.draw(_stream(seed, 2, epoch), len(self.examples)) for seed in self.seeds]
+                draws = torch.stack(each).to(self.examples.inputs)
+                if self.draws.shape == draws.shape:
+                    self.draws.copy_(draws)  # in place: a recorded CUDA graph reads them where they were
+                else:
+                    self.draws = draws
             self.epoch = epoch
         return self.order[:, place * self.batch_size : (place + count) * self.batch_size]
 

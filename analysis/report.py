@@ -216,6 +216,12 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
             f"{_count(stopped, 'trial')} stopped by the scheduler saw less of the budget, so what they had reached is "
             f"not compared with trials that completed."
         )
+    given_up = int(lanes["stopped_update"].notna().sum())
+    if given_up:
+        found.append(
+            f"Halving gave up {given_up:,} of {len(lanes):,} lanes before the end of the budget: their learning rates "
+            f"were behind others then. They are not eligible as the tuned one, and figures leave them out."
+        )
     lost = int((~results.trials["outcome"].isin(["completed", "stopped", "diverged"])).sum())
     if lost:
         found.append(f"Not compared: {_count(lost, 'trial')} that failed, ran out of memory or was interrupted.")

@@ -68,6 +68,7 @@ LANES = _schema(
     _column("seed", pa.int64(), "seed of initialisation and batches; equal seeds are paired across cells"),
     _column("outcome", pa.string(), "how the lane ended"),
     _column("diverged_update", pa.int64(), "first update whose loss was not finite", optional=True),
+    _column("stopped_update", pa.int64(), "update at which halving gave the lane's rate up", optional=True),
     _column("updates", pa.int64(), "optimizer steps made; the good ones, if it diverged"),
     _column("train_seconds", pa.float64(), "seconds of training of the whole stack while this lane was in it"),
     _column("train_seconds_share", pa.float64(), "this lane's share of them"),

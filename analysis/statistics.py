@@ -181,15 +181,14 @@ def rate_table(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLE
 
     Returns:
         Columns trial, learning_rate, lanes, diverged (lanes that did), estimate, low, high, n, and eligible: whether
-        every seed of the trial ran at this rate, survived, and was trained as long as any other.
+        every seed of the trial ran at this rate and survived, and halving did not give it up.
     """
     rows = []
     survived = lanes["outcome"].isin(_SURVIVED)
-    furthest = lanes[survived].groupby("trial")["updates"].max()
     for (trial, rate), group in lanes.groupby(["trial", "learning_rate"], sort=True):
         values = group.sort_values("seed")[f"validation_{metric}"].where(survived)
         # Rates given up early, by halving, are shown for what they reached but cannot be the tuned one.
-        whole = bool((group["updates"] == furthest.get(trial, 0)).all())
+        whole = bool(group["stopped_update"].isna().all())
         diverged = int((group["outcome"] == "diverged").sum())
         interval = metric_interval(values, metric, examples)
         rows.append(

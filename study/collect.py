@@ -53,7 +53,7 @@ class Table:
             self._merge(self.spans[-MERGE:])
 
     def _merge(self, spans: list[tuple[int, int]]) -> None:
-        whole = pa.concat_tables([pq.read_table(self._file(*span)) for span in spans])
+        whole = pa.concat_tables([pq.read_table(self._file(*span)) for span in spans], promote_options="default")
         first, last = spans[0][0], spans[-1][1]
         self._write(whole, first, last)
         self.spans[-MERGE:] = [(first, last)]
@@ -123,8 +123,8 @@ class Collector(tune.Callback):
                 when = (point.update, point.examples, point.epoch, point.train_seconds)
                 progress.add(number, point.lanes, when, split, metric, values)
         for trace in payload.traces:
-            for when, losses in trace.updates():
-                progress.add(number, trace.lanes, when, "batch", "loss", losses)
+            for when, lanes, losses in trace.updates():
+                progress.add(number, lanes, when, "batch", "loss", losses)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write a trial that ended well, or was stopped."""

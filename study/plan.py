@@ -75,7 +75,7 @@ def describe(spec: Spec) -> str:
 
 
 def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
-    """Try a cell briefly, with the optimizer that takes the most memory."""
+    """Try a cell briefly, with the optimizer that takes the most time, or else memory."""
     workload, facts, budget = spec.workload, spec.workload.facts, lanes.Budget(**spec.budget.limit())
     rule, device = named(_heaviest(spec)), torch.device("cpu")
     size = {"width": width, "depth": depth, **workload.arguments()}
@@ -93,6 +93,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
         eager = engines.choose(
             network, facts.in_shape, facts.task, tried, stack, None, "solo" if rule.solo else "eager"
         )
+        eager.warm_up(stack, batches)
         made = 0
         while made < 2 or stack.seconds < PROBE_SECONDS:
             made = max(1, 2 * made)
@@ -116,7 +117,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
 
 
 def _heaviest(spec: Spec) -> str:
-    return max(map(str, spec.search.optimizer.ends()), key=lambda name: len(named(name).buffers))
+    return max(map(str, spec.search.optimizer.ends()), key=lambda name: (named(name).solo, len(named(name).buffers)))
 
 
 def _lanes(spec: Spec) -> list[Lane]:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from trainables import lanes as training
 from trainables import models
 from trainables.data import CATALOGUE, Facts
 from trainables.engines import NAMES
@@ -191,7 +192,7 @@ class Augmentation(Section):
 
     rotate: Annotated[float, Field(gt=0, le=180)] | None = None
     translate: Annotated[float, Field(gt=0, lt=1)] | None = None
-    flip: Literal[True] | None = None
+    flip: bool = False
     jitter: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
@@ -240,7 +241,7 @@ class Workload(Section):
 
     def augmentation(self) -> dict[str, Any]:
         """What is done to the training images, as far as it was given."""
-        return self.augment.model_dump(exclude_none=True)
+        return {name: value for name, value in self.augment.model_dump(exclude_none=True).items() if value}
 
     def arguments(self) -> dict[str, Any]:
         """The model family's arguments that were given."""
@@ -471,6 +472,9 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
     lanes: Lanes | None = valid.get("lanes")
     if search and lanes:
         found += _engine_mistakes(search, lanes)
+    budget: Budget | None = valid.get("budget")
+    if lanes and budget and lanes.halving and training.Budget(**budget.limit()).reports < 2:
+        found.append("lanes.halving: rates are given up between reports and this budget has one; give 2 epochs or more")
     if workload and search:
         found += _cell_mistakes(workload, search)
     if tuning and tuning.sampler == "grid" and search:

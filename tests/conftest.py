@@ -56,8 +56,8 @@ def trial_row(**values: Any) -> dict[str, Any]:
 def lane_row(**values: Any) -> dict[str, Any]:
     """A row of `lanes`, plausible wherever nothing is given; without losses unless given."""
     row = {
-        "trial": 0, "lane": 0, "learning_rate": 0.01, "seed": 0, "outcome": "completed", "updates": 900,
-        "train_seconds": 2.0, "train_seconds_share": 0.1,
+        "trial": 0, "lane": 0, "learning_rate": 0.01, "seed": 0, "outcome": "completed", "stopped_update": None,
+        "updates": 900, "train_seconds": 2.0, "train_seconds_share": 0.1,
     }  # fmt: skip
     assert set(values) <= set(LANES.names)
     return row | values

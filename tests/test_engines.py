@@ -22,7 +22,10 @@ SIZES = (1, 32, TRAINING)
 
 
 def cases() -> list[Any]:
-    """Engine x rule x family x batch size. Compiling takes seconds, so most of the compiled ones are long."""
+    """Engine x rule x family x batch size. Compiling takes seconds, so most of the compiled ones are long.
+
+    Rules see a network's parameters as one flat tensor, so not each is compiled with every batch size of the CNN.
+    """
     found = []
     for engine in ("eager", "cuda-graph", "compiled"):
         for rule in RULES:
@@ -34,6 +37,8 @@ def cases() -> list[Any]:
                         "compiled": size == 32
                         and (rule == "adam" or (rule in ("momentum", "nadam") and family == "linear")),
                     }[engine]
+                    if engine == "compiled" and family == "cnn" and size != 32 and rule not in ("adam", "momentum"):
+                        continue
                     marks = [] if quick else [pytest.mark.long]
                     name = f"{engine}-{rule}-{family}-batch{size}"
                     found.append(pytest.param(engine, rule, family, size, marks=marks, id=name))
@@ -130,6 +135,23 @@ def test_memory_that_runs_out_halves_the_pass_and_loses_nothing(
         assert difference(ours, theirs) <= 1e-9
 
 
+@pytest.mark.parametrize(("engine", "rule"), [("cuda-graph", "adam"), ("solo", "Muon")])
+def test_memory_that_runs_out_in_the_middle_of_a_pass(engine: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = trained("mlp", rule, 32, grid(1e-3, 1e-2, 4, [0]), 30, engine)
+    take, calls = Batches.take, [0]
+
+    def full(self: Batches, rows: torch.Tensor, lanes: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return take(self, rows, lanes)
+
+    monkeypatch.setattr(Batches, "take", full)
+    disturbed = trained("mlp", rule, 32, grid(1e-3, 1e-2, 4, [0]), 30, engine)
+    assert disturbed.at_once < 4
+    assert difference(disturbed.parameters, undisturbed.parameters) <= 1e-12
+
+
 def test_memory_that_does_not_hold_one_lane_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -144,9 +166,9 @@ def test_halving_gives_up_the_worse_rates_and_leaves_the_others_as_they_are(engi
     configurations = [*grid(1e-4, 3e-2, 8, [0, 1]), Lane(1e200, 0), Lane(1e200, 1)]
     whole = trained(family, "sgd", 32, configurations, 40, engine)
     halved = trained(family, "sgd", 32, configurations, 40, engine, halving="loss")
-    # Of ten reports of 4 updates, 8 rates are halved after the first, the second, the third and the fifth.
+    # Of ten reports of 4 updates: nine rates, one of them lost, are 4 after the second, 2 after the third, then 1.
     assert list(halved.diverged) == [16, 17]
-    assert sorted(halved.stopped.values()) == [4] * 8 + [8] * 4 + [12] * 2
+    assert sorted(halved.stopped.values()) == [8] * 8 + [12] * 4 + [20] * 2
     assert len({halved.lanes[lane].learning_rate for lane in halved.alive}) == 1
     assert sorted([*halved.stopped, *halved.diverged, *halved.alive]) == list(range(18))
     for lane, update in halved.stopped.items():
@@ -285,6 +307,22 @@ def test_the_written_derivatives_are_those_of_autograd(
     torch.testing.assert_close(found_loss[0], loss.detach(), rtol=1e-13, atol=0)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.squeeze(lane), theirs, rtol=1e-11, atol=1e-14)
+
+
+def test_a_wide_network_sees_the_whole_split_and_short_batches() -> None:
+    workload = small("digits")
+
+    def build() -> nn.Sequential:
+        return models.mlp((1, 8, 8), 10, width=64, depth=2)
+
+    def parameters(engine: str, batch_size: int) -> torch.Tensor:
+        stack = Stack.build(build, grid(1e-3, 1e-2, 3, [0, 1]), RULES["adam"], torch.float64, CPU)
+        maker = engines.choose(build(), (1, 8, 8), "classification", batch_size, stack, None, engine)
+        list(lanes.train(stack, maker, workload, batch_size, Budget(updates=10)))
+        return stack.parameters
+
+    for batch_size in (32, TRAINING):
+        assert difference(parameters("compiled", batch_size), parameters("eager", batch_size)) <= 1e-9
 
 
 @pytest.mark.parametrize(

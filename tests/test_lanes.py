@@ -93,20 +93,24 @@ def test_every_updates_loss_is_kept_where_asked() -> None:
     stack = Stack.build(builder("mlp"), configurations, RULES["sgd"], torch.float64, CPU)
     training = lanes.train(stack, made("mlp", 32, stack), workload, 32, Budget(epochs=3), every_update=True)
     traces = [trace for report in training for trace in report.traces]
-    whens = [when for trace in traces for when, _ in trace.updates()]
+    whens = [when for trace in traces for when, *_ in trace.updates()]
     assert [when[0] for when in whens] == list(range(1, 13))
     assert [when[1] for when in whens][:5] == [32, 64, 96, 100, 132]
     assert [when[3] for when in whens] == sorted(when[3] for when in whens)
     assert math.isclose(whens[-1][3], stack.seconds)
+    # A lane that diverges has the losses that it had before.
+    assert next(lanes for trace in traces for _, lanes, _ in trace.updates()) == [0, 1, 2]
+    assert sum(1 in lanes for trace in traces for _, lanes, _ in trace.updates()) == stack.updates[1] == 1
     network, rows = initialise(builder("mlp"), 1).double(), batch_order(1, 0, TRAINING)[:32]
     expected = nn.functional.mse_loss(network(workload.train.inputs[rows]), workload.train.targets[rows])
     assert math.isclose(traces[0].losses[0, traces[0].lanes.index(2)], expected.item(), rel_tol=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("reports", "rates", "rungs"), [(10, 8, {2, 3, 5}), (8, 8, {1, 2, 4}), (1, 8, set()), (2, 2, {1}), (9, 1, set())]
+    ("reports", "rates", "rungs"),
+    [(10, 8, {2: 4, 3: 2, 5: 1}), (8, 6, {1: 4, 2: 2, 4: 1}), (1, 8, {}), (2, 8, {1: 1}), (9, 1, {})],
 )
-def test_rates_are_halved_until_one_is_left_at_half_the_budget(reports: int, rates: int, rungs: set[int]) -> None:
+def test_rates_are_halved_until_one_is_left_at_half_the_budget(reports: int, rates: int, rungs: dict[int, int]) -> None:
     assert lanes._rungs(reports, rates) == rungs
 
 

@@ -56,6 +56,7 @@ BAD = {
         changed(lanes__engine="compiled", search__optimizer=["adam", "Muon"]),
         "lanes.engine: compiled does not train Muon, which runs lane by lane; valid: auto",
     ),
+    "halving at once": (changed(lanes__halving=True, budget__epochs=1), "lanes.halving: rates are given up between"),
     "solo for a rule": (changed(lanes__engine="solo"), "lanes.engine: solo is for "),
     "augmented numbers": (changed(workload__augment={"rotate": 10.0}), "augment is for images; cubic has inputs of"),
     "no augmentation of that name": (changed(workload__augment={"spin": 10.0}), "workload.augment.spin: unknown key"),

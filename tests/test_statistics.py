@@ -200,10 +200,14 @@ def test_a_rate_given_up_by_halving_is_not_eligible_however_good_it_was() -> Non
     lanes = lanes_frame({0.01: [0.5, 0.5], 0.1: [0.1, 0.1]})
     early = lanes["learning_rate"] == 0.1
     lanes = lanes.assign(
-        outcome=["stopped" if each else "completed" for each in early], updates=[5 if each else 20 for each in early]
+        outcome=["stopped" if each else "completed" for each in early],
+        stopped_update=[5 if each else None for each in early],
     )
     assert analysis.tuned_rates(lanes, "loss").to_dict() == {0: 0.01}
     assert analysis.rate_table(lanes, "loss")["eligible"].tolist() == [True, False]
+    # Nor if the others came to nothing.
+    lanes.loc[~early, "outcome"] = "diverged"
+    assert analysis.tuned_rates(lanes, "loss").empty
 
 
 def test_without_survivors_there_is_no_tuned_rate() -> None:

@@ -108,7 +108,7 @@ def test_a_trial_says_how_it_was_made_and_what_it_gave_up() -> None:
     # 4 rates are halved after 2 and 4 of 8 epochs of 4 updates.
     assert sorted(row["stopped_update"] or 32 for row in rows) == [8] * 4 + [16] * 2 + [32] * 2
     assert [row["updates"] for row in rows] == [row["stopped_update"] or 32 for row in rows]
-    updates = [when[0] for r in results for trace in r["payload"].traces for when, _ in trace.updates()]
+    updates = [when[0] for r in results for trace in r["payload"].traces for when, *_ in trace.updates()]
     assert updates == list(range(1, 33))
     assert not any(key[0] == "batch" for r in results for point in r["payload"].points for key in point.values)
     survivor = {row["learning_rate"] for row in rows if row["stopped_update"] is None}
@@ -176,7 +176,7 @@ def test_the_tuned_rate_is_the_one_that_the_analysis_finds(metric: str) -> None:
                 "seed": [lane.seed for lane in stack.lanes],
                 "learning_rate": [lane.learning_rate for lane in stack.lanes],
                 "outcome": np.where(np.isnan(values.flatten()), "diverged", "completed"),
-                "updates": np.where(np.isnan(values.flatten()), 3, 10),
+                "stopped_update": None,
                 f"validation_{metric}": values.flatten(),
             }
         )

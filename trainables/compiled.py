@@ -288,6 +288,7 @@ class Program:
         settings: its settings as (name, number), None instead of a number where it differs between lanes.
         wide: the layout.
         updates: whole updates at once; 0 if gradients of examples are accumulated and applied apart.
+        shapes: lanes, examples in a block and in a batch, and type, for which the machine code is made.
     """
 
     network: tuple[Layer, ...]
@@ -296,6 +297,7 @@ class Program:
     settings: tuple[tuple[str, float | None], ...]
     wide: bool
     updates: int
+    shapes: tuple[int, int, int, torch.dtype]
 
     def leaves(self, pieces: list[Tensor]) -> list[Tensor]:
         """The parameters one by one. Pieces are these if wide; else they are one piece, (P, T)."""

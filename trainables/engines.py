@@ -48,6 +48,7 @@ WHOLE_OPERATIONS = 8_500_000
 MEMORY_SHARE = 0.7
 # Updates between two words from the host, where a GPU replays them.
 GRAPH_UPDATES = 512
+FEWEST_REPLAYS = 8
 # What `choose` reckons with, on a processor: `study bench` measured these (tests/benchmarks). Seconds of compiling; of
 # starting an eager update's operations; per product, eager and compiled; and per parameter of an eager rule.
 COMPILE_SECONDS = {"narrow": 15.0, "wide": 10.0, "convolutional": 20.0}
@@ -71,6 +72,9 @@ class Engine(Protocol):
         Returns:
             Each update's losses before it, (updates, rows).
         """
+
+    def warm_up(self, stack: Stack, batches: Batches) -> None:
+        """Compile, record and import what the updates will need, so that it does not count as training."""
 
     def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
         """Mean loss, and accuracy of a classification, of some rows on fixed examples, each (rows,), float64."""
@@ -107,6 +111,11 @@ class Eager:
             coefficients = {name: _column(column[done], parameters) for name, column in table.items()}
             stack.rule.step(parameters, gradients, state, rates, coefficients, numbers)
         return losses
+
+    def warm_up(self, stack: Stack, batches: Batches) -> None:
+        """As `Engine.warm_up`: an update of one lane, of a copy."""
+        scratch = stack.scratch()
+        self.advance(scratch, batches, slice(0, 1), scratch.update + 1)
 
     def gradient(
         self, leaves: Sequence[Tensor], batches: Batches, batch: Tensor | None, rows: slice
@@ -195,7 +204,8 @@ class Compiled(Eager):
         fixed = tuple(
             (name, None if isinstance(v, np.ndarray) else v) for name, v in stack.settings(slice(None)).items()
         )
-        self.program = _program(tuple(layers), task, stack.rule.name, fixed, self.wide, self.updates)
+        shapes = (self.tile, self.examples, batch_size, stack.parameters.dtype)
+        self.program = _program(tuple(layers), task, stack.rule.name, fixed, self.wide, self.updates, shapes)
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """As `Engine.advance`."""
@@ -204,6 +214,16 @@ class Compiled(Eager):
             end = min(start + self.tile, rows.stop)
             losses[:, start - rows.start : end - rows.start] = self._advance(stack, batches, slice(start, end), stop)
         return losses
+
+    def warm_up(self, stack: Stack, batches: Batches) -> None:
+        """As `Engine.warm_up`: whole updates from the start of an epoch, then its last, which may be a short one."""
+        scratch = stack.scratch()
+        scratch.update = 0
+        if self.updates:
+            self.advance(scratch, batches, slice(0, 1), self.updates)
+        if not self.updates or self.updates > 1 or batches.full(batches.per_epoch - 1) < 1:
+            scratch.update = batches.per_epoch - 1
+            self.advance(scratch, batches, slice(0, 1), batches.per_epoch)
 
     @torch.no_grad()
     def _advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
@@ -218,7 +238,7 @@ class Compiled(Eager):
         own = lanes - rows.start
         rates, settings = stack.rates(rows)[own, 0], stack.settings(rows)
         table = {
-            name: rates.new_tensor(column[:, 0] if column.shape[1] == 1 else column[:, own.cpu()])
+            name: rates.new_tensor(column[:, 0] if column.shape[1] == 1 else np.ascontiguousarray(column[:, own.cpu()]))
             for name, column in stack.rule.coefficients(stack.update + 1, stop, settings).items()
         }
         different = {
@@ -302,16 +322,19 @@ class Graph(Eager):
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """As `Engine.advance`."""
         losses, first = [], stack.update
-        update = Update(self, stack, batches, rows)
-        while stack.update < stop:
-            count = min(batches.full(stack.update), stop - stack.update, GRAPH_UPDATES)
-            if count < 1:
-                losses.append(super().advance(stack, batches, rows, stack.update + 1))
-                count = 1
-            else:
-                losses.append(update.replay(count))
-            stack.update += count
-        stack.update = first
+        update, on_gpu = Update(self, stack, batches, rows), stack.parameters.is_cuda
+        try:
+            while stack.update < stop:
+                count = max(1, min(batches.full(stack.update), stop - stack.update, update.most))
+                # Recording pays from some updates on.
+                if batches.full(stack.update) < 1 or (on_gpu and stop - first < FEWEST_REPLAYS):
+                    count = 1
+                    losses.append(super().advance(stack, batches, rows, stack.update + 1))
+                else:
+                    losses.append(update.replay(count))
+                stack.update += count
+        finally:
+            stack.update = first
         return torch.cat(losses)
 
 
@@ -334,8 +357,11 @@ class Update:
         self.settings = {name: _column(value, self.parameters) for name, value in self.values.items()}
         device = self.parameters.device
         self.place = torch.zeros(1, dtype=torch.long, device=device)
-        self.order = torch.zeros(len(batches.seeds), GRAPH_UPDATES, batches.batch_size, dtype=torch.long, device=device)
-        self.losses = self.parameters.new_empty(GRAPH_UPDATES, len(self.parameters))
+        # Rows of the batches until the host is heard again; none where all lanes see the whole split.
+        self.most = min(GRAPH_UPDATES, batches.per_epoch)
+        rows_each = 0 if batches.whole else batches.batch_size
+        self.order = torch.zeros(len(batches.seeds), self.most, rows_each, dtype=torch.long, device=device)
+        self.losses = self.parameters.new_empty(self.most, len(self.parameters))
         self.table: dict[str, Tensor] = {}
         self.recorded: torch.cuda.CUDAGraph | None = None
 
@@ -348,7 +374,7 @@ class Update:
             self.order[:, :count] = rows.view(len(rows), count, -1)
         for name, column in self.stack.rule.coefficients(first + 1, first + count, self.values).items():
             if name not in self.table:
-                self.table[name] = self.parameters.new_empty(GRAPH_UPDATES, column.shape[1], 1)
+                self.table[name] = self.parameters.new_empty(self.most, column.shape[1], 1)
             self.table[name][:count, :, 0] = self.parameters.new_tensor(column)
         if self.recorded is None and self.parameters.is_cuda:
             self._record()
@@ -438,7 +464,7 @@ class Solo(Eager):
         mine = stack.lanes[lane]
         found = stack.rule.optimizers(list(network.parameters()), mine.learning_rate, dict(mine.settings))
         for optimizer, state in zip(found, stack.solo.get(lane, []), strict=False):
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(copy.deepcopy(state))  # the optimizer would go on in these very tensors
         return found
 
 
@@ -540,9 +566,10 @@ def _program(
     settings: tuple[tuple[str, float | None], ...],
     wide: bool,
     updates: int,
+    shapes: tuple[int, int, int, torch.dtype],
 ) -> compiled.Program:
     """One program for all trials that want it, for as long as the process lives."""
-    return compiled.Program(network, task, optimizer, settings, wide, updates)
+    return compiled.Program(network, task, optimizer, settings, wide, updates, shapes)
 
 
 def _column(value: float | np.ndarray, like: Tensor) -> Number:

@@ -101,11 +101,12 @@ class Trace:
     lanes: list[int]
     losses: np.ndarray
 
-    def updates(self) -> Iterator[tuple[tuple[int, int, float, float], list[float]]]:
-        """(update, examples, epoch, train_seconds) and the lanes' losses, update by update."""
-        rows = zip(self.progress.tolist(), self.losses.tolist(), strict=True)
-        for update, ((examples, epoch, seconds), losses) in enumerate(rows, start=self.first):
-            yield (update, int(examples), epoch, seconds), losses
+    def updates(self) -> Iterator[tuple[tuple[int, int, float, float], list[int], list[float]]]:
+        """(update, examples, epoch, train_seconds), lanes and their finite losses, update by update."""
+        lanes = np.array(self.lanes)
+        rows = zip(self.progress.tolist(), self.losses, np.isfinite(self.losses), strict=True)
+        for update, ((examples, epoch, seconds), losses, finite) in enumerate(rows, start=self.first):
+            yield (update, int(examples), epoch, seconds), lanes[finite].tolist(), losses[finite].tolist()
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def train(
     subset = data.train.head(TRAIN_SUBSET)
     evaluated = len(subset) + len(data.validation)
     schedule = Schedule(budget, batch_size, len(data.train), evaluated=evaluated, multiplications=multiplications)
-    rungs = _rungs(budget.reports, len({lane.learning_rate for lane in stack.lanes})) if halving else set()
+    rungs = _rungs(budget.reports, len({lane.learning_rate for lane in stack.lanes})) if halving else {}
 
     def values(split: Split) -> dict[str, Tensor]:
         parts = stack.passes(lambda rows: engine.evaluate(stack, rows, split))
@@ -188,24 +189,26 @@ def train(
         lists = {key: numbers.tolist() for key, numbers in columns.items()}
         return [Point(stack.update, examples, epoch, stack.seconds, list(stack.alive), lists)] if stack.alive else []
 
+    if stack.reports < budget.reports and stack.alive:
+        engine.warm_up(stack, batches)
     points, traces = evaluate(None) if stack.update == 0 else [], []
     while stack.reports < budget.reports and stack.alive:
         while stack.alive and (stop := schedule.next_stop(stack)):
             first, seconds = stack.update + 1, stack.seconds
             losses = advance(stack, engine, batches, stop)
+            if every_update:
+                clock = np.linspace(seconds, stack.seconds, len(losses) + 1)[1:]
+                progress = [(*schedule.progress(first + n), second) for n, second in enumerate(clock)]
+                traces.append(Trace(first, np.array(progress), list(stack.alive), losses.double().cpu().numpy()))
             if first_bad := _not_finite(losses, stack):
                 losses = losses[:, [lane not in first_bad for lane in stack.alive]]
                 stack.diverge(first_bad)
                 batches.align(stack)
-            if every_update and stack.alive:
-                clock = np.linspace(seconds, stack.seconds, len(losses) + 1)[1:]
-                progress = [(*schedule.progress(first + n), second) for n, second in enumerate(clock)]
-                traces.append(Trace(first, np.array(progress), list(stack.alive), losses.double().cpu().numpy()))
             if stack.alive:
                 points += evaluate(None if every_update else losses)
         stack.reports += 1
         if halving and stack.reports in rungs and stack.alive:
-            stack.stop(_worse_half(stack, halving, len(data.validation)))
+            stack.stop(_losers(stack, halving, len(data.validation), rungs[stack.reports]))
             batches.align(stack)
         finished = stack.reports == budget.reports or not stack.alive
         if finished and stack.alive:
@@ -256,19 +259,19 @@ def scores(stack: Stack, metric: str, validation_examples: int) -> dict[float, f
     return {float(rate): float(f"{each[rates == rate].mean():.12g}") for rate in np.unique(rates)}
 
 
-def _worse_half(stack: Stack, metric: str, validation_examples: int) -> list[int]:
-    """The lanes of the worse half of the rates that still train; of equals, the higher rate is worse."""
+def _losers(stack: Stack, metric: str, validation_examples: int, keep: int) -> list[int]:
+    """The lanes of all rates that still train but the best `keep`; of equals, the higher rate is worse."""
     now = {stack.lanes[lane].learning_rate for lane in stack.alive}
     found = {rate: score for rate, score in scores(stack, metric, validation_examples).items() if rate in now}
-    ranked = sorted(found, key=lambda rate: (math.isnan(found[rate]), -found[rate], rate))
-    kept = ranked[: math.ceil(len(ranked) / 2)]
+    kept = sorted(found, key=lambda rate: (math.isnan(found[rate]), -found[rate], rate))[:keep]
     return [lane for lane in stack.alive if stack.lanes[lane].learning_rate not in kept]
 
 
-def _rungs(reports: int, rates: int) -> set[int]:
-    """After which reports rates are halved, so that one is left at half the budget: ... 1/8, 1/4, 1/2 of it."""
+def _rungs(reports: int, rates: int) -> dict[int, int]:
+    """After which reports how many rates are kept: ... 4 at 1/8 of the budget, 2 at 1/4, and 1 at half of it."""
     rounds = math.ceil(math.log2(rates)) if rates > 1 else 0
-    return {math.ceil(reports / 2**part) for part in range(1, rounds + 1)} - {reports}
+    rungs = {math.ceil(reports / 2**part): 2 ** (part - 1) for part in range(rounds, 0, -1)}
+    return {report: keep for report, keep in rungs.items() if report < reports}
 
 
 def _not_finite(losses: Tensor, stack: Stack) -> dict[int, int]:

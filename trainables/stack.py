@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -162,6 +162,11 @@ class Stack:
         self.state = {name: buffer[rows] for name, buffer in self.state.items()}
         self.solo = {lane: state for lane, state in self.solo.items() if lane not in without}
 
+    def scratch(self) -> Stack:
+        """A copy whose parameters and state may be changed without harm."""
+        state = {name: buffer.clone() for name, buffer in self.state.items()}
+        return replace(self, parameters=self.parameters.clone(), state=state, solo=dict(self.solo))
+
     def spend(self, rows: slice, seconds: float) -> None:
         """Charge seconds of training to the stack, to each lane that was in the pass and, in equal shares, to all."""
         lanes = self.alive[rows]
@@ -231,8 +236,8 @@ class Stack:
         for name in _COUNTERS:
             setattr(self, name, saved["counters"][name])
         for name in _PER_LANE:
-            setattr(self, name, saved["per_lane"][name].numpy())
-        self.last = {_key(name): values.numpy() for name, values in saved["last"].items()}
+            setattr(self, name, saved["per_lane"][name].cpu().numpy())
+        self.last = {_key(name): values.cpu().numpy() for name, values in saved["last"].items()}
 
 
 _COUNTERS = ("update", "reports", "seconds", "at_once")
@@ -317,7 +322,12 @@ def updates_per_epoch(batch_size: int, training_examples: int) -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out: torch has its own for a GPU, and a plain one for the CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    texts = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    causes = [error, *filter(None, (error.__cause__, error.__context__))]
+    return any(
+        isinstance(each, MemoryError | torch.OutOfMemoryError) or any(text in str(each) for text in texts)
+        for each in causes
+    )
 
 
 def _identity(lanes: Sequence[Lane]) -> list[tuple[float, int, list[tuple[str, float]]]]:

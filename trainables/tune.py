@@ -205,6 +205,8 @@ class LaneTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | str | None) -> None:
         """Read the stack and go on."""
+        if self.failure:
+            return  # there is no stack to go on with; the next step says why
         assert isinstance(checkpoint, str)
         device = self.stack.parameters.device
         saved = torch.load(Path(checkpoint) / "stack.pt", weights_only=True, map_location=device)

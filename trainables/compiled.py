@@ -95,7 +95,6 @@ class ConvBlock:
 
     Attributes:
         channels, filters, kernel, padding: of the convolution.
-        size: height and width of the images before padding.
     """
 
     channels: int

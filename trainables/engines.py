@@ -186,8 +186,8 @@ class Compiled(Eager):
             raise TypeError(f"no program is known for a network with these layers: {network}; choose the engine eager")
         size, lanes = stack.parameters.element_size(), len(stack.lanes)
         numbers = stack.parameters.shape[1] * (2 + len(stack.rule.buffers))
-        convolutions = _convolutional(network)
-        self.wide = stack.parameters.shape[1] > NARROW_PARAMETERS and not convolutions
+        kind = _kind(network, stack)
+        self.wide = kind == "wide"
         # A block leaves its activations and about as many derivatives behind; wide layers are bound by parameters.
         example = 0 if self.wide else 2 * activations(network, in_shape)
         limit = TILE_BYTES["wide" if self.wide else "narrow"] // size
@@ -199,7 +199,7 @@ class Compiled(Eager):
         self.examples = math.ceil(batch_size / math.ceil(batch_size / block))
         # Several updates at once spare a tiny network half its time, and cost the compiler that much more.
         work = 6 * multiplications(network, in_shape) * batch_size * self.tile
-        most = 1 if convolutions else min(MOST_UPDATES, WHOLE_OPERATIONS // work)
+        most = 1 if kind == "convolutional" else min(MOST_UPDATES, WHOLE_OPERATIONS // work)
         self.updates = 0 if self.examples < batch_size else max(1, most)
         fixed = tuple(
             (name, None if isinstance(v, np.ndarray) else v) for name, v in stack.settings(slice(None)).items()

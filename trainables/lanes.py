@@ -165,7 +165,7 @@ def train(
     rungs = _rungs(budget.reports, len({lane.learning_rate for lane in stack.lanes})) if halving else {}
 
     def values(split: Split) -> dict[str, Tensor]:
-        parts = stack.passes(lambda rows: engine.evaluate(stack, rows, split))
+        parts = stack.passes(lambda rows: engine.evaluate(stack, rows, split), trains=False)
         return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}
 
     def evaluate(batch_losses: Tensor | None) -> list[Point]:
@@ -231,7 +231,7 @@ def advance(stack: Stack, engine: Engine, batches: Batches, stop: int) -> Tensor
         spent.append((rows, time.perf_counter() - started))
         return losses
 
-    losses = torch.cat(stack.passes(work), 1)
+    losses = torch.cat(stack.passes(work, trains=True), 1)
     stack.update = stop
     stack.updates[stack.alive] = stop
     for rows, seconds in spent:

@@ -174,11 +174,12 @@ class Stack:
         self.train_seconds[lanes] += seconds
         self.shares[lanes] += seconds / len(lanes)
 
-    def passes(self, work: Callable[[slice], Result]) -> list[Result]:
+    def passes(self, work: Callable[[slice], Result], *, trains: bool) -> list[Result]:
         """Do some work on all rows, `at_once` at a time, halving that when memory runs out.
 
         Args:
-            work: of some rows; may change their parameters and state, which are put back if memory runs out.
+            work: of some rows.
+            trains: whether it changes their parameters and state, which are then put back if memory runs out.
 
         Raises:
             RuntimeError: the device's own, if memory does not hold a single lane.
@@ -186,7 +187,7 @@ class Stack:
         results, row = [], 0
         while row < len(self.alive):
             rows = slice(row, min(row + self.at_once, len(self.alive)))
-            tensors = [self.parameters[rows], *(buffer[rows] for buffer in self.state.values())]
+            tensors = [self.parameters[rows], *(buffer[rows] for buffer in self.state.values())] if trains else []
             before, solo = [tensor.to("cpu", copy=True) for tensor in tensors], dict(self.solo)
             try:
                 results.append(work(rows))

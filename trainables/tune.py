@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from ray import tune
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
@@ -259,8 +260,8 @@ def tuned(stack: Stack, metric: str, validation_examples: int) -> tuple[float | 
     rate = max(scores, key=lambda r: (scores[r], -r))
     if metric == "accuracy":
         n = validation_examples
-        return rate, ((n + 1) / (1 + math.exp(-scores[rate])) - 0.5) / n
-    return rate, math.exp(-scores[rate])
+        return rate, float(((n + 1) / (1 + np.exp(-scores[rate])) - 0.5) / n)
+    return rate, float(np.exp(-scores[rate]))
 
 
 def lane_rows(stack: Stack) -> list[dict[str, Any]]:

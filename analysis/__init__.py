@@ -1,7 +1,7 @@
 """From a results folder to statistics, figures and a report.
 
     results = analysis.load("results/quick")
-    table = analysis.cells(results)                                       # one row per trial, with intervals
+    table = analysis.cells(results)                                       # one row per cell, with intervals
     analysis.loss_by_regime(analysis.regime_curves(results, table), axes)  # compute, then draw
     analysis.write_report("results/quick")
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from analysis.statistics import (
         Comparison,
         Interval,
+        average_curse,
         band,
         best_so_far,
         cells,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         log_interval,
         logit_interval,
         metric_interval,
+        pareto,
         progress,
         rank,
         rate_sensitivity,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
         target_times,
         time_to_target,
         tuned_rates,
+        welch_interval,
+        winners_curse,
     )
 
 __all__ = [
@@ -43,6 +47,7 @@ __all__ = [
     "Interval",
     "Results",
     "ResultsError",
+    "average_curse",
     "band",
     "best_so_far",
     "cells",
@@ -55,6 +60,7 @@ __all__ = [
     "logit_interval",
     "loss_by_regime",
     "metric_interval",
+    "pareto",
     "progress",
     "rank",
     "rate_sensitivity",
@@ -67,6 +73,8 @@ __all__ = [
     "target_times",
     "time_to_target",
     "tuned_rates",
+    "welch_interval",
+    "winners_curse",
     "write_report",
 ]
 

@@ -9,6 +9,7 @@ Nothing is changed at import. Sizes suit a column (85 mm) or a page (180 mm) of 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +119,23 @@ def shortened(name: str) -> str:
     return name if len(name) <= 30 else f"{name[:29]}…"
 
 
+def settings_text(settings: str) -> str:
+    """An optimizer's searched settings in words, `{"beta1":0.9}` as `beta1 0.9`; empty for none."""
+    try:
+        values = dict(json.loads(settings or "{}"))
+    except (TypeError, ValueError):
+        return settings
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}".lower() for name, value in values.items()
+    )
+
+
+def optimizer_text(name: str, settings: str) -> str:
+    """An optimizer with its settings, such as `adam (beta1 0.9)`."""
+    words = settings_text(settings)
+    return f"{name} ({words})" if words else name
+
+
 def short(value: float) -> str:
     """A number in three digits, without the padding of exponents."""
     if 1000 <= abs(value) < 1e6:
@@ -160,7 +178,8 @@ def loss_by_regime(
         colour = _REGIME_COLOURS[str(regime)]
         first = line.iloc[0]
         size = f"batch size {first['batch_size']:,}" + (" (full)" if regime == "batch" else "")
-        label = f"{regime}: {size}, {shortened(first['optimizer'])} at rate {short(first['learning_rate'])}"
+        optimizer = optimizer_text(shortened(first["optimizer"]), first["settings"])
+        label = f"{regime}: {size}, {optimizer} at rate {short(first['learning_rate'])}"
         _band(ax, line[by], line, colour)
         ax.plot(line[by], line["estimate"], color=colour, label=label, zorder=3)
         if raw and metric == "loss":

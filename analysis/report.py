@@ -18,10 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import figures, statistics
-from analysis.figures import COLUMN_MM, PAGE_MM, interval_text, metric_text, short
+from analysis.figures import COLUMN_MM, PAGE_MM, interval_text, metric_text, optimizer_text, settings_text, short
 from analysis.results import OUTCOMES, Results, ResultsError, load
 
 LEADERBOARD_ROWS = 20
+FAILURE_ROWS = 10
 SCREEN_DPI = 130  # larger than in print, where the figures are set for 180 mm
 
 
@@ -47,7 +48,11 @@ def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path |
     prefixes = ["" if len(folders) == 1 else f"{number}-" for number in range(1, len(folders) + 1)]
     sections = [_section(study, out, prefix) for study, prefix in zip(studies, prefixes, strict=True)]
     command = shlex.join(["study", "report", *map(str, folders)])
-    page = _environment().get_template("report.html.j2").render(sections=sections, command=command)
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(sections=sections, command=command, failure_rows=FAILURE_ROWS)
+    )
     _write(out / "index.html", page.encode())
     return out / "index.html"
 
@@ -60,7 +65,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": _number, "time": _seconds}
+    environment.filters |= {"short": _number, "settings": settings_text}
     return environment
 
 
@@ -76,13 +81,26 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
         "name": results.name,
         "description": str(results.spec.get("description", "")),
         "verdict": verdict(results, table),
+        "confirmation": confirmation(results, table),
+        "confirmed": [
+            _shown(row, ("search", "confirmed", "test"), results.metric) | {"curse": _curse(row, results.metric)}
+            for row in _records(statistics.winners_curse(results, table))
+        ],
         "course": course(results),
         "outcomes": outcome_counts(results),
+        "failures": failures(results),
         "metric": results.metric,
         "unit": _unit(results),
-        "leaderboard": [_leaderboard_row(place, row, results.metric) for place, row in _ranked_rows(ranked)],
+        "leaderboard": [
+            _shown(row, ("validation", "test"), results.metric) | {"rank": place}
+            for place, row in enumerate(_records(ranked.head(LEADERBOARD_ROWS)), start=1)
+        ],
         "leaderboard_file": leaderboard,
         "cells": len(ranked),
+        "pooled": (ranked["trials"] > 1).any(),
+        "has_settings": (table["settings"] != "").any(),
+        "objectives": [name for name in results.objectives if name != "metric"] if len(results.objectives) > 1 else [],
+        "front": [_shown(row, ("validation",), results.metric) for row in _records(_front(results, table))],
         "target": None if results.target is None else short(results.target),
         "times": times.to_dict("records"),
         "figures": [drawing.save(out, prefix) for drawing in _drawings(results, table)],
@@ -106,18 +124,29 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
         return "No trial has a learning rate at which every seed survived, so there is nothing to compare."
     best = ranked.iloc[0]
     split = "test" if best["test_n"] else "validation"
-    cell = f"{best['optimizer']}, {_shape(best)} at learning rate {short(best['learning_rate'])}"
-    part = "" if best["outcome"] == "completed" else " No trial has completed its budget, so this is provisional."
-    first = f"Best on the validation split is {cell}: {split} {metric} {_with_interval(best, split, metric)}.{part}"
+    first = f"Best on the validation split is {_cell(best)} at learning rate {short(best['learning_rate'])}"
+    curse = statistics.winners_curse(results, table)
+    again = next((row for row in _records(curse) if row["trial"] == best["trial"]), None)
+    if again and again["confirmed_n"]:
+        name, split = ("test", "test") if again["test_n"] else ("confirmed", "validation")
+        place = "" if again["rank_confirmed"] == 1 else f", though only number {again['rank_confirmed']:.0f} there"
+        first += f", confirmed on {_count(again['seeds'], 'fresh seed')}{place}: {split} {metric} "
+        first += f"{_value(again, name, metric)}."
+    else:
+        first += f": {split} {metric} {_value(best, split, metric)} over {_count(best['n'], 'seed')}."
+        first += f" It is not confirmed: {_loss_of_seeds(again)}." if again else ""
+    first += "" if best["outcome"] == "completed" else " No trial has completed its budget, so this is provisional."
     comparison = statistics.compare_best(results, table)
     if comparison is None:
         return f"{first} Only one optimizer has a result, so it is compared with no other."
-    return f"{first} {_comparison_text(comparison, metric)}"
+    return f"{first} {_comparison_text(comparison, metric, of_search=again is not None)}"
 
 
-def _comparison_text(comparison: statistics.Comparison, metric: str) -> str:
+def _comparison_text(comparison: statistics.Comparison, metric: str, *, of_search: bool) -> str:
+    """The comparison in a sentence; `of_search` says which seeds it is over where others were just spoken of."""
     effect, rival = comparison.effect, comparison.rival
-    other = f"the best {rival['optimizer']} cell ({_shape(rival)}, rate {short(rival['learning_rate'])})"
+    words = [settings_text(rival["settings"]), _shape(rival), f"rate {short(rival['learning_rate'])}"]
+    other = f"the best {rival['optimizer']} cell ({', '.join(filter(None, words))})"
     if effect.n == 0:
         return f"It shares no seed with {other}, the next-best optimizer's, so their difference has no interval."
     if effect.n == 1:
@@ -127,9 +156,9 @@ def _comparison_text(comparison: statistics.Comparison, metric: str) -> str:
         numbers = f"differs by {100 * effect.estimate:+.2f} percentage points [{limits}] from that of {other}"
     else:
         numbers = f"is {short(effect.estimate)} times [{short(effect.low)}, {short(effect.high)}] that of {other}"
-    sentence = (
-        f"Its {comparison.split} {metric} {numbers}, better on {comparison.wins} of {_count(effect.n, 'paired seed')}"
-    )
+    pairs = _count(effect.n, "paired fresh seed" if comparison.fresh else "paired seed")
+    pairs += " of the search" if of_search and not comparison.fresh else ""
+    sentence = f"Its {comparison.split} {metric} {numbers}, better on {comparison.wins} of {pairs}"
     if not comparison.differs:
         return f"{sentence}: no clear difference between the two optimizers."
     if comparison.favours_rival(metric):
@@ -138,9 +167,75 @@ def _comparison_text(comparison: statistics.Comparison, metric: str) -> str:
     if least >= 0.05:
         return (
             f"{sentence}. That is more than the scatter over seeds explains, but {_count(effect.n, 'seed')} cannot "
-            f"reach p < .05 in an exact test (at best {short(least)}): confirm it on fresh seeds."
+            f"reach p < .05 in an exact test (at best {short(least)}): confirm it on more, fresh seeds."
         )
     return f"{sentence} (sign-flip p = {short(comparison.p)})."
+
+
+def confirmation(results: Results, table: pd.DataFrame) -> list[str]:
+    """Whether the winner holds its place on fresh seeds, and how large the winner's curse is; empty if unknown.
+
+    Args:
+        results: the study.
+        table: its `statistics.cells`.
+    """
+    curse, metric = statistics.winners_curse(results, table), results.metric
+    if curse.empty:
+        return []
+    held, best = curse[curse["confirmed"].notna()], curse.iloc[0]
+    name = (
+        "The best cell of the search" if best["rank_search"] == 1 else f"{_cell(best)} (the search's best is missing)"
+    )
+    seeds = f"{_seeds(curse['seeds'], 'fresh seed')}, against {_seeds(curse['search_n'])} in the search"
+    if best["confirmed_n"] == 0:
+        place = f"{name} cannot be confirmed on {seeds}: {_loss_of_seeds(best)}."
+    elif len(held) == 1:
+        place = f"{name} alone was confirmed, on {seeds}, so its place is not checked."
+    elif best["rank_confirmed"] == 1:
+        place = f"{name} holds the first place of {len(held)} confirmed cells on {seeds}."
+    else:
+        first = held.sort_values("rank_confirmed").iloc[0]
+        place = f"{name} falls to place {best['rank_confirmed']:.0f} of {len(held)} confirmed cells on {seeds}; "
+        place += f"first is {_cell(first)}."
+    average = statistics.average_curse(results, curse)
+    if not average.n:
+        return [place]
+    neutral, scale = (0.0, "search minus confirmed") if results.maximize else (1.0, "confirmed over search")
+    worse = "above 0" if results.maximize else "above 1"
+    sentence = f"The winner's curse, {scale} validation {metric} ({worse}: worse on fresh seeds), is "
+    if len(held) > 1:
+        shown = {"curse": average.estimate, "curse_low": average.low, "curse_high": average.high}
+        sentence += f"{' '.join(_curse(shown, metric))} on average"
+        sentence += f" and {' '.join(_curse(best, metric))} for the best" if best["confirmed_n"] else ""
+    else:
+        sentence += " ".join(_curse(held.iloc[0], metric))
+    if average.low > neutral:
+        return [place, f"{sentence}: the search promised too much."]
+    if average.high < neutral:
+        return [place, f"{sentence}: the fresh seeds did better."]
+    return [place, f"{sentence}: none that stands out from the scatter over seeds."]
+
+
+def _curse(row: Any, metric: str) -> tuple[str, str]:
+    """The curse and its limits, such as `1.08 times` and `[0.97, 1.2]`; a dash for none."""
+    estimate, low, high = (float(row[name]) for name in ("curse", "curse_low", "curse_high"))
+    if math.isnan(estimate):
+        return metric_text(estimate, metric), ""
+    if metric == "accuracy":
+        return f"{100 * estimate:+.2f} percentage points", f"[{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{short(estimate)} times", f"[{short(low)}, {_number(high)}]"
+
+
+def _loss_of_seeds(row: Any) -> str:
+    """Why a cell that was run again has no confirmed score."""
+    if row["diverged"]:
+        return f"{row['diverged']} of {_count(row['seeds'], 'fresh seed')} diverged"
+    return f"its lanes there ended as {row['outcome']}"
+
+
+def _front(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    front = table[statistics.pareto(table, results.objectives, results.maximize)]
+    return front.sort_values(["validation", "trial"], ascending=[not results.maximize, True])
 
 
 def course(results: Results) -> list[str]:
@@ -161,6 +256,11 @@ def course(results: Results) -> list[str]:
         f"The trials took {_seconds(seconds)} of trial time, {short(seconds * float(cpus) / 3600)} CPU hours at "
         f"{short(float(cpus))} CPU a trial; {_seconds(float(trials['train_seconds'].sum()))} of it was training."
     )
+    grown = results.pooled.trials.groupby("cell")["extensions"].max()
+    if (grown > 0).any():
+        lines.append(
+            f"The learning-rate grid of {_count(int((grown > 0).sum()), 'cell')} grew, its best rate being on the edge."
+        )
     return lines
 
 
@@ -170,6 +270,14 @@ def outcome_counts(results: Results) -> list[tuple[str, int, int]]:
     names = [*OUTCOMES, *sorted((set(trials.index) | set(lanes.index)) - set(OUTCOMES))]
     rows = [(name, int(trials.get(name, 0)), int(lanes.get(name, 0))) for name in names]
     return [row for row in rows if row[1] or row[2]]
+
+
+def failures(results: Results) -> list[tuple[int, str, str]]:
+    """Rows (trial, cell, last line of the reason) of every trial that failed or ran out of memory, in order."""
+    lost = results.trials[results.trials["outcome"].isin(["failed", "out of memory"])]
+    lost = lost.fillna({"settings": "", "error": ""})
+    reasons = [error.strip().splitlines() or ["not recorded"] for error in lost["error"]]
+    return [(row["trial"], _cell(row), reason[-1]) for row, reason in zip(_records(lost), reasons, strict=True)]
 
 
 def warnings(results: Results, table: pd.DataFrame) -> list[str]:
@@ -184,10 +292,23 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
         )
     if ranked["on_edge"].any():
         found.append(f"{int(ranked['on_edge'].sum())} of {len(ranked)} tuned rates lie on the edge of their grid.")
-    if len(ranked):
+    confirmed = statistics.winners_curse(results, table)
+    if confirmed["confirmed"].notna().any():
+        found.append(
+            "Rates and cells were chosen on the search's seeds, which the leaderboard and the figures show; only the "
+            "confirmed scores come from seeds that chose nothing."
+        )
+    elif len(ranked):
         found.append(
             "The learning rate was chosen on the same seeds that are reported, and the best of many cells is partly "
-            "the luckiest: expect the winner to do slightly worse on fresh seeds."
+            "the luckiest: expect the winner to do slightly worse on fresh seeds. [confirm] in the spec runs it there."
+        )
+    if results.confirmation_trouble:
+        found.append(f"The confirmation is left out: {results.confirmation_trouble}.")
+    unshown = results.confirmation.pooled.trials["cell"].nunique() - len(confirmed) if results.confirmation else 0
+    if unshown:
+        found.append(
+            f"{_count(unshown, 'confirmed cell')} left out: no lane ended, or the cell's tuned rate is another by now."
         )
     if (ranked["rates"] == 1).any():
         found.append("Some cells ran at one learning rate only: there the rate is given, not tuned.")
@@ -215,6 +336,13 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
         found.append(
             f"{_count(stopped, 'trial')} stopped by the scheduler saw less of the budget, so what they had reached is "
             f"not compared with trials that completed."
+        )
+    left = results.pooled.left_out["outcome"].value_counts()
+    if len(left):
+        found.append(
+            f"Trials left out of their cells, for which others count that came further: "
+            f"{_listing(f'{count} {name}' for name, count in left.items())}."
+            + (" Where one diverged, its cell looks too good." if "diverged" in left else "")
         )
     given_up = int(lanes["stopped_update"].notna().sum())
     if given_up:
@@ -266,7 +394,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
     rates = statistics.rate_sensitivity(results, table)
     batches = statistics.grid(table, "optimizer", "batch_size", maximize)
     shapes = statistics.grid(table, "depth", "width", maximize)
-    search = statistics.progress(table, maximize)
+    search = statistics.progress(results)
     mean = "geometric mean" if metric == "loss" else "mean (on the log-odds scale)"
 
     def regimes() -> Figure:
@@ -344,7 +472,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
         _Drawing(
             "search-progress",
             "The search, trial by trial",
-            f"Validation {metric} of each trial at its tuned rate ({mean} over {seeds[2]}) and the best so far; no "
+            f"Validation {metric} of each trial at its tuned rate ({mean} over its seeds) and the best so far; no "
             f"band. Cross: a trial without a value.",
             f"Validation {metric} of every trial in order, and the best so far.",
             search,
@@ -358,12 +486,12 @@ def _heat_map_size(data: pd.DataFrame) -> Figure:
     return figures.figure(min(PAGE_MM, max(COLUMN_MM, 45 + 24 * columns)), 24 + 11 * max(rows, 2))
 
 
-def _seeds(counts: pd.Series[int]) -> str:
+def _seeds(counts: pd.Series[int], noun: str = "seed") -> str:
     known = counts[counts > 0]
     if known.empty:
-        return "seeds"
+        return f"{noun}s"
     low, high = int(known.min()), int(known.max())
-    return _count(low, "seed") if low == high else f"{low} to {high} seeds"
+    return _count(low, noun) if low == high else f"{low} to {high} {noun}s"
 
 
 def _band_note(counts: pd.Series[int]) -> str:
@@ -374,25 +502,29 @@ def _listing(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _ranked_rows(ranked: pd.DataFrame) -> Iterable[tuple[int, dict[str, Any]]]:
-    return enumerate(ranked.head(LEADERBOARD_ROWS).to_dict("records"), start=1)  # type: ignore[arg-type]
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return frame.to_dict("records")  # type: ignore[return-value]
 
 
-def _leaderboard_row(place: int, row: dict[str, Any], metric: str) -> dict[str, Any]:
-    shown = {split: (metric_text(row[split], metric), _limits(row, split, metric)) for split in ("validation", "test")}
-    return row | {"rank": place} | shown
+def _shown(row: dict[str, Any], names: Sequence[str], metric: str) -> dict[str, Any]:
+    """A row whose named scores are what the template shows: (value, limits)."""
+    return row | {name: (metric_text(row[name], metric), _limits(row, name, metric)) for name in names}
 
 
-def _limits(row: Any, split: str, metric: str) -> str:
-    count = row["n"] if split == "validation" else row["test_n"]
-    return interval_text(row[f"{split}_low"], row[f"{split}_high"], count, metric)
+def _limits(row: Any, name: str, metric: str) -> str:
+    count = row["n"] if name == "validation" else row[f"{name}_n"]
+    return interval_text(row[f"{name}_low"], row[f"{name}_high"], count, metric)
 
 
-def _with_interval(row: Any, split: str, metric: str) -> str:
-    seeds = row["test_n"] if split == "test" else row["n"]
-    if seeds < 2:
-        return f"{metric_text(row[split], metric)} (one seed, so without an interval)"
-    return f"{metric_text(row[split], metric)} {_limits(row, split, metric)} over {_count(seeds, 'seed')}"
+def _value(row: Any, name: str, metric: str) -> str:
+    """A score with its limits in a sentence."""
+    limits = _limits(row, name, metric)
+    return f"{metric_text(row[name], metric)} {limits if limits.startswith('[') else '(without an interval)'}"
+
+
+def _cell(row: Any) -> str:
+    """A cell in words, such as `adam (beta1 0.9), width 32, depth 2, batch size 32`."""
+    return f"{optimizer_text(row['optimizer'], row['settings'])}, {_shape(row)}"
 
 
 def _shape(row: Any) -> str:

@@ -3,6 +3,8 @@
 A results folder holds `spec.toml`, `provenance.json` and three tables. Each table is a folder of Parquet parts that
 only ever grows: a part is named `FIRST-LAST.parquet` after the appends that it holds, so a part that has been merged
 into a wider one is recognised by its name and skipped. Writer (`study.collect`) and reader share the schemas below.
+
+A subfolder `confirm/` is a results folder too: the winners run again on fresh seeds, each at its tuned learning rate.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ import pyarrow.parquet as pq
 SCHEMA_VERSION = 1
 OUTCOMES = ("completed", "stopped", "diverged", "failed", "out of memory", "interrupted")
 REGIMES = ("stochastic", "mini-batch", "batch")
+CELL = ["optimizer", "width", "depth", "batch_size", "settings"]
+"""What makes a cell."""
+OBJECTIVES = ("metric", "train_seconds", "parameters", "updates", "examples")
+"""What a search can pursue; all but the metric are to be small."""
 
 
 class ResultsError(ValueError):
@@ -43,13 +49,21 @@ TRIALS = _schema(
     _column("depth", pa.int64(), "hidden layers, or convolutions; 0 for linear"),
     _column("batch_size", pa.int64(), "examples per update"),
     _column("regime", pa.string(), "stochastic, mini-batch or batch; follows from batch_size"),
+    _column("settings", pa.string(), "the optimizer's own settings that were searched, as JSON", optional=True),
+    _column("replicate", pa.int64(), "earlier trials of the same cell; each has seeds of its own", optional=True),
     _column("parameters", pa.int64(), "parameters of one network", optional=True),
     _column("lanes", pa.int64(), "learning rates x seeds trained together", optional=True),
     _column("engine", pa.string(), "how its updates were made: eager, compiled, cuda-graph or solo", optional=True),
     _column("lanes_at_once", pa.int64(), "lanes in a pass; fewer than lanes if memory did not hold all", optional=True),
+    _column(
+        "extensions", pa.int64(), "times the learning-rate grid grew, its best rate being on the edge", optional=True
+    ),
     _column("outcome", pa.string(), "how the trial ended"),
     _column("value", pa.float64(), "the metric at the tuned learning rate; empty if none", optional=True),
     _column("learning_rate", pa.float64(), "the tuned learning rate, chosen on the validation split", optional=True),
+    _column(
+        "reported", pa.list_(pa.float64()), "the value after each part of the budget; empty if none", optional=True
+    ),
     _column("updates", pa.int64(), "optimizer steps made per lane"),
     _column("examples", pa.int64(), "training examples used per lane"),
     _column("epochs", pa.float64(), "passes over the training split"),
@@ -131,6 +145,46 @@ def regime(batch_size: int, training_examples: int) -> str:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """The trials and lanes that make the cells; `cell` is the lowest trial number of those pooled in it.
+
+    Attributes:
+        trials: columns of `TRIALS` and cell; settings are empty text if none. Identical repeats are absent.
+        lanes: columns of `LANES` and cell; one row per (cell, learning rate, seed).
+        left_out: trials of these cells that saw less of the budget than the pooled ones, or ended worse.
+    """
+
+    trials: pd.DataFrame
+    lanes: pd.DataFrame
+    left_out: pd.DataFrame
+
+
+def pool(trials: pd.DataFrame, lanes: pd.DataFrame) -> Pool:
+    """Gather the trials of each cell, whose replicates are the same cell with more seeds.
+
+    Only equals are pooled: the completed trials of a cell; failing these the stopped ones that came furthest, then
+    those that diverged, then the rest. A seed that ran twice at a rate counts once.
+
+    Args:
+        trials: rows of `TRIALS`.
+        lanes: rows of `LANES`.
+    """
+    trials = trials.fillna({"settings": ""})
+    ended = trials["outcome"].map({"completed": 0, "stopped": 1, "diverged": 2}).fillna(3)
+    # The scheduler stops trials at several points.
+    came = trials["updates"].where(trials["outcome"] == "stopped", 0)
+    ordered = trials.assign(ended=ended, came=-came).sort_values(["ended", "came", "trial"])
+    cell = ordered.groupby(CELL, sort=False)
+    equal = (ordered[["ended", "came"]] == cell[["ended", "came"]].transform("first")).all(axis=1)
+    kept = ordered.assign(cell=cell["trial"].transform("first"))[equal].sort_values("trial", ignore_index=True)
+    own = lanes.merge(kept[["trial", "cell"]], on="trial").sort_values(["cell", "trial", "lane"])
+    own = own.drop_duplicates(["cell", "learning_rate", "seed"], ignore_index=True)
+    repeat = kept["trial"].isin(lanes["trial"]) & ~kept["trial"].isin(own["trial"])
+    kept = kept[~repeat].drop(columns=["ended", "came"]).reset_index(drop=True)
+    return Pool(kept, own, ordered.loc[~equal, trials.columns].sort_values("trial", ignore_index=True))
+
+
+@dataclass(frozen=True)
 class Results:
     """One study's results.
 
@@ -154,6 +208,36 @@ class Results:
     def curves(self) -> pd.DataFrame:
         """One row per (trial, lane, update, split, metric) (`CURVES`); read when first asked for."""
         return _read("curves", self.path)
+
+    @cached_property
+    def pooled(self) -> Pool:
+        """The trials and lanes by cell; what statistics count."""
+        return pool(self.trials, self.lanes)
+
+    @property
+    def confirmation(self) -> Results | None:
+        """The winners on fresh seeds: the results of `confirm/`; None if there are none, or `confirmation_trouble`."""
+        return self._confirmed[0]
+
+    @property
+    def confirmation_trouble(self) -> str:
+        """Why there is a `confirm/` but no confirmation: it is empty or cannot be read; else empty."""
+        return self._confirmed[1]
+
+    @cached_property
+    def _confirmed(self) -> tuple[Results | None, str]:
+        if not (self.path / "confirm").is_dir():
+            return None, ""
+        try:
+            found = load(self.path / "confirm")
+        except ResultsError as error:
+            return None, str(error)
+        return (None, "no trial of it has ended yet") if found.trials.empty else (found, "")
+
+    @property
+    def objectives(self) -> list[str]:
+        """What the search pursued, some of `OBJECTIVES`; the metric alone unless the spec names more."""
+        return list(self.spec.get("tuning", {}).get("objectives", ["metric"]))
 
     @property
     def name(self) -> str:
@@ -201,6 +285,9 @@ def load(path: str | Path) -> Results:
         raise ResultsError(f"{spec_file}: lacks name or workload.metric; restore what `study run` wrote")
     if not isinstance(spec["workload"].get("target", 0.0), int | float):
         raise ResultsError(f"{spec_file}: workload.target is no number; restore what `study run` wrote")
+    objectives = spec.get("tuning", {}).get("objectives", ["metric"])
+    if not isinstance(objectives, list) or not all(name in OBJECTIVES for name in objectives):
+        raise ResultsError(f"{spec_file}: tuning.objectives are some of {', '.join(OBJECTIVES)}; got {objectives!r}")
     provenance_file = folder / "provenance.json"
     try:
         provenance = json.loads(provenance_file.read_text(encoding="utf-8")) if provenance_file.is_file() else {}

@@ -3,12 +3,14 @@
 Every interval is a t interval over seeds. With few seeds the percentile and BCa bootstrap cover too little (84% where
 95% is meant, at five seeds), the t interval does not. Losses are averaged as logarithms and accuracies as log-odds,
 because on those scales the scatter over seeds is close to symmetric and an interval cannot leave the possible values.
+
+Trials of one cell are pooled (`analysis.results.pool`): a cell's seeds are those of all its replicates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from analysis.results import REGIMES, Results
+from analysis.results import CELL, REGIMES, Results, pool
 
 OPTIMIZERS = (
     *("gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta"),
@@ -27,9 +29,6 @@ OPTIMIZERS = (
 
 UNKNOWN_EXAMPLES = 1000
 """Validation examples assumed where provenance names none; it only sets how far a perfect accuracy is from infinity."""
-
-CELL = ["optimizer", "width", "depth", "batch_size"]
-"""What makes a cell."""
 
 AXES = ("update", "examples", "epoch", "train_seconds")
 """The four measures of how long a lane has trained."""
@@ -83,6 +82,34 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
         return Interval(mean, -math.inf, math.inf, 1)
     half = float(stats.t.ppf(0.5 + level / 2, sample.size - 1) * stats.sem(sample))
     return Interval(mean, mean - half, mean + half, int(sample.size))
+
+
+def welch_interval(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Interval:
+    """The difference of two means, first - second, of independent samples of unequal variance (Welch 1947).
+
+    Args:
+        first: shape (n,).
+        second: shape (m,).
+        level: confidence level.
+
+    Returns:
+        The interval, n counting both samples; limits are infinite where a sample has one value, and everything is NaN
+        where one has none or any value is not finite.
+    """
+    samples = [np.asarray(values, dtype=np.float64).ravel() for values in (first, second)]
+    count = sum(sample.size for sample in samples)
+    if not all(sample.size and np.isfinite(sample).all() for sample in samples):
+        return Interval(math.nan, math.nan, math.nan, 0)
+    difference = float(samples[0].mean() - samples[1].mean())
+    if min(sample.size for sample in samples) == 1:
+        return Interval(difference, -math.inf, math.inf, count)
+    squares = np.array([sample.var(ddof=1) / sample.size for sample in samples])
+    total = float(squares.sum())
+    if total == 0:
+        return Interval(difference, difference, difference, count)
+    freedom = total**2 / float((squares**2 / [sample.size - 1 for sample in samples]).sum())
+    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(total)
+    return Interval(difference, difference - half, difference + half, count)
 
 
 def log_interval(values: ArrayLike, level: float = 0.95) -> Interval:
@@ -172,114 +199,143 @@ def examples_of(results: Results, split: str) -> int:
 
 
 def rate_table(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.DataFrame:
-    """One row per trial and learning rate: the validation metric over the seeds that survived.
+    """One row per cell and learning rate: the validation metric over the seeds that survived.
 
     Args:
-        lanes: rows of `analysis.results.LANES`.
+        lanes: rows of `Results.pooled.lanes`.
         metric: `loss` or `accuracy`.
         examples: validation examples.
 
     Returns:
-        Columns trial, learning_rate, lanes, diverged (lanes that did), estimate, low, high, n, and eligible: whether
-        every seed of the trial ran at this rate and survived, and halving did not give it up.
+        Columns cell, learning_rate, lanes, diverged (lanes that did), estimate, low, high, n; shared: whether every
+        seed of the cell ran at this rate; eligible: whether all survived there, and halving did not give it up.
     """
     rows = []
     survived = lanes["outcome"].isin(_SURVIVED)
-    for (trial, rate), group in lanes.groupby(["trial", "learning_rate"], sort=True):
+    for (cell, rate), group in lanes.groupby(["cell", "learning_rate"], sort=True):
         values = group.sort_values("seed")[f"validation_{metric}"].where(survived)
         # Rates given up early, by halving, are shown for what they reached but cannot be the tuned one.
         whole = bool(group["stopped_update"].isna().all())
         diverged = int((group["outcome"] == "diverged").sum())
         interval = metric_interval(values, metric, examples)
         rows.append(
-            {"trial": trial, "learning_rate": rate, "lanes": len(group), "diverged": diverged}
+            {"cell": cell, "learning_rate": rate, "lanes": len(group), "diverged": diverged}
             | asdict(interval)
             | {"eligible": whole}
         )
-    table = pd.DataFrame(rows, columns=["trial", "learning_rate", "lanes", "diverged", *_LIMITS, "eligible"])
-    table["eligible"] &= table["n"] == table["trial"].map(lanes.groupby("trial")["seed"].nunique())
-    return table
+    kinds = {"cell": "int64", "learning_rate": "float64", "lanes": "int64", "diverged": "int64"}
+    kinds |= dict.fromkeys(_LIMITS, "float64") | {"n": "int64", "eligible": "bool"}
+    table = pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
+    seeds = table["cell"].map(lanes.groupby("cell")["seed"].nunique())
+    return table.assign(shared=table["lanes"] == seeds, eligible=table["eligible"] & (table["n"] == seeds))
+
+
+def _tuned(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The row of `rate_table` at the tuned rate of each cell that has one, indexed by cell."""
+    table = table[table["eligible"]]
+    sign = -1 if metric == "accuracy" else 1
+    score = [sign * float(f"{value:.12g}") for value in table["estimate"].to_numpy(dtype=np.float64)]
+    ordered = table.assign(score=score).sort_values(["cell", "score", "learning_rate"])
+    return ordered.drop_duplicates("cell").set_index("cell").drop(columns="score")
 
 
 def tuned_rates(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.Series[float]:
-    """The learning rate of each trial with the best mean validation metric over seeds.
+    """The learning rate of each cell with the best mean validation metric over seeds.
 
-    Means are taken on the metric's own scale (see `metric_interval`). Only rates at which every seed survived are
-    eligible, because the mean of the survivors would flatter a rate that often diverges. Means that agree in twelve
-    digits are tied, and a tie goes to the smaller rate.
+    Means are taken on the metric's own scale (see `metric_interval`). Only rates at which every seed of the cell ran
+    and survived are eligible, because the mean of the survivors would flatter a rate that often diverges. Means that
+    agree in twelve digits are tied, and a tie goes to the smaller rate.
 
     Args:
-        lanes: rows of `analysis.results.LANES`.
+        lanes: rows of `Results.pooled.lanes`.
         metric: `loss` or `accuracy`.
         examples: validation examples.
 
     Returns:
-        Learning rates indexed by trial; a trial without an eligible rate is absent.
+        Learning rates indexed by cell; a cell without an eligible rate is absent.
     """
-    table = rate_table(lanes, metric, examples)
-    table = table[table["eligible"]]
-    sign = -1 if metric == "accuracy" else 1
-    score = [sign * float(f"{value:.12g}") for value in table["estimate"].to_numpy(dtype=np.float64)]
-    best = table.assign(score=score).sort_values(["trial", "score", "learning_rate"]).drop_duplicates("trial")
-    return best.set_index("trial")["learning_rate"].astype(float)
+    return _tuned(rate_table(lanes, metric, examples), metric)["learning_rate"].astype(float)
 
 
 def cells(results: Results) -> pd.DataFrame:
-    """One row per trial: its tuned rate and what it reached there.
+    """One row per cell: its tuned rate and what it reached there.
 
     Returns:
-        Columns trial, optimizer, width, depth, batch_size, regime, outcome, updates, examples, epochs, train_seconds;
-        learning_rate (tuned, NaN if none), on_edge (the lowest or highest of several rates), rates (how many), seeds,
-        diverged_share (of lanes); validation, validation_low, validation_high and n over seeds at the tuned rate,
-        likewise test, test_low, test_high and test_n. Rows are in order of trial.
+        Columns trial (the lowest of those pooled), trials (how many), optimizer, width, depth, batch_size, settings,
+        regime, outcome, parameters, updates, examples, epochs (of the first trial), train_seconds (mean over trials),
+        extensions (of the grid, the most of any trial); learning_rate (tuned, NaN if none), on_edge (the lowest or
+        highest of several rates), rates (how many), both of the rates at which every seed ran; seeds, diverged_share
+        (of lanes); validation, validation_low, validation_high and n over seeds at the tuned rate, likewise test,
+        test_low, test_high and test_n. Rows are in order of trial.
     """
-    metric, lanes = results.metric, results.lanes
-    rates = tuned_rates(lanes, metric, examples_of(results, "validation"))
-    columns = ["trial", "optimizer", "width", "depth", "batch_size", "regime", "outcome"]
-    columns += ["updates", "examples", "epochs", "train_seconds"]
-    rows = []
-    lanes_of = dict(iter(lanes.groupby("trial")))
-    for trial in results.trials["trial"]:
-        own = lanes_of.get(trial, lanes.head(0))
-        rate = float(rates.get(trial, math.nan))
-        tuned = own[own["learning_rate"] == rate]
-        validation = metric_interval(tuned[f"validation_{metric}"], metric, examples_of(results, "validation"))
-        test = metric_interval(tuned[f"test_{metric}"], metric, examples_of(results, "test"))
-        grid_of = own["learning_rate"]
-        rows.append(
-            {
-                "learning_rate": rate,
-                "on_edge": grid_of.nunique() > 1 and rate in (grid_of.min(), grid_of.max()),
-                "rates": grid_of.nunique(),
-                "seeds": own["seed"].nunique(),
-                "diverged_share": (own["outcome"] == "diverged").mean() if len(own) else math.nan,
-                "validation": validation.estimate,
-                "validation_low": validation.low,
-                "validation_high": validation.high,
-                "n": validation.n,
-                "test": test.estimate,
-                "test_low": test.low,
-                "test_high": test.high,
-                "test_n": test.n,
-            }
-        )
-    measured = ["learning_rate", "on_edge", "rates", "seeds", "diverged_share", "validation", "validation_low"]
-    measured += ["validation_high", "n", "test", "test_low", "test_high", "test_n"]
-    kinds = dict.fromkeys(measured, "float64") | dict.fromkeys(["rates", "seeds", "n", "test_n"], "int64")
-    table = pd.DataFrame(rows, columns=measured).astype(kinds | {"on_edge": "bool"})
-    return pd.concat([results.trials[columns].reset_index(drop=True), table], axis=1)
+    metric, lanes = results.metric, results.pooled.lanes
+    trials = results.pooled.trials.groupby("cell")
+    table = trials.first().rename_axis("cell")
+    table["trials"] = trials.size()
+    table["train_seconds"] = trials["train_seconds"].mean()
+    table["extensions"] = trials["extensions"].max().fillna(0).astype("int64")
+    table["parameters"] = table["parameters"].astype(float)
+    rates = rate_table(lanes, metric, examples_of(results, "validation"))
+    tuned = _tuned(rates, metric).reindex(table.index)
+    shared = rates[rates["shared"]].groupby("cell")["learning_rate"].agg(["min", "max", "nunique"]).reindex(table.index)
+    edge = (tuned["learning_rate"] == shared["min"]) | (tuned["learning_rate"] == shared["max"])
+    table["learning_rate"] = tuned["learning_rate"]
+    table["on_edge"] = edge & (shared["nunique"] > 1)
+    table["rates"] = shared["nunique"].fillna(0).astype("int64")
+    by_cell = lanes.groupby("cell")
+    table["seeds"] = by_cell["seed"].nunique().reindex(table.index, fill_value=0)
+    table["diverged_share"] = (lanes["outcome"] == "diverged").groupby(lanes["cell"]).mean()
+    table[["validation", "validation_low", "validation_high"]] = tuned[["estimate", "low", "high"]]
+    table["n"] = tuned["n"].fillna(0).astype("int64")
+    there = lanes[lanes["learning_rate"] == lanes["cell"].map(table["learning_rate"])]
+    tests = {
+        cell: asdict(metric_interval(values, metric, examples_of(results, "test")))
+        for cell, values in there.groupby("cell")[f"test_{metric}"]
+    }
+    test = pd.DataFrame.from_dict(tests, orient="index", columns=list(_LIMITS)).astype(float).reindex(table.index)
+    table[["test", "test_low", "test_high"]] = test[["estimate", "low", "high"]]
+    table["test_n"] = test["n"].fillna(0).astype("int64")
+    columns = ["trial", "trials", *CELL, "regime", "outcome", "parameters", "updates", "examples", "epochs"]
+    columns += ["train_seconds", "extensions", "learning_rate", "on_edge", "rates", "seeds", "diverged_share"]
+    columns += ["validation", "validation_low", "validation_high", "n", "test", "test_low", "test_high", "test_n"]
+    return table.reset_index(drop=True)[columns]
 
 
 def rank(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
     """The rows of `cells` that can be compared, best validation metric first, ties by trial.
 
     They have a tuned rate and saw the whole budget: what the scheduler stopped had less. While no trial has completed,
-    those that have not are ranked among themselves. A cell that was tried again counts once.
+    those that have not are ranked among themselves.
     """
     tuned = table[table["validation"].notna()]
     whole = tuned[tuned["outcome"] == "completed"]
-    ordered = (whole if len(whole) else tuned).sort_values(["validation", "trial"], ascending=[not maximize, True])
-    return ordered.drop_duplicates(CELL, ignore_index=True)
+    ordered = whole if len(whole) else tuned
+    return ordered.sort_values(["validation", "trial"], ascending=[not maximize, True], ignore_index=True)
+
+
+def pareto(table: pd.DataFrame, objectives: Sequence[str], maximize: bool) -> pd.Series[bool]:
+    """Which completed cells no other one dominates: none is as good in every objective and better in one.
+
+    Args:
+        table: `cells`, or any frame with the columns outcome, validation and the objectives.
+        objectives: some of `analysis.results.OBJECTIVES`; `metric` is the column validation, others are to be small.
+        maximize: whether a larger metric is better.
+
+    Returns:
+        Shape (rows of table,), its index. Cells with equal objectives are on the front together; one that lacks an
+        objective is never on it.
+    """
+    columns = ["validation" if name == "metric" else name for name in objectives]
+    costs = table[columns].to_numpy(dtype=np.float64, copy=True)
+    if maximize and "metric" in objectives:
+        costs[:, columns.index("validation")] *= -1
+    costs[(table["outcome"] != "completed").to_numpy()] = math.nan
+    # NaN compares false, so what lacks an objective dominates nothing.
+    front = [
+        not np.isnan(cost).any() and not ((costs <= cost).all(axis=1) & (costs < cost).any(axis=1)).any()
+        for cost in costs
+    ]
+    return pd.Series(front, index=table.index, dtype=bool)
 
 
 def optimizer_order(names: Iterable[str]) -> list[str]:
@@ -288,18 +344,39 @@ def optimizer_order(names: Iterable[str]) -> list[str]:
 
 
 def tuned_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
-    """The lanes of some rows of `cells` that ran at their trial's tuned rate."""
-    return results.lanes.merge(rows[["trial", "learning_rate"]], on=["trial", "learning_rate"])
+    """The lanes of some rows of `cells` that ran at their cell's tuned rate; the column cell is the rows' trial."""
+    keys = rows[["trial", "learning_rate"]].rename(columns={"trial": "cell"})
+    return results.pooled.lanes.merge(keys, on=["cell", "learning_rate"])
+
+
+def fresh_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The confirmation's lanes of some rows of `cells`, as `tuned_lanes` gives the search's.
+
+    A cell that was confirmed at another rate than its tuned one has none: the search went on and chose anew.
+    """
+    again = results.confirmation
+    if again is None:
+        return tuned_lanes(results, rows).head(0)
+    keys = rows[[*CELL, "trial", "learning_rate"]].rename(columns={"trial": "cell", "learning_rate": "tuned"})
+    of_trial = again.trials[["trial", *CELL]].fillna({"settings": ""}).merge(keys, on=CELL)[["trial", "cell", "tuned"]]
+    lanes = again.lanes.merge(of_trial, on="trial")
+    lanes = lanes[np.isclose(lanes["learning_rate"], lanes["tuned"], rtol=1e-9, atol=0)]
+    # Pooled only now: what completed at a rate of old must not hide what diverged at this one.
+    kept = pool(again.trials[again.trials["trial"].isin(lanes["trial"])], again.lanes).trials["trial"]
+    return lanes[lanes["trial"].isin(kept)].drop(columns="tuned")
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The best cell against the best cell of the next-best optimizer, over the seeds that they share.
 
+    Both were chosen on validation over the search's seeds; what was chosen on other data is compared where it can be.
+
     Attributes:
         best: row of `cells`.
         rival: row of `cells`.
-        split: `test` where both have it, else `validation`; either way the cells were chosen on validation.
+        split: `test` where both have it, else `validation`.
+        fresh: whether over seeds that the search never saw, since both were confirmed.
         effect: of a loss the ratio best / rival (geometric mean), of an accuracy the difference best - rival; paired.
         wins: pairs in which the best cell is better.
         p: `sign_flip_p` of the pairs.
@@ -309,6 +386,7 @@ class Comparison:
     best: pd.Series[Any]
     rival: pd.Series[Any]
     split: str
+    fresh: bool
     effect: Interval
     wins: int
     p: float
@@ -335,25 +413,103 @@ def compare_best(results: Results, table: pd.DataFrame) -> Comparison | None:
     Returns:
         The comparison; None unless two optimizers have a tuned cell. `effect.n` is 0 if they share no seed.
     """
-    best_of_each = rank(table, results.maximize).drop_duplicates("optimizer")
+    best_of_each = rank(table, results.maximize).drop_duplicates("optimizer").head(2)
     if len(best_of_each) < 2:
         return None
     best, rival = best_of_each.iloc[0], best_of_each.iloc[1]
-    split = "test" if min(best["test_n"], rival["test_n"]) > 0 else "validation"
-    column = f"{split}_{results.metric}"
-    lanes = tuned_lanes(results, best_of_each.head(2)).pivot_table(index="seed", columns="trial", values=column)
-    pairs = lanes.reindex(columns=[best["trial"], rival["trial"]]).dropna()
+    lanes = fresh_lanes(results, best_of_each)
+    # The survivors alone would flatter a cell that diverged on a fresh seed.
+    fresh = lanes["cell"].nunique() == 2 and bool((lanes["outcome"] == "completed").all())
+    lanes = lanes if fresh else tuned_lanes(results, best_of_each)
+    tested = lanes.groupby("cell")[f"test_{results.metric}"].count().min() > 0
+    split = "test" if tested else "validation"
+    by_seed = lanes.pivot_table(index="seed", columns="cell", values=f"{split}_{results.metric}")
+    pairs = by_seed.reindex(columns=[best["trial"], rival["trial"]]).dropna()
     first, second = pairs.to_numpy(dtype=np.float64).T
     if results.maximize:
         differences = first - second
         # The t interval of few differences can pass what two accuracies can differ by.
         effect = t_interval(differences).map(lambda values: np.clip(values, -1.0, 1.0))
-        return Comparison(best, rival, split, effect, int((first > second).sum()), sign_flip_p(differences), 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a loss of zero has no ratio; t_interval drops the pair
-        differences = np.log(first) - np.log(second)
-    with np.errstate(over="ignore"):
-        ratio = t_interval(differences).map(np.exp)
-    return Comparison(best, rival, split, ratio, int((first < second).sum()), sign_flip_p(differences), 1.0)
+        wins, neutral = int((first > second).sum()), 0.0
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):  # a loss of zero has no ratio; t_interval drops the pair
+            differences = np.log(first) - np.log(second)
+        with np.errstate(over="ignore"):
+            effect = t_interval(differences).map(np.exp)
+        wins, neutral = int((first < second).sum()), 1.0
+    return Comparison(best, rival, split, fresh, effect, wins, sign_flip_p(differences), neutral)
+
+
+def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The confirmed cells: what they scored on validation in the search, and what on seeds that it never saw.
+
+    The curse is of a loss the ratio confirmed / search (geometric means), of an accuracy the difference search -
+    confirmed (as a share): above 1, or positive, means worse than the search promised. Its interval is Welch's, of
+    log losses or of accuracies, since the two sets of seeds are independent.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+
+    Returns:
+        Columns trial, those of `CELL`, regime, learning_rate; rank_search (in the leaderboard), rank_confirmed (among
+        the confirmed); outcome, seeds and diverged of the fresh lanes; search, confirmed and test (both over fresh
+        seeds), each with _low, _high and _n; curse, curse_low, curse_high. Best in the search first. Where a fresh seed
+        did not complete, confirmed, test and curse are NaN. Empty without a confirmation.
+    """
+    metric, ranked = results.metric, rank(table, results.maximize)
+    search, fresh = tuned_lanes(results, ranked), fresh_lanes(results, ranked)
+    rows: list[dict[str, Any]] = []
+    confirmed = ranked.assign(rank_search=range(1, len(ranked) + 1))[ranked["trial"].isin(fresh["cell"])]
+    for cell in confirmed.to_dict("records"):
+        own = fresh[fresh["cell"] == cell["trial"]]
+        diverged = int((own["outcome"] == "diverged").sum())
+        endings = own.loc[own["outcome"] != "completed", "outcome"].to_list()
+        row = {name: cell[name] for name in ["trial", *CELL, "regime", "learning_rate", "rank_search"]}
+        row |= {"seeds": len(own), "diverged": diverged}
+        row["outcome"] = "diverged" if diverged else [*endings, "completed"][0]
+        row |= {f"search{end}": cell[f"validation{end}"] for end in ("", "_low", "_high")} | {"search_n": cell["n"]}
+        values = own.head(0) if endings else own  # the survivors alone would flatter the cell
+        before = search.loc[search["cell"] == cell["trial"], f"validation_{metric}"]
+        after = values[f"validation_{metric}"]
+        for name, interval in {
+            "confirmed": metric_interval(after, metric, examples_of(results, "validation")),
+            "test": metric_interval(values[f"test_{metric}"], metric, examples_of(results, "test")),
+            "curse": _curse(before.to_numpy()[:, None], after.to_numpy()[:, None], metric),
+        }.items():
+            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            row[f"{name}_n"] = interval.n
+        rows.append(row)
+    limits = [f"{name}{end}" for name in ("search", "confirmed", "test") for end in ("", "_low", "_high", "_n")]
+    columns = ["trial", *CELL, "regime", "learning_rate", "rank_search", "rank_confirmed", "outcome", "seeds"]
+    columns += ["diverged", *limits, "curse", "curse_low", "curse_high"]
+    kinds = {"trial": "int64", "learning_rate": "float64", "confirmed": "float64"}
+    frame = pd.DataFrame(rows, columns=columns).astype(kinds)
+    return frame.assign(rank_confirmed=frame["confirmed"].rank(method="min", ascending=not results.maximize))
+
+
+def average_curse(results: Results, curse: pd.DataFrame) -> Interval:
+    """The curse averaged over the confirmed cells, from `winners_curse`: geometric mean of ratios, or mean difference.
+
+    Cells share their seeds, so each seed's average over the cells is one value of Welch's two samples; a seed that not
+    every cell ran is left out. Cells without a confirmed score are, too.
+    """
+    held = curse[curse["confirmed"].notna()]
+    search, fresh = (
+        lanes.pivot_table(index="seed", columns="cell", values=f"validation_{results.metric}")
+        .dropna()
+        .to_numpy(dtype=float)
+        for lanes in (tuned_lanes(results, held), fresh_lanes(results, held))
+    )
+    return _curse(search, fresh, results.metric)
+
+
+def _curse(search: NDArray[np.float64], fresh: NDArray[np.float64], metric: str) -> Interval:
+    """How much worse the fresh scores are than the search's: shapes (seeds, cells), averaged over cells."""
+    if metric == "accuracy":
+        return welch_interval(search.mean(axis=1), fresh.mean(axis=1)).map(lambda values: np.clip(values, -1.0, 1.0))
+    with np.errstate(divide="ignore", over="ignore"):
+        return welch_interval(np.log(fresh).mean(axis=1), np.log(search).mean(axis=1)).map(np.exp)
 
 
 def best_so_far(values: ArrayLike, maximize: bool) -> NDArray[np.float64]:
@@ -370,11 +526,16 @@ def best_so_far(values: ArrayLike, maximize: bool) -> NDArray[np.float64]:
     return np.fmax.accumulate(array) if maximize else np.fmin.accumulate(array)
 
 
-def progress(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
-    """The search trial by trial: columns trial, optimizer, value (NaN if none), best (so far), from rows of `cells`."""
-    ordered = table.sort_values("trial", ignore_index=True)
-    frame = ordered[["trial", "optimizer"]].assign(value=ordered["validation"])
-    return frame.assign(best=best_so_far(frame["value"], maximize))
+def progress(results: Results) -> pd.DataFrame:
+    """The search trial by trial, each at its own tuned rate.
+
+    Returns:
+        Columns trial, optimizer, value (NaN if none), best (so far).
+    """
+    each = results.lanes.assign(cell=results.lanes["trial"])
+    values = _tuned(rate_table(each, results.metric, examples_of(results, "validation")), results.metric)["estimate"]
+    frame = results.trials[["trial", "optimizer"]].assign(value=results.trials["trial"].map(values).astype(float))
+    return frame.assign(best=best_so_far(frame["value"], results.maximize))
 
 
 def time_to_target(curves: pd.DataFrame, target: float, maximize: bool) -> pd.DataFrame:
@@ -408,20 +569,20 @@ def target_times(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     """Time to target of the best cell of each regime and optimizer, at its tuned rate.
 
     Returns:
-        Columns regime, optimizer, trial, batch_size, learning_rate, reached (seeds), seeds, and the medians over seeds
-        of update, examples, epoch, train_seconds, infinite where half of the seeds never reach the target. Fastest
-        in examples first within a regime. Empty if the workload has no target.
+        Columns regime, optimizer, settings, trial, batch_size, learning_rate, reached (seeds), seeds, and the medians
+        over seeds of update, examples, epoch, train_seconds, infinite where half of the seeds never reach the target.
+        Fastest in examples first within a regime. Empty if the workload has no target.
     """
-    columns = ["regime", "optimizer", "trial", "batch_size", "learning_rate", "reached", "seeds", *AXES]
+    names = ["regime", "optimizer", "settings", "trial", "batch_size", "learning_rate"]
+    columns = [*names, "reached", "seeds", *AXES]
     rows: list[dict[str, Any]] = []
     if results.target is not None:
         best = rank(table, results.maximize).drop_duplicates(["regime", "optimizer"])
         curves = curves_of(results, best)
-        times = time_to_target(curves, results.target, results.maximize)
         for cell in best.to_dict("records"):
-            own = times[times["trial"] == cell["trial"]]
+            own = time_to_target(curves[curves["cell"] == cell["trial"]], results.target, results.maximize)
             medians = {axis: censored_median(own[axis]) for axis in AXES}
-            shown = {name: cell[name] for name in columns[:5]}
+            shown = {name: cell[name] for name in names}
             rows.append(shown | {"reached": int(own["reached"].sum()), "seeds": len(own)} | medians)
     frame = pd.DataFrame(rows, columns=columns)
     order = frame["regime"].map({name: place for place, name in enumerate(REGIMES)})
@@ -429,8 +590,8 @@ def target_times(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves_of(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
-    """The curves of the lanes of some rows of `cells` at their tuned rate; seed is added to the columns."""
-    lanes = tuned_lanes(results, rows)[["trial", "lane", "seed"]]
+    """The curves of the lanes of some rows of `cells` at their tuned rate; cell and seed are added."""
+    lanes = tuned_lanes(results, rows)[["trial", "lane", "cell", "seed"]]
     return results.curves[results.curves["trial"].isin(lanes["trial"])].merge(lanes, on=["trial", "lane"])
 
 
@@ -438,7 +599,8 @@ def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) ->
     """The validation metric along training: mean and interval over the given lanes, point by point.
 
     Args:
-        curves: rows of `analysis.results.CURVES` of the lanes of one trial, whose points share their update numbers.
+        curves: rows of `analysis.results.CURVES` of the lanes of one cell. Points that not all of them have are left
+            out: trials whose budget is in seconds do not share all update numbers.
         metric: `loss` or `accuracy`.
         examples: validation examples.
 
@@ -446,9 +608,10 @@ def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) ->
         One row per point: update, examples, epoch, train_seconds (mean over lanes), estimate, low, high, n.
     """
     points = curves[(curves["split"] == "validation") & (curves["metric"] == metric)]
+    counts = points.groupby("update")["value"].transform("size")
     rows = [
         {axis: group[axis].mean() for axis in AXES} | asdict(metric_interval(group["value"], metric, examples))
-        for _, group in points.groupby("update", sort=True)
+        for _, group in points[counts == counts.max()].groupby("update", sort=True)
     ]
     return pd.DataFrame(rows, columns=[*AXES, *_LIMITS]).astype(dict.fromkeys(AXES, float))
 
@@ -461,10 +624,10 @@ def regime_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         table: its `cells`.
 
     Returns:
-        The columns of `band`, behind regime, trial, optimizer, batch_size, learning_rate; and batch_loss, the mean
-        loss over the batches since the last point, of the first seed alone (NaN where it was not recorded).
+        The columns of `band`, behind regime, trial, optimizer, settings, batch_size, learning_rate; and batch_loss, the
+        mean loss over the batches since the last point, of the first seed alone (NaN where it was not recorded).
     """
-    names = ["regime", "trial", "optimizer", "batch_size", "learning_rate"]
+    names = ["regime", "trial", "optimizer", "settings", "batch_size", "learning_rate"]
     best = rank(table, results.maximize).drop_duplicates("regime").set_index("regime")
     pieces = []
     for regime in (name for name in REGIMES if name in best.index):
@@ -486,10 +649,10 @@ def rate_sensitivity(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         The columns of `rate_table`, and optimizer and tuned (whether this rate was chosen).
     """
     best = rank(table, results.maximize).drop_duplicates("optimizer").set_index("trial")
-    lanes = results.lanes[results.lanes["trial"].isin(best.index)]
-    frame = rate_table(lanes, results.metric, examples_of(results, "validation"))
-    tuned = frame["trial"].map(best["learning_rate"]) == frame["learning_rate"]
-    return frame.assign(optimizer=frame["trial"].map(best["optimizer"]), tuned=tuned)
+    lanes = results.pooled.lanes
+    frame = rate_table(lanes[lanes["cell"].isin(best.index)], results.metric, examples_of(results, "validation"))
+    tuned = frame["cell"].map(best["learning_rate"]) == frame["learning_rate"]
+    return frame.assign(optimizer=frame["cell"].map(best["optimizer"]), tuned=tuned)
 
 
 def binned(values: pd.Series[int], limit: int = 8) -> pd.Series[str]:

@@ -38,7 +38,7 @@ SEARCH = check(
         "name": "bench",
         "workload": {"data": "cubic", "model": "mlp", "dtype": "float64"},
         "search": {"width": [8, 16], "depth": [1, 2], "batch_size": 32, "optimizer": ["sgd", "adam"]},
-        "lanes": {"rates": 8, "seeds": 5},
+        "lanes": {"rates": 8, "seeds": 5, "extensions": 0},
         "budget": {"trials": 8, "epochs": EPOCHS},
         "tuning": {"sampler": "grid", "scheduler": "none"},
     }
@@ -85,7 +85,7 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
 def searches(spec: Spec) -> list[SearchRow]:
     """The same search by our trials, by plain Ray Tune and by plain Optuna."""
     with cluster.connected(spec, None) as at_once, tempfile.TemporaryDirectory() as scratch:
-        ours = _timed(lambda: search.start(spec, Path(scratch), data.data_folder(), at_once, "", quiet=True))
+        ours = _timed(lambda: search.session(spec, Path(scratch), data.data_folder(), at_once, "", show="quiet"))
         plain_ray = _timed(lambda: _plain_ray(RAY_RUNS, Path(scratch)))
     plain_optuna = _timed(lambda: _plain_optuna(OPTUNA_RUNS, at_once))
     trials = search.planned_trials(spec)
@@ -170,13 +170,13 @@ def empty_trials(count: int) -> dict[str, float]:
     tables = SEARCH.model_dump(exclude_none=True)
     tables["workload"] |= {"data": "linear", "model": "linear"}
     tables["search"] = {"batch_size": {"low": 1, "high": 100}, "optimizer": ["sgd", "adam"]}
-    tables["lanes"] = {"rates": 1, "seeds": 1}
+    tables["lanes"] = {"rates": 1, "seeds": 1, "extensions": 0}
     tables["budget"] = {"trials": count, "updates": 1}
     tables["tuning"] = {"sampler": "random", "scheduler": "none"}
     spec = check(tables)
     with cluster.connected(spec, None) as at_once, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "empty"
-        search.start(spec, folder, data.data_folder(), at_once, "", quiet=True)
+        search.session(spec, folder, data.data_folder(), at_once, "", show="quiet")
         trials = results.load(folder).trials
     # The first trials wait for their workers to import torch; that is paid once a worker, not once a trial.
     trials = trials.sort_values("started").iloc[2 * at_once :]

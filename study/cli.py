@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 if TYPE_CHECKING:
+    from study.progress import Show
+    from study.search import Outcome
     from study.spec import Spec
 
 _FOLDER = click.Path(path_type=Path)
@@ -29,10 +32,24 @@ class Group(click.Group):
             click.echo("study: interrupted", err=True)
             raise SystemExit(130) from error
         except Exception as error:
-            if type(error).__name__ in {"SpecError", "DataError", "ResultsError"}:
+            mistakes = {"SpecError": 2, "DataError": 2, "ResultsError": 2, "Halted": 1}
+            if code := mistakes.get(type(error).__name__):
                 click.echo(f"study: {error}", err=True)
-                raise SystemExit(2) from error
+                raise SystemExit(code) from error
             raise
+
+
+def running(command: Any) -> Any:
+    """Add the options of commands that run trials."""
+    options = (
+        click.option("--address", help="Ray cluster to join (auto, host:port, ray://...); this machine if not given."),
+        click.option("--quiet", "show", flag_value="quiet", help="Show no progress."),
+        click.option("--plain", "show", flag_value="plain", help="Show plain lines, on a terminal too."),
+        click.option("--json", "show", flag_value="json", help="Print one JSON object a line, for programs."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,8 +64,7 @@ def main() -> None:
 @click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget.")
 @click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's.")
 @click.option("--out", type=_FOLDER, help="Results folder; results/NAME if not given.")
-@click.option("--address", help="Ray cluster to join (auto, host:port, ray://...); this machine if not given.")
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@running
 def run(
     spec: str,
     trials: int | None,
@@ -56,24 +72,44 @@ def run(
     seeds: int | None,
     out: Path | None,
     address: str | None,
-    quiet: bool,
+    show: str | None,
 ) -> None:
     """Run the study of SPEC, a TOML file or the name of a shipped one, and write its report."""
     from study import search
 
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
-    outcome = search.run(study, out, address=address, command=_command(), quiet=quiet)
-    folder = _shown(outcome.folder)
-    report = _report([outcome.folder])
-    if outcome.interrupted:
-        click.echo(f"interrupted: {outcome.ended} of {outcome.planned} trials ended, in {folder}", err=True)
-    click.echo(f"results: {folder}")
-    click.echo(f"report:  {_shown(report)}")
-    if outcome.interrupted:
-        raise SystemExit(130)
-    if not outcome.scored:
-        click.echo(f"no trial gave a value; `study status {folder}` says how they ended", err=True)
-        raise SystemExit(1)
+    _conclude(search.run(study, out, address=address, command=_command(), show=_show(show)), show)
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+@running
+def resume(folder: Path, address: str | None, show: str | None) -> None:
+    """Go on with the study in FOLDER where it was, whatever ended it."""
+    from study import search
+
+    _conclude(search.resume(folder, address=address, command=_command(), show=_show(show)), show)
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--trials", type=click.IntRange(1), required=True, help="Trials to add.")
+@running
+def extend(folder: Path, trials: int, address: str | None, show: str | None) -> None:
+    """Add trials to the study in FOLDER."""
+    from study import search
+
+    _conclude(search.resume(folder, more=trials, address=address, command=_command(), show=_show(show)), show)
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--port", default=8080, show_default=True, help="Where to listen, on this machine alone.")
+def dashboard(folder: Path, port: int) -> None:
+    """Start optuna-dashboard on the study in FOLDER, also while it runs."""
+    from study import dashboard as board
+
+    board.serve(folder, port=port)
 
 
 @main.command()
@@ -126,6 +162,29 @@ def bench(only: str, device: str, out: Path | None) -> None:
     measurements.show(found, Console())
     if out:
         measurements.write(found, out)
+
+
+def _conclude(outcome: Outcome, show: str | None) -> None:
+    """Write the report, say where everything is, and end with the right exit code."""
+    folder = _shown(outcome.folder)
+    report = _shown(_report([outcome.folder]))
+    if show == "json":
+        click.echo(json.dumps({"event": "written", "results": folder, "report": report}))
+    if outcome.interrupted:
+        what = f"interrupted: {outcome.ended} of {outcome.planned} trials ended; `study resume {folder}` goes on"
+        click.echo(what, err=True)
+    if show != "json":
+        click.echo(f"results: {folder}")
+        click.echo(f"report:  {report}")
+    if outcome.interrupted:
+        raise SystemExit(130)
+    if not outcome.scored:
+        click.echo(f"no trial gave a value; `study status {folder}` says how they ended", err=True)
+        raise SystemExit(1)
+
+
+def _show(chosen: str | None) -> Show:
+    return cast("Show", chosen or "auto")
 
 
 def _report(folders: list[Path]) -> Path:

@@ -13,8 +13,10 @@ from study.spec import Resources, Spec, SpecError
 
 CONNECT_SECONDS = 10.0
 
-# Read when Ray is imported or started: no per-trial logger files, no usage report, quiet output.
+# Read when Ray is imported or started: no per-trial logger files, no usage report, quiet output, no snapshots of all
+# trials (a study resumes from its own tables).
 _ENVIRONMENT = {
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",

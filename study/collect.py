@@ -1,28 +1,36 @@
-"""Writes the results folder: the tables, as trials report, and the provenance."""
+"""Writes the results folder: the tables, as trials report, and the provenance.
+
+A trial's end is written in this order: its curves, its lanes, its row, then Optuna's storage, then its checkpoint is
+removed. Whatever is cut off in between is found by `study.recovery` when the study is resumed.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import os
 import platform
 import subprocess
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray import tune
 from ray.tune.experiment import Trial
 
 from analysis.results import FOLDERS, TABLES, parts, regime
-from study.outcomes import outcome
+from study.outcomes import TruthfulSearch, outcome
 from study.spec import Spec
 from trainables.tune import Payload
+
+if TYPE_CHECKING:
+    from study.trackers import Listener
 
 # Equal neighbours are merged once there are so many, so the parts stay few and each row is rewritten O(log n) times.
 MERGE = 8
@@ -60,23 +68,48 @@ class Table:
         for span in spans:
             self._file(*span).unlink()
 
+    def drop(self, trials: Collection[int]) -> None:
+        """Take out the rows of some trials."""
+        for span in list(self.spans):
+            whole = pq.read_table(self._file(*span))
+            keep = pc.invert(pc.is_in(whole["trial"], pa.array(trials, pa.int64())))
+            if (left := whole.filter(keep)).num_rows < whole.num_rows:
+                self._write(left, *span)
+
     def _write(self, table: pa.Table, first: int, last: int) -> None:
         file = self._file(first, last)
         unfinished = file.with_suffix(".tmp")
-        pq.write_table(table, unfinished, compression="zstd")
-        unfinished.replace(file)
+        try:
+            pq.write_table(table, unfinished, compression="zstd")
+            secure(unfinished, file)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
 
     def _file(self, first: int, last: int) -> Path:
         return self.folder / f"{first:07d}-{last:07d}.parquet"
 
 
 @dataclass
-class Progress:
+class Course:
     """A trial that has begun: what it last said, and its curves so far."""
 
     result: dict[str, Any] = field(default_factory=dict)
     lanes: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in TABLES["curves"].names})
+
+    def take(self, trial: int, payload: Payload) -> None:
+        """Add what a trial reports, or put it in the place of all before."""
+        if payload.whole:
+            self.curves = {name: [] for name in TABLES["curves"].names}
+        self.lanes = payload.lanes or self.lanes
+        for point in payload.points:
+            when = (point.update, point.examples, point.epoch, point.train_seconds)
+            for (split, metric), numbers in point.values.items():
+                self.add(trial, point.lanes, when, split, metric, numbers)
+        for trace in payload.traces:
+            for when, lanes, losses in trace.updates():
+                self.add(trial, lanes, when, "batch", "loss", losses)
 
     def add(
         self,
@@ -95,87 +128,124 @@ class Progress:
 
 
 class Collector(tune.Callback):
-    """Takes the payload out of every result, and writes a trial's rows when it ends.
+    """Takes the payload out of every result, writes a trial's rows when it ends, and tells everybody.
 
     Args:
         spec: the study's.
         folder: the results folder.
+        search: what tells Optuna.
+        listeners: who else wants to know.
+        tick: called from time to time.
     """
 
-    def __init__(self, spec: Spec, folder: Path) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        folder: Path,
+        search: TruthfulSearch,
+        listeners: Sequence[Listener] = (),
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
         self.training_examples = spec.workload.facts.train
         self.tables = {name: Table(name, folder) for name in TABLES}
-        self.trials: dict[str, Progress] = {}
-        self.written: set[str] = set()
+        self.search, self.listeners, self.tick = search, listeners, tick
+        self.courses: dict[int, Course] = {}
+        self.broken = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune's snapshots, which pickle callbacks, are not what a study is resumed from."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Time passes."""
+        self.tick()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial begins, or goes on."""
+        self.courses.setdefault(trial.config["trial"], Course())
+        for listener in self.listeners:
+            listener.began(trial.config["trial"], trial.config)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Keep what a trial reports until it ends."""
         payload: Payload = result.pop("payload")
-        progress = self.trials.setdefault(trial.trial_id, Progress())
-        # A trial that failed in mid-course keeps the counts and rows of its last good report.
-        progress.result = {**progress.result, **result}
-        progress.lanes = payload.lanes or progress.lanes
         number = trial.config["trial"]
-        for point in payload.points:
-            for (split, metric), values in point.values.items():
-                when = (point.update, point.examples, point.epoch, point.train_seconds)
-                progress.add(number, point.lanes, when, split, metric, values)
-        for trace in payload.traces:
-            for when, lanes, losses in trace.updates():
-                progress.add(number, lanes, when, "batch", "loss", losses)
+        course = self.courses[number]
+        course.take(number, payload)
+        # A trial that failed in mid-course keeps the counts and rows of its last good report.
+        course.result = {**course.result, **result}
+        if "report" in result and not result["extending"]:
+            self.search.report(number, result["report"], result["value"])
+        for listener in self.listeners:
+            listener.reported(number, result | {"payload": payload})
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write a trial that ended well, or was stopped."""
-        progress = self.trials.pop(trial.trial_id, Progress())
-        self._write(trial, outcome(progress.result), progress, error=progress.result.get("error"))
+        """A trial ended well, or was stopped."""
+        course = self.courses[trial.config["trial"]]
+        self._end(trial, outcome(course.result), course.result.get("error"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write a trial that raised, or whose worker died."""
-        progress = self.trials.pop(trial.trial_id, Progress())
-        self._write(trial, "failed", progress, error=_reason(trial))
+        """A trial's worker died, and was not tried again."""
+        self._end(trial, "failed", _reason(trial))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Write the trials that were still running when the study was interrupted."""
+        """The trials that were still running were interrupted."""
         for trial in trials:
-            if trial.trial_id not in self.written:
-                self._write(trial, "interrupted", self.trials.pop(trial.trial_id, Progress()))
+            if trial.config["trial"] in self.courses and not self.broken:
+                self._end(trial, "interrupted", None)
 
-    def _write(self, trial: Trial, ended: str, progress: Progress, error: str | None = None) -> None:
-        self.written.add(trial.trial_id)
-        config, result = trial.config, progress.result
-        started = result.get("started")
-        row = {
+    def _end(self, trial: Trial, ended: str, error: str | None) -> None:
+        number = trial.config["trial"]
+        course = self.courses.pop(number)
+        row = self._row(trial.config, course.result, ended, error)
+        lane_end = ended if ended != "diverged" else "completed" if course.result["finished"] else "stopped"
+        lanes = [{**lane, "trial": number, "outcome": _lane_outcome(lane, lane_end)} for lane in course.lanes]
+        try:
+            self.tables["curves"].append(course.curves)
+            self.tables["lanes"].append(_columns(lanes, TABLES["lanes"].names))
+            self.tables["trials"].append(_columns([row], TABLES["trials"].names))
+            self.search.end(number, ended, row, error)
+        except OSError:
+            self.broken = True
+            raise
+        if ended != "interrupted":
+            Path(trial.config["checkpoint"]).unlink(missing_ok=True)
+        for listener in self.listeners:
+            listener.ended(row)
+        # Ray Tune keeps every trial to the end; what it holds of those that ended is not needed any more.
+        trial.run_metadata.last_result = {}
+
+    def _row(self, config: dict[str, Any], result: dict[str, Any], ended: str, error: str | None) -> dict[str, Any]:
+        """A row of the trials table; NaN is the trainable's "none", in the table it is empty."""
+        return {
             "trial": config["trial"],
             "optimizer": config["optimizer"],
             "width": config["width"],
             "depth": config["depth"],
             "batch_size": config["batch_size"],
             "regime": regime(config["batch_size"], self.training_examples),
+            "settings": json.dumps(config["settings"], sort_keys=True) if config["settings"] else None,
+            "replicate": config["replicate"],
             "parameters": result.get("parameters"),
             "lanes": result.get("lanes"),
             "engine": result.get("engine"),
             "lanes_at_once": result.get("lanes_at_once"),
+            "extensions": result.get("extensions"),
             "outcome": ended,
-            # NaN is the trainable's "none"; in the table it is empty.
             "value": None if result.get("learning_rate") is None else result["value"],
             "learning_rate": result.get("learning_rate"),
+            "reported": [None if math.isnan(value) else value for value in result.get("reported", [])],
             "updates": result.get("update", 0),
             "examples": result.get("examples", 0),
             "epochs": result.get("epoch", 0.0),
             "train_seconds": result.get("train_seconds", 0.0),
-            "wall_seconds": time.time() - started if started else 0.0,
-            "started": started,
+            "wall_seconds": result.get("wall_seconds", 0.0),
+            "started": result.get("started"),
             "worker": result.get("worker"),
             "error": error,
         }
-        # Curves first and the trial last: a trial in the tables has all its rows.
-        self.tables["curves"].append(progress.curves)
-        lane_end = ended if ended != "diverged" else "completed" if result["finished"] else "stopped"
-        lanes = [{**lane, "trial": row["trial"], "outcome": _lane_outcome(lane, lane_end)} for lane in progress.lanes]
-        self.tables["lanes"].append(_columns(lanes, TABLES["lanes"].names))
-        self.tables["trials"].append(_columns([row], TABLES["trials"].names))
 
 
 def _lane_outcome(lane: dict[str, Any], of_trial: str) -> str:
@@ -194,28 +264,28 @@ def _reason(trial: Trial) -> str:
     return str(trial.get_error() or "unknown").strip()
 
 
-def write_provenance(folder: Path, spec: Spec, command: str, *, finished: bool, started: dt.datetime) -> None:
+def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *, finished: bool) -> None:
     """Write `provenance.json`: where the numbers come from.
 
     Args:
         folder: the results folder.
         spec: the study's.
-        command: what the user ran.
-        finished: whether the study has ended.
-        started: when it began.
+        sessions: one for each run, resumption and extension: its `command`, and when it `started` and `ended`.
+        finished: whether every trial has ended.
     """
     facts = spec.workload.facts
     loss = "cross-entropy in nats"
     if facts.task == "regression":
         loss = "mean squared error" + (" in variances of y" if spec.workload.standardize else "")
     content = {
-        "command": command,
+        "command": sessions[0]["command"],
         "commit": commit(),
-        "started": started.isoformat(timespec="seconds"),
-        "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds") if finished else None,
+        "started": sessions[0]["started"],
+        "finished": now() if finished else None,
+        "sessions": sessions,
         "versions": versions(),
         "hardware": hardware(),
-        "seeds": {"root": spec.tuning.seed, "lanes": spec.lane_seeds()},
+        "seeds": {"root": spec.tuning.seed, "lanes": spec.lane_seeds(), "confirm": spec.confirm_seeds()},
         "data": {
             "name": spec.workload.data,
             "about": facts.about,
@@ -229,11 +299,37 @@ def write_provenance(folder: Path, spec: Spec, command: str, *, finished: bool, 
     write_text(folder / "provenance.json", json.dumps(content, indent=1) + "\n")
 
 
+def sessions_of(folder: Path) -> list[dict[str, Any]]:
+    """The earlier sessions of a study; none if `provenance.json` is missing or damaged."""
+    try:
+        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["sessions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return found if isinstance(found, list) else []
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a file in one go: readers see the old one or the whole new one."""
     unfinished = file.with_name(file.name + ".tmp")
     unfinished.write_text(text, encoding="utf-8")
+    secure(unfinished, file)
+
+
+def secure(unfinished: Path, file: Path) -> None:
+    """Give a written file its name once its bytes are on disk, so that no loss of power leaves half of it."""
+    with unfinished.open("rb+") as written:
+        os.fsync(written.fileno())
     unfinished.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def versions() -> dict[str, str]:

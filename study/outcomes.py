@@ -1,21 +1,24 @@
 """The searcher that tells Optuna how trials really ended.
 
-Ray Tune's OptunaSearch reports a trial that the scheduler stopped as complete, and leaves one whose last value is NaN
-running for ever. Here every trial ends in Optuna's storage in the state that it deserves, with the outcome beside it as
-a user attribute, and no number is made up.
+Ray Tune's OptunaSearch reports a trial that the scheduler stopped as complete, leaves one whose last value is NaN
+running for ever, and forgets after a crash what it had suggested. Here Optuna's storage is the truth: a trial is in it
+from the moment it is suggested, ends there in the state that it deserves, with the outcome beside it as a user
+attribute, and no number is made up. The one who tells it is the collector, once the trial's rows are on disk.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from typing import Any, Literal, TypeAlias
 
 import optuna
 from optuna.trial import TrialState
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
-from study.space import Space
+from study.space import Space, fair_optimizer, key, sampler
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
 
 STATES = {
     "completed": TrialState.COMPLETE,
@@ -23,7 +26,8 @@ STATES = {
     "diverged": TrialState.FAIL,
     "failed": TrialState.FAIL,
     "out of memory": TrialState.FAIL,
-    "interrupted": TrialState.FAIL,
+    # An interrupted trial waits to be continued, under its number; a study that is resumed ends it in another state.
+    "interrupted": TrialState.WAITING,
 }
 
 
@@ -42,69 +46,107 @@ def outcome(result: dict[str, Any] | None, *, error: bool = False) -> str:
     return "stopped" if result["outcome"] == "running" else str(result["outcome"])
 
 
-class TruthfulSearch(OptunaSearch):
-    """OptunaSearch whose trials end as what they were.
+def values(objectives: list[str], result: dict[str, Any]) -> list[float]:
+    """A completed trial's values, from its last result or its row of the trials table."""
+    names = {"metric": "value", "updates": "update" if "update" in result else "updates"}
+    return [float(result[names.get(objective, objective)]) for objective in objectives]
+
+
+def directions(objectives: list[str], metric: str) -> list[Direction]:
+    """Which way each objective is better: costs are minimized."""
+    best: Direction = "maximize" if metric == "accuracy" else "minimize"
+    return [best if objective == "metric" else "minimize" for objective in objectives]
+
+
+class TruthfulSearch(Searcher):
+    """What Ray Tune asks for cells, and what Optuna is told by.
 
     Args:
         space: the cells.
-        sampler: Optuna's.
-        storage: Optuna's; only the driver talks to it.
-        study_name: name of the study in the storage.
-        mode: min or max, of the metric `value`.
+        study: Optuna's; only the driver talks to it. Trials that wait in it are suggested first.
+        redo: numbers of trials that Optuna knows the end of but whose rows were lost; they run again, before all.
     """
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        sampler: optuna.samplers.BaseSampler,
-        storage: optuna.storages.BaseStorage,
-        study_name: str,
-        mode: str,
-    ) -> None:
-        super().__init__(
-            space=space, metric="value", mode=mode, sampler=sampler, storage=storage, study_name=study_name
-        )
-        assert self._ot_study is not None
-        self._study: optuna.Study = self._ot_study
-        self._cells: Callable[[optuna.Trial], dict[str, Any]] = space
-        self._running: dict[str, optuna.Trial] = {}
+    def __init__(self, space: Space, study: optuna.Study, redo: list[int] | None = None) -> None:
+        super().__init__(metric="value", mode="max" if space.spec.workload.metric == "accuracy" else "min")
+        self.space, self.study, self.redo = space, study, list(redo or [])
+        self.several = len(study.directions) > 1
+        self.running: dict[int, optuna.Trial] = {}
+        trials = study.get_trials(deepcopy=False)
+        self.asked = len(trials)
+        self.waiting = sorted(trial.number for trial in trials if trial.state == TrialState.WAITING)
+        self.params = {number: trials[number].params for number in self.redo}
+        self.replicates: dict[int, int] = {}
+        self.seen: Counter[str] = Counter()
+        for trial in trials:
+            if (replicate := trial.user_attrs.get("replicate")) is not None:
+                self.replicates[trial.number] = replicate
+                self.seen[key(space.suggest(optuna.trial.FixedTrial(trial.params)))] += 1
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Ask Optuna for a cell and make it a trial's configuration."""
-        trial = self._running[trial_id] = self._study.ask()
-        return self._cells(trial)
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next trial's configuration: one that is to be done again, one that waits, or a new one."""
+        if self.redo:
+            number = self.redo.pop(0)
+            cell = self.space.suggest(optuna.trial.FixedTrial(self.params.pop(number)))
+            return self.space.configuration(cell, number, self.replicates.get(number, 0))
+        number = self.waiting.pop(0) if self.waiting else self.asked
+        self.study.sampler = sampler(self.space.spec, number)
+        trial = self.running[number] = self._go_on(number) if number < self.asked else self._ask(number)
+        self.asked = max(self.asked, number + 1)
+        cell = self.space.suggest(trial)
+        if number not in self.replicates:
+            # A cell that comes again gets fresh seeds instead of the same numbers.
+            self.replicates[number] = self.seen[key(cell)]
+            self.seen[key(cell)] += 1
+            trial.set_user_attr("replicate", self.replicates[number])
+        return self.space.configuration(cell, number, self.replicates[number])
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass on an intermediate value."""
-        self._report(self._running[trial_id], result)
+    def _ask(self, number: int) -> optuna.Trial:
+        if turn := fair_optimizer(self.space.spec, number):
+            self.study.enqueue_trial({"optimizer": turn})
+        trial = self.study.ask()
+        assert trial.number == number
+        return trial
+
+    def _go_on(self, number: int) -> optuna.Trial:
+        """A trial that waits, with what it was suggested before; ask() may give another that waits."""
+        storage = self.study._storage
+        identity = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        storage.set_trial_state_values(identity, TrialState.RUNNING)
+        return optuna.Trial(self.study, identity)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna the end."""
-        trial = self._running.pop(trial_id)
-        if result:
-            # Ray Tune passes a result that ends a trial here only.
-            self._report(trial, result)
-        self._end(trial, outcome(result, error=error), result)
+        """Nothing: the collector says when a trial has ended, after it has written it."""
 
-    def interrupt(self) -> None:
-        """Tell Optuna that every trial still running was interrupted."""
-        while self._running:
-            self._end(self._running.popitem()[1], "interrupted", None)
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing, likewise."""
 
-    def _report(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
-        value, step = result.get("value", math.nan), result["training_iteration"]
-        if not math.isnan(value):
-            trial.report(value, step)
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: Optuna's storage holds it all."""
 
-    def _end(self, trial: optuna.Trial, ended: str, result: dict[str, Any] | None) -> None:
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+    def report(self, number: int, part: int, value: float) -> None:
+        """Pass on an intermediate value; Optuna takes none where there are several objectives."""
+        trial = self.running.get(number)
+        if trial and not self.several and not math.isnan(value):
+            storage, identity = self.study._storage, trial._trial_id
+            # A trial that began anew reports what it has reported before.
+            if part not in storage.get_trial(identity).intermediate_values:
+                storage.set_trial_intermediate_value(identity, part, value)
+
+    def end(self, number: int, ended: str, result: dict[str, Any], error: str | None = None) -> None:
+        """Tell Optuna how a trial ended; a trial that it knows the end of is left as it is."""
+        trial = self.running.pop(number, None)
+        if trial is None:
+            return
         trial.set_user_attr("outcome", ended)
-        value = result["value"] if result and ended == "completed" else None
-        try:
-            # A pruned trial takes its last intermediate value, which is its honest one.
-            self._study.tell(trial, value, state=STATES[ended])
-        except RuntimeError:
-            # The grid sampler stops the study after its last cell, which an ask-and-tell study cannot do; the trial's
-            # state has been written by then.
-            if not isinstance(self._study.sampler, optuna.samplers.GridSampler):
-                raise
+        if error:
+            trial.set_user_attr("error", error.strip().splitlines()[-1])
+        if ended == "interrupted":
+            self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            return
+        told = values(self.space.spec.tuning.objectives, result) if ended == "completed" else None
+        # A pruned trial takes its last intermediate value, which is its honest one.
+        self.study.tell(trial, told, state=STATES[ended])

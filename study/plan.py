@@ -57,9 +57,14 @@ def describe(spec: Spec) -> str:
     rows = [
         ("data", f"{spec.workload.data}: {facts.about}"),
         ("", f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"),
-        ("cells", f"{spec.cells():,} ({' x '.join(f'{d.size()} {name}' for name, d in dimensions.items())})"),
+        ("cells", _cells(spec)),
         ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
         ("lanes", f"{lane_count} a trial: {lane_count // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
+        *(
+            [("", f"up to {spec.lanes.extensions} times half as many rates again, where the best is on the edge")]
+            if spec.lanes.extensions
+            else []
+        ),
     ]
     for size, updates in sorted({(p.batch_size, p.updates) for p in probes}, key=lambda pair: pair[0]):
         much = f"{updates:,} updates a lane" if updates else f"{spec.budget.seconds:g} s a trial"
@@ -116,8 +121,16 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     return Probe(batch_size, updates, seconds, memory, engine.name, at_once)
 
 
+def _cells(spec: Spec) -> str:
+    """How many cells there are, and what they are made of; settings come on top of their optimizer."""
+    shared = " x ".join(f"{d.size()} {name}" for name, d in spec.search.dimensions().items())
+    own = ", ".join(name for optimizer in spec.search.optimizers() for name in spec.search.settings_of(optimizer))
+    count = f"{spec.cells():,}" if math.isfinite(spec.cells()) else "any number"
+    return f"{count} ({shared}{f'; with {own}' if own else ''})"
+
+
 def _heaviest(spec: Spec) -> str:
-    return max(map(str, spec.search.optimizer.ends()), key=lambda name: (named(name).solo, len(named(name).buffers)))
+    return max(spec.search.optimizers(), key=lambda name: (named(name).solo, len(named(name).buffers)))
 
 
 def _lanes(spec: Spec) -> list[Lane]:

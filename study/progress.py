@@ -1,120 +1,205 @@
-"""Shows how a study goes: a live line on a terminal, plain lines elsewhere."""
+"""Shows how a study goes: live lines on a terminal, plain lines elsewhere, JSON lines for programs, or nothing."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from ray import tune
-from ray.tune.experiment import Trial
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-from study.outcomes import outcome
-from study.watch import describe
+from analysis import results
+from analysis.statistics import Interval, metric_interval
+from study.recovery import State
+from study.spec import Spec
+from study.watch import best_line, cost, duration
 
 PLAIN_SECONDS = 15.0
 
+Show: TypeAlias = Literal["auto", "plain", "json", "quiet"]
+"""auto: live on a terminal, plain elsewhere; json: one object a line on standard output."""
 
-class ProgressDisplay(tune.Callback):
-    """A callback that counts trials by outcome, remembers the best and shows both.
+
+class ProgressDisplay:
+    """Counts trials by outcome, remembers the best with its interval and what all cost, and shows it.
 
     Args:
-        planned: trials to come.
-        metric: name of the metric.
-        maximize: whether more of it is better.
-        quiet: count, but show nothing.
+        spec: the study's.
+        planned: trials that there will be.
+        show: how.
     """
 
-    def __init__(self, planned: int, metric: str, *, maximize: bool, quiet: bool) -> None:
-        self.planned, self.metric, self.maximize = planned, metric, maximize
+    def __init__(self, spec: Spec, planned: int, show: Show) -> None:
+        self.spec, self.planned, self.show = spec, planned, show
+        self.maximize = spec.workload.metric == "accuracy"
         self.counts: Counter[str] = Counter()
-        self.running: set[str] = set()
-        self.best: tuple[float, str] | None = None
-        self.scored = 0
-        self.console = Console(stderr=True, quiet=quiet)
-        self.shown = time.monotonic()
-        self.live: Progress | None = None
-        if self.console.is_terminal and not quiet:
-            self.live = Progress(
-                TextColumn("trials"),
-                BarColumn(bar_width=16),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}", markup=False),
-                console=self.console,
-            )
-            self.task = self.live.add_task("", total=planned)
+        self.running: dict[int, dict[str, Any]] = {}
+        self.best: dict[str, Any] | None = None
+        self.interval: Interval | None = None
+        self.scored = self.lanes = self.before = 0
+        self.seconds = 0.0  # of workers, in trials that ended
+        self.started = self.shown = time.monotonic()
+        self.console = Console(stderr=show != "json", quiet=show == "quiet", soft_wrap=True, highlight=False)
+        self.live = Live(console=self.console, get_renderable=self._lines, refresh_per_second=4, transient=True)
+        self.is_live = show == "auto" and self.console.is_terminal
 
     @property
-    def ended(self) -> int:
-        """Trials that ended, in whatever way."""
-        return sum(self.counts.values())
+    def done(self) -> int:
+        """Trials that ended, in whatever way but interruption."""
+        return self.counts.total() - self.counts["interrupted"]
+
+    def go_on(self, state: State, folder: Path) -> None:
+        """Count what earlier sessions did.
+
+        Args:
+            state: how far the study is.
+            folder: its results folder.
+        """
+        for row in state.rows.values():
+            self._count(row)
+        self.before = self.done
+        if self.best:
+            lanes = results.load(folder).lanes
+            self.interval = self._over_seeds(lanes[lanes["trial"] == self.best["trial"]].to_dict("records"))
+        if state.rows or state.begun or state.redo:
+            parts = [f"{self.done} of {self.planned} trials have ended"]
+            parts += [f"{len(state.begun)} go on where they were"] if state.begun else []
+            parts += [f"{len(state.redo)} run again, whose rows were lost"] if state.redo else []
+            self.say(f"{self.spec.name}: {', '.join(parts)}")
+
+    def say(self, message: str) -> None:
+        """Tell the user something at once."""
+        if self.show == "json":
+            self._object("message", text=message)
+        else:
+            self.console.print(message, markup=False)
 
     def __enter__(self) -> ProgressDisplay:
-        if self.live:
+        self.started = time.monotonic()
+        if self.is_live:
             self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.live:
-            self.live.stop()
+        self.live.stop()
+        if self.show == "json":
+            self._object("end", **self.numbers())
         else:
-            self.console.print(self.summary(), markup=False, highlight=False, soft_wrap=True)
+            self.console.print(self.summary(), markup=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray Tune pickles callbacks with its snapshots; the display itself cannot be and need not.
-        return {**self.__dict__, "console": None, "live": None}
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Show something from time to time even while no trial ends."""
-        self._show()
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def began(self, trial: int, config: dict[str, Any]) -> None:
         """Count a trial as running."""
-        self.running.add(trial.trial_id)
+        self.running[trial] = {}
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def reported(self, trial: int, result: dict[str, Any]) -> None:
+        """Keep what a trial last said."""
+        self.running[trial] = result
+        if warning := result.get("warning"):
+            self.say(f"trial {trial}: {warning}")
+
+    def ended(self, row: dict[str, Any]) -> None:
         """Count a trial by how it ended, and keep the best."""
-        result = trial.last_result
-        ended = outcome(result)
-        value = result.get("value", math.nan)
-        if not math.isnan(value):
-            self.scored += 1
-            if ended == "completed" and (self.best is None or (value > self.best[0]) == self.maximize):
-                self.best = value, describe(trial.config, result["learning_rate"])
-        self._end(trial, ended)
+        last = self.running.pop(row["trial"], {})
+        if self._count(row):
+            self.interval = self._over_seeds(last["payload"].lanes) if last else None
+        self.lanes += row["lanes"] or 0
+        if self.show == "json":
+            keep = ("trial", "outcome", "value", "learning_rate", "optimizer", "batch_size", "width", "depth", "error")
+            self._object("trial", **{name: row[name] for name in keep}, **self.numbers())
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Count a failed trial."""
-        self._end(trial, "failed")
+    def tick(self) -> None:
+        """Show something from time to time even while no trial ends."""
+        if not self.is_live and self.show in ("auto", "plain") and time.monotonic() - self.shown > PLAIN_SECONDS:
+            self.shown = time.monotonic()
+            self.console.print(self.summary(), markup=False)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything that is shown, as plain numbers; None where there is none."""
+        busy = self.seconds + sum(last.get("wall_seconds", 0.0) for last in self.running.values())
+        elapsed, since = time.monotonic() - self.started, self.done - self.before
+        best = self.best or {}
+        return {
+            "done": self.done,
+            "planned": self.planned,
+            "running": len(self.running),
+            "outcomes": dict(self.counts),
+            "best": best.get("value"),
+            "best_trial": best.get("trial"),
+            "best_low": self.interval.low if self.interval else None,
+            "best_high": self.interval.high if self.interval else None,
+            "lanes_per_second": self.lanes / elapsed if elapsed > 0 else 0.0,
+            "cpu_hours": busy * self.spec.resources.cpus_per_trial / 3600,
+            "gpu_hours": busy * self.spec.resources.gpus_per_trial / 3600,
+            "seconds_left": elapsed * (self.planned - self.done) / since if since else None,
+        }
 
     def summary(self) -> str:
-        """One line: counts and the best so far."""
+        """One line: counts, best, speed, cost and the time left."""
+        now = self.numbers()
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
-        text = f"{self.ended}/{self.planned} trials ({counts})" if counts else f"0/{self.planned} trials"
-        if self.running:
-            text += f", {len(self.running)} running"
-        if self.best:
-            text += f"; best {self.metric} {self.best[0]:.4g}: {self.best[1]}"
-        return text
+        parts = [f"{self.done}/{self.planned} trials" + (f" ({counts})" if counts else "")]
+        parts += [f"{now['running']} running"] if self.running else []
+        parts += [f"{now['lanes_per_second']:.1f} lanes/s"] if self.lanes else []
+        parts += [cost(now["cpu_hours"], now["gpu_hours"])]
+        parts += [f"about {duration(now['seconds_left'])} left"] if now["seconds_left"] else []
+        return ", ".join(parts) + (f"; {self._best()}" if self.best else "")
 
-    def _end(self, trial: Trial, ended: str) -> None:
-        self.running.discard(trial.trial_id)
-        self.counts[ended] += 1
+    def _lines(self) -> Group:
+        """What a terminal shows: a bar, the counts, the best; each line is cut to the terminal's width."""
+        now = self.numbers()
+        left = f"about {duration(now['seconds_left'])} left" if now["seconds_left"] else ""
+        bar = Table.grid(padding=(0, 1))
+        elapsed = duration(time.monotonic() - self.started)
+        progress = ProgressBar(self.planned, self.done, width=24)
+        bar.add_row("trials", progress, f"{self.done}/{self.planned}", elapsed, left)
+        counts = [f"{len(self.running)} running", *(f"{count} {name}" for name, count in self.counts.items())]
+        speed = [f"{now['lanes_per_second']:.1f} lanes/s"] if self.lanes else []
+        second = " · ".join([*counts, *speed, cost(now["cpu_hours"], now["gpu_hours"])])
+        lines = [Text(text, no_wrap=True, overflow="ellipsis") for text in (second, self._best() if self.best else "")]
+        return Group(bar, *lines)
 
-    def _show(self) -> None:
-        if self.live:
-            bad = [f"{count} {name}" for name, count in self.counts.items() if name != "completed"]
-            best = [f"best {self.metric} {self.best[0]:.4g}: {self.best[1]}"] if self.best else []
-            self.live.update(self.task, completed=self.ended, description="; ".join(bad + best))
-        elif time.monotonic() - self.shown > PLAIN_SECONDS:
-            self.shown = time.monotonic()
-            self.console.print(self.summary(), markup=False, highlight=False, soft_wrap=True)
+    def _best(self) -> str:
+        assert self.best
+        interval = (self.interval.low, self.interval.high) if self.interval else None
+        return best_line(self.spec.workload.metric, self.best, interval)
+
+    def _count(self, row: dict[str, Any]) -> bool:
+        """Count a trial; whether it is the best so far."""
+        self.counts[row["outcome"]] += 1
+        self.seconds += row["wall_seconds"]
+        value = row["value"]
+        if value is None or math.isnan(value):
+            return False
+        self.scored += 1
+        better = self.best is None or (value > self.best["value"]) == self.maximize
+        if better and row["outcome"] == "completed":
+            self.best = row
+            return True
+        return False
+
+    def _over_seeds(self, lanes: list[dict[str, Any]]) -> Interval:
+        """The best trial's interval over the seeds at its tuned rate."""
+        assert self.best
+        metric = self.spec.workload.metric
+        mine = [lane for lane in lanes if lane["learning_rate"] == self.best["learning_rate"]]
+        values = [lane[f"validation_{metric}"] for lane in mine]
+        found = [value for value in values if value is not None]
+        return metric_interval(found, metric, self.spec.workload.facts.validation)
+
+    def _object(self, event: str, **content: Any) -> None:
+        """Print a JSON line; what is not a number, as JSON knows them, is null."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+        self.console.out(json.dumps({"event": event, **plain}), highlight=False)

@@ -1,22 +1,33 @@
-"""Runs a study: spec -> Optuna and Ray Tune -> results folder."""
+"""Runs a study: spec -> Optuna and Ray Tune -> results folder; resumes, extends and confirms it."""
 
 from __future__ import annotations
 
-import datetime as dt
+import errno
 import itertools
-import warnings
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from study import cluster
-from study.spec import Spec, SpecError
+from study.spec import Spec, SpecError, read
 from trainables import data
 
 if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
+    import optuna
     from ray.tune.experiment import Trial
-    from ray.tune.schedulers import TrialScheduler
+
+    from study.confirm import Winner
+    from study.progress import Show
+    from study.trackers import Listener
+
+
+class Halted(RuntimeError):
+    """A study that could not go on for want of something outside it; the message says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Outcome:
     Attributes:
         folder: the results folder.
         ended: trials that ended, in whatever way.
-        planned: trials that the spec asks for.
+        planned: trials that the spec asks for, the confirmation's included.
         scored: trials with a value.
     """
 
@@ -43,7 +54,11 @@ class Outcome:
 
 def planned_trials(spec: Spec) -> int:
     """Trials that a run makes: the budget's, but no more than a grid has cells."""
-    return min(spec.budget.trials, spec.cells()) if spec.tuning.sampler == "grid" else spec.budget.trials
+    if spec.tuning.sampler != "grid":
+        return spec.budget.trials
+    optimizers = spec.search.optimizers()
+    cells = max(map(spec.cells_of, optimizers)) * len(optimizers) if spec.tuning.fair else spec.cells()
+    return int(min(spec.budget.trials, cells))
 
 
 def claim_folder(spec: Spec, out: Path | None) -> Path:
@@ -77,7 +92,7 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
 
 
 def run(
-    spec: Spec, out: Path | None = None, *, address: str | None = None, command: str = "", quiet: bool = False
+    spec: Spec, out: Path | None = None, *, address: str | None = None, command: str = "", show: Show = "auto"
 ) -> Outcome:
     """Run a study from its beginning.
 
@@ -86,121 +101,258 @@ def run(
         out: the results folder; see `claim_folder`.
         address: of a Ray cluster; this machine if not given.
         command: what the user ran, for the provenance.
-        quiet: show no progress.
+        show: see `study.progress.Show`.
 
     Raises:
         SpecError: if the study cannot start with this spec, folder or cluster.
         trainables.data.DataError: if the data cannot be had.
+        Halted: if it cannot go on, for want of disk space.
     """
     data_folder = data.data_folder().absolute()
     data.load(spec.workload.data, data_folder)  # fetched once, here, before anything is written
     folder = claim_folder(spec, out).absolute()
+    spec = with_trials(spec, planned_trials(spec))
     try:
-        with cluster.connected(spec, address) as concurrency:
-            return start(spec, folder, data_folder, concurrency, command, quiet=quiet)
+        # Ray sets handlers of its own in between.
+        with _stoppable(), cluster.connected(spec, address) as concurrency, _stoppable():
+            return session(spec, folder, data_folder, concurrency, command, show=show)
     finally:
         # Nothing was written if Ray did not start.
         if not any(folder.iterdir()):
             folder.rmdir()
 
 
-def start(spec: Spec, folder: Path, data_folder: Path, concurrency: int, command: str, *, quiet: bool) -> Outcome:
-    """Run a study on the Ray that this process is connected to.
+def resume(
+    folder: Path, *, more: int = 0, address: str | None = None, command: str = "", show: Show = "auto"
+) -> Outcome:
+    """Go on with a study where it was, whatever ended it.
 
     Args:
-        spec: what to search.
+        folder: the results folder.
+        more: trials to add to those that the study was to have.
+        address: as for `run`.
+        command: likewise.
+        show: likewise.
+
+    Raises:
+        SpecError, DataError, Halted: as `run`; SpecError also if the folder holds no study, or another process runs it.
+    """
+    from study.recovery import held
+
+    file = folder / "spec.toml"
+    if not file.is_file():
+        what = "not a results folder, it has no spec.toml" if folder.is_dir() else "no such folder"
+        raise SpecError(str(folder), [f"{what}; give the results folder that `study run` printed"])
+    spec, folder = read(file), folder.absolute()
+    with held(folder, command):
+        pass  # refused at once if another process runs it, and not after Ray has started
+    if more:
+        spec = with_trials(spec, spec.budget.trials + more)
+        if spec.tuning.fair and (rest := more % len(spec.search.optimizers())):
+            count = len(spec.search.optimizers())
+            raise SpecError(
+                f"--trials {more}", [f"tuning.fair shares them among {count}; valid: {more - rest + count}"]
+            )
+    data_folder = data.data_folder().absolute()
+    data.load(spec.workload.data, data_folder)
+    with _stoppable(), cluster.connected(spec, address) as concurrency, _stoppable():
+        return session(spec, folder, data_folder, concurrency, command, show=show)
+
+
+def with_trials(spec: Spec, trials: int) -> Spec:
+    """The spec with another number of trials."""
+    return spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials": trials})})
+
+
+def session(
+    spec: Spec, folder: Path, data_folder: Path, concurrency: int, command: str, *, show: Show = "auto"
+) -> Outcome:
+    """Run what is left of a study, on the Ray that this process is connected to: its trials, then its confirmation.
+
+    Args:
+        spec: what to search; `budget.trials` is how many there are to be in the end.
         folder: the results folder, absolute; made if it is not there.
         data_folder: where downloaded data lie, absolute.
         concurrency: trials at once.
         command: for the provenance.
-        quiet: show no progress.
+        show: see `study.progress.Show`.
     """
+    from study import confirm
+    from study.collect import now, sessions_of, write_provenance, write_text
+    from study.recovery import held
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder, command), _disk(folder):
+        text = spec.to_toml()
+        sessions = [*sessions_of(folder), {"command": command, "started": now(), "ended": None}]
+        write_text(folder / "spec.toml", text)
+        write_provenance(folder, spec, sessions, finished=False)
+        outcome = _trials(spec, folder, data_folder, concurrency, show)
+        if spec.confirm and not outcome.interrupted and outcome.scored:
+            winners = confirm.winners(spec, folder)
+            below, final = folder / confirm.FOLDER, confirm.confirmation(spec, len(winners))
+            write_text(below / "spec.toml", final.to_toml())
+            write_provenance(below, final, sessions, finished=False)
+            confirmed = _trials(final, below, data_folder, concurrency, show, winners)
+            write_provenance(below, final, sessions, finished=not confirmed.interrupted)
+            total = outcome.ended + confirmed.ended, outcome.planned + confirmed.planned
+            outcome = Outcome(folder, *total, outcome.scored)
+        sessions[-1]["ended"] = now()
+        write_provenance(folder, spec, sessions, finished=not outcome.interrupted)
+        return outcome
+
+
+def _trials(
+    spec: Spec,
+    folder: Path,
+    data_folder: Path,
+    concurrency: int,
+    show: Show,
+    winners: list[Winner] | None = None,
+) -> Outcome:
+    """Run the trials of a spec that have not ended yet, in a folder that this process holds."""
     # Ray, Optuna and Tune are imported once cluster.connected has set their environment.
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
     from ray import tune
 
-    from study.collect import Collector, write_provenance, write_text
+    from study.collect import Collector
     from study.outcomes import TruthfulSearch
     from study.progress import ProgressDisplay
+    from study.recovery import reconcile, repair_files
+    from study.schedulers import scheduler
     from study.space import Space
     from trainables.tune import TRAINABLES
 
+    planned = spec.budget.trials
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    space = Space(spec, str(data_folder), checkpoints, {n: w.learning_rate for n, w in enumerate(winners or [])})
+    display = ProgressDisplay(spec, planned, show)
+    repair_files(folder, display.say)
+    study = open_storage(spec, folder)
+    for winner in (winners or [])[len(study.get_trials(deepcopy=False)) :]:
+        study.enqueue_trial({name: winner.cell[name] for name in space.distributions(winner.cell)})
+    state = reconcile(study, space, folder)
+    past = {trial.number: dict(trial.intermediate_values) for trial in study.get_trials(deepcopy=False)}
+    left = planned - len(state.rows)
+    search = TruthfulSearch(space, study, state.redo)
+    display.go_on(state, folder)
+    if winners and left > 0:
+        display.say(f"confirming {left} winners, each at its tuned rate on {spec.lanes.seeds} fresh seeds")
+    if left > 0:
+        listeners: list[Listener] = [display, *_trackers(spec, folder, display)]
+        collector = Collector(spec, folder, search, listeners, display.tick)
+        mode = search.mode
+        resources = {"cpu": spec.resources.cpus_per_trial, "gpu": spec.resources.gpus_per_trial}
+        shutil.rmtree(folder / "tune", ignore_errors=True)
+        tuner = tune.Tuner(
+            tune.with_resources(TRAINABLES[spec.workload.model], resources),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler(spec, mode, past),
+                metric="value",
+                mode=mode,
+                num_samples=left,
+                max_concurrent_trials=concurrency,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(folder),
+                callbacks=[collector],
+                failure_config=tune.FailureConfig(max_failures=2),
+                verbose=0,
+            ),
+        )
+        try:
+            with display:
+                tuner.fit()
+        finally:
+            for listener in listeners:
+                listener.close()
+        shutil.rmtree(folder / "tune", ignore_errors=True)
+    if display.done >= planned:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return Outcome(folder, display.done, planned, display.scored)
+
+
+def open_storage(spec: Spec, folder: Path, *, fresh: bool = False) -> optuna.Study:
+    """Optuna's study of a results folder, made if it is not there.
+
+    Args:
+        spec: the study's.
+        folder: its results folder.
+        fresh: whether it must not be there.
+
+    Raises:
+        SpecError: if it must not and is, in a database that several studies share.
+    """
+    import optuna
+    from optuna.storages import BaseStorage, JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    from study.outcomes import directions
+    from study.recovery import JOURNAL
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    started, planned = dt.datetime.now(dt.UTC), planned_trials(spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "spec.toml", spec.to_toml())
-    write_provenance(folder, spec, command, finished=False, started=started)
-    mode = "max" if spec.workload.metric == "accuracy" else "min"
-    search = TruthfulSearch(
-        Space(spec, str(data_folder)),
-        sampler=_sampler(spec),
-        storage=JournalStorage(JournalFileBackend(str(folder / "optuna.journal"))),
-        study_name=spec.name,
-        mode=mode,
-    )
-    collector = Collector(spec, folder)
-    display = ProgressDisplay(planned, spec.workload.metric, maximize=mode == "max", quiet=quiet)
-    resources = {"cpu": spec.resources.cpus_per_trial, "gpu": spec.resources.gpus_per_trial}
-    tuner = tune.Tuner(
-        tune.with_resources(TRAINABLES[spec.workload.model], resources),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            scheduler=_scheduler(spec, mode),
-            metric="value",
-            mode=mode,
-            num_samples=planned,
-            max_concurrent_trials=concurrency,
-            reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(folder),
-            callbacks=[collector, display],
-            failure_config=tune.FailureConfig(max_failures=2),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_at_end=False),
-            verbose=0,
-        ),
-    )
-    with display:
-        tuner.fit()
-    search.interrupt()
-    outcome = Outcome(folder, display.ended, planned, display.scored)
-    write_provenance(folder, spec, command, finished=not outcome.interrupted, started=started)
-    return outcome
+    storage: str | BaseStorage = spec.tuning.storage or JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    towards = directions(spec.tuning.objectives, spec.workload.metric)
+    try:
+        return optuna.create_study(storage=storage, study_name=spec.name, directions=towards, load_if_exists=not fresh)
+    except optuna.exceptions.DuplicatedStudyError as error:
+        message = f"holds a study called {spec.name} already; change the spec's name, or `study resume` its folder"
+        raise SpecError(f"tuning.storage = {spec.tuning.storage}", [message]) from error
+
+
+def _trackers(spec: Spec, folder: Path, display: Any) -> list[Listener]:
+    from study import trackers
+
+    found: list[Listener] = []
+    if spec.recording.tensorboard:
+        found.append(trackers.TensorBoard(folder / "tensorboard", spec.workload.metric))
+    if spec.recording.mlflow:
+        found.append(trackers.MLflow(spec.recording.mlflow, spec.name, folder, spec.workload.metric, display.say))
+    return found
 
 
 def _trial_name(trial: Trial) -> str:
     return f"trial-{trial.config['trial']:05d}"
 
 
-def _sampler(spec: Spec) -> BaseSampler:
-    import optuna
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end a study as Ctrl-C does: clusters send them before they take a machine away."""
 
-    from study.space import lists
+    def stop(number: int, frame: object) -> None:
+        signal.raise_signal(signal.SIGINT)
 
-    seed = spec.tuning.seed
-    match spec.tuning.sampler:
-        case "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        case "qmc":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-        case "grid":
-            return optuna.samplers.GridSampler(lists(spec), seed=seed)
-        case _:
-            return optuna.samplers.TPESampler(seed=seed)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _scheduler(spec: Spec, mode: str) -> TrialScheduler:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Turn a disk that takes no more into one clear message."""
+    try:
+        yield
+    except Exception as error:
+        chain = [error, error.__cause__, error.__context__]
+        full = [each for each in chain if isinstance(each, OSError) and each.errno in _NO_SPACE]
+        if not full:
+            raise
+        raise Halted(
+            f"{folder}: nothing more can be written ({full[0].strerror}). Every trial that had ended is safe; "
+            f"make space, then `study resume {folder}`"
+        ) from error
 
-    from trainables.lanes import Budget
 
-    if spec.tuning.scheduler == "none":
-        return FIFOScheduler()
-    return ASHAScheduler(max_t=Budget(**spec.budget.limit()).reports, grace_period=1, reduction_factor=3)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)

@@ -30,6 +30,8 @@ from trainables.data import CATALOGUE, Facts
 from trainables.engines import NAMES
 from trainables.rules import RULES, SOLO, named
 
+# Studies whose root seeds differ share no lane's seed; a study has no more than half of these for its search.
+SEEDS = 1_000_000
 SHIPPED = Path(__file__).parent / "specs"
 LIMITS = ("epochs", "updates", "examples", "seconds")
 
@@ -52,13 +54,17 @@ class Section(BaseModel):
 class Choice(Section):
     """Values to choose from; one value is fixed."""
 
-    values: tuple[int | str, ...]
+    values: tuple[int | float | str, ...]
 
     def size(self) -> int:
         """How many values there are."""
         return len(self.values)
 
-    def ends(self) -> list[int | str]:
+    def at(self, unit: float) -> int | float | str:
+        """The value at a place from 0 to 1, 1 excluded; all take equal shares."""
+        return self.values[int(unit * len(self.values))]
+
+    def ends(self) -> list[int | float | str]:
         """The values by which any question of size can be settled: all of them."""
         return list(self.values)
 
@@ -74,12 +80,38 @@ class Range(Section):
         """How many values there are."""
         return self.high - self.low + 1
 
-    def ends(self) -> list[int | str]:
+    def at(self, unit: float) -> int:
+        """The value at a place from 0 to 1; on a log scale a number's share is that of its neighbourhood, +- 1/2."""
+        low, high = self.low - 0.5, self.high + 0.5
+        value = low * (high / low) ** unit if self.log else low + (high - low) * unit
+        return min(max(round(value), self.low), self.high)
+
+    def ends(self) -> list[int | float | str]:
         """The values by which any question of size can be settled: the lowest and the highest."""
         return sorted({self.low, self.high})
 
 
-Dimension: TypeAlias = Choice | Range
+class Reals(Section):
+    """Real numbers from low to high, on a log scale if asked."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def size(self) -> float:
+        """How many values there are."""
+        return math.inf
+
+    def at(self, unit: float) -> float:
+        """The value at a place from 0 to 1."""
+        return self.low * (self.high / self.low) ** unit if self.log else self.low + (self.high - self.low) * unit
+
+    def ends(self) -> list[int | float | str]:
+        """The lowest and the highest value."""
+        return [self.low, self.high]
+
+
+Dimension: TypeAlias = Choice | Range | Reals
 
 
 # Far beyond any network; what is larger is a slip of the keyboard.
@@ -110,7 +142,7 @@ def _dimension(mistake: Callable[[object], str | None], *, ranges: bool = True) 
     """A parser of one entry of [search]: a list is a choice, a table a range, a lone value fixed."""
 
     def parse(value: object) -> Dimension:
-        if isinstance(value, Choice | Range):
+        if isinstance(value, Dimension):
             return value
         if isinstance(value, dict):
             return _range(value, mistake, ranges=ranges)
@@ -148,8 +180,31 @@ def _range(value: dict[str, object], mistake: Callable[[object], str | None], *,
     return Range.model_validate(value)
 
 
+def _setting(value: object) -> Dimension:
+    """Parse one entry of [search.settings.OPTIMIZER]."""
+    if isinstance(value, Dimension):
+        return value
+    values: list[Any] = (
+        list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    )
+    if isinstance(value, dict) and (
+        set(value) - {"log"} != {"low", "high"} or not isinstance(value.get("log", False), bool)
+    ):
+        raise ValueError("a range of a setting is written {low = 0.5, high = 0.99}, with log = true if wanted")
+    if not values or any(isinstance(v, str | dict | list) for v in values):
+        raise ValueError("must be a number, a list of numbers or a range, as in {low = 0.5, high = 0.99}")
+    if not isinstance(value, dict):
+        if any(isinstance(v, bool) or not math.isfinite(v) for v in values) or len(set(values)) < len(values):
+            raise ValueError("needs finite numbers, each named once")
+        return Choice(values=tuple(values))
+    low, high, log = float(value["low"]), float(value["high"]), value.get("log", False)
+    if not low < high or (log and low <= 0) or not math.isfinite(high):
+        raise ValueError("a range needs low below high, and low above 0 on a log scale")
+    return Reals(low=low, high=high, log=log)
+
+
 def _plain(dimension: Dimension) -> object:
-    if isinstance(dimension, Range):
+    if not isinstance(dimension, Choice):
         return dimension.model_dump()
     return dimension.values[0] if len(dimension.values) == 1 else list(dimension.values)
 
@@ -158,6 +213,7 @@ _AS_TOML = PlainSerializer(_plain)
 Whole = Annotated[Dimension, BeforeValidator(_dimension(_number(1))), _AS_TOML]
 BatchSize = Annotated[Dimension, BeforeValidator(_dimension(_batch_size)), _AS_TOML]
 Optimizer = Annotated[Dimension, BeforeValidator(_dimension(_optimizer, ranges=False)), _AS_TOML]
+Setting = Annotated[Dimension, BeforeValidator(_setting), _AS_TOML]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -249,16 +305,31 @@ class Workload(Section):
 
 
 class Search(Section):
-    """The space of cells. In TOML a list is a choice, {low, high, log} a range, a lone value fixed."""
+    """The space of cells. In TOML a list is a choice, {low, high, log} a range, a lone value fixed.
+
+    Attributes:
+        width, depth, batch_size, optimizer: what makes a cell.
+        settings: optimizer -> its own settings, under torch.optim's names; they are searched with it alone.
+    """
 
     width: Whole | None = None
     depth: Whole | None = None
     batch_size: BatchSize
     optimizer: Optimizer
+    settings: dict[str, dict[str, Setting]] = {}
 
     def dimensions(self) -> dict[str, Dimension]:
-        """The entries that are there, by name."""
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+        """The entries that every cell has, by name."""
+        names = ("optimizer", "batch_size", "width", "depth")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def settings_of(self, optimizer: str) -> dict[str, Dimension]:
+        """The settings that are searched with an optimizer, by their names in a cell: `adam.beta1`."""
+        return {f"{optimizer}.{name}": value for name, value in self.settings.get(optimizer, {}).items()}
+
+    def optimizers(self) -> list[str]:
+        """The optimizers that are compared."""
+        return [str(name) for name in self.optimizer.ends()]
 
 
 class Rates(Section):
@@ -284,6 +355,7 @@ class Lanes(Section):
         seeds: seeds of initialisation and batches.
         engine: eager, compiled, cuda-graph or solo; auto takes what is fastest for the trial.
         halving: whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget.
+        extensions: how often a trial may add half as many rates beyond the edge on which its best one lies.
     """
 
     learning_rate: Rates | None = None
@@ -291,6 +363,7 @@ class Lanes(Section):
     seeds: Positive = 5
     engine: Annotated[str, _known("engine", ("auto", *NAMES))] = "auto"
     halving: bool = False
+    extensions: Annotated[int, Field(ge=0, le=10)] = 2
 
 
 class Budget(Section):
@@ -326,17 +399,52 @@ class Recording(Section):
 
     Attributes:
         every_update: whether the curves hold the loss of every update, instead of means between evaluations.
+        checkpoint_seconds: how often a running trial is saved, at the ends of parts of its budget.
+        tensorboard: whether TensorBoard's event files are written, into `tensorboard/` of the results folder.
+        mlflow: address of an MLflow tracking server.
     """
 
     every_update: bool = False
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    tensorboard: bool = False
+    mlflow: str | None = None
+
+
+SAMPLERS = ("tpe", "random", "qmc", "grid", "gp", "nsga2")
+SCHEDULERS = ("asha", "hyperband", "none")
+OBJECTIVES = ("metric", "train_seconds", "updates", "examples", "parameters")
 
 
 class Tuning(Section):
-    """How cells are proposed and stopped, and the root of every seed."""
+    """How cells are proposed and stopped, and the root of every seed.
 
-    sampler: Annotated[str, _known("sampler", ("tpe", "random", "qmc", "grid"))] = "tpe"
-    scheduler: Annotated[str, _known("scheduler", ("asha", "none"))] = "asha"
+    Attributes:
+        sampler: proposes cells. Those of random, qmc and grid depend on the trial's number alone.
+        scheduler: stops trials that are behind.
+        seed: the root of every seed.
+        fair: whether every optimizer gets equally many trials and lanes.
+        objectives: what is optimized at once: the workload's metric and what it costs.
+        storage: URL of the database for Optuna; a journal file in the results folder if not given.
+    """
+
+    sampler: Annotated[str, _known("sampler", SAMPLERS)] = "tpe"
+    scheduler: Annotated[str, _known("scheduler", SCHEDULERS)] = "asha"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    fair: bool = False
+    objectives: Annotated[list[Annotated[str, _known("objective", OBJECTIVES)]], Field(min_length=1)] = ["metric"]
+    storage: str | None = None
+
+
+class Confirm(Section):
+    """The winners run again, each at its tuned rate, on seeds that the search never saw.
+
+    Attributes:
+        top: so many best cells, and every optimizer's best one besides.
+        seeds: fresh seeds of each.
+    """
+
+    top: Positive = 3
+    seeds: Annotated[int, Field(ge=2, le=10_000)] = 10
 
 
 class Resources(Section):
@@ -364,12 +472,23 @@ class Spec(Section):
     lanes: Lanes = Lanes()
     budget: Budget
     tuning: Tuning = Tuning()
+    confirm: Confirm | None = None
     recording: Recording = Recording()
     resources: Resources = Resources()
 
-    def lane_seeds(self) -> list[int]:
-        """The seeds of the lanes; studies with other root seeds share none of the first thousand."""
-        return [self.tuning.seed * 1000 + number for number in range(self.lanes.seeds)]
+    def lane_seeds(self, replicate: int = 0) -> list[int]:
+        """The seeds of a trial's lanes.
+
+        Args:
+            replicate: how many earlier trials had the same cell.
+        """
+        first = self.tuning.seed * SEEDS + replicate * self.lanes.seeds
+        return list(range(first, first + self.lanes.seeds))
+
+    def confirm_seeds(self) -> list[int]:
+        """The seeds of the confirmation, which no trial of the search has."""
+        first = self.tuning.seed * SEEDS + SEEDS // 2
+        return list(range(first, first + self.confirm.seeds)) if self.confirm else []
 
     def rates(self, optimizer: str) -> tuple[float, float, int]:
         """Lowest and highest learning rate of an optimizer's grid, and how many."""
@@ -377,9 +496,14 @@ class Spec(Section):
             return grid.low, grid.high, grid.count
         return (*named(optimizer).rates, self.lanes.rates)
 
-    def cells(self) -> int:
-        """Cells in the space."""
-        return math.prod(dimension.size() for dimension in self.search.dimensions().values())
+    def cells(self) -> float:
+        """Cells in the space; infinite if a setting is any real number."""
+        return sum(self.cells_of(name) for name in self.search.optimizers())
+
+    def cells_of(self, optimizer: str) -> float:
+        """Cells with an optimizer."""
+        shared = math.prod(d.size() for name, d in self.search.dimensions().items() if name != "optimizer")
+        return math.prod((d.size() for d in self.search.settings_of(optimizer).values()), start=shared)
 
     def to_toml(self) -> str:
         """The spec with every default filled in."""
@@ -447,6 +571,10 @@ def check(tables: Mapping[str, Any], source: str = "spec") -> Spec:
                 mistakes += _explain(name, error, tables[name])
         elif Spec.model_fields[name].is_required():
             mistakes.append(f"{name}: missing; {_needs(name)}")
+    lanes = valid.get("lanes", Lanes()) if "lanes" in valid or "lanes" not in tables else None
+    if lanes and getattr(valid.get("tuning"), "fair", False) and "extensions" not in lanes.model_fields_set:
+        # Grids that grow for some optimizers only would not be fair; who asks for both is told.
+        valid["lanes"] = lanes.model_copy(update={"extensions": 0})
     known = list(Spec.model_fields)
     mistakes += [f"{key}: unknown key; valid: {', '.join(known)}" for key in tables if key not in known]
     mistakes += _between_sections(valid)
@@ -477,21 +605,65 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
         found.append("lanes.halving: rates are given up between reports and this budget has one; give 2 epochs or more")
     if workload and search:
         found += _cell_mistakes(workload, search)
-    if tuning and tuning.sampler == "grid" and search:
+    if search:
+        found += _setting_mistakes(search)
+    if tuning and search:
+        found += _tuning_mistakes(tuning, search, budget, lanes)
+    return found
+
+
+def _setting_mistakes(search: Search) -> list[str]:
+    found = []
+    for optimizer, settings in search.settings.items():
+        if optimizer not in search.optimizers():
+            valid = ", ".join(search.optimizers())
+            found.append(f"search.settings.{optimizer}: not among the optimizers of the search; valid: {valid}")
+            continue
+        known = named(optimizer).adjustable()
+        for name, dimension in settings.items():
+            key = f"search.settings.{optimizer}.{name}"
+            if name not in known:
+                usual = ", ".join(f"{each} (usually {value:g})" for each, value in known.items()) or "none"
+                found.append(f"{key}: {optimizer} has no such setting; valid: {usual}")
+                continue
+            for value in dimension.ends():
+                if message := named(optimizer).refused(name, float(value)):
+                    found.append(f"{key} = {_show(_plain(dimension))}: {message}")
+                    break
+    return found
+
+
+def _tuning_mistakes(tuning: Tuning, search: Search, budget: Budget | None, lanes: Lanes | None) -> list[str]:
+    found, optimizers = [], search.optimizers()
+    dimensions = search.dimensions() | {n: d for name in optimizers for n, d in search.settings_of(name).items()}
+    if tuning.sampler == "grid":
         found += [
             f"search.{name} = {_show(_plain(dimension))}: the grid sampler needs lists; write the values out"
-            for name, dimension in search.dimensions().items()
-            if isinstance(dimension, Range)
+            for name, dimension in dimensions.items()
+            if not isinstance(dimension, Choice)
         ]
+    if len(set(tuning.objectives)) < len(tuning.objectives):
+        found.append(f"tuning.objectives = {_show(tuning.objectives)}: an objective stands twice; name each once")
+    if tuning.fair and lanes and lanes.extensions:
+        found.append(
+            f"lanes.extensions = {lanes.extensions}: tuning.fair gives every optimizer equally many lanes, so no grid "
+            f"may grow; set extensions = 0"
+        )
+    if tuning.fair and budget and (rest := budget.trials % len(optimizers)):
+        fewer, more = budget.trials - rest, budget.trials - rest + len(optimizers)
+        found.append(
+            f"budget.trials = {budget.trials}: tuning.fair shares them among {len(optimizers)} optimizers; "
+            f"valid: {f'{fewer} or {more}' if fewer else more}"
+        )
     return found
 
 
 def _engine_mistakes(search: Search, lanes: Lanes) -> list[str]:
     """An engine that some optimizer of the search cannot have."""
-    names = search.optimizer.ends()
-    if lanes.engine not in ("auto", "solo") and (solo := [str(name) for name in names if name in SOLO]):
+    names = search.optimizers()
+    if lanes.engine not in ("auto", "solo") and (solo := [name for name in names if name in SOLO]):
         return [f"lanes.engine: {lanes.engine} does not train {', '.join(solo)}, which runs lane by lane; valid: auto"]
-    if lanes.engine == "solo" and (ruled := [str(name) for name in names if name in RULES]):
+    if lanes.engine == "solo" and (ruled := [name for name in names if name in RULES]):
         return [f"lanes.engine: solo is for {', '.join(SOLO)}; {', '.join(ruled)} trains as lanes; valid: auto"]
     return []
 

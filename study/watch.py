@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import analysis.results as results
-from study.search import planned_trials
-from study.spec import check
+from analysis.statistics import metric_interval
+from study.recovery import holder, is_held
+from study.spec import Spec, check
 
 
 def status(folder: Path) -> str:
-    """Some lines of text: trials by outcome, lanes that diverged, the best so far.
+    """Some lines of text: trials by outcome, lanes that diverged, the best so far, the cost, and what can be done next.
 
     Raises:
         analysis.results.ResultsError: if the folder holds no results.
@@ -20,26 +23,73 @@ def status(folder: Path) -> str:
     spec = check(found.spec, str(folder / "spec.toml"))
     trials, lanes = found.trials, found.lanes
     counts = trials["outcome"].value_counts()
-    by_outcome = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none ended yet"
-    state = "finished" if found.provenance.get("finished") else "running, or interrupted"
+    by_outcome = [f"{count} {name}" for name, count in counts.items()]
+    ended = len(trials) - int(counts.get("interrupted", 0))
+    planned = spec.budget.trials
+    if is_held(folder):
+        state = f"running, {holder(folder) or 'by an unknown process'}"
+    elif found.provenance.get("finished"):
+        state = f"finished; `study extend {folder} --trials N` adds trials"
+    else:
+        state = f"interrupted; `study resume {folder}` goes on"
+    seconds, taken = trials["wall_seconds"].sum() / 3600, spec.resources
     lines = [
         f"{found.name}: {state}",
-        f"  trials  {len(trials)} of {planned_trials(spec)}: {by_outcome}",
+        f"  trials  {ended} of {planned}: {', '.join(by_outcome) or 'none ended yet'}",
         f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
-        f"  cost    {trials['wall_seconds'].sum() * spec.resources.cpus_per_trial / 3600:.3f} CPU-hours",
+        f"  cost    {cost(seconds * taken.cpus_per_trial, seconds * taken.gpus_per_trial)}",
     ]
     completed = trials[(trials["outcome"] == "completed") & trials["value"].notna()]
     if len(completed):
         best = completed.sort_values("value", ascending=not found.maximize).iloc[0]
-        cell = describe(best.to_dict(), best["learning_rate"])
-        lines.append(f"  best    {found.metric} {best['value']:.4g}: {cell} (trial {best['trial']})")
+        at = lanes[(lanes["trial"] == best["trial"]) & (lanes["learning_rate"] == best["learning_rate"])]
+        spread = metric_interval(at[f"validation_{found.metric}"], found.metric, spec.workload.facts.validation)
+        row: dict[Any, Any] = best.to_dict()
+        lines.append(f"  {best_line(found.metric, row, (spread.low, spread.high))} (trial {best['trial']})")
+    if len(spec.tuning.objectives) > 1 and len(completed):
+        lines += _front(spec, completed.to_dict("records"))
     for _, trial in trials[trials["error"].notna()].head(3).iterrows():
         lines.append(f"  failed  trial {trial['trial']}: {trial['error'].strip().splitlines()[-1]}")
     return "\n".join(lines)
 
 
-def describe(config: dict[Any, Any], rate: float | None) -> str:
+def _front(spec: Spec, completed: list[dict[Any, Any]]) -> list[str]:
+    """The trials that none beats in every objective."""
+    from study.outcomes import directions, values
+
+    signs = [1 if way == "minimize" else -1 for way in directions(spec.tuning.objectives, spec.workload.metric)]
+    scored = [(row, values(spec.tuning.objectives, row)) for row in completed]
+    points = [[sign * number for sign, number in zip(signs, found, strict=True)] for _, found in scored]
+    lines = []
+    for (row, found), point in zip(scored, points, strict=True):
+        if not any(p != point and all(a <= b for a, b in zip(p, point, strict=True)) for p in points):
+            numbers = ", ".join(f"{name} {n:.4g}" for name, n in zip(spec.tuning.objectives, found, strict=True))
+            lines.append(f"  front   {numbers}: {describe(row, row['learning_rate'])} (trial {row['trial']})")
+    return lines
+
+
+def best_line(metric: str, row: Mapping[Any, Any], interval: tuple[float, float] | None) -> str:
+    """The best trial in a few words, with its interval over seeds if there is one."""
+    limits = ""
+    if interval and all(map(math.isfinite, interval)):
+        limits = f" [{interval[0]:.4g}, {interval[1]:.4g}]"
+    return f"best {metric} {row['value']:.4g}{limits}: {describe(row, row['learning_rate'])}"
+
+
+def describe(config: Mapping[Any, Any], rate: float | None) -> str:
     """A cell in a few words, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
     size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
     tuned = f", rate {rate:.2g}" if rate is not None else ""
     return f"{config['optimizer']}, batch {config['batch_size']}{size}{tuned}"
+
+
+def cost(cpu_hours: float, gpu_hours: float) -> str:
+    """What was paid, in words."""
+    return f"{cpu_hours:.3g} CPU-hours" + (f", {gpu_hours:.3g} GPU-hours" if gpu_hours else "")
+
+
+def duration(seconds: float) -> str:
+    """A time that people can read."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

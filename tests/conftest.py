@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import analysis
 from analysis.results import CURVES, FOLDERS, LANES, TABLES, TRIALS, regime
 
 TRAINING_EXAMPLES, VALIDATION_EXAMPLES = 10_000, 2_000
@@ -75,15 +76,21 @@ def curve_row(**values: Any) -> dict[str, Any]:
 
 
 def write_spec(
-    folder: Path, name: str = "quick", metric: str = "loss", target: float | None = None, trials: int = 48
+    folder: Path,
+    name: str = "quick",
+    metric: str = "loss",
+    target: float | None = None,
+    trials: int = 48,
+    objectives: Sequence[str] = (),
 ) -> None:
     """Write a `spec.toml`; the name is quoted as JSON, which TOML reads."""
     folder.mkdir(parents=True, exist_ok=True)
     solved = "" if target is None else f"target = {target}\n"
+    tuning = f"\n[tuning]\nobjectives = {json.dumps(list(objectives))}\n" if objectives else ""
     (folder / "spec.toml").write_text(
         f'name = {json.dumps(name)}\ndescription = "Cubic regression, small networks."\n\n'
         f'[workload]\ndata = "cubic"\nmodel = "mlp"\nmetric = "{metric}"\n{solved}standardize = true\n\n'
-        f"[budget]\ntrials = {trials}\nepochs = 3\n\n[resources]\ncpus_per_trial = 1\n",
+        f"[budget]\ntrials = {trials}\nepochs = 3\n\n[resources]\ncpus_per_trial = 1\n{tuning}",
         encoding="utf-8",
     )
 
@@ -119,12 +126,15 @@ def write_study(
     widths: Sequence[int] = (8, 32),
     depths: Sequence[int] = (1, 2),
     batch_sizes: Sequence[int] = (1, 32, TRAINING_EXAMPLES),
+    settings: Sequence[str | None] = (None,),
+    replicates: int = 1,
     rates: Sequence[float] = DEFAULT_RATES,
     seeds: int = 3,
     noise: float = 0.08,
     metric: str = "loss",
     target: float | None = None,
     name: str = "quick",
+    objectives: Sequence[str] = (),
     diverge: Callable[[dict[str, Any]], bool] = lambda cell: False,
 ) -> Path:
     """Write the results folder of a grid study with the planted truth, curves included.
@@ -135,26 +145,32 @@ def write_study(
         widths: of the grid.
         depths: of the grid.
         batch_sizes: of the grid; 10,000 is the whole training split.
+        settings: of the grid; without influence on the loss.
+        replicates: trials of each cell, each with seeds of its own; all cells once, then all again.
         rates: learning rates of each cell.
         seeds: seeds of each rate.
         noise: standard deviation of the log loss over seeds.
         metric: `loss`, or `accuracy`, which is exp(-2 loss).
         target: of the workload.
         name: of the study.
+        objectives: of the search; none leaves them out of the spec.
         diverge: whether every lane of a cell (optimizer, width, depth, batch_size) diverges.
     """
     rng = np.random.default_rng(0)
-    grid = itertools.product(optimizers, widths, depths, batch_sizes)
-    write_spec(folder, name, metric, target, len(optimizers) * len(widths) * len(depths) * len(batch_sizes))
+    grid = list(itertools.product(range(replicates), optimizers, widths, depths, batch_sizes, settings))
+    write_spec(folder, name, metric, target, len(grid), objectives)
     write_provenance(folder)
-    luck = rng.normal(0, noise, seeds)  # of a seed: shared by all cells, as lanes with one seed share their batches
+    luck = rng.normal(
+        0, noise, seeds * replicates
+    )  # of a seed: shared by all cells, as lanes with one seed share their batches
     trials, lanes, curves = [], [], []
-    for trial, (optimizer, width, depth, batch_size) in enumerate(grid):
+    for trial, (replicate, optimizer, width, depth, batch_size, chosen) in enumerate(grid):
         cell = {"optimizer": optimizer, "width": width, "depth": depth, "batch_size": batch_size}
         updates = max(100, 3 * math.ceil(TRAINING_EXAMPLES / batch_size))
         seconds = updates * 2e-4 * (1 + batch_size / 500)
         survivors = 0
-        for lane, (rate, seed) in enumerate(itertools.product(rates, range(seeds))):
+        own = range(replicate * seeds, (replicate + 1) * seeds)
+        for lane, (rate, seed) in enumerate(itertools.product(rates, own)):
             final = planted_loss(**cell, rate=rate) * math.exp(luck[seed] + rng.normal(0, noise / 2))
             fine = math.isfinite(final) and not diverge(cell)
             survivors += fine
@@ -189,9 +205,47 @@ def write_study(
                 trial=trial, **cell, regime=regime(batch_size, TRAINING_EXAMPLES), lanes=len(rates) * seeds,
                 outcome="completed" if survivors else "diverged", updates=updates, examples=updates * batch_size,
                 epochs=updates * batch_size / TRAINING_EXAMPLES, train_seconds=seconds, wall_seconds=seconds * 1.3,
+                settings=chosen, replicate=replicate, parameters=width * depth,
             )
         )  # fmt: skip
     write_tables(folder, trials=trials, lanes=lanes, curves=curves)
+    return folder
+
+
+def write_confirmation(
+    folder: Path, *, top: int = 3, seeds: int = 10, curse: float = 1.0, noise: float = 0.08, diverged: int = 0
+) -> Path:
+    """Write `confirm/` into a study's folder: its best cells at their tuned rates on fresh seeds.
+
+    Args:
+        folder: the study's.
+        top: how many cells.
+        seeds: fresh seeds of each.
+        curse: planted winner's curse: the factor from a cell's mean loss in the search to that on fresh seeds.
+        noise: standard deviation of the log loss over seeds.
+        diverged: seeds of the best cell that diverge.
+    """
+    rng, results = np.random.default_rng(1), analysis.load(folder)
+    best = analysis.rank(analysis.cells(results), results.maximize).head(top)
+    trials, lanes = [], []
+    for trial, cell in enumerate(best.to_dict("records")):
+        shared = ["optimizer", "width", "depth", "batch_size", "regime", "updates", "examples", "epochs"]
+        settings = cell["settings"] or None
+        trials.append(trial_row(trial=trial, settings=settings, **{name: cell[name] for name in shared}))
+        mean = -math.log(cell["validation"]) / 2 if results.maximize else cell["validation"]
+        for seed in range(seeds):
+            row = lane_row(trial=trial, lane=seed, learning_rate=cell["learning_rate"], seed=1000 + seed)
+            loss = mean * curse * math.exp(rng.normal(0, noise))
+            row |= {f"{split}_loss": loss for split in ("validation", "test")}
+            if results.maximize:
+                row |= {f"{split}_accuracy": math.exp(-2 * loss) for split in ("validation", "test")}
+            if trial == 0 and seed < diverged:
+                row = lane_row(trial=0, lane=seed, learning_rate=cell["learning_rate"], seed=1000 + seed)
+                row |= {"outcome": "diverged", "diverged_update": 5}
+            lanes.append(row)
+    write_spec(folder / "confirm", "confirm", results.metric)
+    write_provenance(folder / "confirm")
+    write_tables(folder / "confirm", trials=trials, lanes=lanes)
     return folder
 
 

@@ -178,9 +178,11 @@ def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(tmp_path: P
     assert set(trials["outcome"]) == {"interrupted"}
     storage = JournalStorage(JournalFileBackend(str(journal)))
     told_trials = optuna.load_study(study_name="good", storage=storage).trials
-    assert {trial.state for trial in told_trials} == {TrialState.FAIL}
+    assert {trial.state for trial in told_trials} == {TrialState.WAITING}
     assert {trial.number for trial in told_trials} == set(trials["trial"])
-    assert "4: " in study("status", "results/good", folder=tmp_path).stdout
+    shown = study("status", "results/good", folder=tmp_path).stdout
+    assert "good: interrupted; `study resume results/good` goes on" in shown
+    assert "0 of 4: 2 interrupted" in shown
 
 
 @pytest.mark.long

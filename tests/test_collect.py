@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def test_a_lane_ends_in_its_own_way_or_with_its_trial(
 
 
 def test_every_updates_loss_becomes_a_curve() -> None:
-    progress = collect.Progress()
+    progress = collect.Course()
     progress.add(7, [0, 2], (5, 160, 0.5, 1.25), "batch", "loss", [0.1, 0.2])
     assert progress.curves["lane"] == [0, 2]
     assert progress.curves["value"] == [0.1, 0.2]
@@ -89,6 +88,16 @@ def test_a_part_that_was_not_finished_is_not_read(tmp_path: Path) -> None:
     assert stored(tmp_path) == [0, 1]
 
 
+def test_rows_of_some_trials_are_taken_out(tmp_path: Path) -> None:
+    table = Table("lanes", tmp_path)
+    for number in range(11):
+        table.append(rows(number, 2))  # every trial but the ends in two appends
+    table.drop({0, 4, 11})
+    assert stored(tmp_path) == [1, 2, 3, *range(5, 11)]
+    Table("lanes", tmp_path).append(rows(0, 1))
+    assert stored(tmp_path) == [0, 1, 2, 3, *range(5, 11)]
+
+
 def test_other_tools_read_a_table_as_one_dataset(tmp_path: Path) -> None:
     table = Table("lanes", tmp_path)
     for number in range(20):
@@ -106,19 +115,21 @@ def test_a_row_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
 
 
 def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
-    spec, started = check(changed(tuning__seed=3, lanes__seeds=2)), dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
-    collect.write_provenance(tmp_path, spec, "study run good", finished=False, started=started)
+    spec = check(changed(tuning__seed=3, lanes__seeds=2, confirm={"seeds": 2}))
+    sessions = [{"command": "study run good", "started": "2026-01-02T00:00:00+00:00", "ended": None}]
+    collect.write_provenance(tmp_path, spec, sessions, finished=False)
     found = json.loads((tmp_path / "provenance.json").read_text())
     assert found["command"] == "study run good"
     assert found["started"] == "2026-01-02T00:00:00+00:00"
     assert found["finished"] is None
-    assert found["seeds"] == {"root": 3, "lanes": [3000, 3001]}
+    assert found["seeds"] == {"root": 3, "lanes": [3_000_000, 3_000_001], "confirm": [3_500_000, 3_500_001]}
+    assert collect.sessions_of(tmp_path) == sessions
     assert {"python", "torch", "ray", "optuna"} <= set(found["versions"])
     assert found["hardware"]["cpus"] >= 1
     assert found["hardware"]["memory_bytes"] > 2**28
     assert found["data"]["loss"] == "mean squared error in variances of y"
     plain = check(changed(workload__standardize=False))
-    collect.write_provenance(tmp_path, plain, "", finished=True, started=started)
+    collect.write_provenance(tmp_path, plain, sessions, finished=True)
     found = json.loads((tmp_path / "provenance.json").read_text())
     assert found["data"]["loss"] == "mean squared error"
     assert found["finished"]

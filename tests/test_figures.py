@@ -126,7 +126,7 @@ def test_heat_map_of_few_or_equal_values(ax: Axes, values: list[float], metric: 
 
 
 def test_progress_draws_every_trial_and_the_best(ax: Axes, study: Any) -> None:
-    data = analysis.progress(study[1], maximize=False)
+    data = analysis.progress(study[0])
     assert analysis.search_progress(data, ax) is ax
     assert_allclose(line(ax, "best so far").get_ydata(), data["best"])
     drawn = [found for found in ax.get_lines() if found.get_label() in PLANTED]
@@ -152,7 +152,7 @@ def test_accuracy_is_in_percent(ax: Axes, make_study: Callable[..., Path]) -> No
 
 
 def test_a_dollar_in_a_name_is_no_mathematics(ax: Axes, study: Any) -> None:
-    data = analysis.progress(study[1], maximize=False).replace({"optimizer": {"adam": "$\\frac$"}})
+    data = analysis.progress(study[0]).replace({"optimizer": {"adam": "$\\frac$"}})
     analysis.search_progress(data, ax)
     ax.legend()
     draw(ax)
@@ -164,6 +164,20 @@ def test_a_dollar_in_a_name_is_no_mathematics(ax: Axes, study: Any) -> None:
 )
 def test_short_numbers(value: float, text: str) -> None:
     assert figures.short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ("", "adam"),
+        ('{"beta1":0.9,"beta2":0.9999}', "adam (beta1 0.9, beta2 0.9999)"),
+        ('{"nesterov":true,"k":3}', "adam (nesterov true, k 3)"),
+        ("no JSON", "adam (no JSON)"),
+        ("3", "adam (3)"),
+    ],
+)
+def test_settings_stand_behind_the_optimizer(settings: str, text: str) -> None:
+    assert figures.optimizer_text("adam", settings) == text
 
 
 @pytest.mark.parametrize(

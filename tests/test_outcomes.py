@@ -10,37 +10,27 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study.outcomes import TruthfulSearch, outcome
-from study.search import _sampler, planned_trials
+from study.outcomes import TruthfulSearch, directions, outcome
+from study.search import planned_trials
 from study.space import Space
-from study.spec import check
-from tests.test_spec import GOOD, changed
+from study.spec import Spec, check
+from tests.test_spec import changed
 
-RUNNING = {"outcome": "running", "value": 0.5, "training_iteration": 1}
+RUNNING = {"outcome": "running", "value": 0.5}
 CASES: dict[str, tuple[dict[str, Any] | None, bool, str, TrialState, float | None]] = {
     "completed": ({**RUNNING, "outcome": "completed", "value": 0.25}, False, "completed", TrialState.COMPLETE, 0.25),
     "stopped": (RUNNING, False, "stopped", TrialState.PRUNED, 0.5),
     "diverged": ({**RUNNING, "outcome": "diverged", "value": math.nan}, False, "diverged", TrialState.FAIL, None),
     "raised": (None, True, "failed", TrialState.FAIL, None),
-    "out of memory": (
-        {**RUNNING, "outcome": "out of memory", "value": math.nan},
-        False,
-        "out of memory",
-        TrialState.FAIL,
-        None,
-    ),
-    "interrupted": (None, False, "interrupted", TrialState.FAIL, None),
+    "no memory": ({"outcome": "out of memory", "value": math.nan}, False, "out of memory", TrialState.FAIL, None),
+    "interrupted": (None, False, "interrupted", TrialState.WAITING, None),
 }
 
 
-def search(sampler: optuna.samplers.BaseSampler | None = None) -> TruthfulSearch:
-    return TruthfulSearch(
-        Space(check(GOOD), "/data"),
-        sampler=sampler or optuna.samplers.RandomSampler(seed=0),
-        storage=optuna.storages.InMemoryStorage(),
-        study_name="s",
-        mode="min",
-    )
+def search(spec: Spec | None = None, study: optuna.Study | None = None) -> TruthfulSearch:
+    spec = spec or check(changed(tuning={"sampler": "random"}))
+    towards = directions(spec.tuning.objectives, spec.workload.metric)
+    return TruthfulSearch(Space(spec, "/data", Path("/checkpoints")), study or optuna.create_study(directions=towards))
 
 
 @pytest.mark.parametrize(("result", "error", "name", "state", "value"), CASES.values(), ids=CASES)
@@ -49,66 +39,141 @@ def test_every_end_has_its_state(
 ) -> None:
     searcher = search()
     assert searcher.suggest("a")["trial"] == 0
-    searcher.on_trial_complete("a", result, error)
-    (trial,) = searcher._study.trials
+    ended = outcome(result, error=error)
+    if result and not math.isnan(result["value"]):
+        searcher.report(0, 1, result["value"])
+    searcher.end(0, ended, result or {}, "Traceback\nRuntimeError: why" if state == TrialState.FAIL else None)
+    (trial,) = searcher.study.trials
     assert trial.state == state
     assert trial.value == value
-    assert trial.user_attrs["outcome"] == name == outcome(result, error=error)
+    assert trial.user_attrs["outcome"] == name == ended
+    assert trial.user_attrs.get("error") == ("RuntimeError: why" if state == TrialState.FAIL else None)
 
 
-def test_the_last_intermediate_value_is_reported_too() -> None:
+def test_intermediate_values_are_told_once_and_nan_never() -> None:
     searcher = search()
     searcher.suggest("a")
-    searcher.on_trial_result("a", {**RUNNING, "value": 0.9})
-    searcher.on_trial_complete("a", {**RUNNING, "value": 0.4, "training_iteration": 2})
-    (trial,) = searcher._study.trials
-    assert trial.intermediate_values == {1: 0.9, 2: 0.4}
+    for part, value in ((1, 0.9), (2, math.nan), (1, 0.9), (3, 0.4)):
+        searcher.report(0, part, value)
+    searcher.end(0, "stopped", {})
+    (trial,) = searcher.study.trials
+    assert trial.intermediate_values == {1: 0.9, 3: 0.4}
     assert trial.value == 0.4
 
 
-def test_interrupting_leaves_nothing_running() -> None:
-    searcher = search()
-    for name in ("a", "b"):
-        searcher.suggest(name)
-    searcher.interrupt()
-    assert [trial.state for trial in searcher._study.trials] == [TrialState.FAIL] * 2
+def test_several_objectives_are_told_together() -> None:
+    objectives = ["metric", "train_seconds", "parameters"]
+    spec = check(changed(workload={"data": "digits", "model": "mlp"}, tuning={"objectives": objectives}))
+    searcher = search(spec)
+    assert [d.name for d in searcher.study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
+    for number, ended in enumerate(("completed", "stopped", "diverged")):
+        searcher.suggest("a")
+        searcher.report(number, 1, 0.5)  # Optuna takes none of these here
+        searcher.end(number, ended, {"value": 0.9, "train_seconds": 3.0, "parameters": 17})
+    trials = searcher.study.trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+    assert trials[0].values == [0.9, 3.0, 17.0]
+    assert [trial.number for trial in searcher.study.best_trials] == [0]
 
 
-@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "grid"])
-def test_every_sampler_asks_and_tells_to_the_end(name: str) -> None:
+def run_through(spec: Spec, study: optuna.Study, trials: int) -> list[dict[str, Any]]:
+    """So many trials with values that follow from the cell, each in a searcher of its own, as after a restart."""
+    found = []
+    for _ in range(trials):
+        searcher = search(spec, study)
+        config = searcher.suggest("a")
+        assert config
+        found.append(config)
+        searcher.end(config["trial"], "completed", {"value": 1 / config["width"] + len(config["optimizer"])})
+    return found
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "grid", "gp", "nsga2"])
+def test_every_sampler_goes_on_after_every_trial(name: str) -> None:
     spec = check(changed(tuning={"sampler": name, "seed": 1}, budget__trials=30))
-    searcher, seen = search(_sampler(spec)), []
-    for number in range(planned_trials(spec)):
-        cell = searcher.suggest(str(number))
-        seen.append(tuple(cell[key] for key in ("width", "batch_size", "optimizer")))
-        searcher.on_trial_complete(str(number), {**CASES["completed"][0], "value": 1 / (1 + number)})
-    assert {trial.state for trial in searcher._study.trials} == {TrialState.COMPLETE}
-    assert len(seen) == (12 if name == "grid" else 30)
-    assert len(set(seen)) == 12 or name != "grid"
+    count = planned_trials(spec)
+    assert count == (12 if name == "grid" else 30)
+    study = optuna.create_study()
+    found = run_through(spec, study, count)
+    assert [config["trial"] for config in found] == list(range(count))
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+    cells = [(c["optimizer"], c["width"], c["batch_size"], tuple(c["seeds"])) for c in found]
+    assert len(set(cells)) == count  # a cell that comes again has fresh seeds
+    assert len({cell[:3] for cell in cells}) == 12 or name != "grid"
+    # Restarts make no sampler begin again: with the same draws there would be few cells.
+    assert len({cell[:3] for cell in cells}) >= 6
+    if name in ("random", "qmc", "grid"):
+        whole = search(spec)
+        undisturbed = [whole.suggest("a") for _ in range(count)]
+        assert undisturbed == found
 
 
-def test_the_searcher_survives_ray_tunes_snapshots(tmp_path: Path) -> None:
+def test_a_repeated_cell_gets_fresh_seeds() -> None:
+    spec = check(changed(search={"width": 8, "depth": 1, "batch_size": 32, "optimizer": "sgd"}, lanes={"seeds": 3}))
+    found = run_through(spec, optuna.create_study(), 3)
+    assert [config["replicate"] for config in found] == [0, 1, 2]
+    assert [config["seeds"] for config in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_an_interrupted_trial_goes_on_under_its_number_with_its_cell() -> None:
     searcher = search()
-    searcher.suggest("a")
-    searcher.save(str(tmp_path / "searcher"))
-    other = search()
-    other.restore(str(tmp_path / "searcher"))
-    other.on_trial_complete("a", CASES["completed"][0])
-    assert other._study.trials[0].state == TrialState.COMPLETE
+    begun = [searcher.suggest("a") for _ in range(3)]
+    for number, ended in enumerate(("completed", "interrupted", "interrupted")):
+        searcher.end(number, ended, {"value": 1.0})
+    again = search(study=searcher.study)
+    assert [again.suggest("a") for _ in range(2)] == begun[1:]
+    assert again.suggest("a")["trial"] == 3
+
+
+def test_what_was_lost_runs_again_without_a_word_to_optuna() -> None:
+    searcher = search()
+    first = searcher.suggest("a")
+    searcher.end(0, "completed", {"value": 1.0})
+    again = TruthfulSearch(searcher.space, searcher.study, redo=[0])
+    assert again.suggest("a") == first
+    again.report(0, 1, 7.0)
+    again.end(0, "failed", {}, "a reason")
+    (trial,) = again.study.trials
+    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.COMPLETE, 1.0, {})
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "grid", "gp", "nsga2"])
+def test_fair_means_equally_many_trials(name: str) -> None:
+    own = {"adam": {"beta1": [0.8, 0.9]}}
+    tables = changed(tuning={"sampler": name, "fair": True}, budget__trials=16, search__settings=own)
+    found = run_through(check(tables), optuna.create_study(), 16)
+    optimizers = [config["optimizer"] for config in found]
+    assert optimizers == ["sgd", "adam"] * 8
+    assert all(set(config["settings"]) == ({"beta1"} if config["optimizer"] == "adam" else set()) for config in found)
+
+
+def test_settings_belong_to_their_optimizer() -> None:
+    own = {"adam": {"beta1": {"low": 0.5, "high": 0.9}, "beta2": [0.9, 0.99]}}
+    for name in ("tpe", "random", "qmc", "gp", "nsga2"):
+        spec = check(changed(search__settings=own, tuning={"sampler": name}))
+        study = optuna.create_study()
+        for config in run_through(spec, study, 16):
+            if config["optimizer"] == "sgd":
+                assert config["settings"] == {}
+            else:
+                assert 0.5 <= config["settings"]["beta1"] <= 0.9
+                assert config["settings"]["beta2"] in (0.9, 0.99)
+        for trial in study.trials:
+            assert ("adam.beta1" in trial.params) == (trial.params["optimizer"] == "adam")
 
 
 def test_a_space_suggests_what_the_spec_says() -> None:
-    space = Space(check(changed(search__depth={"low": 1, "high": 3, "log": True})), "/data")
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    configurations = [space(study.ask()) for _ in range(60)]
+    spec = check(changed(search__depth={"low": 1, "high": 3, "log": True}, tuning={"sampler": "random"}))
+    searcher = search(spec)
+    configurations = [searcher.suggest("a") for _ in range(60)]
     assert {c["width"] for c in configurations} == {8, 16}
     assert {c["depth"] for c in configurations} == {1, 2, 3}
     assert {c["batch_size"] for c in configurations} == {1, 32, 10_000}
     assert {c["optimizer"] for c in configurations} == {"sgd", "adam"}
     assert [c["trial"] for c in configurations] == list(range(60))
-    assert study.trials[0].distributions["depth"] == optuna.distributions.IntDistribution(1, 3, log=True)
+    depth = searcher.study.trials[0].distributions["depth"]
+    assert depth == optuna.distributions.IntDistribution(1, 3, log=True)
     # What is fixed is not searched.
-    fixed = Space(check(changed(search__width=8)), "/data")
-    study = optuna.create_study()
-    assert fixed(study.ask())["width"] == 8
-    assert "width" not in study.trials[0].params
+    fixed = search(check(changed(search__width=8)))
+    assert fixed.suggest("a")["width"] == 8
+    assert "width" not in fixed.study.trials[0].params

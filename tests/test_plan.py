@@ -40,14 +40,12 @@ def test_every_family_has_a_plan_without_loading_its_data(model: str, data: str)
 
 
 def test_the_status_of_a_study_that_has_just_begun(tmp_path: Path) -> None:
-    import datetime as dt
-
     spec = check(changed())
     write_text(tmp_path / "spec.toml", spec.to_toml())
-    write_provenance(tmp_path, spec, "", finished=False, started=dt.datetime.now(dt.UTC))
+    write_provenance(tmp_path, spec, [{"command": "", "started": "", "ended": None}], finished=False)
     assert watch.status(tmp_path).splitlines() == [
-        "good: running, or interrupted",
+        f"good: interrupted; `study resume {tmp_path}` goes on",
         "  trials  0 of 4: none ended yet",
         "  lanes   0, 0 diverged",
-        "  cost    0.000 CPU-hours",
+        "  cost    0 CPU-hours",
     ]

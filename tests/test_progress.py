@@ -1,76 +1,152 @@
 from __future__ import annotations
 
 import io
+import json
 import math
-import pickle
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from study.progress import ProgressDisplay
-from study.watch import describe
+from study.progress import ProgressDisplay, Show
+from study.recovery import State
+from study.spec import check
+from study.watch import best_line, describe, duration
+from tests.conftest import lane_row, trial_row, write_study
+from tests.test_spec import changed
 
 CONFIG = {"optimizer": "adam", "batch_size": 32, "width": 16, "depth": 2}
 
 
-def ended(name: str, value: float, rate: float | None = 0.003) -> Any:
-    result = {"outcome": name, "value": value, "learning_rate": rate}
-    return SimpleNamespace(trial_id=f"{name}{value}", last_result=result, config=CONFIG)
+def row(trial: int, outcome: str, value: float | None, **more: Any) -> dict[str, Any]:
+    rate = None if value is None else 0.003
+    empty = {"lanes": 10, "value": value, "learning_rate": rate, "error": None, "wall_seconds": 36.0}
+    return trial_row(trial=trial, outcome=outcome, **CONFIG) | empty | more
 
 
-def display(**options: Any) -> ProgressDisplay:
-    made = ProgressDisplay(5, "loss", **{"maximize": False, "quiet": False, **options})
-    made.console = Console(file=io.StringIO(), width=200)
-    made.live = None
+def display(show: Show = "plain", *, metric: str = "loss", terminal: bool = False, width: int = 200) -> ProgressDisplay:
+    data = {"workload": {"data": "digits", "model": "mlp"}} if metric == "accuracy" else {}
+    made = ProgressDisplay(check(changed(resources={"gpus_per_trial": 0.5}, **data)), 5, show)
+    made.console = Console(
+        file=io.StringIO(), width=width, force_terminal=terminal, highlight=False, quiet=show == "quiet"
+    )
+    made.live.console = made.console
     return made
 
 
-def tell(shown: ProgressDisplay, *trials: Any) -> None:
-    for trial in trials:
-        shown.on_trial_start(0, [], trial)
-    for trial in trials:
-        shown.on_trial_complete(0, [], trial)
+def tell(shown: ProgressDisplay, *rows: dict[str, Any]) -> None:
+    for each in rows:
+        shown.began(each["trial"], CONFIG)
+    for each in rows:
+        lanes = [lane_row(learning_rate=0.003, validation_loss=(each["value"] or 1) * f) for f in (0.9, 1.0, 1.1)]
+        lanes.append(lane_row(learning_rate=0.3, validation_loss=7.0))
+        shown.reported(each["trial"], {"payload": SimpleNamespace(lanes=lanes), "wall_seconds": 1.0})
+        shown.ended(each)
 
 
-def test_trials_are_counted_by_how_they_ended_and_the_best_is_a_completed_one() -> None:
+def text(shown: ProgressDisplay) -> str:
+    return shown.console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+ROWS = [
+    row(0, "completed", 0.5),
+    row(1, "completed", 0.3),
+    row(2, "stopped", 0.1),
+    row(3, "diverged", None),
+]
+
+
+def test_trials_are_counted_and_the_best_is_a_completed_one_with_its_interval() -> None:
     shown = display()
-    tell(
-        shown,
-        ended("completed", 0.5),
-        ended("completed", 0.3),
-        ended("running", 0.1),
-        ended("diverged", math.nan, None),
-    )
-    shown.on_trial_start(0, [], ended("running", 9.0))
-    assert shown.ended == 4
-    assert shown.scored == 3
-    assert shown.summary() == (
-        "4/5 trials (2 completed, 1 stopped, 1 diverged), 1 running; "
-        "best loss 0.3: adam, batch 32, width 16, depth 2, rate 0.003"
-    )
+    tell(shown, *ROWS)
+    shown.began(4, CONFIG)
+    assert (shown.done, shown.scored) == (4, 3)
+    summary = shown.summary()
+    assert summary.startswith("4/5 trials (2 completed, 1 stopped, 1 diverged), 1 running, ")
+    assert "0.04 CPU-hours, 0.02 GPU-hours" in summary
+    assert re.search(r"[\d.]+ lanes/s", summary)
+    assert "left; best loss 0.3 [0.233, 0.3837]: adam, batch 32, width 16, depth 2, rate 0.003" in summary
 
 
 def test_more_accuracy_is_better() -> None:
-    shown = display(maximize=True)
-    tell(shown, ended("completed", 0.5), ended("completed", 0.9), ended("completed", 0.7))
+    shown = display(metric="accuracy")
+    for number, value in enumerate((0.5, 0.9, 0.7)):
+        shown.ended(row(number, "completed", value))
     assert shown.best
-    assert shown.best[0] == 0.9
+    assert shown.best["value"] == 0.9
+
+
+def test_an_interrupted_trial_is_not_done() -> None:
+    shown = display()
+    tell(shown, row(0, "completed", 0.5), row(1, "interrupted", 0.4))
+    assert shown.done == 1
+    assert shown.best
+    assert shown.best["trial"] == 0
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_terminal_gets_three_lines_within_its_width(width: int) -> None:
+    shown = display("auto", terminal=True, width=width)
+    tell(shown, *ROWS)
+    shown.console.print(shown._lines())
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in text(shown).splitlines()]
+    assert len(lines) == 3
+    assert all(len(line) <= width for line in lines)
+    assert lines[0].startswith("trials ")
+    assert "4/5" in lines[0]
+    assert lines[1].startswith("0 running · 2 completed · 1 stopped · 1 diverged · ")
+    assert lines[2].startswith("best loss 0.3 [0.233, 0.3837]: adam, batch 32")
 
 
 def test_without_a_terminal_the_last_line_is_the_summary() -> None:
     shown = display()
     with shown:
-        tell(shown, ended("completed", 0.5))
-        shown.on_step_end(0, [])
-    assert shown.console.file.getvalue() == shown.summary() + "\n"  # type: ignore[attr-defined]
+        tell(shown, ROWS[0])
+        shown.tick()
+    assert re.sub(r"[\d.]+ lanes/s", "", text(shown)) == re.sub(r"[\d.]+ lanes/s", "", shown.summary() + "\n")
 
 
-def test_it_survives_the_pickling_of_ray_tunes_snapshots() -> None:
+def test_programs_get_an_object_a_line() -> None:
+    shown = display("json")
+    with shown:
+        tell(shown, *ROWS)
+        shown.say("a message")
+        shown.reported(4, {"warning": "no space"})
+    lines = [json.loads(line) for line in text(shown).splitlines()]
+    assert [line["event"] for line in lines] == ["trial"] * 4 + ["message"] * 2 + ["end"]
+    assert [line["outcome"] for line in lines[:4]] == ["completed", "completed", "stopped", "diverged"]
+    assert lines[3]["value"] is None
+    assert lines[-1]["done"] == 4
+    assert lines[-1]["outcomes"] == {"completed": 2, "stopped": 1, "diverged": 1}
+    assert lines[-1]["best_low"] == pytest.approx(0.233, abs=1e-4)
+
+
+def test_quiet_says_nothing() -> None:
+    shown = display("quiet")
+    with shown:
+        tell(shown, *ROWS)
+        shown.say("a message")
+    assert text(shown) == ""
+
+
+def test_a_study_that_goes_on_counts_what_was_done(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", optimizers=["adam"], widths=[8], depths=[1])
+    rows = {n: row(n, "completed", 0.5 - n / 10, learning_rate=0.01) for n in range(2)}
     shown = display()
-    tell(shown, ended("completed", 0.5))
-    assert pickle.loads(pickle.dumps(shown)).counts == {"completed": 1}
+    shown.go_on(State(rows, redo=[2], begun=[3]), folder)
+    assert text(shown) == "good: 2 of 5 trials have ended, 1 go on where they were, 1 run again, whose rows were lost\n"
+    assert shown.done == shown.before == 2
+    assert shown.best
+    assert shown.best["trial"] == 1
+    assert shown.interval
+    assert shown.numbers()["seconds_left"] is None
 
 
-def test_a_linear_model_has_no_size() -> None:
+def test_what_has_no_interval_shows_none() -> None:
+    cell = {"value": 0.5, "learning_rate": 0.1, **CONFIG}
+    assert best_line("loss", cell, (0.0, math.inf)).startswith("best loss 0.5: adam")
     assert describe({**CONFIG, "width": 0, "depth": 0}, None) == "adam, batch 32"
+    assert [duration(s) for s in (5.0, 119.0, 600.0, 7200.0)] == ["5 s", "119 s", "10 min", "2.0 h"]

@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import analysis
 from analysis import report
-from tests.conftest import PART, lane_row, trial_row, write_provenance, write_spec, write_study, write_tables
+from tests.conftest import (
+    PART,
+    lane_row,
+    trial_row,
+    write_confirmation,
+    write_provenance,
+    write_spec,
+    write_study,
+    write_tables,
+)
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -269,6 +279,119 @@ def test_verdict_that_the_test_split_contradicts(tmp_path: Path) -> None:
     text = paired_study(tmp_path, [value / 2 for value in rival], rival, [value * 2.1 for value in rival])
     assert "2.1 times [2.1, 2.1]" in text
     assert "the test split contradicts the choice made on validation" in text
+
+
+SMALL: dict[str, Any] = {"optimizers": ["adam", "sgd"], "widths": [8], "depths": [1], "batch_sizes": [32]}
+
+
+def test_a_confirmed_winner_is_reported_on_fresh_seeds(tmp_path: Path) -> None:
+    folder = write_confirmation(write_study(tmp_path, **SMALL), top=2, curse=1.5)
+    page = squeezed(read(analysis.write_report(folder)))
+    results = analysis.load(folder)
+    table = analysis.cells(results)
+    best = analysis.winners_curse(results, table).iloc[0]
+    score = f"test loss {best['test']:#.3g} [{best['test_low']:#.3g}, {best['test_high']:#.3g}]."
+    assert f"confirmed on 10 fresh seeds: {score}" in report.verdict(results, table)
+    assert "better on 10 of 10 paired fresh seeds (sign-flip p = 0.00195)" in page
+    assert "The best cell of the search holds the first place of 2 confirmed cells on 10 fresh seeds, against 3" in page
+    assert "the search promised too much" in page
+    assert "only the confirmed scores come from seeds that chose nothing" in page
+    assert "[confirm] in the spec" not in page
+    assert page.index("Best on the validation split") < page.index("Confirmation") < page.index("How the study went")
+
+
+def test_a_winner_that_falls_back_says_so(tmp_path: Path) -> None:
+    folder = write_confirmation(write_study(tmp_path, **SMALL | {"widths": [8, 9]}), top=2, noise=0)
+    lanes = folder / "confirm" / "lanes.parquet" / PART
+    rows = pq.read_table(lanes).to_pylist()
+    for row in rows:
+        row["validation_loss"] *= 2 if row["trial"] == 0 else 1
+    write_tables(folder / "confirm", lanes=rows)
+    text = squeezed(read(analysis.write_report(folder)))
+    assert "confirmed on 10 fresh seeds, though only number 2 there" in text
+    assert "falls to place 2 of 2 confirmed cells" in text
+
+
+def test_a_winner_that_diverged_on_fresh_seeds_is_not_confirmed(tmp_path: Path) -> None:
+    text = squeezed(read(analysis.write_report(write_confirmation(write_study(tmp_path, **SMALL), diverged=2))))
+    assert "It is not confirmed: 2 of 10 fresh seeds diverged." in text
+    assert "paired seeds of the search" in text
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("options", [{"metric": "accuracy"}, {"seeds": 1}, {"optimizers": ["adam"]}], ids=str)
+def test_any_confirmation_has_a_report(tmp_path: Path, options: dict[str, Any]) -> None:
+    folder = write_study(tmp_path, **SMALL | options)
+    text = squeezed(read(analysis.write_report(write_confirmation(folder, seeds=options.get("seeds", 4)))))
+    assert "winner's curse" in text
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+
+
+def test_a_confirmation_that_cannot_be_used_is_warned_of(tmp_path: Path) -> None:
+    folder = write_confirmation(write_study(tmp_path, **SMALL))
+    (folder / "confirm" / "lanes.parquet" / PART).write_bytes(b"no Parquet")
+    text = squeezed(read(analysis.write_report(folder)))
+    assert "The confirmation is left out" in text
+    assert "cannot be read" in text
+    assert "[confirm] in the spec runs it there" in text
+    (folder / "confirm" / "lanes.parquet" / PART).unlink()
+    assert "2 confirmed cells left out: no lane ended" in squeezed(read(analysis.write_report(folder)))
+
+
+def test_settings_name_a_cell(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, **SMALL, settings=['{"momentum":0.95,"nesterov":true}'])
+    page = read(analysis.write_report(folder))
+    assert "Best on the validation split is adam (momentum 0.95, nesterov true), width 8" in squeezed(page)
+    assert "the best sgd cell (momentum 0.95, nesterov true, width 8" in squeezed(page)
+    assert "settings" in page.text.split("Leaderboard")[1].split("Figures")[0]
+
+
+def test_cells_without_settings_have_no_column_for_them(quick_report: Path) -> None:
+    assert "settings" not in read(quick_report).text
+
+
+def test_replicates_are_counted_in_the_leaderboard(tmp_path: Path) -> None:
+    text = squeezed(read(analysis.write_report(write_study(tmp_path, **SMALL, replicates=2))))
+    assert "over 6 seeds" in text
+    assert "2 trials" in text
+    assert "The best 2 of 2 cells" in text
+
+
+def test_the_front_of_several_objectives_is_shown(tmp_path: Path) -> None:
+    objectives = ["metric", "train_seconds", "parameters"]
+    folder = write_study(tmp_path, **SMALL | {"widths": [8, 32]}, objectives=objectives)
+    front = read(analysis.write_report(folder)).text.split("Pareto front")[1].split("Figures")[0]
+    assert [name for name in ("train s", "parameters") if name in front] == ["train s", "parameters"]
+    assert front.count("adam") == 2
+    assert "sgd" not in front
+
+
+def test_grown_grids_and_left_out_trials_are_told(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, **SMALL, replicates=3)
+    file = folder / "trials.parquet" / PART
+    rows = pq.read_table(file).to_pylist()
+    rows[0]["extensions"] = rows[2]["extensions"] = 1  # the same cell
+    rows[4] |= {"outcome": "diverged"}
+    write_tables(folder, trials=rows)
+    text = squeezed(read(analysis.write_report(folder)))
+    assert "The learning-rate grid of 1 cell grew, its best rate being on the edge." in text
+    assert "others count that came further: 1 diverged. Where one diverged, its cell looks too good." in text
+
+
+def test_what_failed_is_listed_with_its_reason(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    errors = ["Traceback\n  somewhere\nValueError: no such thing\n", None, *["out of luck"] * 10]
+    trials = [
+        trial_row(trial=n, width=n + 1, outcome="out of memory" if n == 1 else "failed", error=error)
+        for n, error in enumerate(errors)
+    ]
+    write_tables(tmp_path, trials=trials, lanes=[])
+    found = report.failures(analysis.load(tmp_path))
+    assert found[0] == (0, "adam, width 1, depth 1, batch size 32", "ValueError: no such thing")
+    assert found[1][2] == "not recorded"
+    text = squeezed(read(analysis.write_report(tmp_path)))
+    assert "What failed, the first 10 of 12" in text
+    assert text.count("out of luck") == 8
 
 
 def test_several_studies_are_sections(quick_study: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from analysis import ResultsError, load
 from analysis.results import CURVES, LANES, TRIALS, _read, parts, regime
-from tests.conftest import PART, trial_row, write_provenance, write_spec, write_tables
+from tests.conftest import PART, trial_row, write_confirmation, write_provenance, write_spec, write_study, write_tables
 
 
 def write_part(folder: Path, name: str, *trials: int, worker: str = "a") -> None:
@@ -129,6 +129,35 @@ def test_a_write_without_rows_is_readable(tmp_path: Path) -> None:
     write_spec(tmp_path)
     write_tables(tmp_path, trials=[], lanes=[], curves=[])
     assert load(tmp_path).curves.empty
+
+
+def test_a_confirmation_is_results_too(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, widths=[8], depths=[1])
+    assert load(folder).confirmation is None
+    found = load(write_confirmation(folder))
+    assert found.confirmation is found.confirmation is not None
+    assert (len(found.confirmation.trials), found.confirmation_trouble) == (3, "")
+    assert len(found.trials) == 12
+
+
+def test_an_empty_or_broken_confirmation_is_none_and_says_why(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    assert load(tmp_path).confirmation_trouble == ""
+    (tmp_path / "confirm").mkdir()
+    assert "no spec.toml" in load(tmp_path).confirmation_trouble
+    write_spec(tmp_path / "confirm")
+    found = load(tmp_path)
+    assert (found.confirmation, found.confirmation_trouble) == (None, "no trial of it has ended yet")
+
+
+def test_objectives_are_the_metric_unless_named(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    assert load(tmp_path).objectives == ["metric"]
+    write_spec(tmp_path, objectives=["metric", "train_seconds"])
+    assert load(tmp_path).objectives == ["metric", "train_seconds"]
+    write_spec(tmp_path, objectives=["metric", "beauty"])
+    with pytest.raises(ResultsError, match=r"tuning\.objectives are some of metric, train_seconds"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

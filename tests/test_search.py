@@ -32,7 +32,8 @@ def ray_here() -> Iterator[None]:
 def run(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def go(spec: Any, **options: Any) -> Outcome:
         folder, data_folder = tmp_path / "results", tmp_path / "data"
-        return search.start(spec, folder, data_folder, options.pop("concurrency", 2), "the command", quiet=True)
+        concurrency = options.pop("concurrency", 2)
+        return search.session(spec, folder, data_folder, concurrency, "the command", show="quiet")
 
     monkeypatch.chdir(tmp_path)
     return go
@@ -42,7 +43,7 @@ SPEC = check(
     changed(
         workload={"data": "linear", "model": "mlp", "target": 0.5},
         search={"width": [4, 8], "depth": [1, 2], "batch_size": [8, "full"], "optimizer": ["sgd", "adam"]},
-        lanes={"rates": 3, "seeds": 2},
+        lanes={"rates": 3, "seeds": 2, "extensions": 0},
         budget={"trials": 6, "epochs": 3},
         tuning={"sampler": "random", "scheduler": "none"},
     )
@@ -78,12 +79,13 @@ def test_a_study_fills_its_tables(run: Any) -> None:
     for told, (_, trial) in zip(optuna_trials(outcome.folder), found.trials.iterrows(), strict=True):
         assert told.state == TrialState.COMPLETE
         assert told.value == trial["value"]
-        assert len(told.intermediate_values) == 3
+        assert list(told.intermediate_values.values()) == list(trial["reported"])
+        assert len(trial["reported"]) == 3
         assert told.params["optimizer"] == trial["optimizer"]
-    # Nothing but the tables, Optuna's journal and Ray Tune's own state.
+    # Nothing but the tables and Optuna's journal: what resuming needs is gone with the last trial.
     names = {path.name for path in outcome.folder.iterdir()}
     assert names == {
-        "spec.toml", "provenance.json", "trials.parquet", "lanes.parquet", "curves", "optuna.journal", "tune"
+        "spec.toml", "provenance.json", "trials.parquet", "lanes.parquet", "curves", "optuna.journal", ".lock"
     }  # fmt: skip
     assert "6 of 6: 6 completed" in watch.status(outcome.folder)
     assert analysis.write_report(outcome.folder).is_file()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,17 @@ from scipy import special, stats
 
 import analysis
 from analysis import Interval, statistics
-from tests.conftest import PLANTED, curve_row, lane_row, trial_row, write_spec, write_tables
+from analysis.results import FOLDERS
+from tests.conftest import (
+    PLANTED,
+    curve_row,
+    lane_row,
+    trial_row,
+    write_confirmation,
+    write_spec,
+    write_study,
+    write_tables,
+)
 
 losses = st.floats(1e-12, 1e12)
 shares = st.floats(0, 1)
@@ -32,7 +43,7 @@ def lanes_frame(values: dict[float, list[float]], metric: str = "loss", trial: i
         for rate, seeds in values.items()
         for seed, value in enumerate(seeds)
     ]
-    return pd.DataFrame(rows).assign(lane=range(len(rows)))
+    return pd.DataFrame(rows).assign(lane=range(len(rows)), cell=trial)
 
 
 # Intervals
@@ -302,10 +313,110 @@ def test_an_empty_study_has_no_cells(tmp_path: Path) -> None:
         analysis.regime_curves(results, table),
         analysis.rate_sensitivity(results, table),
         analysis.grid(table, "optimizer", "batch_size", maximize=False),
-        analysis.progress(table, maximize=False),
+        analysis.progress(results),
+        analysis.winners_curse(results, table),
         analysis.target_times(results, table),
     ):
         assert frame.empty
+
+
+# Replicates
+
+
+def cell_of(folder: Path, *trials: tuple[dict[str, Any], dict[float, list[float]], int]) -> pd.DataFrame:
+    """`cells` of trials given as (columns, learning rate -> losses, first seed)."""
+    write_spec(folder)
+    rows = [trial_row(trial=number) | columns for number, (columns, _, _) in enumerate(trials)]
+    lanes = [
+        lane_row(
+            trial=number, lane=lane, learning_rate=rate, seed=first + place, validation_loss=loss, test_loss=2 * loss
+        )
+        | {"outcome": rows[number]["outcome"]}
+        for number, (_, values, first) in enumerate(trials)
+        for lane, (rate, place, loss) in enumerate(
+            (rate, place, loss) for rate, losses in values.items() for place, loss in enumerate(losses)
+        )
+    ]
+    write_tables(folder, trials=rows, lanes=lanes)
+    return analysis.cells(analysis.load(folder))
+
+
+def test_replicates_are_one_cell_with_the_seeds_of_all(tmp_path: Path) -> None:
+    first, second = [0.1, 0.2, 0.15], [0.3, 0.12, 0.18]  # a budget in seconds holds different numbers of updates
+    table = cell_of(
+        tmp_path,
+        ({"replicate": 0}, {0.01: first, 0.1: [1] * 3}, 0),
+        ({"replicate": 1, "updates": 800}, {0.01: second, 0.1: [1] * 3}, 3),
+    )
+    cell = table.iloc[0]
+    assert (len(table), cell["trial"], cell["trials"], cell["seeds"]) == (1, 0, 2, 6)
+    for split, factor in (("validation", 1), ("test", 2)):
+        expected = analysis.log_interval([factor * loss for loss in first + second])
+        assert_allclose(cell[[split, f"{split}_low", f"{split}_high"]].astype(float),
+                        [expected.estimate, expected.low, expected.high])  # fmt: skip
+    assert (cell["n"], cell["test_n"]) == (6, 6)
+
+
+def test_two_replicates_of_three_seeds_are_a_trial_of_six(tmp_path: Path) -> None:
+    """Against the same study whose lanes stand in one trial, every statistic agrees."""
+    options: dict[str, Any] = {"optimizers": ["sgd", "adam"], "widths": [8], "depths": [1], "target": 0.1}
+    results = analysis.load(write_study(tmp_path, replicates=2, **options))
+    trials, lanes = results.trials[results.trials["replicate"] == 0], results.lanes
+    number = lanes["trial"] % len(trials)
+    whole = analysis.Results(
+        results.path, results.spec, "", results.provenance, trials, lanes.assign(trial=number, lane=lanes.index)
+    )
+    table, expected = analysis.cells(results), analysis.cells(whole)
+    pd.testing.assert_frame_equal(table.drop(columns="trials"), expected.drop(columns="trials"))
+    assert set(table["trials"]) == {2}
+    found, one = analysis.compare_best(results, table), analysis.compare_best(whole, expected)
+    assert found is not None
+    assert one is not None
+    assert (found.effect, found.wins, found.effect.n) == (one.effect, one.wins, 6)
+    pd.testing.assert_frame_equal(analysis.rate_sensitivity(results, table), analysis.rate_sensitivity(whole, expected))
+    assert (analysis.regime_curves(results, table)["n"] == 6).all()
+    assert (analysis.target_times(results, table)["seeds"] == 6).all()
+    assert len(analysis.progress(results)) == 2 * len(table)
+
+
+def test_a_rate_that_only_one_replicate_tried_is_not_eligible(tmp_path: Path) -> None:
+    grown = {0.01: [0.2, 0.2], 0.1: [0.1, 0.1], 1.0: [0.01, 0.01]}
+    table = cell_of(tmp_path, ({"extensions": 1}, grown, 0), ({"replicate": 1}, {0.01: [0.2, 0.2], 0.1: [0.1, 0.1]}, 2))
+    cell = table.iloc[0]
+    assert (cell["learning_rate"], cell["n"], cell["rates"], cell["extensions"]) == (0.1, 4, 2, 1)
+    assert cell["on_edge"]
+
+
+def test_identical_repeats_count_once(tmp_path: Path) -> None:
+    losses = {0.01: [0.2, 0.3]}
+    table = cell_of(tmp_path, ({}, losses, 0), ({}, losses, 0), ({}, losses, 0))
+    assert table[["trial", "trials", "seeds", "n"]].to_numpy().tolist() == [[0, 1, 2, 2]]
+    assert table["validation_high"].iloc[0] == analysis.log_interval([0.2, 0.3]).high
+
+
+@pytest.mark.parametrize("outcome", ["stopped", "diverged", "failed"])
+def test_what_did_not_complete_is_not_pooled_with_what_did(tmp_path: Path, outcome: str) -> None:
+    table = cell_of(
+        tmp_path,
+        ({"outcome": outcome, "updates": 90}, {0.01: [0.01, 0.01]}, 0),
+        ({"replicate": 1}, {0.01: [0.2, 0.3]}, 2),
+    )
+    assert table[["trial", "trials", "outcome", "n"]].to_numpy().tolist() == [[1, 1, "completed", 2]]
+    left = analysis.load(tmp_path).pooled.left_out
+    assert left[["trial", "outcome"]].to_numpy().tolist() == [[0, outcome]]
+
+
+def test_stopped_trials_pool_where_they_came_as_far(tmp_path: Path) -> None:
+    stopped = {"outcome": "stopped", "updates": 90}
+    trials = [({**stopped, "updates": 30}, 0), (stopped, 2), (stopped, 4)]
+    table = cell_of(tmp_path, *((columns, {0.01: [0.2, 0.3]}, seed) for columns, seed in trials))
+    assert table[["trial", "trials", "n", "updates"]].to_numpy().tolist() == [[1, 2, 4, 90]]
+
+
+def test_settings_tell_cells_apart(tmp_path: Path) -> None:
+    losses = {0.01: [0.2, 0.3]}
+    table = cell_of(tmp_path, *(({"settings": text}, losses, 0) for text in ('{"beta1":0.9}', '{"beta1":0.5}', None)))
+    assert table["settings"].to_list() == ['{"beta1":0.9}', '{"beta1":0.5}', ""]
 
 
 # Comparison
@@ -345,6 +456,159 @@ def test_one_optimizer_is_compared_with_none(make_study: Callable[..., Path]) ->
     assert analysis.compare_best(results, analysis.cells(results)) is None
 
 
+def test_confirmed_cells_are_compared_on_fresh_seeds(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, optimizers=["adam", "sgd"], widths=[8], depths=[1], batch_sizes=[32])
+    results = analysis.load(write_confirmation(folder, top=2, seeds=7))
+    found = analysis.compare_best(results, analysis.cells(results))
+    assert found is not None
+    assert (found.fresh, found.effect.n) == (True, 7)
+    # A fresh seed that diverged leaves the search's: survivors alone would flatter.
+    results = analysis.load(write_confirmation(folder, top=2, seeds=7, diverged=1))
+    found = analysis.compare_best(results, analysis.cells(results))
+    assert found is not None
+    assert (found.fresh, found.effect.n) == (False, 3)
+
+
+# Confirmation
+
+
+@given(
+    *[st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9).filter(lambda values: np.ptp(values) > 1e-3)] * 2,
+    st.floats(0.5, 0.99),
+)
+def test_welch_interval_agrees_with_scipy(first: list[float], second: list[float], level: float) -> None:
+    expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval(level)
+    found = analysis.welch_interval(first, second, level)
+    assert_allclose([found.low, found.high], [expected.low, expected.high], rtol=1e-6, atol=1e-6)
+    assert found.n == len(first) + len(second)
+
+
+def test_welch_interval_of_few_values() -> None:
+    assert analysis.welch_interval([3.0], [1.0, 2.0]) == Interval(1.5, -math.inf, math.inf, 3)
+    assert analysis.welch_interval([3.0, 3.0], [1.0, 1.0]) == Interval(2.0, 2.0, 2.0, 4)
+    for pair in (([], [1.0, 2.0]), ([1.0, math.nan], [1.0, 2.0]), ([1.0, math.inf], [1.0, 2.0])):
+        assert math.isnan(analysis.welch_interval(*pair).estimate)
+
+
+def curse_of(folder: Path) -> tuple[analysis.Results, pd.DataFrame]:
+    results = analysis.load(folder)
+    return results, analysis.winners_curse(results, analysis.cells(results))
+
+
+def test_a_planted_curse_is_recovered(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, batch_sizes=[32], seeds=4, replicates=2)
+    results, curse = curse_of(write_confirmation(folder, curse=1.3, noise=0))
+    table = analysis.cells(results)
+    assert_allclose(curse["curse"], 1.3)
+    assert analysis.average_curse(results, curse).estimate == pytest.approx(1.3)
+    best = analysis.rank(table, maximize=False).head(3)
+    assert curse["trial"].to_list() == best["trial"].to_list()
+    assert_allclose(curse[["search", "search_low", "search_high"]].astype(float),
+                    best[["validation", "validation_low", "validation_high"]])  # fmt: skip
+    assert curse["search_n"].to_list() == [8] * 3
+    assert curse["rank_search"].to_list() == curse["rank_confirmed"].to_list() == [1, 2, 3]
+    results, curse = curse_of(write_confirmation(folder, curse=1.3))
+    average = analysis.average_curse(results, curse)
+    assert average.estimate == pytest.approx(stats.gmean(curse["curse"]))
+    assert average.low < 1.3 < average.high
+    assert ((curse["curse_low"] < 1.3) & (curse["curse_high"] > 1.3)).all()
+    assert_allclose(curse["curse"], curse["confirmed"] / curse["search"])
+
+
+def test_the_curse_of_an_accuracy_is_a_positive_difference(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, metric="accuracy", optimizers=["adam"], batch_sizes=[32], seeds=6)
+    results, curse = curse_of(write_confirmation(folder, curse=3.0, top=2))
+    assert_allclose(curse["curse"].astype(float), curse["search"] - curse["confirmed"], atol=1e-3)
+    assert (curse["curse_low"] > 0).all()
+    assert analysis.average_curse(results, curse).estimate == pytest.approx(curse["curse"].mean())
+
+
+def test_the_interval_of_the_curse_covers_no_curse_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(0, 0.3, (5, 3)), rng.normal(0, 0.1, (10, 3))) for _ in range(2000)]
+    found = [statistics._curse(np.exp(search), np.exp(fresh), "loss") for search, fresh in pairs]
+    assert 0.935 <= np.mean([interval.low <= 1 <= interval.high for interval in found]) <= 0.965
+
+
+@given(st.lists(losses, min_size=2, max_size=6), st.lists(losses, min_size=2, max_size=6), st.floats(0.1, 10))
+def test_the_curse_follows_the_fresh_losses(search: list[float], fresh: list[float], factor: float) -> None:
+    before, after = np.array(search)[:, None], np.array(fresh)[:, None]
+    once, scaled = (statistics._curse(before, times * after, "loss") for times in (1.0, factor))
+    assert_allclose([scaled.estimate, scaled.low], [factor * once.estimate, factor * once.low], rtol=1e-6)
+    assert once.estimate == pytest.approx(stats.gmean(fresh) / stats.gmean(search))
+
+
+def test_survivors_do_not_confirm_a_cell_that_diverged(tmp_path: Path) -> None:
+    results, curse = curse_of(write_confirmation(write_study(tmp_path, batch_sizes=[32]), diverged=2))
+    first = curse.iloc[0]
+    assert (first["outcome"], first["diverged"], first["seeds"], first["confirmed_n"]) == ("diverged", 2, 10, 0)
+    assert curse[["confirmed", "test", "curse", "rank_confirmed"]].iloc[0].isna().all()
+    assert curse["rank_confirmed"].to_list()[1:] == [1, 2]
+    assert analysis.average_curse(results, curse).estimate == pytest.approx(stats.gmean(curse["curse"].iloc[1:]))
+
+
+def test_a_rate_that_is_no_longer_the_tuned_one_confirms_nothing(tmp_path: Path) -> None:
+    results = analysis.load(write_confirmation(write_study(tmp_path, batch_sizes=[32])))
+    table = analysis.cells(results)
+    table.loc[analysis.rank(table, maximize=False)["trial"].iloc[0], "learning_rate"] = 0.123
+    assert analysis.winners_curse(results, table)["rank_search"].to_list() == [2, 3]
+
+
+def test_what_completed_at_an_older_rate_hides_no_divergence(tmp_path: Path) -> None:
+    folder = write_confirmation(write_study(tmp_path, batch_sizes=[32]))
+    trials, lanes = (pq.read_table(folder / "confirm" / FOLDERS[name]).to_pylist() for name in ("trials", "lanes"))
+    first = [lane | {"trial": 3, "learning_rate": 0.5} for lane in lanes if lane["trial"] == 0]
+    lost = {"outcome": "diverged", "validation_loss": math.nan, "test_loss": math.nan}
+    write_tables(
+        folder / "confirm",
+        trials=[trials[0] | {"outcome": "diverged"}, *trials[1:], trials[0] | {"trial": 3}],
+        lanes=[*(lane | (lost if lane["trial"] == 0 else {}) for lane in lanes), *first],
+    )
+    _, curse = curse_of(folder)
+    assert curse["outcome"].to_list() == ["diverged", "completed", "completed"]
+    assert curse["diverged"].to_list() == [10, 0, 0]
+
+
+def test_one_fresh_seed_bounds_no_curse(tmp_path: Path) -> None:
+    _, curse = curse_of(write_confirmation(write_study(tmp_path, batch_sizes=[32]), seeds=1))
+    assert (curse["curse_low"] == 0).all()
+    assert np.isposinf(curse["curse_high"]).all()
+
+
+# Several objectives
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> pd.DataFrame:
+    value = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.nan])
+    rows = draw(st.lists(st.tuples(value, value, value, st.sampled_from(["completed", "stopped"])), max_size=12))
+    return pd.DataFrame(rows, columns=["validation", "train_seconds", "parameters", "outcome"])
+
+
+@given(tables(), st.booleans())
+def test_the_front_is_what_nothing_dominates(table: pd.DataFrame, maximize: bool) -> None:
+    objectives = ["metric", "train_seconds", "parameters"]
+    front = analysis.pareto(table, objectives, maximize)
+    costs = table[["validation", "train_seconds", "parameters"]].assign(
+        validation=table["validation"] * (-1 if maximize else 1)
+    )
+    costs = costs[table["outcome"] == "completed"].dropna()
+    points = costs.to_numpy(dtype=float)
+    for row, cost in costs.iterrows():
+        dominated = any(all(other <= cost) and any(other < cost) for other in points)
+        assert front[row] == (not dominated)
+        # Ties are kept, and something on the front is as good as any cell.
+        assert all(front[costs.index[(points == cost.to_numpy()).all(axis=1)]] == front[row])
+        assert any(all(other <= cost) for other in costs[front[costs.index]].to_numpy())
+    assert not front.drop(costs.index).any()
+
+
+def test_of_the_metric_alone_the_front_is_the_best(quick_study: Path) -> None:
+    table = analysis.cells(analysis.load(quick_study))
+    best = analysis.rank(table, maximize=False).iloc[0]
+    assert table.loc[analysis.pareto(table, ["metric"], False), "trial"].to_list() == [best["trial"]]
+
+
 # Along the search and along training
 
 
@@ -359,8 +623,8 @@ def test_best_so_far_is_the_best_of_each_prefix(values: list[float], maximize: b
 
 
 def test_progress_follows_the_order_of_trials(quick_study: Path) -> None:
-    table = analysis.cells(analysis.load(quick_study))
-    frame = analysis.progress(table.sample(frac=1, random_state=0), maximize=False)
+    results = analysis.load(quick_study)
+    table, frame = analysis.cells(results), analysis.progress(results)
     assert list(frame["trial"]) == list(range(48))
     assert frame["best"].iloc[-1] == table["validation"].min()
     assert (frame["best"].diff().dropna() <= 0).all()
@@ -429,6 +693,12 @@ def test_band_is_pointwise() -> None:
     for row, line in zip(found.to_dict("records"), values.values(), strict=True):
         expected = analysis.log_interval(line)
         assert (row["low"], row["high"], row["n"]) == (expected.low, expected.high, 2)
+
+
+def test_band_leaves_out_points_that_not_every_lane_has() -> None:
+    points = [(0, 0), (0, 10), (0, 15), (1, 0), (1, 10), (1, 20)]
+    curves = pd.DataFrame([curve_row(trial=trial, update=update) for trial, update in points])
+    assert analysis.band(curves, "loss")["update"].to_list() == [0, 10]
 
 
 def test_regime_curves_follow_the_best_cell_of_each_regime(quick_study: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -64,6 +65,10 @@ class Budget:
         """Reports in which a trial spends its budget, evenly: one per epoch, or `REPORTS`."""
         return self.epochs or min(REPORTS, self.updates or REPORTS)
 
+    def spent(self, stack: Stack) -> bool:
+        """Whether a stack has had it all, or has no lane left."""
+        return stack.reports >= self.reports or not stack.alive
+
 
 @dataclass(frozen=True)
 class Point:
@@ -71,7 +76,7 @@ class Point:
 
     Attributes:
         update, examples, epoch, train_seconds: how far training had come; seconds are of the whole stack.
-        lanes: (k,) places of the lanes in the trial.
+        lanes: (k,) places of the lanes in the stack; `tune` counts them through all stacks of a trial.
         values: (split, metric) -> (k,) values. Splits are train (a fixed subset of `TRAIN_SUBSET` examples),
             validation, and batch: the mean loss of the batches since the previous point, each before its update.
     """
@@ -83,6 +88,17 @@ class Point:
     lanes: list[int]
     values: dict[tuple[str, str], list[float]]
 
+    def plain(self) -> dict[str, Any]:
+        """Everything as numbers, lists and a tensor, for `torch.save`."""
+        numbers = torch.tensor(list(self.values.values()), dtype=torch.float64)
+        return {**vars(self), "values": [list(self.values), numbers]}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Point:
+        """The same back."""
+        keys, numbers = plain["values"]
+        return cls(**{**plain, "values": dict(zip(keys, numbers.tolist(), strict=True))})
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -92,7 +108,7 @@ class Trace:
         first: number of the first update.
         progress: (updates, 3) examples used, epochs and seconds of training of the whole stack after each; seconds
             between the two ends are spread evenly.
-        lanes: (k,) places of the lanes in the trial.
+        lanes: (k,) places of the lanes, as a point's.
         losses: (updates, k), of each batch before its update.
     """
 
@@ -107,6 +123,19 @@ class Trace:
         rows = zip(self.progress.tolist(), self.losses, np.isfinite(self.losses), strict=True)
         for update, ((examples, epoch, seconds), losses, finite) in enumerate(rows, start=self.first):
             yield (update, int(examples), epoch, seconds), lanes[finite].tolist(), losses[finite].tolist()
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as numbers, lists and tensors, for `torch.save`."""
+        arrays = {"progress": torch.from_numpy(self.progress), "losses": torch.from_numpy(self.losses)}
+        return {**vars(self), **arrays}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Trace:
+        """The same back."""
+        return cls(**{**plain, "progress": plain["progress"].numpy(), "losses": plain["losses"].numpy()})
+
+
+Mark = TypeVar("Mark", Point, Trace)
 
 
 @dataclass(frozen=True)
@@ -127,6 +156,14 @@ class Report:
     points: list[Point]
     traces: list[Trace]
     finished: bool
+
+    def shifted(self, by: int) -> Report:
+        """The same, the first lane being number `by`."""
+        return replace(self, points=_shifted(self.points, by), traces=_shifted(self.traces, by))
+
+
+def _shifted(marks: list[Mark], by: int) -> list[Mark]:
+    return [replace(mark, lanes=[by + lane for lane in mark.lanes]) for mark in marks]
 
 
 def train(
@@ -189,10 +226,10 @@ def train(
         lists = {key: numbers.tolist() for key, numbers in columns.items()}
         return [Point(stack.update, examples, epoch, stack.seconds, list(stack.alive), lists)] if stack.alive else []
 
-    if stack.reports < budget.reports and stack.alive:
+    if not budget.spent(stack):
         engine.warm_up(stack, batches)
     points, traces = evaluate(None) if stack.update == 0 else [], []
-    while stack.reports < budget.reports and stack.alive:
+    while not budget.spent(stack):
         while stack.alive and (stop := schedule.next_stop(stack)):
             first, seconds = stack.update + 1, stack.seconds
             losses = advance(stack, engine, batches, stop)
@@ -210,7 +247,7 @@ def train(
         if halving and stack.reports in rungs and stack.alive:
             stack.stop(_losers(stack, halving, len(data.validation), rungs[stack.reports]))
             batches.align(stack)
-        finished = stack.reports == budget.reports or not stack.alive
+        finished = budget.spent(stack)
         if finished and stack.alive:
             for metric, numbers in values(data.test).items():
                 stack.last["test", metric] = np.full(len(stack.lanes), math.nan)

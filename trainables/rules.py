@@ -12,6 +12,7 @@ lanes, as tensors that broadcast against the parameters.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -26,6 +27,10 @@ Numbers = Mapping[str, Number]
 UnitUpdate = Callable[[Tensor, Tensor, State, Numbers, Numbers], Tensor]
 # (U, 1) numbers of updates from 1, settings as floats or (L,) arrays -> columns, (U, 1) or (U, L)
 Columns = Callable[[np.ndarray, Mapping[str, Any]], dict[str, np.ndarray]]
+
+
+# Settings that say which share of the past is kept.
+_SHARES = ("momentum", "beta1", "beta2", "alpha", "rho")
 
 
 def _no_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -60,6 +65,27 @@ class Rule:
     def state(self, parameters: Tensor) -> State:
         """The state before the first update."""
         return {name: torch.zeros_like(parameters) for name in self.buffers}
+
+    def adjustable(self) -> dict[str, float]:
+        """The settings that can be changed, with their usual values: one number each."""
+        if not self.solo:
+            return dict(self.settings)
+        arguments = inspect.signature(self.torch_class).parameters.items()
+        numbers = {name: each.default for name, each in arguments if isinstance(each.default, int | float)}
+        return {name: value for name, value in numbers.items() if name != "lr" and not isinstance(value, bool)}
+
+    def refused(self, name: str, value: float) -> str | None:
+        """Why a setting cannot have a value, or None if it can."""
+        if not self.solo:
+            if name in _SHARES:
+                return None if 0 <= value < 1 else f"{value:g} is not a share; valid: from 0, below 1"
+            return None if value >= 0 else f"{value:g} is below 0"
+        try:
+            make: Any = self.torch_class
+            make([nn.Parameter(torch.zeros(1, 1))], **{name: value})
+        except (ValueError, TypeError) as error:
+            return str(error)
+        return None
 
     def coefficients(self, first: int, last: int, settings: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
         """The coefficients of updates `first` to `last`, from 1, both included.

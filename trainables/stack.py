@@ -7,6 +7,7 @@ with equal seeds share initialisation and batches, so comparisons between them a
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -44,13 +45,33 @@ def grid(low: float, high: float, count: int, seeds: Sequence[int]) -> list[Lane
     return [Lane(rate, seed) for rate in rates for seed in seeds]
 
 
+def beyond(rates: Sequence[float], tried: Sequence[float], best: float) -> list[float]:
+    """Rates to try next: half as many as the grid has, in its spacing, beyond the edge on which the best one lies.
+
+    Args:
+        rates: of the grid as it was at first.
+        tried: all rates so far, those that diverged too.
+        best: one of them.
+
+    Returns:
+        From the edge outwards; none if the best lies within, the grid has no spacing, or floats end there.
+    """
+    low, high, count = min(rates), max(rates), len(set(rates))
+    if low == high or min(tried) < best < max(tried):
+        return []
+    ratio = (high / low) ** (1 / (count - 1))
+    steps = [ratio**step for step in range(1, math.ceil(count / 2) + 1)]
+    found = [best / step for step in steps] if best == min(tried) else [best * step for step in steps]
+    return [rate for rate in found if sys.float_info.min <= rate <= sys.float_info.max]
+
+
 @dataclass
 class Stack:
-    """K networks side by side, and how far each has come. This is all that a checkpoint holds.
+    """K networks side by side, and how far each has come: what a checkpoint holds.
 
     Attributes:
         rule: the optimizer.
-        lanes: all lanes of the trial, L of them.
+        lanes: all L lanes of the stack.
         alive: (K,) places in `lanes` of those that still train; the rows of the tensors below.
         parameters: (K, P), each row one network.
         state: the rule's buffers, each (K, P).
@@ -154,6 +175,11 @@ class Stack:
         """Take lanes out of the stack that are not worth more time; their last values stand."""
         self.stopped |= dict.fromkeys(lanes, self.update)
         self._keep(set(lanes))
+
+    def free(self) -> None:
+        """Forget the networks once the budget is spent; what became of the lanes stays."""
+        self.parameters = self.parameters.new_empty(0, self.parameters.shape[1])
+        self.state, self.solo = {}, {}
 
     def _keep(self, without: set[int]) -> None:
         rows = [row for row, lane in enumerate(self.alive) if lane not in without]

@@ -4,17 +4,23 @@
 
 The configuration's keys are those of `Trial`. Actors are reused from trial to trial (`reuse_actors=True`), which makes
 a trial's own cost about 0.06 s instead of 3 s.
+
+A trial trains a stack of lanes for the whole budget, and then, while its best learning rate lies on the edge of those
+tried, further stacks of rates beyond that edge. Its state is that of its stacks and what it has reported so far; it
+goes to Ray Tune's checkpoints, or to a file of the trial's own, from which any later worker goes on.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,9 +33,10 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 from trainables import data, engines, lanes, models
 from trainables.augment import Augment
 from trainables.rules import named
-from trainables.stack import Lane, Stack, grid, out_of_memory
+from trainables.stack import Lane, Stack, beyond, grid, out_of_memory
 
-CHECKPOINT_SECONDS = 30.0
+# What a trial's numbers do not depend on, or not by more than lane equality allows.
+_INCIDENTAL = ("checkpoint", "checkpoint_seconds", "data_folder", "device", "threads")
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,13 @@ class Trial:
         settings: of the optimizer, name -> value, where they are not its own.
         engine: one of `engines.NAMES`, or auto.
         halving: whether the worse rates are given up early.
+        extensions: how often, at most, rates are added beyond the edge of the grid on which the best one lies.
         every_update: whether the curves hold every update's loss.
         augment: fields of `Augment`, for the training images.
         trial: the trial's number, for the tables.
+        checkpoint: file in which the trial keeps its state, instead of asking Ray Tune to; whoever wants the trial
+            deletes it.
+        checkpoint_seconds: time between two checkpoints, at least; they are made at reports.
     """
 
     optimizer: str
@@ -79,9 +90,12 @@ class Trial:
     settings: dict[str, float] = field(default_factory=dict)
     engine: str = "auto"
     halving: bool = False
+    extensions: int = 0
     every_update: bool = False
     augment: dict[str, Any] = field(default_factory=dict)
     trial: int = 0
+    checkpoint: str | None = None
+    checkpoint_seconds: float = 30.0
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Trial:
@@ -94,32 +108,59 @@ class Trial:
         settings = tuple(sorted(self.settings.items()))
         return [replace(lane, settings=settings) for lane in grid(low, high, count, self.seeds)]
 
+    def identity(self) -> str:
+        """All that the trial's numbers depend on, as text."""
+        chosen = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
+        return json.dumps(chosen, sort_keys=True, default=repr)
+
 
 @dataclass
 class Payload:
     """What the driver writes into the tables; it travels in a result and is taken out on arrival.
 
     Attributes:
-        points: evaluations since the last report.
+        points: evaluations since the last report. Lanes are numbered through all stacks.
         traces: every update's losses since, if asked for.
         lanes: one row per lane, the columns of the lanes table but `trial` and `outcome`.
+        whole: whether points and traces are the trial's whole course so far, in the place of all that was told before;
+            a worker's first ones are.
     """
 
     points: list[lanes.Point]
     traces: list[lanes.Trace]
     lanes: list[dict[str, Any]]
+    whole: bool = False
 
 
 class LaneTrainable(tune.Trainable):
-    """A trial of one cell: `step` trains one part of the budget and reports the metric at the tuned learning rate."""
+    """A trial of one cell: `step` trains one part of the budget and reports the metric at the tuned learning rate.
+
+    Attributes:
+        trial: the configuration.
+        stacks: the grid's lanes, then those of each extension; all but the last have had their budget.
+        engine: of the last stack.
+        training: the reports to come.
+        failure: what `step` reports if the trial has failed.
+        started: Unix time at which the trial began, on whatever worker.
+        points, traces: all that was reported, if the trial keeps a checkpoint of its own.
+        reported: the value after each part of the budget.
+        whole: whether the next payload tells the whole course.
+        unsaved: whether there is something that a checkpoint of the trial's own should hold and does not.
+        warnings: what the next result must tell.
+    """
 
     families: ClassVar[tuple[str, ...]]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the lanes. What goes wrong is kept for `step` to report: raising would cost the actor and a retry."""
         self.trial = Trial.of(config)
-        self.started = self.saved = time.time()
+        self.started, self.begun, self.earlier_seconds = time.time(), time.monotonic(), 0.0
         self.failure: dict[str, Any] | None = None
+        self.warnings: list[str] = []
+        self.points: list[lanes.Point] = []
+        self.traces: list[lanes.Trace] = []
+        self.reported: list[float] = []
+        self.whole, self.unsaved, self.saved = True, False, self.begun
         try:
             self._build(self.trial)
         except Exception as error:  # noqa: BLE001  whatever a model or data set raises is that trial's outcome
@@ -130,28 +171,82 @@ class LaneTrainable(tune.Trainable):
         if family not in self.families:
             raise ValueError(f"{type(self).__name__} trains {' and '.join(self.families)}, not {family!r}")
         torch.set_num_threads(trial.threads)
-        device = torch.device(_device(trial.device))
-        if device.type == "cuda":
+        self.device = torch.device(_device(trial.device))
+        if self.device.type == "cuda":
             # The same trial again is the same bit for bit, and float32 means float32.
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = False
         dtype = getattr(torch, trial.dtype)
-        rule = named(trial.optimizer)
         folder = Path(trial.data_folder) if trial.data_folder else None
-        self.data = data.load(trial.data, folder, standardize=trial.standardize, dtype=dtype, device=device)
+        self.data = data.load(trial.data, folder, standardize=trial.standardize, dtype=dtype, device=self.device)
         shape, outputs = self.data.in_shape, self.data.out_features
         size = {"width": trial.width, "depth": trial.depth}
         self.build = partial(models.build, family, shape, outputs, **size, **trial.model_args)
-        self.stack = Stack.build(self.build, trial.lanes(), rule, dtype, device)
-        updates = lanes.Budget(**trial.budget).total_updates(trial.batch_size, len(self.data.train))
-        network = self.build()
-        self.cost = models.multiplications(network, shape)
-        self.engine = engines.choose(
-            network, shape, self.data.task, trial.batch_size, self.stack, updates, trial.engine
-        )
-        self.stack.at_once = engines.fitting(network, shape, trial.batch_size, self.stack)
-        self.parameters = self.stack.parameters.shape[1]
+        self.cost = models.multiplications(self.build(), shape)
+        self.budget = lanes.Budget(**trial.budget)
+        self.schedule = lanes.Schedule(self.budget, trial.batch_size, len(self.data.train))
+        self.stacks: list[Stack] = []
+        if not self._resume():
+            self.stacks = []
+            self._add(trial.lanes())
         self.training = self._train()
+
+    def _add(self, configurations: list[Lane]) -> Stack:
+        """A further stack, to be trained from now on, with an engine of its own."""
+        trial, network, shape = self.trial, self.build(), self.data.in_shape
+        dtype = getattr(torch, trial.dtype)
+        stack = Stack.build(self.build, configurations, named(trial.optimizer), dtype, self.device)
+        updates = self.schedule.total
+        self.engine = engines.choose(network, shape, self.data.task, trial.batch_size, stack, updates, trial.engine)
+        stack.at_once = engines.fitting(network, shape, trial.batch_size, stack)
+        if not self.stacks:
+            self.parameters, self.engine_name = stack.parameters.shape[1], self.engine.name
+        self.stacks.append(stack)
+        return stack
+
+    @property
+    def stack(self) -> Stack:
+        """The stack that trains."""
+        return self.stacks[-1]
+
+    def _train(self) -> Iterator[lanes.Report]:
+        """Train stack after stack; the last report of the last is the one that says finished."""
+        trial = self.trial
+        augment = Augment(**trial.augment, mean=self.data.mean, std=self.data.std) if trial.augment else None
+        while True:
+            before = sum(len(stack.lanes) for stack in self.stacks[:-1])
+            for report in lanes.train(
+                self.stack,
+                self.engine,
+                self.data,
+                trial.batch_size,
+                self.budget,
+                multiplications=self.cost,
+                augment=augment,
+                halving=trial.metric if trial.halving else None,
+                every_update=trial.every_update,
+            ):
+                if extends := report.finished and bool(self._extension()):
+                    self.stack.free()
+                yield replace(report.shifted(before), finished=report.finished and not extends)
+            further = self._extension()
+            if not further:
+                return
+            self._add(further)
+
+    def _extension(self) -> list[Lane]:
+        """The lanes to train after these stacks, if any; it follows from what became of these alone."""
+        rate, _ = self._tuned(self.stacks)
+        if rate is None or len(self.stacks) > self.trial.extensions:
+            return []
+        first = self.stacks[0].lanes
+        tried = [lane.learning_rate for stack in self.stacks for lane in stack.lanes]
+        rates = beyond([lane.learning_rate for lane in first], tried, rate)
+        # The first rate's lanes are one of each seed.
+        return [replace(lane, learning_rate=rate) for rate in rates for lane in first[: len(self.trial.seeds)]]
+
+    def _tuned(self, stacks: Sequence[Stack]) -> tuple[float | None, float]:
+        return tuned(stacks, self.trial.metric, len(self.data.validation))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial in the same process."""
@@ -160,73 +255,157 @@ class LaneTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train one part of the budget; a trial that fails reports how, and ends."""
+        result: dict[str, Any] = {}
         if self.failure is None:
             try:
-                return self._step()
+                result = self._step()
             except Exception as error:  # noqa: BLE001  as in setup
                 self.failure = _failure(error)
-        return {**self._identity(), **self.failure, "payload": Payload([], [], []), DONE: True}
+        if self.failure:
+            # A driver that lost its memory gets the course of a trial that fails at once when it goes on.
+            course = (list(self.points), list(self.traces)) if self.whole else ([], [])
+            result = {**self.failure, "payload": Payload(*course, [], whole=self.whole), DONE: True}
+        result |= {
+            "started": self.started,
+            "wall_seconds": self._wall_seconds(),
+            "worker": f"{platform.node()}:{os.getpid()}",
+        }
+        if self.warnings:
+            result["warning"] = "; ".join(self.warnings)
+            self.warnings = []
+        return result
 
     def _step(self) -> dict[str, Any]:
+        self.unsaved = False  # what is cut off in the middle of a step is no state to go on from
         report = next(self.training)
-        rate, value = tuned(self.stack, self.trial.metric, len(self.data.validation))
+        main, spent = self.stacks[0], [stack for stack in self.stacks if self.budget.spent(stack)]
+        # Rates of an extension count once they have had the whole budget: none is better for being half trained.
+        rate, value = self._tuned(spent or self.stacks)
         # A rate counts if every seed survives it, so once none counts, none ever will.
         lost = rate is None
         ended = report.finished or lost
-        due = time.time() - self.saved > CHECKPOINT_SECONDS and not ended
-        return {
+        extending = bool(spent) and not ended
+        examples, epoch = self.schedule.progress(main.update)
+        if main.reports > len(self.reported):
+            self.reported.append(value)
+        result = {
             "value": value,
             "learning_rate": rate,
             "outcome": "diverged" if lost else "completed" if report.finished else "running",
             "finished": report.finished,
-            "update": self.stack.update,
-            "examples": report.examples,
-            "epoch": report.epoch,
-            "train_seconds": self.stack.seconds,
+            "report": main.reports,
+            "reported": list(self.reported),
+            # One that is decided upon counts.
+            "extensions": len(spent) if extending else len(self.stacks) - 1,
+            "extending": extending,
+            "update": main.update,
+            "examples": examples,
+            "epoch": epoch,
+            "train_seconds": sum(stack.seconds for stack in self.stacks),
             "parameters": self.parameters,
-            "lanes": len(self.stack.lanes),
-            "engine": self.engine.name,
-            "lanes_at_once": self.stack.at_once,
-            **self._identity(),
-            "payload": Payload(report.points, report.traces, lane_rows(self.stack)),
+            "lanes": sum(len(stack.lanes) for stack in self.stacks),
+            "engine": self.engine_name,
+            "lanes_at_once": main.at_once,
+            "payload": self._payload(report),
             DONE: ended,
-            SHOULD_CHECKPOINT: due,
         }
+        due = not ended and time.monotonic() - self.saved >= self.trial.checkpoint_seconds
+        if self.trial.checkpoint:
+            self.unsaved = not ended
+            if due:
+                self._save(Path(self.trial.checkpoint))
+        return {**result, SHOULD_CHECKPOINT: due and not self.trial.checkpoint}
 
-    def _identity(self) -> dict[str, Any]:
-        return {"started": self.started, "worker": f"{platform.node()}:{os.getpid()}"}
+    def _payload(self, report: lanes.Report) -> Payload:
+        """What is new, or the whole course if nobody was told of it yet."""
+        points, traces = report.points, report.traces
+        if self.trial.checkpoint:
+            self.points += points
+            self.traces += traces
+            if self.whole:
+                points, traces = list(self.points), list(self.traces)
+        payload = Payload(points, traces, lane_rows(self.stacks), whole=self.whole)
+        self.whole = False
+        return payload
+
+    def _wall_seconds(self) -> float:
+        return self.earlier_seconds + time.monotonic() - self.begun
+
+    def cleanup(self) -> None:
+        """Keep what a trial has done that is cut off in mid-course; Ray Tune calls this when it stops a worker."""
+        if self.trial.checkpoint and self.unsaved:
+            self._save(Path(self.trial.checkpoint))
+
+    def _save(self, file: Path) -> None:
+        """Write the trial's own checkpoint. If that fails, the trial goes on all the same, and says so."""
+        self.saved = time.monotonic()
+        try:
+            _write(self._state(), file)
+            self.unsaved = False
+        except Exception as error:  # noqa: BLE001  nothing that keeps a checkpoint from being written harms the trial
+            self.warnings.append(f"the checkpoint {file} could not be written ({_reason(error)}); the trial goes on")
+
+    def _resume(self) -> bool:
+        """Go on from the trial's own checkpoint. One that cannot be used is left alone, and the next result says so."""
+        if not self.trial.checkpoint:
+            return False
+        file = Path(self.trial.checkpoint)
+        try:
+            if not file.exists():
+                return False
+            state = _read(file)
+            if state["trial"] == self.trial.identity():
+                self._restore(state)
+                return True
+            why = "belongs to another trial"
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            why = f"cannot be read ({_reason(error)})"
+        self.warnings.append(f"the checkpoint {file} {why}, so the trial starts from its beginning")
+        return False
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the stack; `load_checkpoint` goes on from it bit for bit."""
-        torch.save(self.stack.state_dict(), Path(checkpoint_dir) / "stack.pt")
-        self.saved = time.time()
+        """Write the trial's state for Ray Tune; `load_checkpoint` goes on from it bit for bit."""
+        torch.save(self._state(), Path(checkpoint_dir) / "trial.pt")
+        self.saved = time.monotonic()
         # Ray sends the last result along with every checkpoint; its payload has been delivered already.
         if self._last_result:
             self._last_result.pop("payload", None)
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | str | None) -> None:
-        """Read the stack and go on."""
+        """Read the state and go on."""
         if self.failure:
             return  # there is no stack to go on with; the next step says why
         assert isinstance(checkpoint, str)
-        device = self.stack.parameters.device
-        saved = torch.load(Path(checkpoint) / "stack.pt", weights_only=True, map_location=device)
-        self.stack.load_state_dict(saved)
+        self._restore(torch.load(Path(checkpoint) / "trial.pt", weights_only=True, map_location="cpu"))
         self.training = self._train()
 
-    def _train(self) -> Iterator[lanes.Report]:
-        trial = self.trial
-        return lanes.train(
-            self.stack,
-            self.engine,
-            self.data,
-            trial.batch_size,
-            lanes.Budget(**trial.budget),
-            multiplications=self.cost,
-            augment=Augment(**trial.augment, mean=self.data.mean, std=self.data.std) if trial.augment else None,
-            halving=trial.metric if trial.halving else None,
-            every_update=trial.every_update,
-        )
+    def _state(self) -> dict[str, Any]:
+        """Everything as tensors, numbers, strings, lists and dicts, for `torch.save`."""
+        return {
+            "trial": self.trial.identity(),
+            "started": self.started,
+            "wall_seconds": self._wall_seconds(),
+            "reported": self.reported,
+            "stacks": [stack.state_dict() for stack in self.stacks],
+            "points": [point.plain() for point in self.points],
+            "traces": [trace.plain() for trace in self.traces],
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Become what `_state` told of; each further stack follows from those before it."""
+        self.stacks = []
+        for saved in state["stacks"]:
+            self._add(self._extension() if self.stacks else self.trial.lanes()).load_state_dict(saved)
+        points = [lanes.Point.of(plain) for plain in state["points"]]
+        traces = [lanes.Trace.of(plain) for plain in state["traces"]]
+        self.started, self.earlier_seconds = state["started"], state["wall_seconds"]
+        self.reported = state["reported"]
+        # Last, so that of a state that turns out to be incomplete nothing stays.
+        self.points, self.traces = points, traces
+        # Ray Tune's checkpoints hold no course, unless the trial keeps it for one of its own.
+        self.whole = self.trial.checkpoint is not None
 
 
 class MLPTrainable(LaneTrainable):
@@ -246,15 +425,19 @@ TRAINABLES: dict[str, type[LaneTrainable]] = {
 }
 
 
-def tuned(stack: Stack, metric: str, validation_examples: int) -> tuple[float | None, float]:
+def tuned(stacks: Sequence[Stack], metric: str, validation_examples: int) -> tuple[float | None, float]:
     """The best learning rate on the validation split so far, and the metric there, by `lanes.scores`.
+
+    Args:
+        stacks: with no learning rate in common.
+        metric: loss or accuracy.
+        validation_examples: in the split.
 
     Returns:
         The rate, the lower of equals, and the metric averaged and transformed back; None and NaN if no rate counts.
     """
-    scores = {
-        rate: score for rate, score in lanes.scores(stack, metric, validation_examples).items() if not math.isnan(score)
-    }
+    found = [lanes.scores(stack, metric, validation_examples) for stack in stacks]
+    scores = {rate: score for each in found for rate, score in each.items() if not math.isnan(score)}
     if not scores:
         return None, math.nan
     rate = max(scores, key=lambda r: (scores[r], -r))
@@ -264,8 +447,16 @@ def tuned(stack: Stack, metric: str, validation_examples: int) -> tuple[float | 
     return rate, float(np.exp(-scores[rate]))
 
 
-def lane_rows(stack: Stack) -> list[dict[str, Any]]:
-    """One row per lane: the lanes table's columns but `trial` and `outcome`; a diverged lane has no values."""
+def lane_rows(stacks: Sequence[Stack]) -> list[dict[str, Any]]:
+    """One row per lane, numbered through all stacks: the lanes table's columns but `trial` and `outcome`.
+
+    A diverged lane has no values.
+    """
+    rows = [row for stack in stacks for row in _stack_rows(stack)]
+    return [{"lane": number, **row} for number, row in enumerate(rows)]
+
+
+def _stack_rows(stack: Stack) -> list[dict[str, Any]]:
     columns = {
         f"{split}_{metric}": stack.last.get((split, metric))
         for split in ("train", "validation", "test")
@@ -273,21 +464,48 @@ def lane_rows(stack: Stack) -> list[dict[str, Any]]:
     }
     return [
         {
-            "lane": number,
             "learning_rate": lane.learning_rate,
             "seed": lane.seed,
-            "diverged_update": stack.diverged.get(number),
-            "stopped_update": stack.stopped.get(number),
-            "updates": int(stack.updates[number]),
-            "train_seconds": float(stack.train_seconds[number]),
-            "train_seconds_share": float(stack.shares[number]),
+            "diverged_update": stack.diverged.get(place),
+            "stopped_update": stack.stopped.get(place),
+            "updates": int(stack.updates[place]),
+            "train_seconds": float(stack.train_seconds[place]),
+            "train_seconds_share": float(stack.shares[place]),
             **{
-                name: None if values is None or math.isnan(values[number]) else float(values[number])
+                name: None if values is None or math.isnan(values[place]) else float(values[place])
                 for name, values in columns.items()
             },
         }
-        for number, lane in enumerate(stack.lanes)
+        for place, lane in enumerate(stack.lanes)
     ]
+
+
+def _write(state: dict[str, Any], file: Path) -> None:
+    """Write a checkpoint in one go: whoever reads it finds the old one or the whole new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # A worker that was given up may live on and write into the same folder.
+    unfinished = file.with_name(f"{file.name}.{platform.node()}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Read a checkpoint; whatever is damaged in it raises."""
+    with zipfile.ZipFile(file) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} in it is damaged")
+    state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    return state
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""The winners of a search, each again at its tuned learning rate, on seeds that the search never saw.
+
+A confirmation is a results folder of its own, `confirm/` in the study's, and is made by the same machinery: one trial
+for each winner, one rate, no scheduler. The best of many cells is partly the luckiest; fresh seeds tell by how much.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from analysis import results, statistics
+from study.collect import write_text
+from study.space import Cell, Space
+from study.spec import Confirm, Lanes, Spec, Tuning
+
+FOLDER, WINNERS = "confirm", "winners.json"
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A cell to be confirmed.
+
+    Attributes:
+        cell: as the spec writes it.
+        learning_rate: its tuned one.
+    """
+
+    cell: Cell
+    learning_rate: float
+
+
+def winners(spec: Spec, folder: Path) -> list[Winner]:
+    """What a finished search has to confirm, after what was confirmed before, in `confirm/winners.json` too.
+
+    The best cells of all, and the best one of each optimizer: the comparison of optimizers rests on those.
+
+    Args:
+        spec: the study's.
+        folder: its results folder.
+    """
+    file = folder / FOLDER / WINNERS
+    found = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+    study = results.load(folder)
+    ranked = statistics.rank(statistics.cells(study), study.maximize)
+    ranked = ranked[ranked["outcome"] == "completed"]
+    assert spec.confirm
+    best = ranked.index.isin(ranked.index[: spec.confirm.top]) | ~ranked["optimizer"].duplicated()
+    space = Space(spec, "", folder)
+    for row in ranked[best].to_dict("records"):
+        winner = Winner(space.cell_of({str(name): value for name, value in row.items()}), float(row["learning_rate"]))
+        if winner not in found:
+            found.append(winner)
+    file.parent.mkdir(exist_ok=True)
+    write_text(file, json.dumps([asdict(each) for each in found], indent=1) + "\n")
+    return found
+
+
+def confirmation(spec: Spec, count: int) -> Spec:
+    """The spec of the confirmation of so many winners."""
+    confirm = spec.confirm or Confirm()
+    return spec.model_copy(
+        update={
+            "name": f"{spec.name}-confirm",
+            "lanes": Lanes(rates=1, seeds=confirm.seeds, engine=spec.lanes.engine, extensions=0),
+            "budget": spec.budget.model_copy(update={"trials": count}),
+            "tuning": Tuning(sampler="random", scheduler="none", seed=spec.tuning.seed, storage=spec.tuning.storage),
+        }
+    )

@@ -1,0 +1,164 @@
+"""Real studies that are really killed, and go on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomlkit
+from optuna.trial import TrialState
+
+import analysis
+from study.search import open_storage
+from study.spec import read
+from tests.test_spec import changed
+
+KILLED = changed(
+    workload={"data": "linear", "model": "mlp"},
+    search={
+        "width": {"low": 4, "high": 8},
+        "depth": [1, 2],
+        "batch_size": [2, 8, "full"],
+        "optimizer": ["sgd", "adam"],
+    },
+    lanes={"rates": 3, "seeds": 2, "extensions": 1},
+    budget={"trials": 40, "epochs": 8},
+    tuning={"sampler": "qmc", "scheduler": "none"},
+    recording={"checkpoint_seconds": 0.0},
+)
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A `study` command in a process group of its own, as a shell or a cluster starts it."""
+    command = [sys.executable, "-m", "study", *arguments]
+    with (folder / "output.txt").open("a") as output:
+        return subprocess.Popen(
+            command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+
+def ended(folder: Path) -> int:
+    try:
+        return len(analysis.load(folder / "results/good").trials.query("outcome != 'interrupted'"))
+    except analysis.ResultsError:
+        return 0
+
+
+def wait_for(folder: Path, what: Callable[[], bool], running: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not what():
+        assert time.monotonic() < deadline, (folder / "output.txt").read_text()
+        if running.poll() is not None:
+            return
+        time.sleep(0.02)
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """Everything that a study computed, times aside."""
+    found = analysis.load(folder / "results/good")
+    timed = {"worker", "started"}
+    frames = {"trials": found.trials, "lanes": found.lanes, "curves": found.curves}
+    return {
+        name: frame.drop(columns=[c for c in frame if "seconds" in c or c in timed]).to_csv()
+        for name, frame in frames.items()
+    }
+
+
+def states(folder: Path) -> dict[int, TrialState]:
+    results = folder / "results/good"
+    return {trial.number: trial.state for trial in open_storage(read(results / "spec.toml"), results).trials}
+
+
+def workers() -> list[int]:
+    """Processes of Ray workers that train a trial."""
+    found = subprocess.run(["pgrep", "-f", "ray::.*Trainable"], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "spec.toml").write_text(tomlkit.dumps(KILLED))
+    assert started(folder, "run", "spec.toml").wait(280) == 0, (folder / "output.txt").read_text()
+    assert set(states(folder).values()) == {TrialState.COMPLETE}
+    return numbers(folder)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    (tmp_path / "spec.toml").write_text(tomlkit.dumps(KILLED))
+    return tmp_path
+
+
+def run_with(folder: Path, disturb: Callable[[subprocess.Popen[str]], None], times: int) -> None:
+    """Run a study and disturb it so often at random moments, spread over its trials; then let it end."""
+    rng = random.Random(4)
+    moments = sorted(rng.sample(range(1, 36), times))
+    arguments = ["run", "spec.toml"]
+    for moment in moments:
+        running = started(folder, *arguments)
+        wait_for(folder, lambda moment=moment: ended(folder) >= moment, running)  # type: ignore[misc]
+        time.sleep(rng.random() / 2)
+        disturb(running)
+        arguments = ["resume", "results/good"]
+    assert started(folder, *arguments).wait(280) == 0, (folder / "output.txt").read_text()
+
+
+def check_equal(folder: Path, undisturbed: dict[str, Any]) -> None:
+    assert numbers(folder) == undisturbed
+    found = states(folder)
+    assert sorted(found) == list(range(40))
+    assert set(found.values()) == {TrialState.COMPLETE}
+    assert not (folder / "results/good/checkpoints").exists()
+    assert analysis.load(folder / "results/good").provenance["finished"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_driver_killed_at_five_moments_loses_nothing(study: Path, undisturbed: dict[str, Any]) -> None:
+    def kill(running: subprocess.Popen[str]) -> None:
+        running.kill()
+        assert running.wait(60) == -signal.SIGKILL
+
+    run_with(study, kill, 5)
+    check_equal(study, undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_saves_what_runs_and_says_how_to_go_on(
+    number: signal.Signals, study: Path, undisturbed: dict[str, Any]
+) -> None:
+    def stop(running: subprocess.Popen[str]) -> None:
+        running.send_signal(number)
+        assert running.wait(120) == 130
+        assert TrialState.RUNNING not in states(study).values()
+        assert set(analysis.load(study / "results/good").trials["outcome"]) <= {"completed", "interrupted"}
+
+    run_with(study, stop, 2)
+    assert "`study resume results/good` goes on" in (study / "output.txt").read_text()
+    check_equal(study, undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(study: Path, undisturbed: dict[str, Any]) -> None:
+    running = started(study, "run", "spec.toml")
+    killed = 0
+    for moment in (2, 9, 17, 24, 31):
+        wait_for(study, lambda moment=moment: ended(study) >= moment and bool(workers()), running)  # type: ignore[misc]
+        for pid in workers()[:1]:
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+    assert running.wait(280) == 0, (study / "output.txt").read_text()
+    assert killed >= 4
+    check_equal(study, undisturbed)

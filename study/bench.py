@@ -9,13 +9,16 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich import box
 from rich.console import Console
@@ -31,7 +34,7 @@ from trainables import data, models
 
 # Peers run so many (configuration, seed) runs, and are scaled; they would take hours for all.
 RAY_RUNS, OPTUNA_RUNS = 8, 24
-EMPTY_TRIALS = 500
+EMPTY_TRIALS, PLAIN_TRIALS = 2000, 40
 EPOCHS = 20
 SEARCH = check(
     {
@@ -77,8 +80,8 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
         found["updates"] = trainables.bench.run(device, only)["rows"]
     if only in ("", "search"):
         found["search"] = [asdict(row) for row in searches(SEARCH)]
-    if only in ("", "trials"):
-        found["trials"] = empty_trials(EMPTY_TRIALS)
+    if only in ("", "search", "trials"):
+        found["trials"] = empty_trials(EMPTY_TRIALS, PLAIN_TRIALS)
     return found
 
 
@@ -165,8 +168,13 @@ def _plain_optuna(runs: int, at_once: int) -> None:
     optuna.create_study().optimize(objective, n_trials=runs, n_jobs=at_once)
 
 
-def empty_trials(count: int) -> dict[str, float]:
-    """What a trial costs beyond its work: trials of one update of one lane, from the first start to the last end."""
+def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
+    """What a trial costs beyond its work: trials of one update of one lane, ours and plain Ray Tune's.
+
+    Args:
+        count: of ours.
+        plain: of plain Ray Tune's, a function trainable with Ray Tune's own loggers and snapshots.
+    """
     tables = SEARCH.model_dump(exclude_none=True)
     tables["workload"] |= {"data": "linear", "model": "linear"}
     tables["search"] = {"batch_size": {"low": 1, "high": 100}, "optimizer": ["sgd", "adam"]}
@@ -176,18 +184,87 @@ def empty_trials(count: int) -> dict[str, float]:
     spec = check(tables)
     with cluster.connected(spec, None) as at_once, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "empty"
-        search.session(spec, folder, data.data_folder(), at_once, "", show="quiet")
+        with Memory() as memory:
+            search.session(spec, folder, data.data_folder(), at_once, "", show="quiet")
         trials = results.load(folder).trials
-    # The first trials wait for their workers to import torch; that is paid once a worker, not once a trial.
-    trials = trials.sort_values("started").iloc[2 * at_once :]
-    seconds = (trials["started"] + trials["wall_seconds"]).max() - trials["started"].min()
-    work = float(trials["wall_seconds"].sum()) / at_once
+        ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
+        ours = _scale("ours", ends, memory, folder)
+        for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_GLOBAL_CHECKPOINT_S"):
+            os.environ.pop(name, None)
+        folder = Path(scratch) / "plain"
+        with Memory() as memory:
+            ends = np.sort(_plain_empty(plain, folder))
+        return [ours, _scale("plain Ray Tune", ends, memory, folder)]
+
+
+class Memory:
+    """Follows the resident memory of this process, the driver, every half second."""
+
+    def __enter__(self) -> Memory:
+        self.samples: list[tuple[float, int]] = []
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        while not self.stop.wait(0.5):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.samples.append((time.time(), pages * os.sysconf("SC_PAGE_SIZE")))
+
+
+def _scale(name: str, ends: np.ndarray, memory: Memory, folder: Path) -> dict[str, Any]:
+    """Per-trial figures of a run from the times at which its trials ended: in its second and in its last quarter.
+
+    The first quarter is left out, since its first trials wait for workers to import torch.
+    """
+    quarters = [ends[len(ends) * part // 4 - 1] for part in (1, 2, 3, 4)]
+    times, sizes = np.array(memory.samples).T
+    held = np.interp(quarters, times, sizes)
+    each = len(ends) / 4
+    files = [file for file in folder.rglob("*") if file.is_file()]
     return {
-        "trials": len(trials),
-        "at_once": at_once,
-        "seconds_per_trial": seconds / len(trials),
-        "seconds_per_trial_in_the_worker": work / len(trials),
+        "name": name,
+        "trials": len(ends),
+        "seconds_per_trial": (quarters[3] - quarters[0]) / (3 * each),
+        "seconds_per_trial_second_quarter": (quarters[1] - quarters[0]) / each,
+        "seconds_per_trial_last_quarter": (quarters[3] - quarters[2]) / each,
+        "driver_bytes_per_trial": (held[3] - held[0]) / (3 * each),
+        "driver_bytes_per_trial_last_quarter": (held[3] - held[2]) / each,
+        "files": len(files),
+        "bytes_per_trial": sum(file.stat().st_size for file in files) / len(ends),
     }
+
+
+def _plain_empty(count: int, folder: Path) -> list[float]:
+    """Trials of one update as Ray Tune's documentation shows them; the times at which they ended."""
+    from ray import tune
+
+    tuner = tune.Tuner(
+        _one_update,
+        param_space={"batch_size": tune.randint(1, 101), "optimizer": tune.choice(["sgd", "adam"])},
+        tune_config=tune.TuneConfig(num_samples=count, metric="loss", mode="min"),
+        run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
+    )
+    return [float(result.metrics["timestamp"]) for result in list(tuner.fit()) if result.metrics]  # type: ignore[call-overload]
+
+
+def _one_update(config: dict[str, Any]) -> None:
+    from ray import tune
+
+    examples = data.load("linear", standardize=True, dtype=torch.float64).train
+    network = nn.Linear(len(examples.inputs[0]), 1).double()
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    optimizer = kinds[config["optimizer"]](network.parameters(), lr=0.01)
+    rows = slice(config["batch_size"])
+    loss = nn.functional.mse_loss(network(examples.inputs[rows]), examples.targets[rows])
+    loss.backward()
+    optimizer.step()
+    tune.report({"loss": float(loss)})
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -212,11 +289,19 @@ def show(found: dict[str, Any], console: Console) -> None:
             speeds = (row["seconds"], row["runs_per_hour"], row["ratio"])
             table.add_row(row["name"], str(row["runs"]), *map(_figure, speeds))
         console.print(table)
-    if trials := found.get("trials"):
-        console.print(
-            f"{trials['trials']} empty trials, {trials['at_once']} at once: {trials['seconds_per_trial']:.3f} s each, "
-            f"of which {trials['seconds_per_trial_in_the_worker']:.3f} s in the worker"
-        )
+    if rows := found.get("trials"):
+        table = _table("empty trials", "number", "s", "s, last quarter", "KB", "files", "KB on disk")
+        for row in rows:
+            figures = (
+                row["seconds_per_trial"],
+                row["seconds_per_trial_last_quarter"],
+                row["driver_bytes_per_trial"] / 1000,
+                row["files"],
+                row["bytes_per_trial"] / 1000,
+            )
+            table.add_row(row["name"], str(row["trials"]), *map(_figure, figures))
+        console.print(table)
+        console.print("each: s from one end to the next; KB of the driver's memory, and on disk")
 
 
 def _table(what: str, *columns: str) -> Table:

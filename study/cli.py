@@ -107,9 +107,9 @@ def extend(folder: Path, trials: int, address: str | None, show: str | None) -> 
 @click.option("--port", default=8080, show_default=True, help="Where to listen, on this machine alone.")
 def dashboard(folder: Path, port: int) -> None:
     """Start optuna-dashboard on the study in FOLDER, also while it runs."""
-    from study import dashboard as board
+    from study.dashboard import serve
 
-    board.serve(folder, port=port)
+    serve(folder, port=port)
 
 
 @main.command()

@@ -214,8 +214,9 @@ class Collector(tune.Callback):
             Path(trial.config["checkpoint"]).unlink(missing_ok=True)
         for listener in self.listeners:
             listener.ended(row)
-        # Ray Tune keeps every trial to the end; what it holds of those that ended is not needed any more.
-        trial.run_metadata.last_result = {}
+        # Ray Tune keeps every trial to the end, and of each some 50 KB of metrics that nobody needs any more.
+        for held in ("last_result", "metric_analysis", "metric_n_steps"):
+            setattr(trial.run_metadata, held, {})
 
     def _row(self, config: dict[str, Any], result: dict[str, Any], ended: str, error: str | None) -> dict[str, Any]:
         """A row of the trials table; NaN is the trainable's "none", in the table it is empty."""

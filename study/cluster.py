@@ -41,7 +41,8 @@ def connected(spec: Spec, address: str | None) -> Iterator[int]:
         os.environ.setdefault(name, value)
     import ray
 
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # What it would say of a worker that died, we say in one line.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     dashboard = False if address is None else None
     ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     try:

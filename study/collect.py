@@ -136,6 +136,7 @@ class Collector(tune.Callback):
         search: what tells Optuna.
         listeners: who else wants to know.
         tick: called from time to time.
+        say: told what the user should know at once.
     """
 
     def __init__(
@@ -145,10 +146,11 @@ class Collector(tune.Callback):
         search: TruthfulSearch,
         listeners: Sequence[Listener] = (),
         tick: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = print,
     ) -> None:
         self.training_examples = spec.workload.facts.train
         self.tables = {name: Table(name, folder) for name in TABLES}
-        self.search, self.listeners, self.tick = search, listeners, tick
+        self.search, self.listeners, self.tick, self.say = search, listeners, tick, say
         self.courses: dict[int, Course] = {}
         self.broken = False
 
@@ -178,8 +180,14 @@ class Collector(tune.Callback):
         course.result = {**course.result, **result}
         if "report" in result and not result["extending"]:
             self.search.report(number, result["report"], result["value"])
+        if warning := result.get("warning"):
+            self.say(f"trial {number}: {warning}")
         for listener in self.listeners:
             listener.reported(number, result | {"payload": payload})
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial's worker died, and another takes over."""
+        self.say(f"trial {trial.config['trial']}: its worker died; the trial goes on in another")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended well, or was stopped."""
@@ -261,8 +269,12 @@ def _columns(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, list
 
 
 def _reason(trial: Trial) -> str:
-    """Why a trial's worker died, as far as Ray knows."""
-    return str(trial.get_error() or "unknown").strip()
+    """Why a trial's worker died the last time, as far as Ray knows; it writes that into a file on the driver."""
+    try:
+        _, *reason = Path(trial.error_file).read_text(encoding="utf-8").split("\nFailure #")[-1].splitlines()
+    except (OSError, TypeError, ValueError):
+        return "its worker died, for a reason that Ray does not tell"
+    return "\n".join(reason).strip()
 
 
 def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *, finished: bool) -> None:

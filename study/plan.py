@@ -60,15 +60,16 @@ def describe(spec: Spec) -> str:
         ("cells", _cells(spec)),
         ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
         ("lanes", f"{lane_count} a trial: {lane_count // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
-        *(
-            [("", f"up to {spec.lanes.extensions} times half as many rates again, where the best is on the edge")]
-            if spec.lanes.extensions
-            else []
-        ),
     ]
+    if spec.lanes.extensions:
+        rows.append(("", f"up to {spec.lanes.extensions} times half as many rates more, beyond an edge that is best"))
     for size, updates in sorted({(p.batch_size, p.updates) for p in probes}, key=lambda pair: pair[0]):
         much = f"{updates:,} updates a lane" if updates else f"{spec.budget.seconds:g} s a trial"
         rows.append(("", f"batch size {size:,} ({regime(size, facts.train)}): {much}"))
+    if confirm := spec.confirm:
+        rows.append(
+            ("confirm", f"{confirm.top} best cells and each optimizer's best, {confirm.seeds} fresh seeds each")
+        )
     fewest = min(p.at_once for p in probes)
     if fewest < lane_count:
         rows.append(("", f"in passes of {fewest} where memory does not hold all"))

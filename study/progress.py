@@ -104,8 +104,6 @@ class ProgressDisplay:
     def reported(self, trial: int, result: dict[str, Any]) -> None:
         """Keep what a trial last said."""
         self.running[trial] = result
-        if warning := result.get("warning"):
-            self.say(f"trial {trial}: {warning}")
 
     def ended(self, row: dict[str, Any]) -> None:
         """Count a trial by how it ended, and keep the best."""

@@ -240,7 +240,7 @@ def _trials(
         display.say(f"confirming {left} winners, each at its tuned rate on {spec.lanes.seeds} fresh seeds")
     if left > 0:
         listeners: list[Listener] = [display, *_trackers(spec, folder, display)]
-        collector = Collector(spec, folder, search, listeners, display.tick)
+        collector = Collector(spec, folder, search, listeners, display.tick, display.say)
         mode = search.mode
         resources = {"cpu": spec.resources.cpus_per_trial, "gpu": spec.resources.gpus_per_trial}
         shutil.rmtree(folder / "tune", ignore_errors=True)

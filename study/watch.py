@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import analysis.results as results
@@ -49,7 +50,8 @@ def status(folder: Path) -> str:
     if len(spec.tuning.objectives) > 1 and len(completed):
         lines += _front(spec, completed.to_dict("records"))
     for _, trial in trials[trials["error"].notna()].head(3).iterrows():
-        lines.append(f"  failed  trial {trial['trial']}: {trial['error'].strip().splitlines()[-1]}")
+        reason = shorten(trial["error"].strip().splitlines()[-1], 160, placeholder=" ...")
+        lines.append(f"  failed  trial {trial['trial']}: {reason}")
     return "\n".join(lines)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -56,5 +58,21 @@ def test_every_command_and_snippet_runs(tmp_path: Path) -> None:
     shell, python = commands()[2:], blocks("python")
     assert {command.split()[0] for command in shell} == {"study", "ray"}
     for command in [*(["bash", "-c", line] for line in shell), *([sys.executable, "-c", code] for code in python)]:
+        if "study dashboard" in command[-1]:
+            serves(command, tmp_path, environment)
+            continue
         found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert found.returncode == 0, (command, found.stdout, found.stderr)
+
+
+def serves(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """A command that serves a page until Ctrl-C."""
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {command[-1]}"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        (address,) = re.findall(r"http://\S+", server.stdout.readline())
+        with urllib.request.urlopen(f"{address}api/studies", timeout=60) as answer:
+            assert "my-study" in answer.read().decode()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0

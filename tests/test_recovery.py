@@ -53,7 +53,7 @@ class Driver:
 
     def begin(self) -> Any:
         config = self.search.suggest("")
-        trial = SimpleNamespace(config=config, run_metadata=SimpleNamespace(), get_error=lambda: "killed")
+        trial = SimpleNamespace(config=config, run_metadata=SimpleNamespace(), error_file=None)
         self.collector.on_trial_start(0, [], trial)
         Path(config["checkpoint"]).write_text("state")
         for part in (1, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -161,4 +162,88 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(study: Path, undistur
             killed += 1
     assert running.wait(280) == 0, (study / "output.txt").read_text()
     assert killed >= 4
+    check_equal(study, undisturbed)
+
+
+SMALL = KILLED | {"budget": {"trials": 10, "epochs": 8}}
+
+
+def full_disk(folder: Path) -> Path:
+    """A file system of 3 MB."""
+    place = folder / "small"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"needs to mount a small tmpfs, as root: {made.stderr.strip()}")
+    return place
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_disk_that_fills_up_loses_at_most_what_was_running(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text(tomlkit.dumps(SMALL))
+    place = full_disk(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/good").symlink_to(place / "good")
+    try:
+        running = started(tmp_path, "run", "spec.toml", "--out", str(place / "good"))
+        wait_for(tmp_path, lambda: ended(tmp_path) >= 3, running)
+        filler = place / "filler"
+        with contextlib.suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(b"0" * 4096)
+                file.flush()
+        assert running.wait(120) == 1
+        said = (tmp_path / "output.txt").read_text()
+        assert "nothing more can be written (No space left on device)" in said
+        assert f"`study resume {place / 'good'}`" in said
+        assert "Traceback" not in said
+        kept = numbers(tmp_path)["trials"].count("completed")
+        assert 3 <= kept < 10
+        filler.unlink()
+        assert started(tmp_path, "resume", str(place / "good")).wait(280) == 0, (tmp_path / "output.txt").read_text()
+        assert f"good: {kept} of 10 trials have ended" in (tmp_path / "output.txt").read_text()
+        found = numbers(tmp_path)
+        assert set(states(tmp_path).values()) == {TrialState.COMPLETE}
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "spec.toml").write_text(tomlkit.dumps(SMALL))
+    assert started(whole, "run", "spec.toml").wait(280) == 0
+    assert numbers(whole) == found
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_damaged_files_are_told_of_and_what_they_held_runs_again(study: Path, undisturbed: dict[str, Any]) -> None:
+    """A killed study whose files are damaged as well, and a second process that wants in."""
+    running = started(study, "run", "spec.toml")
+    wait_for(study, lambda: ended(study) >= 12, running)
+    results = study / "results/good"
+    refused = started(study, "resume", "results/good")
+    assert refused.wait(60) == 2
+    assert f"a study runs in it: process {running.pid} on " in (study / "output.txt").read_text()
+    running.kill()
+    running.wait()
+    part = max((results / "lanes.parquet").iterdir())
+    part.write_bytes(part.read_bytes()[:-100])
+    journal = results / "optuna.journal"
+    lines = journal.read_bytes().split(b"\n")
+    lines[len(lines) // 2] = b'{"op_code": 5, "worker'
+    journal.write_bytes(b"\n".join(lines))
+    for snapshot in (results / "tune").iterdir():
+        if snapshot.is_file():
+            snapshot.write_bytes(b"damaged")
+    for checkpoint in (results / "checkpoints").iterdir():
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert started(study, "resume", "results/good").wait(280) == 0, (study / "output.txt").read_text()
+    said = (study / "output.txt").read_text()
+    assert f"{part} is damaged" in said
+    assert f"line {len(lines) // 2 + 1} is damaged" in said
+    assert "so the trial starts from its beginning" in said
+    assert "Traceback" not in said
+    assert len(list((results / "damaged").iterdir())) == 2
     check_equal(study, undisturbed)

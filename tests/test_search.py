@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -50,9 +55,12 @@ SPEC = check(
 )
 
 
+def storage(folder: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
+
+
 def optuna_trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
-    return optuna.load_study(study_name="good", storage=storage).trials
+    return optuna.load_study(study_name="good", storage=storage(folder)).trials
 
 
 def test_a_study_fills_its_tables(run: Any) -> None:
@@ -122,7 +130,7 @@ def test_asha_stops_trials_which_are_then_told_as_pruned(run: Any) -> None:
 
 
 class Troubled(MLPTrainable):
-    """Trial 1 raises, 2 kills its worker, 3 diverges, 4 runs out of memory in its second epoch."""
+    """Trial 1 raises, 2 kills its worker, 3 diverges, 4 runs out of memory later, 5 is bad, 7 interrupts the study."""
 
     def setup(self, config: dict[str, Any]) -> None:
         if config["trial"] == 3:
@@ -131,39 +139,132 @@ class Troubled(MLPTrainable):
 
     def step(self) -> dict[str, Any]:
         import os
+        import signal
 
+        driver = Path(str(self.trial.data_folder)) / "driver"
         if self.trial.trial == 2:
             os._exit(1)
+        if self.trial.trial == 7 and self.stack.reports == 1 and driver.exists():
+            pid = int(driver.read_text())
+            driver.unlink()
+            os.kill(pid, signal.SIGINT)
+            time.sleep(2)
         return super().step()
 
     def _step(self) -> dict[str, Any]:
-        if self.trial.trial == 1:
+        number = self.trial.trial
+        if number == 1:
             raise RuntimeError("a bug in the model")
-        if self.trial.trial == 4 and self._iteration == 1:
+        if number == 4 and self.stack.reports == 1:
             raise MemoryError("too many lanes")
-        return super()._step()
+        result = super()._step()
+        # Each trial is better than all before, but for one, which the scheduler stops.
+        if number != 3:
+            result["value"] = 1e9 if number == 5 else 1.0 - number / 100
+        return result
 
 
-def test_trials_that_go_wrong_harm_no_other(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+ENDS = {
+    0: ("completed", TrialState.COMPLETE, None),
+    1: ("failed", TrialState.FAIL, "RuntimeError: a bug in the model"),
+    2: ("failed", TrialState.FAIL, "died"),
+    3: ("diverged", TrialState.FAIL, None),
+    4: ("out of memory", TrialState.FAIL, "MemoryError: too many lanes"),
+    5: ("stopped", TrialState.PRUNED, None),
+    6: ("completed", TrialState.COMPLETE, None),
+    7: ("interrupted", TrialState.WAITING, None),
+}
+
+
+def test_every_end_is_told_as_what_it_was_everywhere(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", Troubled)
-    outcome = run(SPEC)
+    tuning = SPEC.tuning.model_copy(update={"scheduler": "asha"})
+    recording = SPEC.recording.model_copy(update={"checkpoint_seconds": 0.0})
+    spec = search.with_trials(SPEC.model_copy(update={"tuning": tuning, "recording": recording}), 9)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/driver").write_text(str(os.getpid()))
+    outcome = run(spec, concurrency=1)
+    assert outcome.interrupted
+    assert outcome.ended == 7
     found = analysis.load(outcome.folder)
     trials = found.trials.set_index("trial")
-    assert trials["outcome"].to_dict() == {
-        0: "completed", 1: "failed", 2: "failed", 3: "diverged", 4: "out of memory", 5: "completed"
-    }  # fmt: skip
-    assert "a bug in the model" in trials.loc[1, "error"]
-    assert trials.loc[2, "error"]
-    assert trials["value"].isna().to_list() == [False, True, True, True, True, False]
-    assert len(found.lanes[found.lanes["trial"] == 4]) == 6  # what it had done before is kept
-    assert trials.loc[4, "epochs"] == 1
+    told = {trial.number: trial for trial in optuna_trials(outcome.folder)}
+    for number, (ended, state, error) in ENDS.items():
+        assert trials.loc[number, "outcome"] == ended
+        assert told[number].state == state
+        assert told[number].user_attrs["outcome"] == ended
+        if error:
+            assert error in trials.loc[number, "error"]
+            assert error in told[number].user_attrs["error"] or number == 2
+        else:
+            assert pd.isna(trials.loc[number, "error"])
+    assert told[5].value == trials.loc[5, "value"] == 1e9
+    assert trials["value"].isna().to_dict() == {n: n in (1, 2, 3, 4) for n in ENDS}
+    # What a trial had done is kept, however it ended.
+    assert trials["epochs"].to_dict() == {0: 3, 1: 0, 2: 0, 3: 1, 4: 1, 5: 1, 6: 3, 7: 1}
+    assert found.lanes.groupby("trial").size().to_dict() == {0: 6, 3: 6, 4: 6, 5: 6, 6: 6, 7: 6}
     assert set(found.lanes.loc[found.lanes["trial"] == 3, "outcome"]) == {"diverged"}
-    states = [trial.state for trial in optuna_trials(outcome.folder)]
-    assert states == [TrialState.COMPLETE, *[TrialState.FAIL] * 4, TrialState.COMPLETE]
     status = watch.status(outcome.folder)
-    assert "2 completed, 2 failed, 1 diverged, 1 out of memory" in status
+    assert "7 of 9: " in status
+    for ended, count in Counter(ended for ended, *_ in ENDS.values()).items():
+        assert f"{count} {ended}" in status
     assert "trial 1: RuntimeError: a bug in the model" in status
-    assert analysis.write_report(outcome.folder).is_file()
+    page = analysis.write_report(outcome.folder).read_text()
+    for ended, *_ in ENDS.values():
+        assert ended in page
+    assert "a bug in the model" in page
+    # It goes on with what was interrupted, from its checkpoint, and with what had not begun.
+    again = run(spec, concurrency=1)
+    assert (again.ended, again.interrupted) == (9, False)
+    trials = analysis.load(outcome.folder).trials.set_index("trial")
+    assert trials["outcome"].to_dict() == {n: e[0] for n, e in ENDS.items()} | {7: "completed", 8: "completed"}
+    assert trials.loc[7, "epochs"] == 3
+    assert [len(reports) for reports in trials.loc[[7, 8], "reported"]] == [3, 3]
+    assert {trial.state for trial in optuna_trials(outcome.folder)[7:]} == {TrialState.COMPLETE}
+
+
+def test_a_finished_study_is_extended_confirmed_and_reported(run: Any, tmp_path: Path) -> None:
+    confirm = {"top": 2, "seeds": 3}
+    grid = {"batch_size": [8, "full"], "optimizer": ["sgd", "adam"], "width": 4, "depth": 1}
+    tables = {"name": "good", "workload": {"data": "linear", "model": "mlp"}, "search": grid, "confirm": confirm}
+    tables |= {"lanes": {"rates": 3, "seeds": 2, "extensions": 0}, "budget": {"trials": 4, "epochs": 3}}
+    spec = check(tables | {"tuning": {"sampler": "grid", "scheduler": "none"}})
+    first = run(spec)
+    assert (first.ended, first.planned) == (4 + 2, 4 + 2) or first.ended == 4 + 3
+    confirmed = analysis.load(first.folder).confirmation
+    assert confirmed is not None
+    assert set(confirmed.lanes["seed"]) == {500_000, 500_001, 500_002}
+    assert confirmed.trials["optimizer"].nunique() == 2  # the best cell of each optimizer is among them
+    searched = analysis.load(first.folder).trials.set_index("trial")
+    best = searched["value"].idxmin()
+    assert confirmed.trials["learning_rate"].iloc[0] == searched.loc[best, "learning_rate"]
+    assert "Confirmation" in analysis.write_report(first.folder).read_text()
+    before = confirmed.lanes
+    # All four cells again, with fresh seeds; nothing of what there was is computed again.
+    outcome = run(search.with_trials(spec, 8))
+    found = analysis.load(outcome.folder)
+    assert list(found.trials["replicate"]) == [0] * 4 + [1] * 4
+    seeds = found.lanes.groupby("trial")["seed"].unique().map(sorted).map(tuple)
+    assert list(seeds) == [(0, 1)] * 4 + [(2, 3)] * 4
+    assert set(analysis.cells(found)["n"]) == {4}
+    assert len(found.provenance["sessions"]) == 2
+    assert found.confirmation is not None
+    assert found.confirmation.lanes.head(len(before)).equals(before)
+    states = {trial.state for trial in optuna_trials(outcome.folder)}
+    assert states == {TrialState.COMPLETE}
+
+
+def test_several_objectives_end_in_a_front(run: Any) -> None:
+    tuning = SPEC.tuning.model_copy(update={"objectives": ["metric", "train_seconds", "parameters"]})
+    outcome = run(SPEC.model_copy(update={"tuning": tuning}))
+    trials = analysis.load(outcome.folder).trials
+    told = optuna_trials(outcome.folder)
+    for trial, (_, row) in zip(told, trials.iterrows(), strict=True):
+        assert trial.values == [row["value"], row["train_seconds"], row["parameters"]]
+    front = {t.number for t in optuna.load_study(study_name="good", storage=storage(outcome.folder)).best_trials}
+    status = watch.status(outcome.folder)
+    assert {int(number) for number in re.findall(r"front .*\(trial (\d+)\)", status)} == front
+    assert "Pareto front" in analysis.write_report(outcome.folder).read_text()
 
 
 def test_resources_that_no_node_has_are_the_users_mistake() -> None:

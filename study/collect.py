@@ -7,6 +7,7 @@ removed. Whatever is cut off in between is found by `study.recovery` when the st
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import math
 import os
@@ -292,6 +293,7 @@ def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *
         loss = "mean squared error" + (" in variances of y" if spec.workload.standardize else "")
     content = {
         "command": sessions[0]["command"],
+        "spec": digest(spec),
         "commit": commit(),
         "started": sessions[0]["started"],
         "finished": now() if finished else None,
@@ -312,13 +314,18 @@ def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *
     write_text(folder / "provenance.json", json.dumps(content, indent=1) + "\n")
 
 
-def sessions_of(folder: Path) -> list[dict[str, Any]]:
-    """The earlier sessions of a study; none if `provenance.json` is missing or damaged."""
+def provenance_of(folder: Path) -> dict[str, Any]:
+    """What `provenance.json` holds; nothing if it is missing or damaged."""
     try:
-        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["sessions"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return found if isinstance(found, list) else []
+        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def digest(spec: Spec) -> str:
+    """The same text for the same spec, however many trials it asks for."""
+    return hashlib.sha256(spec.model_dump_json(exclude={"budget": {"trials"}}).encode()).hexdigest()
 
 
 def now() -> str:

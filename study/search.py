@@ -113,6 +113,8 @@ def run(
     folder = claim_folder(spec, out).absolute()
     spec = with_trials(spec, planned_trials(spec))
     try:
+        if spec.tuning.storage:
+            open_storage(spec, folder, fresh=True)  # before anything is written
         # Ray sets handlers of its own in between.
         with _stoppable(), cluster.connected(spec, address) as concurrency, _stoppable():
             return session(spec, folder, data_folder, concurrency, command, show=show)
@@ -137,6 +139,7 @@ def resume(
     Raises:
         SpecError, DataError, Halted: as `run`; SpecError also if the folder holds no study, or another process runs it.
     """
+    from study.collect import digest, provenance_of
     from study.recovery import held
 
     file = folder / "spec.toml"
@@ -146,6 +149,9 @@ def resume(
     spec, folder = read(file), folder.absolute()
     with held(folder, command):
         pass  # refused at once if another process runs it, and not after Ray has started
+    if (told := provenance_of(folder).get("spec")) and told != digest(spec):
+        change = "was changed since the study ran; put it back, or run the changed one into a folder of its own"
+        raise SpecError(str(file), [change])
     if more:
         spec = with_trials(spec, spec.budget.trials + more)
         if spec.tuning.fair and (rest := more % len(spec.search.optimizers())):
@@ -178,13 +184,13 @@ def session(
         show: see `study.progress.Show`.
     """
     from study import confirm
-    from study.collect import now, sessions_of, write_provenance, write_text
+    from study.collect import now, provenance_of, write_provenance, write_text
     from study.recovery import held
 
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, command), _disk(folder):
         text = spec.to_toml()
-        sessions = [*sessions_of(folder), {"command": command, "started": now(), "ended": None}]
+        sessions = [*provenance_of(folder).get("sessions", []), {"command": command, "started": now(), "ended": None}]
         write_text(folder / "spec.toml", text)
         write_provenance(folder, spec, sessions, finished=False)
         outcome = _trials(spec, folder, data_folder, concurrency, show)
@@ -286,9 +292,10 @@ def open_storage(spec: Spec, folder: Path, *, fresh: bool = False) -> optuna.Stu
         fresh: whether it must not be there.
 
     Raises:
-        SpecError: if it must not and is, in a database that several studies share.
+        SpecError: if it must not and is, in a database that several studies share, or cannot be opened.
     """
     import optuna
+    import sqlalchemy.exc
     from optuna.storages import BaseStorage, JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -299,10 +306,15 @@ def open_storage(spec: Spec, folder: Path, *, fresh: bool = False) -> optuna.Stu
     storage: str | BaseStorage = spec.tuning.storage or JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     towards = directions(spec.tuning.objectives, spec.workload.metric)
     try:
+        if isinstance(storage, str):
+            storage = optuna.storages.get_storage(storage)
         return optuna.create_study(storage=storage, study_name=spec.name, directions=towards, load_if_exists=not fresh)
     except optuna.exceptions.DuplicatedStudyError as error:
         message = f"holds a study called {spec.name} already; change the spec's name, or `study resume` its folder"
-        raise SpecError(f"tuning.storage = {spec.tuning.storage}", [message]) from error
+        raise SpecError("tuning.storage", [message]) from error
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        message = f"cannot be opened: {str(error).splitlines()[0]}; correct the URL, or install its driver"
+        raise SpecError("tuning.storage", [message]) from error
 
 
 def _trackers(spec: Spec, folder: Path, display: Any) -> list[Listener]:

@@ -123,7 +123,8 @@ def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
     assert found["started"] == "2026-01-02T00:00:00+00:00"
     assert found["finished"] is None
     assert found["seeds"] == {"root": 3, "lanes": [3_000_000, 3_000_001], "confirm": [3_500_000, 3_500_001]}
-    assert collect.sessions_of(tmp_path) == sessions
+    assert collect.provenance_of(tmp_path)["sessions"] == sessions
+    assert found["spec"] == collect.digest(spec) != collect.digest(check(changed()))
     assert {"python", "torch", "ray", "optuna"} <= set(found["versions"])
     assert found["hardware"]["cpus"] >= 1
     assert found["hardware"]["memory_bytes"] > 2**28

@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import analysis
-from study import cluster, search, watch
+from study import cluster, collect, search, watch
 from study.search import Outcome
 from study.spec import SpecError, check
 from tests.test_spec import changed
@@ -308,3 +308,34 @@ def test_what_could_not_start_leaves_no_folder(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(SpecError, match="nothing answers"):
         search.run(SPEC, address="127.0.0.1:9")
     assert list(Path("results").iterdir()) == []
+
+
+def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError, match=r"not a results folder, it has no spec\.toml"):
+        search.resume(tmp_path)
+    with pytest.raises(SpecError, match="no such folder"):
+        search.resume(tmp_path / "nowhere")
+    collect.write_provenance(tmp_path, SPEC, [{"command": "", "started": "", "ended": None}], finished=False)
+    changed_spec = SPEC.model_copy(update={"lanes": SPEC.lanes.model_copy(update={"seeds": 9})})
+    collect.write_text(tmp_path / "spec.toml", changed_spec.to_toml())
+    with pytest.raises(SpecError, match=r"spec.toml: 1 mistake\n  was changed since the study ran"):
+        search.resume(tmp_path)
+    fair = check(changed(tuning={"fair": True}))
+    collect.write_text(tmp_path / "spec.toml", fair.to_toml())
+    collect.write_provenance(tmp_path, fair, [{"command": "", "started": "", "ended": None}], finished=False)
+    with pytest.raises(SpecError, match=r"--trials 3: .*\n.*shares them among 2; valid: 4"):
+        search.resume(tmp_path, more=3)
+
+
+def test_a_database_holds_each_study_once(tmp_path: Path) -> None:
+    tuning = SPEC.tuning.model_copy(update={"storage": f"sqlite:///{tmp_path}/studies.db"})
+    spec = SPEC.model_copy(update={"tuning": tuning})
+    first = search.open_storage(spec, tmp_path, fresh=True)
+    assert search.open_storage(spec, tmp_path)._study_id == first._study_id
+    with pytest.raises(SpecError, match="holds a study called good already"):
+        search.open_storage(spec, tmp_path, fresh=True)
+    for url in ("nonsense", "sqlite:////nowhere/studies.db", "postgresql://nobody@127.0.0.1:9/none"):
+        bad = SPEC.model_copy(update={"tuning": SPEC.tuning.model_copy(update={"storage": url})})
+        with pytest.raises(SpecError, match=r"tuning.storage: 1 mistake\n  cannot be opened: "):
+            search.open_storage(bad, tmp_path)

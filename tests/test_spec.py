@@ -36,6 +36,18 @@ def changed(**changes: Any) -> dict[str, Any]:
     return tables
 
 
+def test_seeds_of_replicates_and_of_the_confirmation_never_meet() -> None:
+    studies = [spec.check(changed(tuning={"seed": seed}, confirm={"seeds": 10}, lanes={"seeds": 3})) for seed in (0, 1)]
+    found = [seed for each in studies for replicate in range(50) for seed in each.lane_seeds(replicate)]
+    found += [seed for each in studies for seed in each.confirm_seeds()]
+    assert len(set(found)) == len(found) == 2 * (50 * 3 + 10)
+
+
+def test_fair_grids_do_not_grow_unless_it_is_asked_for() -> None:
+    assert spec.check(GOOD).lanes.extensions == 2
+    assert spec.check(changed(tuning={"fair": True})).lanes.extensions == 0
+
+
 MNIST_CNN = {"workload": {"data": "mnist", "model": "cnn"}}
 BAD = {
     "unknown key": (
@@ -61,6 +73,48 @@ BAD = {
     "augmented numbers": (changed(workload__augment={"rotate": 10.0}), "augment is for images; cubic has inputs of"),
     "no augmentation of that name": (changed(workload__augment={"spin": 10.0}), "workload.augment.spin: unknown key"),
     "a turn of nothing": (changed(workload__augment={"rotate": 0.0}), "workload.augment.rotate = 0.0"),
+    "settings of no optimizer here": (
+        changed(search__settings={"momentum": {"momentum": 0.9}}),
+        "search.settings.momentum: not among the optimizers of the search; valid: sgd, adam",
+    ),
+    "no such setting": (
+        changed(search__settings={"adam": {"beta3": [0.9]}}),
+        "search.settings.adam.beta3: adam has no such setting; valid: beta1 (usually 0.9), beta2 (usually 0.999), eps",
+    ),
+    "a share of one": (
+        changed(search__settings={"adam": {"beta1": {"low": 0.5, "high": 1.0}}}),
+        "search.settings.adam.beta1 = {low = 0.5, high = 1.0, log = false}: 1 is not a share; valid: from 0, below 1",
+    ),
+    "what torch.optim refuses": (
+        changed(search__optimizer=["adam", "Muon"], search__settings={"Muon": {"momentum": -1.0}}),
+        "search.settings.Muon.momentum = -1.0: momentum should be >= 0",
+    ),
+    "a setting in words": (
+        changed(search__settings={"adam": {"beta1": "high"}}),
+        "must be a number, a list of numbers",
+    ),
+    "a setting twice": (changed(search__settings={"adam": {"beta1": [0.9, 0.9]}}), "each named once"),
+    "half a range of a setting": (changed(search__settings={"adam": {"beta1": {"low": 0.9}}}), "is written {low = 0.5"),
+    "a log range from 0": (
+        changed(search__settings={"adam": {"eps": {"low": 0.0, "high": 1e-3, "log": True}}}),
+        "low above 0 on a log scale",
+    ),
+    "a grid of a range": (
+        changed(tuning__sampler="grid", search__settings={"adam": {"beta1": {"low": 0.5, "high": 0.9}}}),
+        "search.adam.beta1 = {low = 0.5, high = 0.9, log = false}: the grid sampler needs lists",
+    ),
+    "unknown scheduler": (changed(tuning__scheduler="median"), "valid: asha, hyperband, none"),
+    "unknown objective": (
+        changed(tuning__objectives=["metric", "time"]),
+        'unknown objective "time"; valid: metric, train_seconds, updates, examples, parameters',
+    ),
+    "an objective twice": (changed(tuning__objectives=["metric", "metric"]), "an objective stands twice"),
+    "unfair trials": (
+        changed(tuning__fair=True, budget__trials=5),
+        "budget.trials = 5: tuning.fair shares them among 2 optimizers; valid: 4 or 6",
+    ),
+    "unfair grids": (changed(tuning__fair=True, lanes={"extensions": 1}), "so no grid may grow; set extensions = 0"),
+    "one fresh seed": (changed(confirm={"seeds": 1}), "confirm.seeds = 1: must be greater than or equal to 2"),
     "unknown model": (changed(workload__model="rnn"), "valid: linear, mlp, cnn"),
     "unknown sampler": (changed(tuning__sampler="bayes"), "valid: tpe, random, qmc, grid"),
     "negative width": (changed(search__width=-4), "search.width = -4: -4 is below 1"),

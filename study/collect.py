@@ -153,14 +153,16 @@ class Collector(tune.Callback):
         self.tables = {name: Table(name, folder) for name in TABLES}
         self.search, self.listeners, self.tick, self.say = search, listeners, tick, say
         self.courses: dict[int, Course] = {}
-        self.broken = False
+        self.broken: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune's snapshots, which pickle callbacks, are not what a study is resumed from."""
         return {}
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Time passes."""
+        """Time passes; what could not be written ends the session here, where Ray Tune does not catch it."""
+        if self.broken:
+            raise self.broken
         self.tick()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -175,6 +177,8 @@ class Collector(tune.Callback):
         """Keep what a trial reports until it ends."""
         payload: Payload = result.pop("payload")
         number = trial.config["trial"]
+        if self.broken:
+            return
         course = self.courses[number]
         course.take(number, payload)
         # A trial that failed in mid-course keeps the counts and rows of its last good report.
@@ -192,7 +196,7 @@ class Collector(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended well, or was stopped."""
-        course = self.courses[trial.config["trial"]]
+        course = self.courses.get(trial.config["trial"], Course())
         self._end(trial, outcome(course.result), course.result.get("error"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -207,7 +211,9 @@ class Collector(tune.Callback):
 
     def _end(self, trial: Trial, ended: str, error: str | None) -> None:
         number = trial.config["trial"]
-        course = self.courses.pop(number)
+        if self.broken:
+            return
+        course = self.courses.pop(number, None) or Course()  # a worker that cannot even start has none
         row = self._row(trial.config, course.result, ended, error)
         lane_end = ended if ended != "diverged" else "completed" if course.result["finished"] else "stopped"
         lanes = [{**lane, "trial": number, "outcome": _lane_outcome(lane, lane_end)} for lane in course.lanes]
@@ -216,8 +222,9 @@ class Collector(tune.Callback):
             self.tables["lanes"].append(_columns(lanes, TABLES["lanes"].names))
             self.tables["trials"].append(_columns([row], TABLES["trials"].names))
             self.search.end(number, ended, row, error)
-        except OSError:
-            self.broken = True
+        except Exception as error:
+            # Ray Tune would take it for the trial's own and run that again: nothing more is written, the session ends.
+            self.broken = error
             raise
         if ended != "interrupted":
             Path(trial.config["checkpoint"]).unlink(missing_ok=True)

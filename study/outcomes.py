@@ -9,7 +9,7 @@ attribute, and no number is made up. The one who tells it is the collector, once
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from typing import Any, Literal, TypeAlias
 
 import optuna
@@ -77,11 +77,11 @@ class TruthfulSearch(Searcher):
         self.waiting = sorted(trial.number for trial in trials if trial.state == TrialState.WAITING)
         self.params = {number: trials[number].params for number in self.redo}
         self.replicates: dict[int, int] = {}
-        self.seen: Counter[str] = Counter()
+        self.seen: defaultdict[str, set[int]] = defaultdict(set)
         for trial in trials:
             if (replicate := trial.user_attrs.get("replicate")) is not None:
                 self.replicates[trial.number] = replicate
-                self.seen[key(space.suggest(optuna.trial.FixedTrial(trial.params)))] += 1
+                self.seen[key(space.suggest(optuna.trial.FixedTrial(trial.params)))].add(replicate)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's configuration: one that is to be done again, one that waits, or a new one."""
@@ -96,8 +96,9 @@ class TruthfulSearch(Searcher):
         cell = self.space.suggest(trial)
         if number not in self.replicates:
             # A cell that comes again gets fresh seeds instead of the same numbers.
-            self.replicates[number] = self.seen[key(cell)]
-            self.seen[key(cell)] += 1
+            taken = self.seen[key(cell)]
+            self.replicates[number] = min(set(range(len(taken) + 1)) - taken)
+            taken.add(self.replicates[number])
             trial.set_user_attr("replicate", self.replicates[number])
         return self.space.configuration(cell, number, self.replicates[number])
 

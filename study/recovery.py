@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from analysis.results import FOLDERS, TABLES, parts
 from study.collect import Table, now, write_text
 from study.outcomes import STATES, values
-from study.space import Space
+from study.space import Space, fair_optimizer
 from study.spec import SpecError
 
 JOURNAL = "optuna.journal"
@@ -125,8 +125,8 @@ def repair_files(folder: Path, say: Callable[[str], None]) -> None:
         os.truncate(journal, journal.stat().st_size - len(rest))
     for number, line in enumerate(lines, start=1):
         try:
-            fine = isinstance(json.loads(line), dict)
-        except ValueError:
+            fine = "op_code" in json.loads(line)
+        except (ValueError, TypeError):
             fine = False
         if not fine:
             aside = _move_aside(folder, journal)
@@ -135,9 +135,9 @@ def repair_files(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def _damage(file: Path) -> str | None:
-    """Why a part cannot be read, or None; a column is read, since a cut-off file lacks its end, where the index is."""
+    """Why a part cannot be read, or None."""
     try:
-        pq.read_table(file, columns=["trial"])
+        pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
         return str(error).splitlines()[0]
     return None
@@ -174,7 +174,7 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
     }
     for number in range(len(known), max(ended, default=-1) + 1):
         # The storage was lost, or a part of it: trials that were not in the tables yet are asked for again.
-        study.add_trial(_frozen(study, space, ended[number]) if number in ended else _placeholder())
+        study.add_trial(_frozen(study, space, ended[number]) if number in ended else _placeholder(space, number))
     state = State(ended)
     for trial in study.get_trials(deepcopy=False):
         if trial.state.is_finished():
@@ -227,8 +227,11 @@ def _reports(study: optuna.Study, row: dict[str, Any]) -> dict[int, float]:
     return {} if len(study.directions) > 1 else {part: value for part, value in numbered if value is not None}
 
 
-def _placeholder() -> FrozenTrial:
-    return optuna.trial.create_trial(state=TrialState.WAITING)
+def _placeholder(space: Space, number: int) -> FrozenTrial:
+    """A trial that waits for its cell, of which only a fair optimizer is known."""
+    turn = fair_optimizer(space.spec, number)
+    fixed = {"fixed_params": {"optimizer": turn}} if turn else {}
+    return optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=fixed)
 
 
 def _frozen(study: optuna.Study, space: Space, row: dict[str, Any]) -> FrozenTrial:

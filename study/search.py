@@ -19,6 +19,7 @@ from trainables import data
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.storages import BaseStorage
     from ray.tune.experiment import Trial
 
     from study.confirm import Winner
@@ -113,8 +114,7 @@ def run(
     folder = claim_folder(spec, out).absolute()
     spec = with_trials(spec, planned_trials(spec))
     try:
-        if spec.tuning.storage:
-            open_storage(spec, folder, fresh=True)  # before anything is written
+        check_storage(spec)
         # Ray sets handlers of its own in between.
         with _stoppable(), cluster.connected(spec, address) as concurrency, _stoppable():
             return session(spec, folder, data_folder, concurrency, command, show=show)
@@ -190,7 +190,10 @@ def session(
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, command), _disk(folder):
         text = spec.to_toml()
-        sessions = [*provenance_of(folder).get("sessions", []), {"command": command, "started": now(), "ended": None}]
+        sessions = [
+            *(provenance_of(folder).get("sessions") or []),
+            {"command": command, "started": now(), "ended": None},
+        ]
         write_text(folder / "spec.toml", text)
         write_provenance(folder, spec, sessions, finished=False)
         outcome = _trials(spec, folder, data_folder, concurrency, show)
@@ -283,36 +286,48 @@ def _trials(
     return Outcome(folder, display.done, planned, display.scored)
 
 
-def open_storage(spec: Spec, folder: Path, *, fresh: bool = False) -> optuna.Study:
+def open_storage(spec: Spec, folder: Path) -> optuna.Study:
     """Optuna's study of a results folder, made if it is not there.
 
-    Args:
-        spec: the study's.
-        folder: its results folder.
-        fresh: whether it must not be there.
-
     Raises:
-        SpecError: if it must not and is, in a database that several studies share, or cannot be opened.
+        SpecError: if its database cannot be opened.
     """
     import optuna
-    import sqlalchemy.exc
-    from optuna.storages import BaseStorage, JournalStorage
+    from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     from study.outcomes import directions
     from study.recovery import JOURNAL
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage: str | BaseStorage = spec.tuning.storage or JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    storage = _database(spec) or JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     towards = directions(spec.tuning.objectives, spec.workload.metric)
+    return optuna.create_study(storage=storage, study_name=spec.name, directions=towards, load_if_exists=True)
+
+
+def check_storage(spec: Spec) -> None:
+    """Check that a database, if the spec names one, holds no study of this name, nor of its confirmation's.
+
+    Raises:
+        SpecError: if it does, or cannot be opened.
+    """
+    if database := _database(spec):
+        there = {study.study_name for study in database.get_all_studies()} & {spec.name, f"{spec.name}-confirm"}
+        if there:
+            name = sorted(there)[0]
+            message = f"holds a study called {name} already; change the spec's name, or `study resume` its folder"
+            raise SpecError("tuning.storage", [message])
+
+
+def _database(spec: Spec) -> BaseStorage | None:
+    import optuna
+    import sqlalchemy.exc
+
+    if not spec.tuning.storage:
+        return None
     try:
-        if isinstance(storage, str):
-            storage = optuna.storages.get_storage(storage)
-        return optuna.create_study(storage=storage, study_name=spec.name, directions=towards, load_if_exists=not fresh)
-    except optuna.exceptions.DuplicatedStudyError as error:
-        message = f"holds a study called {spec.name} already; change the spec's name, or `study resume` its folder"
-        raise SpecError("tuning.storage", [message]) from error
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        return optuna.storages.get_storage(spec.tuning.storage)
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         message = f"cannot be opened: {str(error).splitlines()[0]}; correct the URL, or install its driver"
         raise SpecError("tuning.storage", [message]) from error
 
@@ -358,12 +373,14 @@ def _disk(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         chain = [error, error.__cause__, error.__context__]
-        full = [each for each in chain if isinstance(each, OSError) and each.errno in _NO_SPACE]
-        if not full:
+        why = [each.strerror for each in chain if isinstance(each, OSError) and each.errno in _NO_SPACE]
+        # Optuna's name for whatever a database says.
+        why += [str(each).splitlines()[0] for each in chain if type(each).__name__ == "StorageInternalError"]
+        if not why:
             raise
         raise Halted(
-            f"{folder}: nothing more can be written ({full[0].strerror}). Every trial that had ended is safe; "
-            f"make space, then `study resume {folder}`"
+            f"{folder}: nothing more can be written ({why[0]}). Every trial that had ended is safe; "
+            f"make space or mend that, then `study resume {folder}`"
         ) from error
 
 

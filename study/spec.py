@@ -644,6 +644,11 @@ def _tuning_mistakes(tuning: Tuning, search: Search, budget: Budget | None, lane
         ]
     if len(set(tuning.objectives)) < len(tuning.objectives):
         found.append(f"tuning.objectives = {_show(tuning.objectives)}: an objective stands twice; name each once")
+    if len(tuning.objectives) > 1 and tuning.scheduler != "none":
+        found.append(
+            f'tuning.scheduler = "{tuning.scheduler}": judges the metric alone and would stop cells that are best '
+            f'otherwise; with several objectives set scheduler = "none"'
+        )
     if tuning.fair and lanes and lanes.extensions:
         found.append(
             f"lanes.extensions = {lanes.extensions}: tuning.fair gives every optimizer equally many lanes, so no grid "

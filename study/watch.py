@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,10 @@ def describe(config: Mapping[Any, Any], rate: float | None) -> str:
     """A cell in a few words, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
     size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
     tuned = f", rate {rate:.2g}" if rate is not None else ""
-    return f"{config['optimizer']}, batch {config['batch_size']}{size}{tuned}"
+    own = config.get("settings")
+    own = json.loads(own) if isinstance(own, str) and own else own if isinstance(own, dict) else {}
+    settings = "".join(f", {name} {value:g}" for name, value in own.items())
+    return f"{config['optimizer']}{settings}, batch {config['batch_size']}{size}{tuned}"
 
 
 def cost(cpu_hours: float, gpu_hours: float) -> str:

@@ -63,7 +63,9 @@ def test_intermediate_values_are_told_once_and_nan_never() -> None:
 
 def test_several_objectives_are_told_together() -> None:
     objectives = ["metric", "train_seconds", "parameters"]
-    spec = check(changed(workload={"data": "digits", "model": "mlp"}, tuning={"objectives": objectives}))
+    spec = check(
+        changed(workload={"data": "digits", "model": "mlp"}, tuning={"objectives": objectives, "scheduler": "none"})
+    )
     searcher = search(spec)
     assert [d.name for d in searcher.study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
     for number, ended in enumerate(("completed", "stopped", "diverged")):

@@ -135,6 +135,13 @@ def halve_the_journal(folder: Path) -> None:
     journal.write_bytes(b"\n".join(lines[: len(lines) // 2]) + b"\n")
 
 
+def spoil_an_operation(folder: Path) -> None:
+    journal = folder / "optuna.journal"
+    lines = journal.read_bytes().split(b"\n")
+    lines[len(lines) // 2] = b"{}"
+    journal.write_bytes(b"\n".join(lines))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda folder: None, ""),
     "last trials part": (lambda folder: truncate(part(folder, "trials")), "is damaged"),
@@ -144,6 +151,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "half-written part": (lambda folder: (folder / "curves/0000099-0000099.tmp").write_text("half"), ""),
     "journal's last line": (cut_the_last_line, "the last line was cut off"),
     "journal's middle": (spoil_a_line, "Optuna's storage is made anew from the tables"),
+    "journal's middle, valid JSON": (spoil_an_operation, "Optuna's storage is made anew from the tables"),
     "half a journal": (halve_the_journal, ""),
     "no journal": (lambda folder: (folder / "optuna.journal").unlink(), ""),
     "lock of a dead driver": (lambda folder: (folder / "optuna.journal.lock").symlink_to("nowhere"), ""),
@@ -239,6 +247,16 @@ def test_a_full_disk_ends_the_session_and_loses_no_trial(
     again.run(9)
     assert same(tables(driver.folder), undisturbed[0])
     assert same(told(again), undisturbed[1])
+
+
+def test_a_worker_that_cannot_start_is_a_trial_that_failed(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "study")
+    config = driver.search.suggest("")
+    trial = SimpleNamespace(config=config, run_metadata=SimpleNamespace(), error_file=None)
+    driver.collector.on_trial_error(0, [], trial)
+    (row,) = results.load(driver.folder).trials.to_dict("records")
+    assert (row["outcome"], row["error"]) == ("failed", "its worker died, for a reason that Ray does not tell")
+    assert driver.study.trials[0].state == TrialState.FAIL
 
 
 def test_a_worker_that_begins_anew_counts_once(tmp_path: Path) -> None:

@@ -331,11 +331,15 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
 def test_a_database_holds_each_study_once(tmp_path: Path) -> None:
     tuning = SPEC.tuning.model_copy(update={"storage": f"sqlite:///{tmp_path}/studies.db"})
     spec = SPEC.model_copy(update={"tuning": tuning})
-    first = search.open_storage(spec, tmp_path, fresh=True)
+    search.check_storage(spec)
+    first = search.open_storage(spec, tmp_path)
     assert search.open_storage(spec, tmp_path)._study_id == first._study_id
     with pytest.raises(SpecError, match="holds a study called good already"):
-        search.open_storage(spec, tmp_path, fresh=True)
-    for url in ("nonsense", "sqlite:////nowhere/studies.db", "postgresql://nobody@127.0.0.1:9/none"):
+        search.check_storage(spec)
+    search.open_storage(spec.model_copy(update={"name": "other-confirm"}), tmp_path)
+    with pytest.raises(SpecError, match="holds a study called other-confirm already"):
+        search.check_storage(spec.model_copy(update={"name": "other"}))
+    for url in ("nonsense", "sqlite:////nowhere/studies.db", "postgresql://nobody@127.0.0.1:9/none", "redis://x"):
         bad = SPEC.model_copy(update={"tuning": SPEC.tuning.model_copy(update={"storage": url})})
         with pytest.raises(SpecError, match=r"tuning.storage: 1 mistake\n  cannot be opened: "):
             search.open_storage(bad, tmp_path)

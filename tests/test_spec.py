@@ -108,7 +108,10 @@ BAD = {
         changed(tuning__objectives=["metric", "time"]),
         'unknown objective "time"; valid: metric, train_seconds, updates, examples, parameters',
     ),
-    "an objective twice": (changed(tuning__objectives=["metric", "metric"]), "an objective stands twice"),
+    "an objective twice": (
+        changed(tuning={"objectives": ["metric", "metric"], "scheduler": "none"}),
+        "an objective stands twice",
+    ),
     "unfair trials": (
         changed(tuning__fair=True, budget__trials=5),
         "budget.trials = 5: tuning.fair shares them among 2 optimizers; valid: 4 or 6",

@@ -204,9 +204,9 @@ class Collector(tune.Callback):
         self._end(trial, "failed", _reason(trial))
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """The trials that were still running were interrupted."""
+        """The trials that were still running were interrupted, those too that waited for a worker."""
         for trial in trials:
-            if trial.config["trial"] in self.courses and not self.broken:
+            if trial.config["trial"] in self.courses.keys() | self.search.running.keys():
                 self._end(trial, "interrupted", None)
 
     def _end(self, trial: Trial, ended: str, error: str | None) -> None:

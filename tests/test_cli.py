@@ -182,7 +182,7 @@ def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(tmp_path: P
     assert {trial.number for trial in told_trials} == set(trials["trial"])
     shown = study("status", "results/good", folder=tmp_path).stdout
     assert "good: interrupted; `study resume results/good` goes on" in shown
-    assert "0 of 4: 2 interrupted" in shown
+    assert f"0 of 4: {len(trials)} interrupted" in shown
 
 
 @pytest.mark.long

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # Equal neighbours are merged once there are so many, so the parts stay few and each row is rewritten O(log n) times.
 MERGE = 8
+# Workers that may die of a trial before it is given up.
+MAX_FAILURES = 2
 PACKAGES = ("optimizer-study", "torch", "torchvision", "ray", "optuna", "numpy", "pandas")
 
 
@@ -138,6 +140,7 @@ class Collector(tune.Callback):
         listeners: who else wants to know.
         tick: called from time to time.
         say: told what the user should know at once.
+        final: whether a trial whose worker died is given up at once, where Ray Tune does.
     """
 
     def __init__(
@@ -148,11 +151,14 @@ class Collector(tune.Callback):
         listeners: Sequence[Listener] = (),
         tick: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = print,
+        final: bool = True,
     ) -> None:
         self.training_examples = spec.workload.facts.train
         self.tables = {name: Table(name, folder) for name in TABLES}
         self.search, self.listeners, self.tick, self.say = search, listeners, tick, say
         self.courses: dict[int, Course] = {}
+        self.warned: set[int] = set()
+        self.final, self.orphans, self.cut_off = final, 0, 0
         self.broken: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,14 +191,16 @@ class Collector(tune.Callback):
         course.result = {**course.result, **result}
         if "report" in result and not result["extending"]:
             self.search.report(number, result["report"], result["value"])
-        if warning := result.get("warning"):
+        if (warning := result.get("warning")) and number not in self.warned:
+            self.warned.add(number)  # a disk that is full stays so for many reports
             self.say(f"trial {number}: {warning}")
         for listener in self.listeners:
             listener.reported(number, result | {"payload": payload})
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died, and another takes over."""
-        self.say(f"trial {trial.config['trial']}: its worker died; the trial goes on in another")
+        if not self.broken:
+            self.say(f"trial {trial.config['trial']}: its worker died; the trial goes on in another")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended well, or was stopped."""
@@ -200,13 +208,18 @@ class Collector(tune.Callback):
         self._end(trial, outcome(course.result), course.result.get("error"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial's worker died, and was not tried again."""
-        self._end(trial, "failed", _reason(trial))
+        """A trial's worker died for the last time, or between two trials, when Ray Tune does not try again: we do."""
+        if getattr(trial, "num_failures", 0) > MAX_FAILURES or self.final:
+            self._end(trial, "failed", _reason(trial))
+        else:
+            self.orphans += 1
+            self._end(trial, "interrupted", None)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """The trials that were still running were interrupted, those too that waited for a worker."""
         for trial in trials:
             if trial.config["trial"] in self.courses.keys() | self.search.running.keys():
+                self.cut_off += 1
                 self._end(trial, "interrupted", None)
 
     def _end(self, trial: Trial, ended: str, error: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import shutil
 import signal
 import threading
@@ -218,12 +219,16 @@ def _trials(
     concurrency: int,
     show: Show,
     winners: list[Winner] | None = None,
+    rounds: int = 3,
 ) -> Outcome:
-    """Run the trials of a spec that have not ended yet, in a folder that this process holds."""
+    """Run the trials of a spec that have not ended yet, in a folder that this process holds.
+
+    Trials that lost their worker between two trials, which Ray Tune gives up at once, run in a further round.
+    """
     # Ray, Optuna and Tune are imported once cluster.connected has set their environment.
     from ray import tune
 
-    from study.collect import Collector
+    from study.collect import MAX_FAILURES, Collector
     from study.outcomes import TruthfulSearch
     from study.progress import ProgressDisplay
     from study.recovery import reconcile, repair_files
@@ -249,7 +254,7 @@ def _trials(
         display.say(f"confirming {left} winners, each at its tuned rate on {spec.lanes.seeds} fresh seeds")
     if left > 0:
         listeners: list[Listener] = [display, *_trackers(spec, folder, display)]
-        collector = Collector(spec, folder, search, listeners, display.tick, display.say)
+        collector = Collector(spec, folder, search, listeners, display.tick, display.say, final=rounds == 1)
         mode = search.mode
         resources = {"cpu": spec.resources.cpus_per_trial, "gpu": spec.resources.gpus_per_trial}
         shutil.rmtree(folder / "tune", ignore_errors=True)
@@ -270,7 +275,7 @@ def _trials(
                 name="tune",
                 storage_path=str(folder),
                 callbacks=[collector],
-                failure_config=tune.FailureConfig(max_failures=2),
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                 verbose=0,
             ),
         )
@@ -281,6 +286,8 @@ def _trials(
             for listener in listeners:
                 listener.close()
         shutil.rmtree(folder / "tune", ignore_errors=True)
+        if collector.orphans and not collector.cut_off:
+            return _trials(spec, folder, data_folder, concurrency, show, winners, rounds - 1)
     if display.done >= planned:
         shutil.rmtree(checkpoints, ignore_errors=True)
     return Outcome(folder, display.done, planned, display.scored)
@@ -373,7 +380,8 @@ def _disk(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         chain = [error, error.__cause__, error.__context__]
-        why = [each.strerror for each in chain if isinstance(each, OSError) and each.errno in _NO_SPACE]
+        numbers = [each.errno for each in chain if isinstance(each, OSError)]
+        why = [os.strerror(number) for number in numbers if number in _NO_SPACE]  # Arrow words it in its own way
         # Optuna's name for whatever a database says.
         why += [str(each).splitlines()[0] for each in chain if type(each).__name__ == "StorageInternalError"]
         if not why:

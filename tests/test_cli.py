@@ -122,7 +122,7 @@ def test_check_prints_the_plan(tmp_path: Path) -> None:
     found = study("check", "tiny.toml", "--seeds", "3", folder=tmp_path)
     assert found.returncode == 0
     assert "good: valid" in found.stdout
-    assert re.search(r"cells +4 \(2 batch_size x 2 optimizer\)", found.stdout)
+    assert re.search(r"cells +4 \(2 optimizer x 2 batch_size\)", found.stdout)
     assert re.search(r"lanes +9 a trial: 3 rates x 3 seeds", found.stdout)
     assert "batch size 1 (stochastic): 500 updates a lane" in found.stdout
     assert "batch size 100 (batch): 5 updates a lane" in found.stdout

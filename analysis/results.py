@@ -26,7 +26,7 @@ OUTCOMES = ("completed", "stopped", "diverged", "failed", "out of memory", "inte
 REGIMES = ("stochastic", "mini-batch", "batch")
 CELL = ["optimizer", "width", "depth", "batch_size", "settings"]
 """What makes a cell."""
-OBJECTIVES = ("metric", "train_seconds", "parameters", "updates", "examples")
+OBJECTIVES = ("metric", "train_seconds", "updates", "examples", "parameters")
 """What a search can pursue; all but the metric are to be small."""
 
 

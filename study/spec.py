@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from analysis.results import OBJECTIVES
 from trainables import lanes as training
 from trainables import models
 from trainables.data import CATALOGUE, Facts
@@ -412,7 +413,6 @@ class Recording(Section):
 
 SAMPLERS = ("tpe", "random", "qmc", "grid", "gp", "nsga2")
 SCHEDULERS = ("asha", "hyperband", "none")
-OBJECTIVES = ("metric", "train_seconds", "updates", "examples", "parameters")
 
 
 class Tuning(Section):

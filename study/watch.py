@@ -9,8 +9,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import pandas as pd
+
 import analysis.results as results
-from analysis.statistics import metric_interval
+from analysis.statistics import metric_interval, pareto
 from study.recovery import holder, is_held
 from study.spec import Spec, check
 
@@ -49,25 +51,21 @@ def status(folder: Path) -> str:
         row: dict[Any, Any] = best.to_dict()
         lines.append(f"  {best_line(found.metric, row, (spread.low, spread.high))} (trial {best['trial']})")
     if len(spec.tuning.objectives) > 1 and len(completed):
-        lines += _front(spec, completed.to_dict("records"))
+        lines += _front(spec, completed)
     for _, trial in trials[trials["error"].notna()].head(3).iterrows():
         reason = shorten(trial["error"].strip().splitlines()[-1], 160, placeholder=" ...")
         lines.append(f"  failed  trial {trial['trial']}: {reason}")
     return "\n".join(lines)
 
 
-def _front(spec: Spec, completed: list[dict[Any, Any]]) -> list[str]:
+def _front(spec: Spec, completed: pd.DataFrame) -> list[str]:
     """The trials that none beats in every objective."""
-    from study.outcomes import directions, values
-
-    signs = [1 if way == "minimize" else -1 for way in directions(spec.tuning.objectives, spec.workload.metric)]
-    scored = [(row, values(spec.tuning.objectives, row)) for row in completed]
-    points = [[sign * number for sign, number in zip(signs, found, strict=True)] for _, found in scored]
-    lines = []
-    for (row, found), point in zip(scored, points, strict=True):
-        if not any(p != point and all(a <= b for a, b in zip(p, point, strict=True)) for p in points):
-            numbers = ", ".join(f"{name} {n:.4g}" for name, n in zip(spec.tuning.objectives, found, strict=True))
-            lines.append(f"  front   {numbers}: {describe(row, row['learning_rate'])} (trial {row['trial']})")
+    objectives, lines = spec.tuning.objectives, []
+    table = completed.rename(columns={"value": "validation"})
+    for row in completed[pareto(table, objectives, spec.workload.metric == "accuracy")].to_dict("records"):
+        found = [row["value" if name == "metric" else name] for name in objectives]
+        numbers = ", ".join(f"{name} {n:.4g}" for name, n in zip(objectives, found, strict=True))
+        lines.append(f"  front   {numbers}: {describe(row, row['learning_rate'])} (trial {row['trial']})")
     return lines
 
 

@@ -564,6 +564,8 @@ def _when(time: Any) -> str:
 
 def _flattened(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
     """Provenance as rows (dotted name, text)."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = dict(enumerate(value, start=1))
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _flattened(inner, f"{name}.{key}" if name else str(key))

@@ -7,7 +7,6 @@ removed. Whatever is cut off in between is found by `study.recovery` when the st
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import math
 import os
@@ -198,9 +197,9 @@ class Collector(tune.Callback):
             listener.reported(number, result | {"payload": payload})
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial's worker died, and another takes over."""
+        """A trial's worker died or could not be reached, and another takes over."""
         if not self.broken:
-            self.say(f"trial {trial.config['trial']}: its worker died; the trial goes on in another")
+            self.say(f"trial {trial.config['trial']}: its worker was lost; the trial goes on in another")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended well, or was stopped."""
@@ -231,6 +230,8 @@ class Collector(tune.Callback):
         lane_end = ended if ended != "diverged" else "completed" if course.result["finished"] else "stopped"
         lanes = [{**lane, "trial": number, "outcome": _lane_outcome(lane, lane_end)} for lane in course.lanes]
         try:
+            if ended == "stopped":
+                self.search.stopped(number, course.result["report"])
             self.tables["curves"].append(course.curves)
             self.tables["lanes"].append(_columns(lanes, TABLES["lanes"].names))
             self.tables["trials"].append(_columns([row], TABLES["trials"].names))
@@ -298,13 +299,25 @@ def _reason(trial: Trial) -> str:
     return "\n".join(reason).strip()
 
 
+def session(command: str) -> dict[str, Any]:
+    """What provenance tells of a session that begins now: its numbers come from this code, on this machine."""
+    return {
+        "command": command,
+        "started": now(),
+        "ended": None,
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
 def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *, finished: bool) -> None:
     """Write `provenance.json`: where the numbers come from.
 
     Args:
         folder: the results folder.
         spec: the study's.
-        sessions: one for each run, resumption and extension: its `command`, and when it `started` and `ended`.
+        sessions: one for each run, resumption and extension, of `session`.
         finished: whether every trial has ended.
     """
     facts = spec.workload.facts
@@ -313,13 +326,10 @@ def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *
         loss = "mean squared error" + (" in variances of y" if spec.workload.standardize else "")
     content = {
         "command": sessions[0]["command"],
-        "spec": digest(spec),
-        "commit": commit(),
         "started": sessions[0]["started"],
         "finished": now() if finished else None,
         "sessions": sessions,
-        "versions": versions(),
-        "hardware": hardware(),
+        "spec": deciding(spec),
         "seeds": {"root": spec.tuning.seed, "lanes": spec.lane_seeds(), "confirm": spec.confirm_seeds()},
         "data": {
             "name": spec.workload.data,
@@ -343,9 +353,22 @@ def provenance_of(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def digest(spec: Spec) -> str:
-    """The same text for the same spec, however many trials it asks for."""
-    return hashlib.sha256(spec.model_dump_json(exclude={"budget": {"trials"}}).encode()).hexdigest()
+def deciding(spec: Spec) -> dict[str, Any]:
+    """What of a spec decides its trials and their numbers, as `section.key` -> value; all of it must stay as it is.
+
+    How many trials there are, where they run, what watches them and which of them are confirmed may change.
+    """
+    free = {"description": True, "confirm": True, "recording": True, "resources": True}
+    tables = spec.model_dump(mode="json", exclude=free | {"budget": {"trials"}, "tuning": {"storage"}})
+    return dict(_flat(tables))
+
+
+def _flat(tables: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def now() -> str:

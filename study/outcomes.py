@@ -137,6 +137,16 @@ class TruthfulSearch(Searcher):
             if part not in storage.get_trial(identity).intermediate_values:
                 storage.set_trial_intermediate_value(identity, part, value)
 
+    def stopped(self, number: int, part: int) -> None:
+        """Note that the scheduler ends a trial, before its rows are written: should they be lost, it ends there again.
+
+        Args:
+            number: of the trial.
+            part: of the budget, after which it was stopped.
+        """
+        if trial := self.running.get(number):
+            trial.set_user_attr("stopped", part)
+
     def end(self, number: int, ended: str, result: dict[str, Any], error: str | None = None) -> None:
         """Tell Optuna how a trial ended; a trial that it knows the end of is left as it is."""
         trial = self.running.pop(number, None)

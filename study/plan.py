@@ -61,7 +61,7 @@ def describe(spec: Spec) -> str:
         ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
         ("lanes", f"{lane_count} a trial: {lane_count // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
     ]
-    if spec.lanes.extensions:
+    if spec.lanes.extensions and lane_count > spec.lanes.seeds:
         rows.append(("", f"up to {spec.lanes.extensions} times half as many rates more, beyond an edge that is best"))
     for size, updates in sorted({(p.batch_size, p.updates) for p in probes}, key=lambda pair: pair[0]):
         much = f"{updates:,} updates a lane" if updates else f"{spec.budget.seconds:g} s a trial"

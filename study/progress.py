@@ -200,4 +200,4 @@ class ProgressDisplay:
     def _object(self, event: str, **content: Any) -> None:
         """Print a JSON line; what is not a number, as JSON knows them, is null."""
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
-        self.console.out(json.dumps({"event": event, **plain}), highlight=False)
+        self.console.out(json.dumps({"event": event, "study": self.spec.name, **plain}), highlight=False)

@@ -20,17 +20,18 @@ Past = Mapping[int, Mapping[int, float]]
 """Trial -> part of the budget -> value then."""
 
 
-def scheduler(spec: Spec, mode: str, past: Past) -> TrialScheduler:
+def scheduler(spec: Spec, mode: str, past: Past, stopped: Mapping[int, int] | None = None) -> TrialScheduler:
     """The scheduler of a spec.
 
     Args:
         spec: the study's.
         mode: max or min, of the trials' values.
         past: what trials of earlier sessions reported.
+        stopped: trials that were stopped, and the part of the budget after which; their rows may have been lost.
     """
     if spec.tuning.scheduler == "none":
         return FIFOScheduler()
-    return Halving(Budget(**spec.budget.limit()).reports, BRACKETS[spec.tuning.scheduler], mode, past)
+    return Halving(Budget(**spec.budget.limit()).reports, BRACKETS[spec.tuning.scheduler], mode, past, stopped)
 
 
 class Halving(AsyncHyperBandScheduler):
@@ -44,13 +45,17 @@ class Halving(AsyncHyperBandScheduler):
         brackets: of Hyperband; one is plain successive halving.
         mode: max or min.
         past: what trials of earlier sessions reported, as if they had been seen.
+        stopped: trials that are to end after a part of the budget: they did, but their rows were lost.
     """
 
-    def __init__(self, reports: int, brackets: int, mode: str, past: Past) -> None:
+    def __init__(
+        self, reports: int, brackets: int, mode: str, past: Past, stopped: Mapping[int, int] | None = None
+    ) -> None:
         super().__init__(
             "report", "value", mode, max_t=reports, grace_period=1, reduction_factor=REDUCTION, brackets=brackets
         )
         self.reports, self.past, self.sign = reports, past, 1.0 if mode == "max" else -1.0
+        self.stopped = dict(stopped or {})
         for number in past:
             self._recall(number, f"past-{number}")
 
@@ -71,6 +76,8 @@ class Halving(AsyncHyperBandScheduler):
         """Whether a trial goes on."""
         if result.get("report", 0) >= self.reports:
             return str(TrialScheduler.CONTINUE)  # it ends by itself
+        if result.get("report", 0) >= self.stopped.get(trial.config["trial"], self.reports):
+            return str(TrialScheduler.STOP)
         return str(super().on_trial_result(tune_controller, trial, result))
 
     def _bracket(self, number: int) -> Any:

@@ -113,7 +113,7 @@ def run(
     data_folder = data.data_folder().absolute()
     data.load(spec.workload.data, data_folder)  # fetched once, here, before anything is written
     folder = claim_folder(spec, out).absolute()
-    spec = with_trials(spec, planned_trials(spec))
+    spec = _with_absolute_storage(with_trials(spec, planned_trials(spec)))
     try:
         check_storage(spec)
         # Ray sets handlers of its own in between.
@@ -121,7 +121,7 @@ def run(
             return session(spec, folder, data_folder, concurrency, command, show=show)
     finally:
         # Nothing was written if Ray did not start.
-        if not any(folder.iterdir()):
+        if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
@@ -140,7 +140,7 @@ def resume(
     Raises:
         SpecError, DataError, Halted: as `run`; SpecError also if the folder holds no study, or another process runs it.
     """
-    from study.collect import digest, provenance_of
+    from study.collect import deciding, provenance_of
     from study.recovery import held
 
     file = folder / "spec.toml"
@@ -150,9 +150,12 @@ def resume(
     spec, folder = read(file), folder.absolute()
     with held(folder, command):
         pass  # refused at once if another process runs it, and not after Ray has started
-    if (told := provenance_of(folder).get("spec")) and told != digest(spec):
-        change = "was changed since the study ran; put it back, or run the changed one into a folder of its own"
-        raise SpecError(str(file), [change])
+    # A key that the study was begun without is one that a later version has added.
+    asked, advice = deciding(spec), "put it back, or run the changed spec into a folder of its own"
+    ran = provenance_of(folder).get("spec") or {}
+    if changed := [key for key, was in ran.items() if asked.get(key) != was]:
+        told = [f"{key} = {asked.get(key)}: was {ran[key]} when the study ran; {advice}" for key in changed]
+        raise SpecError(str(file), told)
     if more:
         spec = with_trials(spec, spec.budget.trials + more)
         if spec.tuning.fair and (rest := more % len(spec.search.optimizers())):
@@ -171,6 +174,21 @@ def with_trials(spec: Spec, trials: int) -> Spec:
     return spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials": trials})})
 
 
+def _with_absolute_storage(spec: Spec) -> Spec:
+    """The spec with the file of its SQLite database, if it has one, named so that it is found from any folder."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(spec.tuning.storage or "")
+    except ArgumentError:
+        return spec  # there is none, or `check_storage` says what is wrong with it
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return spec
+    absolute = url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)
+    return spec.model_copy(update={"tuning": spec.tuning.model_copy(update={"storage": absolute})})
+
+
 def session(
     spec: Spec, folder: Path, data_folder: Path, concurrency: int, command: str, *, show: Show = "auto"
 ) -> Outcome:
@@ -184,31 +202,27 @@ def session(
         command: for the provenance.
         show: see `study.progress.Show`.
     """
-    from study import confirm
-    from study.collect import now, provenance_of, write_provenance, write_text
+    from study import collect, confirm
     from study.recovery import held
 
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, command), _disk(folder):
         text = spec.to_toml()
-        sessions = [
-            *(provenance_of(folder).get("sessions") or []),
-            {"command": command, "started": now(), "ended": None},
-        ]
-        write_text(folder / "spec.toml", text)
-        write_provenance(folder, spec, sessions, finished=False)
+        sessions = [*(collect.provenance_of(folder).get("sessions") or []), collect.session(command)]
+        collect.write_text(folder / "spec.toml", text)
+        collect.write_provenance(folder, spec, sessions, finished=False)
         outcome = _trials(spec, folder, data_folder, concurrency, show)
         if spec.confirm and not outcome.interrupted and outcome.scored:
             winners = confirm.winners(spec, folder)
             below, final = folder / confirm.FOLDER, confirm.confirmation(spec, len(winners))
-            write_text(below / "spec.toml", final.to_toml())
-            write_provenance(below, final, sessions, finished=False)
+            collect.write_text(below / "spec.toml", final.to_toml())
+            collect.write_provenance(below, final, sessions, finished=False)
             confirmed = _trials(final, below, data_folder, concurrency, show, winners)
-            write_provenance(below, final, sessions, finished=not confirmed.interrupted)
+            collect.write_provenance(below, final, sessions, finished=not confirmed.interrupted)
             total = outcome.ended + confirmed.ended, outcome.planned + confirmed.planned
             outcome = Outcome(folder, *total, outcome.scored)
-        sessions[-1]["ended"] = now()
-        write_provenance(folder, spec, sessions, finished=not outcome.interrupted)
+        sessions[-1]["ended"] = collect.now()
+        collect.write_provenance(folder, spec, sessions, finished=not outcome.interrupted)
         return outcome
 
 
@@ -246,12 +260,15 @@ def _trials(
     for winner in (winners or [])[len(study.get_trials(deepcopy=False)) :]:
         study.enqueue_trial({name: winner.cell[name] for name in space.distributions(winner.cell)})
     state = reconcile(study, space, folder)
-    past = {trial.number: dict(trial.intermediate_values) for trial in study.get_trials(deepcopy=False)}
+    trials = study.get_trials(deepcopy=False)
+    past = {trial.number: dict(trial.intermediate_values) for trial in trials}
+    stopped = {trial.number: trial.user_attrs["stopped"] for trial in trials if "stopped" in trial.user_attrs}
     left = planned - len(state.rows)
     search = TruthfulSearch(space, study, state.redo)
     display.go_on(state, folder)
     if winners and left > 0:
-        display.say(f"confirming {left} winners, each at its tuned rate on {spec.lanes.seeds} fresh seeds")
+        what = "1 winner, at its" if left == 1 else f"{left} winners, each at its"
+        display.say(f"confirming {what} tuned rate on {spec.lanes.seeds} fresh seeds")
     if left > 0:
         listeners: list[Listener] = [display, *_trackers(spec, folder, display)]
         collector = Collector(spec, folder, search, listeners, display.tick, display.say, final=rounds == 1)
@@ -262,7 +279,7 @@ def _trials(
             tune.with_resources(TRAINABLES[spec.workload.model], resources),
             tune_config=tune.TuneConfig(
                 search_alg=search,
-                scheduler=scheduler(spec, mode, past),
+                scheduler=scheduler(spec, mode, past, stopped),
                 metric="value",
                 mode=mode,
                 num_samples=left,
@@ -382,8 +399,11 @@ def _disk(folder: Path) -> Iterator[None]:
         chain = [error, error.__cause__, error.__context__]
         numbers = [each.errno for each in chain if isinstance(each, OSError)]
         why = [os.strerror(number) for number in numbers if number in _NO_SPACE]  # Arrow words it in its own way
+        if not folder.is_dir() and any(number == errno.ENOENT for number in numbers):
+            raise Halted(f"{folder}: was removed while the study ran in it; run the study again") from error
         # Optuna's name for whatever a database says.
-        why += [str(each).splitlines()[0] for each in chain if type(each).__name__ == "StorageInternalError"]
+        databases = [each for each in chain if type(each).__name__ == "StorageInternalError"]
+        why += [str(each.__cause__ or each).splitlines()[0] for each in databases if each]
         if not why:
             raise
         raise Halted(

@@ -221,7 +221,7 @@ def sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if spec.tuning.sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=10)
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=10, warn_independent_sampling=False)
         if spec.tuning.sampler == "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed)
         # Settings belong to their optimizer alone, which is what grouping is for.

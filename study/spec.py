@@ -758,6 +758,7 @@ def _explain(section: str, error: ValidationError, value: object) -> list[str]:
 
 def _sentence(message: str) -> str:
     plain = message.replace("Input should be", "must be").replace("String should", "must")
+    plain = plain.replace("List should have at least 1 item after validation, not 0", "needs at least one")
     return plain.replace("a valid integer", "a whole number").replace("a valid ", "a ")
 
 

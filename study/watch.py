@@ -25,37 +25,55 @@ def status(folder: Path) -> str:
     """
     found = results.load(folder)
     spec = check(found.spec, str(folder / "spec.toml"))
-    trials, lanes = found.trials, found.lanes
-    counts = trials["outcome"].value_counts()
-    by_outcome = [f"{count} {name}" for name, count in counts.items()]
-    ended = len(trials) - int(counts.get("interrupted", 0))
-    planned = spec.budget.trials
+    again, lanes = found.confirmation, found.lanes
     if is_held(folder):
         state = f"running, {holder(folder) or 'by an unknown process'}"
     elif found.provenance.get("finished"):
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:
         state = f"interrupted; `study resume {folder}` goes on"
-    seconds, taken = trials["wall_seconds"].sum() / 3600, spec.resources
+    both = [each.trials["wall_seconds"].sum() / 3600 for each in (found, again) if each]
+    hours, taken = float(sum(both)), spec.resources
     lines = [
         f"{found.name}: {state}",
-        f"  trials  {ended} of {planned}: {', '.join(by_outcome) or 'none ended yet'}",
+        f"  trials  {_counts(found)}",
+        *([f"  confirm {_counts(again)}"] if again else []),
         f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
-        f"  cost    {cost(seconds * taken.cpus_per_trial, seconds * taken.gpus_per_trial)}",
+        f"  cost    {cost(hours * taken.cpus_per_trial, hours * taken.gpus_per_trial)}",
+        *_best(found, spec, ""),
+        *(_best(again, spec, "confirmed: ") if again else []),
     ]
-    completed = trials[(trials["outcome"] == "completed") & trials["value"].notna()]
-    if len(completed):
-        best = completed.sort_values("value", ascending=not found.maximize).iloc[0]
-        at = lanes[(lanes["trial"] == best["trial"]) & (lanes["learning_rate"] == best["learning_rate"])]
-        spread = metric_interval(at[f"validation_{found.metric}"], found.metric, spec.workload.facts.validation)
-        row: dict[Any, Any] = best.to_dict()
-        lines.append(f"  {best_line(found.metric, row, (spread.low, spread.high))} (trial {best['trial']})")
-    if len(spec.tuning.objectives) > 1 and len(completed):
-        lines += _front(spec, completed)
+    if len(spec.tuning.objectives) > 1:
+        lines += _front(spec, _completed(found))
+    trials = found.trials
     for _, trial in trials[trials["error"].notna()].head(3).iterrows():
         reason = shorten(trial["error"].strip().splitlines()[-1], 160, placeholder=" ...")
         lines.append(f"  failed  trial {trial['trial']}: {reason}")
     return "\n".join(lines)
+
+
+def _counts(found: results.Results) -> str:
+    """How many trials of how many have ended, and how."""
+    counts = found.trials["outcome"].value_counts()
+    ended = len(found.trials) - int(counts.get("interrupted", 0))
+    by_outcome = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"{ended} of {found.spec['budget']['trials']}: {by_outcome or 'none ended yet'}"
+
+
+def _completed(found: results.Results) -> pd.DataFrame:
+    return found.trials[(found.trials["outcome"] == "completed") & found.trials["value"].notna()]
+
+
+def _best(found: results.Results, spec: Spec, where: str) -> list[str]:
+    """The line of the best trial; none if there is none."""
+    completed, lanes = _completed(found), found.lanes
+    if completed.empty:
+        return []
+    best = completed.sort_values("value", ascending=not found.maximize).iloc[0]
+    at = lanes[(lanes["trial"] == best["trial"]) & (lanes["learning_rate"] == best["learning_rate"])]
+    spread = metric_interval(at[f"validation_{found.metric}"], found.metric, spec.workload.facts.validation)
+    row: dict[Any, Any] = best.to_dict()
+    return [f"  {where}{best_line(found.metric, row, (spread.low, spread.high))} (trial {best['trial']})"]
 
 
 def _front(spec: Spec, completed: pd.DataFrame) -> list[str]:

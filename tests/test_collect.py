@@ -116,7 +116,7 @@ def test_a_row_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
 
 def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
     spec = check(changed(tuning__seed=3, lanes__seeds=2, confirm={"seeds": 2}))
-    sessions = [{"command": "study run good", "started": "2026-01-02T00:00:00+00:00", "ended": None}]
+    sessions = [collect.session("study run good") | {"started": "2026-01-02T00:00:00+00:00"}]
     collect.write_provenance(tmp_path, spec, sessions, finished=False)
     found = json.loads((tmp_path / "provenance.json").read_text())
     assert found["command"] == "study run good"
@@ -124,10 +124,12 @@ def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
     assert found["finished"] is None
     assert found["seeds"] == {"root": 3, "lanes": [3_000_000, 3_000_001], "confirm": [3_500_000, 3_500_001]}
     assert collect.provenance_of(tmp_path)["sessions"] == sessions
-    assert found["spec"] == collect.digest(spec) != collect.digest(check(changed()))
-    assert {"python", "torch", "ray", "optuna"} <= set(found["versions"])
-    assert found["hardware"]["cpus"] >= 1
-    assert found["hardware"]["memory_bytes"] > 2**28
+    assert found["spec"] == json.loads(json.dumps(collect.deciding(spec)))
+    assert found["spec"]["lanes.seeds"] == 2
+    first = found["sessions"][0]
+    assert {"python", "torch", "ray", "optuna"} <= set(first["versions"])
+    assert first["hardware"]["cpus"] >= 1
+    assert first["hardware"]["memory_bytes"] > 2**28
     assert found["data"]["loss"] == "mean squared error in variances of y"
     plain = check(changed(workload__standardize=False))
     collect.write_provenance(tmp_path, plain, sessions, finished=True)

@@ -147,3 +147,14 @@ def test_nobody_is_stopped_after_the_budget() -> None:
         one = trial(number, str(number))
         judge.on_trial_add(None, one)
         assert told(judge, one, 3, float(number)) == TrialScheduler.CONTINUE
+
+
+def test_a_trial_that_was_stopped_stays_so_when_it_runs_again() -> None:
+    """Even if it would pass its rung today."""
+    past = {number: {1: float(number)} for number in range(6)} | {6: {1: 0.5, 2: 0.5}, 7: {1: 0.0, 2: 0.0}}
+    judge = Halving(PARTS, 1, "min", past, stopped={7: 2})
+    for number, ends in ((6, None), (7, 2)):
+        one = trial(number, f"again-{number}")
+        judge.on_trial_add(None, one)
+        said = [told(judge, one, part, past[number][1]) for part in (1, 2, 3, 4)]
+        assert [answer == TrialScheduler.STOP for answer in said] == [bool(ends) and part >= ends for part in (1, 2, 3, 4)]

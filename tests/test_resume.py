@@ -165,6 +165,29 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(study: Path, undistur
     check_equal(study, undisturbed)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_confirmation_is_killed_and_goes_on(tmp_path: Path) -> None:
+    tables = KILLED | {"budget": {"trials": 4, "epochs": 8}, "confirm": {"top": 4, "seeds": 3}}
+    confirmed = []
+    for name in ("undisturbed", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "spec.toml").write_text(tomlkit.dumps(tables))
+        running = started(folder, "run", "spec.toml")
+        if name == "killed":
+            wait_for(folder, lambda: len(list((folder / "results/good/confirm").glob("trials.parquet/*"))) > 1, running)  # noqa: B023
+            running.kill()
+            assert running.wait(60) == -signal.SIGKILL
+            running = started(folder, "resume", "results/good")
+        assert running.wait(280) == 0, (folder / "output.txt").read_text()
+        again = analysis.load(folder / "results/good").confirmation
+        assert again
+        assert list(again.trials["outcome"]) == ["completed"] * 4
+        confirmed.append(again.lanes.drop(columns=[c for c in again.lanes if "seconds" in c]).to_csv())
+    assert confirmed[0] == confirmed[1]
+
+
 SMALL = KILLED | {"budget": {"trials": 10, "epochs": 8}}
 
 
@@ -234,9 +257,9 @@ def test_damaged_files_are_told_of_and_what_they_held_runs_again(study: Path, un
     lines = journal.read_bytes().split(b"\n")
     lines[len(lines) // 2] = b'{"op_code": 5, "worker'
     journal.write_bytes(b"\n".join(lines))
-    for snapshot in (results / "tune").iterdir():
-        if snapshot.is_file():
-            snapshot.write_bytes(b"damaged")
+    (results / "tune").mkdir(exist_ok=True)
+    for snapshot in ("tuner.pkl", "experiment_state-2026-11-24_09-00-00.json"):
+        (results / "tune" / snapshot).write_bytes(b"damaged")
     for checkpoint in (results / "checkpoints").iterdir():
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert started(study, "resume", "results/good").wait(280) == 0, (study / "output.txt").read_text()

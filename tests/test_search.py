@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -233,6 +236,10 @@ def test_a_finished_study_is_extended_confirmed_and_reported(run: Any, tmp_path:
     assert (first.ended, first.planned) == (4 + 2, 4 + 2) or first.ended == 4 + 3
     confirmed = analysis.load(first.folder).confirmation
     assert confirmed is not None
+    status = watch.status(first.folder)
+    assert "  trials  4 of 4: 4 completed" in status
+    assert f"  confirm {first.ended - 4} of {first.ended - 4}: {first.ended - 4} completed" in status
+    assert "  confirmed: best loss" in status
     assert set(confirmed.lanes["seed"]) == {500_000, 500_001, 500_002}
     assert confirmed.trials["optimizer"].nunique() == 2  # the best cell of each optimizer is among them
     searched = analysis.load(first.folder).trials.set_index("trial")
@@ -265,6 +272,53 @@ def test_several_objectives_end_in_a_front(run: Any) -> None:
     status = watch.status(outcome.folder)
     assert {int(number) for number in re.findall(r"front .*\(trial (\d+)\)", status)} == front
     assert "Pareto front" in analysis.write_report(outcome.folder).read_text()
+
+
+def test_a_database_that_fails_ends_the_session_and_loses_no_trial(run: Any, tmp_path: Path) -> None:
+    """Somebody else holds the database for longer than it waits."""
+    Path("databases").mkdir()
+    tuning = SPEC.tuning.model_copy(update={"storage": "sqlite:///databases/studies.db"})
+    spec = search._with_absolute_storage(search.with_trials(SPEC.model_copy(update={"tuning": tuning}), 3))
+    file = Path("databases/studies.db").absolute()
+    assert spec.tuning.storage == f"sqlite:///{file}"
+    holds = sqlite3.connect(file, check_same_thread=False, timeout=60)
+
+    def hold() -> None:
+        folder = tmp_path / "results"
+        while not (folder / "spec.toml").is_file() or len(analysis.load(folder).trials) < 1:
+            time.sleep(0.02)
+        holds.execute("BEGIN EXCLUSIVE")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    with pytest.raises(search.Halted, match=r"database is locked.*Every trial that had ended is safe"):
+        run(spec, concurrency=1)
+    thread.join()
+    holds.rollback()
+    before = analysis.load(tmp_path / "results").trials
+    assert 1 <= len(before) < 3
+    assert run(spec).ended == 3
+    trials = search.open_storage(spec, tmp_path / "results").trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    assert [trial.value for trial in trials] == list(analysis.load(tmp_path / "results").trials["value"])
+
+
+def test_a_results_folder_that_is_removed_ends_the_study_with_a_word(run: Any, tmp_path: Path) -> None:
+    spec = search.with_trials(SPEC, 200)
+    folder = tmp_path / "results"
+
+    def remove() -> None:
+        while not (folder / "spec.toml").is_file() or len(analysis.load(folder).trials) < 1:
+            time.sleep(0.02)
+        while folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    with pytest.raises(search.Halted, match="results: was removed while the study ran in it; run the study again"):
+        run(spec)
+    thread.join()
+    assert not folder.exists()
 
 
 def test_resources_that_no_node_has_are_the_users_mistake() -> None:
@@ -319,8 +373,12 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
     collect.write_provenance(tmp_path, SPEC, [{"command": "", "started": "", "ended": None}], finished=False)
     changed_spec = SPEC.model_copy(update={"lanes": SPEC.lanes.model_copy(update={"seeds": 9})})
     collect.write_text(tmp_path / "spec.toml", changed_spec.to_toml())
-    with pytest.raises(SpecError, match=r"spec.toml: 1 mistake\n  was changed since the study ran"):
+    message = rf"spec.toml: 1 mistake\n  lanes.seeds = 9: was {SPEC.lanes.seeds} when the study ran; put it back"
+    with pytest.raises(SpecError, match=message):
         search.resume(tmp_path)
+    free = {"description": "x", "resources": {"cpus_per_trial": 2}, "confirm": {"seeds": 4}, "budget__trials": 9}
+    free |= {"recording": {"tensorboard": True}, "tuning__storage": "sqlite:///elsewhere.db"}
+    assert collect.deciding(check(changed(**free))) == collect.deciding(check(changed()))
     fair = check(changed(tuning={"fair": True}))
     collect.write_text(tmp_path / "spec.toml", fair.to_toml())
     collect.write_provenance(tmp_path, fair, [{"command": "", "started": "", "ended": None}], finished=False)

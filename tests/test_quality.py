@@ -157,4 +157,5 @@ def test_a_trial_that_was_stopped_stays_so_when_it_runs_again() -> None:
         one = trial(number, f"again-{number}")
         judge.on_trial_add(None, one)
         said = [told(judge, one, part, past[number][1]) for part in (1, 2, 3, 4)]
-        assert [answer == TrialScheduler.STOP for answer in said] == [bool(ends) and part >= ends for part in (1, 2, 3, 4)]
+        stops = [answer == TrialScheduler.STOP for answer in said]
+        assert stops == [bool(ends) and part >= ends for part in (1, 2, 3, 4)]

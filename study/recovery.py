@@ -218,6 +218,8 @@ def _trials_in(folder: Path, name: str) -> set[int]:
 
 def _attributes(row: dict[str, Any]) -> dict[str, Any]:
     found = {"outcome": row["outcome"], "replicate": row.get("replicate") or 0}
+    if row["outcome"] == "stopped":
+        found["stopped"] = len(row.get("reported") or [])
     return found | ({"error": row["error"].strip().splitlines()[-1]} if row["error"] else {})
 
 

@@ -482,6 +482,7 @@ def _stack_rows(stack: Stack) -> list[dict[str, Any]]:
 
 def _write(state: dict[str, Any], file: Path) -> None:
     """Write a checkpoint in one go: whoever reads it finds the old one or the whole new one."""
+    file.parent.mkdir(exist_ok=True)  # not its parents: a results folder that was removed stays so
     # A worker that was given up may live on and write into the same folder.
     unfinished = file.with_name(f"{file.name}.{platform.node()}.{os.getpid()}.tmp")
     try:

@@ -246,6 +246,7 @@ def test_damaged_files_are_told_of_and_what_they_held_runs_again(study: Path, un
     running = started(study, "run", "spec.toml")
     wait_for(study, lambda: ended(study) >= 12, running)
     results = study / "results/good"
+    running.send_signal(signal.SIGSTOP)  # or it might end before the second process has started
     refused = started(study, "resume", "results/good")
     assert refused.wait(60) == 2
     assert f"a study runs in it: process {running.pid} on " in (study / "output.txt").read_text()
@@ -260,7 +261,7 @@ def test_damaged_files_are_told_of_and_what_they_held_runs_again(study: Path, un
     (results / "tune").mkdir(exist_ok=True)
     for snapshot in ("tuner.pkl", "experiment_state-2026-11-24_09-00-00.json"):
         (results / "tune" / snapshot).write_bytes(b"damaged")
-    for checkpoint in (results / "checkpoints").iterdir():
+    for checkpoint in (results / "checkpoints").glob("*"):
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert started(study, "resume", "results/good").wait(280) == 0, (study / "output.txt").read_text()
     said = (study / "output.txt").read_text()

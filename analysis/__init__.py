@@ -16,29 +16,31 @@ if TYPE_CHECKING:
     from analysis.report import write_report
     from analysis.results import Results, ResultsError, load
     from analysis.statistics import (
-        Comparison,
         Interval,
-        average_curse,
-        band,
         best_so_far,
-        cells,
-        compare_best,
-        grid,
         log_interval,
         logit_interval,
         metric_interval,
+        sign_flip_p,
+        t_interval,
+        welch_interval,
+    )
+    from analysis.tables import (
+        Comparison,
+        average_curse,
+        band,
+        cells,
+        compare_best,
+        grid,
         pareto,
         progress,
         rank,
         rate_sensitivity,
         rate_table,
         regime_curves,
-        sign_flip_p,
-        t_interval,
         target_times,
         time_to_target,
         tuned_rates,
-        welch_interval,
         winners_curse,
     )
 
@@ -78,23 +80,17 @@ __all__ = [
     "write_report",
 ]
 
-_HOMES = {
-    "Results": "results",
-    "ResultsError": "results",
-    "load": "results",
-    "heat_map": "figures",
-    "learning_rate_sensitivity": "figures",
-    "loss_by_regime": "figures",
-    "search_progress": "figures",
-    "style": "figures",
-    "write_report": "report",
-}
+_HOMES = ("results", "statistics", "tables", "figures", "report")
+"""The modules that hold these names, each of which imports only those before it."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'analysis' has no attribute {name!r}")
-    return getattr(import_module(f"analysis.{_HOMES.get(name, 'statistics')}"), name)
+    if name in __all__:
+        for home in _HOMES:
+            found = getattr(import_module(f"analysis.{home}"), name, None)
+            if found is not None:
+                return found
+    raise AttributeError(f"module 'analysis' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import figures, statistics
+from analysis import figures, tables
 from analysis.figures import COLUMN_MM, PAGE_MM, interval_text, metric_text, optimizer_text, settings_text, short
 from analysis.results import OUTCOMES, Results, ResultsError, load
 
@@ -71,9 +71,9 @@ def _environment() -> jinja2.Environment:
 
 def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
     """Everything that the template shows of one study."""
-    table = statistics.cells(results)
-    ranked = statistics.rank(table, results.maximize)
-    times = statistics.target_times(results, table)
+    table = tables.cells(results)
+    ranked = tables.rank(table, results.maximize)
+    times = tables.target_times(results, table)
     leaderboard = f"figures/{prefix}cells.csv"
     _write(out / leaderboard, table.to_csv(index=False).encode())
     return {
@@ -84,7 +84,7 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
         "confirmation": confirmation(results, table),
         "confirmed": [
             _shown(row, ("search", "confirmed", "test"), results.metric) | {"curse": _curse(row, results.metric)}
-            for row in _records(statistics.winners_curse(results, table))
+            for row in _records(tables.winners_curse(results, table))
         ],
         "course": course(results),
         "outcomes": outcome_counts(results),
@@ -115,9 +115,9 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
 
     Args:
         results: the study.
-        table: its `statistics.cells`.
+        table: its `tables.cells`.
     """
-    ranked, metric = statistics.rank(table, results.maximize), results.metric
+    ranked, metric = tables.rank(table, results.maximize), results.metric
     if results.trials.empty:
         return "No trial has ended yet, so there is nothing to compare."
     if ranked.empty:
@@ -125,7 +125,7 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
     best = ranked.iloc[0]
     split = "test" if best["test_n"] else "validation"
     first = f"Best on the validation split is {_cell(best)} at learning rate {short(best['learning_rate'])}"
-    curse = statistics.winners_curse(results, table)
+    curse = tables.winners_curse(results, table)
     again = next((row for row in _records(curse) if row["trial"] == best["trial"]), None)
     if again and again["confirmed_n"]:
         name, split = ("test", "test") if again["test_n"] else ("confirmed", "validation")
@@ -136,13 +136,13 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
         first += f": {split} {metric} {_value(best, split, metric)} over {_count(best['n'], 'seed')}."
         first += f" It is not confirmed: {_loss_of_seeds(again)}." if again else ""
     first += "" if best["outcome"] == "completed" else " No trial has completed its budget, so this is provisional."
-    comparison = statistics.compare_best(results, table)
+    comparison = tables.compare_best(results, table)
     if comparison is None:
         return f"{first} Only one optimizer has a result, so it is compared with no other."
     return f"{first} {_comparison_text(comparison, metric, of_search=again is not None)}"
 
 
-def _comparison_text(comparison: statistics.Comparison, metric: str, *, of_search: bool) -> str:
+def _comparison_text(comparison: tables.Comparison, metric: str, *, of_search: bool) -> str:
     """The comparison in a sentence; `of_search` says which seeds it is over where others were just spoken of."""
     effect, rival = comparison.effect, comparison.rival
     words = [settings_text(rival["settings"]), _shape(rival), f"rate {short(rival['learning_rate'])}"]
@@ -177,9 +177,9 @@ def confirmation(results: Results, table: pd.DataFrame) -> list[str]:
 
     Args:
         results: the study.
-        table: its `statistics.cells`.
+        table: its `tables.cells`.
     """
-    curse, metric = statistics.winners_curse(results, table), results.metric
+    curse, metric = tables.winners_curse(results, table), results.metric
     if curse.empty:
         return []
     held, best = curse[curse["confirmed"].notna()], curse.iloc[0]
@@ -197,7 +197,7 @@ def confirmation(results: Results, table: pd.DataFrame) -> list[str]:
         first = held.sort_values("rank_confirmed").iloc[0]
         place = f"{name} falls to place {best['rank_confirmed']:.0f} of {len(held)} confirmed cells on {seeds}; "
         place += f"first is {_cell(first)}."
-    average = statistics.average_curse(results, curse)
+    average = tables.average_curse(results, curse)
     if not average.n:
         return [place]
     neutral, scale = (0.0, "search minus confirmed") if results.maximize else (1.0, "confirmed over search")
@@ -234,7 +234,7 @@ def _loss_of_seeds(row: Any) -> str:
 
 
 def _front(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    front = table[statistics.pareto(table, results.objectives, results.maximize)]
+    front = table[tables.pareto(table, results.objectives, results.maximize)]
     return front.sort_values(["validation", "trial"], ascending=[not results.maximize, True])
 
 
@@ -282,7 +282,7 @@ def failures(results: Results) -> list[tuple[int, str, str]]:
 
 def warnings(results: Results, table: pd.DataFrame) -> list[str]:
     """What a reader must know before trusting the numbers, most telling first."""
-    ranked, found = statistics.rank(table, results.maximize), []
+    ranked, found = tables.rank(table, results.maximize), []
     best = ranked.drop_duplicates("optimizer")
     edge = [f"{row['optimizer']} ({short(row['learning_rate'])})" for _, row in best[best["on_edge"]].iterrows()]
     if edge:
@@ -292,7 +292,7 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
         )
     if ranked["on_edge"].any():
         found.append(f"{int(ranked['on_edge'].sum())} of {len(ranked)} tuned rates lie on the edge of their grid.")
-    confirmed = statistics.winners_curse(results, table)
+    confirmed = tables.winners_curse(results, table)
     if confirmed["confirmed"].notna().any():
         found.append(
             "Rates and cells were chosen on the search's seeds, which the leaderboard and the figures show; only the "
@@ -390,17 +390,17 @@ class _Drawing:
 
 def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
     metric, unit, maximize = results.metric, _unit(results), results.maximize
-    curves = statistics.regime_curves(results, table)
-    rates = statistics.rate_sensitivity(results, table)
-    batches = statistics.grid(table, "optimizer", "batch_size", maximize)
-    shapes = statistics.grid(table, "depth", "width", maximize)
-    search = statistics.progress(results)
+    curves = tables.regime_curves(results, table)
+    rates = tables.rate_sensitivity(results, table)
+    batches = tables.grid(table, "optimizer", "batch_size", maximize)
+    shapes = tables.grid(table, "depth", "width", maximize)
+    search = tables.progress(results)
     mean = "geometric mean" if metric == "loss" else "mean (on the log-odds scale)"
 
     def regimes() -> Figure:
         figure = figures.figure(PAGE_MM, 125)
         panels = figure.subplots(2, 2, sharey=True).ravel()
-        for ax, by in zip(panels, statistics.AXES, strict=True):
+        for ax, by in zip(panels, tables.AXES, strict=True):
             figures.loss_by_regime(curves, ax, by, metric, unit)
             ax.set_ylabel("")
         figure.supylabel(f"validation {metric}" + (f", {unit}" if unit else ""), fontsize=8)

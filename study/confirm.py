@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from analysis import results, statistics
+from analysis import results, tables
 from study.collect import write_text
 from study.space import Cell, Space
 from study.spec import Confirm, Lanes, Spec, Tuning
@@ -43,7 +43,7 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
     file = folder / FOLDER / WINNERS
     found = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
     study = results.load(folder)
-    ranked = statistics.rank(statistics.cells(study), study.maximize)
+    ranked = tables.rank(tables.cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == "completed"]
     assert spec.confirm
     best = ranked.index.isin(ranked.index[: spec.confirm.top]) | ~ranked["optimizer"].duplicated()

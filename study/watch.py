@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 import analysis.results as results
-from analysis.statistics import metric_interval, pareto
+from analysis.statistics import metric_interval
+from analysis.tables import pareto
 from study.recovery import holder, is_held
 from study.spec import Spec, check
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.statistics import tuned_rates
+from analysis.tables import tuned_rates
 from trainables.rules import RULES
 from trainables.stack import Stack, beyond, grid
 from trainables.tune import TRAINABLES, CNNTrainable, LaneTrainable, MLPTrainable, Payload, Trial, lane_rows, tuned

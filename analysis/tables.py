@@ -1,0 +1,518 @@
+"""Results in, tidy frames out: each function computes what a table or a figure of the report shows.
+
+Trials of one cell are pooled (`analysis.results.pool`): a cell's seeds are those of all its replicates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.results import CELL, REGIMES, Results, pool
+from analysis.statistics import (
+    UNKNOWN_EXAMPLES,
+    Interval,
+    best_so_far,
+    censored_median,
+    curse_interval,
+    metric_interval,
+    sign_flip_p,
+    t_interval,
+)
+
+OPTIMIZERS = (
+    *("gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta"),
+    *("adam", "adamw", "amsgrad", "adamax", "nadam", "radam"),
+)
+"""The order in which optimizers are listed; others follow by name."""
+
+AXES = ("update", "examples", "epoch", "train_seconds")
+"""The four measures of how long a lane has trained."""
+
+_SURVIVED = ("completed", "stopped")
+_LIMITS = ("estimate", "low", "high", "n")
+
+
+def examples_of(results: Results, split: str) -> int:
+    """Examples in a split as provenance tells, else `UNKNOWN_EXAMPLES`."""
+    data = results.provenance.get("data")
+    count = data.get(split) if isinstance(data, dict) else None
+    return count if isinstance(count, int) and count > 0 else UNKNOWN_EXAMPLES
+
+
+def rate_table(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.DataFrame:
+    """One row per cell and learning rate: the validation metric over the seeds that survived.
+
+    Args:
+        lanes: rows of `Results.pooled.lanes`.
+        metric: `loss` or `accuracy`.
+        examples: validation examples.
+
+    Returns:
+        Columns cell, learning_rate, lanes, diverged (lanes that did), estimate, low, high, n; shared: whether every
+        seed of the cell ran at this rate; eligible: whether all survived there, and halving did not give it up.
+    """
+    rows = []
+    survived = lanes["outcome"].isin(_SURVIVED)
+    for (cell, rate), group in lanes.groupby(["cell", "learning_rate"], sort=True):
+        values = group.sort_values("seed")[f"validation_{metric}"].where(survived)
+        # Rates given up early, by halving, are shown for what they reached but cannot be the tuned one.
+        whole = bool(group["stopped_update"].isna().all())
+        diverged = int((group["outcome"] == "diverged").sum())
+        interval = metric_interval(values, metric, examples)
+        rows.append(
+            {"cell": cell, "learning_rate": rate, "lanes": len(group), "diverged": diverged}
+            | asdict(interval)
+            | {"eligible": whole}
+        )
+    kinds = {"cell": "int64", "learning_rate": "float64", "lanes": "int64", "diverged": "int64"}
+    kinds |= dict.fromkeys(_LIMITS, "float64") | {"n": "int64", "eligible": "bool"}
+    table = pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
+    seeds = table["cell"].map(lanes.groupby("cell")["seed"].nunique())
+    return table.assign(shared=table["lanes"] == seeds, eligible=table["eligible"] & (table["n"] == seeds))
+
+
+def _tuned(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The row of `rate_table` at the tuned rate of each cell that has one, indexed by cell."""
+    table = table[table["eligible"]]
+    sign = -1 if metric == "accuracy" else 1
+    score = [sign * float(f"{value:.12g}") for value in table["estimate"].to_numpy(dtype=np.float64)]
+    ordered = table.assign(score=score).sort_values(["cell", "score", "learning_rate"])
+    return ordered.drop_duplicates("cell").set_index("cell").drop(columns="score")
+
+
+def tuned_rates(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.Series[float]:
+    """The learning rate of each cell with the best mean validation metric over seeds.
+
+    Means are taken on the metric's own scale (see `metric_interval`). Only rates at which every seed of the cell ran
+    and survived are eligible, because the mean of the survivors would flatter a rate that often diverges. Means that
+    agree in twelve digits are tied, and a tie goes to the smaller rate.
+
+    Args:
+        lanes: rows of `Results.pooled.lanes`.
+        metric: `loss` or `accuracy`.
+        examples: validation examples.
+
+    Returns:
+        Learning rates indexed by cell; a cell without an eligible rate is absent.
+    """
+    return _tuned(rate_table(lanes, metric, examples), metric)["learning_rate"].astype(float)
+
+
+def cells(results: Results) -> pd.DataFrame:
+    """One row per cell: its tuned rate and what it reached there.
+
+    Returns:
+        Columns trial (the lowest of those pooled), trials (how many), optimizer, width, depth, batch_size, settings,
+        regime, outcome, parameters, updates, examples, epochs (of the first trial), train_seconds (mean over trials),
+        extensions (of the grid, the most of any trial); learning_rate (tuned, NaN if none), on_edge (the lowest or
+        highest of several rates), rates (how many), both of the rates at which every seed ran; seeds, diverged_share
+        (of lanes); validation, validation_low, validation_high and n over seeds at the tuned rate, likewise test,
+        test_low, test_high and test_n. Rows are in order of trial.
+    """
+    metric, lanes = results.metric, results.pooled.lanes
+    trials = results.pooled.trials.groupby("cell")
+    table = trials.first().rename_axis("cell")
+    table["trials"] = trials.size()
+    table["train_seconds"] = trials["train_seconds"].mean()
+    table["extensions"] = trials["extensions"].max().fillna(0).astype("int64")
+    table["parameters"] = table["parameters"].astype(float)
+    rates = rate_table(lanes, metric, examples_of(results, "validation"))
+    tuned = _tuned(rates, metric).reindex(table.index)
+    shared = rates[rates["shared"]].groupby("cell")["learning_rate"].agg(["min", "max", "nunique"]).reindex(table.index)
+    edge = (tuned["learning_rate"] == shared["min"]) | (tuned["learning_rate"] == shared["max"])
+    table["learning_rate"] = tuned["learning_rate"]
+    table["on_edge"] = edge & (shared["nunique"] > 1)
+    table["rates"] = shared["nunique"].fillna(0).astype("int64")
+    by_cell = lanes.groupby("cell")
+    table["seeds"] = by_cell["seed"].nunique().reindex(table.index, fill_value=0)
+    table["diverged_share"] = (lanes["outcome"] == "diverged").groupby(lanes["cell"]).mean()
+    table[["validation", "validation_low", "validation_high"]] = tuned[["estimate", "low", "high"]]
+    table["n"] = tuned["n"].fillna(0).astype("int64")
+    there = lanes[lanes["learning_rate"] == lanes["cell"].map(table["learning_rate"])]
+    tests = {
+        cell: asdict(metric_interval(values, metric, examples_of(results, "test")))
+        for cell, values in there.groupby("cell")[f"test_{metric}"]
+    }
+    test = pd.DataFrame.from_dict(tests, orient="index", columns=list(_LIMITS)).astype(float).reindex(table.index)
+    table[["test", "test_low", "test_high"]] = test[["estimate", "low", "high"]]
+    table["test_n"] = test["n"].fillna(0).astype("int64")
+    columns = ["trial", "trials", *CELL, "regime", "outcome", "parameters", "updates", "examples", "epochs"]
+    columns += ["train_seconds", "extensions", "learning_rate", "on_edge", "rates", "seeds", "diverged_share"]
+    columns += ["validation", "validation_low", "validation_high", "n", "test", "test_low", "test_high", "test_n"]
+    return table.reset_index(drop=True)[columns]
+
+
+def rank(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
+    """The rows of `cells` that can be compared, best validation metric first, ties by trial.
+
+    They have a tuned rate and saw the whole budget: what the scheduler stopped had less. While no trial has completed,
+    those that have not are ranked among themselves.
+    """
+    tuned = table[table["validation"].notna()]
+    whole = tuned[tuned["outcome"] == "completed"]
+    ordered = whole if len(whole) else tuned
+    return ordered.sort_values(["validation", "trial"], ascending=[not maximize, True], ignore_index=True)
+
+
+def pareto(table: pd.DataFrame, objectives: Sequence[str], maximize: bool) -> pd.Series[bool]:
+    """Which completed cells no other one dominates: none is as good in every objective and better in one.
+
+    Args:
+        table: `cells`, or any frame with the columns outcome, validation and the objectives.
+        objectives: some of `analysis.results.OBJECTIVES`; `metric` is the column validation, others are to be small.
+        maximize: whether a larger metric is better.
+
+    Returns:
+        Shape (rows of table,), its index. Cells with equal objectives are on the front together; one that lacks an
+        objective is never on it.
+    """
+    columns = ["validation" if name == "metric" else name for name in objectives]
+    costs = table[columns].to_numpy(dtype=np.float64, copy=True)
+    if maximize and "metric" in objectives:
+        costs[:, columns.index("validation")] *= -1
+    costs[(table["outcome"] != "completed").to_numpy()] = math.nan
+    # NaN compares false, so what lacks an objective dominates nothing.
+    front = [
+        not np.isnan(cost).any() and not ((costs <= cost).all(axis=1) & (costs < cost).any(axis=1)).any()
+        for cost in costs
+    ]
+    return pd.Series(front, index=table.index, dtype=bool)
+
+
+def optimizer_order(names: Iterable[str]) -> list[str]:
+    """Distinct optimizers in the order of `OPTIMIZERS`, others behind by name."""
+    return sorted(set(names), key=lambda name: (OPTIMIZERS.index(name) if name in OPTIMIZERS else 99, name))
+
+
+def tuned_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The lanes of some rows of `cells` that ran at their cell's tuned rate; the column cell is the rows' trial."""
+    keys = rows[["trial", "learning_rate"]].rename(columns={"trial": "cell"})
+    return results.pooled.lanes.merge(keys, on=["cell", "learning_rate"])
+
+
+def fresh_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The confirmation's lanes of some rows of `cells`, as `tuned_lanes` gives the search's.
+
+    A cell that was confirmed at another rate than its tuned one has none: the search went on and chose anew.
+    """
+    again = results.confirmation
+    if again is None:
+        return tuned_lanes(results, rows).head(0)
+    keys = rows[[*CELL, "trial", "learning_rate"]].rename(columns={"trial": "cell", "learning_rate": "tuned"})
+    of_trial = again.trials[["trial", *CELL]].fillna({"settings": ""}).merge(keys, on=CELL)[["trial", "cell", "tuned"]]
+    lanes = again.lanes.merge(of_trial, on="trial")
+    lanes = lanes[np.isclose(lanes["learning_rate"], lanes["tuned"], rtol=1e-9, atol=0)]
+    # Pooled only now: what completed at a rate of old must not hide what diverged at this one.
+    kept = pool(again.trials[again.trials["trial"].isin(lanes["trial"])], again.lanes).trials["trial"]
+    return lanes[lanes["trial"].isin(kept)].drop(columns="tuned")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best cell against the best cell of the next-best optimizer, over the seeds that they share.
+
+    Both were chosen on validation over the search's seeds; what was chosen on other data is compared where it can be.
+
+    Attributes:
+        best: row of `cells`.
+        rival: row of `cells`.
+        split: `test` where both have it, else `validation`.
+        fresh: whether over seeds that the search never saw, since both were confirmed.
+        effect: of a loss the ratio best / rival (geometric mean), of an accuracy the difference best - rival; paired.
+        wins: pairs in which the best cell is better.
+        p: `sign_flip_p` of the pairs.
+        neutral: the effect that means no difference: ratio 1, or difference 0.
+    """
+
+    best: pd.Series[Any]
+    rival: pd.Series[Any]
+    split: str
+    fresh: bool
+    effect: Interval
+    wins: int
+    p: float
+    neutral: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval excludes that there is no difference."""
+        return self.effect.low > self.neutral or self.effect.high < self.neutral
+
+    def favours_rival(self, metric: str) -> bool:
+        """Whether the rival is the better one on the compared split, against the choice made on validation."""
+        sign = 1 if metric == "accuracy" else -1
+        return sign * (self.effect.estimate - self.neutral) < 0
+
+
+def compare_best(results: Results, table: pd.DataFrame) -> Comparison | None:
+    """The best cell beside the best cell of the next-best optimizer, paired by seed.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+
+    Returns:
+        The comparison; None unless two optimizers have a tuned cell. `effect.n` is 0 if they share no seed.
+    """
+    best_of_each = rank(table, results.maximize).drop_duplicates("optimizer").head(2)
+    if len(best_of_each) < 2:
+        return None
+    best, rival = best_of_each.iloc[0], best_of_each.iloc[1]
+    lanes = fresh_lanes(results, best_of_each)
+    # The survivors alone would flatter a cell that diverged on a fresh seed.
+    fresh = lanes["cell"].nunique() == 2 and bool((lanes["outcome"] == "completed").all())
+    lanes = lanes if fresh else tuned_lanes(results, best_of_each)
+    tested = lanes.groupby("cell")[f"test_{results.metric}"].count().min() > 0
+    split = "test" if tested else "validation"
+    by_seed = lanes.pivot_table(index="seed", columns="cell", values=f"{split}_{results.metric}")
+    pairs = by_seed.reindex(columns=[best["trial"], rival["trial"]]).dropna()
+    first, second = pairs.to_numpy(dtype=np.float64).T
+    if results.maximize:
+        differences = first - second
+        # The t interval of few differences can pass what two accuracies can differ by.
+        effect = t_interval(differences).map(lambda values: np.clip(values, -1.0, 1.0))
+        wins, neutral = int((first > second).sum()), 0.0
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):  # a loss of zero has no ratio; t_interval drops the pair
+            differences = np.log(first) - np.log(second)
+        with np.errstate(over="ignore"):
+            effect = t_interval(differences).map(np.exp)
+        wins, neutral = int((first < second).sum()), 1.0
+    return Comparison(best, rival, split, fresh, effect, wins, sign_flip_p(differences), neutral)
+
+
+def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The confirmed cells: what they scored on validation in the search, and what on seeds that it never saw.
+
+    The curse is of a loss the ratio confirmed / search (geometric means), of an accuracy the difference search -
+    confirmed (as a share): above 1, or positive, means worse than the search promised. Its interval is Welch's, of
+    log losses or of accuracies, since the two sets of seeds are independent.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+
+    Returns:
+        Columns trial, those of `CELL`, regime, learning_rate; rank_search (in the leaderboard), rank_confirmed (among
+        the confirmed); outcome, seeds and diverged of the fresh lanes; search, confirmed and test (both over fresh
+        seeds), each with _low, _high and _n; curse, curse_low, curse_high. Best in the search first. Where a fresh seed
+        did not complete, confirmed, test and curse are NaN. Empty without a confirmation.
+    """
+    metric, ranked = results.metric, rank(table, results.maximize)
+    search, fresh = tuned_lanes(results, ranked), fresh_lanes(results, ranked)
+    rows: list[dict[str, Any]] = []
+    confirmed = ranked.assign(rank_search=range(1, len(ranked) + 1))[ranked["trial"].isin(fresh["cell"])]
+    for cell in confirmed.to_dict("records"):
+        own = fresh[fresh["cell"] == cell["trial"]]
+        diverged = int((own["outcome"] == "diverged").sum())
+        endings = own.loc[own["outcome"] != "completed", "outcome"].to_list()
+        row = {name: cell[name] for name in ["trial", *CELL, "regime", "learning_rate", "rank_search"]}
+        row |= {"seeds": len(own), "diverged": diverged}
+        row["outcome"] = "diverged" if diverged else [*endings, "completed"][0]
+        row |= {f"search{end}": cell[f"validation{end}"] for end in ("", "_low", "_high")} | {"search_n": cell["n"]}
+        values = own.head(0) if endings else own  # the survivors alone would flatter the cell
+        before = search.loc[search["cell"] == cell["trial"], f"validation_{metric}"]
+        after = values[f"validation_{metric}"]
+        for name, interval in {
+            "confirmed": metric_interval(after, metric, examples_of(results, "validation")),
+            "test": metric_interval(values[f"test_{metric}"], metric, examples_of(results, "test")),
+            "curse": curse_interval(before.to_numpy()[:, None], after.to_numpy()[:, None], metric),
+        }.items():
+            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            row[f"{name}_n"] = interval.n
+        rows.append(row)
+    limits = [f"{name}{end}" for name in ("search", "confirmed", "test") for end in ("", "_low", "_high", "_n")]
+    columns = ["trial", *CELL, "regime", "learning_rate", "rank_search", "rank_confirmed", "outcome", "seeds"]
+    columns += ["diverged", *limits, "curse", "curse_low", "curse_high"]
+    kinds = {"trial": "int64", "learning_rate": "float64", "confirmed": "float64"}
+    frame = pd.DataFrame(rows, columns=columns).astype(kinds)
+    return frame.assign(rank_confirmed=frame["confirmed"].rank(method="min", ascending=not results.maximize))
+
+
+def average_curse(results: Results, curse: pd.DataFrame) -> Interval:
+    """The curse averaged over the confirmed cells, from `winners_curse`: geometric mean of ratios, or mean difference.
+
+    Cells share their seeds, so each seed's average over the cells is one value of Welch's two samples; a seed that not
+    every cell ran is left out. Cells without a confirmed score are, too.
+    """
+    held = curse[curse["confirmed"].notna()]
+    search, fresh = (
+        lanes.pivot_table(index="seed", columns="cell", values=f"validation_{results.metric}")
+        .dropna()
+        .to_numpy(dtype=float)
+        for lanes in (tuned_lanes(results, held), fresh_lanes(results, held))
+    )
+    return curse_interval(search, fresh, results.metric)
+
+
+def progress(results: Results) -> pd.DataFrame:
+    """The search trial by trial, each at its own tuned rate.
+
+    Returns:
+        Columns trial, optimizer, value (NaN if none), best (so far).
+    """
+    each = results.lanes.assign(cell=results.lanes["trial"])
+    values = _tuned(rate_table(each, results.metric, examples_of(results, "validation")), results.metric)["estimate"]
+    frame = results.trials[["trial", "optimizer"]].assign(value=results.trials["trial"].map(values).astype(float))
+    return frame.assign(best=best_so_far(frame["value"], results.maximize))
+
+
+def time_to_target(curves: pd.DataFrame, target: float, maximize: bool) -> pd.DataFrame:
+    """When each lane first reaches the target on the validation split.
+
+    Args:
+        curves: rows of `analysis.results.CURVES`; accuracy counts if `maximize`, else loss.
+        target: the value that counts as solved; reaching it exactly counts.
+        maximize: whether larger is better.
+
+    Returns:
+        One row per lane of the curves: trial, lane, reached, and update, examples, epoch, train_seconds at the first
+        evaluation that reached the target. A lane that never did is censored: reached is False and these are NaN.
+    """
+    metric = "accuracy" if maximize else "loss"
+    points = curves[(curves["split"] == "validation") & (curves["metric"] == metric)]
+    hit = points["value"] >= target if maximize else points["value"] <= target
+    first = points[hit].sort_values(["trial", "lane", "update"]).drop_duplicates(["trial", "lane"])
+    lanes = points[["trial", "lane"]].drop_duplicates().sort_values(["trial", "lane"])
+    table = lanes.merge(first[["trial", "lane", *AXES]], on=["trial", "lane"], how="left")
+    return table.astype(dict.fromkeys(AXES, float)).assign(reached=table["update"].notna())
+
+
+def target_times(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """Time to target of the best cell of each regime and optimizer, at its tuned rate.
+
+    Returns:
+        Columns regime, optimizer, settings, trial, batch_size, learning_rate, reached (seeds), seeds, and the medians
+        over seeds of update, examples, epoch, train_seconds, infinite where half of the seeds never reach the target.
+        Fastest in examples first within a regime. Empty if the workload has no target.
+    """
+    names = ["regime", "optimizer", "settings", "trial", "batch_size", "learning_rate"]
+    columns = [*names, "reached", "seeds", *AXES]
+    rows: list[dict[str, Any]] = []
+    if results.target is not None:
+        best = rank(table, results.maximize).drop_duplicates(["regime", "optimizer"])
+        curves = curves_of(results, best)
+        for cell in best.to_dict("records"):
+            own = time_to_target(curves[curves["cell"] == cell["trial"]], results.target, results.maximize)
+            medians = {axis: censored_median(own[axis]) for axis in AXES}
+            shown = {name: cell[name] for name in names}
+            rows.append(shown | {"reached": int(own["reached"].sum()), "seeds": len(own)} | medians)
+    frame = pd.DataFrame(rows, columns=columns)
+    order = frame["regime"].map({name: place for place, name in enumerate(REGIMES)})
+    return frame.assign(order=order).sort_values(["order", "examples", "trial"], ignore_index=True)[columns]
+
+
+def curves_of(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
+    """The curves of the lanes of some rows of `cells` at their tuned rate; cell and seed are added."""
+    lanes = tuned_lanes(results, rows)[["trial", "lane", "cell", "seed"]]
+    return results.curves[results.curves["trial"].isin(lanes["trial"])].merge(lanes, on=["trial", "lane"])
+
+
+def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.DataFrame:
+    """The validation metric along training: mean and interval over the given lanes, point by point.
+
+    Args:
+        curves: rows of `analysis.results.CURVES` of the lanes of one cell. Points that not all of them have are left
+            out: trials whose budget is in seconds do not share all update numbers.
+        metric: `loss` or `accuracy`.
+        examples: validation examples.
+
+    Returns:
+        One row per point: update, examples, epoch, train_seconds (mean over lanes), estimate, low, high, n.
+    """
+    points = curves[(curves["split"] == "validation") & (curves["metric"] == metric)]
+    counts = points.groupby("update")["value"].transform("size")
+    rows = [
+        {axis: group[axis].mean() for axis in AXES} | asdict(metric_interval(group["value"], metric, examples))
+        for _, group in points[counts == counts.max()].groupby("update", sort=True)
+    ]
+    return pd.DataFrame(rows, columns=[*AXES, *_LIMITS]).astype(dict.fromkeys(AXES, float))
+
+
+def regime_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The learning curve of the best cell of each regime, at its tuned rate.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+
+    Returns:
+        The columns of `band`, behind regime, trial, optimizer, settings, batch_size, learning_rate; and batch_loss, the
+        mean loss over the batches since the last point, of the first seed alone (NaN where it was not recorded).
+    """
+    names = ["regime", "trial", "optimizer", "settings", "batch_size", "learning_rate"]
+    best = rank(table, results.maximize).drop_duplicates("regime").set_index("regime")
+    pieces = []
+    for regime in (name for name in REGIMES if name in best.index):
+        curves = curves_of(results, best.loc[[regime]])
+        frame = band(curves, results.metric, examples_of(results, "validation"))
+        batch = curves[(curves["split"] == "batch") & (curves["metric"] == "loss")]
+        trace = batch[batch["seed"] == batch["seed"].min()].set_index("update")["value"]
+        frame["batch_loss"] = frame["update"].map(trace).astype(float)
+        cell = best.loc[regime]
+        pieces.append(frame.assign(regime=regime, **{name: cell[name] for name in names[1:]}))
+    columns = [*names, *AXES, *_LIMITS, "batch_loss"]
+    return pd.concat(pieces, ignore_index=True)[columns] if pieces else pd.DataFrame(columns=columns)
+
+
+def rate_sensitivity(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The validation metric against the learning rate, for the best cell of each optimizer.
+
+    Returns:
+        The columns of `rate_table`, and optimizer and tuned (whether this rate was chosen).
+    """
+    best = rank(table, results.maximize).drop_duplicates("optimizer").set_index("trial")
+    lanes = results.pooled.lanes
+    frame = rate_table(lanes[lanes["cell"].isin(best.index)], results.metric, examples_of(results, "validation"))
+    tuned = frame["cell"].map(best["learning_rate"]) == frame["learning_rate"]
+    return frame.assign(optimizer=frame["cell"].map(best["optimizer"]), tuned=tuned)
+
+
+def binned(values: pd.Series[int], limit: int = 8) -> pd.Series[str]:
+    """Labels of whole numbers: themselves, or powers of two where more than `limit` would have to be told apart."""
+    if values.nunique() <= limit:
+        return values.astype(str)
+    powers = np.floor(np.log2(values.clip(lower=1))).astype(int)
+    labels = [f"{2**power}-{2 ** (power + 1) - 1}" if power else "0-1" for power in powers.tolist()]
+    return pd.Series(labels, index=values.index)
+
+
+def grid(table: pd.DataFrame, rows: str, columns: str, maximize: bool) -> pd.DataFrame:
+    """The best cell of each pair of values of two columns of `cells`, chosen over all the others.
+
+    Args:
+        table: `cells` of a study.
+        rows: column whose values make the rows, such as `optimizer`.
+        columns: column whose values make the columns, such as `batch_size`.
+        maximize: whether larger is better.
+
+    Returns:
+        Columns row, column (labels, in order of appearance), trial, estimate, low, high, n, and why: empty where there
+        is an estimate, else `not run`, or how the trials there ended. Every pair of labels has its row.
+    """
+    labels = {name: table[name] if name == "optimizer" else binned(table[name]) for name in (rows, columns)}
+    order = {
+        name: optimizer_order(label) if name == "optimizer" else list(label[table[name].sort_values().index].unique())
+        for name, label in labels.items()
+    }
+    named = table.assign(row=labels[rows], column=labels[columns])
+    if "batch_size" in (rows, columns):
+        place, name = ("row", rows) if rows == "batch_size" else ("column", columns)
+        whole_split = (table["regime"] == "batch").groupby(named[place]).all()
+        full = set(whole_split[whole_split].index)
+        titles = {label: f"full ({label})" if label in full else label for label in order[name]}
+        named[place], order[name] = named[place].map(titles), list(titles.values())
+    best = rank(named, maximize).drop_duplicates(["row", "column"])
+    endings = named.groupby(["row", "column"])["outcome"].agg(lambda outcomes: " or ".join(sorted(set(outcomes))))
+    whole = pd.MultiIndex.from_product([order[rows], order[columns]], names=["row", "column"])
+    found = best.rename(columns={"validation": "estimate", "validation_low": "low", "validation_high": "high"})
+    result = found.set_index(["row", "column"])[["trial", *_LIMITS]].reindex(whole)
+    why = endings.reindex(whole).replace("completed", "no rate survived").fillna("not run")
+    result["why"] = why.where(result["estimate"].isna(), "")
+    return result.astype({"n": float}).fillna({"n": 0}).astype({"n": int}).reset_index()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from analysis.figures import heat_map, learning_rate_sensitivity, loss_by_regime, search_progress, style
     from analysis.report import write_report
     from analysis.results import Results, ResultsError, load
+    from analysis.series import band, grid, progress, rate_sensitivity, regime_curves
     from analysis.statistics import (
         Interval,
         best_so_far,
@@ -28,16 +29,11 @@ if TYPE_CHECKING:
     from analysis.tables import (
         Comparison,
         average_curse,
-        band,
         cells,
         compare_best,
-        grid,
         pareto,
-        progress,
         rank,
-        rate_sensitivity,
         rate_table,
-        regime_curves,
         target_times,
         time_to_target,
         tuned_rates,
@@ -80,7 +76,7 @@ __all__ = [
     "write_report",
 ]
 
-_HOMES = ("results", "statistics", "tables", "figures", "report")
+_HOMES = ("results", "statistics", "tables", "series", "figures", "report")
 """The modules that hold these names, each of which imports only those before it."""
 
 

@@ -1,4 +1,4 @@
-"""The figures: each function draws a frame that `analysis.tables` computed on an Axes and returns the Axes.
+"""The figures: each function draws a frame that `analysis.series` computed on an Axes and returns the Axes.
 
     with analysis.style():
         figure, axes = plt.subplots()
@@ -167,7 +167,7 @@ def loss_by_regime(
     """The validation metric along training, one line per regime, with its interval over seeds as a band.
 
     Args:
-        data: from `analysis.tables.regime_curves`.
+        data: from `analysis.series.regime_curves`.
         ax: where to draw.
         by: the horizontal axis: update, examples, epoch or train_seconds.
         metric: `loss` or `accuracy`.
@@ -197,7 +197,7 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
     that happened to survive is not drawn.
 
     Args:
-        data: from `analysis.tables.rate_sensitivity`.
+        data: from `analysis.series.rate_sensitivity`.
         ax: where to draw.
         metric: `loss` or `accuracy`.
         unit: what the metric is measured in, for the label.
@@ -234,7 +234,7 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
     """The best cells as a table of colours, each with its number and interval; grey with the reason where none is.
 
     Args:
-        data: from `analysis.tables.grid`.
+        data: from `analysis.series.grid`.
         ax: where to draw.
         rows: label of the vertical axis.
         columns: label of the horizontal axis.
@@ -269,7 +269,7 @@ def search_progress(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: st
     """The value of every trial at its tuned rate and the best so far; trials without a value are crosses at the top.
 
     Args:
-        data: from `analysis.tables.progress`.
+        data: from `analysis.series.progress`.
         ax: where to draw.
         metric: `loss` or `accuracy`.
         unit: what the metric is measured in, for the label.

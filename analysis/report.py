@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import figures, tables
+from analysis import figures, series, tables
 from analysis.figures import COLUMN_MM, PAGE_MM, interval_text, metric_text, optimizer_text, settings_text, short
 from analysis.results import OUTCOMES, Results, ResultsError, load
 
@@ -390,11 +390,11 @@ class _Drawing:
 
 def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
     metric, unit, maximize = results.metric, _unit(results), results.maximize
-    curves = tables.regime_curves(results, table)
-    rates = tables.rate_sensitivity(results, table)
-    batches = tables.grid(table, "optimizer", "batch_size", maximize)
-    shapes = tables.grid(table, "depth", "width", maximize)
-    search = tables.progress(results)
+    curves = series.regime_curves(results, table)
+    rates = series.rate_sensitivity(results, table)
+    batches = series.grid(table, "optimizer", "batch_size", maximize)
+    shapes = series.grid(table, "depth", "width", maximize)
+    search = series.progress(results)
     mean = "geometric mean" if metric == "loss" else "mean (on the log-odds scale)"
 
     def regimes() -> Figure:

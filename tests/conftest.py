@@ -14,9 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 import analysis
 from analysis.results import CURVES, FOLDERS, LANES, TABLES, TRIALS, regime
+
+settings.register_profile("study", deadline=None)  # a busy machine is no failure
+settings.load_profile("study")
 
 TRAINING_EXAMPLES, VALIDATION_EXAMPLES = 10_000, 2_000
 PART = "0000001-0000001.parquet"

@@ -107,8 +107,13 @@ CURVES = _schema(
         pa.string(),
         "train (a fixed subset of at most 1,000), validation, or batch (mean over the batches since)",
     ),
-    _column("metric", pa.string(), "loss or accuracy"),
-    _column("value", pa.float64(), "value of the metric"),
+    _column(
+        "metric",
+        pa.string(),
+        "loss or accuracy; if the gradient's noise is recorded, on the split train besides: gradient_square, the "
+        "squared norm of the mean gradient, and gradient_noise, the trace of the covariance of the examples' gradients",
+    ),
+    _column("value", pa.float64(), "value of the metric; of gradient_* an unbiased estimate, which may be negative"),
 )
 """One row per (trial, lane, update, split, metric)."""
 

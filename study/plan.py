@@ -108,6 +108,10 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
         eager.evaluate(stack, slice(0, len(stack.alive)), examples)
         evaluated = min(lanes.TRAIN_SUBSET, facts.train) + facts.validation
         evaluation = (time.perf_counter() - started) / len(examples) * evaluated
+        if spec.recording.gradient_noise:
+            started = time.perf_counter()
+            eager.noise(stack, slice(0, len(stack.alive)), examples)
+            evaluation += (time.perf_counter() - started) / len(examples) * min(lanes.TRAIN_SUBSET, facts.train)
         cost = models.multiplications(network, facts.in_shape)
         schedule = lanes.Schedule(budget, batch_size, facts.train, evaluated=evaluated, multiplications=cost)
         points = len(schedule.series()) + budget.reports

@@ -79,6 +79,7 @@ class Space:
             "halving": lanes.halving and not rate,
             "extensions": lanes.extensions,
             "every_update": spec.recording.every_update,
+            "gradient_noise": spec.recording.gradient_noise,
             "augment": workload.augmentation(),
             "checkpoint": str(self.checkpoint(number)),
             "checkpoint_seconds": spec.recording.checkpoint_seconds,

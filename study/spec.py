@@ -400,12 +400,14 @@ class Recording(Section):
 
     Attributes:
         every_update: whether the curves hold the loss of every update, instead of means between evaluations.
+        gradient_noise: whether the curves hold the gradient's squared norm and its noise at every evaluation.
         checkpoint_seconds: how often a running trial is saved, at the ends of parts of its budget.
         tensorboard: whether TensorBoard's event files are written, into `tensorboard/` of the results folder.
         mlflow: address of an MLflow tracking server.
     """
 
     every_update: bool = False
+    gradient_noise: bool = False
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     tensorboard: bool = False
     mlflow: str | None = None

@@ -46,6 +46,8 @@ MOST_UPDATES = 4
 WHOLE_OPERATIONS = 8_500_000
 # Of a device's memory, or of a processor's part of a machine's, so much is for lanes.
 MEMORY_SHARE = 0.7
+# Small batches into which examples are cut where the gradient's noise is estimated: more are surer and take longer.
+CHUNKS = 50
 # Updates between two words from the host, where a GPU replays them.
 GRAPH_UPDATES = 512
 FEWEST_REPLAYS = 8
@@ -78,6 +80,16 @@ class Engine(Protocol):
 
     def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
         """Mean loss, and accuracy of a classification, of some rows on fixed examples, each (rows,), float64."""
+
+    def noise(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
+        """How much the gradient of some rows differs between examples, which are a random sample.
+
+        Both are unbiased, from gradients of batches of two sizes (McCandlish et al. 2018, appendix A.1): chunks of the
+        examples, and all of them. So either may be negative.
+
+        Returns:
+            The squared norm of the gradient's mean, and the trace of its covariance, each (rows,), float64.
+        """
 
 
 class Eager:
@@ -132,14 +144,20 @@ class Eager:
         Returns:
             Mean losses over the batch, (k,), and their gradients, (k, P).
         """
-        blocks: Iterable[tuple[Tensor, Tensor]]
         if batch is None:
-            examples, count = batches.examples, len(batches.examples)
-            inputs, targets = examples.inputs[None].split(self.block, 1), examples.targets[None].split(self.block, 1)
-            blocks = zip(inputs, targets, strict=True)
-        else:
-            count = batch.shape[1]
-            blocks = (batches.take(part, rows) for part in batch.split(self.block, 1))
+            return self._common(leaves, batches.examples)
+        blocks = (batches.take(part, rows) for part in batch.split(self.block, 1))
+        return self._summed(leaves, blocks, batch.shape[1])
+
+    def _common(self, leaves: Sequence[Tensor], examples: Split) -> tuple[Tensor, Tensor]:
+        """As `gradient`, for examples that all lanes see."""
+        inputs, targets = examples.inputs[None].split(self.block, 1), examples.targets[None].split(self.block, 1)
+        return self._summed(leaves, zip(inputs, targets, strict=True), len(examples))
+
+    def _summed(
+        self, leaves: Sequence[Tensor], blocks: Iterable[tuple[Tensor, Tensor]], count: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `gradient`, for `count` examples block by block."""
         losses = gradients = None
         for x, y in blocks:
             if self.dense is None:
@@ -159,6 +177,22 @@ class Eager:
     def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
         """As `Engine.evaluate`."""
         return evaluation(self.forward, stack.leaves(rows), examples, self.task, self.block)
+
+    def noise(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
+        """As `Engine.noise`, whichever way the updates are made."""
+        leaves, large, count = stack.leaves(rows), len(examples), min(CHUNKS, len(examples))
+        pairs = zip(examples.inputs.tensor_split(count), examples.targets.tensor_split(count), strict=True)
+        chunks = [Split(x, y) for x, y in pairs]
+        # The mean of 1 / size is what the noise of a chunk's gradient is proportional to, where sizes differ by one.
+        small = count / sum(1 / len(chunk) for chunk in chunks)
+        whole = torch.zeros_like(stack.parameters[rows])
+        squares = whole.new_zeros(len(whole), dtype=torch.float64)
+        for chunk in chunks:
+            _, found = self._common(leaves, chunk)
+            squares += _square(found) / count
+            whole += found * (len(chunk) / large)
+        square = (large * _square(whole) - small * squares) / (large - small)
+        return square, (squares - _square(whole)) / (1 / small - 1 / large)
 
 
 class Compiled(Eager):
@@ -570,6 +604,12 @@ def _program(
 ) -> compiled.Program:
     """One program for all trials that want it, for as long as the process lives."""
     return compiled.Program(network, task, optimizer, settings, wide, updates, shapes)
+
+
+def _square(rows: Tensor) -> Tensor:
+    """Squared norms of some rows, (k, P) -> (k,), float64: float32 would not hold those of large gradients."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square()
 
 
 def _column(value: float | np.ndarray, like: Tensor) -> Number:

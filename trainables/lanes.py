@@ -25,6 +25,8 @@ from trainables.stack import Batches, Stack, updates_per_epoch
 REPORTS = 10
 # Training examples on which the loss is followed.
 TRAIN_SUBSET = 1000
+# The metrics of the gradient's noise there, as `Engine.noise` returns them.
+NOISE = ("gradient_square", "gradient_noise")
 # Evaluating may cost this share of training, plus so many multiplications a lane (some hundredths of a second).
 EVALUATION_SHARE = 1 / 3
 FREE_MULTIPLICATIONS = 3e8
@@ -78,7 +80,8 @@ class Point:
         update, examples, epoch, train_seconds: how far training had come; seconds are of the whole stack.
         lanes: (k,) places of the lanes in the stack; `tune` counts them through all stacks of a trial.
         values: (split, metric) -> (k,) values. Splits are train (a fixed subset of `TRAIN_SUBSET` examples),
-            validation, and batch: the mean loss of the batches since the previous point, each before its update.
+            validation, and batch: the mean loss of the batches since the previous point, each before its update. The
+            gradient's noise, if it was asked for, is a point of its own.
     """
 
     update: int
@@ -177,6 +180,7 @@ def train(
     augment: Augment | None = None,
     halving: str | None = None,
     every_update: bool = False,
+    gradient_noise: bool = False,
 ) -> Iterator[Report]:
     """Train every lane of a stack, in place, and report after each part of the budget.
 
@@ -191,6 +195,8 @@ def train(
         halving: the metric by which the worse half of the learning rates is given up at 1/2, 1/4, 1/8 ... of the
             budget; none is if not given.
         every_update: whether reports hold the loss of every update.
+        gradient_noise: whether each evaluation estimates the gradient's noise too, on the training examples that it
+            takes. That costs two to four times what evaluating does; the schedule stays, and so do all other numbers.
 
     Yields:
         Report: `budget.reports` of them, fewer if every lane diverges.
@@ -224,7 +230,21 @@ def train(
             stack.last.setdefault(key, np.full(len(stack.lanes), math.nan))[stack.alive] = numbers
         examples, epoch = schedule.progress(stack.update)
         lists = {key: numbers.tolist() for key, numbers in columns.items()}
-        return [Point(stack.update, examples, epoch, stack.seconds, list(stack.alive), lists)] if stack.alive else []
+        if not stack.alive:
+            return []
+        point = Point(stack.update, examples, epoch, stack.seconds, list(stack.alive), lists)
+        return [point, *noise(point)] if gradient_noise else [point]
+
+    def noise(point: Point) -> list[Point]:
+        """The gradient's noise at a point, of the lanes in which it is finite; it decides nothing."""
+        at_once = stack.at_once
+        parts = stack.passes(lambda rows: engine.noise(stack, rows, subset), trains=False)
+        stack.at_once = at_once  # training may go on in passes that are too large for this
+        table = np.stack([torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)])
+        finite = np.isfinite(table).all(0)
+        lists = dict(zip((("train", name) for name in NOISE), table[:, finite].tolist(), strict=True))
+        lanes = np.array(point.lanes)[finite].tolist()
+        return [replace(point, lanes=lanes, values=lists)] if lanes else []
 
     if not budget.spent(stack):
         engine.warm_up(stack, batches)

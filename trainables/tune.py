@@ -64,6 +64,7 @@ class Trial:
         halving: whether the worse rates are given up early.
         extensions: how often, at most, rates are added beyond the edge of the grid on which the best one lies.
         every_update: whether the curves hold every update's loss.
+        gradient_noise: whether the curves hold the gradient's noise.
         augment: fields of `Augment`, for the training images.
         trial: the trial's number, for the tables.
         checkpoint: file in which the trial keeps its state, instead of asking Ray Tune to; whoever wants the trial
@@ -92,6 +93,7 @@ class Trial:
     halving: bool = False
     extensions: int = 0
     every_update: bool = False
+    gradient_noise: bool = False
     augment: dict[str, Any] = field(default_factory=dict)
     trial: int = 0
     checkpoint: str | None = None
@@ -225,6 +227,7 @@ class LaneTrainable(tune.Trainable):
                 augment=augment,
                 halving=trial.metric if trial.halving else None,
                 every_update=trial.every_update,
+                gradient_noise=trial.gradient_noise,
             ):
                 if extends := report.finished and bool(self._extension()):
                     self.stack.free()

@@ -374,6 +374,7 @@ class Budget(Section):
         trials: cells to try.
         epochs, updates, examples, seconds: per lane; seconds are of training the whole stack.
         min_updates: updates to make even so, so that full batches get more than one update an epoch's worth.
+        drop_last: whether an epoch leaves out its last batch if that is a short one.
     """
 
     trials: Positive = 64
@@ -382,6 +383,7 @@ class Budget(Section):
     examples: Positive | None = None
     seconds: Annotated[float, Field(gt=0)] | None = None
     min_updates: Annotated[int, Field(ge=0)] = 0
+    drop_last: bool = False
 
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:

@@ -161,6 +161,23 @@ def test_an_epoch_uses_every_example_once(count: int, batch_size: int) -> None:
     assert sorted(seen) == list(range(count))
 
 
+@pytest.mark.parametrize("engine", ["eager", "cuda-graph", pytest.param("compiled", marks=pytest.mark.long)])
+def test_a_short_last_batch_can_be_left_out(engine: str) -> None:
+    workload, budget, lane = small("cubic"), Budget(epochs=2, drop_last=True), Lane(0.01, 3)
+    stack = Stack.build(builder("mlp"), [lane], RULES["sgd"], torch.float64, CPU)
+    reports = list(lanes.train(stack, made("mlp", 32, stack, engine), workload, 32, budget))
+    assert [(report.epoch, report.examples) for report in reports] == [(1, 96), (2, 192)]
+    network = initialise(builder("mlp"), lane.seed).double()
+    optimizer = torch.optim.SGD(network.parameters(), lane.learning_rate)
+    for rows in (rows for epoch in (0, 1) for rows in batch_order(lane.seed, epoch, TRAINING)[:96].split(32)):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(network(workload.train.inputs[rows]), workload.train.targets[rows]).backward()
+        optimizer.step()
+    alone = torch.cat([p.detach().flatten() for p in network.parameters()])
+    assert stack.update == 6
+    assert difference(stack.parameters[0], alone) <= 1e-12
+
+
 @pytest.mark.parametrize(
     ("budget", "batch_size", "updates"),
     [
@@ -171,6 +188,9 @@ def test_an_epoch_uses_every_example_once(count: int, batch_size: int) -> None:
         (Budget(examples=250), 32, 10),
         (Budget(examples=250), 1, 250),
         (Budget(examples=10), 100, 1),
+        (Budget(epochs=3, drop_last=True), 32, 9),
+        (Budget(epochs=3, drop_last=True), 100, 3),
+        (Budget(examples=250, drop_last=True), 32, 8),
     ],
 )
 def test_a_budget_in_updates(budget: Budget, batch_size: int, updates: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from trainables.augment import Augment
 from trainables.data import Data, Split
 from trainables.engines import Engine
-from trainables.stack import Batches, Stack, updates_per_epoch
+from trainables.stack import Batches, Stack, examples_per_epoch, updates_per_epoch
 
 # Reports of a trial whose budget is not in epochs.
 REPORTS = 10
@@ -39,6 +39,7 @@ class Budget:
     Attributes:
         epochs, updates, examples, seconds: the limit; seconds are of training, evaluation excluded.
         min_updates: updates to make even so, for batches so large that the budget would end at once.
+        drop_last: whether an epoch leaves out its last batch if that is a short one.
     """
 
     epochs: int | None = None
@@ -46,16 +47,18 @@ class Budget:
     examples: int | None = None
     seconds: float | None = None
     min_updates: int = 0
+    drop_last: bool = False
 
     def total_updates(self, batch_size: int, training_examples: int) -> int | None:
         """Updates in the budget; None if it is in seconds."""
-        per_epoch = updates_per_epoch(batch_size, training_examples)
+        used = examples_per_epoch(batch_size, training_examples, drop_last=self.drop_last)
+        per_epoch = updates_per_epoch(batch_size, used)
         if self.seconds is not None:
             return None
         if self.epochs is not None:
             total = self.epochs * per_epoch
         elif self.examples is not None:
-            whole, rest = divmod(self.examples, training_examples)
+            whole, rest = divmod(self.examples, used)
             total = whole * per_epoch + math.ceil(rest / batch_size)
         else:
             assert self.updates is not None
@@ -201,7 +204,7 @@ def train(
     Yields:
         Report: `budget.reports` of them, fewer if every lane diverges.
     """
-    batches = Batches(data.train, batch_size, stack, augment)
+    batches = Batches(data.train, batch_size, stack, augment, drop_last=budget.drop_last)
     subset = data.train.head(TRAIN_SUBSET)
     evaluated = len(subset) + len(data.validation)
     schedule = Schedule(budget, batch_size, len(data.train), evaluated=evaluated, multiplications=multiplications)
@@ -351,7 +354,7 @@ class Schedule:
     Args:
         budget: how long.
         batch_size: examples per update.
-        training_examples: in an epoch.
+        training_examples: in the split.
         evaluated: examples that one evaluation passes forward.
         multiplications: of one network for one example.
     """
@@ -359,9 +362,10 @@ class Schedule:
     def __init__(
         self, budget: Budget, batch_size: int, training_examples: int, *, evaluated: int = 0, multiplications: int = 1
     ) -> None:
-        self.budget, self.training_examples = budget, training_examples
+        self.budget = budget
+        self.epoch_examples = examples_per_epoch(batch_size, training_examples, drop_last=budget.drop_last)
         self.batch_size = min(batch_size, training_examples)
-        self.per_epoch = updates_per_epoch(batch_size, training_examples)
+        self.per_epoch = updates_per_epoch(batch_size, self.epoch_examples)
         self.total = budget.total_updates(batch_size, training_examples)
         self.every = 2  # of a budget in seconds, which may hold any number of updates
         if self.total is not None:
@@ -398,8 +402,8 @@ class Schedule:
         return int(min(following, made + affordable))
 
     def progress(self, update: int) -> tuple[int, float]:
-        """Training examples used and passes over the training split made in so many updates."""
+        """Training examples used and epochs made in so many updates."""
         epochs, rest = divmod(update, self.per_epoch)
         # The last batch of an epoch may be short, so a whole epoch is counted by its examples.
-        examples = epochs * self.training_examples + rest * self.batch_size
-        return examples, examples / self.training_examples
+        examples = epochs * self.epoch_examples + rest * self.batch_size
+        return examples, examples / self.epoch_examples

@@ -277,15 +277,24 @@ class Batches:
     Attributes:
         examples: the training split.
         batch_size: examples per update; the last batch of an epoch may be smaller.
-        per_epoch: updates in an epoch.
+        per_epoch: updates in an epoch; without the short one if that is to be dropped.
         augment: what is done to each example, if anything.
         whole: whether every lane sees the same whole split as it is, in one batch.
     """
 
-    def __init__(self, examples: Split, batch_size: int, stack: Stack, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        examples: Split,
+        batch_size: int,
+        stack: Stack,
+        augment: Augment | None = None,
+        *,
+        drop_last: bool = False,
+    ) -> None:
         self.examples, self.augment = examples, augment
         self.batch_size = min(batch_size, len(examples))
-        self.per_epoch = updates_per_epoch(batch_size, len(examples))
+        used = examples_per_epoch(batch_size, len(examples), drop_last=drop_last)
+        self.per_epoch = updates_per_epoch(batch_size, used)
         self.whole = self.batch_size == len(examples) and augment is None
         self.draws = examples.inputs.new_empty(0)
         self.align(stack)
@@ -342,9 +351,15 @@ def batch_order(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(_stream(seed, 1, epoch)))
 
 
-def updates_per_epoch(batch_size: int, training_examples: int) -> int:
-    """Updates in one pass over the training split, the last and perhaps short one included."""
-    return math.ceil(training_examples / batch_size)
+def examples_per_epoch(batch_size: int, training_examples: int, *, drop_last: bool) -> int:
+    """Training examples that an epoch uses: all, or those in batches of full size if a short last one is dropped."""
+    short = training_examples % min(batch_size, training_examples)
+    return training_examples - short if drop_last else training_examples
+
+
+def updates_per_epoch(batch_size: int, examples: int) -> int:
+    """Updates in an epoch of so many examples, the last and perhaps short one included."""
+    return math.ceil(examples / batch_size)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -93,7 +93,11 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     if updates is not None:
         tried = min(batch_size, PROBE_EXAMPLES)
         inputs = stack.parameters.new_zeros(2 * PROBE_EXAMPLES, *facts.in_shape)
-        targets = inputs.new_zeros(len(inputs), 1) if facts.task == "regression" else torch.zeros(len(inputs)).long()
+        targets = (
+            inputs.new_zeros(len(inputs), facts.out_features)
+            if facts.task == "regression"
+            else torch.zeros(len(inputs)).long()
+        )
         examples, batches = Split(inputs, targets), Batches(Split(inputs, targets), tried, stack)
         # Compiling takes longer than the probe may; the eager engine's time, less what compiling is reckoned to save.
         eager = engines.choose(

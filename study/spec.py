@@ -258,7 +258,7 @@ class Workload(Section):
 
     Attributes:
         data: a data set of `trainables.data.CATALOGUE`.
-        model: linear, mlp or cnn.
+        model: linear, mlp, cnn, or quadratic for the data set of that name.
         model_args: `shape` of an MLP (halving or constant), `kernel` and `padding` of a CNN.
         metric: loss, or accuracy for a classification, which is then the default; on the validation split.
         target: the metric value that counts as solved.
@@ -609,6 +609,8 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
         found.append("lanes.halving: rates are given up between reports and this budget has one; give 2 epochs or more")
     if workload and search:
         found += _cell_mistakes(workload, search)
+    if workload and "quadratic" in (workload.data, workload.model):
+        found += _quadratic_mistakes(workload, search, lanes)
     if search:
         found += _setting_mistakes(search)
     if tuning and search:
@@ -684,13 +686,29 @@ def _workload_mistakes(workload: Workload) -> list[str]:
     if workload.target is not None and not 0 < workload.target <= (1 if workload.metric == "accuracy" else math.inf):
         valid = "an accuracy, above 0 and at most 1" if workload.metric == "accuracy" else "a loss, above 0"
         found.append(f"workload.target = {workload.target}: must be {valid}")
-    accepted = {"linear": set[str](), "mlp": {"shape"}, "cnn": {"kernel", "padding"}}[workload.model]
+    accepted = {"mlp": {"shape"}, "cnn": {"kernel", "padding"}}.get(workload.model, set())
     for key in workload.arguments().keys() - accepted:
         valid = ", ".join(sorted(accepted)) or "none"
         found.append(f"workload.model_args.{key}: {workload.model} has no such argument; valid: {valid}")
     if workload.model == "cnn" and len(workload.facts.in_shape) != 3:
         images = ", ".join(name for name, facts in CATALOGUE.items() if len(facts.in_shape) == 3)
         found.append(f'workload.model = "cnn": {workload.data} has no images; those that do: {images}')
+    return found
+
+
+def _quadratic_mistakes(workload: Workload, search: Search | None, lanes: Lanes | None) -> list[str]:
+    """What DeepOBS's quadratic problem is not: its data and its model go together, as they are."""
+    found = []
+    if workload.model != "quadratic":
+        found.append(f'workload.model = "{workload.model}": the data set quadratic is for one model; valid: quadratic')
+    if workload.data != "quadratic":
+        found.append(f'workload.data = "{workload.data}": the model quadratic is for one data set; valid: quadratic')
+    if workload.data == "quadratic" and workload.standardize:
+        found.append("workload.standardize = true: quadratic is a problem in its own units; set standardize = false")
+    if workload.model == "quadratic" and search and "Muon" in search.optimizers():
+        found.append("search.optimizer: Muon trains matrices and the model quadratic has none; leave it out")
+    if workload.model == "quadratic" and lanes and lanes.engine == "compiled":
+        found.append("lanes.engine: compiled has no program for the model quadratic; valid: auto, eager")
     return found
 
 
@@ -704,10 +722,10 @@ def _cell_mistakes(workload: Workload, search: Search) -> list[str]:
                 f"search.batch_size = {value}: larger than the {facts.train} training examples of {workload.data}; "
                 f'"full" means all of them'
             )
-    if workload.model == "linear":
+    if workload.model in ("linear", "quadratic"):
         for name in ("width", "depth"):
             if getattr(search, name) is not None:
-                found.append(f"search.{name}: a linear model has none; leave it out")
+                found.append(f"search.{name}: a {workload.model} model has none; leave it out")
         return found
     if search.width is None or search.depth is None:
         missing = [name for name in ("width", "depth") if getattr(search, name) is None]

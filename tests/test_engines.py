@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.solo import CPU, FAMILIES, TRAINING, builder, difference, made, small, solo, trained
 from trainables import compiled, engines, lanes, models
-from trainables.data import Split
+from trainables.data import CATALOGUE, Split
 from trainables.lanes import Budget
 from trainables.rules import RULES, SOLO, named
 from trainables.stack import Batches, Lane, Stack, batch_order, grid, initialise
@@ -39,6 +39,8 @@ def cases() -> list[Any]:
                     }[engine]
                     if engine == "compiled" and family == "cnn" and size != 32 and rule not in ("adam", "momentum"):
                         continue
+                    if engine == "compiled" and family == "quadratic":
+                        continue  # it has no program
                     marks = [] if quick else [pytest.mark.long]
                     name = f"{engine}-{rule}-{family}-batch{size}"
                     found.append(pytest.param(engine, rule, family, size, marks=marks, id=name))
@@ -258,14 +260,16 @@ def test_an_engine_that_does_not_suit_the_optimizer_is_refused(rule: str, engine
 
 
 def test_the_engine_is_chosen_by_what_compiling_saves() -> None:
-    def chosen(updates: int | None, rule: str = "adam") -> str:
-        stack = Stack.build(builder("mlp"), grid(1e-4, 1e-2, 8, range(5)), named(rule), torch.float64, CPU)
-        return engines.choose(builder("mlp")(), (2,), "regression", 32, stack, updates, "auto").name
+    def chosen(updates: int | None, rule: str = "adam", family: str = "mlp") -> str:
+        stack = Stack.build(builder(family), grid(1e-4, 1e-2, 8, range(5)), named(rule), torch.float64, CPU)
+        in_shape = CATALOGUE[FAMILIES[family][0]].in_shape
+        return engines.choose(builder(family)(), in_shape, "regression", 32, stack, updates, "auto").name
 
     assert chosen(100) == "eager"
     assert chosen(1_000_000) == ("compiled" if engines.compiler() else "eager")
     assert chosen(None) == "eager"
     assert chosen(1_000_000, "LBFGS") == "solo"
+    assert chosen(1_000_000, family="quadratic") == "eager"
 
 
 @pytest.mark.parametrize(
@@ -331,8 +335,9 @@ def test_a_wide_network_sees_the_whole_split_and_short_batches() -> None:
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(3)),
         nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.Tanh()),
+        builder("quadratic")(),
     ],
-    ids=["pooling", "stride", "tanh"],
+    ids=["pooling", "stride", "tanh", "quadratic"],
 )
 def test_what_no_program_computes_is_not_compiled(network: nn.Sequential) -> None:
     assert compiled.layers(network, (1, 8, 8)) is None

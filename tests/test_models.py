@@ -60,13 +60,14 @@ def test_a_cnn_fits_or_says_why(c: int, height: int, width: int, depth: int, ker
 
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_activations_are_counted_layer_by_layer(family: str) -> None:
-    network = models.build(family, (1, 8, 8), 10, width=4, depth=1)
-    x = torch.zeros(1, 1, 8, 8)
+    in_shape, outputs = ((100,), 100) if family == "quadratic" else ((1, 8, 8), 10)
+    network = models.build(family, in_shape, outputs, width=4, depth=1)
+    x = torch.zeros(1, *in_shape)
     total = x.numel()
     for layer in network:
         x = layer(x)
         total += x.numel()
-    assert models.activations(network, (1, 8, 8)) == total
+    assert models.activations(network, in_shape) == total
 
 
 def test_what_cannot_be_built_is_explained() -> None:
@@ -76,5 +77,7 @@ def test_what_cannot_be_built_is_explained() -> None:
         models.mlp((2,), 1, width=2, depth=3)
     with pytest.raises(ModelError, match="needs images"):
         models.cnn((2,), 1, width=4, depth=1)
-    with pytest.raises(ModelError, match="linear, mlp, cnn"):
+    with pytest.raises(ModelError, match="has data of its own, not"):
+        models.quadratic((2,), 1)
+    with pytest.raises(ModelError, match="linear, mlp, cnn, quadratic"):
         models.build("rnn", (2,), 1)

@@ -31,11 +31,13 @@ def test_a_budget_in_seconds_is_the_time() -> None:
     assert re.search(r"time +about \d", plan.describe(spec))
 
 
-@pytest.mark.parametrize(("model", "data"), [("linear", "digits"), ("cnn", "digits"), ("mlp", "mnist")])
+@pytest.mark.parametrize(
+    ("model", "data"), [("linear", "digits"), ("cnn", "digits"), ("mlp", "mnist"), ("quadratic", "quadratic")]
+)
 def test_every_family_has_a_plan_without_loading_its_data(model: str, data: str) -> None:
-    size = {} if model == "linear" else {"width": {"low": 4, "high": 8}, "depth": 1}
+    size = {} if model in ("linear", "quadratic") else {"width": {"low": 4, "high": 8}, "depth": 1}
     search = {**size, "batch_size": [32], "optimizer": "adam"}
-    spec = check(changed(workload={"data": data, "model": model}, search=search))
+    spec = check(changed(workload={"data": data, "model": model, "standardize": data != "quadratic"}, search=search))
     assert f"{data}: " in plan.describe(spec)
 
 

@@ -36,6 +36,12 @@ def changed(**changes: Any) -> dict[str, Any]:
     return tables
 
 
+def quadratic(**changes: Any) -> dict[str, Any]:
+    """The spec of DeepOBS's quadratic problem, with entries replaced likewise."""
+    workload = {"data": "quadratic", "model": "quadratic", "standardize": False}
+    return changed(workload=workload, search={"batch_size": 128, "optimizer": "sgd"}, **changes)
+
+
 def test_seeds_of_replicates_and_of_the_confirmation_never_meet() -> None:
     studies = [spec.check(changed(tuning={"seed": seed}, confirm={"seeds": 10}, lanes={"seeds": 3})) for seed in (0, 1)]
     found = [seed for each in studies for replicate in range(50) for seed in each.lane_seeds(replicate)]
@@ -167,6 +173,30 @@ BAD = {
         changed(workload__model_args={"kernel": 3}),
         "mlp has no such argument; valid: shape",
     ),
+    "other data for the quadratic model": (
+        changed(workload__model="quadratic", search__width=None, search__depth=None),
+        'workload.data = "cubic": the model quadratic is for one data set; valid: quadratic',
+    ),
+    "another model for the quadratic data": (
+        changed(workload={"data": "quadratic", "model": "mlp", "standardize": False}),
+        'workload.model = "mlp": the data set quadratic is for one model; valid: quadratic',
+    ),
+    "a standardized quadratic": (
+        quadratic(workload__standardize=True),
+        "workload.standardize = true: quadratic is a problem in its own units; set standardize = false",
+    ),
+    "matrices of the quadratic": (
+        quadratic(search__optimizer=["sgd", "Muon"]),
+        "search.optimizer: Muon trains matrices and the model quadratic has none",
+    ),
+    "a program of the quadratic": (
+        quadratic(lanes={"engine": "compiled"}),
+        "lanes.engine: compiled has no program for the model quadratic; valid: auto, eager",
+    ),
+    "depth of the quadratic": (
+        quadratic(search__depth=2),
+        "search.depth: a quadratic model has none; leave it out",
+    ),
     "a grid of ranges": (
         changed(search__width={"low": 4, "high": 8}, tuning__sampler="grid"),
         "search.width = {low = 4, high = 8, log = false}: the grid sampler needs lists",
@@ -199,7 +229,7 @@ def test_files_that_are_no_spec(tmp_path: Path) -> None:
         ("broken.toml", "not valid TOML"),
         ("latin.toml", "not UTF-8: byte 8"),
         (".", "is a directory"),
-        ("none.toml", "no such file, and no shipped spec of that name; shipped: digits-cnn, mlp, mnist-cnn, quick"),
+        ("none.toml", "no such file, and no shipped spec of that name; shipped: deepobs-quadratic, digits-cnn, mlp"),
     ):
         with pytest.raises(SpecError, match=message):
             spec.read(tmp_path / name)

@@ -97,7 +97,7 @@ def test_a_trial_whose_lanes_all_diverge_says_so_and_has_no_value() -> None:
 
 
 def test_each_family_has_its_trainable() -> None:
-    assert TRAINABLES["mlp"] is TRAINABLES["linear"] is MLPTrainable
+    assert TRAINABLES["mlp"] is TRAINABLES["linear"] is TRAINABLES["quadratic"] is MLPTrainable
     assert TRAINABLES["cnn"] is CNNTrainable
     assert "CNNTrainable trains cnn, not 'mlp'" in CNNTrainable(CONFIG).train()["error"]
     cnn = {**CONFIG, "data": "digits", "model": "cnn", "model_args": {"kernel": 3}, "metric": "accuracy"}

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainables import deepobs
+
 CPU = torch.device("cpu")
 Task = Literal["regression", "classification"]
 
@@ -30,7 +32,7 @@ class Facts:
     Attributes:
         task: regression or classification.
         in_shape: shape of one example's inputs.
-        out_features: outputs of a model: 1, or the number of classes.
+        out_features: outputs of a model: numbers to be predicted, or classes.
         train, validation, test: examples in each split.
         about: one line for people.
     """
@@ -52,6 +54,15 @@ CATALOGUE: dict[str, Facts] = {
     "fashion-mnist": Facts("classification", (1, 28, 28), 10, 60_000, 5_000, 5_000, "clothes, 28x28"),
     "kmnist": Facts("classification", (1, 28, 28), 10, 60_000, 5_000, 5_000, "cursive Japanese, 28x28"),
     "cifar10": Facts("classification", (3, 32, 32), 10, 50_000, 5_000, 5_000, "colour photographs, 32x32"),
+    "quadratic": Facts(
+        "regression",
+        (deepobs.DIMENSIONS,),
+        deepobs.DIMENSIONS,
+        deepobs.TRAIN,
+        deepobs.TEST,
+        deepobs.TEST,
+        "DeepOBS's quadratic problem in 100 dimensions; validation and test are the same points",
+    ),
 }
 
 # torchvision's class, and the folder and files that it looks for under the data folder.
@@ -69,7 +80,7 @@ class Split:
 
     Attributes:
         inputs: (n, *in_shape), floating.
-        targets: (n, 1) floating for regression, (n,) int64 class numbers for classification.
+        targets: (n, out_features) floating for regression, (n,) int64 class numbers for classification.
     """
 
     inputs: Tensor
@@ -150,14 +161,16 @@ def load(
         device: where all splits stay.
 
     Raises:
-        DataError: if the data cannot be had.
+        DataError: if the data cannot be had, or not standardised.
     """
     if name not in CATALOGUE:
         raise DataError(f"no data set is called {name!r}; there are {', '.join(CATALOGUE)}")
+    if standardize and name == "quadratic":
+        raise DataError("quadratic is a problem in its own units, and another one if standardised: standardize=False")
     if name in _TORCHVISION:
         splits = _torchvision(name, folder or data_folder(), seed)
     else:
-        splits = {"cubic": _cubic, "linear": _linear, "digits": _digits}[name](seed)
+        splits = {"cubic": _cubic, "linear": _linear, "digits": _digits, "quadratic": _quadratic}[name](seed)
     task = CATALOGUE[name].task
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -196,6 +209,16 @@ def _digits(seed: int) -> list[Split]:
     )
     pairs = [(train_x, train_y), (validation_x, validation_y), (test_x, test_y)]
     return [Split(torch.from_numpy(x), torch.from_numpy(y)) for x, y in pairs]
+
+
+def _quadratic(seed: int) -> list[Split]:
+    """Points without targets: `models.quadratic` has their loss as the squared error against zero.
+
+    DeepOBS has no third split, and publishes its test loss epoch by epoch. Validation alone is followed that way here,
+    so it is the test's points once more: what is tuned on this data set is not judged by data that it never saw.
+    """
+    train, test = (Split(torch.from_numpy(x), torch.zeros(x.shape)) for x in deepobs.points(seed))
+    return [train, test, test]
 
 
 def _cut(inputs: np.ndarray, targets: np.ndarray, facts: Facts) -> list[Split]:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from trainables import compiled
 from trainables.data import Split, Task
-from trainables.models import activations, multiplications
+from trainables.models import Fixed, Shift, activations, multiplications
 from trainables.rules import Number
 from trainables.stack import Batches, Stack
 
@@ -661,8 +661,10 @@ def stacked(network: nn.Sequential) -> Forward:
     """
     layers = list(network)
     for layer in layers:
-        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ReLU | nn.MaxPool2d | nn.Flatten):
-            raise TypeError(f"lanes cannot stack the layer {layer}; they know Linear, Conv2d, ReLU, MaxPool2d, Flatten")
+        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ReLU | nn.MaxPool2d | nn.Flatten | Shift | Fixed):
+            known = "Linear, Conv2d, ReLU, MaxPool2d, Flatten, Shift, Fixed"
+            raise TypeError(f"lanes cannot stack the layer {layer}; they know {known}")
+    matrices = {layer: layer.matrix for layer in layers if isinstance(layer, Fixed)}
 
     def forward(parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         left = iter(parameters)
@@ -676,6 +678,12 @@ def stacked(network: nn.Sequential) -> Forward:
                 x = _unfold_lanes(F.max_pool2d(_fold_lanes(x), layer.kernel_size), len(x))
             elif isinstance(layer, nn.Flatten):
                 x = x.flatten(2)
+            elif isinstance(layer, Shift):
+                x = x - next(left).unsqueeze(1)
+            elif isinstance(layer, Fixed):
+                # To the device once: a recorded CUDA graph could not copy it there.
+                matrices[layer] = matrices[layer].to(x)
+                x = F.linear(x, matrices[layer])
             else:
                 x = x.relu()
         return x

@@ -10,15 +10,53 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-FAMILIES = ("linear", "mlp", "cnn")
+from trainables import deepobs
+
+FAMILIES = ("linear", "mlp", "cnn", "quadratic")
 CNN_HEAD = (32, 16)
 
 
 class ModelError(ValueError):
     """A network that cannot be built; the message says which layer does not fit."""
+
+
+class Shift(nn.Module):
+    """Takes a trained vector away from the inputs.
+
+    Args:
+        start: what the vector is at first, (features,).
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, features) -> (B, features)."""
+        return x - self.vector
+
+
+class Fixed(nn.Module):
+    """A linear map that is not trained.
+
+    Args:
+        matrix: (out_features, in_features), float64; the inputs' type decides in which it is applied.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_features) -> (B, out_features)."""
+        return F.linear(x, self.matrix.to(x))
 
 
 def conv_output_size(size: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
@@ -115,6 +153,26 @@ def cnn_sizes(in_shape: tuple[int, ...], *, depth: int, kernel: int = 5, padding
     return sizes
 
 
+def quadratic(in_shape: tuple[int, ...], out_features: int) -> nn.Sequential:
+    """DeepOBS's quadratic problem: outputs sqrt(n D / 2) R (x - theta), the mean of whose squares is its loss.
+
+    Here n is the number of outputs, D the diagonal matrix of the Hessian's eigenvalues and R the rotation of
+    `deepobs.hessian`. Only theta is trained; it starts at ones, whatever the seed.
+
+    Args:
+        in_shape: shape of one example.
+        out_features: outputs.
+
+    Raises:
+        ModelError: if either is not the problem's.
+    """
+    if (in_shape, out_features) != ((deepobs.DIMENSIONS,), deepobs.DIMENSIONS):
+        raise ModelError(f"the quadratic problem has data of its own, not {in_shape} inputs and {out_features} outputs")
+    eigenvalues, rotation = deepobs.hessian()
+    matrix = np.sqrt(out_features / 2 * eigenvalues)[:, None] * rotation
+    return nn.Sequential(Shift(torch.ones(in_shape)), Fixed(torch.from_numpy(matrix)))
+
+
 def build(
     family: str,
     in_shape: tuple[int, ...],
@@ -130,12 +188,14 @@ def build(
         family: one of `FAMILIES`.
         in_shape: shape of one example.
         out_features: outputs.
-        width: see `mlp` and `cnn`; the linear model has none.
+        width: see `mlp` and `cnn`; the linear and the quadratic model have none.
         depth: likewise.
         arguments: the family's own: `shape` of an MLP, `kernel` and `padding` of a CNN.
     """
     if family == "linear":
         return linear(in_shape, out_features)
+    if family == "quadratic":
+        return quadratic(in_shape, out_features)
     makers: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
     if family not in makers:
         raise ModelError(f"no model family is called {family!r}; there are {', '.join(FAMILIES)}")
@@ -155,12 +215,14 @@ def activations(module: nn.Sequential, in_shape: tuple[int, ...]) -> int:
 
 @torch.no_grad()
 def multiplications(module: nn.Sequential, in_shape: tuple[int, ...]) -> int:
-    """Multiplications of one network's forward pass for one example, those of its linear and convolutional layers."""
+    """Multiplications of one network's forward pass for one example, those of its linear maps and convolutions."""
     x, total = torch.zeros(1, *in_shape), 0
     for layer in module:
         x = layer(x)
         if isinstance(layer, nn.Linear):
             total += layer.weight.numel()
+        elif isinstance(layer, Fixed):
+            total += layer.matrix.numel()
         elif isinstance(layer, nn.Conv2d):
             total += layer.weight.numel() * x.shape[2] * x.shape[3]
     return total

@@ -46,7 +46,7 @@ class Trial:
     Attributes:
         optimizer: an update rule, or a class of `torch.optim`.
         batch_size: examples per update.
-        width, depth: of the network; the linear model has none.
+        width, depth: of the network; the linear and the quadratic model have none.
         data: one of `trainables.data.CATALOGUE`.
         model: model family; the trainable's first if not given.
         model_args: the family's own arguments.
@@ -412,9 +412,9 @@ class LaneTrainable(tune.Trainable):
 
 
 class MLPTrainable(LaneTrainable):
-    """Trials of fully connected networks, the linear model among them."""
+    """Trials of fully connected networks, the linear model and the quadratic problem among them."""
 
-    families = ("mlp", "linear")
+    families = ("mlp", "linear", "quadratic")
 
 
 class CNNTrainable(LaneTrainable):

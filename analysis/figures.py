@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from zlib import crc32
 
 import matplotlib as mpl
@@ -64,6 +65,29 @@ AXIS_LABELS = {
 }
 
 
+_DARK_PAPER = "#14171b"
+_DARK = {
+    "#000000": "#e6e9ee", "#ffffff": _DARK_PAPER, "#e6e6e6": "#343b44", "#d9d9d9": "#3b424b", "#333333": "#d5dae1",
+    "#444444": "#c3cad3", "#555555": "#b3bcc7", "#666666": "#a2acb8", "#777777": "#98a2ae", "#0072b2": "#4aa8e0",
+    "#009e73": "#2cc79b", "#882255": "#d8629c", "#332288": "#8f7fe8", "#661100": "#cf6a52", "#d55e00": "#f27a26",
+}  # fmt: skip
+"""What the colours of the figures become on dark paper, so that each keeps its hue and stands out."""
+
+
+def adaptive(svg: bytes) -> bytes:
+    """An SVG figure that turns dark where its reader prefers that, the colours of heat maps aside."""
+    text = svg.decode()
+    rules = [
+        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
+        for light, dark in _DARK.items()
+        for kind in ("fill", "stroke")
+        if f"{kind}: {light}" in text
+    ]
+    sheet = "<style>@media (prefers-color-scheme: dark){svg{fill:#e6e9ee}" + "".join(rules) + "}</style>"
+    end = text.index("</defs>") + len("</defs>")  # matplotlib's first one, which holds its own style
+    return (text[:end] + sheet + text[end:]).encode()
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """The one look of all figures, for as long as the context lasts."""
@@ -112,6 +136,12 @@ def optimizer_look(name: str) -> tuple[str, str]:
         return _LOOKS[name]
     number = crc32(name.encode())
     return ("#666666", "#A6761D", "#332288", "#44AA99")[number % 4], ("p", "h", "<", ">", "d")[number // 4 % 5]
+
+
+def _ordered_look(place: int, count: int) -> tuple[str, str]:
+    """Colour and marker of a value among others that have an order: dark to light along one scale."""
+    colour = mpl.colors.to_hex(mpl.colormaps["viridis"](0.85 * place / max(1, count - 1)))
+    return colour, ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")[place % 10]
 
 
 def shortened(name: str) -> str:
@@ -172,7 +202,7 @@ def loss_by_regime(
         by: the horizontal axis: update, examples, epoch or train_seconds.
         metric: `loss` or `accuracy`.
         unit: what the metric is measured in, for the label.
-        raw: whether to add the loss of the batches of one seed, faintly.
+        raw: whether to add the loss of the batches of one seed, faintly, and dotted the same smoothed.
     """
     for regime, line in data.groupby("regime", sort=False):
         colour = _REGIME_COLOURS[str(regime)]
@@ -183,17 +213,20 @@ def loss_by_regime(
         _band(ax, line[by], line, colour)
         ax.plot(line[by], line["estimate"], color=colour, label=label, zorder=3)
         if raw and metric == "loss":
-            ax.plot(line[by], line["batch_loss"], color=colour, alpha=0.35, linewidth=0.7, zorder=1)
+            ax.plot(line[by], line["batch_loss"], color=colour, alpha=0.25, linewidth=0.6, zorder=1)
+            ax.plot(line[by], line["batch_smooth"], color=colour, alpha=0.8, linewidth=0.8, linestyle=":", zorder=2)
     _metric_axis(ax, data, metric, unit)
     _log_axis_with_zero(ax, data[by])
     ax.set_xlabel(AXIS_LABELS[by])
     return ax
 
 
-def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
-    """The validation metric against the learning rate: one line per optimizer, its tuned rate ringed.
+def learning_rate_sensitivity(
+    data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "", by: str = "optimizer"
+) -> Axes:
+    """The validation metric against the learning rate: one line per group, its tuned rate ringed.
 
-    Rates at which a seed diverged are crosses in a strip above the plot, one row per optimizer; the mean over the seeds
+    Rates at which a seed diverged are crosses in a strip above the plot, one row per group; the mean over the seeds
     that happened to survive is not drawn.
 
     Args:
@@ -201,15 +234,18 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
         ax: where to draw.
         metric: `loss` or `accuracy`.
         unit: what the metric is measured in, for the label.
+        by: what the groups are, as given to `rate_sensitivity`.
     """
     row = 0
-    for name in optimizer_order(data["optimizer"]):
-        line = data[data["optimizer"] == name].sort_values("learning_rate")
-        colour, marker = optimizer_look(name)
+    groups = optimizer_order(data["group"]) if by == "optimizer" else sorted(data["group"].unique())
+    for place, name in enumerate(groups):
+        line = data[data["group"] == name].sort_values("learning_rate")
+        colour, marker = optimizer_look(name) if by == "optimizer" else _ordered_look(place, len(groups))
+        label = shortened(name) if by == "optimizer" else f"{_words(by, metric)} {name:,}"
         # NaN breaks the line at a rate that not every seed survived.
         shown = line.assign(**{column: line[column].where(line["eligible"]) for column in ("estimate", "low", "high")})
         _band(ax, shown["learning_rate"], shown, colour, 0.12)
-        ax.plot(shown["learning_rate"], shown["estimate"], color=colour, marker=marker, label=shortened(name), zorder=3)
+        ax.plot(shown["learning_rate"], shown["estimate"], color=colour, marker=marker, label=label, zorder=3)
         tuned = shown[shown["tuned"]]
         ax.plot(tuned["learning_rate"], tuned["estimate"], "o", color=colour, markersize=9, fillstyle="none", zorder=4)
         diverged = line.loc[line["diverged"] > 0, "learning_rate"]
@@ -230,7 +266,9 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
     return ax
 
 
-def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str = "loss") -> Axes:
+def heat_map(
+    data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str = "loss", contours: bool = False
+) -> Axes:
     """The best cells as a table of colours, each with its number and interval; grey with the reason where none is.
 
     Args:
@@ -239,6 +277,7 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
         rows: label of the vertical axis.
         columns: label of the horizontal axis.
         metric: `loss` or `accuracy`.
+        contours: whether to add lines of equally many parameters.
     """
     labels = [list(dict.fromkeys(data[name])) for name in ("row", "column")]
     values = data["estimate"].to_numpy(dtype=np.float64).reshape(len(labels[0]), len(labels[1]))
@@ -251,8 +290,10 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
             _cell_text(ax, x, y, cell["why"].replace(" or ", "\nor ").replace("no rate ", "no rate\n"), "", "#444444")
             continue
         luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(colours(norm(cell["estimate"]))[:3], 2.2))
-        colour = "black" if luminance > 0.18 else "white"  # whichever contrasts more (WCAG 2)
+        colour = "#111111" if luminance > 0.18 else "#fefefe"  # whichever contrasts more (WCAG 2)
         interval = interval_text(cell["low"], cell["high"], cell["n"], metric)
+        if contours and cell["parameters"] > 0:
+            interval += f"\n{short(cell['parameters'])} parameters"
         _cell_text(ax, x, y, metric_text(cell["estimate"], metric), interval, colour)
     ax.set_xticks(np.arange(len(labels[1])) + 0.5, labels[1])
     ax.set_yticks(np.arange(len(labels[0])) + 0.5, [shortened(label) for label in labels[0]])
@@ -262,7 +303,19 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
     ax.spines[:].set_visible(False)
     ax.set_xlabel(columns)
     ax.set_ylabel(rows)
+    if contours:  # once the axis points down, or the labels would lean the wrong way
+        _parameter_contours(ax, data["parameters"].to_numpy(dtype=np.float64).reshape(values.shape))
     return ax
+
+
+def _parameter_contours(ax: Axes, parameters: NDArray[np.float64]) -> None:
+    """Lines of equally many parameters over a table of at least 2 x 2 cells."""
+    if min(parameters.shape) < 2 or not (parameters > 0).all() or np.ptp(parameters) == 0:
+        return
+    low, high = float(np.log10(parameters.min())), float(np.log10(parameters.max()))
+    y, x = (np.arange(size) + 0.5 for size in parameters.shape)
+    ax.contour(x, y, np.log10(parameters), levels=np.linspace(low, high, 5)[1:-1], colors="#f27a26", linewidths=1.0,
+               linestyles="--")  # fmt: skip
 
 
 def search_progress(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
@@ -292,6 +345,399 @@ def search_progress(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: st
         ax.set_xlim(data["trial"].iloc[0] - 1, data["trial"].iloc[0] + 1)
     _metric_axis(ax, data.assign(estimate=data["value"]), metric, unit)
     return ax
+
+
+def noise_against_speed(data: pd.DataFrame, ax: Axes) -> Axes:
+    """How smoothly against how fast: one point per optimizer and batch size, with intervals over seeds both ways.
+
+    Args:
+        data: from `analysis.series.noise_and_speed`. Cells of which a seed never reached the common level are crosses
+            in a strip at the right.
+        ax: where to draw.
+    """
+    for regime in (name for name in REGIMES if name in set(data["regime"])):
+        for name in optimizer_order(data.loc[data["regime"] == regime, "optimizer"]):
+            own = data[(data["regime"] == regime) & (data["optimizer"] == name)]
+            colour, (_, marker) = _REGIME_COLOURS[regime], optimizer_look(name)
+            reached = own[np.isfinite(own["examples"])]
+            for x, low, high, y in reached[["examples", "examples_low", "examples_high", "noise"]].to_numpy():
+                ax.plot([low, high] if np.isfinite(high) else [x, x], [y, y], color=colour, alpha=0.35, linewidth=0.8)
+            for x, y, low, high in reached[["examples", "noise", "noise_low", "noise_high"]].to_numpy():
+                ax.plot([x, x], [low, high] if np.isfinite(high) else [y, y], color=colour, alpha=0.35, linewidth=0.8)
+            ax.plot(reached["examples"], reached["noise"], linestyle="", color=colour, marker=marker, markersize=5)
+            late = own[~np.isfinite(own["examples"])]
+            side = ax.get_yaxis_transform()
+            ax.plot(np.full(len(late), 1.02), late["noise"], "x", color=colour, transform=side, clip_on=False)
+    present = [name for name in REGIMES if name in set(data["regime"])]
+    for regime in present:
+        ax.plot([], [], "s", color=_REGIME_COLOURS[regime], label=regime)
+    for name in optimizer_order(data["optimizer"]):
+        ax.plot([], [], linestyle="", marker=optimizer_look(name)[1], color="#777777", label=shortened(name))
+    ax.set_xlabel("training examples until the loss is halfway (log scale)")
+    ax.set_ylabel("noise of the validation loss\n(sd of its logarithm)")
+    reached = data[np.isfinite(data["examples"]) & (data["noise"] > 0)]
+    if len(reached):
+        _log_axis(ax, "x", reached["examples"])
+        _log_axis(ax, "y", data.loc[data["noise"] > 0, "noise"])
+    return ax
+
+
+def gradient_noise(data: pd.DataFrame, ax: Axes) -> Axes:
+    """The gradient noise scale along training, one line per regime; a dotted line at its batch size, to compare.
+
+    Args:
+        data: from `analysis.series.gradient_noise`; what is infinite, the signal being lost in the noise, has no point.
+        ax: where to draw.
+    """
+    for regime, line in data.groupby("regime", sort=False):
+        colour, finite = _REGIME_COLOURS[str(regime)], line[np.isfinite(line["estimate"])]
+        _band(ax, finite["examples"], finite.assign(high=finite["high"].replace(math.inf, 1e12)), colour)
+        ax.plot(finite["examples"], finite["estimate"], color=colour, marker=".", label=f"{regime}", zorder=3)
+        ax.axhline(line["batch_size"].iloc[0], color=colour, linestyle=":", linewidth=0.8, zorder=1)
+    finite = data[np.isfinite(data["estimate"]) & (data["estimate"] > 0)]
+    if len(finite):
+        _log_axis(ax, "y", pd.concat([finite["estimate"], data["batch_size"]]))
+    _log_axis_with_zero(ax, data["examples"])
+    ax.set_xlabel(AXIS_LABELS["examples"])
+    ax.set_ylabel("gradient noise scale (examples)")
+    return ax
+
+
+def rate_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:
+    """The tuned learning rate against the batch size, one line per optimizer, with linear and square-root guides.
+
+    Bars reach to the neighbouring rates of the grid, the resolution of the answer; open markers lie on its edge.
+
+    Args:
+        data: from `analysis.series.best_rates`.
+        ax: where to draw.
+    """
+    for name in optimizer_order(data["optimizer"]):
+        own, (colour, marker) = data[data["optimizer"] == name], optimizer_look(name)
+        bars = own[["below", "above"]].to_numpy(dtype=np.float64)
+        rates = own["learning_rate"].to_numpy(dtype=np.float64)
+        ends = np.where(np.isnan(bars), rates[:, None], np.sqrt(bars * rates[:, None]))
+        ax.vlines(own["batch_size"], ends[:, 0], ends[:, 1], color=colour, alpha=0.3, linewidth=2)
+        ax.plot(own["batch_size"], rates, color=colour, marker=marker, label=shortened(name), zorder=3)
+        edge = own[own["on_edge"]]
+        ax.plot(edge["batch_size"], edge["learning_rate"], linestyle="", color=colour, marker=marker,
+                markerfacecolor="white", zorder=4)  # fmt: skip
+    if data["batch_size"].nunique() > 1:
+        sizes = np.sort(data["batch_size"].unique().astype(float))
+        first = data.loc[data["batch_size"] == sizes[0], "learning_rate"]
+        start = float(np.exp(np.log(first).mean()))
+        for power, dashes, label in ((1.0, ":", "proportional to batch size"), (0.5, "--", "to its square root")):
+            ax.plot(
+                sizes,
+                start * (sizes / sizes[0]) ** power,
+                dashes,
+                color="#777777",
+                linewidth=0.9,
+                label=label,
+                zorder=1,
+            )
+        low, high = float(data["learning_rate"].min()), float(data["learning_rate"].max())
+        _log_axis(ax, "y", pd.Series([low, high]), margin=5)
+    elif len(data):
+        _log_axis(ax, "y", data["learning_rate"], margin=5)
+    _size_axis(ax, data["batch_size"])
+    ax.set_ylabel("tuned learning rate")
+    return ax
+
+
+def steps_against_batch_size(data: pd.DataFrame, fits: pd.DataFrame, ax: Axes) -> Axes:
+    """Updates to the target against batch size: perfect scaling halves them when the batch size doubles.
+
+    Args:
+        data: from `analysis.series.steps_to_target`; points are medians over seeds, bars the range of the seeds.
+        fits: from `analysis.series.batch_scaling`; each is a curve with its critical batch size marked.
+        ax: where to draw.
+    """
+    for name in optimizer_order(data["optimizer"]):
+        colour, marker = optimizer_look(name)
+        own = data[data["optimizer"] == name].groupby("batch_size")["updates"].agg(["median", "min", "max"])
+        ax.vlines(own.index, own["min"], own["max"], color=colour, alpha=0.35, linewidth=2)
+        fit = fits[fits["optimizer"] == name]
+        ax.plot(own.index, own["median"], color=colour, marker=marker, linestyle="" if len(fit) else "-",
+                label=shortened(name), zorder=3)  # fmt: skip
+        for critical, smallest in fit[["critical", "smallest_steps"]].to_numpy():
+            sizes = np.geomspace(own.index.min(), own.index.max(), 100)
+            ax.plot(sizes, smallest * (1 + critical / sizes), color=colour, linewidth=1)
+            ax.plot([critical], [2 * smallest], "|", color=colour, markersize=14, markeredgewidth=1.5, zorder=4)
+    if len(data):
+        sizes = np.sort(data["batch_size"].unique().astype(float))
+        first = data[data["batch_size"] == sizes[0]].groupby("optimizer")["updates"].median().min()
+        ax.plot(
+            sizes, first * sizes[0] / sizes, "--", color="#777777", linewidth=0.9, label="perfect scaling", zorder=1
+        )
+        _log_axis(ax, "y", data["updates"], margin=2)
+    _size_axis(ax, data["batch_size"])
+    ax.set_ylabel("updates to the target")
+    return ax
+
+
+def throughput_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:
+    """Training examples per second of a trial's whole stack against the batch size, by engine; line through medians.
+
+    Args:
+        data: from `analysis.series.throughput`.
+        ax: where to draw.
+    """
+    engines = sorted(data["engine"].fillna("not recorded").unique())
+    for place, engine in enumerate(engines):
+        own = data[data["engine"].fillna("not recorded") == engine]
+        colour = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777")[place % 5]
+        ax.plot(own["batch_size"], own["examples_per_second"], ".", color=colour, alpha=0.4, markersize=4)
+        medians = own.groupby("batch_size")["examples_per_second"].median()
+        ax.plot(medians.index, medians, color=colour, marker="o", label=engine, zorder=3)
+    if len(data):
+        _log_axis(ax, "y", data["examples_per_second"])
+    _size_axis(ax, data["batch_size"])
+    ax.set_ylabel("examples per second, all lanes")
+    return ax
+
+
+def expected_best_of(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
+    """The best value to expect against the size of the search, one line per optimizer.
+
+    Args:
+        data: from `analysis.series.expected_search`.
+        ax: where to draw.
+        metric: `loss` or `accuracy`.
+        unit: what the metric is measured in, for the label.
+    """
+    for name in optimizer_order(data["optimizer"]):
+        own, (colour, marker) = data[data["optimizer"] == name], optimizer_look(name)
+        shown = own["trials"] <= 12
+        ax.plot(own["trials"], own["expected"], color=colour, label=shortened(name), zorder=3)
+        ax.plot(own["trials"][shown], own["expected"][shown], linestyle="", color=colour, marker=marker, markersize=3)
+    ax.set_xlabel("trials of the optimizer")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _metric_axis(ax, data.assign(estimate=data["expected"]), metric, unit)
+    ax.set_ylabel("expected best " + ax.get_ylabel())
+    return ax
+
+
+def parallel_coordinates(data: pd.DataFrame, ax: Axes, metric: str = "loss", limit: int = 300) -> Axes:
+    """One line per cell across its hyperparameters, coloured by rank; the best tenth is drawn on top and thicker.
+
+    Args:
+        data: from `analysis.series.searched`; the first `limit` cells and every k-th of the rest are shown.
+        ax: where to draw.
+        metric: `loss` or `accuracy`.
+        limit: most lines.
+    """
+    names = [name for name in data.columns if name not in ("trial", "parameters", "train_seconds")]
+    if len(data) > limit:
+        data = data.iloc[np.unique(np.r_[: limit // 2, np.linspace(0, len(data) - 1, limit // 2).astype(int)])]
+    places = pd.DataFrame({name: _axis_places(data[name], name, metric)[0] for name in names})
+    colours = mpl.colormaps["viridis_r"]
+    ranks = np.arange(len(data)) / max(1, len(data) - 1)
+    top = max(1, len(data) // 10)
+    for place in range(len(data) - 1, -1, -1):  # the best last, on top
+        best = place < top
+        colour = "#D55E00" if best else colours(0.1 + 0.9 * ranks[place])
+        ax.plot(range(len(names)), places.iloc[place], color=colour, linewidth=1.1 if best else 0.5,
+                alpha=0.9 if best else 0.35, zorder=3 if best else 2, rasterized=len(data) > 100)  # fmt: skip
+    for x, name in enumerate(names):
+        ax.axvline(x, color="#555555", linewidth=0.6, zorder=4)
+        for where, text in _axis_places(data[name], name, metric)[1]:
+            ax.annotate(text, (x, where), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6, zorder=5,
+                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75})  # fmt: skip
+    ax.set_xticks(range(len(names)), [_words(name, metric) for name in names])
+    ax.set_yticks([])
+    ax.set_xlim(-0.1, len(names) - 0.55)
+    ax.set_ylim(-0.05, 1.05)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return ax
+
+
+def isolation(data: pd.DataFrame, ax: Axes, by: str, metric: str = "loss", unit: str = "") -> Axes:
+    """Every cell's value against one hyperparameter; the line joins the best of each value of it.
+
+    Args:
+        data: from `analysis.series.searched`.
+        ax: where to draw.
+        by: one of its columns.
+        metric: `loss` or `accuracy`.
+        unit: what the metric is measured in, for the label.
+    """
+    best = data.groupby(by)["validation"].agg("max" if metric == "accuracy" else "min")
+    if by == "optimizer":
+        order = optimizer_order(data[by])
+        for place, name in enumerate(order):
+            own, (colour, marker) = data[data[by] == name], optimizer_look(name)
+            spread = place + 0.5 * (np.arange(len(own)) * 0.618 % 1 - 0.5)  # even, and the same each time
+            ax.plot(spread, own["validation"], linestyle="", color=colour, marker=marker, markersize=3, alpha=0.6)
+        ax.plot(range(len(order)), best.reindex(order), "_", color="#333333", markersize=16, markeredgewidth=1.4)
+        ax.set_xticks(range(len(order)), [shortened(name) for name in order], rotation=40, ha="right")
+    else:
+        ax.plot(data[by], data["validation"], ".", color="#0072B2", alpha=0.4, markersize=4)
+        ax.plot(best.index, best, color="#333333", marker="_", markersize=8, label="best", zorder=3)
+        low, high = float(data[by].min()), float(data[by].max())
+        if by == "depth" or high < 4 * low:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=by != "learning_rate", nbins=6))
+        elif low > 0:
+            _log_axis(ax, "x", data[by])
+    if by == "batch_size":
+        _size_axis(ax, data[by])
+    ax.set_xlabel(_words(by, metric))
+    _metric_axis(ax, data.assign(estimate=data["validation"]), metric, unit)
+    return ax
+
+
+def importance(data: pd.DataFrame, ax: Axes) -> Axes:
+    """The importance of each hyperparameter, with the spread over bootstrap repeats.
+
+    Args:
+        data: from `analysis.series.importance_spread`.
+        ax: where to draw.
+    """
+    rows = np.arange(len(data))
+    ax.barh(rows, data["estimate"], color="#56B4E9", height=0.6, zorder=2)
+    ax.hlines(rows, data["low"], data["high"], color="#333333", linewidth=1.2, zorder=3)
+    ax.set_yticks(rows, [_words(name, "") for name in data["parameter"]])
+    ax.invert_yaxis()
+    ax.set_xlim(0, max(1.0, float(data["high"].max())) if len(data) else 1.0)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set_xlabel("share of the importance (PED-ANOVA)")
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def performance_profiles(data: pd.DataFrame, ax: Axes) -> Axes:
+    """The share of problems that each optimizer solves within a factor of the fastest.
+
+    Args:
+        data: from `analysis.series.profile`.
+        ax: where to draw.
+    """
+    for name in optimizer_order(data["optimizer"]):
+        own, (colour, marker) = data[data["optimizer"] == name], optimizer_look(name)
+        ax.step(
+            own["ratio"], own["share"], where="post", color=colour, marker=marker, markevery=40, label=shortened(name)
+        )
+    if len(data):
+        _log_axis(ax, "x", data["ratio"], margin=1.0)
+    ax.set_ylim(-0.02, 1.02)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set_xlabel("updates to the target, as a multiple of the fastest")
+    ax.set_ylabel("problems solved")
+    return ax
+
+
+def loss_against_time(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
+    """What each cell reached against how long it trained; the line is the front that no cell beats in both.
+
+    Args:
+        data: from `analysis.series.loss_and_time`.
+        ax: where to draw.
+        metric: `loss` or `accuracy`.
+        unit: what the metric is measured in, for the label.
+    """
+    for name in optimizer_order(data["optimizer"]):
+        own, (colour, marker) = data[data["optimizer"] == name], optimizer_look(name)
+        ax.plot(own["train_seconds"], own["validation"], linestyle="", color=colour, marker=marker, alpha=0.75,
+                label=shortened(name), zorder=3)  # fmt: skip
+    front = data[data["front"]].sort_values("train_seconds")
+    ax.step(front["train_seconds"], front["validation"], where="post", color="#333333", label="Pareto front", zorder=2)
+    if (data["train_seconds"] > 0).any():
+        _log_axis(ax, "x", data["train_seconds"])
+    ax.set_xlabel("training time of the stack (s)")
+    _metric_axis(ax, data.assign(estimate=data["validation"]), metric, unit)
+    return ax
+
+
+_OUTCOME_COLOURS = {
+    "completed": "#0072B2",
+    "stopped": "#56B4E9",
+    "diverged": "#D55E00",
+    "failed": "#000000",
+    "out of memory": "#882255",
+    "interrupted": "#E69F00",
+}
+
+
+_TIME_UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def trial_timeline(data: pd.DataFrame, ax: Axes, workers: int = 32) -> Axes:
+    """Which worker ran which trial when: a row per worker, a bar per trial, coloured by outcome.
+
+    Args:
+        data: from `analysis.series.timeline`.
+        ax: where to draw.
+        workers: most rows; those that worked longest are shown.
+    """
+    lengths = (data["ended"] - data["started"]).groupby(data["worker"]).sum().sort_values(ascending=False)
+    shown = sorted(lengths.index[:workers])
+    end = float(data["ended"].max()) if len(data) else 0.0
+    scale, unit = next(pair for pair in _TIME_UNITS if end > 2 * pair[0] or pair[0] == 1)
+    for outcome in [*_OUTCOME_COLOURS, *sorted(set(data["outcome"]) - set(_OUTCOME_COLOURS))]:
+        own = data[(data["outcome"] == outcome) & data["worker"].isin(shown)]
+        if len(own):
+            rows = [shown.index(worker) for worker in own["worker"]]
+            ax.barh(rows, (own["ended"] - own["started"]) / scale, left=own["started"] / scale, height=0.8,
+                    color=_OUTCOME_COLOURS.get(outcome, "#777777"), edgecolor="white", linewidth=0.3, label=outcome,
+                    rasterized=len(data) > 500, zorder=2)  # fmt: skip
+    ax.set_yticks(range(len(shown)), [shortened(worker) for worker in shown], fontsize=6)
+    ax.invert_yaxis()
+    ax.set_xlabel(f"time since the first trial began ({unit})")
+    ax.set_ylabel("worker (host:process)")
+    return ax
+
+
+def _words(name: str, metric: str) -> str:
+    """A column as an axis names it."""
+    return f"validation {metric}" if name == "validation" else name.replace("_", " ")
+
+
+def _axis_places(values: pd.Series[Any], name: str, metric: str) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
+    """Where values lie on a vertical axis from 0 to 1, and some labels of it; losses and rates by their logarithm."""
+    if name == "optimizer":
+        order = optimizer_order(values)
+        step = 1 / max(1, len(order) - 1)
+        return np.array([order.index(value) * step for value in values]), [
+            (place * step, shortened(label)) for place, label in enumerate(order)
+        ]
+    numbers = values.to_numpy(dtype=np.float64)
+    logarithmic = bool((numbers > 0).all()) and not (name == "validation" and metric == "accuracy") and name != "depth"
+    shown = np.log(numbers) if logarithmic else numbers
+    low, high = float(shown.min()), float(shown.max())
+    span = high - low or 1.0
+    marks = np.unique(numbers) if len(np.unique(numbers)) <= 6 else np.array([])
+    if not marks.size:
+        marks = np.exp(np.linspace(low, high, 5)) if logarithmic else np.linspace(low, high, 5)
+    text = (lambda value: metric_text(value, metric)) if name == "validation" else short
+    places = [(float((math.log(mark) if logarithmic else mark) - low) / span, text(float(mark))) for mark in marks]
+    return (shown - low) / span, places
+
+
+def _size_axis(ax: Axes, sizes: pd.Series[int]) -> None:
+    """A logarithmic axis of batch sizes, which are named themselves where they are few."""
+    ax.set_xlabel("batch size")
+    distinct = np.sort(sizes.unique())
+    if not distinct.size:
+        return
+    _log_axis(ax, "x", sizes)
+    if distinct.size <= 7:
+        ax.xaxis.set_major_locator(FixedLocator(distinct.astype(float).tolist()))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _log_axis(ax: Axes, which: str, values: pd.Series[Any], margin: float = 1.3) -> None:
+    """A logarithmic axis around positive values."""
+    low, high = float(values.min()) / margin, float(values.max()) * margin
+    if which == "x":
+        ax.set_xscale("log")
+        ax.set_xlim(low, high)
+    else:
+        ax.set_yscale("log")
+        ax.set_ylim(low, high)
+    _log_ticks(ax, which, low, high)
 
 
 def _band(ax: Axes, x: pd.Series[float], line: pd.DataFrame, colour: str, alpha: float = 0.2) -> None:
@@ -367,7 +813,8 @@ def _norm(values: NDArray[np.float64], metric: str) -> Normalize:
 
 
 def _cell_text(ax: Axes, x: int, y: int, main: str, below: str, colour: str) -> None:
-    ax.annotate(main, (x + 0.5, y + 0.5), xytext=(0, 4 if below else 0), textcoords="offset points",
+    height = 4 * below.count("\n") + 4 if below else 0
+    ax.annotate(main, (x + 0.5, y + 0.5), xytext=(0, height), textcoords="offset points",
                 ha="center", va="center", color=colour, fontsize=7.5 if below else 6.5)  # fmt: skip
     ax.annotate(below, (x + 0.5, y + 0.5), xytext=(0, -5.5), textcoords="offset points",
                 ha="center", va="center", color=colour, fontsize=5.5)  # fmt: skip

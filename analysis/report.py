@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures, series, tables
 from analysis.figures import COLUMN_MM, PAGE_MM, interval_text, metric_text, optimizer_text, settings_text, short
-from analysis.results import OUTCOMES, Results, ResultsError, load
+from analysis.results import CELL, OUTCOMES, Results, ResultsError, load
 
 LEADERBOARD_ROWS = 20
 FAILURE_ROWS = 10
@@ -47,11 +47,12 @@ def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path |
     (out / "figures").mkdir(parents=True, exist_ok=True)
     prefixes = ["" if len(folders) == 1 else f"{number}-" for number in range(1, len(folders) + 1)]
     sections = [_section(study, out, prefix) for study, prefix in zip(studies, prefixes, strict=True)]
+    across = _across(studies, out) if len(studies) > 1 else None
     command = shlex.join(["study", "report", *map(str, folders)])
     page = (
         _environment()
         .get_template("report.html.j2")
-        .render(sections=sections, command=command, failure_rows=FAILURE_ROWS)
+        .render(sections=sections, across=across, command=command, failure_rows=FAILURE_ROWS)
     )
     _write(out / "index.html", page.encode())
     return out / "index.html"
@@ -69,6 +70,42 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+def _across(studies: Sequence[Results], out: Path) -> dict[str, Any]:
+    """What the template shows of several studies together."""
+    profile = series.profile(studies)
+    drawing = _Drawing(
+        "across",
+        "performance-profile-across",
+        "Performance profile over the studies",
+        "Share of the problems (study, width, depth and batch size at which several optimizers ran) that an optimizer "
+        "brings to the study's target within a multiple of the updates of the fastest; medians over seeds, each at its "
+        "best rate; no band.",
+        "Step lines: share of problems solved against the multiple of the fastest, one per optimizer.",
+        profile,
+        lambda: _with_legend(lambda ax: figures.performance_profiles(profile, ax)),
+        "no study names a target that several optimizers reached",
+    ).save(out, "")
+    lists = {"figures": [drawing] * bool(drawing["image"]), "absent": [drawing] * (not drawing["image"])}
+    shown: dict[str, Any] = {name: {"across": found} for name, found in lists.items()} | {"rows": []}
+    try:
+        table = series.across(studies)
+    except ValueError as error:
+        return shown | {"text": f"Not compared: {error}."}
+    metric = studies[0].metric
+    relative = "percentage points behind" if metric == "accuracy" else "times"
+    text = (
+        f"The interquartile mean over studies and seeds of each optimizer's best cell at its tuned rate, as {relative} "
+        f"the best optimizer of the study; in brackets the 95% bootstrap interval, resampling seeds within studies. "
+        f"Optimizers without a tuned cell in every study are left out."
+    )
+    rows = []
+    for row in _records(table):
+        numbers = [row[name] * (-100 if metric == "accuracy" else 1) for name in ("estimate", "low", "high")]
+        limits = f"[{_number(min(numbers[1:]))}, {_number(max(numbers[1:]))}]"
+        rows.append(row | {"score": (_number(numbers[0]), limits)})
+    return shown | {"text": text, "rows": rows, "measure": f"{metric}, {relative} the best"}
+
+
 def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
     """Everything that the template shows of one study."""
     table = tables.cells(results)
@@ -76,6 +113,7 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
     times = tables.target_times(results, table)
     leaderboard = f"figures/{prefix}cells.csv"
     _write(out / leaderboard, table.to_csv(index=False).encode())
+    drawings = [drawing.save(out, prefix) for drawing in _drawings(results, table)]
     return {
         "id": prefix.rstrip("-") or "study",
         "name": results.name,
@@ -86,6 +124,8 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
             _shown(row, ("search", "confirmed", "test"), results.metric) | {"curse": _curse(row, results.metric)}
             for row in _records(tables.winners_curse(results, table))
         ],
+        "comparisons": comparison_rows(results, table),
+        "best": None if ranked.empty else _at_rate(ranked.iloc[0]),
         "course": course(results),
         "outcomes": outcome_counts(results),
         "failures": failures(results),
@@ -103,7 +143,14 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
         "front": [_shown(row, ("validation",), results.metric) for row in _records(_front(results, table))],
         "target": None if results.target is None else short(results.target),
         "times": times.to_dict("records"),
-        "figures": [drawing.save(out, prefix) for drawing in _drawings(results, table)],
+        "scaling": scaling(results),
+        "figures": {
+            part: [drawing for drawing in drawings if drawing["part"] == part and drawing["image"]] for part in PARTS
+        },
+        "absent": {
+            part: [drawing for drawing in drawings if drawing["part"] == part and not drawing["image"]]
+            for part in PARTS
+        },
         "warnings": warnings(results, table),
         "spec": results.spec_text,
         "provenance": list(_flattened(results.provenance)),
@@ -111,7 +158,7 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
 
 
 def verdict(results: Results, table: pd.DataFrame) -> str:
-    """One or two sentences: which cell is best, and whether it beats the best cell of the next-best optimizer.
+    """Which cell is best, whether it beats the best cell of every other optimizer, and what finding out has cost.
 
     Args:
         results: the study.
@@ -122,54 +169,119 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
         return "No trial has ended yet, so there is nothing to compare."
     if ranked.empty:
         return "No trial has a learning rate at which every seed survived, so there is nothing to compare."
-    best = ranked.iloc[0]
-    split = "test" if best["test_n"] else "validation"
-    first = f"Best on the validation split is {_cell(best)} at learning rate {short(best['learning_rate'])}"
-    curse = tables.winners_curse(results, table)
-    again = next((row for row in _records(curse) if row["trial"] == best["trial"]), None)
+    best, compared = ranked.iloc[0], tables.comparisons(results, table)
+    again = next((row for row in _records(tables.winners_curse(results, table)) if row["trial"] == best["trial"]), None)
+    if compared and compared[0].effect.n > 1:
+        sentences = _comparison_text(compared, metric, results, of_search=again is not None)
+    else:
+        split = "test" if best["test_n"] else "validation"
+        score = f"{split} {metric} {_value(best, split, metric)} over {_count(best['n'], 'seed')}"
+        sentences = [f"Best on the validation split is {_at_rate(best)}: {score}, for {_cost(results)}."]
+        sentences.append(_why_not_compared(compared))
     if again and again["confirmed_n"]:
         name, split = ("test", "test") if again["test_n"] else ("confirmed", "validation")
-        place = "" if again["rank_confirmed"] == 1 else f", though only number {again['rank_confirmed']:.0f} there"
-        first += f", confirmed on {_count(again['seeds'], 'fresh seed')}{place}: {split} {metric} "
-        first += f"{_value(again, name, metric)}."
+        place = "" if again["rank_confirmed"] == 1 else f", though only as number {again['rank_confirmed']:.0f}"
+        score = f"{split} {metric} {_value(again, name, metric)}"
+        sentences.append(f"It was confirmed on {_count(again['seeds'], 'fresh seed')}{place}: {score}.")
+    elif again:
+        sentences.append(f"It is not confirmed: {_loss_of_seeds(again)}.")
+    if best["outcome"] != "completed":
+        sentences.append("No trial has completed its budget, so this is provisional.")
+    return " ".join(sentences)
+
+
+def _why_not_compared(compared: Sequence[tables.Comparison]) -> str:
+    if not compared:
+        return "Only one optimizer has a result, so it is compared with no other."
+    other = f"the best {compared[0].rival['optimizer']} cell, the next-best optimizer's"
+    if compared[0].effect.n == 0:
+        return f"It shares no seed with {other}, so their difference has no interval."
+    return f"It shares one seed with {other}, which says nothing about their difference."
+
+
+def _comparison_text(
+    compared: Sequence[tables.Comparison], metric: str, results: Results, *, of_search: bool
+) -> list[str]:
+    """The best cell against the next-best optimizer's in a sentence, and against all the others in another.
+
+    `of_search` says which seeds a comparison is over where the text speaks of others, too.
+    """
+    first = compared[0]
+    best, rival, count = first.best, first.rival, first.effect.n
+    pairs = _count(count, "paired fresh seed" if first.fresh else "paired seed")
+    pairs += " of the search" if of_search and not first.fresh else ""
+    p = f"Holm p = {short(first.holm)}" if len(compared) > 1 else f"sign-flip p = {short(first.p)}"
+    ours, theirs = (
+        f"{metric_text(score.estimate, metric)} {interval_text(score.low, score.high, score.n, metric)}"
+        for score in first.scores
+    )
+    evidence = f"{_effect(first, metric)}, better on {first.wins} of {pairs}, {p}, for {_cost(results)}"
+    against = f"{first.split} {metric} {ours} against {theirs} for {_at_rate(rival)}; {evidence}"
+    if not first.differs:
+        text = f"No clear winner: {_at_rate(best)} is best on the validation split, with {against}."
+    elif first.favours_rival(metric):
+        text = f"No clear winner: {_at_rate(best)} is best on the validation split, but the test split contradicts it: "
+        text += f"{against}."
+    elif first.holm < 0.05:
+        text = f"{_at_rate(best)} wins: {against}."
     else:
-        first += f": {split} {metric} {_value(best, split, metric)} over {_count(best['n'], 'seed')}."
-        first += f" It is not confirmed: {_loss_of_seeds(again)}." if again else ""
-    first += "" if best["outcome"] == "completed" else " No trial has completed its budget, so this is provisional."
-    comparison = tables.compare_best(results, table)
-    if comparison is None:
-        return f"{first} Only one optimizer has a result, so it is compared with no other."
-    return f"{first} {_comparison_text(comparison, metric, of_search=again is not None)}"
+        text = f"{_at_rate(best)} leads: {against}. "
+        least = min(1.0, 2 / 2**count * len(compared))
+        if least >= 0.05:
+            text += f"{_count(count, 'seed')} cannot reach p < .05 in an exact test (at best {short(least)})"
+        else:
+            text += "That is more than the scatter over seeds explains, but not by the exact test"
+        text += ": confirm it on more, fresh seeds."
+    others = [comparison for comparison in compared[1:] if comparison.effect.n > 1]
+    if not others:
+        return [text[0].upper() + text[1:]]
+    near = [comparison.rival["optimizer"] for comparison in others if not comparison.differs]
+    worse = f"Of the other {len(others)} optimizers, {len(others) - len(near)} differ from it by more than the scatter"
+    rest = f"{worse} over seeds; {_listing(near)} may be as good." if near else f"{worse} over seeds."
+    return [text[0].upper() + text[1:], rest]
 
 
-def _comparison_text(comparison: tables.Comparison, metric: str, *, of_search: bool) -> str:
-    """The comparison in a sentence; `of_search` says which seeds it is over where others were just spoken of."""
-    effect, rival = comparison.effect, comparison.rival
-    words = [settings_text(rival["settings"]), _shape(rival), f"rate {short(rival['learning_rate'])}"]
-    other = f"the best {rival['optimizer']} cell ({', '.join(filter(None, words))})"
-    if effect.n == 0:
-        return f"It shares no seed with {other}, the next-best optimizer's, so their difference has no interval."
-    if effect.n == 1:
-        return f"It shares one seed with {other}, the next-best optimizer's, which says nothing about their difference."
+def _effect(comparison: tables.Comparison, metric: str) -> str:
+    effect = comparison.effect
     if metric == "accuracy":
-        limits = f"{100 * effect.low:+.2f}, {100 * effect.high:+.2f}"
-        numbers = f"differs by {100 * effect.estimate:+.2f} percentage points [{limits}] from that of {other}"
-    else:
-        numbers = f"is {short(effect.estimate)} times [{short(effect.low)}, {short(effect.high)}] that of {other}"
-    pairs = _count(effect.n, "paired fresh seed" if comparison.fresh else "paired seed")
-    pairs += " of the search" if of_search and not comparison.fresh else ""
-    sentence = f"Its {comparison.split} {metric} {numbers}, better on {comparison.wins} of {pairs}"
-    if not comparison.differs:
-        return f"{sentence}: no clear difference between the two optimizers."
-    if comparison.favours_rival(metric):
-        return f"{sentence}: the test split contradicts the choice made on validation."
-    least = 2 / 2**effect.n
-    if least >= 0.05:
-        return (
-            f"{sentence}. That is more than the scatter over seeds explains, but {_count(effect.n, 'seed')} cannot "
-            f"reach p < .05 in an exact test (at best {short(least)}): confirm it on more, fresh seeds."
+        return f"{100 * effect.estimate:+.2f} percentage points [{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
+    return f"{short(effect.estimate)} times [{short(effect.low)}, {short(effect.high)}]"
+
+
+def _at_rate(cell: Any) -> str:
+    return f"{_cell(cell)} at learning rate {short(cell['learning_rate'])}"
+
+
+def _cost(results: Results) -> str:
+    """Processor hours of all trials, such as `0.8 CPU-hours`; those of the confirmation included."""
+    again = results.confirmation
+    seconds = float(results.trials["wall_seconds"].sum()) + (
+        float(again.trials["wall_seconds"].sum()) if again is not None else 0.0
+    )
+    each = {"GPU": "gpus_per_trial", "CPU": "cpus_per_trial"}
+    resources = {"cpus_per_trial": 1.0} | _table(results.spec, "resources")
+    hours = {name: seconds * float(resources.get(key, 0)) / 3600 for name, key in each.items()}
+    return " and ".join(f"{short(value)} {name}-hours" for name, value in hours.items() if value > 0) or "no time"
+
+
+def comparison_rows(results: Results, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The best cell against the best cell of each other optimizer, as the report's table shows it."""
+    rows = []
+    for comparison in tables.comparisons(results, table):
+        chance, score = comparison.superiority, comparison.scores[1]
+        limits = interval_text(score.low, score.high, score.n, results.metric)
+        effect = _effect(comparison, results.metric) if comparison.effect.n else "\N{EN DASH}"
+        share = f"{chance.estimate:.0%}" if chance.n else "\N{EN DASH}"
+        row = {name: comparison.rival[name] for name in [*CELL, "regime", "learning_rate", "on_edge"]}
+        rows.append(
+            row
+            | {"split": comparison.split, "score": (metric_text(score.estimate, results.metric), limits)}
+            | {"effect": effect}
+            | {"wins": f"{comparison.wins} of {comparison.effect.n}", "fresh": comparison.fresh}
+            | {"superiority": (share, f"[{chance.low:.0%}, {chance.high:.0%}]" if chance.n else "")}
+            | {"p": comparison.p, "holm": comparison.holm}
         )
-    return f"{sentence} (sign-flip p = {short(comparison.p)})."
+    return rows
 
 
 def confirmation(results: Results, table: pd.DataFrame) -> list[str]:
@@ -358,44 +470,71 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """A figure that the report shows: how it is drawn, and what stands below it."""
+    """A figure that the report shows: how it is drawn, and what stands below it.
 
+    Without data there is no image, but `reason` why.
+    """
+
+    part: str
     name: str
     title: str
     caption: str
     alt: str
     data: pd.DataFrame
     draw: Callable[[], Figure]
+    reason: str
 
     def save(self, out: Path, prefix: str) -> dict[str, Any]:
-        """Write SVG, PNG and CSV; return what the template needs. Without data there is no image but a reason."""
-        files = {kind: f"figures/{prefix}{self.name}.{kind}" for kind in ("svg", "png", "csv")}
-        shown = {"title": self.title, "caption": self.caption, "alt": self.alt, "files": files, "image": None}
+        """Write SVG, PDF and CSV; return what the template needs."""
+        files = {kind: f"figures/{prefix}{self.name}.{kind}" for kind in ("svg", "pdf", "csv")}
+        shown = {"part": self.part, "title": self.title, "caption": self.caption, "alt": self.alt, "files": files}
         if self.data.empty:
             for kind in files.values():  # of an earlier report; it would contradict this one
                 (out / kind).unlink(missing_ok=True)
-            return shown
+            return shown | {"image": None, "reason": self.reason}
         with figures.style():
             drawn = self.draw()
-            svg, png = io.BytesIO(), io.BytesIO()
+            svg, pdf = io.BytesIO(), io.BytesIO()
             drawn.savefig(svg, format="svg", metadata={"Date": None, "Title": self.title})
             drawn.set_layout_engine("none")  # keeps what was laid out, which takes most of the time
-            drawn.savefig(png, format="png", metadata={"Title": self.title})
+            drawn.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Title": self.title})
         _write(out / files["svg"], svg.getvalue())
-        _write(out / files["png"], png.getvalue())
+        _write(out / files["pdf"], pdf.getvalue())
         _write(out / files["csv"], self.data.to_csv(index=False).encode())
-        image = "data:image/svg+xml;base64," + base64.b64encode(svg.getvalue()).decode()
+        image = "data:image/svg+xml;base64," + base64.b64encode(figures.adaptive(svg.getvalue())).decode()
         return shown | {"image": image, "size": [round(SCREEN_DPI * inches) for inches in drawn.get_size_inches()]}
 
 
+PARTS = ("regimes", "optimizers", "batch size", "width and depth", "search", "ledger")
+"""The parts of the report that show figures."""
+
+
 def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
+    """All figures, in the order in which they are shown."""
     metric, unit, maximize = results.metric, _unit(results), results.maximize
-    curves = series.regime_curves(results, table)
-    rates = series.rate_sensitivity(results, table)
-    batches = series.grid(table, "optimizer", "batch_size", maximize)
-    shapes = series.grid(table, "depth", "width", maximize)
-    search = series.progress(results)
     mean = "geometric mean" if metric == "loss" else "mean (on the log-odds scale)"
+    none = "no cell has a tuned learning rate yet"
+    no_target = "the workload names no target" if results.target is None else "no cell reached the target on every seed"
+
+    def single(
+        draw: Callable[[Axes], Any], width: float = 0.78 * PAGE_MM, height: float = 80.0
+    ) -> Callable[[], Figure]:
+        return lambda: _with_legend(draw, width, height)
+
+    def heat(data: pd.DataFrame, rows: str, columns: str, *, contours: bool) -> Callable[[], Figure]:
+        def drawn() -> Figure:
+            figure = _heat_map_size(data)
+            figures.heat_map(data, figure.subplots(), rows, columns, metric, contours)
+            return figure
+
+        return drawn
+
+    def varied(data: pd.DataFrame, column: str) -> pd.DataFrame:
+        """The frame, emptied if it has one value only of what it should compare."""
+        return data if data[column].nunique() > 1 else data.head(0)
+
+    curves = series.regime_curves(results, table)
+    shortest = float(curves.groupby("regime")["examples"].max().min()) if len(curves) else 0.0
 
     def regimes() -> Figure:
         figure = figures.figure(PAGE_MM, 125)
@@ -407,78 +546,306 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
         return figure
 
-    def with_legend(draw: Callable[[pd.DataFrame, Axes, str, str], Axes], data: pd.DataFrame, height: float) -> Figure:
-        figure = figures.figure(PAGE_MM * 0.78, height)
-        ax = draw(data, figure.subplots(), metric, unit)
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+    noise = series.noise_and_speed(results, table)
+    level = metric_text(float(noise["level"].iloc[0]), "loss") if len(noise) else ""
+    rates = series.rate_sensitivity(results, table)
+    rates_by = {by: varied(series.rate_sensitivity(results, table, by), "group") for by in ("batch_size", "width")}
+    leader = str(rates_by["width"]["optimizer"].iloc[0]) if len(rates_by["width"]) else ""
+    of_size = str(rates_by["batch_size"]["optimizer"].iloc[0]) if len(rates_by["batch_size"]) else ""
+    profile = series.profile([results])
+    batches = series.grid(table, "optimizer", "batch_size", maximize)
+    shapes = series.grid(table, "depth", "width", maximize)
+    tuned = series.best_rates(results, table)
+    steps = varied(series.steps_to_target(results), "batch_size")
+    fits = series.batch_scaling(steps)
+    speed, found, all_found = series.throughput(results), series.progress(results), series.searched(table, maximize)
+    columns = [name for name in series.SEARCHED if name in all_found]
+    time, times = series.loss_and_time(results, table), series.timeline(results)
+    weights = series.importance_spread(results.importance)
+    noises = series.gradient_noise(results, table)
+    try:
+        expected, why = series.expected_search(results), "no trial has a value yet"
+    except ValueError as error:
+        expected, why = pd.DataFrame(), str(error)
+
+    def isolations() -> Figure:
+        rows = math.ceil(len(columns) / 3)
+        figure = figures.figure(PAGE_MM, 8 + 58 * rows)
+        panels = figure.subplots(rows, 3, sharey=True, squeeze=False).ravel()
+        for ax, by in zip(panels, columns, strict=False):
+            figures.isolation(all_found, ax, by, metric, unit)
+        for place, ax in enumerate(panels):
+            ax.set_visible(place < len(columns))
+            ax.set_ylabel("")
+        figure.supylabel(f"validation {metric}" + (f", {unit}" if unit else ""), fontsize=8)
         return figure
-
-    def sensitivity() -> Figure:
-        return with_legend(figures.learning_rate_sensitivity, rates, 85)
-
-    def by_batch() -> Figure:
-        figure = _heat_map_size(batches)
-        figures.heat_map(batches, figure.subplots(), "optimizer", "batch size", metric)
-        return figure
-
-    def by_shape() -> Figure:
-        figure = _heat_map_size(shapes)
-        figures.heat_map(shapes, figure.subplots(), "depth", "width", metric)
-        return figure
-
-    def found() -> Figure:
-        return with_legend(figures.search_progress, search, 75)
 
     seeds = _seeds(curves["n"]), _seeds(rates["n"]), _seeds(table["n"])
-    return [
+    drawings = [
         _Drawing(
+            "regimes",
             "loss-by-regime",
             f"Validation {metric} by regime",
             f"The best cell of each regime at its tuned learning rate, against updates, training examples, epochs and "
             f"seconds of training of its whole stack of lanes (evaluation excluded). Line: {mean} of the validation "
-            f"{metric} over {seeds[0]}; {_band_note(curves['n'])}."
-            + (" Faint line: loss of the batches of one seed." if curves["batch_loss"].notna().any() else ""),
+            f"{metric}, always on the same split, over {seeds[0]}; {_band_note(curves['n'])}."
+            + (
+                f" Faint: loss of the batches of one seed; dotted: the same smoothed, with a half-life of "
+                f"{short(series.HALF_LIFE * shortest)} examples in every regime."
+                if curves["batch_loss"].notna().any() and metric == "loss"
+                else ""
+            ),
             f"Four panels of validation {metric} along training, one line per regime: {_listing(curves['regime'])}.",
             curves,
             regimes,
+            none,
         ),
         _Drawing(
+            "regimes",
+            "noise-speed",
+            "Noise against speed",
+            f"The best cell of each optimizer and batch size at its tuned rate. Across: training examples until the "
+            f"validation loss is down to {level}, halfway (on the log scale) from the initial to the best final loss "
+            f"of the study; up: scatter of the log validation loss about its trend, late in training. Both: geometric "
+            f"mean over {seeds[2]}; bars: 95% t intervals; crosses at the right: a seed never came so far.",
+            "Scatter plot of noise against speed, one point per optimizer and batch size, coloured by regime.",
+            noise,
+            single(lambda ax: figures.noise_against_speed(noise, ax)),
+            none,
+        ),
+        _Drawing(
+            "regimes",
+            "gradient-noise",
+            "Gradient noise scale along training",
+            f"tr(Σ) / |G|², the batch size at which noise and signal of the gradient are equal, on a fixed subset of "
+            f"the training split, for the best cell of each regime at its tuned rate over {seeds[0]}; band: pointwise "
+            f"95% interval.",
+            "Gradient noise scale against training examples, one line per regime.",
+            noises,
+            single(lambda ax: figures.gradient_noise(noises, ax)),
+            "not recorded; [recording] gradient_noise = true in the spec records it",
+        ),
+        _Drawing(
+            "optimizers",
             "learning-rate-sensitivity",
             "Sensitivity to the learning rate",
             f"The best cell of each optimizer at every learning rate of its grid. Line: {mean} of the final validation "
             f"{metric} over {seeds[1]}; {_band_note(rates['n'])}; ring: tuned rate; cross: a seed diverged there.",
             f"Final validation {metric} against learning rate, one line per optimizer: {_listing(rates['optimizer'])}.",
             rates,
-            sensitivity,
+            single(lambda ax: figures.learning_rate_sensitivity(rates, ax, metric, unit), height=85),
+            none,
         ),
         _Drawing(
+            "optimizers",
+            "performance-profile",
+            "Performance profile",
+            f"Share of the problems (width, depth and batch size at which several optimizers ran) that an optimizer "
+            f"solves, that is brings to the target, within a multiple of the updates of the fastest; medians over "
+            f"{seeds[2]}, each at its best rate; no band.",
+            "Step lines: share of problems solved against the multiple of the fastest, one per optimizer.",
+            varied(profile, "optimizer"),
+            single(lambda ax: figures.performance_profiles(profile, ax)),
+            "the workload names no target" if results.target is None else "no problem was solved that several tried",
+        ),
+        _Drawing(
+            "batch size",
             "optimizer-batch-size",
             "Optimizer and batch size",
             f"Validation {metric} of the best cell over width and depth, at its tuned rate: {mean} over {seeds[2]}, in "
-            f"brackets the 95% t interval. Lighter is better; grey: no value, with the reason.",
+            f"brackets the 95% t interval. Yellow is best; grey: no value, with the reason.",
             f"Heat map of validation {metric}: rows are optimizers, columns batch sizes.",
             batches,
-            by_batch,
+            heat(batches, "optimizer", "batch size", contours=False),
+            "no trial has ended yet",
         ),
         _Drawing(
+            "batch size",
+            "rate-by-batch-size",
+            "Sensitivity to the learning rate, by batch size",
+            f"The best cell of {of_size} at each batch size. Line: {mean} of the final validation {metric} over "
+            f"{_seeds(rates_by['batch_size']['n'])}; {_band_note(rates_by['batch_size']['n'])}; ring: tuned rate; "
+            f"cross: a seed diverged there.",
+            f"Final validation {metric} against learning rate, one line per batch size.",
+            rates_by["batch_size"],
+            single(
+                lambda ax: figures.learning_rate_sensitivity(rates_by["batch_size"], ax, metric, unit, "batch_size")
+            ),
+            "the best optimizer ran at one batch size only",
+        ),
+        _Drawing(
+            "batch size",
+            "tuned-rate",
+            "Tuned learning rate against batch size",
+            f"The best cell of each optimizer and batch size, tuned over {seeds[2]}. Bars reach halfway to the "
+            f"neighbouring rates of the grid: the resolution of the answer, no confidence interval. Open: on the edge "
+            f"of its grid. Guides: rates proportional to the batch size, and to its square root.",
+            "Tuned learning rate against batch size, one line per optimizer.",
+            varied(tuned, "batch_size"),
+            single(lambda ax: figures.rate_against_batch_size(tuned, ax)),
+            "one batch size only",
+        ),
+        _Drawing(
+            "batch size",
+            "steps-to-target",
+            "Updates to the target",
+            f"Until the validation {metric} reaches {'' if results.target is None else short(results.target)}, at the "
+            f"cell and learning rate that need the fewest updates at each batch size. Points: medians over "
+            f"{_seeds(steps.groupby(['optimizer', 'batch_size'])['seed'].nunique())}; bars: range over seeds. Curve: "
+            f"S = S_min (1 + B_crit / B), where it can be fitted; tick: critical batch size.",
+            "Updates to the target against batch size, one line per optimizer, beside perfect scaling.",
+            steps,
+            single(lambda ax: figures.steps_against_batch_size(steps, fits, ax)),
+            no_target if series.steps_to_target(results).empty else "the target was reached at one batch size only",
+        ),
+        _Drawing(
+            "batch size",
+            "throughput",
+            "Throughput",
+            "Training examples per second of a trial's whole stack of lanes, evaluation excluded, against the batch "
+            "size; points: trials of every width and depth, line: their median by engine; no band.",
+            "Examples per second against batch size, one line per engine.",
+            speed,
+            single(lambda ax: figures.throughput_against_batch_size(speed, ax)),
+            "no trial ran with all its lanes to the end",
+        ),
+        _Drawing(
+            "width and depth",
             "width-depth",
             "Width and depth",
             f"Validation {metric} of the best cell over optimizer and batch size, at its tuned rate: {mean} over "
-            f"{seeds[2]}, in brackets the 95% t interval. Lighter is better; grey: no value, with the reason.",
+            f"{seeds[2]}, in brackets the 95% t interval. Yellow is best; grey: no value, with the reason. Dashed: "
+            f"equally many parameters, as named below.",
             f"Heat map of validation {metric}: rows are depths, columns widths.",
             shapes,
-            by_shape,
+            heat(shapes, "depth", "width", contours=True),
+            "no trial has ended yet",
         ),
         _Drawing(
+            "width and depth",
+            "rate-by-width",
+            "Learning-rate shift with width",
+            f"The best cell of {leader} at each width. Line: {mean} of the final validation {metric} over "
+            f"{_seeds(rates_by['width']['n'])}; {_band_note(rates_by['width']['n'])}; ring: tuned rate; cross: a seed "
+            f"diverged there.",
+            f"Final validation {metric} against learning rate, one line per width.",
+            rates_by["width"],
+            single(lambda ax: figures.learning_rate_sensitivity(rates_by["width"], ax, metric, unit, "width")),
+            "the best optimizer ran at one width only",
+        ),
+        _Drawing(
+            "search",
             "search-progress",
             "The search, trial by trial",
             f"Validation {metric} of each trial at its tuned rate ({mean} over its seeds) and the best so far; no "
             f"band. Cross: a trial without a value.",
             f"Validation {metric} of every trial in order, and the best so far.",
-            search,
             found,
+            single(lambda ax: figures.search_progress(found, ax, metric, unit), height=75),
+            "no trial has ended yet",
+        ),
+        _Drawing(
+            "search",
+            "expected-best",
+            "Expected best against budget",
+            f"The validation {metric} to expect of the best of so many trials of an optimizer, drawn from those made "
+            f"without replacement (unbiased); a trial without a value counts as the worst. No band.",
+            f"Expected best validation {metric} against the number of trials, one line per optimizer.",
+            expected,
+            single(lambda ax: figures.expected_best_of(expected, ax, metric, unit), height=75),
+            why,
+        ),
+        _Drawing(
+            "search",
+            "importance",
+            "Importance of the hyperparameters",
+            f"Share of the variation among the better trials that each explains (PED-ANOVA, Watanabe et al. 2023); "
+            f"bars: all trials, lines: 2.5 to 97.5 percentiles over "
+            f"{_count(int(weights['n'].max()) if len(weights) else 0, 'bootstrap repeat')}.",
+            "Bar chart of hyperparameter importances.",
+            weights,
+            single(lambda ax: figures.importance(weights, ax), 110, 15 + 9 * max(2, len(weights))),
+            "the study has not recorded it; it takes several completed trials",
+        ),
+        _Drawing(
+            "search",
+            "isolation",
+            "Each hyperparameter by itself",
+            f"Validation {metric} of every cell at its tuned rate against each hyperparameter that varied, the others "
+            f"being whatever they were; dark: the best of each value. Points are {mean}s over {seeds[2]}; no band.",
+            f"Panels of validation {metric} against {', '.join(columns)}.",
+            all_found if columns else all_found.head(0),
+            isolations,
+            none if all_found.empty else "nothing varied",
+        ),
+        _Drawing(
+            "search",
+            "parallel-coordinates",
+            "All cells at once",
+            f"Each line is a cell at its tuned rate; orange: the best tenth by validation {metric} ({mean} over "
+            f"{seeds[2]}), the others from better (light) to worse (dark); no band.",
+            f"Parallel coordinates of {', '.join(columns)} and validation {metric}.",
+            all_found if len(columns) > 1 else all_found.head(0),
+            single(lambda ax: figures.parallel_coordinates(all_found, ax, metric), PAGE_MM),
+            none if all_found.empty else "fewer than two hyperparameters varied",
+        ),
+        _Drawing(
+            "search",
+            "loss-time",
+            f"Validation {metric} against training time",
+            f"Every completed cell at its tuned rate ({mean} over {seeds[2]}) against the seconds that its whole stack "
+            f"of lanes trained; line: what no other cell beats in both; no band.",
+            f"Scatter plot of validation {metric} against training time with its Pareto front.",
+            time,
+            single(lambda ax: figures.loss_against_time(time, ax, metric, unit)),
+            "no cell has completed with a tuned rate",
+        ),
+        _Drawing(
+            "ledger",
+            "timeline",
+            "Which worker did what when",
+            "One row per worker, one bar per trial from start to end, coloured by outcome; gaps are waiting, or the "
+            "time between sessions.",
+            "Timeline of the trials of each worker.",
+            times,
+            single(
+                lambda ax: figures.trial_timeline(times, ax), PAGE_MM, 22 + 4.5 * min(32, times["worker"].nunique())
+            ),
+            "no trial has recorded when and where it ran",
         ),
     ]
+    return sorted(drawings, key=lambda drawing: PARTS.index(drawing.part))
+
+
+def scaling(results: Results) -> list[str]:
+    """The critical batch size of each optimizer of which it can be told, beside the gradient noise scale."""
+    found = series.batch_scaling(series.steps_to_target(results))
+    lines = [
+        f"Critical batch size of {row['optimizer']}: {short(row['critical'])}"
+        + (f" [{short(row['low'])}, {_number(row['high'])}]" if row["n"] > 1 else " (one seed, no interval)")
+        + f", above which larger batches save few updates; at best {short(row['smallest_steps'])} updates, or "
+        f"{short(row['smallest_examples'])} examples."
+        for row in _records(found)
+    ]
+    noise = series.gradient_noise(results, tables.cells(results))
+    for regime, own in noise.groupby("regime", sort=False):
+        last = own.iloc[-1]
+        lines.append(
+            f"Gradient noise scale at the end of the best {regime} training: {_number(last['estimate'])} "
+            f"[{_number(last['low'])}, {_number(last['high'])}] examples."
+        )
+    return lines
+
+
+def _with_legend(draw: Callable[[Axes], Any], width: float = 0.78 * PAGE_MM, height: float = 80.0) -> Figure:
+    """A figure of one panel with its legend, if it needs one, at its right."""
+    figure = figures.figure(width, height)
+    ax = figure.subplots()
+    draw(ax)
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right upper")
+    return figure
 
 
 def _heat_map_size(data: pd.DataFrame) -> Figure:

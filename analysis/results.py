@@ -3,6 +3,7 @@
 A results folder holds `spec.toml`, `provenance.json` and three tables. Each table is a folder of Parquet parts that
 only ever grows: a part is named `FIRST-LAST.parquet` after the appends that it holds, so a part that has been merged
 into a wider one is recognised by its name and skipped. Writer (`study.collect`) and reader share the schemas below.
+A fourth, `importance.parquet`, follows from the trials: it is one file, which `study.importance` writes anew.
 
 A subfolder `confirm/` is a results folder too: the winners run again on fresh seeds, each at its tuned learning rate.
 """
@@ -117,6 +118,18 @@ CURVES = _schema(
 )
 """One row per (trial, lane, update, split, metric)."""
 
+IMPORTANCE = _schema(
+    _column(
+        "parameter", pa.string(), "what was searched: optimizer, batch_size, width, depth, or a setting as adam.beta1"
+    ),
+    _column("repeat", pa.int64(), "0 of all completed trials, from 1 on of as many drawn from them with replacement"),
+    _column(
+        "importance", pa.float64(), "the parameter's share of the importance for the metric; all of a repeat are 1"
+    ),
+)
+"""One row per (repeat, parameter): how much each parameter matters. One file, written anew as trials end."""
+IMPORTANCE_FILE = "importance.parquet"
+
 TABLES = {"trials": TRIALS, "lanes": LANES, "curves": CURVES}
 FOLDERS = {"trials": "trials.parquet", "lanes": "lanes.parquet", "curves": "curves"}
 KEYS = {
@@ -215,6 +228,14 @@ class Results:
         return _read("curves", self.path)
 
     @cached_property
+    def importance(self) -> pd.DataFrame:
+        """How much each parameter matters (`IMPORTANCE`); empty if trials were too few, or the program too old."""
+        file = self.path / IMPORTANCE_FILE
+        piece = _piece(file, "importance", IMPORTANCE) if file.is_file() else IMPORTANCE.empty_table()
+        frame: pd.DataFrame = piece.to_pandas()
+        return frame
+
+    @cached_property
     def pooled(self) -> Pool:
         """The trials and lanes by cell; what statistics count."""
         return pool(self.trials, self.lanes)
@@ -304,29 +325,33 @@ def load(path: str | Path) -> Results:
 
 
 def _read(table: str, folder: Path) -> pd.DataFrame:
-    schema, pieces = TABLES[table], []
-    for _, _, file in parts(folder / FOLDERS[table]):
-        try:
-            piece = pq.read_table(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ResultsError(
-                f"{file}: cannot be read ({error}); move it away to go on without the rows it held"
-            ) from error
-        version = (piece.schema.metadata or {}).get(b"version", b"none").decode()
-        if version != str(SCHEMA_VERSION):
-            raise ResultsError(
-                f"{file}: written with schema version {version}, this program reads version {SCHEMA_VERSION}; "
-                f"read it with the program that wrote it, or run the study again"
-            )
-        absent = [column for column in schema if column.name not in piece.schema.names]
-        for new in (column for column in absent if column.nullable):
-            # An older program knew fewer columns.
-            piece = piece.append_column(new, pa.nulls(len(piece), new.type))
-        missing = [column.name for column in absent if not column.nullable]
-        if missing:
-            raise ResultsError(f"{file}: not a {table} table, it lacks {', '.join(missing)}")
-        pieces.append(piece.select(schema.names).cast(schema))
+    schema = TABLES[table]
+    pieces = [_piece(file, table, schema) for _, _, file in parts(folder / FOLDERS[table])]
     frame: pd.DataFrame = pa.concat_tables(pieces or [schema.empty_table()]).to_pandas()
     # A worker that was resumed reports again what it had not yet saved: the same numbers, so either row will do.
     keys = KEYS[table]
     return frame.drop_duplicates(keys, keep="last").sort_values(keys, ignore_index=True)
+
+
+def _piece(file: Path, table: str, schema: pa.Schema) -> pa.Table:
+    """The rows of one file, in the table's columns."""
+    try:
+        piece = pq.read_table(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ResultsError(
+            f"{file}: cannot be read ({error}); move it away to go on without the rows it held"
+        ) from error
+    version = (piece.schema.metadata or {}).get(b"version", b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise ResultsError(
+            f"{file}: written with schema version {version}, this program reads version {SCHEMA_VERSION}; "
+            f"read it with the program that wrote it, or run the study again"
+        )
+    absent = [column for column in schema if column.name not in piece.schema.names]
+    for new in (column for column in absent if column.nullable):
+        # An older program knew fewer columns.
+        piece = piece.append_column(new, pa.nulls(len(piece), new.type))
+    missing = [column.name for column in absent if not column.nullable]
+    if missing:
+        raise ResultsError(f"{file}: not a {table} table, it lacks {', '.join(missing)}")
+    return piece.select(schema.names).cast(schema)

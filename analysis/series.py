@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from analysis.results import REGIMES, Results
-from analysis.statistics import UNKNOWN_EXAMPLES, best_so_far, metric_interval
+from analysis.statistics import (
+    UNKNOWN_EXAMPLES,
+    best_so_far,
+    censored_median,
+    critical_batch_size,
+    expected_best,
+    gradient_noise_scale,
+    iqm_interval,
+    log_interval,
+    metric_interval,
+    performance_profile,
+    smoothed,
+)
 from analysis.tables import (
     AXES,
     LIMITS,
+    cells,
     curves_of,
     examples_of,
     optimizer_order,
+    pareto,
     rank,
     rate_table,
+    time_to_target,
+    tuned_lanes,
     tuned_rows,
 )
+
+ADAPTIVE = ("tpe", "gp", "nsga2")
+"""Samplers that learn from earlier trials."""
+
+HALF_LIFE = 0.01
+"""Half-life of the smoothing of batch losses, as a share of the examples of the shortest training shown."""
+
+SEARCHED = ("optimizer", "width", "depth", "batch_size", "learning_rate")
+"""The hyperparameters of a cell, the tuned rate included."""
 
 
 def progress(results: Results) -> pd.DataFrame:
@@ -65,34 +92,351 @@ def regime_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The columns of `band`, behind regime, trial, optimizer, settings, batch_size, learning_rate; and batch_loss, the
-        mean loss over the batches since the last point, of the first seed alone (NaN where it was not recorded).
+        mean loss over the batches since the last point, of the first seed alone (NaN where it was not recorded), and
+        batch_smooth, the same smoothed over examples with the half-life `HALF_LIFE` of the shortest training shown.
     """
     names = ["regime", "trial", "optimizer", "settings", "batch_size", "learning_rate"]
     best = rank(table, results.maximize).drop_duplicates("regime").set_index("regime")
-    pieces = []
+    pieces, half_life = [], HALF_LIFE * float(best["examples"].min())
     for regime in (name for name in REGIMES if name in best.index):
         curves = curves_of(results, best.loc[[regime]])
         frame = band(curves, results.metric, examples_of(results, "validation"))
         batch = curves[(curves["split"] == "batch") & (curves["metric"] == "loss")]
         trace = batch[batch["seed"] == batch["seed"].min()].set_index("update")["value"]
         frame["batch_loss"] = frame["update"].map(trace).astype(float)
+        frame["batch_smooth"] = smoothed(frame["batch_loss"], frame["examples"], half_life)
         cell = best.loc[regime]
         pieces.append(frame.assign(regime=regime, **{name: cell[name] for name in names[1:]}))
-    columns = [*names, *AXES, *LIMITS, "batch_loss"]
+    columns = [*names, *AXES, *LIMITS, "batch_loss", "batch_smooth"]
     return pd.concat(pieces, ignore_index=True)[columns] if pieces else pd.DataFrame(columns=columns)
 
 
-def rate_sensitivity(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    """The validation metric against the learning rate, for the best cell of each optimizer.
+def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer") -> pd.DataFrame:
+    """The validation metric against the learning rate, for the best cell of each value of a column of `cells`.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+        by: `optimizer`, `batch_size`, `width` or `depth`. For all but the first the optimizer is the best cell's.
 
     Returns:
-        The columns of `rate_table`, and optimizer and tuned (whether this rate was chosen).
+        The columns of `rate_table`, and optimizer, group (the value of `by`) and tuned (whether this rate was chosen).
     """
-    best = rank(table, results.maximize).drop_duplicates("optimizer").set_index("trial")
+    ranked = rank(table, results.maximize)
+    if by != "optimizer" and len(ranked):
+        ranked = ranked[ranked["optimizer"] == ranked["optimizer"].iloc[0]]
+    best = ranked.drop_duplicates(by).set_index("trial")
     lanes = results.pooled.lanes
     frame = rate_table(lanes[lanes["cell"].isin(best.index)], results.metric, examples_of(results, "validation"))
     tuned = frame["cell"].map(best["learning_rate"]) == frame["learning_rate"]
-    return frame.assign(optimizer=frame["cell"].map(best["optimizer"]), tuned=tuned)
+    return frame.assign(optimizer=frame["cell"].map(best["optimizer"]), group=frame["cell"].map(best[by]), tuned=tuned)
+
+
+def best_rates(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The tuned learning rate of the best cell of each optimizer and batch size.
+
+    Returns:
+        Columns optimizer, batch_size, regime, trial, learning_rate, below and above (the rates beside it in its grid,
+        NaN beyond the edge), on_edge. Only cells that were tuned, over more than one rate.
+    """
+    ranked = rank(table, results.maximize)
+    best = ranked[ranked["rates"] > 1].drop_duplicates(["optimizer", "batch_size"])
+    grids = results.pooled.lanes.groupby("cell")["learning_rate"].unique()
+    rows = []
+    for cell in best.to_dict("records"):
+        rates, tuned = np.sort(grids[cell["trial"]]), cell["learning_rate"]
+        below, above = rates[rates < tuned], rates[rates > tuned]
+        row = {name: cell[name] for name in ("optimizer", "batch_size", "regime", "trial", "learning_rate", "on_edge")}
+        row |= {"below": below[-1] if below.size else math.nan, "above": above[0] if above.size else math.nan}
+        rows.append(row)
+    columns = ["optimizer", "batch_size", "regime", "trial", "learning_rate", "below", "above", "on_edge"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["optimizer", "batch_size"], ignore_index=True)
+
+
+def noise_and_speed(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """How fast and how smoothly the best cell of each optimizer and batch size learns, at its tuned rate.
+
+    Speed is the number of training examples until the validation loss first falls to a level common to all cells:
+    halfway, on the log scale, from the loss at initialisation to the best final loss of the study. Noise is the
+    standard deviation of the log loss about its trend over the second half of the evaluations, from the second
+    differences of neighbours, to which a straight line adds nothing: the root of their mean square over six (Gasser et
+    al. 1986).
+
+    Returns:
+        Columns optimizer, batch_size, regime, trial, learning_rate; examples, examples_low, examples_high (infinite
+        where a seed never reached the level), reached (seeds that did), noise, noise_low, noise_high, seeds; and level,
+        the common loss.
+    """
+    best = rank(table, results.maximize).drop_duplicates(["optimizer", "batch_size"])
+    curves = curves_of(results, best)
+    losses = curves[(curves["split"] == "validation") & (curves["metric"] == "loss") & (curves["value"] > 0)]
+    losses = losses.sort_values(["cell", "seed", "update"])
+    lanes = losses.groupby(["cell", "seed"])["value"]
+    level = math.sqrt(lanes.first().median() * lanes.last().min()) if len(losses) else math.nan
+    reached = time_to_target(losses, level, maximize=False).set_index(["trial", "lane"])["examples"]
+    rows = []
+    for cell in best.to_dict("records"):
+        own = losses[losses["cell"] == cell["trial"]]
+        times = reached.reindex(pd.MultiIndex.from_frame(own[["trial", "lane"]].drop_duplicates())).fillna(math.inf)
+        late = own[own.groupby("seed")["update"].rank(pct=True) > 0.5].groupby("seed")["value"]
+        noise = late.agg(lambda values: math.sqrt(float((np.log(values).diff().diff() ** 2).mean()) / 6))
+        row = {name: cell[name] for name in ("optimizer", "batch_size", "regime", "trial", "learning_rate")}
+        row |= {"reached": int(np.isfinite(times).sum()), "seeds": len(times)}
+        for name, values in {"examples": times, "noise": noise[noise > 0]}.items():
+            interval = log_interval(values)
+            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        rows.append(row)
+    columns = ["optimizer", "batch_size", "regime", "trial", "learning_rate", "examples", "examples_low"]
+    columns += ["examples_high", "reached", "noise", "noise_low", "noise_high", "seeds"]
+    return pd.DataFrame(rows, columns=columns).assign(level=level)
+
+
+def steps_to_target(results: Results) -> pd.DataFrame:
+    """Updates until the validation metric reaches the target, for each optimizer and batch size.
+
+    They are those of the cell and learning rate that need the fewest: every batch size is tuned for this, as in Shallue
+    et al. (2019).
+
+    Returns:
+        One row per optimizer, batch size and seed: optimizer, batch_size, regime, cell, learning_rate, seed, updates.
+        Only cells and rates whose every seed reached the target. Empty if the workload has none.
+    """
+    columns = ["optimizer", "batch_size", "regime", "cell", "learning_rate", "seed", "updates"]
+    if results.target is None:
+        return pd.DataFrame(columns=columns)
+    pooled = results.pooled
+    reached = time_to_target(results.curves, results.target, results.maximize)[["trial", "lane", "update"]]
+    reached = reached.rename(columns={"update": "updates"})
+    lanes = pooled.lanes.drop(columns="updates").merge(reached, on=["trial", "lane"], how="left")
+    described = pooled.trials.drop_duplicates("cell").set_index("cell")[["optimizer", "batch_size", "regime"]]
+    lanes = lanes.join(described, on="cell")
+    of_rate = lanes.groupby(["cell", "learning_rate"])["updates"]
+    lanes["median"] = of_rate.transform("median").where(of_rate.transform("count") == of_rate.transform("size"))
+    rates = lanes.dropna(subset="median").sort_values(["median", "cell", "learning_rate"])
+    chosen = rates.drop_duplicates(["optimizer", "batch_size"])[["cell", "learning_rate"]]
+    kept = lanes.merge(chosen, on=["cell", "learning_rate"])
+    return kept.sort_values(["optimizer", "batch_size", "seed"], ignore_index=True)[columns]
+
+
+def batch_scaling(steps: pd.DataFrame) -> pd.DataFrame:
+    """The critical batch size of each optimizer, fitted to `steps_to_target` over the seeds that its cells share.
+
+    Returns:
+        Columns optimizer, critical, low, high (its interval), n (seeds fitted), smallest_steps, smallest_examples. An
+        optimizer without a fit, for which see `analysis.statistics.critical_batch_size`, is absent.
+    """
+    rows = []
+    for name, own in steps.groupby("optimizer"):
+        by_seed = own.pivot_table(index="batch_size", columns="seed", values="updates").dropna(axis=1)
+        fit = critical_batch_size(by_seed.index.to_numpy(dtype=float), by_seed.to_numpy(dtype=float))
+        if fit is not None:
+            rows.append(
+                {"optimizer": name, "critical": fit.critical.estimate, "low": fit.critical.low}
+                | {"high": fit.critical.high, "n": fit.critical.n}
+                | {"smallest_steps": fit.steps.estimate, "smallest_examples": fit.examples.estimate}
+            )
+    columns = ["optimizer", "critical", "low", "high", "n", "smallest_steps", "smallest_examples"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def throughput(results: Results) -> pd.DataFrame:
+    """Training examples per second of each trial's whole stack of lanes, evaluation excluded.
+
+    Returns:
+        Columns trial, optimizer, batch_size, engine, parameters, lanes, examples_per_second. A trial in which a lane
+        ended early, and so left the others faster, is left out.
+    """
+    trials, ended = results.trials, results.lanes["outcome"] != "completed"
+    early = results.lanes.loc[ended | results.lanes["stopped_update"].notna(), "trial"]
+    timed = trials[(trials["train_seconds"] > 0) & trials["lanes"].notna() & ~trials["trial"].isin(early)]
+    rates = timed["examples"] * timed["lanes"] / timed["train_seconds"]
+    columns = ["trial", "optimizer", "batch_size", "engine", "parameters", "lanes"]
+    return timed[columns].assign(examples_per_second=rates.astype(float)).reset_index(drop=True)
+
+
+def expected_search(results: Results) -> pd.DataFrame:
+    """The best value to expect of a search of each size, per optimizer, over the trials at their own tuned rates.
+
+    Returns:
+        Columns optimizer, trials (1, 2, ... as many as it had), expected.
+
+    Raises:
+        ValueError: if the sampler was adaptive: its trials are no random draw, their order is the method itself.
+    """
+    sampler = str(results.spec.get("tuning", {}).get("sampler", "tpe"))
+    if sampler in ADAPTIVE:
+        raise ValueError(
+            f"The sampler, {sampler}, learned from earlier trials, so they are no random draw of the space, and what a "
+            f"smaller search would have found cannot be told from them. Samplers random, qmc and grid allow it."
+        )
+    found = progress(results)
+    pieces = []
+    for name, own in found.groupby("optimizer"):
+        if own["value"].notna().any():
+            expected = expected_best(own["value"], results.maximize)
+            counts = np.arange(1, len(expected) + 1)
+            pieces.append(pd.DataFrame({"optimizer": name, "trials": counts, "expected": expected}))
+    columns = ["optimizer", "trials", "expected"]
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=columns)
+
+
+def searched(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
+    """What each ranked cell was and reached, one column per hyperparameter that took more than one value.
+
+    Returns:
+        Columns trial, those of `SEARCHED` that vary, parameters, train_seconds and validation; best first.
+    """
+    ranked = rank(table, maximize)
+    names = [name for name in SEARCHED if ranked[name].nunique() > 1]
+    return ranked[["trial", *names, "parameters", "train_seconds", "validation"]]
+
+
+def across(results: Sequence[Results]) -> pd.DataFrame:
+    """How each optimizer does over several studies: the interquartile mean of its scores, with a bootstrap interval.
+
+    A score is what the optimizer's best cell at its tuned rate reached with one seed, relative to the mean of the best
+    optimizer of that study: of a loss the logarithm of the ratio, of an accuracy the difference. Test where a study has
+    it, else validation. Agarwal et al. (2021).
+
+    Args:
+        results: the studies; all with the same metric.
+
+    Returns:
+        Columns optimizer, studies, estimate, low, high (a loss back as a ratio), n (scores). Optimizers that lack a
+        tuned cell in a study are left out, since what they would have scored there is unknown. Best first.
+
+    Raises:
+        ValueError: if the studies differ in their metric.
+    """
+    metrics = {study.metric for study in results}
+    if len(metrics) > 1:
+        raise ValueError("studies of loss and of accuracy have no common score")
+    maximize, scores = results[0].maximize, {}
+    for place, study in enumerate(results):
+        best = rank(cells(study), maximize).drop_duplicates("optimizer")
+        lanes = tuned_lanes(study, best).merge(best[["trial", "optimizer"]], left_on="cell", right_on="trial")
+        split = "test" if lanes[f"test_{study.metric}"].notna().all() else "validation"
+        values = lanes[f"{split}_{study.metric}"]
+        own = values if maximize else np.log(values.clip(lower=np.finfo(float).tiny))
+        means = own.groupby(lanes["optimizer"]).mean()
+        for name, group in own.groupby(lanes["optimizer"]):
+            scores[name, place] = (group - (means.max() if maximize else means.min())).to_numpy(dtype=np.float64)
+    rows = []
+    for name in optimizer_order(name for name, _ in scores):
+        own = [scores[name, place] for place in range(len(results)) if (name, place) in scores]
+        if len(own) == len(results):
+            interval = iqm_interval(own, rng=np.random.default_rng(0))
+            rows.append(
+                {"optimizer": name, **asdict(interval if maximize else interval.map(np.exp)), "studies": len(own)}
+            )
+    frame = pd.DataFrame(rows, columns=["optimizer", "studies", *LIMITS])
+    return frame.sort_values("estimate", ascending=not maximize, kind="stable", ignore_index=True)
+
+
+def profile(results: Sequence[Results]) -> pd.DataFrame:
+    """Performance profiles of the optimizers (Dolan and More 2002).
+
+    A problem is a study, width, depth and batch size at which more than one optimizer ran; an optimizer solves it in
+    the median over seeds of the updates that its best rate and settings need to reach the target.
+
+    Returns:
+        Columns optimizer, ratio (times the updates of the fastest), share (of problems solved within it), problems.
+    """
+    times: list[pd.DataFrame] = []
+    for place, study in enumerate(results):
+        if study.target is None:
+            continue
+        pooled = study.pooled
+        reached = time_to_target(study.curves, study.target, study.maximize)[["trial", "lane", "update"]]
+        lanes = pooled.lanes.merge(reached, on=["trial", "lane"], how="left", suffixes=("", "_reached"))
+        medians = lanes.groupby(["cell", "learning_rate"])["update"].agg(censored_median).groupby("cell").min()
+        own = pooled.trials.drop_duplicates("cell").assign(study=place)
+        times.append(own.assign(updates=own["cell"].map(medians)))
+    columns = ["optimizer", "ratio", "share", "problems"]
+    if not times:
+        return pd.DataFrame(columns=columns)
+    every = pd.concat(times, ignore_index=True).replace({"updates": {math.inf: math.nan}})
+    problem = ["study", "width", "depth", "batch_size"]
+    by_problem = every.pivot_table(index="optimizer", columns=problem, values="updates", aggfunc="min", dropna=False)
+    ran = every.assign(ran=1).pivot_table(index="optimizer", columns=problem, values="ran", dropna=False)
+    contested = by_problem.loc[:, ran.notna().sum() > 1]
+    if contested.empty or contested.isna().all(axis=None):
+        return pd.DataFrame(columns=columns)
+    slowest = float(np.nanmax((contested / contested.min()).to_numpy(dtype=np.float64)))
+    ratios = np.geomspace(1.0, max(slowest, 1.1), 200)
+    shares = performance_profile(contested.to_numpy(dtype=float), ratios)
+    pieces = [
+        pd.DataFrame({"optimizer": name, "ratio": ratios, "share": share, "problems": contested.shape[1]})
+        for name, share in zip(contested.index, shares, strict=True)
+    ]
+    return pd.concat(pieces, ignore_index=True)
+
+
+def loss_and_time(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The completed cells by what they reached and how long their stack of lanes trained.
+
+    Returns:
+        Columns trial, optimizer, batch_size, regime, train_seconds, validation, front (whether no other cell is as good
+        in both and better in one).
+    """
+    front = pareto(table, ["metric", "train_seconds"], results.maximize)
+    whole = table.assign(front=front)[(table["outcome"] == "completed") & table["validation"].notna()]
+    columns = ["trial", "optimizer", "batch_size", "regime", "train_seconds", "validation", "front"]
+    return whole[columns].sort_values("train_seconds", ignore_index=True)
+
+
+def timeline(results: Results) -> pd.DataFrame:
+    """When which worker ran which trial.
+
+    Returns:
+        Columns trial, optimizer, outcome, worker, started and ended (seconds since the first trial started; pauses
+        between sessions included). Trials of which no time is recorded are left out.
+    """
+    timed = results.trials.dropna(subset=["started", "worker"])
+    started = timed["started"] - timed["started"].min()
+    frame = timed[["trial", "optimizer", "outcome", "worker"]].assign(
+        started=started, ended=started + timed["wall_seconds"]
+    )
+    return frame.sort_values(["worker", "started"], ignore_index=True)
+
+
+def gradient_noise(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The gradient noise scale along the training of the best cell of each regime, at its tuned rate.
+
+    Returns:
+        Columns regime, trial, batch_size, update, examples, estimate, low, high, n. Empty if it was not recorded.
+    """
+    best = rank(table, results.maximize).drop_duplicates("regime").set_index("regime")
+    rows = []
+    for regime in (name for name in REGIMES if name in best.index):
+        curves = curves_of(results, best.loc[[regime]])
+        wide = curves[curves["metric"].isin(["gradient_square", "gradient_noise"])].pivot_table(
+            index=["update", "examples", "seed"], columns="metric", values="value"
+        )
+        for (update, examples), own in wide.groupby(level=["update", "examples"]):
+            scale = gradient_noise_scale(own["gradient_square"], own["gradient_noise"])
+            cell = best.loc[regime]
+            row = {"regime": regime, "trial": cell["trial"], "batch_size": cell["batch_size"]}
+            rows.append(row | {"update": update, "examples": examples} | asdict(scale))
+    return pd.DataFrame(rows, columns=["regime", "trial", "batch_size", "update", "examples", *LIMITS])
+
+
+def importance_spread(importance: pd.DataFrame) -> pd.DataFrame:
+    """The importance of each hyperparameter with its spread over the bootstrap repeats.
+
+    Args:
+        importance: from `Results.importance`.
+
+    Returns:
+        Columns parameter, estimate (over all trials), low and high (2.5 and 97.5 percentiles over repeats), n
+        (repeats). Most important first.
+    """
+    repeats = importance[importance["repeat"] > 0].groupby("parameter")["importance"]
+    frame = importance[importance["repeat"] == 0].set_index("parameter")[["importance"]]
+    frame = frame.rename(columns={"importance": "estimate"}).assign(
+        low=repeats.quantile(0.025), high=repeats.quantile(0.975), n=repeats.size()
+    )
+    return frame.sort_values("estimate", ascending=False).reset_index()
 
 
 def binned(values: pd.Series[int], limit: int = 8) -> pd.Series[str]:
@@ -114,8 +458,9 @@ def grid(table: pd.DataFrame, rows: str, columns: str, maximize: bool) -> pd.Dat
         maximize: whether larger is better.
 
     Returns:
-        Columns row, column (labels, in order of appearance), trial, estimate, low, high, n, and why: empty where there
-        is an estimate, else `not run`, or how the trials there ended. Every pair of labels has its row.
+        Columns row, column (labels, in order of appearance), trial, estimate, low, high, n, parameters (of the best
+        cell), and why: empty where there is an estimate, else `not run`, or how the trials there ended. Every pair of
+        labels has its row.
     """
     labels = {name: table[name] if name == "optimizer" else binned(table[name]) for name in (rows, columns)}
     order = {
@@ -133,7 +478,7 @@ def grid(table: pd.DataFrame, rows: str, columns: str, maximize: bool) -> pd.Dat
     endings = named.groupby(["row", "column"])["outcome"].agg(lambda outcomes: " or ".join(sorted(set(outcomes))))
     whole = pd.MultiIndex.from_product([order[rows], order[columns]], names=["row", "column"])
     found = best.rename(columns={"validation": "estimate", "validation_low": "low", "validation_high": "high"})
-    result = found.set_index(["row", "column"])[["trial", *LIMITS]].reindex(whole)
+    result = found.set_index(["row", "column"])[["trial", *LIMITS, "parameters"]].reindex(whole)
     why = endings.reindex(whole).replace("completed", "no rate survived").fillna("not run")
     result["why"] = why.where(result["estimate"].isna(), "")
     return result.astype({"n": float}).fillna({"n": 0}).astype({"n": int}).reset_index()

@@ -1,23 +1,27 @@
 """Arrays in, numbers and intervals out; no plotting, and nothing that knows of a study.
 
 Every interval of a mean is a t interval over seeds. With few seeds the percentile and BCa bootstrap cover too little
-(84% where 95% is meant, at five seeds), the t interval does not. Losses are averaged as logarithms and accuracies as
-log-odds, because on those scales the scatter over seeds is close to symmetric and an interval cannot leave the possible
-values.
+(84% where 95% is meant, at five seeds), the t interval does not; the interquartile mean alone is bootstrapped, as in
+its paper. Losses are averaged as logarithms and accuracies as log-odds, because on those scales the scatter over seeds
+is close to symmetric and an interval cannot leave the possible values.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 UNKNOWN_EXAMPLES = 1000
 """Validation examples assumed where provenance names none; it only sets how far a perfect accuracy is from infinity."""
+
+EDGE = 0.05
+"""Share of a range, next to each bound, that counts as its edge."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     mean = float(sample.mean())
     if sample.size == 1:
         return Interval(mean, -math.inf, math.inf, 1)
-    half = float(stats.t.ppf(0.5 + level / 2, sample.size - 1) * stats.sem(sample))
+    # A report takes thousands of these, and scipy.stats.t is a hundred times slower than the function below it.
+    half = float(special.stdtrit(sample.size - 1, 0.5 + level / 2)) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
     return Interval(mean, mean - half, mean + half, int(sample.size))
 
 
@@ -155,6 +160,63 @@ def metric_interval(values: ArrayLike, metric: str, examples: int = UNKNOWN_EXAM
     return logit_interval(values, examples, level) if metric == "accuracy" else log_interval(values, level)
 
 
+def iqm_interval(
+    scores: Sequence[ArrayLike], level: float = 0.95, resamples: int = 2000, *, rng: np.random.Generator
+) -> Interval:
+    """The interquartile mean over all scores of all workloads, with a stratified bootstrap (Agarwal et al. 2021).
+
+    The middle half of the scores of all workloads together is averaged. The bootstrap resamples the seeds within each
+    workload, and the percentiles of the means are the limits. They cover too little: at a level of 95%, about 90% with
+    five seeds per workload and 93% with ten, by simulation.
+
+    Args:
+        scores: per workload, shape (seeds,); larger or smaller may be better. NaN is dropped and a workload without a
+            score is left out, a workload counts by its number of seeds.
+        level: confidence level.
+        resamples: bootstrap samples.
+        rng: source of the bootstrap's randomness.
+
+    Returns:
+        The interval, n counting all scores; limits are infinite where a workload has one score, which tells of no
+        scatter, and everything is NaN without scores.
+    """
+    arrays = [np.asarray(values, dtype=np.float64).ravel() for values in scores]
+    samples = [kept for array in arrays if (kept := array[~np.isnan(array)]).size]
+    if not samples:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    count = sum(sample.size for sample in samples)
+    with np.errstate(invalid="ignore"):  # infinite scores of both signs have no mean
+        estimate = float(stats.trim_mean(np.concatenate(samples), 0.25))
+        if min(sample.size for sample in samples) == 1:
+            return Interval(estimate, -math.inf, math.inf, count)
+        drawn = [sample[rng.integers(0, sample.size, (resamples, sample.size))] for sample in samples]
+        means = stats.trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1)
+    tail = 0.5 - level / 2
+    # Order statistics rather than points between them, which would be NaN next to an infinite mean.
+    low, high = np.quantile(means, tail, method="lower"), np.quantile(means, 1 - tail, method="higher")
+    return Interval(estimate, float(low), float(high), count)
+
+
+def superiority(differences: ArrayLike, level: float = 0.95) -> Interval:
+    """The probability that A beats B, with the exact interval of a proportion (Clopper and Pearson 1934).
+
+    Args:
+        differences: shape (n,); one per pair, positive where A is better, which may be infinite. Ties count for neither
+            and are dropped, as is NaN.
+        level: confidence level; the interval covers at least this much.
+
+    Returns:
+        The interval, n counting the pairs that are no ties; without any the estimate is NaN and the limits are 0 and 1.
+    """
+    array = np.asarray(differences, dtype=np.float64).ravel()
+    wins, losses = int((array > 0).sum()), int((array < 0).sum())
+    if wins + losses == 0:
+        return Interval(math.nan, 0.0, 1.0, 0)
+    test = stats.binomtest(wins, wins + losses)
+    limits = test.proportion_ci(level, method="exact")
+    return Interval(float(test.statistic), float(limits.low), float(limits.high), wins + losses)
+
+
 def sign_flip_p(differences: ArrayLike) -> float:
     """Two-sided p of paired differences by flipping their signs (Fisher 1935).
 
@@ -172,6 +234,67 @@ def sign_flip_p(differences: ArrayLike) -> float:
         return 1.0 if sample.size else math.nan
     test = stats.permutation_test((sample,), np.mean, permutation_type="samples", rng=np.random.default_rng(0))
     return min(float(test.pvalue), 1.0)
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """The p-values adjusted for being several, by the step-down of Holm (1979).
+
+    Those at or below a level are rejected with that chance, at most, of any false rejection, whatever the dependence.
+
+    Args:
+        p: shape (m,); NaN for a test without a p-value, which stays NaN and is not counted.
+
+    Returns:
+        Shape (m,), in the order of `p`.
+
+    Raises:
+        ValueError: if a p-value is outside [0, 1].
+    """
+    adjusted = np.array(p, dtype=np.float64)
+    known = np.flatnonzero(~np.isnan(adjusted))
+    if ((adjusted[known] < 0) | (adjusted[known] > 1)).any():
+        raise ValueError(f"p-values lie between 0 and 1, got {adjusted[known].min()} to {adjusted[known].max()}")
+    order = known[np.argsort(adjusted[known])]
+    adjusted[order] = np.minimum(np.maximum.accumulate(adjusted[order] * np.arange(order.size, 0, -1)), 1.0)
+    return adjusted
+
+
+def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second_end: ArrayLike) -> float:
+    """Two-sided p that two samples of censored times have one distribution: the log-rank test (Mantel 1966).
+
+    It is a test for large samples: of equal ones it finds 7% different at a level of 5% with five times in each, 5.8%
+    with ten and 5.4% with twenty, by simulation.
+
+    Args:
+        first: shape (n,); times, and NaN or infinity for what was not reached: it is censored.
+        second: shape (m,), likewise.
+        first_end: shape (n,) or a scalar; how long the first sample was observed, used where it is censored. What was
+            neither reached nor observed for a known time is dropped.
+        second_end: shape (m,) or a scalar, likewise.
+
+    Returns:
+        p, from the normal distribution; NaN where undefined: a sample is empty or was not observed until the first
+        event, nothing was reached, or all that was observed so long was reached at the same time.
+    """
+    reached, censored = [], []
+    for times, ends in ((first, first_end), (second, second_end)):
+        sample = np.asarray(times, dtype=np.float64)
+        known = np.isfinite(sample)
+        until = np.broadcast_to(np.asarray(ends, dtype=np.float64), sample.shape)[~known]
+        reached.append(sample[known])
+        censored.append(until[until > -math.inf])
+    events, lengths = np.concatenate(reached), [np.concatenate(pair) for pair in zip(reached, censored, strict=True)]
+    if events.size == 0:
+        return math.nan
+    # Who is at risk at the first event decides, as later ones find fewer. Asked before, because the statistic is a
+    # rounding error divided by zero where nothing can vary, and its p not NaN but 0.
+    start = events.min()
+    at_risk = [int((length >= start).sum()) for length in lengths]
+    if min(at_risk) == 0 or sum(at_risk) == (events == start).sum():
+        return math.nan
+    end = events.max()  # what was observed longer counts as observed until then, as scipy takes finite times only
+    data = [stats.CensoredData(uncensored=e, right=c.clip(max=end)) for e, c in zip(reached, censored, strict=True)]
+    return float(stats.logrank(data[0], data[1]).pvalue)
 
 
 def curse_interval(search: NDArray[np.float64], fresh: NDArray[np.float64], metric: str) -> Interval:
@@ -194,6 +317,264 @@ def best_so_far(values: ArrayLike, maximize: bool) -> NDArray[np.float64]:
     """
     array = np.asarray(values, dtype=np.float64)
     return np.fmax.accumulate(array) if maximize else np.fmin.accumulate(array)
+
+
+def smoothed(values: ArrayLike, places: ArrayLike, half_life: float) -> NDArray[np.float64]:
+    """An exponential moving average whose weights halve every `half_life`, free of the bias towards its start.
+
+    Args:
+        values: shape (n,); NaN is passed over.
+        places: shape (n,), > 0 and increasing: how far from the start the values stand, such as training examples. They
+            need not be even: a value stands for the way since the place before it.
+        half_life: the distance over which the weight of a value falls to a half.
+
+    Returns:
+        Shape (n,): the weighted mean of the values up to each place; NaN before the first value.
+    """
+    array, spots = np.asarray(values, dtype=np.float64), np.asarray(places, dtype=np.float64)
+    decay = 0.5 ** (np.diff(spots, prepend=0.0) / half_life)
+    total, weight, result = 0.0, 0.0, np.full(array.shape, math.nan)
+    for place, value in enumerate(array):
+        total, weight = total * decay[place], weight * decay[place]
+        if not math.isnan(value):
+            total, weight = total + (1 - decay[place]) * value, weight + 1 - decay[place]
+        if weight > 0:
+            result[place] = total / weight
+    return result
+
+
+def expected_best(values: ArrayLike, maximize: bool) -> NDArray[np.float64]:
+    """The expected best of n of the trials, for every n: what a search of n trials would have found.
+
+    Unbiased: the mean over all sets of n trials, where the j-th value from the worst is the best of C(j-1, n-1) among
+    C(N, n) sets. It supposes that trials are exchangeable, as those of random search are; those of an adaptive sampler
+    are not. (Dodge et al. 2019 take the sets with replacement, which is biased: Tang et al. 2020.)
+
+    Args:
+        values: shape (N,). A trial whose value is not finite counts as the worst finite one seen: leaving it out would
+            make failures free, and any set that holds nothing else needs some value.
+        maximize: whether larger is better.
+
+    Returns:
+        Shape (N,), for n = 1..N; NaN where no value is finite.
+    """
+    array = np.asarray(values, dtype=np.float64).ravel()
+    finite = _finite(array)
+    if finite.size == 0:
+        return np.full(array.size, math.nan)
+    ranked = np.sort(np.where(np.isfinite(array), array, finite.min() if maximize else finite.max()))
+    if not maximize:
+        ranked = ranked[::-1]
+    place = np.arange(1, array.size + 1)
+    drawn = place[:, None]
+    # Logarithms, as the binomials overflow. That of C(j-1, n-1) is -inf for j < n, since gammaln is inf at 0, -1, ...;
+    # its last column is that of C(N-1, n-1) = C(N, n) n / N.
+    logs = special.gammaln(place) - special.gammaln(drawn) - special.gammaln(place - drawn + 1)
+    return np.asarray(np.exp(logs - logs[:, -1:] + np.log(drawn / array.size)) @ ranked)
+
+
+def performance_profile(times: ArrayLike, ratios: ArrayLike) -> NDArray[np.float64]:
+    """The share of problems that each solver solves within a factor of the fastest (Dolan and More 2002).
+
+    Args:
+        times: shape (solvers, problems), >= 0; NaN or infinite where a solver never solved the problem. A problem that
+            nobody solved counts for everyone as not solved.
+        ratios: shape (r,), >= 1; infinity asks for the share ever solved.
+
+    Returns:
+        Shape (solvers, r), in [0, 1]; NaN without problems.
+
+    Raises:
+        ValueError: if a time is negative or a ratio below 1.
+    """
+    array, factors = np.asarray(times, dtype=np.float64), np.asarray(ratios, dtype=np.float64)
+    if (array < 0).any():
+        raise ValueError(f"times are not negative, got {np.nanmin(array)}")
+    if not (factors >= 1).all():
+        raise ValueError(f"ratios to the fastest are at least 1, got {factors.min()}")
+    solvers, problems = array.shape
+    if problems == 0:
+        return np.full((solvers, factors.size), math.nan)
+    solved = np.isfinite(array)
+    fastest = np.where(solved, array, np.inf).min(axis=0, initial=np.inf)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the fastest time may be 0, or none
+        slower = np.where(array == fastest, 1.0, array / fastest)
+    return np.asarray((solved[:, :, None] & (slower[:, :, None] <= factors)).mean(axis=1))
+
+
+@dataclass(frozen=True)
+class BatchScaling:
+    """How the steps to a target depend on the batch size.
+
+    Attributes:
+        steps: S_min, the steps that no batch size goes below.
+        examples: E_min, the examples that no batch size goes below.
+        critical: B_crit = E_min / S_min, the batch size that takes twice as many of either.
+    """
+
+    steps: Interval
+    examples: Interval
+    critical: Interval
+
+    def steps_at(self, batch_size: ArrayLike) -> NDArray[np.float64]:
+        """Steps that the fitted curve takes at batch sizes of any shape: S_min (1 + B_crit / B)."""
+        return np.asarray(self.steps.estimate * (1 + self.critical.estimate / np.asarray(batch_size, dtype=np.float64)))
+
+
+def _fit_scaling(log_sizes: NDArray[np.float64], log_steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The logarithms of S_min and B_crit for one seed, shape (2,); None where its points do not identify them."""
+
+    def residuals(point: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(point[0] + np.logaddexp(0, point[1] - log_sizes) - log_steps)
+
+    fit = optimize.least_squares(residuals, [log_steps.min() - math.log(2), log_sizes.mean()], method="lm")
+    margin = math.log(4)
+    within = log_sizes.min() - margin <= fit.x[1] <= log_sizes.max() + margin
+    return np.asarray(fit.x) if fit.success and within else None
+
+
+def critical_batch_size(batch_sizes: ArrayLike, steps: ArrayLike, level: float = 0.95) -> BatchScaling | None:
+    """Fits the trade of steps against examples, (S / S_min - 1) (E / E_min - 1) = 1 (McCandlish et al. 2018).
+
+    With E = B S that is S = S_min (1 + B_crit / B). It is fitted seed by seed, by least squares on log S, and averaged
+    as `log_interval` does. A seed identifies B_crit if it reached the target at three batch sizes or more, and the
+    fitted B_crit lies between a quarter of the smallest batch size and four times the largest: beyond, the points show
+    one of the two limits alone. A seed that does not is left out. At these ends that leaves out the seeds on the far
+    side, so that the estimate lies too far inside and the interval seldom covers B_crit; well inside it covers as it
+    says, by simulation with five and ten seeds.
+
+    Args:
+        batch_sizes: shape (b,), > 0.
+        steps: shape (b, seeds), >= 0; steps to the target, NaN where a seed never reached it. None at all tell of no
+            scaling and are left out, too.
+        level: confidence level.
+
+    Returns:
+        The scaling, n counting the seeds that identify B_crit; None unless most of those that were fitted do, since
+        under perfect scaling noise makes a few seem to.
+
+    Raises:
+        ValueError: if a batch size is not positive, or steps are negative.
+    """
+    sizes, array = np.asarray(batch_sizes, dtype=np.float64), np.asarray(steps, dtype=np.float64)
+    if not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError(f"batch sizes are positive, got {sizes.min()} to {sizes.max()}")
+    if (array < 0).any():
+        raise ValueError(f"steps are not negative, got {np.nanmin(array)}")
+    fits, tried = [], 0
+    for column in array.T:
+        reached = np.isfinite(column) & (column > 0)
+        if np.unique(sizes[reached]).size < 3:
+            continue
+        tried += 1
+        fit = _fit_scaling(np.log(sizes[reached]), np.log(column[reached]))
+        if fit is not None:
+            fits.append(fit)
+    if 2 * len(fits) <= tried:
+        return None
+    log_least, log_critical = np.array(fits).T
+    with np.errstate(over="ignore"):
+        found = [np.exp(logs) for logs in (log_least, log_least + log_critical, log_critical)]
+    return BatchScaling(*(log_interval(values, level) for values in found))
+
+
+def noise_estimates(
+    small: ArrayLike, big: ArrayLike, small_size: ArrayLike, big_size: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The gradient's squared norm and its noise from two batch sizes, unbiased (McCandlish et al. 2018, appendix A.1).
+
+    |G|^2 = (B_big |g_big|^2 - B_small |g_small|^2) / (B_big - B_small) and
+    tr(Sigma) = (|g_small|^2 - |g_big|^2) / (1 / B_small - 1 / B_big).
+
+    Args:
+        small: squared norms of gradients over batches of `small_size`, of any shape, or their means.
+        big: likewise over batches of `big_size`.
+        small_size: examples in a small batch, > 0.
+        big_size: examples in a big batch, more.
+
+    Returns:
+        |G|^2 and tr(Sigma), of the shape that the arguments broadcast to; either may come out negative. NaN and
+        infinite norms give NaN or infinity.
+
+    Raises:
+        ValueError: if the sizes are not 0 < small < big.
+    """
+    norms = [np.asarray(values, dtype=np.float64) for values in (small, big)]
+    sizes = [np.asarray(values, dtype=np.float64) for values in (small_size, big_size)]
+    if not ((sizes[0] > 0) & (sizes[0] < sizes[1])).all():
+        raise ValueError(f"batches are two sizes, the second larger, got {sizes[0]} and {sizes[1]}")
+    with np.errstate(invalid="ignore"):
+        square = (sizes[1] * norms[1] - sizes[0] * norms[0]) / (sizes[1] - sizes[0])
+        noise = (norms[0] - norms[1]) / (1 / sizes[0] - 1 / sizes[1])
+    return np.asarray(square), np.asarray(noise)
+
+
+def gradient_noise_scale(squares: ArrayLike, noises: ArrayLike, level: float = 0.95) -> Interval:
+    """The simple noise scale tr(Sigma) / |G|^2: each averaged first, then divided (McCandlish et al. 2018, appendix A).
+
+    The interval is Fieller's (1954): the ratios r for which the mean of noises - r * squares is not significantly
+    different from 0, by Student's t. At a level of 95% it covered 95% to 98% in simulations with five and ten lanes,
+    where intervals of the logarithm by the delta method and by the jackknife covered 81% to 95%. The price is that it
+    has no upper limit where the mean of the squares might be 0: the lanes do not bound the scale then.
+
+    Args:
+        squares: shape (lanes,); unbiased estimates of |G|^2, which may be negative. A lane without both values finite
+            is dropped.
+        noises: shape (lanes,); likewise of tr(Sigma).
+        level: confidence level.
+
+    Returns:
+        The interval, in [0, inf]; the estimate is infinite if the squares average to 0 or less, otherwise 0 if the
+        noises do. Limits are 0 and infinity for one lane, and where every ratio is rejected; everything is NaN for
+        none.
+    """
+    lanes = np.stack([np.asarray(squares, dtype=np.float64).ravel(), np.asarray(noises, dtype=np.float64).ravel()])
+    lanes = lanes[:, np.isfinite(lanes).all(axis=0)]
+    count = int(lanes.shape[1])
+    if count == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    scale = np.abs(lanes).max(axis=1)  # so that no square over- or underflows
+    scale[scale == 0] = 1.0
+    square, noise = (lanes / scale[:, None]).mean(axis=1).tolist()
+    ratio = max(noise / square, 0.0) if square > 0 else math.inf
+    low, high = 0.0, math.inf
+    if count > 1:
+        spread = stats.t.ppf(0.5 + level / 2, count - 1) ** 2 * np.cov(lanes / scale[:, None]) / count
+        # The accepted ratios r are those with a r^2 - 2 b r + c <= 0.
+        a, b, c = square**2 - spread[0, 0], square * noise - spread[0, 1], noise**2 - spread[1, 1]
+        root = b + math.sqrt(max(b**2 - a * c, 0.0))
+        if c > 0 and root > 0:
+            low = min(c / root, ratio)
+        if a > 0 and root > 0:
+            high = max(root / a, ratio)
+    with np.errstate(over="ignore"):
+        return Interval(ratio, low, high, count).map(lambda values: values * (scale[1] / scale[0]))
+
+
+def edge_of(value: float, low: float, high: float, log: bool) -> str:
+    """Which edge of its range a value lies at: within 5% of a bound, on a logarithmic scale if `log`.
+
+    Args:
+        value: the value; beyond a bound it lies at that edge, and NaN lies at none.
+        low: lower bound, positive if `log`.
+        high: upper bound, no less.
+        log: whether the range is searched on a logarithmic scale.
+
+    Returns:
+        `low`, `high`, or nothing, as for a range of one point, which has no edges.
+
+    Raises:
+        ValueError: if the bounds are no range.
+    """
+    if not (-math.inf < low <= high < math.inf) or (log and low <= 0):
+        raise ValueError(f"no {'logarithmic ' if log else ''}range from {low} to {high}")
+    if low == high or math.isnan(value):
+        return ""
+    if log:
+        value, low, high = (math.log(number) if number > 0 else -math.inf for number in (value, low, high))
+    if value - low <= EDGE * (high - low):
+        return "low"
+    return "high" if high - value <= EDGE * (high - low) else ""
 
 
 def censored_median(values: ArrayLike) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,10 @@ from analysis.statistics import (
     Interval,
     censored_median,
     curse_interval,
+    holm,
     metric_interval,
     sign_flip_p,
+    superiority,
     t_interval,
 )
 
@@ -56,22 +58,16 @@ def rate_table(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLE
         Columns cell, learning_rate, lanes, diverged (lanes that did), estimate, low, high, n; shared: whether every
         seed of the cell ran at this rate; eligible: whether all survived there, and halving did not give it up.
     """
-    rows = []
-    survived = lanes["outcome"].isin(_SURVIVED)
-    for (cell, rate), group in lanes.groupby(["cell", "learning_rate"], sort=True):
-        values = group.sort_values("seed")[f"validation_{metric}"].where(survived)
-        # Rates given up early, by halving, are shown for what they reached but cannot be the tuned one.
-        whole = bool(group["stopped_update"].isna().all())
-        diverged = int((group["outcome"] == "diverged").sum())
-        interval = metric_interval(values, metric, examples)
-        rows.append(
-            {"cell": cell, "learning_rate": rate, "lanes": len(group), "diverged": diverged}
-            | asdict(interval)
-            | {"eligible": whole}
-        )
-    kinds = {"cell": "int64", "learning_rate": "float64", "lanes": "int64", "diverged": "int64"}
-    kinds |= dict.fromkeys(LIMITS, "float64") | {"n": "int64", "eligible": "bool"}
-    table = pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
+    ordered = lanes.sort_values(["cell", "learning_rate", "seed"])
+    by_rate = ordered.assign(gone=ordered["outcome"] == "diverged").groupby(["cell", "learning_rate"])
+    table = by_rate.agg(lanes=("seed", "size"), diverged=("gone", "sum"), early=("stopped_update", "count"))
+    survived = ordered[f"validation_{metric}"].where(ordered["outcome"].isin(_SURVIVED)).to_numpy(dtype=np.float64)
+    values = np.split(survived, np.cumsum(table["lanes"])[:-1]) if len(table) else []
+    intervals = [metric_interval(own, metric, examples) for own in values]
+    table[list(LIMITS)] = [[getattr(interval, name) for name in LIMITS] for interval in intervals] or np.empty((0, 4))
+    # Rates given up early, by halving, are shown for what they reached but cannot be the tuned one.
+    table["eligible"] = table.pop("early") == 0
+    table = table.reset_index().astype({"lanes": "int64", "diverged": "int64", "n": "int64"})
     seeds = table["cell"].map(lanes.groupby("cell")["seed"].nunique())
     return table.assign(shared=table["lanes"] == seeds, eligible=table["eligible"] & (table["n"] == seeds))
 
@@ -214,7 +210,7 @@ def fresh_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best cell against the best cell of the next-best optimizer, over the seeds that they share.
+    """The best cell against the best cell of another optimizer, over the seeds that they share.
 
     Both were chosen on validation over the search's seeds; what was chosen on other data is compared where it can be.
 
@@ -224,8 +220,11 @@ class Comparison:
         split: `test` where both have it, else `validation`.
         fresh: whether over seeds that the search never saw, since both were confirmed.
         effect: of a loss the ratio best / rival (geometric mean), of an accuracy the difference best - rival; paired.
+        scores: the best cell's and the rival's own metric on the split, over the same seeds.
         wins: pairs in which the best cell is better.
+        superiority: share of the pairs that are not tied in which it is, with its exact interval.
         p: `sign_flip_p` of the pairs.
+        holm: p adjusted for all comparisons that `comparisons` made.
         neutral: the effect that means no difference: ratio 1, or difference 0.
     """
 
@@ -234,8 +233,11 @@ class Comparison:
     split: str
     fresh: bool
     effect: Interval
+    scores: tuple[Interval, Interval]
     wins: int
+    superiority: Interval
     p: float
+    holm: float
     neutral: float
 
     @property
@@ -249,41 +251,48 @@ class Comparison:
         return sign * (self.effect.estimate - self.neutral) < 0
 
 
-def compare_best(results: Results, table: pd.DataFrame) -> Comparison | None:
-    """The best cell beside the best cell of the next-best optimizer, paired by seed.
+def comparisons(results: Results, table: pd.DataFrame) -> list[Comparison]:
+    """The best cell beside the best cell of every other optimizer, paired by seed, with Holm's adjustment.
 
     Args:
         results: the study.
         table: its `cells`.
 
     Returns:
-        The comparison; None unless two optimizers have a tuned cell. `effect.n` is 0 if they share no seed.
+        One comparison per rival, the best rival first; `effect.n` is 0 where the two share no seed.
     """
-    best_of_each = rank(table, results.maximize).drop_duplicates("optimizer").head(2)
-    if len(best_of_each) < 2:
-        return None
-    best, rival = best_of_each.iloc[0], best_of_each.iloc[1]
-    lanes = fresh_lanes(results, best_of_each)
+    best_of_each = rank(table, results.maximize).drop_duplicates("optimizer")
+    found = [_compare(results, best_of_each.iloc[[0, place]]) for place in range(1, len(best_of_each))]
+    adjusted = holm([comparison.p for comparison in found])
+    return [replace(comparison, holm=float(p)) for comparison, p in zip(found, adjusted, strict=True)]
+
+
+def _compare(results: Results, rows: pd.DataFrame) -> Comparison:
+    """Two rows of `cells`, the first the better one."""
+    best, rival = rows.iloc[0], rows.iloc[1]
+    lanes = fresh_lanes(results, rows)
     # The survivors alone would flatter a cell that diverged on a fresh seed.
     fresh = lanes["cell"].nunique() == 2 and bool((lanes["outcome"] == "completed").all())
-    lanes = lanes if fresh else tuned_lanes(results, best_of_each)
+    lanes = lanes if fresh else tuned_lanes(results, rows)
     tested = lanes.groupby("cell")[f"test_{results.metric}"].count().min() > 0
     split = "test" if tested else "validation"
     by_seed = lanes.pivot_table(index="seed", columns="cell", values=f"{split}_{results.metric}")
     pairs = by_seed.reindex(columns=[best["trial"], rival["trial"]]).dropna()
     first, second = pairs.to_numpy(dtype=np.float64).T
     if results.maximize:
-        differences = first - second
+        gains = first - second
         # The t interval of few differences can pass what two accuracies can differ by.
-        effect = t_interval(differences).map(lambda values: np.clip(values, -1.0, 1.0))
-        wins, neutral = int((first > second).sum()), 0.0
+        effect, neutral = t_interval(gains).map(lambda values: np.clip(values, -1.0, 1.0)), 0.0
     else:
         with np.errstate(divide="ignore", invalid="ignore"):  # a loss of zero has no ratio; t_interval drops the pair
-            differences = np.log(first) - np.log(second)
+            gains = np.log(second) - np.log(first)
         with np.errstate(over="ignore"):
-            effect = t_interval(differences).map(np.exp)
-        wins, neutral = int((first < second).sum()), 1.0
-    return Comparison(best, rival, split, fresh, effect, wins, sign_flip_p(differences), neutral)
+            effect, neutral = t_interval(-gains).map(np.exp), 1.0
+    wins = int((first > second if results.maximize else first < second).sum())
+    examples = examples_of(results, split)
+    scores = metric_interval(first, results.metric, examples), metric_interval(second, results.metric, examples)
+    p = sign_flip_p(gains)
+    return Comparison(best, rival, split, fresh, effect, scores, wins, superiority(gains), p, p, neutral)
 
 
 def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:

@@ -274,6 +274,7 @@ def test_several_objectives_end_in_a_front(run: Any) -> None:
     assert "Pareto front" in analysis.write_report(outcome.folder).read_text()
 
 
+@pytest.mark.long
 def test_a_database_that_fails_ends_the_session_and_loses_no_trial(run: Any, tmp_path: Path) -> None:
     """Somebody else holds the database for longer than it waits."""
     Path("databases").mkdir()
@@ -303,6 +304,7 @@ def test_a_database_that_fails_ends_the_session_and_loses_no_trial(run: Any, tmp
     assert [trial.value for trial in trials] == list(analysis.load(tmp_path / "results").trials["value"])
 
 
+@pytest.mark.long
 def test_a_results_folder_that_is_removed_ends_the_study_with_a_word(run: Any, tmp_path: Path) -> None:
     spec = search.with_trials(SPEC, 200)
     folder = tmp_path / "results"

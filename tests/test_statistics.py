@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 from scipy import special, stats
 
 import analysis
@@ -18,6 +20,8 @@ from analysis import Interval, statistics
 
 losses = st.floats(1e-12, 1e12)
 shares = st.floats(0, 1)
+some_scores = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6))
+few_times = st.one_of(st.just(math.nan), st.integers(1, 6).map(float))
 
 
 # Intervals
@@ -146,6 +150,164 @@ def test_sign_flip_p_without_pairs_is_nan() -> None:
     assert math.isnan(analysis.sign_flip_p([]))
 
 
+# Several workloads
+
+
+def quartile_mean(values: list[float]) -> float:
+    """The mean of what remains without a quarter, rounded down, at either end."""
+    cut = len(values) // 4
+    return math.fsum(sorted(values)[cut : len(values) - cut]) / (len(values) - 2 * cut)
+
+
+@given(st.lists(st.lists(some_scores, min_size=2, max_size=5), min_size=1, max_size=4), st.data())
+def test_iqm_interval_averages_the_middle_half_of_all_scores(scores: list[list[float]], data: st.DataObject) -> None:
+    holes = [data.draw(st.permutations([*seeds, math.nan])) for seeds in scores]
+    found = statistics.iqm_interval([*holes, [math.nan]], resamples=50, rng=np.random.default_rng(0))
+    everything = [score for seeds in scores for score in seeds]
+    assert found.estimate == pytest.approx(quartile_mean(everything), rel=1e-9, abs=1e-6)
+    assert min(everything) <= found.low + 1e-6
+    assert found.low <= found.high <= max(everything) + 1e-6
+    assert found.n == len(everything)
+
+
+def test_iqm_interval_resamples_seeds_within_each_workload() -> None:
+    # Two seeds per workload: the eight scores of a resample are known, and so is the distribution of their mean.
+    scores = [[0.0, 1.0], [10.0, 11.0], [20.0, 21.0], [30.0, 31.0]]
+    draws = [list(itertools.product(seeds, repeat=2)) for seeds in scores]
+    means = [quartile_mean(list(itertools.chain(*draw))) for draw in itertools.product(*draws)]
+    found = statistics.iqm_interval(scores, level=0.8, resamples=20_000, rng=np.random.default_rng(0))
+    assert_allclose([found.low, found.high], np.quantile(means, [0.1, 0.9], method="inverted_cdf"))
+
+
+def test_iqm_interval_draws_from_the_generator_alone() -> None:
+    scores = np.random.default_rng(0).normal(size=(3, 5))
+    once, again = (statistics.iqm_interval([*scores], rng=np.random.default_rng(1)) for _ in range(2))
+    assert once == again
+
+
+def test_iqm_interval_of_few_and_of_infinite_scores() -> None:
+    rng = np.random.default_rng(0)
+    assert statistics.iqm_interval([[1.0], [2.0, 3.0]], rng=rng) == Interval(2.0, -math.inf, math.inf, 3)
+    for nothing in ([], [[]], [[math.nan], []]):
+        found = statistics.iqm_interval(nothing, rng=rng)
+        assert np.isnan([found.estimate, found.low, found.high]).all()
+        assert found.n == 0
+    diverged = statistics.iqm_interval([[1.0, 2.0, math.inf, 3.0], [4.0, 5.0]], rng=rng)
+    assert (diverged.estimate, diverged.high) == (3.5, math.inf)
+    assert math.isfinite(diverged.low)
+    assert math.isnan(statistics.iqm_interval([[-math.inf, math.inf]] * 2, rng=rng).estimate)
+
+
+@pytest.mark.parametrize(("seeds", "least"), [(5, 0.87), (10, 0.89)])
+def test_iqm_interval_covers_a_little_less_than_it_says(seeds: int, least: float) -> None:
+    rng = np.random.default_rng(seeds)
+    means = np.linspace(-1, 1, 5)  # symmetric, so that 0 is the interquartile mean of all
+    scores = rng.normal(means[:, None], 1.0, (600, 5, seeds))
+    found = [statistics.iqm_interval([*score], resamples=500, rng=rng) for score in scores]
+    assert least <= np.mean([interval.low <= 0 <= interval.high for interval in found]) <= 0.95
+
+
+@given(st.lists(st.one_of(st.just(math.nan), st.integers(-2, 2), st.sampled_from([math.inf, -math.inf]))))
+def test_superiority_is_the_share_of_pairs_won(differences: list[float]) -> None:
+    wins, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+    found = statistics.superiority(differences, level=0.9)
+    assert found.n == wins + losses
+    if found.n == 0:
+        assert math.isnan(found.estimate)
+        assert (found.low, found.high) == (0, 1)
+    else:
+        low = stats.beta.ppf(0.05, wins, losses + 1) if wins else 0.0
+        high = stats.beta.ppf(0.95, wins + 1, losses) if losses else 1.0
+        assert_allclose([found.estimate, found.low, found.high], [wins / found.n, low, high], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("pairs", "low"), [(1, 0.025), (5, 0.4782), (10, 0.6915)])
+def test_superiority_of_pairs_that_are_all_won(pairs: int, low: float) -> None:
+    found = statistics.superiority(np.arange(1, pairs + 1))
+    assert (found.estimate, found.high, found.n) == (1.0, 1.0, pairs)
+    assert found.low == pytest.approx(low, abs=5e-5)  # (alpha / 2) ** (1 / n)
+
+
+@pytest.mark.parametrize("pairs", [5, 10])
+def test_superiority_covers_at_least_what_it_says(pairs: int) -> None:
+    found = [statistics.superiority([1.0] * wins + [-1.0] * (pairs - wins)) for wins in range(pairs + 1)]
+    for chance in np.linspace(0.005, 0.995, 199):
+        within = [wins for wins, interval in enumerate(found) if interval.low <= chance <= interval.high]
+        assert stats.binom.pmf(within, pairs, chance).sum() >= 0.95
+
+
+@given(st.lists(st.one_of(st.just(math.nan), st.sampled_from([0.0, 0.01, 0.02, 1.0]), shares), max_size=7))
+def test_holm_is_the_closed_test_of_bonferroni(p: list[float]) -> None:
+    # A hypothesis is rejected where every set of hypotheses that it belongs to is.
+    known = [place for place, value in enumerate(p) if not math.isnan(value)]
+    expected = np.full(len(p), math.nan)
+    for place in known:
+        sets = [chosen for size in range(1, 8) for chosen in itertools.combinations(known, size) if place in chosen]
+        expected[place] = max(min(1.0, len(chosen) * min(p[i] for i in chosen)) for chosen in sets)
+    found = statistics.holm(p)
+    assert found.shape == (len(p),)
+    assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("p", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # Wikipedia, Holm-Bonferroni method
+        ([0.5, 0.003, 0.32, 0.054, 0.0003], [0.64, 0.012, 0.64, 0.162, 0.0015]),  # the manual of pingouin
+    ],
+    ids=["wikipedia", "pingouin"],
+)
+def test_holm_of_published_examples(p: list[float], adjusted: list[float]) -> None:
+    before = np.array(p)
+    assert_allclose(statistics.holm(before), adjusted, rtol=1e-12)
+    assert_array_equal(before, p)
+
+
+@pytest.mark.parametrize("p", [[-0.1, 0.5], [0.5, 1.5], [math.inf]])
+def test_holm_refuses_what_is_no_p_value(p: list[float]) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        statistics.holm(p)
+
+
+problem_times = st.one_of(st.sampled_from([math.nan, math.inf, 0.0, 1.0, 2.0]), st.floats(1e-3, 1e3))
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.data())
+def test_performance_profile_counts_problems(solvers: int, problems: int, data: st.DataObject) -> None:
+    times = np.array([[data.draw(problem_times) for _ in range(problems)] for _ in range(solvers)])
+    ratios = sorted(data.draw(st.lists(st.floats(1, 100), max_size=4)))
+    found = statistics.performance_profile(times, [1.0, *ratios, math.inf])
+    assert found.shape == (solvers, len(ratios) + 2)
+    for column, ratio in enumerate(ratios, start=1):
+        for solver in range(solvers):
+            solved = 0
+            for problem in range(problems):
+                own, others = times[solver, problem], times[:, problem]
+                best = min((time for time in others if math.isfinite(time)), default=math.nan)
+                solved += own == best or (best > 0 and math.isfinite(own) and own / best <= ratio)
+            assert found[solver, column] == pytest.approx(solved / problems)
+    ever = np.isfinite(times)
+    assert_allclose(found[:, -1], ever.mean(axis=1))
+    assert (np.diff(found, axis=1) >= 0).all()
+    assert found[:, 0].sum() >= ever.any(axis=0).mean() - 1e-12  # somebody is the fastest wherever it was solved
+
+
+def test_performance_profile_closed_form() -> None:
+    times = [[1.0, 4.0, math.nan, math.nan], [2.0, 1.0, 3.0, math.nan]]
+    expected = [[0.25, 0.25, 0.5, 0.5], [0.5, 0.75, 0.75, 0.75]]
+    assert_array_equal(statistics.performance_profile(times, [1.0, 2.0, 4.0, math.inf]), expected)
+    assert_array_equal(statistics.performance_profile(np.ones((2, 0)), [1.0]), [[math.nan], [math.nan]])
+    assert statistics.performance_profile(np.ones((0, 2)), [1.0]).shape == (0, 1)
+
+
+def test_performance_profile_refuses_the_impossible() -> None:
+    with pytest.raises(ValueError, match="not negative"):
+        statistics.performance_profile([[-1.0, math.nan]], [1.0])
+    for ratio in (0.5, math.nan):
+        with pytest.raises(ValueError, match="at least 1"):
+            statistics.performance_profile([[1.0]], [2.0, ratio])
+
+
 # Confirmation
 
 
@@ -201,3 +363,348 @@ def test_censored_median_counts_what_was_not_reached_as_late(times: list[float])
     reached = sum(not math.isnan(time) for time in times)
     assert math.isfinite(median) == (reached > len(times) / 2)
     assert sum(time <= median for time in times if not math.isnan(time)) >= min(reached, len(times) / 2)
+
+
+gliomas = (
+    [6, 13, 21, 30, 37, 38, 49, 50, 63, 79, 86, 98, 202, 219],
+    [31, 47, 80, 82, 82, 149],
+    [10, 10, 12, 13, 14, 15, 16, 17, 18, 20, 24, 24, 25, 28, 30, 33, 35, 37, 40, 40, 46, 48, 76, 81, 82, 91, 112, 181],
+    [34, 40, 70],
+)  # Bland and Altman 2004: died and censored after weeks, by kind of tumour
+leukemia = (
+    [6, 6, 6, 7, 10, 13, 16, 22, 23],
+    [6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35],
+    [1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23],
+    [],
+)  # Freireich et al. 1963, as in Cox 1972: relapsed and censored after weeks, with 6-MP and with placebo
+
+
+@pytest.mark.parametrize(("weeks", "chi2"), [(gliomas, 7.4966), (leukemia, 16.793)], ids=["gliomas", "leukemia"])
+def test_log_rank_p_of_published_trials(weeks: tuple[list[int], ...], chi2: float) -> None:
+    samples = [[*weeks[i], *[math.nan] * len(weeks[i + 1])] for i in (0, 2)]
+    ends = [[*[math.nan] * len(weeks[i]), *weeks[i + 1]] for i in (0, 2)]
+    found = statistics.log_rank_p(samples[0], samples[1], ends[0], ends[1])
+    assert found == pytest.approx(stats.chi2.sf(chi2, 1), rel=1e-3)
+
+
+def slow_log_rank(first: list[float], second: list[float], first_end: float, second_end: float) -> float:
+    """One hypergeometric table per time of an event."""
+    people = [(t, e, 0) for t, e in zip(first, [first_end] * len(first), strict=True)]
+    people += [(t, e, 1) for t, e in zip(second, [second_end] * len(second), strict=True)]
+    excess, variance = Fraction(0), Fraction(0)
+    for event in sorted({t for t, _, _ in people if not math.isnan(t)}):
+        at_risk = [group for t, end, group in people if (end if math.isnan(t) else t) >= event]
+        deaths = [group for t, _, group in people if t == event]
+        n, d, k = len(at_risk), len(deaths), at_risk.count(0)
+        excess += deaths.count(0) - Fraction(d * k, n)
+        variance += Fraction(d * k * (n - k) * (n - d), n * n * (n - 1)) if n > 1 else 0
+    return float(stats.chi2.sf(float(excess**2 / variance), 1)) if variance else math.nan
+
+
+@given(st.lists(few_times, max_size=6), st.lists(few_times, max_size=6), st.integers(0, 7), st.integers(0, 7))
+def test_log_rank_p_by_one_table_per_event(first: list[float], second: list[float], end: int, other: int) -> None:
+    found = statistics.log_rank_p(first, second, end, other)
+    assert_allclose(found, slow_log_rank(first, second, end, other), rtol=1e-9)
+    assert_allclose(statistics.log_rank_p(second, first, other, end), found, rtol=1e-9)
+    slower = statistics.log_rank_p(np.exp(first), np.exp(second), math.exp(end), math.exp(other))
+    assert_allclose(slower, found, rtol=1e-9)
+
+
+def test_log_rank_p_is_nan_where_undefined() -> None:
+    nothing = [math.nan, math.nan]
+    early = np.arange(2.0, 51.0)  # 49 * (1 / 49) is not 1
+    for first, second, end in (
+        ([], [1.0, 2.0], 5.0),
+        ([], [], 5.0),
+        (nothing, nothing, 5.0),
+        ([3.0, 3.0], [3.0], 5.0),
+        (early, nothing, 1.0),
+    ):
+        assert math.isnan(statistics.log_rank_p(first, second, end, end))
+
+
+def test_log_rank_p_takes_infinity_for_what_was_never_reached() -> None:
+    expected = statistics.log_rank_p([1.0, 2.0, math.nan], [3.0, 4.0, math.nan], 9.0, 9.0)
+    assert 0 < expected < 1
+    assert statistics.log_rank_p([1.0, 2.0, math.inf], [3.0, 4.0, math.inf], math.inf, 9.0) == expected
+    dropped = statistics.log_rank_p([1.0, 2.0, math.nan], [3.0, 4.0, math.nan], [0.0, 0.0, math.nan], 9.0)
+    assert dropped == statistics.log_rank_p([1.0, 2.0], [3.0, 4.0, math.nan], 0.0, 9.0)
+
+
+def test_log_rank_p_rejects_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    times = rng.exponential(1.0, (1500, 2, 20))
+    times[times > 1.5] = math.nan
+    assert 0.03 <= np.mean([statistics.log_rank_p(*pair, 1.5, 1.5) < 0.05 for pair in times]) <= 0.07
+
+
+# Budget
+
+
+@given(
+    st.lists(st.one_of(st.sampled_from([math.nan, math.inf, -math.inf]), some_scores), max_size=7),
+    st.booleans(),
+)
+def test_expected_best_is_the_mean_over_all_sets(values: list[float], maximize: bool) -> None:
+    best, worst = (max, min) if maximize else (min, max)
+    finite = [value for value in values if math.isfinite(value)]
+    found = statistics.expected_best(values, maximize)
+    assert found.shape == (len(values),)
+    if not finite:
+        assert np.isnan(found).all()
+        return
+    filled = [value if math.isfinite(value) else worst(finite) for value in values]
+    expected = [
+        np.mean([best(chosen) for chosen in itertools.combinations(filled, size)]) for size in range(1, len(values) + 1)
+    ]
+    assert_allclose(found, expected, rtol=1e-9, atol=1e-6)
+    assert found[-1] == pytest.approx(best(finite))
+
+
+@pytest.mark.parametrize("trials", [1, 2, 1000])
+def test_expected_best_of_ranks_closed_form(trials: int) -> None:
+    ranks, drawn = np.random.default_rng(0).permutation(trials) + 1.0, np.arange(1, trials + 1)
+    assert_allclose(statistics.expected_best(ranks, True), drawn * (trials + 1) / (drawn + 1), rtol=1e-10)
+    assert_allclose(statistics.expected_best(ranks, False), (trials + 1) / (drawn + 1), rtol=1e-10)
+
+
+def test_expected_best_of_many_trials_by_exact_binomials() -> None:
+    values = np.sort(np.random.default_rng(0).lognormal(0, 2, 1000))
+    found = statistics.expected_best(values, True)
+    for size in (2, 37, 500, 999):
+        counts = [math.comb(place, size - 1) for place in range(1000)]
+        exact = sum(Fraction(value) * count for value, count in zip(values, counts, strict=True))
+        assert found[size - 1] == pytest.approx(float(exact / math.comb(1000, size)), rel=1e-10)
+
+
+# Batch size
+
+
+POWERS = 2.0 ** np.arange(2, 11)
+
+
+def scaling_steps(
+    sizes: NDArray[np.float64], critical: float, noise: float, seeds: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Steps to the target, shape (sizes, seeds), with S_min = 100 and lognormal noise."""
+    return 100 * (1 + critical / sizes[:, None]) * np.exp(rng.normal(0, noise, (sizes.size, seeds)))
+
+
+@given(st.floats(4, 1024), losses, st.integers(1, 3), st.lists(st.integers(0, 8), unique=True, max_size=6))
+def test_critical_batch_size_without_noise_is_exact(
+    critical: float, least: float, seeds: int, missed: list[int]
+) -> None:
+    steps = np.repeat(least * (1 + critical / POWERS[:, None]), seeds, axis=1)
+    steps[missed] = math.nan
+    reached = np.delete(POWERS, missed)
+    beyond = max(reached.min() / 4 / critical, critical / (4 * reached.max()))
+    assume(abs(beyond - 1) > 0.01)
+    found = statistics.critical_batch_size(POWERS, steps)
+    if beyond > 1:
+        assert found is None
+        return
+    assert found is not None
+    assert_allclose(found.critical.estimate, critical, rtol=1e-3)
+    assert_allclose(found.steps.estimate, least, rtol=1e-3)
+    assert_allclose(found.examples.estimate, found.steps.estimate * found.critical.estimate, rtol=1e-9)
+    assert_allclose(found.steps_at(POWERS), least * (1 + critical / POWERS), rtol=1e-2)
+    assert found.critical.n == found.steps.n == found.examples.n == seeds
+    # McCandlish et al. 2018, equation 2.11
+    curve = found.steps_at(POWERS)
+    product = (curve / found.steps.estimate - 1) * (POWERS * curve / found.examples.estimate - 1)
+    assert_allclose(product, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+@pytest.mark.parametrize("critical", [20.0, 200.0])
+def test_critical_batch_size_covers_as_it_says(seeds: int, critical: float) -> None:
+    rng = np.random.default_rng(seeds)
+    sizes, covered, estimates = POWERS[::2], [], []
+    for _ in range(300):
+        found = statistics.critical_batch_size(sizes, scaling_steps(sizes, critical, 0.1, seeds, rng))
+        assert found is not None
+        truths = [(found.steps, 100), (found.examples, 100 * critical), (found.critical, critical)]
+        covered.append([interval.low <= truth <= interval.high for interval, truth in truths])
+        estimates.append(found.critical.estimate)
+    assert_allclose(stats.gmean(estimates), critical, rtol=0.02)
+    shares_covered = np.mean(covered, axis=0)
+    assert (shares_covered >= 0.915).all()
+    assert (shares_covered <= 0.985).all()
+
+
+@pytest.mark.parametrize("critical", [0.0, 1e-3, 1e5, 1e9, 1e300])
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.2])
+def test_critical_batch_size_far_from_all_batches_is_not_identified(critical: float, noise: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        steps = scaling_steps(POWERS, critical, noise, 10, rng)
+        assert statistics.critical_batch_size(POWERS, steps) is None
+
+
+def test_critical_batch_size_leaves_out_seeds_that_tell_nothing() -> None:
+    steps = scaling_steps(POWERS, 50.0, 0.05, 4, np.random.default_rng(0))
+    expected = statistics.critical_batch_size(POWERS, steps)
+    unreached = np.full((POWERS.size, 2), math.nan)
+    unreached[:2] = steps[:2, :2]  # two batch sizes are too few
+    zero_or_infinite = np.array([[0.0], [math.inf]] + [[math.nan]] * 7)
+    assert statistics.critical_batch_size(POWERS, np.hstack([steps, unreached, zero_or_infinite])) == expected
+    perfect = 1e6 / POWERS[:, None]
+    assert statistics.critical_batch_size(POWERS, np.hstack([steps, perfect])) == expected
+    assert statistics.critical_batch_size(POWERS, np.hstack([steps[:, :1], perfect])) is None
+    one = statistics.critical_batch_size(POWERS, steps[:, :1])
+    assert one is not None
+    assert (one.critical.low, one.critical.high, one.critical.n) == (0, math.inf, 1)
+
+
+def test_critical_batch_size_of_nothing() -> None:
+    assert statistics.critical_batch_size([], np.ones((0, 2))) is None
+    assert statistics.critical_batch_size(POWERS, np.ones((9, 0))) is None
+    assert statistics.critical_batch_size([8.0, 8.0, 16.0], [[2.0], [2.0], [1.5]]) is None
+    with pytest.raises(ValueError, match="positive"):
+        statistics.critical_batch_size([0.0, 1.0, 2.0], np.ones((3, 1)))
+    with pytest.raises(ValueError, match="not negative"):
+        statistics.critical_batch_size([1.0, 2.0, 3.0], -np.ones((3, 1)))
+
+
+@given(st.floats(0, 1e3), st.floats(0, 1e3), st.integers(1, 64), st.integers(1, 64))
+def test_noise_estimates_undo_the_expected_norms(square: float, noise: float, size: int, more: int) -> None:
+    small, big = (square + noise / batch for batch in (size, size + more))
+    found = statistics.noise_estimates(small, big, size, size + more)
+    assert_allclose(found, [square, noise], rtol=1e-9, atol=1e-6)
+
+
+def test_noise_estimates_are_unbiased_for_gradients() -> None:
+    rng = np.random.default_rng(0)
+    mean, deviations = np.array([1.0, -2.0, 0.5]), np.array([3.0, 1.0, 2.0])
+    gradients = rng.normal(mean, deviations, (20_000, 16, 3))
+    small, big = ((gradients[:, :size].mean(axis=1) ** 2).sum(axis=-1) for size in (2, 16))
+    found = statistics.noise_estimates(small, big, 2, 16)
+    for estimates, truth in zip(found, [(mean**2).sum(), (deviations**2).sum()], strict=True):
+        assert estimates.shape == (20_000,)
+        assert abs(estimates.mean() - truth) <= 4 * stats.sem(estimates)
+
+
+def test_noise_estimates_of_mistakes() -> None:
+    for sizes in ((2, 2), (4, 2), (0, 2), (math.nan, 2)):
+        with pytest.raises(ValueError, match="the second larger"):
+            statistics.noise_estimates(1.0, 1.0, *sizes)
+    square, noise = statistics.noise_estimates([math.nan, math.inf], [1.0, math.inf], 1, 2)
+    assert not np.isfinite([square, noise]).any()
+
+
+lane_values = st.one_of(st.just(math.nan), st.integers(-3, 3).map(float), st.floats(-1e3, 1e3))
+
+
+@given(st.lists(st.tuples(lane_values, lane_values), max_size=9), st.floats(1e-9, 1e9))
+def test_gradient_noise_scale_is_a_ratio_of_means(lanes: list[tuple[float, float]], factor: float) -> None:
+    kept = np.array([pair for pair in lanes if not any(map(math.isnan, pair))]).reshape(-1, 2)
+    squares, noises = np.array(lanes).reshape(-1, 2).T
+    found = statistics.gradient_noise_scale(squares, noises)
+    assert found.n == len(kept)
+    if found.n == 0:
+        assert np.isnan([found.estimate, found.low, found.high]).all()
+        return
+    square, noise = kept.mean(axis=0)
+    if abs(square) > 1e-9:
+        expected = max(noise / square, 0) if square > 0 else math.inf
+        assert_allclose(found.estimate, expected, rtol=1e-6, atol=1e-9)
+    assert 0 <= found.low <= found.estimate <= found.high
+    if found.n == 1:
+        assert (found.low, found.high) == (0, math.inf)
+    exact = 2.0 ** round(math.log2(factor))  # a power of two changes no rounding
+    scaled = statistics.gradient_noise_scale(squares, exact * noises)
+    assert_allclose([scaled.low, scaled.high], [exact * found.low, exact * found.high], rtol=1e-12)
+
+
+@given(st.integers(0, 2**32), st.integers(2, 10), st.floats(0.1, 3), st.floats(0.5, 0.99))
+def test_gradient_noise_scale_holds_the_ratios_that_a_t_test_accepts(
+    seed: int, lanes: int, spread: float, level: float
+) -> None:
+    squares, noises = np.random.default_rng(seed).normal([[1], [50]], [[spread], [20]], (2, lanes))
+    found = statistics.gradient_noise_scale(squares, noises, level)
+
+    def accepted(ratio: float) -> float:
+        return float(stats.ttest_1samp(noises - ratio * squares, 0).pvalue) - (1 - level)
+
+    for limit in (found.low, found.high):
+        if 0 < limit < math.inf and limit != found.estimate:
+            assert abs(accepted(limit)) <= 1e-6
+    for ratio in np.geomspace(1e-3, 1e6, 19):
+        if accepted(ratio) > 1e-6:
+            assert found.low <= ratio <= found.high
+
+
+def test_gradient_noise_scale_without_a_gradient_is_infinite() -> None:
+    rng = np.random.default_rng(0)
+    found = statistics.gradient_noise_scale([0.1, -0.2, 0.05, 0.0], rng.normal(100, 1, 4))
+    assert (found.estimate, found.high) == (math.inf, math.inf)
+    assert found.low > 100  # even then the scale is surely large
+    assert statistics.gradient_noise_scale([0.0, 0.0], [0.0, 0.0]) == Interval(math.inf, 0.0, math.inf, 2)
+    assert statistics.gradient_noise_scale([-1.0, -1.1], [2.0, 2.0]) == Interval(math.inf, 0.0, math.inf, 2)
+    assert statistics.gradient_noise_scale([1.0, 1.1], [-2.0, -2.1]) == Interval(0.0, 0.0, math.inf, 2)
+    assert statistics.gradient_noise_scale([2.0, 2.0], [6.0, 6.0]) == Interval(3.0, 3.0, 3.0, 2)
+    assert statistics.gradient_noise_scale([2.0, math.inf], [6.0, 6.0]) == Interval(3.0, 0.0, math.inf, 1)
+
+
+@pytest.mark.parametrize("lanes", [5, 10])
+@pytest.mark.parametrize(("batches", "spread"), [(20, 0.3), (20, 0.8), (1, 0.3)])
+def test_gradient_noise_scale_covers_as_it_says(lanes: int, batches: int, spread: float) -> None:
+    # Lanes differ in their gradients, and each sees the mean of a few batches of 32 and of 256.
+    rng = np.random.default_rng(lanes)
+    size, parameters, truth = (2000, lanes), 100, 200.0
+    square, noise = np.exp(rng.multivariate_normal([0, 0], spread**2 * np.array([[1, 0.5], [0.5, 1]]), size).T)
+    noise *= truth
+    norms = []
+    for batch in (32, 256):
+        unit = noise / (batch * parameters)
+        norms.append(unit * rng.noncentral_chisquare(parameters * batches, batches * square / unit) / batches)
+    squares, noises = (np.reshape(values.T, size) for values in statistics.noise_estimates(*norms, 32, 256))
+    found = [statistics.gradient_noise_scale(*pair) for pair in zip(squares, noises, strict=True)]
+    assert 0.935 <= np.mean([interval.low <= truth <= interval.high for interval in found]) <= 0.985
+
+
+# The edge of a space
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), shares)
+def test_edge_of_a_linear_range(low: float, width: float, place: float) -> None:
+    found = statistics.edge_of(low + place * width, low, low + width, log=False)
+    if min(abs(place - 0.05), abs(place - 0.95)) > 1e-6:
+        assert found == ("low" if place < 0.05 else "high" if place > 0.95 else "")
+
+
+@given(st.floats(1e-8, 1e8), st.floats(1.001, 1e8), shares)
+def test_edge_of_a_logarithmic_range(low: float, factor: float, place: float) -> None:
+    found = statistics.edge_of(low * factor**place, low, low * factor, log=True)
+    if min(abs(place - 0.05), abs(place - 0.95)) > 1e-6:
+        assert found == ("low" if place < 0.05 else "high" if place > 0.95 else "")
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "log", "edge"),
+    [
+        (5.0, 0.0, 100.0, False, "low"),
+        (95.0, 0.0, 100.0, False, "high"),
+        (5.1, 0.0, 100.0, False, ""),
+        (1.4, 1.0, 1000.0, True, "low"),
+        (1.5, 1.0, 1000.0, True, ""),
+        (700.0, 1.0, 1000.0, True, ""),
+        (720.0, 1.0, 1000.0, True, "high"),
+        (3.0, 3.0, 3.0, False, ""),
+        (3.0, 3.0, 3.0, True, ""),
+        (math.nan, 0.0, 1.0, False, ""),
+        (-math.inf, 0.0, 1.0, False, "low"),
+        (math.inf, 1.0, 2.0, True, "high"),
+        (0.0, 1.0, 2.0, True, "low"),
+    ],
+)
+def test_edge_of(value: float, low: float, high: float, log: bool, edge: str) -> None:
+    assert statistics.edge_of(value, low, high, log) == edge
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"), [(2.0, 1.0, False), (0.0, 1.0, True), (0.0, math.inf, False), (math.nan, 1.0, False)]
+)
+def test_edge_of_no_range(low: float, high: float, log: bool) -> None:
+    with pytest.raises(ValueError, match="range from"):
+        statistics.edge_of(1.0, low, high, log)

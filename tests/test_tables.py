@@ -128,7 +128,7 @@ def test_what_was_stopped_early_is_not_ranked_with_what_completed(tmp_path: Path
     results = analysis.load(tmp_path)
     table = analysis.cells(results)
     assert analysis.rank(table, maximize=False)["trial"].to_list() == [3, 1]
-    assert analysis.compare_best(results, table) is None  # sgd has nothing to compare with
+    assert analysis.comparisons(results, table) == []  # sgd has nothing to compare with
     stopped = analysis.grid(table, "optimizer", "batch_size", maximize=False).set_index("row")
     assert stopped.loc["sgd", "why"] == "stopped"
     assert math.isnan(stopped.loc["sgd", "estimate"])
@@ -181,7 +181,7 @@ def test_an_empty_study_has_no_cells(tmp_path: Path) -> None:
     results = analysis.load(tmp_path)
     table = analysis.cells(results)
     assert table.empty
-    assert analysis.compare_best(results, table) is None
+    assert analysis.comparisons(results, table) == []
     for frame in (
         analysis.rank(table, maximize=False),
         analysis.regime_curves(results, table),
@@ -243,7 +243,7 @@ def test_two_replicates_of_three_seeds_are_a_trial_of_six(tmp_path: Path) -> Non
     table, expected = analysis.cells(results), analysis.cells(whole)
     pd.testing.assert_frame_equal(table.drop(columns="trials"), expected.drop(columns="trials"))
     assert set(table["trials"]) == {2}
-    found, one = analysis.compare_best(results, table), analysis.compare_best(whole, expected)
+    found, one = analysis.comparisons(results, table)[0], analysis.comparisons(whole, expected)[0]
     assert found is not None
     assert one is not None
     assert (found.effect, found.wins, found.effect.n) == (one.effect, one.wins, 6)
@@ -296,9 +296,9 @@ def test_settings_tell_cells_apart(tmp_path: Path) -> None:
 # Comparison
 
 
-def test_compare_best_is_the_paired_ratio(quick_study: Path) -> None:
+def test_a_comparison_is_the_paired_ratio(quick_study: Path) -> None:
     results = analysis.load(quick_study)
-    found = analysis.compare_best(results, analysis.cells(results))
+    found = analysis.comparisons(results, analysis.cells(results))[0]
     assert found is not None
     assert (found.best["optimizer"], found.rival["optimizer"], found.split) == ("adam", "rmsprop", "test")
     losses_of = [
@@ -316,9 +316,9 @@ def test_compare_best_is_the_paired_ratio(quick_study: Path) -> None:
     assert not found.favours_rival("loss")
 
 
-def test_compare_best_of_accuracies_is_a_difference(make_study: Callable[..., Path]) -> None:
+def test_a_comparison_of_accuracies_is_a_difference(make_study: Callable[..., Path]) -> None:
     results = analysis.load(make_study(metric="accuracy", optimizers=["adam", "sgd"], widths=[8], depths=[1], seeds=6))
-    found = analysis.compare_best(results, analysis.cells(results))
+    found = analysis.comparisons(results, analysis.cells(results))[0]
     assert found is not None
     assert found.effect.estimate == pytest.approx(found.best["test"] - found.rival["test"], abs=0.01)
     assert (found.wins, found.neutral, found.p) == (6, 0.0, pytest.approx(1 / 32))
@@ -327,18 +327,18 @@ def test_compare_best_of_accuracies_is_a_difference(make_study: Callable[..., Pa
 
 def test_one_optimizer_is_compared_with_none(make_study: Callable[..., Path]) -> None:
     results = analysis.load(make_study(optimizers=["adam"]))
-    assert analysis.compare_best(results, analysis.cells(results)) is None
+    assert analysis.comparisons(results, analysis.cells(results)) == []
 
 
 def test_confirmed_cells_are_compared_on_fresh_seeds(tmp_path: Path) -> None:
     folder = write_study(tmp_path, optimizers=["adam", "sgd"], widths=[8], depths=[1], batch_sizes=[32])
     results = analysis.load(write_confirmation(folder, top=2, seeds=7))
-    found = analysis.compare_best(results, analysis.cells(results))
+    found = analysis.comparisons(results, analysis.cells(results))[0]
     assert found is not None
     assert (found.fresh, found.effect.n) == (True, 7)
     # A fresh seed that diverged leaves the search's: survivors alone would flatter.
     results = analysis.load(write_confirmation(folder, top=2, seeds=7, diverged=1))
-    found = analysis.compare_best(results, analysis.cells(results))
+    found = analysis.comparisons(results, analysis.cells(results))[0]
     assert found is not None
     assert (found.fresh, found.effect.n) == (False, 3)
 

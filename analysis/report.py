@@ -34,7 +34,7 @@ def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path |
         out_dir: where to write; `report/` in the first results folder if not given.
 
     Returns:
-        The path of `index.html`. Figures lie beside it in `figures/`, each as SVG, PNG and CSV.
+        The path of `index.html`. Figures lie beside it in `figures/`, each as SVG, PDF and CSV.
 
     Raises:
         ResultsError: if a folder cannot be read as results.
@@ -362,12 +362,19 @@ def course(results: Results) -> list[str]:
         lines.append(f"Started {_when(provenance['started'])} and has not finished: it still runs or was interrupted.")
     else:
         lines.append("Whether it still runs is not recorded.")
-    cpus = _table(results.spec, "resources").get("cpus_per_trial", 1)
-    seconds = float(trials["wall_seconds"].sum())
+    again = " with the confirmation" if results.confirmation else ""
     lines.append(
-        f"The trials took {_seconds(seconds)} of trial time, {short(seconds * float(cpus) / 3600)} CPU hours at "
-        f"{short(float(cpus))} CPU a trial; {_seconds(float(trials['train_seconds'].sum()))} of it was training."
+        f"The trials took {_seconds(float(trials['wall_seconds'].sum()))} of trial time, "
+        f"{_seconds(float(trials['train_seconds'].sum()))} of which was training; that is {_cost(results)}{again}."
     )
+    busy = series.timeline(results)
+    if len(busy):
+        spans = busy.groupby("worker").agg(start=("started", "min"), end=("ended", "max"))
+        span = float((spans["end"] - spans["start"]).sum())
+        share = min(1.0, float((busy["ended"] - busy["started"]).sum()) / span) if span > 0 else 1.0
+        lines.append(
+            f"{_count(len(spans), 'worker')} ran them, busy {share:.0%} of the time between their first and last trial."
+        )
     grown = results.pooled.trials.groupby("cell")["extensions"].max()
     if (grown > 0).any():
         lines.append(
@@ -404,6 +411,11 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
         )
     if ranked["on_edge"].any():
         found.append(f"{int(ranked['on_edge'].sum())} of {len(ranked)} tuned rates lie on the edge of their grid.")
+    for name, side, bound in tables.edges(results, ranked):
+        found.append(
+            f"The best cells lie at the {side} end of the searched {name.replace('_', ' ')}, {bound}: better ones may lie "
+            f"beyond. Widen the range."
+        )
     confirmed = tables.winners_curse(results, table)
     if confirmed["confirmed"].notna().any():
         found.append(
@@ -461,6 +473,12 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
         found.append(
             f"Halving gave up {given_up:,} of {len(lanes):,} lanes before the end of the budget: their learning rates "
             f"were behind others then. They are not eligible as the tuned one, and figures leave them out."
+        )
+    sampler, shares = _table(results.spec, "tuning").get("sampler"), results.trials["optimizer"].value_counts()
+    if sampler in series.ADAPTIVE and len(shares) > 1 and shares.max() > 1.5 * shares.min():
+        found.append(
+            f"The sampler, {sampler}, gave more trials to what looked good early: {shares.max()} to {shares.idxmax()}, "
+            f"{shares.min()} to {shares.idxmin()}. [tuning] fair = true gives every optimizer the same."
         )
     lost = int((~results.trials["outcome"].isin(["completed", "stopped", "diverged"])).sum())
     if lost:

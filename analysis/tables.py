@@ -19,6 +19,7 @@ from analysis.statistics import (
     Interval,
     censored_median,
     curse_interval,
+    edge_of,
     holm,
     metric_interval,
     sign_flip_p,
@@ -153,6 +154,42 @@ def rank(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
     whole = tuned[tuned["outcome"] == "completed"]
     ordered = whole if len(whole) else tuned
     return ordered.sort_values(["validation", "trial"], ascending=[not maximize, True], ignore_index=True)
+
+
+def edges(results: Results, ranked: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """The edges of the search space at which the best cells lie, so that better ones may lie beyond.
+
+    That is where the best cell, or half of the best tenth, lies within 5% of a bound (`edge_of`). Bounds beyond which
+    nothing is possible are none: one example, unit or layer, and the whole training split.
+
+    Args:
+        results: the study.
+        ranked: its ranked `cells`.
+
+    Returns:
+        (width, depth or batch_size; low or high; the bound) for each.
+    """
+    found = []
+    top = ranked.head(max(1, len(ranked) // 10))
+    for name in ("width", "depth", "batch_size"):
+        space = results.spec.get("search", {}).get(name)
+        if isinstance(space, dict):
+            low, high, log = float(space["low"]), float(space["high"]), bool(space.get("log", False))
+        else:
+            sizes = [value for value in (space if isinstance(space, list) else []) if isinstance(value, int)]
+            if len(sizes) < 3:
+                continue
+            low, high, log = float(min(sizes)), float(max(sizes)), min(sizes) > 0
+        values = top.loc[top["regime"] != "batch", name] if name == "batch_size" else top[name]
+        sides = pd.Series([edge_of(float(value), low, high, log) for value in values], index=values.index, dtype=str)
+        for side, bound in (("low", low), ("high", high)):
+            if not len(sides) or (side == "low" and bound <= 1):
+                continue
+            if side == "high" and name == "batch_size" and isinstance(space, list) and "full" in space:
+                continue
+            if sides.iloc[0] == side or (sides == side).mean() >= 0.5:
+                found.append((name, side, f"{bound:g}"))
+    return found
 
 
 def pareto(table: pd.DataFrame, objectives: Sequence[str], maximize: bool) -> pd.Series[bool]:

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -145,6 +146,10 @@ def status(folder: Path) -> None:
 @click.argument("folders", type=_FOLDER, nargs=-1, required=True, metavar="FOLDER...")
 def report(folders: tuple[Path, ...]) -> None:
     """Write the report of the studies in FOLDER..., into the first."""
+    from study import importance
+
+    for folder in folders:
+        importance.refresh(folder, partial(click.echo, err=True))
     click.echo(f"report:  {_shown(_report(list(folders)))}")
 
 
@@ -190,7 +195,16 @@ def _show(chosen: str | None) -> Show:
 def _report(folders: list[Path]) -> Path:
     from analysis.report import write_report
 
-    return write_report(folders)
+    try:
+        return write_report(folders)
+    except OSError as error:
+        from study.search import Halted
+
+        again = shlex.join(["study", "report", *map(_shown, folders)])
+        told = (
+            f"the report cannot be written ({error.strerror or error}); the results are safe. Mend that, then `{again}`"
+        )
+        raise Halted(told) from error
 
 
 def _read(spec: str, *, trials: int | None, epochs: int | None, seeds: int | None) -> Spec:

@@ -413,8 +413,8 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
         found.append(f"{int(ranked['on_edge'].sum())} of {len(ranked)} tuned rates lie on the edge of their grid.")
     for name, side, bound in tables.edges(results, ranked):
         found.append(
-            f"The best cells lie at the {side} end of the searched {name.replace('_', ' ')}, {bound}: better ones may lie "
-            f"beyond. Widen the range."
+            f"The best cells lie at the {side} end of the searched {name.replace('_', ' ')}, {bound}: better ones may "
+            f"lie beyond. Widen the range."
         )
     confirmed = tables.winners_curse(results, table)
     if confirmed["confirmed"].notna().any():

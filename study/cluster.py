@@ -44,7 +44,10 @@ def connected(spec: Spec, address: str | None) -> Iterator[int]:
     # What it would say of a worker that died, we say in one line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     dashboard = False if address is None else None
-    ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+    except SystemExit as error:
+        raise KeyboardInterrupt from error  # what Ray makes of SIGTERM while it starts
     try:
         yield _concurrency(spec.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:

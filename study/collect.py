@@ -188,7 +188,11 @@ class Collector(tune.Callback):
         course.take(number, payload)
         # A trial that failed in mid-course keeps the counts and rows of its last good report.
         course.result = {**course.result, **result}
-        if "report" in result and not result["extending"]:
+        if payload.whole:
+            # What a worker did last before it was interrupted is in its checkpoint, but was never delivered.
+            for part, value in enumerate(result.get("reported", []), start=1):
+                self.search.report(number, part, value)
+        elif "report" in result and not result["extending"]:
             self.search.report(number, result["report"], result["value"])
         if (warning := result.get("warning")) and number not in self.warned:
             self.warned.add(number)  # a disk that is full stays so for many reports

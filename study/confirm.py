@@ -13,7 +13,7 @@ from pathlib import Path
 from analysis import results, tables
 from study.collect import write_text
 from study.space import Cell, Space
-from study.spec import Confirm, Lanes, Spec, Tuning
+from study.spec import Confirm, Lanes, Spec, SpecError, Tuning
 
 FOLDER, WINNERS = "confirm", "winners.json"
 
@@ -41,7 +41,11 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
         folder: its results folder.
     """
     file = folder / FOLDER / WINNERS
-    found = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+    try:
+        found = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+    except (ValueError, TypeError) as error:
+        told = f"is damaged ({error}); move {file.parent} away to confirm anew"
+        raise SpecError(str(file), [told]) from error
     study = results.load(folder)
     ranked = tables.rank(tables.cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == "completed"]

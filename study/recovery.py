@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,15 @@ def held(folder: Path, command: str) -> Iterator[None]:
         raise SpecError(str(folder), [f"cannot be written to: {error.strerror}"]) from error
     try:
         who = {"host": platform.node(), "pid": os.getpid(), "since": now(), "command": command}
-        write_text(folder / HOLDER, json.dumps(who) + "\n")
+        try:
+            write_text(folder / HOLDER, json.dumps(who) + "\n")
+        except OSError as error:
+            told = f"cannot be written to: {error.strerror}; make space or mend that, then try again"
+            raise SpecError(str(folder), [told]) from error
         yield
     finally:
-        (folder / HOLDER).unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
 
 
@@ -70,6 +75,8 @@ def is_held(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except OSError:
+        return holder(folder) is not None  # a folder that cannot be written to shows no more
 
 
 def holder(folder: Path) -> str | None:
@@ -189,8 +196,11 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
     if gone := (set(rows) | incomplete) - set(ended):
         for table in tables.values():
             table.drop(gone)
+    # A trial that was stopped and whose rows were lost begins anew: its checkpoint may be past where it is to end.
     going_on = {
-        space.checkpoint(trial.number).name for trial in study.get_trials(deepcopy=False) if trial.number not in ended
+        space.checkpoint(trial.number).name
+        for trial in study.get_trials(deepcopy=False)
+        if trial.number not in ended and "stopped" not in trial.user_attrs
     }
     for file in space.checkpoints.glob("*"):
         # Of a trial that ended just before its checkpoint would have been removed, or half written.

@@ -78,6 +78,10 @@ class Halving(AsyncHyperBandScheduler):
             return str(TrialScheduler.CONTINUE)  # it ends by itself
         if result.get("report", 0) >= self.stopped.get(trial.config["trial"], self.reports):
             return str(TrialScheduler.STOP)
+        # Parts that a worker made just before it was interrupted come with the first report of the next.
+        for part, value in enumerate(result.get("reported", [])[:-1], start=1):
+            if self._trial_info[trial.trial_id].on_result(trial, part, self.sign * value) == TrialScheduler.STOP:
+                return str(TrialScheduler.STOP)
         return str(super().on_trial_result(tune_controller, trial, result))
 
     def _bracket(self, number: int) -> Any:

@@ -114,8 +114,10 @@ def run(
     data.load(spec.workload.data, data_folder)  # fetched once, here, before anything is written
     folder = claim_folder(spec, out).absolute()
     spec = _with_absolute_storage(with_trials(spec, planned_trials(spec)))
+    claimed = False
     try:
-        check_storage(spec)
+        claim_storage(spec, folder)
+        claimed = True
         # Ray sets handlers of its own in between.
         with _stoppable(), cluster.connected(spec, address) as concurrency, _stoppable():
             return session(spec, folder, data_folder, concurrency, command, show=show)
@@ -123,6 +125,8 @@ def run(
         # Nothing was written if Ray did not start.
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+            if claimed:
+                release_storage(spec)
 
 
 def resume(
@@ -141,6 +145,7 @@ def resume(
         SpecError, DataError, Halted: as `run`; SpecError also if the folder holds no study, or another process runs it.
     """
     from study.collect import deciding, provenance_of
+    from study.confirm import FOLDER
     from study.recovery import held
 
     file = folder / "spec.toml"
@@ -152,9 +157,15 @@ def resume(
         pass  # refused at once if another process runs it, and not after Ray has started
     # A key that the study was begun without is one that a later version has added.
     asked, advice = deciding(spec), "put it back, or run the changed spec into a folder of its own"
-    ran = provenance_of(folder).get("spec") or {}
+    ran = provenance_of(folder).get("spec")
+    ran = ran if isinstance(ran, dict) else {}  # earlier versions recorded something else
     if changed := [key for key, was in ran.items() if asked.get(key) != was]:
         told = [f"{key} = {asked.get(key)}: was {ran[key]} when the study ran; {advice}" for key in changed]
+        raise SpecError(str(file), told)
+    confirmed = provenance_of(folder / FOLDER).get("spec") if spec.confirm else None
+    seeds = confirmed.get("lanes.seeds") if isinstance(confirmed, dict) else None
+    if spec.confirm and seeds not in (None, spec.confirm.seeds):
+        told = [f"confirm.seeds = {spec.confirm.seeds}: was {seeds} when winners were confirmed; put it back"]
         raise SpecError(str(file), told)
     if more:
         spec = with_trials(spec, spec.budget.trials + more)
@@ -182,7 +193,7 @@ def _with_absolute_storage(spec: Spec) -> Spec:
     try:
         url = make_url(spec.tuning.storage or "")
     except ArgumentError:
-        return spec  # there is none, or `check_storage` says what is wrong with it
+        return spec  # there is none, or `claim_storage` says what is wrong with it
     if url.get_backend_name() != "sqlite" or not url.database:
         return spec
     absolute = url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)
@@ -242,6 +253,7 @@ def _trials(
     # Ray, Optuna and Tune are imported once cluster.connected has set their environment.
     from ray import tune
 
+    from study import importance
     from study.collect import MAX_FAILURES, Collector
     from study.outcomes import TruthfulSearch
     from study.progress import ProgressDisplay
@@ -307,6 +319,8 @@ def _trials(
             return _trials(spec, folder, data_folder, concurrency, show, winners, rounds - 1)
     if display.done >= planned:
         shutil.rmtree(checkpoints, ignore_errors=True)
+        if not winners:
+            importance.write(study, spec.tuning.objectives, spec.tuning.seed, folder, display.say)
     return Outcome(folder, display.done, planned, display.scored)
 
 
@@ -326,21 +340,46 @@ def open_storage(spec: Spec, folder: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = _database(spec) or JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     towards = directions(spec.tuning.objectives, spec.workload.metric)
-    return optuna.create_study(storage=storage, study_name=spec.name, directions=towards, load_if_exists=True)
+    study = optuna.create_study(storage=storage, study_name=spec.name, directions=towards, load_if_exists=True)
+    if spec.tuning.storage:
+        of = study.user_attrs.get("results")
+        if of and Path(of) != folder and (Path(of) / "spec.toml").exists():
+            raise SpecError("tuning.storage", [f"its study {spec.name} is that of {of}, not of {folder}"])
+        if of != str(folder):  # new, or moved
+            study.set_user_attr("results", str(folder))
+    return study
 
 
-def check_storage(spec: Spec) -> None:
-    """Check that a database, if the spec names one, holds no study of this name, nor of its confirmation's.
+def claim_storage(spec: Spec, folder: Path) -> None:
+    """Make the study in the database, if the spec names one: of two runs that start together one is refused.
 
     Raises:
-        SpecError: if it does, or cannot be opened.
+        SpecError: if it holds a study of this name already, or its confirmation's, or cannot be opened.
     """
+    import optuna
+
+    from study.outcomes import directions
+
     if database := _database(spec):
-        there = {study.study_name for study in database.get_all_studies()} & {spec.name, f"{spec.name}-confirm"}
-        if there:
-            name = sorted(there)[0]
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        names = {study.study_name for study in database.get_all_studies()}
+        towards = directions(spec.tuning.objectives, spec.workload.metric)
+        try:
+            if (name := f"{spec.name}-confirm") in names:
+                raise optuna.exceptions.DuplicatedStudyError
+            study = optuna.create_study(storage=database, study_name=(name := spec.name), directions=towards)
+        except optuna.exceptions.DuplicatedStudyError as error:
             message = f"holds a study called {name} already; change the spec's name, or `study resume` its folder"
-            raise SpecError("tuning.storage", [message])
+            raise SpecError("tuning.storage", [message]) from error
+        study.set_user_attr("results", str(folder))
+
+
+def release_storage(spec: Spec) -> None:
+    """Take the study that `claim_storage` made out of the database again, since nothing came of it."""
+    import optuna
+
+    if database := _database(spec):
+        optuna.delete_study(study_name=spec.name, storage=database)
 
 
 def _database(spec: Spec) -> BaseStorage | None:
@@ -412,4 +451,4 @@ def _disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)

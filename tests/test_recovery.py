@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -268,6 +269,48 @@ def test_a_worker_that_begins_anew_counts_once(tmp_path: Path) -> None:
     curves = results.load(driver.folder).curves
     assert list(curves["update"]) == [10, 20, 10, 20]
     assert [t.intermediate_values.keys() for t in driver.study.trials] == [{1: 0, 2: 0}.keys()]
+
+
+def test_what_a_worker_did_last_before_an_interruption_is_told_by_the_next(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "study")
+    trial = driver.begin()
+    driver.collector.on_experiment_end([trial])
+    again = Driver(driver.folder)
+    config = again.search.suggest("")
+    trial = SimpleNamespace(config=config, run_metadata=SimpleNamespace(), error_file=None)
+    again.collector.on_trial_start(0, [], trial)
+    # The third part was in the checkpoint alone: no result of it ever came.
+    result = again.result(config, 4) | {"reported": [0.5, 0.25, 0.125, 0.0625], "value": 0.0625}
+    again.collector.on_trial_result(0, [], trial, result | {"payload": replace(result["payload"], whole=True)})
+    assert again.study.trials[0].intermediate_values.keys() == {1, 2, 3, 4}
+    assert again.study.trials[0].intermediate_values[3] == 0.125
+
+
+def test_a_stopped_trial_without_rows_begins_anew(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "study")
+    going_on, stopped = driver.begin(), driver.begin()
+    driver.search.stopped(1, 2)  # and a kill before its rows were written
+    files = [Path(trial.config["checkpoint"]) for trial in (going_on, stopped)]
+    assert all(file.exists() for file in files)
+    Driver(driver.folder)
+    assert [file.exists() for file in files] == [True, False]
+
+
+def test_a_folder_that_takes_no_files_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("study.recovery.write_text", full)
+    with pytest.raises(SpecError, match="cannot be written to: No space left on device; make space"):
+        held(tmp_path, "study resume").__enter__()
+    monkeypatch.undo()
+    with held(tmp_path, "study run"):
+        pass  # the lock was let go
+    (tmp_path / ".holder.json").write_text('{"pid": 1, "host": "h", "since": "s", "command": "c"}')
+    monkeypatch.setattr("study.recovery.FileLock.acquire", full)
+    assert is_held(tmp_path)
+    (tmp_path / ".holder.json").unlink()
+    assert not is_held(tmp_path)
 
 
 def test_the_second_process_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:

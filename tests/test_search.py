@@ -21,9 +21,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import analysis
-from study import cluster, collect, search, watch
+from study import cluster, collect, confirm, importance, search, watch
 from study.search import Outcome
-from study.spec import SpecError, check
+from study.spec import Confirm, SpecError, check
 from tests.test_spec import changed
 from trainables import tune as trainables_tune
 from trainables.tune import MLPTrainable
@@ -100,6 +100,20 @@ def test_a_study_fills_its_tables(run: Any) -> None:
     }  # fmt: skip
     assert "6 of 6: 6 completed" in watch.status(outcome.folder)
     assert analysis.write_report(outcome.folder).is_file()
+
+
+def test_a_study_ends_with_the_importance_of_its_parameters(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = SPEC.recording.model_copy(update={"gradient_noise": True})
+    spec = search.with_trials(SPEC.model_copy(update={"recording": recording}), 9)
+    found = analysis.load(run(spec).folder)
+    assert set(found.curves.query("split == 'train'")["metric"]) == {"loss", "gradient_square", "gradient_noise"}
+    assert set(found.importance["parameter"]) == {"optimizer", "batch_size", "width", "depth"}
+    assert found.importance.groupby("repeat")["importance"].sum().tolist() == pytest.approx([1.0] * 21)
+    # A study that went well ends well whatever Optuna makes of it.
+    monkeypatch.setattr(importance, "get_param_importances", lambda *_, **__: 1 / 0)
+    outcome = run(spec)
+    assert (outcome.ended, outcome.interrupted) == (9, False)
+    assert analysis.load(outcome.folder).importance.empty
 
 
 def test_a_repeated_study_has_the_same_numbers(run: Any, tmp_path: Path) -> None:
@@ -381,6 +395,15 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
     free = {"description": "x", "resources": {"cpus_per_trial": 2}, "confirm": {"seeds": 4}, "budget__trials": 9}
     free |= {"recording": {"tensorboard": True}, "tuning__storage": "sqlite:///elsewhere.db"}
     assert collect.deciding(check(changed(**free))) == collect.deciding(check(changed()))
+    collect.write_text(tmp_path / "spec.toml", SPEC.model_copy(update={"confirm": Confirm(seeds=9)}).to_toml())
+    (tmp_path / "confirm").mkdir()
+    collect.write_text(tmp_path / "confirm/provenance.json", '{"spec": {"lanes.seeds": 4}}')
+    with pytest.raises(SpecError, match=r"confirm.seeds = 9: was 4 when winners were confirmed; put it back"):
+        search.resume(tmp_path)
+    collect.write_text(tmp_path / "confirm/winners.json", '[{"cell": {}')
+    with pytest.raises(SpecError, match=r"winners.json: .*\n.*is damaged .*; move .*confirm away to confirm anew"):
+        confirm.winners(SPEC, tmp_path)
+    collect.write_text(tmp_path / "provenance.json", '{"spec": "of an earlier version", "sessions": [{}]}')
     fair = check(changed(tuning={"fair": True}))
     collect.write_text(tmp_path / "spec.toml", fair.to_toml())
     collect.write_provenance(tmp_path, fair, [{"command": "", "started": "", "ended": None}], finished=False)
@@ -391,14 +414,23 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
 def test_a_database_holds_each_study_once(tmp_path: Path) -> None:
     tuning = SPEC.tuning.model_copy(update={"storage": f"sqlite:///{tmp_path}/studies.db"})
     spec = SPEC.model_copy(update={"tuning": tuning})
-    search.check_storage(spec)
-    first = search.open_storage(spec, tmp_path)
-    assert search.open_storage(spec, tmp_path)._study_id == first._study_id
+    here = tmp_path / "here"
+    search.claim_storage(spec, here)
     with pytest.raises(SpecError, match="holds a study called good already"):
-        search.check_storage(spec)
+        search.claim_storage(spec, tmp_path / "there")
+    first = search.open_storage(spec, here)
+    assert search.open_storage(spec, here)._study_id == first._study_id
+    moved = search.open_storage(spec, tmp_path / "moved")  # nothing is left in its old folder
+    assert moved.user_attrs["results"] == str(tmp_path / "moved")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved/spec.toml").touch()
+    with pytest.raises(SpecError, match=r"its study good is that of .*moved, not of .*there"):
+        search.open_storage(spec, tmp_path / "there")
+    search.release_storage(spec)
+    search.claim_storage(spec, here)
     search.open_storage(spec.model_copy(update={"name": "other-confirm"}), tmp_path)
     with pytest.raises(SpecError, match="holds a study called other-confirm already"):
-        search.check_storage(spec.model_copy(update={"name": "other"}))
+        search.claim_storage(spec.model_copy(update={"name": "other"}), here)
     for url in ("nonsense", "sqlite:////nowhere/studies.db", "postgresql://nobody@127.0.0.1:9/none", "redis://x"):
         bad = SPEC.model_copy(update={"tuning": SPEC.tuning.model_copy(update={"storage": url})})
         with pytest.raises(SpecError, match=r"tuning.storage: 1 mistake\n  cannot be opened: "):

@@ -143,7 +143,7 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
         "front": [_shown(row, ("validation",), results.metric) for row in _records(_front(results, table))],
         "target": None if results.target is None else short(results.target),
         "times": times.to_dict("records"),
-        "scaling": scaling(results),
+        "scaling": scaling(results, table),
         "figures": {
             part: [drawing for drawing in drawings if drawing["part"] == part and drawing["image"]] for part in PARTS
         },
@@ -835,7 +835,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
     return sorted(drawings, key=lambda drawing: PARTS.index(drawing.part))
 
 
-def scaling(results: Results) -> list[str]:
+def scaling(results: Results, table: pd.DataFrame) -> list[str]:
     """The critical batch size of each optimizer of which it can be told, beside the gradient noise scale."""
     found = series.batch_scaling(series.steps_to_target(results))
     lines = [
@@ -845,7 +845,7 @@ def scaling(results: Results) -> list[str]:
         f"{short(row['smallest_examples'])} examples."
         for row in _records(found)
     ]
-    noise = series.gradient_noise(results, tables.cells(results))
+    noise = series.gradient_noise(results, table)
     for regime, own in noise.groupby("regime", sort=False):
         last = own.iloc[-1]
         lines.append(

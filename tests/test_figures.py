@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
@@ -17,7 +19,7 @@ from matplotlib.collections import QuadMesh
 from numpy.testing import assert_allclose
 
 import analysis
-from analysis import figures
+from analysis import figures, series
 from tests.conftest import PLANTED
 
 
@@ -193,3 +195,160 @@ def test_interval_texts() -> None:
     assert figures.interval_text(0.981, 0.99, 3, "accuracy") == "[98.1, 99.0%]"
     assert figures.interval_text(0, math.inf, 1, "loss") == "one seed"
     assert figures.interval_text(math.nan, math.nan, 0, "loss") == ""
+
+
+def test_sensitivity_by_batch_size_names_each_size(ax: Axes, study: Any) -> None:
+    data = analysis.rate_sensitivity(*study, "batch_size")
+    figures.learning_rate_sensitivity(data, ax, by="batch_size")
+    assert ax.get_legend_handles_labels()[1] == ["batch size 1", "batch size 32", "batch size 10,000"]
+    assert len({found.get_color() for found in ax.get_lines() if found.get_label().startswith("batch")}) == 3
+    draw(ax)
+
+
+def test_noise_and_speed_have_a_point_per_cell_or_a_cross(ax: Axes, study: Any) -> None:
+    data = series.noise_and_speed(*study)
+    figures.noise_against_speed(data, ax)
+    points = [found for found in ax.get_lines() if found.get_markersize() == 5 and len(found.get_xdata())]
+    crosses = [found for found in ax.get_lines() if found.get_marker() == "x"]
+    assert sum(len(found.get_xdata()) for found in points) == np.isfinite(data["examples"]).sum() > 0
+    assert sum(len(found.get_xdata()) for found in crosses) == np.isinf(data["examples"]).sum() > 0
+    assert ax.get_legend_handles_labels()[1][:3] == ["stochastic", "mini-batch", "batch"]
+    draw(ax)
+
+
+def test_tuned_rates_stand_beside_their_guides(ax: Axes, study: Any) -> None:
+    data = series.best_rates(*study)
+    figures.rate_against_batch_size(data, ax)
+    adam = data[data["optimizer"] == "adam"]
+    assert_allclose(line(ax, "adam").get_ydata(), adam["learning_rate"])
+    for label, power in (("proportional", 1.0), ("to its square root", 0.5)):
+        x, y = line(ax, label).get_data()
+        assert_allclose(np.log(y[-1] / y[0]) / np.log(x[-1] / x[0]), power)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "32", "10,000"]
+    draw(ax)
+
+
+def test_steps_have_their_fit_and_perfect_scaling(ax: Axes) -> None:
+    sizes = [8, 64, 512]
+    rows = [{"optimizer": name, "batch_size": size, "seed": seed, "updates": 50 * (1 + 100 / size) + seed}
+            for name in ("adam", "sgd") for size in sizes for seed in (0, 1, 2)]  # fmt: skip
+    fits = pd.DataFrame([{"optimizer": "adam", "critical": 100.0, "smallest_steps": 50.0}])
+    figures.steps_against_batch_size(pd.DataFrame(rows), fits, ax)
+    assert_allclose(line(ax, "sgd").get_ydata(), [50 * (1 + 100 / size) + 1 for size in sizes])
+    x, y = line(ax, "perfect scaling").get_data()
+    assert_allclose(x * y, x[0] * y[0])
+    (tick,) = [found for found in ax.get_lines() if found.get_marker() == "|"]
+    assert tick.get_xydata().tolist() == [[100, 100]]  # twice the smallest number of updates, by definition
+    draw(ax)
+
+
+def test_throughput_has_a_line_per_engine(ax: Axes, study: Any) -> None:
+    data = series.throughput(study[0])
+    figures.throughput_against_batch_size(data.assign(engine=["eager", None] * (len(data) // 2)), ax)
+    assert ax.get_legend_handles_labels()[1] == ["eager", "not recorded"]
+    draw(ax)
+
+
+def test_expected_best_draws_what_was_computed(ax: Axes) -> None:
+    data = pd.DataFrame({"optimizer": "sgd", "trials": [1, 2, 3], "expected": [0.5, 0.3, 0.2]})
+    figures.expected_best_of(data, ax)
+    assert_allclose(line(ax, "sgd").get_ydata(), [0.5, 0.3, 0.2])
+    assert ax.get_ylabel() == "expected best validation loss"
+    draw(ax)
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_parallel_coordinates_draw_the_best_on_top(ax: Axes, study: Any, metric: str) -> None:
+    data = series.searched(study[1], maximize=False)
+    figures.parallel_coordinates(data, ax, metric)
+    best = [found for found in ax.get_lines() if found.get_color() == "#D55E00"]
+    assert len(best) == len(data) // 10
+    assert [tick.get_text() for tick in ax.get_xticklabels()][-1] == f"validation {metric}"
+    for found in ax.get_lines():
+        y = np.asarray(found.get_ydata(), dtype=float)
+        assert (y >= 0).all()
+        assert (y <= 1).all()
+    draw(ax)
+
+
+def test_parallel_coordinates_of_many_cells_keep_the_best_and_the_worst(ax: Axes) -> None:
+    data = pd.DataFrame({"trial": range(1000), "width": 8, "batch_size": range(1, 1001)})
+    data["validation"] = np.linspace(0.1, 10, 1000)
+    figures.parallel_coordinates(data, ax, limit=100)
+    lines = [found for found in ax.get_lines() if len(found.get_ydata()) == 3]
+    assert len(lines) <= 100
+    heights = [found.get_ydata()[-1] for found in lines]
+    assert (min(heights), max(heights)) == (0, 1)
+
+
+@pytest.mark.parametrize("by", ["optimizer", "width", "depth", "batch_size", "learning_rate"])
+def test_isolation_marks_the_best_of_each_value(ax: Axes, study: Any, by: str) -> None:
+    data = series.searched(study[1], maximize=False)
+    figures.isolation(data, ax, by)
+    (best,) = [found for found in ax.get_lines() if found.get_marker() == "_"]
+    expected = data.groupby(by)["validation"].min()
+    order = ["sgd", "momentum", "rmsprop", "adam"] if by == "optimizer" else expected.index
+    assert_allclose(best.get_ydata(), expected[order])
+    draw(ax)
+
+
+def test_importance_is_a_bar_and_a_line_each(ax: Axes) -> None:
+    data = pd.DataFrame({"parameter": ["optimizer", "batch_size"], "estimate": [0.7, 0.3], "low": 0.2, "high": 0.8})
+    figures.importance(data, ax)
+    assert [bar.get_width() for bar in ax.patches] == [0.7, 0.3]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["optimizer", "batch size"]
+    draw(ax)
+
+
+def test_profiles_end_with_what_is_solved_at_all(ax: Axes) -> None:
+    data = pd.DataFrame({"optimizer": "adam", "ratio": [1.0, 2.0, 4.0], "share": [0.5, 0.5, 1.0], "problems": 2})
+    figures.performance_profiles(data, ax)
+    assert_allclose(line(ax, "adam").get_ydata(), data["share"])
+    draw(ax)
+
+
+def test_the_front_of_loss_and_time_is_drawn(ax: Axes, study: Any) -> None:
+    data = series.loss_and_time(*study)
+    figures.loss_against_time(data, ax)
+    assert len(line(ax, "Pareto front").get_xdata()) == data["front"].sum()
+    draw(ax)
+
+
+@pytest.mark.parametrize(("length", "unit"), [(1.0, "s"), (500.0, "min"), (20_000.0, "h"), (1e6, "days")])
+def test_the_timeline_has_a_row_per_worker(ax: Axes, length: float, unit: str) -> None:
+    data = pd.DataFrame({"worker": ["a", "b", "a"], "outcome": ["completed", "failed", "strange"], "started": 0.0})
+    figures.trial_timeline(data.assign(ended=length), ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.get_legend_handles_labels()[1] == ["completed", "failed", "strange"]
+    assert ax.get_xlabel() == f"time since the first trial began ({unit})"
+    draw(ax)
+
+
+def test_gradient_noise_that_is_infinite_has_no_point(ax: Axes) -> None:
+    data = pd.DataFrame({"regime": "batch", "batch_size": 100, "examples": [0, 100, 200], "n": 3})
+    data = data.assign(estimate=[10.0, math.inf, 30.0], low=5.0, high=[20.0, math.inf, math.inf])
+    figures.gradient_noise(data, ax)
+    assert_allclose(line(ax, "batch").get_ydata(), [10, 30])
+    draw(ax)
+
+
+@pytest.mark.parametrize("name", ["noise_against_speed", "rate_against_batch_size", "throughput_against_batch_size"])
+def test_figures_of_nothing_are_empty(ax: Axes, study: Any, name: str) -> None:
+    full = {"noise_against_speed": series.noise_and_speed, "rate_against_batch_size": series.best_rates}
+    data = full[name](*study) if name in full else series.throughput(study[0])
+    getattr(figures, name)(data.head(0), ax)
+    draw(ax)
+
+
+def test_an_adaptive_figure_turns_dark_and_keeps_its_heat_map(ax: Axes, study: Any) -> None:
+    analysis.heat_map(analysis.grid(study[1], "optimizer", "batch_size", maximize=False), ax, "optimizer", "batch size")
+    ax.plot([0, 1], [0, 1], color="#0072B2")
+    file = io.BytesIO()
+    ax.figure.savefig(file, format="svg")
+    text = figures.adaptive(file.getvalue()).decode()
+    sheet = text[text.index("<style>@media (prefers-color-scheme: dark)") :].split("</style>")[0]
+    assert '[style*="stroke: #0072b2"]{stroke:#4aa8e0!important}' in sheet
+    assert '[style*="fill: #ffffff"]{fill:#14171b!important}' in sheet
+    inside = {mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis_r"](np.linspace(0, 1, 256))}
+    assert not inside & set(re.findall(r"#[0-9a-f]{6}", sheet))
+    ElementTree.fromstring(text)

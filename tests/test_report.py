@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from numpy.testing import assert_allclose
 
 import analysis
 from analysis import report
 from tests.conftest import (
     PART,
+    curve_row,
     lane_row,
     trial_row,
     write_confirmation,
@@ -446,3 +450,71 @@ def test_a_folder_that_is_no_study_is_an_error(tmp_path: Path) -> None:
         analysis.write_report(tmp_path / "nothing")
     with pytest.raises(analysis.ResultsError, match="no results folder given"):
         analysis.write_report([])
+
+
+def planted_study(folder: Path, *, gap: float, draw: int = 0) -> Path:
+    """Two optimizers whose losses differ by the factor `gap`, over the same seeds; the edge of sgd's grid is its best.
+
+    Updates to the target follow S = 60 (1 + 100 / B) for both; ten seeds scatter the log loss by 0.1, and share half of
+    the variance between the optimizers. `draw` seeds the scatter.
+    """
+    rng, seeds, noise, critical = np.random.default_rng(draw), 10, 0.1, 100.0
+    luck = rng.normal(0, noise / math.sqrt(2), seeds)
+    write_spec(folder, target=0.5)
+    with (folder / "spec.toml").open("a") as file:
+        file.write(
+            "\n[search]\nbatch_size = {low = 8, high = 512, log = true}\nwidth = {low = 4, high = 64, log = true}\n"
+        )
+    write_provenance(folder)
+    trials, lanes, curves = [], [], []
+    cells = [(name, size, width) for name in ("adam", "sgd") for size in (8, 32, 128, 512) for width in (16, 64)]
+    for trial, (name, size, width) in enumerate(cells):
+        shape = {"optimizer": name, "batch_size": size, "width": width}
+        trials.append(trial_row(trial=trial, **shape, wall_seconds=225.0))
+        best = 0.01 * (gap if name == "sgd" else 1) * (1 + size / 100) * (1.3 if width == 16 else 1)
+        tuned = 0.1 if name == "sgd" else 0.01
+        for lane, (rate, seed) in enumerate((rate, seed) for rate in (0.001, 0.01, 0.1) for seed in range(seeds)):
+            final = best * (rate / tuned if rate > tuned else tuned / rate) ** 0.4
+            final *= math.exp(luck[seed] + rng.normal(0, noise / math.sqrt(2)))
+            steps = round(60 * (1 + critical / size) * math.exp(rng.normal(0, 0.05)) * (1 if rate == tuned else 2))
+            row = lane_row(trial=trial, lane=lane, learning_rate=rate, seed=seed, validation_loss=final)
+            lanes.append(row | {"test_loss": final * math.exp(rng.normal(0, noise / 10))})
+            points = {0: 2.0, steps - 1: 0.9, steps: 0.49, 5 * steps: final}
+            curves += [curve_row(trial=trial, lane=lane, update=update, value=v) for update, v in points.items()]
+    write_tables(folder, trials=trials, lanes=lanes, curves=curves)
+    return folder
+
+
+def test_a_planted_truth_is_what_the_report_says(tmp_path: Path) -> None:
+    text = squeezed(read(analysis.write_report(planted_study(tmp_path, gap=1.5))))
+    found = re.search(
+        r"Adam, width 64, depth 1, batch size 8 at learning rate 0\.01 wins: test loss (\S+) \[(\S+), (\S+)\] against "
+        r"(\S+) \[(\S+), (\S+)\] for sgd, width 64, depth 1, batch size 8 at learning rate 0\.1; (\S+) times "
+        r"\[(\S+), (\S+)\], better on 10 of 10 paired seeds, sign-flip p = 0\.00195, for 1 CPU-hours\.",
+        text,
+    )
+    assert found
+    mine, low, high, other, other_low, other_high, ratio, ratio_low, ratio_high = map(float, found.groups())
+    assert_allclose([mine, other], [0.0108, 0.0162], rtol=0.1)
+    assert ratio_low < 1 / 1.5 < ratio_high
+    assert low < mine < high < other_low < other < other_high
+    assert ratio_low < ratio < ratio_high
+    # The scatter over seeds: the half width of the interval is t sd / sqrt(n) of the log loss.
+    assert 0.05 < math.log(high / low) / 2 / 2.262 * math.sqrt(10) < 0.2
+    for name in ("adam", "sgd"):
+        critical = re.search(rf"Critical batch size of {name}: (\S+) \[(\S+), (\S+)\]", text)
+        assert critical
+        assert float(critical[2]) < 100 < float(critical[3])
+    assert "Tuned rate on the edge of its grid for the best cell of sgd (0.1)" in text
+    assert "The best cells lie at the high end of the searched width, 64: better ones may lie beyond." in text
+    assert "The best cells lie at the low end of the searched batch size, 8: better ones may lie beyond." in text
+
+
+def test_where_nothing_was_planted_the_report_finds_nothing(tmp_path: Path) -> None:
+    said = []
+    for draw in range(60):
+        results = analysis.load(planted_study(tmp_path / str(draw), gap=1.0, draw=draw))
+        said.append(report.verdict(results, analysis.cells(results)))
+    # By chance one in twenty is significant.
+    assert sum(text.startswith("No clear winner: ") for text in said) >= 54
+    assert sum(" wins: " in text for text in said) <= 6

@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import stats
 
 import analysis
-from analysis import series
-from tests.conftest import (
-    curve_row,
-)
+from analysis import Results, series, statistics
+from analysis.results import CURVES, LANES, TRIALS
+from tests.conftest import curve_row, lane_row, trial_row, write_study
 
-losses = st.floats(1e-12, 1e12)
-shares = st.floats(0, 1)
+
+def made(
+    trials: list[dict[str, Any]],
+    lanes: list[dict[str, Any]],
+    curves: list[dict[str, Any]],
+    target: float | None = None,
+    **spec: Any,
+) -> Results:
+    """Results of a study of these rows, which no folder holds."""
+    workload = {"metric": "loss"} | ({} if target is None else {"target": target})
+    frames = [
+        pa.Table.from_pylist(rows, schema=schema).to_pandas()
+        for rows, schema in ((trials, TRIALS), (lanes, LANES), (curves, CURVES))
+    ]
+    results = Results(Path(), {"name": "made", "workload": workload, **spec}, "", {}, *frames[:2])
+    results.__dict__["curves"] = frames[2]
+    return results
+
+
+def scaled_study(critical: float, smallest: float, noise: float, seeds: int = 8, missed: str = "") -> Results:
+    """Updates to the target that follow S = S_min (1 + B_crit / B), each seed with its own luck."""
+    rng, sizes = np.random.default_rng(3), [4, 16, 64, 256, 1024]
+    trials, lanes, curves = [], [], []
+    for trial, size in enumerate(sizes):
+        trials.append(trial_row(trial=trial, batch_size=size))
+        for lane, (rate, slower) in enumerate([(0.1, 3)] * seeds + [(0.01, 1)] * seeds):
+            steps = round(smallest * (1 + critical / size) * math.exp(rng.normal(0, noise)) * slower)
+            lanes.append(lane_row(trial=trial, lane=lane, learning_rate=rate, seed=lane % seeds, validation_loss=0.05))
+            points = {0: 1.0, steps - 1: 0.5, steps: 0.09, steps + 1: 0.5}
+            if missed == f"{size} {rate} {lane % seeds}":
+                points.pop(steps)
+            curves += [curve_row(trial=trial, lane=lane, update=update, value=v) for update, v in points.items()]
+    return made(trials, lanes, curves, target=0.1)
 
 
 def test_progress_follows_the_order_of_trials(quick_study: Path) -> None:
@@ -90,3 +127,217 @@ def test_bins_are_few_and_in_order(numbers: list[int]) -> None:
     assert len(series.binned(values)) == len(values)
     firsts = [int(label.split("-")[0]) for label in labels]
     assert firsts == sorted(firsts)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30), st.floats(0.3, 20))
+def test_smoothing_is_the_unbiased_moving_average_of_pandas(values: list[float], half_life: float) -> None:
+    found = statistics.smoothed(values, np.arange(1, len(values) + 1), half_life)
+    assert_allclose(found, pd.Series(values).ewm(halflife=half_life).mean(), rtol=1e-6, atol=1e-6)
+
+
+def test_smoothing_of_a_constant_is_the_constant_however_uneven() -> None:
+    found = statistics.smoothed([math.nan, 2.0, 2.0, math.nan, 2.0], [1, 2, 50, 51, 900], 10.0)
+    assert math.isnan(found[0])
+    assert_allclose(found[1:], 2.0)
+
+
+def test_smoothing_forgets_half_of_the_past_in_a_half_life() -> None:
+    # Dense points do not count more than the way that they stand for.
+    dense = statistics.smoothed([0.0] * 1000 + [1.0] * 10, [*np.arange(1, 1001), *np.arange(1001, 1011)], 10.0)
+    sparse = statistics.smoothed([0.0, 1.0], [1000, 1010], 10.0)
+    assert_allclose([dense[-1], sparse[-1]], 0.5, atol=1e-12)
+
+
+def test_batch_losses_are_smoothed_over_the_same_examples_in_every_regime(quick_study: Path) -> None:
+    results = analysis.load(quick_study)
+    curves = analysis.regime_curves(results, analysis.cells(results))
+    half_life = series.HALF_LIFE * curves.groupby("regime")["examples"].max().min()
+    for _, own in curves.groupby("regime"):
+        expected = statistics.smoothed(own["batch_loss"], own["examples"], half_life)
+        assert_allclose(own["batch_smooth"], expected)
+        assert math.isnan(expected[0])
+        assert np.isfinite(expected[1:]).all()
+
+
+@pytest.mark.parametrize("by", ["batch_size", "width", "depth"])
+def test_sensitivity_by_another_column_stays_with_the_best_optimizer(quick_study: Path, by: str) -> None:
+    results = analysis.load(quick_study)
+    table = analysis.cells(results)
+    frame = analysis.rate_sensitivity(results, table, by)
+    assert set(frame["optimizer"]) == {"adam"}
+    adam = table[table["optimizer"] == "adam"]
+    assert sorted(frame["group"].unique()) == sorted(adam[by].unique())
+    for value, own in frame[frame["tuned"]].groupby("group"):
+        assert own["estimate"].to_list() == [adam.loc[adam[by] == value, "validation"].min()]
+
+
+def test_best_rates_name_their_neighbours(make_study: Callable[..., Path]) -> None:
+    results = analysis.load(make_study(optimizers=["adam"], widths=[8], depths=[1], rates=[1e-3, 1e-2, 1e-1]))
+    frame = series.best_rates(results, analysis.cells(results))
+    assert list(frame["batch_size"]) == [1, 32, 10_000]
+    assert frame["learning_rate"].eq(1e-2).all()
+    assert frame["below"].eq(1e-3).all()
+    assert frame["above"].eq(1e-1).all()
+    assert not frame["on_edge"].any()
+    edge = replace(results, lanes=results.lanes[results.lanes["learning_rate"] < 0.05])
+    assert series.best_rates(edge, analysis.cells(edge))["above"].isna().all()
+    one = replace(results, lanes=results.lanes[results.lanes["learning_rate"] == 1e-2])
+    assert series.best_rates(one, analysis.cells(one)).empty
+
+
+def falling(slope: float, noise: float, seed: int) -> list[float]:
+    rng = np.random.default_rng(seed)
+    return [math.exp(-slope * point + rng.normal(0, noise)) for point in range(400)]
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.3])
+def test_noise_is_the_scatter_about_the_trend_and_speed_the_way_down(noise: float) -> None:
+    trials, lanes, curves = [], [], []
+    for trial, (slope, scatter) in enumerate(((0.02, noise), (0.04, 0.1))):
+        trials.append(trial_row(trial=trial, batch_size=(32, 64)[trial]))
+        for seed in range(6):
+            line = falling(slope, scatter, 10 * trial + seed)
+            lanes.append(lane_row(trial=trial, lane=seed, seed=seed, validation_loss=line[-1]))
+            curves += [curve_row(trial=trial, lane=seed, update=n, value=value) for n, value in enumerate(line)]
+    results = made(trials, lanes, curves)
+    frame = series.noise_and_speed(results, analysis.cells(results)).set_index("batch_size")
+    assert_allclose(frame.loc[32, "noise"], noise, rtol=0.15)
+    assert frame.loc[32, "noise_low"] < noise < frame.loc[32, "noise_high"]
+    assert_allclose(frame["noise"][64], 0.1, rtol=0.15)
+    # Halfway to the best, exp(-16), is exp(-8): point 200 of the second cell; the first comes there at its end, 400.
+    assert math.isinf(frame.loc[32, "examples"]) or frame.loc[32, "examples"] > 32 * 350
+    assert_allclose(frame["examples"][64], 32 * 200, rtol=0.1)
+    assert frame["seeds"].eq(6).all()
+
+
+def test_steps_to_target_are_those_of_the_fastest_rate() -> None:
+    results = scaled_study(critical=100, smallest=50, noise=0.0)
+    steps = series.steps_to_target(results)
+    assert steps["learning_rate"].eq(0.01).all()  # a third of the updates that the other rate needs
+    assert steps.groupby("batch_size")["updates"].unique().map(list).to_dict() == {
+        size: [round(50 * (1 + 100 / size))] for size in (4, 16, 64, 256, 1024)
+    }
+    assert series.steps_to_target(made([], [], [])).empty
+
+
+def test_a_rate_at_which_a_seed_never_arrives_does_not_count() -> None:
+    steps = series.steps_to_target(scaled_study(critical=100, smallest=50, noise=0.0, missed="64 0.01 3"))
+    assert steps.loc[steps["batch_size"] == 64, "learning_rate"].eq(0.1).all()
+    assert steps.loc[steps["batch_size"] == 16, "learning_rate"].eq(0.01).all()
+
+
+@pytest.mark.parametrize("critical", [20.0, 150.0])
+def test_a_planted_critical_batch_size_is_found(critical: float) -> None:
+    (fit,) = series.batch_scaling(series.steps_to_target(scaled_study(critical, 80, 0.05))).to_dict("records")
+    assert fit["low"] < critical < fit["high"]
+    assert_allclose(fit["critical"], critical, rtol=0.15)
+    assert_allclose(fit["smallest_steps"], 80, rtol=0.1)
+    assert_allclose(fit["smallest_examples"], 80 * critical, rtol=0.2)
+    assert (fit["optimizer"], fit["n"]) == ("adam", 8)
+
+
+def test_throughput_counts_whole_stacks_alone() -> None:
+    trials = [
+        trial_row(trial=0, examples=1000, lanes=4, train_seconds=2.0, engine="eager"),
+        trial_row(trial=1, examples=1000, lanes=4, train_seconds=1.0, engine="eager"),
+        trial_row(trial=2, examples=1000, lanes=None, train_seconds=1.0),
+    ]
+    lanes = [lane_row(trial=0), lane_row(trial=1, outcome="diverged"), lane_row(trial=2)]
+    frame = series.throughput(made(trials, lanes, []))
+    assert frame[["trial", "examples_per_second"]].to_numpy().tolist() == [[0, 2000.0]]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
+def test_nothing_is_expected_of_an_adaptive_search(quick_study: Path, sampler: str) -> None:
+    results = analysis.load(quick_study)
+    with pytest.raises(ValueError, match=f"The sampler, {sampler}, learned from earlier trials"):
+        series.expected_search(replace(results, spec=results.spec | {"tuning": {"sampler": sampler}}))
+
+
+def test_the_expected_best_ends_at_the_best_and_begins_at_the_mean(quick_study: Path) -> None:
+    results = analysis.load(quick_study)
+    results = replace(results, spec=results.spec | {"tuning": {"sampler": "random"}})
+    frame, found = series.expected_search(results), analysis.progress(results)
+    for name, own in frame.groupby("optimizer"):
+        values = found.loc[found["optimizer"] == name, "value"]
+        values = values.fillna(values.max())  # a trial that diverged counts as the worst
+        assert_allclose(own["expected"].iloc[[0, -1]], [values.mean(), values.min()])
+        assert list(own["trials"]) == list(range(1, 13))
+
+
+def test_a_profile_by_hand() -> None:
+    reached = {("adam", 8): 10, ("sgd", 8): 30, ("adam", 16): 40, ("sgd", 16): 20, ("sgd", 32): 5, ("adam", 64): 7}
+    trials, lanes, curves = [], [], []
+    for trial, ((name, width), update) in enumerate(reached.items()):
+        trials.append(trial_row(trial=trial, optimizer=name, width=width))
+        lanes.append(lane_row(trial=trial, validation_loss=0.05))
+        curves += [curve_row(trial=trial, update=0), curve_row(trial=trial, update=update, value=0.05)]
+    frame = series.profile([made(trials, lanes, curves, target=0.1)])
+    assert frame["problems"].eq(2).all()  # at widths 32 and 64 one optimizer ran alone
+    shares = {name: own.set_index("ratio")["share"] for name, own in frame.groupby("optimizer")}
+    assert (shares["adam"].iloc[0], shares["sgd"].iloc[0]) == (0.5, 0.5)
+    assert shares["adam"][shares["adam"].index > 2.01].eq(1).all()
+    assert shares["sgd"][shares["sgd"].index < 2.9].eq(0.5).all()
+    assert shares["sgd"].iloc[-1] == 1
+    assert series.profile([made(trials, lanes, curves)]).empty
+
+
+def test_the_front_of_loss_and_time_is_that_of_the_search(quick_study: Path) -> None:
+    table = analysis.cells(analysis.load(quick_study))
+    frame = series.loss_and_time(analysis.load(quick_study), table)
+    expected = table[analysis.pareto(table, ["metric", "train_seconds"], maximize=False)]
+    assert set(frame.loc[frame["front"], "trial"]) == set(expected["trial"])
+    assert len(frame) == (table["outcome"] == "completed").sum()
+
+
+def test_the_timeline_begins_with_the_first_trial() -> None:
+    trials = [
+        trial_row(trial=0, started=1000.0, worker="b:1", wall_seconds=5.0),
+        trial_row(trial=1, started=1002.0, worker="a:1", wall_seconds=1.0),
+        trial_row(trial=2, started=None, worker=None),
+    ]
+    frame = series.timeline(made(trials, [], []))
+    assert frame[["trial", "started", "ended"]].to_numpy().tolist() == [[1, 2.0, 3.0], [0, 0.0, 5.0]]
+
+
+def test_importance_has_its_spread_over_repeats() -> None:
+    rows = [{"parameter": name, "repeat": n, "importance": share + n / 100} for n in range(5)
+            for name, share in (("width", 0.2), ("optimizer", 0.7))]  # fmt: skip
+    frame = series.importance_spread(pd.DataFrame(rows))
+    assert list(frame["parameter"]) == ["optimizer", "width"]
+    assert_allclose(frame.loc[0, ["estimate", "low", "high", "n"]].astype(float), [0.7, 0.71075, 0.73925, 4])
+    assert series.importance_spread(pd.DataFrame({"parameter": [], "repeat": [], "importance": []})).empty
+
+
+def test_the_noise_scale_is_that_of_the_best_cells_lanes() -> None:
+    trials = [trial_row()]
+    lanes = [lane_row(lane=seed, seed=seed, validation_loss=0.1) for seed in range(3)]
+    points = {"gradient_square": [1.0, 2.0, 3.0], "gradient_noise": [10.0, 30.0, 20.0]}
+    curves = [
+        curve_row(lane=seed, update=update, split="train", metric=metric, value=value)
+        for metric, values in points.items()
+        for seed, value in enumerate(values)
+        for update in (0, 5)
+    ]
+    results = made(trials, lanes, curves)
+    frame = series.gradient_noise(results, analysis.cells(results))
+    assert list(frame["update"]) == [0, 5]
+    expected = statistics.gradient_noise_scale(*points.values())
+    assert frame["estimate"].eq(expected.estimate).all()
+    assert expected.estimate == 10.0
+    assert frame["n"].eq(3).all()
+
+
+def test_optimizers_across_studies_are_relative_to_each_studys_best(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"widths": [8], "depths": [1], "batch_sizes": [32], "noise": 0.0}
+    pair = [analysis.load(write_study(tmp_path / name, **options)) for name in ("a", "b")]
+    frame = series.across(pair).set_index("optimizer")
+    assert list(frame.index) == ["adam", "rmsprop", "momentum", "sgd"]
+    assert frame.loc["adam", "estimate"] == 1.0
+    best = analysis.cells(pair[0]).groupby("optimizer")["validation"].min()
+    assert_allclose(frame["estimate"], (best / best["adam"])[frame.index])
+    assert frame["studies"].eq(2).all()
+    less = analysis.load(write_study(tmp_path / "c", optimizers=["adam", "sgd"], **options))
+    assert list(series.across([pair[0], less])["optimizer"]) == ["adam", "sgd"]
+    with pytest.raises(ValueError, match="no common score"):
+        series.across([pair[0], analysis.load(write_study(tmp_path / "d", metric="accuracy", **options))])

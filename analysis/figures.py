@@ -382,7 +382,7 @@ def noise_against_speed(data: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def gradient_noise(data: pd.DataFrame, ax: Axes) -> Axes:
+def noise_scale(data: pd.DataFrame, ax: Axes) -> Axes:
     """The gradient noise scale along training, one line per regime; a dotted line at its batch size, to compare.
 
     Args:
@@ -588,7 +588,7 @@ def isolation(data: pd.DataFrame, ax: Axes, by: str, metric: str = "loss", unit:
     return ax
 
 
-def importance(data: pd.DataFrame, ax: Axes) -> Axes:
+def importance_bars(data: pd.DataFrame, ax: Axes) -> Axes:
     """The importance of each hyperparameter, with the spread over bootstrap repeats.
 
     Args:

@@ -640,7 +640,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             f"95% interval.",
             "Gradient noise scale against training examples, one line per regime.",
             noises,
-            single(lambda ax: figures.gradient_noise(noises, ax)),
+            single(lambda ax: figures.noise_scale(noises, ax)),
             "not recorded; [recording] gradient_noise = true in the spec records it",
         ),
         _Drawing(
@@ -782,7 +782,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             f"{_count(int(weights['n'].max()) if len(weights) else 0, 'bootstrap repeat')}.",
             "Bar chart of hyperparameter importances.",
             weights,
-            single(lambda ax: figures.importance(weights, ax), 110, 15 + 9 * max(2, len(weights))),
+            single(lambda ax: figures.importance_bars(weights, ax), 110, 15 + 9 * max(2, len(weights))),
             "the study has not recorded it; it takes several completed trials",
         ),
         _Drawing(

@@ -416,10 +416,6 @@ class BatchScaling:
     examples: Interval
     critical: Interval
 
-    def steps_at(self, batch_size: ArrayLike) -> NDArray[np.float64]:
-        """Steps that the fitted curve takes at batch sizes of any shape: S_min (1 + B_crit / B)."""
-        return np.asarray(self.steps.estimate * (1 + self.critical.estimate / np.asarray(batch_size, dtype=np.float64)))
-
 
 def _fit_scaling(log_sizes: NDArray[np.float64], log_steps: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """The logarithms of S_min and B_crit for one seed, shape (2,); None where its points do not identify them."""
@@ -476,37 +472,6 @@ def critical_batch_size(batch_sizes: ArrayLike, steps: ArrayLike, level: float =
     with np.errstate(over="ignore"):
         found = [np.exp(logs) for logs in (log_least, log_least + log_critical, log_critical)]
     return BatchScaling(*(log_interval(values, level) for values in found))
-
-
-def noise_estimates(
-    small: ArrayLike, big: ArrayLike, small_size: ArrayLike, big_size: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The gradient's squared norm and its noise from two batch sizes, unbiased (McCandlish et al. 2018, appendix A.1).
-
-    |G|^2 = (B_big |g_big|^2 - B_small |g_small|^2) / (B_big - B_small) and
-    tr(Sigma) = (|g_small|^2 - |g_big|^2) / (1 / B_small - 1 / B_big).
-
-    Args:
-        small: squared norms of gradients over batches of `small_size`, of any shape, or their means.
-        big: likewise over batches of `big_size`.
-        small_size: examples in a small batch, > 0.
-        big_size: examples in a big batch, more.
-
-    Returns:
-        |G|^2 and tr(Sigma), of the shape that the arguments broadcast to; either may come out negative. NaN and
-        infinite norms give NaN or infinity.
-
-    Raises:
-        ValueError: if the sizes are not 0 < small < big.
-    """
-    norms = [np.asarray(values, dtype=np.float64) for values in (small, big)]
-    sizes = [np.asarray(values, dtype=np.float64) for values in (small_size, big_size)]
-    if not ((sizes[0] > 0) & (sizes[0] < sizes[1])).all():
-        raise ValueError(f"batches are two sizes, the second larger, got {sizes[0]} and {sizes[1]}")
-    with np.errstate(invalid="ignore"):
-        square = (sizes[1] * norms[1] - sizes[0] * norms[0]) / (sizes[1] - sizes[0])
-        noise = (norms[0] - norms[1]) / (1 / sizes[0] - 1 / sizes[1])
-    return np.asarray(square), np.asarray(noise)
 
 
 def gradient_noise_scale(squares: ArrayLike, noises: ArrayLike, level: float = 0.95) -> Interval:

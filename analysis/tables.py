@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis.results import CELL, REGIMES, Results, pool
 from analysis.statistics import (
@@ -21,6 +22,7 @@ from analysis.statistics import (
     curse_interval,
     edge_of,
     holm,
+    log_rank_p,
     metric_interval,
     sign_flip_p,
     superiority,
@@ -421,24 +423,34 @@ def target_times(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     """Time to target of the best cell of each regime and optimizer, at its tuned rate.
 
     Returns:
-        Columns regime, optimizer, settings, trial, batch_size, learning_rate, reached (seeds), seeds, and the medians
-        over seeds of update, examples, epoch, train_seconds, infinite where half of the seeds never reach the target.
-        Fastest in examples first within a regime. Empty if the workload has no target.
+        Columns regime, optimizer, settings, trial, batch_size, learning_rate, reached (seeds), seeds, the medians over
+        seeds of update, examples, epoch, train_seconds, infinite where half of the seeds never reach the target, and p,
+        of the log-rank test of the examples against the fastest of the regime (NaN of itself, and where it says
+        nothing). Fastest in examples first within a regime. Empty if the workload has no target.
     """
     names = ["regime", "optimizer", "settings", "trial", "batch_size", "learning_rate"]
-    columns = [*names, "reached", "seeds", *AXES]
+    columns = [*names, "reached", "seeds", *AXES, "p"]
     rows: list[dict[str, Any]] = []
+    times: dict[int, tuple[ArrayLike, ArrayLike]] = {}
     if results.target is not None:
         best = rank(table, results.maximize).drop_duplicates(["regime", "optimizer"])
         curves = curves_of(results, best)
         for cell in best.to_dict("records"):
-            own = time_to_target(curves[curves["cell"] == cell["trial"]], results.target, results.maximize)
+            of_cell = curves[curves["cell"] == cell["trial"]]
+            own = time_to_target(of_cell, results.target, results.maximize)
+            times[cell["trial"]] = own["examples"], of_cell.groupby(["trial", "lane"])["examples"].max().to_numpy()
             medians = {axis: censored_median(own[axis]) for axis in AXES}
             shown = {name: cell[name] for name in names}
             rows.append(shown | {"reached": int(own["reached"].sum()), "seeds": len(own)} | medians)
     frame = pd.DataFrame(rows, columns=columns)
     order = frame["regime"].map({name: place for place, name in enumerate(REGIMES)})
-    return frame.assign(order=order).sort_values(["order", "examples", "trial"], ignore_index=True)[columns]
+    frame = frame.assign(order=order).sort_values(["order", "examples", "trial"], ignore_index=True)[columns]
+    fastest = frame.groupby("regime")["trial"].transform("first")
+    frame["p"] = [
+        math.nan if own == first else log_rank_p(times[first][0], times[own][0], times[first][1], times[own][1])
+        for own, first in zip(frame["trial"], fastest, strict=True)
+    ]
+    return frame
 
 
 def curves_of(results: Results, rows: pd.DataFrame) -> pd.DataFrame:

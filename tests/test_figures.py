@@ -294,7 +294,7 @@ def test_isolation_marks_the_best_of_each_value(ax: Axes, study: Any, by: str) -
 
 def test_importance_is_a_bar_and_a_line_each(ax: Axes) -> None:
     data = pd.DataFrame({"parameter": ["optimizer", "batch_size"], "estimate": [0.7, 0.3], "low": 0.2, "high": 0.8})
-    figures.importance(data, ax)
+    figures.importance_bars(data, ax)
     assert [bar.get_width() for bar in ax.patches] == [0.7, 0.3]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["optimizer", "batch size"]
     draw(ax)
@@ -327,7 +327,7 @@ def test_the_timeline_has_a_row_per_worker(ax: Axes, length: float, unit: str) -
 def test_gradient_noise_that_is_infinite_has_no_point(ax: Axes) -> None:
     data = pd.DataFrame({"regime": "batch", "batch_size": 100, "examples": [0, 100, 200], "n": 3})
     data = data.assign(estimate=[10.0, math.inf, 30.0], low=5.0, high=[20.0, math.inf, math.inf])
-    figures.gradient_noise(data, ax)
+    figures.noise_scale(data, ax)
     assert_allclose(line(ax, "batch").get_ydata(), [10, 30])
     draw(ax)
 

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import html5lib
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -518,3 +519,7 @@ def test_where_nothing_was_planted_the_report_finds_nothing(tmp_path: Path) -> N
     # By chance one in twenty is significant.
     assert sum(text.startswith("No clear winner: ") for text in said) >= 54
     assert sum(" wins: " in text for text in said) <= 6
+
+
+def test_it_is_valid_html(quick_report: Path) -> None:
+    html5lib.HTMLParser(strict=True).parse(quick_report.read_text(encoding="utf-8"))

@@ -507,10 +507,9 @@ def test_critical_batch_size_without_noise_is_exact(
     assert_allclose(found.critical.estimate, critical, rtol=1e-3)
     assert_allclose(found.steps.estimate, least, rtol=1e-3)
     assert_allclose(found.examples.estimate, found.steps.estimate * found.critical.estimate, rtol=1e-9)
-    assert_allclose(found.steps_at(POWERS), least * (1 + critical / POWERS), rtol=1e-2)
     assert found.critical.n == found.steps.n == found.examples.n == seeds
     # McCandlish et al. 2018, equation 2.11
-    curve = found.steps_at(POWERS)
+    curve = found.steps.estimate * (1 + found.critical.estimate / POWERS)
     product = (curve / found.steps.estimate - 1) * (POWERS * curve / found.examples.estimate - 1)
     assert_allclose(product, 1, rtol=1e-6)
 
@@ -564,32 +563,6 @@ def test_critical_batch_size_of_nothing() -> None:
         statistics.critical_batch_size([0.0, 1.0, 2.0], np.ones((3, 1)))
     with pytest.raises(ValueError, match="not negative"):
         statistics.critical_batch_size([1.0, 2.0, 3.0], -np.ones((3, 1)))
-
-
-@given(st.floats(0, 1e3), st.floats(0, 1e3), st.integers(1, 64), st.integers(1, 64))
-def test_noise_estimates_undo_the_expected_norms(square: float, noise: float, size: int, more: int) -> None:
-    small, big = (square + noise / batch for batch in (size, size + more))
-    found = statistics.noise_estimates(small, big, size, size + more)
-    assert_allclose(found, [square, noise], rtol=1e-9, atol=1e-6)
-
-
-def test_noise_estimates_are_unbiased_for_gradients() -> None:
-    rng = np.random.default_rng(0)
-    mean, deviations = np.array([1.0, -2.0, 0.5]), np.array([3.0, 1.0, 2.0])
-    gradients = rng.normal(mean, deviations, (20_000, 16, 3))
-    small, big = ((gradients[:, :size].mean(axis=1) ** 2).sum(axis=-1) for size in (2, 16))
-    found = statistics.noise_estimates(small, big, 2, 16)
-    for estimates, truth in zip(found, [(mean**2).sum(), (deviations**2).sum()], strict=True):
-        assert estimates.shape == (20_000,)
-        assert abs(estimates.mean() - truth) <= 4 * stats.sem(estimates)
-
-
-def test_noise_estimates_of_mistakes() -> None:
-    for sizes in ((2, 2), (4, 2), (0, 2), (math.nan, 2)):
-        with pytest.raises(ValueError, match="the second larger"):
-            statistics.noise_estimates(1.0, 1.0, *sizes)
-    square, noise = statistics.noise_estimates([math.nan, math.inf], [1.0, math.inf], 1, 2)
-    assert not np.isfinite([square, noise]).any()
 
 
 lane_values = st.one_of(st.just(math.nan), st.integers(-3, 3).map(float), st.floats(-1e3, 1e3))
@@ -658,7 +631,8 @@ def test_gradient_noise_scale_covers_as_it_says(lanes: int, batches: int, spread
     for batch in (32, 256):
         unit = noise / (batch * parameters)
         norms.append(unit * rng.noncentral_chisquare(parameters * batches, batches * square / unit) / batches)
-    squares, noises = (np.reshape(values.T, size) for values in statistics.noise_estimates(*norms, 32, 256))
+    estimates = (256 * norms[1] - 32 * norms[0]) / (256 - 32), (norms[0] - norms[1]) / (1 / 32 - 1 / 256)
+    squares, noises = (np.reshape(values.T, size) for values in estimates)
     found = [statistics.gradient_noise_scale(*pair) for pair in zip(squares, noises, strict=True)]
     assert 0.935 <= np.mean([interval.low <= truth <= interval.high for interval in found]) <= 0.985
 

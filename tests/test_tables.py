@@ -482,6 +482,14 @@ def test_target_times_names_the_fastest_first(quick_study: Path) -> None:
     assert mini_batch["examples"].is_monotonic_increasing
     sgd = mini_batch[mini_batch["optimizer"] == "sgd"].iloc[0]
     assert (sgd["reached"], sgd["seeds"], sgd["update"]) == (0, 3, math.inf)
+    assert math.isnan(mini_batch["p"].iloc[0])
+    own = {}
+    for row in (mini_batch.iloc[0], sgd):
+        curves = analysis.curves_of(results, mini_batch[mini_batch["trial"] == row["trial"]])
+        reached = analysis.time_to_target(curves, 0.1, maximize=False)["examples"]
+        own[row["optimizer"]] = reached, curves["examples"].max()
+    (fast, end), (slow, late) = own.values()
+    assert sgd["p"] == analysis.log_rank_p(fast, slow, end, late) < 0.1
     assert not ((times["regime"] == "batch") & (times["optimizer"] == "momentum")).any()
 
 

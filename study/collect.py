@@ -188,12 +188,12 @@ class Collector(tune.Callback):
         course.take(number, payload)
         # A trial that failed in mid-course keeps the counts and rows of its last good report.
         course.result = {**course.result, **result}
-        if payload.whole:
-            # What a worker did last before it was interrupted is in its checkpoint, but was never delivered.
-            for part, value in enumerate(result.get("reported", []), start=1):
-                self.search.report(number, part, value)
-        elif "report" in result and not result["extending"]:
-            self.search.report(number, result["report"], result["value"])
+        # What a worker did last before it was interrupted is in its checkpoint, but was never delivered.
+        parts = dict(enumerate(result.get("reported", []), start=1)) if payload.whole else {}
+        if "report" in result and not result["extending"]:
+            parts[result["report"]] = result["value"]
+        for part, value in parts.items():
+            self.search.report(number, part, value)
         if (warning := result.get("warning")) and number not in self.warned:
             self.warned.add(number)  # a disk that is full stays so for many reports
             self.say(f"trial {number}: {warning}")

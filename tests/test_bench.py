@@ -18,13 +18,8 @@ from study import bench
 from trainables.bench import WORKS, Work
 
 
-@pytest.mark.parametrize(
-    "work",
-    [
-        pytest.param(work, id=work.name, marks=[] if work.name == "2-16-8-1 MLP, batch 32" else pytest.mark.long)
-        for work in WORKS
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("work", WORKS, ids=[work.name for work in WORKS])
 def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainables.bench, "TURN_SECONDS", 1e-3)
     small = dataclasses.replace(work, lanes=4, examples=min(work.examples, 300), batch_size=min(work.batch_size, 300))

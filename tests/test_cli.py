@@ -54,6 +54,7 @@ print("HEAVY", [name for name in {HEAVY} if name in sys.modules])
     assert "HEAVY []" in found.stdout
 
 
+@pytest.mark.long
 def test_help_is_much_faster_than_importing_torch(tmp_path: Path) -> None:
     def fastest(command: list[str]) -> float:
         times = []

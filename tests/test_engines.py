@@ -34,8 +34,7 @@ def cases() -> list[Any]:
                     quick = {
                         "eager": True,
                         "cuda-graph": family == "mlp",
-                        "compiled": size == 32
-                        and (rule == "adam" or (rule in ("momentum", "nadam") and family == "linear")),
+                        "compiled": size == 32 and (rule in ("adam", "momentum", "nadam") and family == "linear"),
                     }[engine]
                     if engine == "compiled" and family == "cnn" and size != 32 and rule not in ("adam", "momentum"):
                         continue

@@ -144,9 +144,15 @@ def _ordered_look(place: int, count: int) -> tuple[str, str]:
     return colour, ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")[place % 10]
 
 
-def shortened(name: str) -> str:
-    """A name that fits a legend or an axis."""
-    return name if len(name) <= 30 else f"{name[:29]}…"
+def shortened(name: str, length: int = 30) -> str:
+    """A name that fits a legend or an axis: of an import path the end, of anything else both ends."""
+    if len(name) <= length:
+        return name
+    end = name.replace(":", ".").rsplit(".", 1)[-1]
+    if len(end) < length:
+        return f"…{end}"
+    half = (length - 1) // 2
+    return f"{end[:half]}…{end[-half:]}"
 
 
 def settings_text(settings: str) -> str:
@@ -572,7 +578,7 @@ def isolation(data: pd.DataFrame, ax: Axes, by: str, metric: str = "loss", unit:
             spread = place + 0.5 * (np.arange(len(own)) * 0.618 % 1 - 0.5)  # even, and the same each time
             ax.plot(spread, own["validation"], linestyle="", color=colour, marker=marker, markersize=3, alpha=0.6)
         ax.plot(range(len(order)), best.reindex(order), "_", color="#333333", markersize=16, markeredgewidth=1.4)
-        ax.set_xticks(range(len(order)), [shortened(name) for name in order], rotation=40, ha="right")
+        ax.set_xticks(range(len(order)), [shortened(name, 18) for name in order], rotation=40, ha="right")
     else:
         ax.plot(data[by], data["validation"], ".", color="#0072B2", alpha=0.4, markersize=4)
         ax.plot(best.index, best, color="#333333", marker="_", markersize=8, label="best", zorder=3)
@@ -769,7 +775,8 @@ def _log_ticks(ax: Axes, which: str, low: float, high: float) -> None:
     if ratio < 4:
         axis.set_major_locator(MaxNLocator(5))
     else:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,), numticks=12))
+        subs = (1.0, 2.0, 5.0) if ratio < 20 else (1.0, 3.0) if ratio < 100 else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axis.set_minor_locator(NullLocator() if ratio < 100 else LogLocator(subs=range(2, 10), numticks=12))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value) if ratio < 100 else _power(value)))

@@ -37,13 +37,15 @@ def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path |
         The path of `index.html`. Figures lie beside it in `figures/`, each as SVG, PDF and CSV.
 
     Raises:
-        ResultsError: if a folder cannot be read as results.
+        ResultsError: if a folder cannot be read as results, or no trial has ended in any.
     """
     folders = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not folders:
         raise ResultsError("no results folder given")
     out = Path(out_dir) if out_dir is not None else folders[0] / "report"
     studies = [load(folder) for folder in folders]  # before anything is made: a mistyped path leaves no folder behind
+    if all(study.trials.empty for study in studies):
+        raise ResultsError(f"{folders[0]}: no trial has ended yet; `study status {folders[0]}` says how far it is")
     (out / "figures").mkdir(parents=True, exist_ok=True)
     prefixes = ["" if len(folders) == 1 else f"{number}-" for number in range(1, len(folders) + 1)]
     sections = [_section(study, out, prefix) for study, prefix in zip(studies, prefixes, strict=True)]
@@ -261,7 +263,12 @@ def _cost(results: Results) -> str:
     each = {"GPU": "gpus_per_trial", "CPU": "cpus_per_trial"}
     resources = {"cpus_per_trial": 1.0} | _table(results.spec, "resources")
     hours = {name: seconds * float(resources.get(key, 0)) / 3600 for name, key in each.items()}
-    return " and ".join(f"{short(value)} {name}-hours" for name, value in hours.items() if value > 0) or "no time"
+    words = [
+        f"{short(value)} {name}-hours" if value >= 0.1 else f"{short(60 * value)} {name}-minutes"
+        for name, value in hours.items()
+        if value > 0
+    ]
+    return " and ".join(words) or "no time"
 
 
 def comparison_rows(results: Results, table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -547,9 +554,9 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
 
         return drawn
 
-    def varied(data: pd.DataFrame, column: str) -> pd.DataFrame:
+    def varied(data: pd.DataFrame, *columns: str) -> pd.DataFrame:
         """The frame, emptied if it has one value only of what it should compare."""
-        return data if data[column].nunique() > 1 else data.head(0)
+        return data if any(data[column].nunique() > 1 for column in columns) else data.head(0)
 
     curves = series.regime_curves(results, table)
     shortest = float(curves.groupby("regime")["examples"].max().min()) if len(curves) else 0.0
@@ -571,8 +578,8 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
     leader = str(rates_by["width"]["optimizer"].iloc[0]) if len(rates_by["width"]) else ""
     of_size = str(rates_by["batch_size"]["optimizer"].iloc[0]) if len(rates_by["batch_size"]) else ""
     profile = series.profile([results])
-    batches = series.grid(table, "optimizer", "batch_size", maximize)
-    shapes = series.grid(table, "depth", "width", maximize)
+    batches = varied(series.grid(table, "optimizer", "batch_size", maximize), "row", "column")
+    shapes = varied(series.grid(table, "depth", "width", maximize), "row", "column")
     tuned = series.best_rates(results, table)
     steps = varied(series.steps_to_target(results), "batch_size")
     fits = series.batch_scaling(steps)
@@ -675,7 +682,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             f"Heat map of validation {metric}: rows are optimizers, columns batch sizes.",
             batches,
             heat(batches, "optimizer", "batch size", contours=False),
-            "no trial has ended yet",
+            "one optimizer at one batch size" if len(table) else "no trial has ended yet",
         ),
         _Drawing(
             "batch size",
@@ -737,7 +744,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             f"Heat map of validation {metric}: rows are depths, columns widths.",
             shapes,
             heat(shapes, "depth", "width", contours=True),
-            "no trial has ended yet",
+            "one width and depth only" if len(table) else "no trial has ended yet",
         ),
         _Drawing(
             "width and depth",

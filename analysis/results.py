@@ -321,7 +321,14 @@ def load(path: str | Path) -> Results:
         raise ResultsError(f"{provenance_file}: not valid JSON ({error}); delete it to go on without") from error
     if not isinstance(provenance, dict):
         raise ResultsError(f"{provenance_file}: not a JSON object; delete it to go on without")
-    return Results(folder, spec, spec_text, provenance, _read("trials", folder), _read("lanes", folder))
+    trials = _read("trials", folder)
+    for name in ("lanes", "curves"):
+        if (trials["lanes"] > 0).any() and not parts(folder / FOLDERS[name]):
+            raise ResultsError(
+                f"{folder / FOLDERS[name]}: missing, though trials.parquet has trials with lanes; restore it, or "
+                f"`study resume {folder}` runs them again"
+            )
+    return Results(folder, spec, spec_text, provenance, trials, _read("lanes", folder))
 
 
 def _read(table: str, folder: Path) -> pd.DataFrame:

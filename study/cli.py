@@ -172,7 +172,7 @@ def bench(only: str, device: str, out: Path | None) -> None:
 def _conclude(outcome: Outcome, show: str | None) -> None:
     """Write the report, say where everything is, and end with the right exit code."""
     folder = _shown(outcome.folder)
-    report = _shown(_report([outcome.folder]))
+    report = _shown(_report([outcome.folder])) if _has_trials(outcome.folder) else None
     if show == "json":
         click.echo(json.dumps({"event": "written", "results": folder, "report": report}))
     if outcome.interrupted:
@@ -180,12 +180,19 @@ def _conclude(outcome: Outcome, show: str | None) -> None:
         click.echo(what, err=True)
     if show != "json":
         click.echo(f"results: {folder}")
-        click.echo(f"report:  {report}")
+        if report:
+            click.echo(f"report:  {report}")
     if outcome.interrupted:
         raise SystemExit(130)
     if not outcome.scored:
         click.echo(f"no trial gave a value; `study status {folder}` says how they ended", err=True)
         raise SystemExit(1)
+
+
+def _has_trials(folder: Path) -> bool:
+    from analysis.results import load
+
+    return not load(folder).trials.empty
 
 
 def _show(chosen: str | None) -> Show:

@@ -352,3 +352,16 @@ def test_an_adaptive_figure_turns_dark_and_keeps_its_heat_map(ax: Axes, study: A
     inside = {mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis_r"](np.linspace(0, 1, 256))}
     assert not inside & set(re.findall(r"#[0-9a-f]{6}", sheet))
     ElementTree.fromstring(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("adam", "adam"),
+        ("my_package.optimizers.adaptive:SharpnessAwareAdamW", "…SharpnessAwareAdamW"),
+        ("a_module:SharpnessSharpnessSharpnessSharpnessEnd", "SharpnessSharp…ssSharpnessEnd"),
+    ],
+)
+def test_long_names_keep_what_tells_them_apart(name: str, text: str) -> None:
+    assert figures.shortened(name) == text
+    assert len(text) <= 30

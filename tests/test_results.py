@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import ResultsError, load
-from analysis.results import CURVES, LANES, TRIALS, _read, parts, regime
+from analysis.results import CURVES, FOLDERS, LANES, TRIALS, _read, parts, regime
 from tests.conftest import PART, trial_row, write_confirmation, write_provenance, write_spec, write_study, write_tables
 
 
@@ -40,6 +41,16 @@ def test_a_study_without_tables_is_empty(tmp_path: Path) -> None:
     assert results.lanes.empty
     assert results.curves.empty
     assert results.provenance == {}
+
+
+@pytest.mark.parametrize("name", ["lanes", "curves"])
+def test_a_missing_table_is_named(make_study: Callable[..., Path], name: str) -> None:
+    folder = make_study(optimizers=["adam"], widths=[8], depths=[1], batch_sizes=[32])
+    shutil.rmtree(folder / FOLDERS[name])
+    with pytest.raises(
+        ResultsError, match=rf"{FOLDERS[name]}: missing, .*; restore it, or `study resume .*` runs them"
+    ):
+        load(folder)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

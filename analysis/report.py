@@ -238,8 +238,13 @@ def _comparison_text(
     if not others:
         return [text[0].upper() + text[1:]]
     near = [comparison.rival["optimizer"] for comparison in others if not comparison.differs]
-    worse = f"Of the other {len(others)} optimizers, {len(others) - len(near)} differ from it by more than the scatter"
-    rest = f"{worse} over seeds; {_listing(near)} may be as good." if near else f"{worse} over seeds."
+    if len(near) == len(others):
+        rest = f"{_listing(near).capitalize()} may be as good, too."
+    else:
+        rest = (
+            f"Of the other {len(others)} optimizers, {len(others) - len(near)} differ from it by more than the scatter"
+        )
+        rest += f" over seeds; {_listing(near)} may be as good." if near else " over seeds."
     return [text[0].upper() + text[1:], rest]
 
 

@@ -9,7 +9,6 @@ Nothing is changed at import. Sizes suit a column (85 mm) or a page (180 mm) of 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from numpy.typing import NDArray
 
 from analysis.results import REGIMES
 from analysis.tables import optimizer_order
+from analysis.wording import interval_text, metric_text, optimizer_text, short, shortened
 
 COLUMN_MM, PAGE_MM = 85.0, 180.0
 
@@ -142,59 +142,6 @@ def _ordered_look(place: int, count: int) -> tuple[str, str]:
     """Colour and marker of a value among others that have an order: dark to light along one scale."""
     colour = mpl.colors.to_hex(mpl.colormaps["viridis"](0.85 * place / max(1, count - 1)))
     return colour, ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")[place % 10]
-
-
-def shortened(name: str, length: int = 30) -> str:
-    """A name that fits a legend or an axis: of an import path the end, of anything else both ends."""
-    if len(name) <= length:
-        return name
-    end = name.replace(":", ".").rsplit(".", 1)[-1]
-    if len(end) < length:
-        return f"…{end}"
-    half = (length - 1) // 2
-    return f"{end[:half]}…{end[-half:]}"
-
-
-def settings_text(settings: str) -> str:
-    """An optimizer's searched settings in words, `{"beta1":0.9}` as `beta1 0.9`; empty for none."""
-    try:
-        values = dict(json.loads(settings or "{}"))
-    except (TypeError, ValueError):
-        return settings
-    return ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}".lower() for name, value in values.items()
-    )
-
-
-def optimizer_text(name: str, settings: str) -> str:
-    """An optimizer with its settings, such as `adam (beta1 0.9)`."""
-    words = settings_text(settings)
-    return f"{name} ({words})" if words else name
-
-
-def short(value: float) -> str:
-    """A number in three digits, without the padding of exponents."""
-    if 1000 <= abs(value) < 1e6:
-        return f"{float(f'{value:.3g}'):,.0f}"
-    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
-
-
-def metric_text(value: float, metric: str) -> str:
-    """A value of the metric for readers: an accuracy in percent, a loss in three digits, a dash for none."""
-    if math.isnan(value):
-        return "\N{EN DASH}"
-    if math.isinf(value):
-        return "∞"
-    if metric == "accuracy":
-        return f"{100 * value:.1f}%"
-    return f"{value:#.3g}" if 0.001 <= abs(value) < 100 else short(value)
-
-
-def interval_text(low: float, high: float, n: int, metric: str) -> str:
-    """The limits of an interval for readers; says so where one seed allows none."""
-    if n < 2:
-        return "one seed" if n else ""
-    return f"[{metric_text(low, metric)}, {metric_text(high, metric)}]".replace("%,", ",")
 
 
 def loss_by_regime(

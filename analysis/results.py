@@ -331,6 +331,12 @@ def load(path: str | Path) -> Results:
     return Results(folder, spec, spec_text, provenance, trials, _read("lanes", folder))
 
 
+def table_of(tables: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table of a spec or of provenance; empty if it has none of that name, or something else in its place."""
+    found = tables.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def _read(table: str, folder: Path) -> pd.DataFrame:
     schema = TABLES[table]
     pieces = [_piece(file, table, schema) for _, _, file in parts(folder / FOLDERS[table])]

@@ -19,7 +19,7 @@ from matplotlib.collections import QuadMesh
 from numpy.testing import assert_allclose
 
 import analysis
-from analysis import figures, series
+from analysis import figures, series, wording
 from tests.conftest import PLANTED
 
 
@@ -107,8 +107,8 @@ def test_heat_map_writes_each_number_with_its_interval(ax: Axes, study: Any) -> 
         if row["why"]:
             assert row["why"] in texts
         else:
-            assert figures.metric_text(row["estimate"], "loss") in texts
-            assert figures.interval_text(row["low"], row["high"], row["n"], "loss") in texts
+            assert wording.metric_text(row["estimate"], "loss") in texts
+            assert wording.interval_text(row["low"], row["high"], row["n"], "loss") in texts
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "32", "full (10000)"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["sgd", "momentum", "rmsprop", "adam"]
     mesh = next(found for found in ax.collections if isinstance(found, QuadMesh))
@@ -158,43 +158,6 @@ def test_a_dollar_in_a_name_is_no_mathematics(ax: Axes, study: Any) -> None:
     analysis.search_progress(data, ax)
     ax.legend()
     draw(ax)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0123456, "0.0123"), (1.0, "1"), (1e-7, "1e-7"), (0.0001, "0.0001"), (12_540, "12,500"), (3e8, "3e8"), (0, "0")],
-)
-def test_short_numbers(value: float, text: str) -> None:
-    assert figures.short(value) == text
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ("", "adam"),
-        ('{"beta1":0.9,"beta2":0.9999}', "adam (beta1 0.9, beta2 0.9999)"),
-        ('{"nesterov":true,"k":3}', "adam (nesterov true, k 3)"),
-        ("no JSON", "adam (no JSON)"),
-        ("3", "adam (3)"),
-    ],
-)
-def test_settings_stand_behind_the_optimizer(settings: str, text: str) -> None:
-    assert figures.optimizer_text("adam", settings) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "metric", "text"),
-    [(0.39, "loss", "0.390"), (120.4, "loss", "120"), (0.9876, "accuracy", "98.8%"), (math.inf, "loss", "∞")],
-)
-def test_metric_texts(value: float, metric: str, text: str) -> None:
-    assert figures.metric_text(value, metric) == text
-
-
-def test_interval_texts() -> None:
-    assert figures.interval_text(0.1, 0.2, 3, "loss") == "[0.100, 0.200]"
-    assert figures.interval_text(0.981, 0.99, 3, "accuracy") == "[98.1, 99.0%]"
-    assert figures.interval_text(0, math.inf, 1, "loss") == "one seed"
-    assert figures.interval_text(math.nan, math.nan, 0, "loss") == ""
 
 
 def test_sensitivity_by_batch_size_names_each_size(ax: Axes, study: Any) -> None:
@@ -352,16 +315,3 @@ def test_an_adaptive_figure_turns_dark_and_keeps_its_heat_map(ax: Axes, study: A
     inside = {mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis_r"](np.linspace(0, 1, 256))}
     assert not inside & set(re.findall(r"#[0-9a-f]{6}", sheet))
     ElementTree.fromstring(text)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("adam", "adam"),
-        ("my_package.optimizers.adaptive:SharpnessAwareAdamW", "…SharpnessAwareAdamW"),
-        ("a_module:SharpnessSharpnessSharpnessSharpnessEnd", "SharpnessSharp…ssSharpnessEnd"),
-    ],
-)
-def test_long_names_keep_what_tells_them_apart(name: str, text: str) -> None:
-    assert figures.shortened(name) == text
-    assert len(text) <= 30

@@ -1,0 +1,127 @@
+"""Numbers, names and cells in words, as figures and reports write them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+
+def shortened(name: str, length: int = 30) -> str:
+    """A name that fits a legend or an axis: of an import path the end, of anything else both ends."""
+    if len(name) <= length:
+        return name
+    end = name.replace(":", ".").rsplit(".", 1)[-1]
+    if len(end) < length:
+        return f"…{end}"
+    half = (length - 1) // 2
+    return f"{end[:half]}…{end[-half:]}"
+
+
+def settings_text(settings: str) -> str:
+    """An optimizer's searched settings in words, `{"beta1":0.9}` as `beta1 0.9`; empty for none."""
+    try:
+        values = dict(json.loads(settings or "{}"))
+    except (TypeError, ValueError):
+        return settings
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}".lower() for name, value in values.items()
+    )
+
+
+def optimizer_text(name: str, settings: str) -> str:
+    """An optimizer with its settings, such as `adam (beta1 0.9)`."""
+    words = settings_text(settings)
+    return f"{name} ({words})" if words else name
+
+
+def short(value: float) -> str:
+    """A number in three digits, without the padding of exponents."""
+    if 1000 <= abs(value) < 1e6:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+
+
+def metric_text(value: float, metric: str) -> str:
+    """A value of the metric for readers: an accuracy in percent, a loss in three digits, a dash for none."""
+    if math.isnan(value):
+        return "\N{EN DASH}"
+    if math.isinf(value):
+        return "∞"
+    if metric == "accuracy":
+        return f"{100 * value:.1f}%"
+    return f"{value:#.3g}" if 0.001 <= abs(value) < 100 else short(value)
+
+
+def interval_text(low: float, high: float, n: int, metric: str) -> str:
+    """The limits of an interval for readers; says so where one seed allows none."""
+    if n < 2:
+        return "one seed" if n else ""
+    return f"[{metric_text(low, metric)}, {metric_text(high, metric)}]".replace("%,", ",")
+
+
+def number_text(value: float) -> str:
+    """A number in a table: three digits, a dash for none, ∞ for never."""
+    return short(value) if math.isfinite(value) else metric_text(value, "loss")
+
+
+def limits_text(row: Any, name: str, metric: str) -> str:
+    """The limits of a score of a row in brackets; says so where one seed allows none."""
+    count = row["n"] if name == "validation" else row[f"{name}_n"]
+    return interval_text(row[f"{name}_low"], row[f"{name}_high"], count, metric)
+
+
+def value_text(row: Any, name: str, metric: str) -> str:
+    """A score with its limits in a sentence."""
+    limits = limits_text(row, name, metric)
+    return f"{metric_text(row[name], metric)} {limits if limits.startswith('[') else '(without an interval)'}"
+
+
+def cell_text(row: Any) -> str:
+    """A cell in words, such as `adam (beta1 0.9), width 32, depth 2, batch size 32`."""
+    return f"{optimizer_text(row['optimizer'], row['settings'])}, {shape_text(row)}"
+
+
+def shape_text(row: Any) -> str:
+    """A cell but for its optimizer in words, such as `width 32, depth 2, batch size 32`."""
+    batch = f"batch size {row['batch_size']:,}" + (" (full)" if row["regime"] == "batch" else "")
+    return f"width {row['width']}, depth {row['depth']}, {batch}" if row["width"] or row["depth"] else batch
+
+
+def cell_at_rate(cell: Any) -> str:
+    """A cell at its tuned rate in words."""
+    return f"{cell_text(cell)} at learning rate {short(cell['learning_rate'])}"
+
+
+def counted(number: Any, noun: str) -> str:
+    """A number with its noun, such as `3 seeds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def seed_counts(counts: pd.Series[int], noun: str = "seed") -> str:
+    """How many seeds numbers rest on, such as `3 seeds` or `3 to 8 seeds`."""
+    known = counts[counts > 0]
+    if known.empty:
+        return f"{noun}s"
+    low, high = int(known.min()), int(known.max())
+    return counted(low, noun) if low == high else f"{low} to {high} {noun}s"
+
+
+def band_note(counts: pd.Series[int]) -> str:
+    """What a caption says of the band."""
+    return "band: pointwise 95% t interval" if (counts > 1).any() else "no band, which one seed does not allow"
+
+
+def listing(names: Iterable[str]) -> str:
+    """Distinct names, joined by commas."""
+    return ", ".join(dict.fromkeys(names))
+
+
+def seconds_text(value: float) -> str:
+    """A duration in the unit that suits it."""
+    if not math.isfinite(value):
+        return metric_text(value, "loss")
+    return f"{value / 3600:.1f} h" if value >= 5400 else f"{value / 60:.1f} min" if value >= 90 else f"{value:.2g} s"

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import figures, series, tables
-from analysis.figures import COLUMN_MM, PAGE_MM
+from analysis.figures import COLUMN_MM, MOST_LINES, MOST_WORKERS, PAGE_MM
 from analysis.results import Results, table_of
 from analysis.wording import band_note, counted, listing, metric_text, seed_counts, short
 
@@ -50,17 +50,26 @@ class Exhibit:
             for kind in files.values():  # of an earlier report; it would contradict this one
                 (out / kind).unlink(missing_ok=True)
             return shown | {"image": None, "reason": self.reason}
+        try:
+            svg, pdf, size = self._rendered()
+        except Exception as error:  # noqa: BLE001 - one figure that fails must not take the report with it
+            return shown | {"image": None, "reason": f"it could not be drawn ({type(error).__name__}: {error})"}
+        write_file(out / files["svg"], svg)
+        write_file(out / files["pdf"], pdf)
+        write_file(out / files["csv"], self.data.to_csv(index=False).encode())
+        image = "data:image/svg+xml;base64," + base64.b64encode(figures.adaptive(svg)).decode()
+        return shown | {"image": image, "size": [round(SCREEN_DPI * inches) for inches in size]}
+
+    def _rendered(self) -> tuple[bytes, bytes, tuple[float, float]]:
+        """The SVG and PDF files, and the size in inches."""
         with figures.style():
             drawn = self.draw()
             svg, pdf = io.BytesIO(), io.BytesIO()
             drawn.savefig(svg, format="svg", metadata={"Date": None, "Title": self.title})
             drawn.set_layout_engine("none")  # keeps what was laid out, which takes most of the time
             drawn.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Title": self.title})
-        write_file(out / files["svg"], svg.getvalue())
-        write_file(out / files["pdf"], pdf.getvalue())
-        write_file(out / files["csv"], self.data.to_csv(index=False).encode())
-        image = "data:image/svg+xml;base64," + base64.b64encode(figures.adaptive(svg.getvalue())).decode()
-        return shown | {"image": image, "size": [round(SCREEN_DPI * inches) for inches in drawn.get_size_inches()]}
+            width, height = drawn.get_size_inches()
+        return svg.getvalue(), pdf.getvalue(), (width, height)
 
 
 def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
@@ -104,6 +113,7 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
     level = metric_text(float(noise["level"].iloc[0]), "loss") if len(noise) else ""
     rates = series.rate_sensitivity(results, table)
     rates_by = {by: varied(series.rate_sensitivity(results, table, by), "group") for by in ("batch_size", "width")}
+    seeds_by = {by: own.loc[own["eligible"], "n"] for by, own in rates_by.items()}
     leader = str(rates_by["width"]["optimizer"].iloc[0]) if len(rates_by["width"]) else ""
     of_size = str(rates_by["batch_size"]["optimizer"].iloc[0]) if len(rates_by["batch_size"]) else ""
     profile = series.profile([results])
@@ -122,6 +132,12 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
     except ValueError as error:
         expected, why = pd.DataFrame(), str(error)
 
+    cells, workers = len(all_found), times["worker"].nunique()
+    shown_lines = "Each line is a cell" if cells <= MOST_LINES else f"{MOST_LINES} of {cells:,} cells, evenly by rank,"
+    shown_workers = (
+        "One row per worker" if workers <= MOST_WORKERS else f"The {MOST_WORKERS} busiest of {workers} workers"
+    )
+
     def isolations() -> Figure:
         rows = math.ceil(len(columns) / 3)
         figure = figures.figure(PAGE_MM, 8 + 58 * rows)
@@ -134,7 +150,8 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
         figure.supylabel(f"validation {metric}" + (f", {unit}" if unit else ""), fontsize=8)
         return figure
 
-    seeds = seed_counts(curves["n"]), seed_counts(rates["n"]), seed_counts(table["n"])
+    drawn = rates.loc[rates["eligible"], "n"]
+    seeds = seed_counts(curves["n"]), seed_counts(drawn), seed_counts(table["n"])
     drawings = [
         Exhibit(
             "regimes",
@@ -142,7 +159,8 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
             f"Validation {metric} by regime",
             f"The best cell of each regime at its tuned learning rate, against updates, training examples, epochs and "
             f"seconds of training of its whole stack of lanes (evaluation excluded). Line: {mean} of the validation "
-            f"{metric}, always on the same split, over {seeds[0]}; {band_note(curves['n'])}."
+            f"{metric}, always on the same split, over {seeds[0]}; {band_note(curves['n'])}. "
+            f"The axes follow the lines: what scatters more may leave them."
             + (
                 f" Faint: loss of the batches of one seed; dotted: the same smoothed, with a half-life of "
                 f"{short(series.HALF_LIFE * shortest)} examples in every regime."
@@ -161,7 +179,8 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
             f"The best cell of each optimizer and batch size at its tuned rate. Across: training examples until the "
             f"validation loss is down to {level}, halfway (on the log scale) from the initial to the best final loss "
             f"of the study; up: scatter of the log validation loss about its trend, late in training. Both: geometric "
-            f"mean over {seeds[2]}; bars: 95% t intervals; crosses at the right: a seed never came so far.",
+            f"mean over {seeds[2]}; bars: 95% t intervals; hollow, at the right: a seed "
+            f"never came so far. The axes follow the points: bars may leave them.",
             "Scatter plot of noise against speed, one point per optimizer and batch size, coloured by regime.",
             noise,
             single(lambda ax: figures.noise_against_speed(noise, ax)),
@@ -218,13 +237,11 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
             "rate-by-batch-size",
             "Sensitivity to the learning rate, by batch size",
             f"The best cell of {of_size} at each batch size. Line: {mean} of the final validation {metric} over "
-            f"{seed_counts(rates_by['batch_size']['n'])}; {band_note(rates_by['batch_size']['n'])}; ring: tuned rate; "
+            f"{seed_counts(seeds_by['batch_size'])}; {band_note(seeds_by['batch_size'])}; ring: tuned rate; "
             f"cross: a seed diverged there.",
             f"Final validation {metric} against learning rate, one line per batch size.",
             rates_by["batch_size"],
-            single(
-                lambda ax: figures.learning_rate_sensitivity(rates_by["batch_size"], ax, metric, unit, "batch_size")
-            ),
+            single(lambda ax: figures.learning_rate_sensitivity(rates_by["batch_size"], ax, metric, unit)),
             "the best optimizer ran at one batch size only",
         ),
         Exhibit(
@@ -280,11 +297,11 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
             "rate-by-width",
             "Learning-rate shift with width",
             f"The best cell of {leader} at each width. Line: {mean} of the final validation {metric} over "
-            f"{seed_counts(rates_by['width']['n'])}; {band_note(rates_by['width']['n'])}; ring: tuned rate; cross: a "
+            f"{seed_counts(seeds_by['width'])}; {band_note(seeds_by['width'])}; ring: tuned rate; cross: a "
             f"seed diverged there.",
             f"Final validation {metric} against learning rate, one line per width.",
             rates_by["width"],
-            single(lambda ax: figures.learning_rate_sensitivity(rates_by["width"], ax, metric, unit, "width")),
+            single(lambda ax: figures.learning_rate_sensitivity(rates_by["width"], ax, metric, unit)),
             "the best optimizer ran at one width only",
         ),
         Exhibit(
@@ -313,7 +330,7 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
             "search",
             "importance",
             "Importance of the hyperparameters",
-            f"Share of the variation among the better trials that each explains (PED-ANOVA, Watanabe et al. 2023); "
+            f"How much each decides whether a trial is among the best, as shares (PED-ANOVA, Watanabe et al. 2023); "
             f"bars: all trials, lines: 2.5 to 97.5 percentiles over "
             f"{counted(int(weights['n'].max()) if len(weights) else 0, 'bootstrap repeat')}.",
             "Bar chart of hyperparameter importances.",
@@ -336,7 +353,7 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
             "search",
             "parallel-coordinates",
             "All cells at once",
-            f"Each line is a cell at its tuned rate; orange: the best tenth by validation {metric} ({mean} over "
+            f"{shown_lines} at its tuned rate; orange: the best tenth by validation {metric} ({mean} over "
             f"{seeds[2]}), the others from better (light) to worse (dark); no band.",
             f"Parallel coordinates of {', '.join(columns)} and validation {metric}.",
             all_found if len(columns) > 1 else all_found.head(0),
@@ -358,13 +375,11 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
             "ledger",
             "timeline",
             "Which worker did what when",
-            "One row per worker, one bar per trial from start to end, coloured by outcome; gaps are waiting, or the "
+            f"{shown_workers}, one bar per trial from start to end, coloured by outcome; gaps are waiting, or the "
             "time between sessions.",
             "Timeline of the trials of each worker.",
             times,
-            single(
-                lambda ax: figures.trial_timeline(times, ax), PAGE_MM, 22 + 4.5 * min(32, times["worker"].nunique())
-            ),
+            single(lambda ax: figures.trial_timeline(times, ax), PAGE_MM, 22 + 4.5 * min(MOST_WORKERS, workers)),
             "no trial has recorded when and where it ran",
         ),
     ]

@@ -37,6 +37,7 @@ from analysis.tables import optimizer_order
 from analysis.wording import interval_text, metric_text, optimizer_text, short, shortened
 
 COLUMN_MM, PAGE_MM = 85.0, 180.0
+MOST_LINES, MOST_WORKERS = 300, 32
 
 # Okabe and Ito (2008), which stays apart for the colour blind; their yellow is too pale for lines, so wine replaces it.
 _LOOKS = {
@@ -54,6 +55,12 @@ _LOOKS = {
     "adamax": ("#44AA99", "p"),
     "nadam": ("#661100", "h"),
     "radam": ("#777777", "d"),
+    # The rest of torch's, which train lane by lane.
+    "Muon": ("#A6761D", "h"),
+    "LBFGS": ("#332288", "H"),
+    "Rprop": ("#999933", "d"),
+    "Adafactor": ("#44AA99", "<"),
+    "ASGD": ("#CC79A7", "p"),
 }
 _REGIME_COLOURS = dict(zip(REGIMES, ("#D55E00", "#0072B2", "#009E73"), strict=True))
 _GREY = "#d9d9d9"
@@ -174,9 +181,7 @@ def loss_by_regime(
     return ax
 
 
-def learning_rate_sensitivity(
-    data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "", by: str = "optimizer"
-) -> Axes:
+def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
     """The validation metric against the learning rate: one line per group, its tuned rate ringed.
 
     Rates at which a seed diverged are crosses in a strip above the plot, one row per group; the mean over the seeds
@@ -187,9 +192,9 @@ def learning_rate_sensitivity(
         ax: where to draw.
         metric: `loss` or `accuracy`.
         unit: what the metric is measured in, for the label.
-        by: what the groups are, as given to `rate_sensitivity`.
     """
-    row = 0
+    row, by = 0, str(data["by"].iloc[0]) if len(data) else "optimizer"
+    spacing = min(0.045, 0.25 / max(1, data.loc[data["diverged"] > 0, "group"].nunique()))
     groups = optimizer_order(data["group"]) if by == "optimizer" else sorted(data["group"].unique())
     for place, name in enumerate(groups):
         line = data[data["group"] == name].sort_values("learning_rate")
@@ -203,13 +208,13 @@ def learning_rate_sensitivity(
         ax.plot(tuned["learning_rate"], tuned["estimate"], "o", color=colour, markersize=9, fillstyle="none", zorder=4)
         diverged = line.loc[line["diverged"] > 0, "learning_rate"]
         if len(diverged):
-            height = np.full(len(diverged), 1.04 + 0.045 * row)
+            height = np.full(len(diverged), 1.04 + spacing * row)
             top = ax.get_xaxis_transform()
             ax.plot(diverged, height, "x", color=colour, transform=top, clip_on=False, markersize=4.5)
             row += 1
     if row:
-        middle = 1.04 + 0.045 * (row - 1) / 2
-        ax.annotate("diverged", (0, middle), xycoords="axes fraction", xytext=(-4, 0), textcoords="offset points",
+        highest = 1.04 + spacing * (row - 1)  # where room is kept for it
+        ax.annotate("diverged", (0, highest), xycoords="axes fraction", xytext=(-4, 0), textcoords="offset points",
                     ha="right", va="center", fontsize=7, color="#555555")  # fmt: skip
     if len(data):
         ax.set_xscale("log")
@@ -304,8 +309,8 @@ def noise_against_speed(data: pd.DataFrame, ax: Axes) -> Axes:
     """How smoothly against how fast: one point per optimizer and batch size, with intervals over seeds both ways.
 
     Args:
-        data: from `analysis.series.noise_and_speed`. Cells of which a seed never reached the common level are crosses
-            in a strip at the right.
+        data: from `analysis.series.noise_and_speed`. Cells of which a seed never reached the common level are hollow
+            and stand in a strip at the right.
         ax: where to draw.
     """
     for regime in (name for name in REGIMES if name in set(data["regime"])):
@@ -320,7 +325,8 @@ def noise_against_speed(data: pd.DataFrame, ax: Axes) -> Axes:
             ax.plot(reached["examples"], reached["noise"], linestyle="", color=colour, marker=marker, markersize=5)
             late = own[~np.isfinite(own["examples"])]
             side = ax.get_yaxis_transform()
-            ax.plot(np.full(len(late), 1.02), late["noise"], "x", color=colour, transform=side, clip_on=False)
+            ax.plot(np.full(len(late), 1.02), late["noise"], linestyle="", color=colour, marker=marker,
+                    fillstyle="none", transform=side, clip_on=False)  # fmt: skip
     present = [name for name in REGIMES if name in set(data["regime"])]
     for regime in present:
         ax.plot([], [], "s", color=_REGIME_COLOURS[regime], label=regime)
@@ -339,12 +345,12 @@ def noise_scale(data: pd.DataFrame, ax: Axes) -> Axes:
     """The gradient noise scale along training, one line per regime; a dotted line at its batch size, to compare.
 
     Args:
-        data: from `analysis.series.gradient_noise`; what is infinite, the signal being lost in the noise, has no point.
+        data: from `analysis.series.gradient_noise`; the line breaks where it is infinite.
         ax: where to draw.
     """
     for regime, line in data.groupby("regime", sort=False):
-        colour, finite = _REGIME_COLOURS[str(regime)], line[np.isfinite(line["estimate"])]
-        _band(ax, finite["examples"], finite.assign(high=finite["high"].replace(math.inf, 1e12)), colour)
+        colour, finite = _REGIME_COLOURS[str(regime)], line.replace(math.inf, math.nan)  # NaN breaks the line
+        _band(ax, line["examples"], line.assign(high=line["high"].replace(math.inf, 1e12)), colour)
         ax.plot(finite["examples"], finite["estimate"], color=colour, marker=".", label=f"{regime}", zorder=3)
         ax.axhline(line["batch_size"].iloc[0], color=colour, linestyle=":", linewidth=0.8, zorder=1)
     finite = data[np.isfinite(data["estimate"]) & (data["estimate"] > 0)]
@@ -425,6 +431,8 @@ def steps_against_batch_size(data: pd.DataFrame, fits: pd.DataFrame, ax: Axes) -
         )
         _log_axis(ax, "y", data["updates"], margin=2)
     _size_axis(ax, data["batch_size"])
+    if len(fits) and len(data):
+        ax.set_xlim(right=max(float(data["batch_size"].max()), float(fits["critical"].max())) * 1.3)
     ax.set_ylabel("updates to the target")
     return ax
 
@@ -471,24 +479,27 @@ def expected_best_of(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: s
     return ax
 
 
-def parallel_coordinates(data: pd.DataFrame, ax: Axes, metric: str = "loss", limit: int = 300) -> Axes:
+def parallel_coordinates(data: pd.DataFrame, ax: Axes, metric: str = "loss", limit: int = MOST_LINES) -> Axes:
     """One line per cell across its hyperparameters, coloured by rank; the best tenth is drawn on top and thicker.
 
     Args:
-        data: from `analysis.series.searched`; the first `limit` cells and every k-th of the rest are shown.
+        data: from `analysis.series.searched`.
         ax: where to draw.
         metric: `loss` or `accuracy`.
-        limit: most lines.
+        limit: most lines; of more cells an even sample of the ranks is shown, the best and the worst included.
     """
     names = [name for name in data.columns if name not in ("trial", "parameters", "train_seconds")]
-    if len(data) > limit:
-        data = data.iloc[np.unique(np.r_[: limit // 2, np.linspace(0, len(data) - 1, limit // 2).astype(int)])]
+    if data.empty:
+        return ax
+    # Of more lines than can be told apart, an even sample of the ranks is shown.
+    ranks = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int))
+    total, top = len(data), max(1, len(data) // 10)
+    data, ranks = data.iloc[ranks], ranks / max(1, total - 1)
     places = pd.DataFrame({name: _axis_places(data[name], name, metric)[0] for name in names})
     colours = mpl.colormaps["viridis_r"]
-    ranks = np.arange(len(data)) / max(1, len(data) - 1)
-    top = max(1, len(data) // 10)
+    best_share = top / max(1, total - 1)
     for place in range(len(data) - 1, -1, -1):  # the best last, on top
-        best = place < top
+        best = ranks[place] < best_share
         colour = "#D55E00" if best else colours(0.1 + 0.9 * ranks[place])
         ax.plot(range(len(names)), places.iloc[place], color=colour, linewidth=1.1 if best else 0.5,
                 alpha=0.9 if best else 0.35, zorder=3 if best else 2, rasterized=len(data) > 100)  # fmt: skip
@@ -594,8 +605,9 @@ def loss_against_time(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: 
         own, (colour, marker) = data[data["optimizer"] == name], optimizer_look(name)
         ax.plot(own["train_seconds"], own["validation"], linestyle="", color=colour, marker=marker, alpha=0.75,
                 label=shortened(name), zorder=3)  # fmt: skip
-    front = data[data["front"]].sort_values("train_seconds")
-    ax.step(front["train_seconds"], front["validation"], where="post", color="#333333", label="Pareto front", zorder=2)
+    front = data[data["front"].astype(bool)].sort_values("train_seconds")
+    ax.step(front["train_seconds"], front["validation"], where="post", color="#333333", marker="o", markersize=7,
+            fillstyle="none", label="Pareto front", zorder=2)  # fmt: skip
     if (data["train_seconds"] > 0).any():
         _log_axis(ax, "x", data["train_seconds"])
     ax.set_xlabel("training time of the stack (s)")
@@ -616,7 +628,7 @@ _OUTCOME_COLOURS = {
 _TIME_UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-def trial_timeline(data: pd.DataFrame, ax: Axes, workers: int = 32) -> Axes:
+def trial_timeline(data: pd.DataFrame, ax: Axes, workers: int = MOST_WORKERS) -> Axes:
     """Which worker ran which trial when: a row per worker, a bar per trial, coloured by outcome.
 
     Args:
@@ -682,8 +694,11 @@ def _size_axis(ax: Axes, sizes: pd.Series[int]) -> None:
 
 
 def _log_axis(ax: Axes, which: str, values: pd.Series[Any], margin: float = 1.3) -> None:
-    """A logarithmic axis around positive values."""
-    low, high = float(values.min()) / margin, float(values.max()) * margin
+    """A logarithmic axis around the positive ones of some values."""
+    positive = values[(values > 0) & np.isfinite(values.astype(float))]
+    if positive.empty:
+        return
+    low, high = float(positive.min()) / margin, float(positive.max()) * margin
     if which == "x":
         ax.set_xscale("log")
         ax.set_xlim(low, high)

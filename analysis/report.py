@@ -110,7 +110,7 @@ def _across(studies: Sequence[Results], out: Path) -> dict[str, Any]:
     )
     rows = []
     for row in _records(table):
-        numbers = [row[name] * (-100 if metric == "accuracy" else 1) for name in ("estimate", "low", "high")]
+        numbers = [row[name] * (-100 if metric == "accuracy" else 1) + 0.0 for name in ("estimate", "low", "high")]
         limits = f"[{number_text(min(numbers[1:]))}, {number_text(max(numbers[1:]))}]"
         rows.append(row | {"score": (number_text(numbers[0]), limits)})
     return shown | {"text": text, "rows": rows, "measure": f"{metric}, {relative} the best"}
@@ -181,8 +181,9 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
         return "No trial has a learning rate at which every seed survived, so there is nothing to compare."
     best, compared = ranked.iloc[0], tables.comparisons(results, table)
     again = next((row for row in _records(tables.winners_curse(results, table)) if row["trial"] == best["trial"]), None)
-    if compared and compared[0].effect.n > 1:
-        sentences = _comparison_text(compared, metric, results, of_search=again is not None)
+    if any(comparison.effect.n > 1 for comparison in compared):
+        confirmed = again is None or bool(again["confirmed_n"])
+        sentences = _comparison_text(compared, metric, results, of_search=again is not None, confirmed=confirmed)
     else:
         split = "test" if best["test_n"] else "validation"
         score = f"{split} {metric} {value_text(best, split, metric)} over {counted(best['n'], 'seed')}"
@@ -210,13 +211,17 @@ def _why_not_compared(compared: Sequence[tables.Comparison]) -> str:
 
 
 def _comparison_text(
-    compared: Sequence[tables.Comparison], metric: str, results: Results, *, of_search: bool
+    compared: Sequence[tables.Comparison], metric: str, results: Results, *, of_search: bool, confirmed: bool
 ) -> list[str]:
     """The best cell against the next-best optimizer's in a sentence, and against all the others in another.
 
-    `of_search` says which seeds a comparison is over where the text speaks of others, too.
+    An optimizer that turns out better than the chosen one comes first. `of_search` says which seeds a comparison is
+    over where the text speaks of others, too; what was not `confirmed` where it was tried does not win.
     """
-    first = compared[0]
+    told = [comparison for comparison in compared if comparison.effect.n > 1]
+    against_it = [comparison for comparison in told if comparison.differs and comparison.favours_rival(metric)]
+    near = [comparison for comparison in told if not comparison.differs]
+    first = [*against_it, *told][0]
     best, rival, count = first.best, first.rival, first.effect.n
     pairs = counted(count, "paired fresh seed" if first.fresh else "paired seed")
     pairs += " of the search" if of_search and not first.fresh else ""
@@ -226,41 +231,44 @@ def _comparison_text(
         for score in first.scores
     )
     evidence = f"{_effect(first, metric)}, better on {first.wins} of {pairs}, {p}, for {_cost(results)}"
-    against = f"{first.split} {metric} {ours} against {theirs} for {cell_at_rate(rival)}; {evidence}"
-    if not first.differs:
-        text = f"No clear winner: {cell_at_rate(best)} is best on the validation split, with {against}."
-    elif first.favours_rival(metric):
-        text = f"No clear winner: {cell_at_rate(best)} is best on the validation split, but the test split "
-        text += f"contradicts it: {against}."
-    elif first.holm < 0.05:
-        text = f"{cell_at_rate(best)} wins: {against}."
+    against = f"{first.split} {metric} {ours} against {theirs} for {cell_at_rate(rival)}; {evidence}."
+    winner, advice = cell_at_rate(best), ""
+    if against_it:
+        what = "fresh seeds contradict" if first.fresh else "the test split contradicts"
+        text = f"No clear winner: {winner} is best on the search's validation split, but {what} it: {against}"
+    elif not first.differs:
+        text = f"No clear winner: {winner} is best on the validation split, with {against}"
+    elif first.holm < 0.05 and not near and confirmed:
+        text = f"{winner} wins: {against}"
     else:
-        text = f"{cell_at_rate(best)} leads: {against}. "
+        text = f"{winner} leads: {against}"
         least = min(1.0, 2 / 2**count * len(compared))
         if least >= 0.05:
-            text += f"{counted(count, 'seed')} cannot reach p < .05 in an exact test (at best {short(least)})"
-        else:
-            text += "That is more than the scatter over seeds explains, but not by the exact test"
-        text += ": confirm it on more, fresh seeds."
-    others = [comparison for comparison in compared[1:] if comparison.effect.n > 1]
-    if not others:
-        return [text[0].upper() + text[1:]]
-    near = [comparison.rival["optimizer"] for comparison in others if not comparison.differs]
-    if len(near) == len(others):
-        rest = f"{listing(near).capitalize()} may be as good, too."
-    else:
-        rest = (
-            f"Of the other {len(others)} optimizers, {len(others) - len(near)} differ from it by more than the scatter"
+            advice = f"{counted(count, 'seed')} cannot reach p < .05 in an exact test (at best {short(least)})"
+        elif first.holm >= 0.05:
+            advice = "That is more than the scatter over seeds explains, but not by the exact test"
+        advice += ": confirm it on more, fresh seeds." if advice else ""
+    rest = [comparison for comparison in told if comparison is not first]
+    others = ""
+    if len(rest) == 1 and not against_it:
+        name = rest[0].rival["optimizer"]
+        others = (
+            f"{name} may be as good, too." if near[-1:] == rest else f"{name} is worse by more than the scatter, too."
         )
-        rest += f" over seeds; {listing(near)} may be as good." if near else " over seeds."
-    return [text[0].upper() + text[1:], rest]
+    elif rest and not against_it:
+        names = listing(comparison.rival["optimizer"] for comparison in near if comparison is not first)
+        worse = sum(comparison not in near for comparison in rest)
+        others = f"Of the other {len(rest)} optimizers, {worse} are worse by more than the scatter over seeds"
+        others += f"; {names} may be as good." if names else "."
+    sentences = [text, advice, others]
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences if sentence]
 
 
 def _effect(comparison: tables.Comparison, metric: str) -> str:
     effect = comparison.effect
     if metric == "accuracy":
         return f"{100 * effect.estimate:+.2f} percentage points [{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
-    return f"{short(effect.estimate)} times [{short(effect.low)}, {short(effect.high)}]"
+    return f"{number_text(effect.estimate)} times [{number_text(effect.low)}, {number_text(effect.high)}]"
 
 
 def _cost(results: Results) -> str:
@@ -291,7 +299,7 @@ def comparison_rows(results: Results, table: pd.DataFrame) -> list[dict[str, Any
         row = {name: comparison.rival[name] for name in [*CELL, "regime", "learning_rate", "on_edge"]}
         rows.append(
             row
-            | {"split": comparison.split, "score": (metric_text(score.estimate, results.metric), limits)}
+            | {"score": (metric_text(score.estimate, results.metric), f"{comparison.split} {limits}")}
             | {"effect": effect}
             | {"wins": f"{comparison.wins} of {comparison.effect.n}", "fresh": comparison.fresh}
             | {"superiority": (share, f"[{chance.low:.0%}, {chance.high:.0%}]" if chance.n else "")}
@@ -387,11 +395,12 @@ def course(results: Results) -> list[str]:
     )
     busy = series.timeline(results)
     if len(busy):
-        spans = busy.groupby("worker").agg(start=("started", "min"), end=("ended", "max"))
-        span = float((spans["end"] - spans["start"]).sum())
-        share = min(1.0, float((busy["ended"] - busy["started"]).sum()) / span) if span > 0 else 1.0
+        ends = pd.concat([pd.Series(1, busy["started"]), pd.Series(-1, busy["ended"])]).sort_index(kind="stable")
+        slots, span = int(ends.groupby(level=0).sum().cumsum().max()), float(busy["ended"].max())
+        share = min(1.0, float((busy["ended"] - busy["started"]).sum()) / (slots * span)) if slots * span > 0 else 1.0
         lines.append(
-            f"{counted(len(spans), 'worker')} ran them, busy {share:.0%} of the time between first and last trial."
+            f"{counted(busy['worker'].nunique(), 'worker')} ran them, {slots} at once at most; such a place was busy "
+            f"{share:.0%} of the time from the first trial's start to the last one's end, pauses included."
         )
     grown = results.pooled.trials.groupby("cell")["extensions"].max()
     if (grown > 0).any():

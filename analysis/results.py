@@ -263,7 +263,7 @@ class Results:
     @property
     def objectives(self) -> list[str]:
         """What the search pursued, some of `OBJECTIVES`; the metric alone unless the spec names more."""
-        return list(self.spec.get("tuning", {}).get("objectives", ["metric"]))
+        return list(table_of(self.spec, "tuning").get("objectives", ["metric"]))
 
     @property
     def name(self) -> str:
@@ -307,11 +307,13 @@ def load(path: str | Path) -> Results:
         spec = tomllib.loads(spec_text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ResultsError(f"{spec_file}: not valid TOML ({error}); restore it from the spec that was run") from error
-    if "name" not in spec or "metric" not in spec.get("workload", {}):
-        raise ResultsError(f"{spec_file}: lacks name or workload.metric; restore what `study run` wrote")
+    if "name" not in spec or table_of(spec, "workload").get("metric") not in ("loss", "accuracy"):
+        raise ResultsError(
+            f"{spec_file}: lacks a name, or a workload.metric of loss or accuracy; restore what `study run` wrote"
+        )
     if not isinstance(spec["workload"].get("target", 0.0), int | float):
         raise ResultsError(f"{spec_file}: workload.target is no number; restore what `study run` wrote")
-    objectives = spec.get("tuning", {}).get("objectives", ["metric"])
+    objectives = table_of(spec, "tuning").get("objectives", ["metric"])
     if not isinstance(objectives, list) or not all(name in OBJECTIVES for name in objectives):
         raise ResultsError(f"{spec_file}: tuning.objectives are some of {', '.join(OBJECTIVES)}; got {objectives!r}")
     provenance_file = folder / "provenance.json"
@@ -322,6 +324,13 @@ def load(path: str | Path) -> Results:
     if not isinstance(provenance, dict):
         raise ResultsError(f"{provenance_file}: not a JSON object; delete it to go on without")
     trials = _read("trials", folder)
+    # A trial's lanes are written just before the trial.
+    appended = max((last for _, last, _ in parts(folder / FOLDERS["lanes"])), default=0)
+    if appended > 1 and not parts(folder / FOLDERS["trials"]):
+        raise ResultsError(
+            f"{folder / FOLDERS['trials']}: missing, though there are lanes; restore it, or "
+            f"`study resume {folder}` runs its trials again"
+        )
     for name in ("lanes", "curves"):
         if (trials["lanes"] > 0).any() and not parts(folder / FOLDERS[name]):
             raise ResultsError(

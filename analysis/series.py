@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from analysis.results import REGIMES, Results
+from analysis.results import REGIMES, Results, table_of
 from analysis.statistics import (
     UNKNOWN_EXAMPLES,
     best_so_far,
@@ -25,6 +25,7 @@ from analysis.statistics import (
 )
 from analysis.tables import (
     AXES,
+    LEAST,
     LIMITS,
     cells,
     curves_of,
@@ -52,14 +53,16 @@ def progress(results: Results) -> pd.DataFrame:
     """The search trial by trial, each at its own tuned rate.
 
     Returns:
-        Columns trial, optimizer, value (NaN if none), best (so far).
+        Columns trial, optimizer, outcome, value (NaN if none), best (so far, of the trials that completed; of all while
+        none has).
     """
     each = results.lanes.assign(cell=results.lanes["trial"])
-    values = tuned_rows(rate_table(each, results.metric, examples_of(results, "validation")), results.metric)[
-        "estimate"
-    ]
-    frame = results.trials[["trial", "optimizer"]].assign(value=results.trials["trial"].map(values).astype(float))
-    return frame.assign(best=best_so_far(frame["value"], results.maximize))
+    tuned = tuned_rows(rate_table(each, results.metric, examples_of(results, "validation")), results.metric)
+    frame = results.trials[["trial", "optimizer", "outcome"]]
+    frame = frame.assign(value=results.trials["trial"].map(tuned["estimate"]).astype(float))
+    whole = frame["value"].where(frame["outcome"] == "completed")
+    counted = whole if whole.notna().any() else frame["value"]
+    return frame.assign(best=best_so_far(counted, results.maximize))
 
 
 def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.DataFrame:
@@ -120,7 +123,7 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
         by: `optimizer`, `batch_size`, `width` or `depth`. For all but the first the optimizer is the best cell's.
 
     Returns:
-        The columns of `rate_table`, and optimizer, group (the value of `by`) and tuned (whether this rate was chosen).
+        The columns of `rate_table`, and optimizer, by, group (the value of it), tuned (whether this rate was chosen).
     """
     ranked = rank(table, results.maximize)
     if by != "optimizer" and len(ranked):
@@ -129,7 +132,8 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
     lanes = results.pooled.lanes
     frame = rate_table(lanes[lanes["cell"].isin(best.index)], results.metric, examples_of(results, "validation"))
     tuned = frame["cell"].map(best["learning_rate"]) == frame["learning_rate"]
-    return frame.assign(optimizer=frame["cell"].map(best["optimizer"]), group=frame["cell"].map(best[by]), tuned=tuned)
+    group = frame["cell"].map(best[by])
+    return frame.assign(optimizer=frame["cell"].map(best["optimizer"]), by=by, group=group, tuned=tuned)
 
 
 def best_rates(results: Results, table: pd.DataFrame) -> pd.DataFrame:
@@ -158,9 +162,9 @@ def noise_and_speed(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
     Speed is the number of training examples until the validation loss first falls to a level common to all cells:
     halfway, on the log scale, from the loss at initialisation to the best final loss of the study. Noise is the
-    standard deviation of the log loss about its trend over the second half of the evaluations, from the second
-    differences of neighbours, to which a straight line adds nothing: the root of their mean square over six (Gasser et
-    al. 1986).
+    standard deviation of the log loss about its trend over the second half of the evaluations: of each from the line
+    through its two neighbours, straight in the updates or in their logarithm, whichever fits better (after Gasser et
+    al. 1986). Neither an exponential nor a power law adds to it.
 
     Returns:
         Columns optimizer, batch_size, regime, trial, learning_rate; examples, examples_low, examples_high (infinite
@@ -178,8 +182,9 @@ def noise_and_speed(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     for cell in best.to_dict("records"):
         own = losses[losses["cell"] == cell["trial"]]
         times = reached.reindex(pd.MultiIndex.from_frame(own[["trial", "lane"]].drop_duplicates())).fillna(math.inf)
-        late = own[own.groupby("seed")["update"].rank(pct=True) > 0.5].groupby("seed")["value"]
-        noise = late.agg(lambda values: math.sqrt(float((np.log(values).diff().diff() ** 2).mean()) / 6))
+        times = times.clip(lower=own.loc[own["update"] > 0, "examples"].min())  # there already at initialisation
+        late = own[own.groupby("seed")["update"].rank(pct=True) > 0.5]
+        noise = pd.Series([_scatter(lane["update"], lane["value"]) for _, lane in late.groupby("seed")], dtype=float)
         row = {name: cell[name] for name in ("optimizer", "batch_size", "regime", "trial", "learning_rate")}
         row |= {"reached": int(np.isfinite(times).sum()), "seeds": len(times)}
         for name, values in {"examples": times, "noise": noise[noise > 0]}.items():
@@ -188,14 +193,25 @@ def noise_and_speed(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         rows.append(row)
     columns = ["optimizer", "batch_size", "regime", "trial", "learning_rate", "examples", "examples_low"]
     columns += ["examples_high", "reached", "noise", "noise_low", "noise_high", "seeds"]
-    return pd.DataFrame(rows, columns=columns).assign(level=level)
+    numbers = dict.fromkeys(columns[4:], "float64") | {"reached": "int64", "seeds": "int64"}
+    return pd.DataFrame(rows, columns=columns).astype(numbers).assign(level=level)
+
+
+def _scatter(places: pd.Series[int], values: pd.Series[float]) -> float:
+    """The standard deviation of the logarithms of a lane's values about their trend; NaN for fewer than three."""
+    logs, found = np.log(values.to_numpy(dtype=np.float64)), []
+    for x in (places.to_numpy(dtype=np.float64), np.log(np.maximum(places.to_numpy(dtype=np.float64), 1.0))):
+        share = (x[2:] - x[1:-1]) / np.maximum(x[2:] - x[:-2], LEAST)
+        off = logs[1:-1] - share * logs[:-2] - (1 - share) * logs[2:]
+        found.append(math.sqrt(np.mean(off**2 / (1 + share**2 + (1 - share) ** 2))) if off.size else math.nan)
+    return min(found)
 
 
 def steps_to_target(results: Results) -> pd.DataFrame:
     """Updates until the validation metric reaches the target, for each optimizer and batch size.
 
     They are those of the cell and learning rate that need the fewest: every batch size is tuned for this, as in Shallue
-    et al. (2019).
+    et al. (2019). They are interpolated between evaluations, whose distance would else be the larger part of the error.
 
     Returns:
         One row per optimizer, batch size and seed: optimizer, batch_size, regime, cell, learning_rate, seed, updates.
@@ -205,8 +221,9 @@ def steps_to_target(results: Results) -> pd.DataFrame:
     if results.target is None:
         return pd.DataFrame(columns=columns)
     pooled = results.pooled
-    reached = time_to_target(results.curves, results.target, results.maximize)[["trial", "lane", "update"]]
-    reached = reached.rename(columns={"update": "updates"})
+    reached = time_to_target(results.curves, results.target, results.maximize, between=True)
+    reached = reached[["trial", "lane", "update"]].rename(columns={"update": "updates"})
+    reached["updates"] = reached["updates"].clip(lower=1)  # there already at initialisation
     lanes = pooled.lanes.drop(columns="updates").merge(reached, on=["trial", "lane"], how="left")
     described = pooled.trials.drop_duplicates("cell").set_index("cell")[["optimizer", "batch_size", "regime"]]
     lanes = lanes.join(described, on="cell")
@@ -263,17 +280,17 @@ def expected_search(results: Results) -> pd.DataFrame:
     Raises:
         ValueError: if the sampler was adaptive: its trials are no random draw, their order is the method itself.
     """
-    sampler = str(results.spec.get("tuning", {}).get("sampler", "tpe"))
+    sampler = str(table_of(results.spec, "tuning").get("sampler", "tpe"))
     if sampler in ADAPTIVE:
         raise ValueError(
-            f"The sampler, {sampler}, learned from earlier trials, so they are no random draw of the space, and what a "
-            f"smaller search would have found cannot be told from them. Samplers random, qmc and grid allow it."
+            f"the sampler, {sampler}, learned from earlier trials, so they are no random draw of the space, and what a "
+            f"smaller search would have found cannot be told from them; samplers random, qmc and grid allow it"
         )
     found = progress(results)
     pieces = []
     for name, own in found.groupby("optimizer"):
-        if own["value"].notna().any():
-            expected = expected_best(own["value"], results.maximize)
+        if (own["value"].notna() & (own["outcome"] == "completed")).any():
+            expected = expected_best(own["value"].where(own["outcome"] == "completed"), results.maximize)
             counts = np.arange(1, len(expected) + 1)
             pieces.append(pd.DataFrame({"optimizer": name, "trials": counts, "expected": expected}))
     columns = ["optimizer", "trials", "expected"]
@@ -317,7 +334,7 @@ def across(results: Sequence[Results]) -> pd.DataFrame:
         lanes = tuned_lanes(study, best).merge(best[["trial", "optimizer"]], left_on="cell", right_on="trial")
         split = "test" if lanes[f"test_{study.metric}"].notna().all() else "validation"
         values = lanes[f"{split}_{study.metric}"]
-        own = values if maximize else np.log(values.clip(lower=np.finfo(float).tiny))
+        own = values if maximize else np.log(values.clip(lower=LEAST))
         means = own.groupby(lanes["optimizer"]).mean()
         for name, group in own.groupby(lanes["optimizer"]):
             scores[name, place] = (group - (means.max() if maximize else means.min())).to_numpy(dtype=np.float64)
@@ -336,8 +353,8 @@ def across(results: Sequence[Results]) -> pd.DataFrame:
 def profile(results: Sequence[Results]) -> pd.DataFrame:
     """Performance profiles of the optimizers (Dolan and More 2002).
 
-    A problem is a study, width, depth and batch size at which more than one optimizer ran; an optimizer solves it in
-    the median over seeds of the updates that its best rate and settings need to reach the target.
+    A problem is a study, width, depth and batch size at which all optimizers ran; an optimizer solves it in the median
+    over seeds of the updates that its best rate and settings need to reach the target.
 
     Returns:
         Columns optimizer, ratio (times the updates of the fastest), share (of problems solved within it), problems.
@@ -359,8 +376,8 @@ def profile(results: Sequence[Results]) -> pd.DataFrame:
     problem = ["study", "width", "depth", "batch_size"]
     by_problem = every.pivot_table(index="optimizer", columns=problem, values="updates", aggfunc="min", dropna=False)
     ran = every.assign(ran=1).pivot_table(index="optimizer", columns=problem, values="ran", dropna=False)
-    contested = by_problem.loc[:, ran.notna().sum() > 1]
-    if contested.empty or contested.isna().all(axis=None):
+    contested = by_problem.loc[:, ran.notna().all()].clip(lower=1)
+    if len(contested) < 2 or contested.empty or contested.isna().all(axis=None):
         return pd.DataFrame(columns=columns)
     slowest = float(np.nanmax((contested / contested.min()).to_numpy(dtype=np.float64)))
     ratios = np.geomspace(1.0, max(slowest, 1.1), 200)
@@ -418,7 +435,8 @@ def gradient_noise(results: Results, table: pd.DataFrame) -> pd.DataFrame:
             cell = best.loc[regime]
             row = {"regime": regime, "trial": cell["trial"], "batch_size": cell["batch_size"]}
             rows.append(row | {"update": update, "examples": examples} | asdict(scale))
-    return pd.DataFrame(rows, columns=["regime", "trial", "batch_size", "update", "examples", *LIMITS])
+    frame = pd.DataFrame(rows, columns=["regime", "trial", "batch_size", "update", "examples", *LIMITS])
+    return frame.astype(dict.fromkeys(["batch_size", "update", "examples", *LIMITS], float))
 
 
 def importance_spread(importance: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis.results import CELL, REGIMES, Results, pool
+from analysis.results import CELL, REGIMES, Results, pool, table_of
 from analysis.statistics import (
     UNKNOWN_EXAMPLES,
     Interval,
@@ -37,6 +37,9 @@ OPTIMIZERS = (
 
 AXES = ("update", "examples", "epoch", "train_seconds")
 """The four measures of how long a lane has trained."""
+
+LEAST = float(np.finfo(np.float64).tiny)
+"""What stands for a loss of zero where its logarithm is taken."""
 
 _SURVIVED = ("completed", "stopped")
 LIMITS = ("estimate", "low", "high", "n")
@@ -174,7 +177,7 @@ def edges(results: Results, ranked: pd.DataFrame) -> list[tuple[str, str, str]]:
     found = []
     top = ranked.head(max(1, len(ranked) // 10))
     for name in ("width", "depth", "batch_size"):
-        space = results.spec.get("search", {}).get(name)
+        space = table_of(results.spec, "search").get(name)
         if isinstance(space, dict):
             low, high, log = float(space["low"]), float(space["high"]), bool(space.get("log", False))
         else:
@@ -323,8 +326,8 @@ def _compare(results: Results, rows: pd.DataFrame) -> Comparison:
         # The t interval of few differences can pass what two accuracies can differ by.
         effect, neutral = t_interval(gains).map(lambda values: np.clip(values, -1.0, 1.0)), 0.0
     else:
-        with np.errstate(divide="ignore", invalid="ignore"):  # a loss of zero has no ratio; t_interval drops the pair
-            gains = np.log(second) - np.log(first)
+        # A loss of zero is taken for the smallest number: the ratio is then without bounds, but the pair counts.
+        gains = np.log(np.maximum(second, LEAST)) - np.log(np.maximum(first, LEAST))
         with np.errstate(over="ignore"):
             effect, neutral = t_interval(-gains).map(np.exp), 1.0
     wins = int((first > second if results.maximize else first < second).sum())
@@ -398,13 +401,15 @@ def average_curse(results: Results, curse: pd.DataFrame) -> Interval:
     return curse_interval(search, fresh, results.metric)
 
 
-def time_to_target(curves: pd.DataFrame, target: float, maximize: bool) -> pd.DataFrame:
+def time_to_target(curves: pd.DataFrame, target: float, maximize: bool, between: bool = False) -> pd.DataFrame:
     """When each lane first reaches the target on the validation split.
 
     Args:
         curves: rows of `analysis.results.CURVES`; accuracy counts if `maximize`, else loss.
         target: the value that counts as solved; reaching it exactly counts.
         maximize: whether larger is better.
+        between: whether to interpolate between the two evaluations around it, on a straight line in the logarithm of a
+            loss; else it is the later one.
 
     Returns:
         One row per lane of the curves: trial, lane, reached, and update, examples, epoch, train_seconds at the first
@@ -413,7 +418,15 @@ def time_to_target(curves: pd.DataFrame, target: float, maximize: bool) -> pd.Da
     metric = "accuracy" if maximize else "loss"
     points = curves[(curves["split"] == "validation") & (curves["metric"] == metric)]
     hit = points["value"] >= target if maximize else points["value"] <= target
-    first = points[hit].sort_values(["trial", "lane", "update"]).drop_duplicates(["trial", "lane"])
+    points = points.sort_values(["trial", "lane", "update"])
+    first = points[hit.reindex(points.index)].drop_duplicates(["trial", "lane"])
+    if between:
+        before = points.groupby(["trial", "lane"])[["value", *AXES]].shift().loc[first.index]
+        values = np.array([before["value"], np.full(len(first), target), first["value"]], dtype=np.float64)
+        start, goal, end = values if maximize else np.log(np.maximum(values, LEAST))
+        way = (start - goal) / (start - end)
+        for axis in AXES:
+            first[axis] = (before[axis] + way * (first[axis] - before[axis])).fillna(first[axis])
     lanes = points[["trial", "lane"]].drop_duplicates().sort_values(["trial", "lane"])
     table = lanes.merge(first[["trial", "lane", *AXES]], on=["trial", "lane"], how="left")
     return table.astype(dict.fromkeys(AXES, float)).assign(reached=table["update"].notna())

@@ -50,7 +50,7 @@ def metric_text(value: float, metric: str) -> str:
     if math.isnan(value):
         return "\N{EN DASH}"
     if math.isinf(value):
-        return "∞"
+        return "∞" if value > 0 else "-∞"
     if metric == "accuracy":
         return f"{100 * value:.1f}%"
     return f"{value:#.3g}" if 0.001 <= abs(value) < 100 else short(value)

@@ -22,6 +22,7 @@ from numpy.testing import assert_allclose
 
 import analysis
 from analysis import report
+from analysis.results import FOLDERS
 from tests.conftest import (
     PART,
     curve_row,
@@ -152,7 +153,7 @@ def test_it_says_what_the_planted_truth_is(quick_report: Path) -> None:
     assert "for rmsprop, width 32, depth 2, batch size 32 at learning rate 0.00398; 0." in text
     assert "better on 3 of 3 paired seeds, Holm p = 0.75, for " in text
     assert "3 seeds cannot reach p < .05 in an exact test (at best 0.75): confirm it on more, fresh seeds." in text
-    assert "Of the other 2 optimizers, 2 differ from it by more than the scatter over seeds." in text
+    assert "Of the other 2 optimizers, 2 are worse by more than the scatter over seeds." in text
     assert "48 of 48 trials have ended, with 864 lanes" in text
     assert "95% t interval" in text
     assert "3 seeds" in text
@@ -228,7 +229,7 @@ SAYS = {
     "one optimizer": "Only one optimizer has a result",
     "all diverged": "No trial has a learning rate at which every seed survived, so there is nothing to compare.",
     "accuracy": "percentage points",
-    "ten optimizers": "Of the other 8 optimizers, 8 differ from it by more than the scatter over seeds.",
+    "ten optimizers": "Of the other 8 optimizers, 8 are worse by more than the scatter over seeds.",
     "many widths": "Only one optimizer has a result",
     "linear": "Best on the validation split is sgd, width 1, depth 0, batch size 1 at learning rate",
 }
@@ -238,6 +239,7 @@ SAYS = {
 def test_any_study_has_a_report(make_study: Callable[..., Path], study: str, drawn: None) -> None:
     text = squeezed(read(analysis.write_report(make_study(**STUDIES[study]))))
     assert SAYS[study] in text
+    assert "could not be drawn" not in text
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
 
 
@@ -312,6 +314,74 @@ def test_verdict_of_a_clear_difference(tmp_path: Path) -> None:
     assert text.startswith("Adam, width 8, depth 1, batch size 32 at learning rate 0.01 wins: test loss 0.998 [0.9")
     assert "against 1.96 [1.7" in text
     assert "better on 6 of 6 paired seeds, sign-flip p = 0.0312, for 0.1 CPU-minutes." in text
+
+
+def three(folder: Path, **tests: list[float]) -> str:
+    """The verdict on adam, sgd and rmsprop, in this order on validation, with these losses on test."""
+    write_spec(folder)
+    trials = [trial_row(trial=trial, optimizer=name) for trial, name in enumerate(tests)]
+    lanes = [
+        lane_row(trial=trial, lane=seed, seed=seed, validation_loss=1.0 + trial, test_loss=value)
+        for trial, values in enumerate(tests.values())
+        for seed, value in enumerate(values)
+    ]
+    write_tables(folder, trials=trials, lanes=lanes)
+    results = analysis.load(folder)
+    return report.verdict(results, analysis.cells(results))
+
+
+def scattered(center: float, spread: float = 0.02) -> list[float]:
+    return [center * (1 + spread * shift) for shift in (-2, -1, -0.5, 0, 0.5, 1, 2, 0.2)]
+
+
+def test_a_third_optimizer_that_is_better_on_test_denies_the_win(tmp_path: Path) -> None:
+    text = three(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(0.5)[::-1])
+    assert text.startswith("No clear winner: adam")
+    assert "the test split contradicts it" in text
+    assert "for rmsprop" in text
+
+
+def test_a_third_optimizer_that_may_be_as_good_makes_it_a_lead(tmp_path: Path) -> None:
+    text = three(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(1.0, 0.03)[::-1])
+    assert " leads: " in text
+    assert "Rmsprop may be as good, too." in text
+    text = three(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(2.0))
+    assert " wins: " in text
+    assert "Rmsprop is worse by more than the scatter, too." in text
+
+
+def test_verdict_of_losses_of_zero(tmp_path: Path) -> None:
+    text = paired_study(tmp_path, [0.0] * 6, [0.5] * 6)
+    assert "better on 6 of 6 paired seeds" in text
+    text = paired_study(tmp_path, [0.0, 0.1, 0.2, 0.0, 0.1, 0.2], [0.5] * 6)
+    assert "better on 6 of 6 paired seeds" in text
+
+
+def test_a_figure_that_fails_leaves_the_others(make_study: Callable[..., Path], drawn: None, monkeypatch: Any) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("by design")
+
+    monkeypatch.setattr("analysis.figures.search_progress", broken)
+    page = read(analysis.write_report(make_study(optimizers=["adam"], widths=[8], depths=[1])))
+    assert "The search, trial by trial is not shown: it could not be drawn (ZeroDivisionError: by design)." in squeezed(
+        page
+    )
+    assert len(page.all("img")) > 5
+
+
+@pytest.mark.parametrize("options", [{"target": 1.5}, {"target": 1e-9}, {"noise": 1e-9}], ids=str)
+def test_every_figure_of_an_odd_study_is_drawn(tmp_path: Path, options: dict[str, Any], drawn: None) -> None:
+    """A target met at initialisation, or never; no scatter. One trial took no time, one lane starts low."""
+    folder = write_study(tmp_path, optimizers=["adam", "sgd"], widths=[8], depths=[1], **options)
+    for name in ("trials", "curves"):
+        rows = pq.read_table(folder / FOLDERS[name] / PART).to_pylist()
+        if name == "trials":
+            rows[0]["train_seconds"] = 0.0
+        for row in rows:
+            if name == "curves" and (row["lane"], row["update"]) == (6, 0):
+                row["value"] = 0.001
+        write_tables(folder, **{name: rows})
+    assert "could not be drawn" not in read(analysis.write_report(folder)).text
 
 
 def test_verdict_of_overlapping_intervals(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def scaled_study(critical: float, smallest: float, noise: float, seeds: int = 8,
         for lane, (rate, slower) in enumerate([(0.1, 3)] * seeds + [(0.01, 1)] * seeds):
             steps = round(smallest * (1 + critical / size) * math.exp(rng.normal(0, noise)) * slower)
             lanes.append(lane_row(trial=trial, lane=lane, learning_rate=rate, seed=lane % seeds, validation_loss=0.05))
-            points = {0: 1.0, steps - 1: 0.5, steps: 0.09, steps + 1: 0.5}
+            points = {0: 1.0, steps - 1: 0.5, steps: 0.1, steps + 1: 0.5}
             if missed == f"{size} {rate} {lane % seeds}":
                 points.pop(steps)
             curves += [curve_row(trial=trial, lane=lane, update=update, value=v) for update, v in points.items()]
@@ -220,6 +220,53 @@ def test_steps_to_target_are_those_of_the_fastest_rate() -> None:
     assert series.steps_to_target(made([], [], [])).empty
 
 
+def test_steps_between_evaluations_are_interpolated() -> None:
+    line = {0: 1.0, 100: 0.4, 200: 0.025}  # straight on the log scale from 100 on: 0.1 is halfway
+    curves = [curve_row(update=update, value=value) for update, value in line.items()]
+    results = made([trial_row()], [lane_row(validation_loss=0.025)], curves, target=0.1)
+    assert_allclose(series.steps_to_target(results)["updates"], 150)
+    easy = made([trial_row()], [lane_row(validation_loss=0.025)], curves, target=2.0)
+    assert series.steps_to_target(easy)["updates"].to_list() == [1]  # there already at initialisation
+
+
+@pytest.mark.parametrize("critical", [30.0, 100.0])
+def test_the_critical_batch_size_survives_sparse_evaluations(critical: float) -> None:
+    """Evaluations at 1, 2, 3, 4, 6, 8, 12 ...: their distance is up to half of the updates themselves."""
+    rng, sizes, points = (
+        np.random.default_rng(1),
+        [8, 32, 128, 512],
+        sorted({n << k for n in (2, 3) for k in range(14)}),
+    )
+    trials = [trial_row(trial=trial, batch_size=size) for trial, size in enumerate(sizes)]
+    lanes, curves = [], []
+    for trial, size in enumerate(sizes):
+        for seed in range(10):
+            steps = 60 * (1 + critical / size) * math.exp(rng.normal(0, 0.05))
+            lanes.append(lane_row(trial=trial, lane=seed, seed=seed, validation_loss=0.01))
+            curves += [
+                curve_row(trial=trial, lane=seed, update=update, value=0.1 ** (update / steps))
+                for update in [0, *points]
+            ]
+    fit = series.batch_scaling(series.steps_to_target(made(trials, lanes, curves, target=0.1))).iloc[0]
+    assert fit["low"] < critical < fit["high"]
+    assert_allclose(fit["critical"], critical, rtol=0.1)
+
+
+@pytest.mark.parametrize("shape", ["exponential", "power law"])
+def test_a_smooth_curve_has_no_noise(shape: str) -> None:
+    places = np.array([256, 384, 500, 512, 600, 700, 768, 800, 900, 1000])
+    values = np.exp(-places / 300) if shape == "exponential" else places**-0.5
+    assert series._scatter(pd.Series(places), pd.Series(values)) < 1e-9
+
+
+def test_what_the_scheduler_stopped_is_not_the_best_so_far() -> None:
+    trials = [trial_row(trial=0), trial_row(trial=1, outcome="stopped", updates=5)]
+    lanes = [lane_row(trial=0, validation_loss=0.5), lane_row(trial=1, outcome="stopped", validation_loss=0.2)]
+    found = analysis.progress(made(trials, lanes, []))
+    assert found["value"].to_list() == [0.5, 0.2]
+    assert found["best"].to_list() == [0.5, 0.5]
+
+
 def test_a_rate_at_which_a_seed_never_arrives_does_not_count() -> None:
     steps = series.steps_to_target(scaled_study(critical=100, smallest=50, noise=0.0, missed="64 0.01 3"))
     assert steps.loc[steps["batch_size"] == 64, "learning_rate"].eq(0.1).all()
@@ -250,7 +297,7 @@ def test_throughput_counts_whole_stacks_alone() -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
 def test_nothing_is_expected_of_an_adaptive_search(quick_study: Path, sampler: str) -> None:
     results = analysis.load(quick_study)
-    with pytest.raises(ValueError, match=f"The sampler, {sampler}, learned from earlier trials"):
+    with pytest.raises(ValueError, match=f"the sampler, {sampler}, learned from earlier trials"):
         series.expected_search(replace(results, spec=results.spec | {"tuning": {"sampler": sampler}}))
 
 

@@ -220,7 +220,6 @@ def _comparison_text(
     """
     told = [comparison for comparison in compared if comparison.effect.n > 1]
     against_it = [comparison for comparison in told if comparison.differs and comparison.favours_rival(metric)]
-    near = [comparison for comparison in told if not comparison.differs]
     first = [*against_it, *told][0]
     best, rival, count = first.best, first.rival, first.effect.n
     pairs = counted(count, "paired fresh seed" if first.fresh else "paired seed")
@@ -238,7 +237,7 @@ def _comparison_text(
         text = f"No clear winner: {winner} is best on the search's validation split, but {what} it: {against}"
     elif not first.differs:
         text = f"No clear winner: {winner} is best on the validation split, with {against}"
-    elif first.holm < 0.05 and not near and confirmed:
+    elif first.holm < 0.05 and confirmed and all(comparison.differs for comparison in told):
         text = f"{winner} wins: {against}"
     else:
         text = f"{winner} leads: {against}"
@@ -248,18 +247,17 @@ def _comparison_text(
         elif first.holm >= 0.05:
             advice = "That is more than the scatter over seeds explains, but not by the exact test"
         advice += ": confirm it on more, fresh seeds." if advice else ""
-    rest = [comparison for comparison in told if comparison is not first]
-    others = ""
-    if len(rest) == 1 and not against_it:
-        name = rest[0].rival["optimizer"]
-        others = (
-            f"{name} may be as good, too." if near[-1:] == rest else f"{name} is worse by more than the scatter, too."
-        )
-    elif rest and not against_it:
-        names = listing(comparison.rival["optimizer"] for comparison in near if comparison is not first)
-        worse = sum(comparison not in near for comparison in rest)
+    rest = [comparison for comparison in told if comparison is not first and not against_it]
+    names = listing(comparison.rival["optimizer"] for comparison in rest if not comparison.differs)
+    worse, others = sum(comparison.differs for comparison in rest), ""
+    if len(rest) == 1:
+        rest_name = rest[0].rival["optimizer"]
+        others = f"{names} may be as good, too." if names else f"{rest_name} is worse by more than the scatter, too."
+    elif worse:
         others = f"Of the other {len(rest)} optimizers, {worse} are worse by more than the scatter over seeds"
         others += f"; {names} may be as good." if names else "."
+    elif names:
+        others = f"{names} may be as good, too."
     sentences = [text, advice, others]
     return [sentence[0].upper() + sentence[1:] for sentence in sentences if sentence]
 

@@ -316,8 +316,8 @@ def test_verdict_of_a_clear_difference(tmp_path: Path) -> None:
     assert "better on 6 of 6 paired seeds, sign-flip p = 0.0312, for 0.1 CPU-minutes." in text
 
 
-def three(folder: Path, **tests: list[float]) -> str:
-    """The verdict on adam, sgd and rmsprop, in this order on validation, with these losses on test."""
+def several(folder: Path, **tests: list[float]) -> str:
+    """The verdict on optimizers, the first best on validation, the second next and so on, with these losses on test."""
     write_spec(folder)
     trials = [trial_row(trial=trial, optimizer=name) for trial, name in enumerate(tests)]
     lanes = [
@@ -335,19 +335,27 @@ def scattered(center: float, spread: float = 0.02) -> list[float]:
 
 
 def test_a_third_optimizer_that_is_better_on_test_denies_the_win(tmp_path: Path) -> None:
-    text = three(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(0.5)[::-1])
+    text = several(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(0.5)[::-1])
     assert text.startswith("No clear winner: adam")
     assert "the test split contradicts it" in text
     assert "for rmsprop" in text
 
 
 def test_a_third_optimizer_that_may_be_as_good_makes_it_a_lead(tmp_path: Path) -> None:
-    text = three(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(1.0, 0.03)[::-1])
+    text = several(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(1.0, 0.03)[::-1])
     assert " leads: " in text
     assert "Rmsprop may be as good, too." in text
-    text = three(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(2.0))
+    text = several(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(2.0))
     assert " wins: " in text
     assert "Rmsprop is worse by more than the scatter, too." in text
+    good, bad = scattered(1.0, 0.03)[::-1], scattered(2.0)
+    text = several(tmp_path, adam=scattered(1.0), sgd=good, rmsprop=bad, momentum=good, nesterov=bad)
+    assert text.startswith("No clear winner: adam")
+    assert (
+        "Of the other 3 optimizers, 2 are worse by more than the scatter over seeds; momentum may be as good." in text
+    )
+    text = several(tmp_path, adam=scattered(1.0), sgd=good, rmsprop=good, momentum=good)
+    assert "Rmsprop, momentum may be as good, too." in text
 
 
 def test_verdict_of_losses_of_zero(tmp_path: Path) -> None:

@@ -52,15 +52,16 @@ def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path |
     across = _across(studies, out) if len(studies) > 1 else None
     command = shlex.join(["study", "report", *map(str, folders)])
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(sections=sections, across=across, command=command, failure_rows=FAILURE_ROWS)
     )
-    _write(out / "index.html", page.encode())
+    write(out / "index.html", page.encode())
     return out / "index.html"
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Where the templates are, and what they may use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -75,7 +76,7 @@ def _environment() -> jinja2.Environment:
 def _across(studies: Sequence[Results], out: Path) -> dict[str, Any]:
     """What the template shows of several studies together."""
     profile = series.profile(studies)
-    drawing = _Drawing(
+    drawing = Drawing(
         "across",
         "performance-profile-across",
         "Performance profile over the studies",
@@ -114,7 +115,7 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
     ranked = tables.rank(table, results.maximize)
     times = tables.target_times(results, table)
     leaderboard = f"figures/{prefix}cells.csv"
-    _write(out / leaderboard, table.to_csv(index=False).encode())
+    write(out / leaderboard, table.to_csv(index=False).encode())
     drawings = [drawing.save(out, prefix) for drawing in _drawings(results, table)]
     return {
         "id": prefix.rstrip("-") or "study",
@@ -494,7 +495,7 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Drawing:
+class Drawing:
     """A figure that the report shows: how it is drawn, and what stands below it.
 
     Without data there is no image, but `reason` why.
@@ -523,9 +524,9 @@ class _Drawing:
             drawn.savefig(svg, format="svg", metadata={"Date": None, "Title": self.title})
             drawn.set_layout_engine("none")  # keeps what was laid out, which takes most of the time
             drawn.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Title": self.title})
-        _write(out / files["svg"], svg.getvalue())
-        _write(out / files["pdf"], pdf.getvalue())
-        _write(out / files["csv"], self.data.to_csv(index=False).encode())
+        write(out / files["svg"], svg.getvalue())
+        write(out / files["pdf"], pdf.getvalue())
+        write(out / files["csv"], self.data.to_csv(index=False).encode())
         image = "data:image/svg+xml;base64," + base64.b64encode(figures.adaptive(svg.getvalue())).decode()
         return shown | {"image": image, "size": [round(SCREEN_DPI * inches) for inches in drawn.get_size_inches()]}
 
@@ -534,7 +535,7 @@ PARTS = ("regimes", "optimizers", "batch size", "width and depth", "search", "le
 """The parts of the report that show figures."""
 
 
-def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
+def _drawings(results: Results, table: pd.DataFrame) -> list[Drawing]:
     """All figures, in the order in which they are shown."""
     metric, unit, maximize = results.metric, _unit(results), results.maximize
     mean = "geometric mean" if metric == "loss" else "mean (on the log-odds scale)"
@@ -607,7 +608,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
 
     seeds = _seeds(curves["n"]), _seeds(rates["n"]), _seeds(table["n"])
     drawings = [
-        _Drawing(
+        Drawing(
             "regimes",
             "loss-by-regime",
             f"Validation {metric} by regime",
@@ -625,7 +626,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             regimes,
             none,
         ),
-        _Drawing(
+        Drawing(
             "regimes",
             "noise-speed",
             "Noise against speed",
@@ -638,7 +639,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.noise_against_speed(noise, ax)),
             none,
         ),
-        _Drawing(
+        Drawing(
             "regimes",
             "gradient-noise",
             "Gradient noise scale along training",
@@ -650,7 +651,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.noise_scale(noises, ax)),
             "not recorded; [recording] gradient_noise = true in the spec records it",
         ),
-        _Drawing(
+        Drawing(
             "optimizers",
             "learning-rate-sensitivity",
             "Sensitivity to the learning rate",
@@ -661,7 +662,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.learning_rate_sensitivity(rates, ax, metric, unit), height=85),
             none,
         ),
-        _Drawing(
+        Drawing(
             "optimizers",
             "performance-profile",
             "Performance profile",
@@ -673,7 +674,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.performance_profiles(profile, ax)),
             "the workload names no target" if results.target is None else "no problem was solved that several tried",
         ),
-        _Drawing(
+        Drawing(
             "batch size",
             "optimizer-batch-size",
             "Optimizer and batch size",
@@ -684,7 +685,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             heat(batches, "optimizer", "batch size", contours=False),
             "one optimizer at one batch size" if len(table) else "no trial has ended yet",
         ),
-        _Drawing(
+        Drawing(
             "batch size",
             "rate-by-batch-size",
             "Sensitivity to the learning rate, by batch size",
@@ -698,7 +699,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             ),
             "the best optimizer ran at one batch size only",
         ),
-        _Drawing(
+        Drawing(
             "batch size",
             "tuned-rate",
             "Tuned learning rate against batch size",
@@ -710,7 +711,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.rate_against_batch_size(tuned, ax)),
             "one batch size only",
         ),
-        _Drawing(
+        Drawing(
             "batch size",
             "steps-to-target",
             "Updates to the target",
@@ -723,7 +724,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.steps_against_batch_size(steps, fits, ax)),
             no_target if series.steps_to_target(results).empty else "the target was reached at one batch size only",
         ),
-        _Drawing(
+        Drawing(
             "batch size",
             "throughput",
             "Throughput",
@@ -734,7 +735,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.throughput_against_batch_size(speed, ax)),
             "no trial ran with all its lanes to the end",
         ),
-        _Drawing(
+        Drawing(
             "width and depth",
             "width-depth",
             "Width and depth",
@@ -746,7 +747,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             heat(shapes, "depth", "width", contours=True),
             "one width and depth only" if len(table) else "no trial has ended yet",
         ),
-        _Drawing(
+        Drawing(
             "width and depth",
             "rate-by-width",
             "Learning-rate shift with width",
@@ -758,7 +759,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.learning_rate_sensitivity(rates_by["width"], ax, metric, unit, "width")),
             "the best optimizer ran at one width only",
         ),
-        _Drawing(
+        Drawing(
             "search",
             "search-progress",
             "The search, trial by trial",
@@ -769,7 +770,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.search_progress(found, ax, metric, unit), height=75),
             "no trial has ended yet",
         ),
-        _Drawing(
+        Drawing(
             "search",
             "expected-best",
             "Expected best against budget",
@@ -780,7 +781,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.expected_best_of(expected, ax, metric, unit), height=75),
             why,
         ),
-        _Drawing(
+        Drawing(
             "search",
             "importance",
             "Importance of the hyperparameters",
@@ -792,7 +793,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.importance_bars(weights, ax), 110, 15 + 9 * max(2, len(weights))),
             "the study has not recorded it; it takes several completed trials",
         ),
-        _Drawing(
+        Drawing(
             "search",
             "isolation",
             "Each hyperparameter by itself",
@@ -803,7 +804,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             isolations,
             none if all_found.empty else "nothing varied",
         ),
-        _Drawing(
+        Drawing(
             "search",
             "parallel-coordinates",
             "All cells at once",
@@ -814,7 +815,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.parallel_coordinates(all_found, ax, metric), PAGE_MM),
             none if all_found.empty else "fewer than two hyperparameters varied",
         ),
-        _Drawing(
+        Drawing(
             "search",
             "loss-time",
             f"Validation {metric} against training time",
@@ -825,7 +826,7 @@ def _drawings(results: Results, table: pd.DataFrame) -> list[_Drawing]:
             single(lambda ax: figures.loss_against_time(time, ax, metric, unit)),
             "no cell has completed with a tuned rate",
         ),
-        _Drawing(
+        Drawing(
             "ledger",
             "timeline",
             "Which worker did what when",
@@ -966,7 +967,7 @@ def _flattened(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
         yield name, "not recorded" if value is None else text
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write a file at once or not at all, so that a reader never meets half a report."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         file.write(content)

@@ -181,7 +181,9 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
 
 
 @main.command()
-@click.option("--only", default="", help="search, trials, or part of the name of a line; everything if not given.")
+@click.option(
+    "--only", default="", help="figure, search, trials, or part of the name of a line; everything if not given."
+)
 @click.option("--device", default="cpu", help="cpu or cuda, for the updates.")
 @click.option("--out", type=_FOLDER, help="JSON file to write.")
 def bench(only: str, device: str, out: Path | None) -> None:

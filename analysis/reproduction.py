@@ -804,8 +804,7 @@ def regimes(parts: Mapping[str, Results]) -> Section:
                 "Put right",
                 f"The loss of one validation split for all three, at the same rate of 0.001, against updates, "
                 f"observations, epochs and seconds of training all {seeds} seeds together. Line: geometric mean over "
-                f"{seeds} seeds; band: pointwise 95% t interval. Faint: the batches' own loss, one seed; dotted: "
-                f"smoothed.",
+                f"{seeds} seeds; band: pointwise 95% t interval.",
                 "Four panels of validation loss against updates, observations, epochs and seconds, one line per "
                 "regime.",
                 curves,
@@ -1352,8 +1351,8 @@ def duration(seconds: float) -> str:
 
 def _records_of(name: str, studies: Sequence[Results]) -> dict[str, Any]:
     """What a section tells of its runs: seconds, command, links and provenance."""
-    first = studies[0].provenance
-    hardware, versions = first.get("hardware", {}), first.get("versions", {})
+    sessions = studies[-1].provenance.get("sessions") or [{}]
+    last, hardware, versions = sessions[-1], sessions[-1].get("hardware", {}), sessions[-1].get("versions", {})
     gone = [_session_seconds(study.provenance) for study in studies]
     links = []
     out = studies[0].path.parent.parent
@@ -1363,7 +1362,7 @@ def _records_of(name: str, studies: Sequence[Results]) -> dict[str, Any]:
         if (study.path / "report" / "index.html").is_file():
             links.append((f"{study.name}: ordinary report", f"{place}/report/index.html"))
     told = (
-        f"commit {first.get('commit') or 'unknown'}; {versions_text(versions)}; "
+        f"commit {last.get('commit') or 'unknown'}; {versions_text(versions)}; "
         f"{hardware.get('cpu', 'unknown processor')}, "
         f"{hardware.get('cpus', '?')} processors; seeds {_seeds_text(studies[-1])}"
     )
@@ -1461,7 +1460,7 @@ def _losses_drawing(
         ax.plot(data["epoch"], data["estimate"], color=blue, label="ours, geometric mean")
         ax.plot(data["epoch"], data["printed"], "o", color="#000000", markersize=3.5, label="printed in the report")
         more(ax)
-        ax.set_yscale("log")
+        figures.log_axis(ax, "y")
         ax.set_xlabel("epochs")
         ax.set_ylabel("mean squared error over the epoch")
 
@@ -1515,8 +1514,8 @@ def _draw_mlp(
     ax.plot(epochs, values, "o", color="#000000", markersize=4, fillstyle="none", zorder=4, label="as printed")
     for floor, colour, name in zip(floors, ("#009e73", "#d55e00"), ("ignoring x1", "best line"), strict=True):
         ax.axhline(floor, color=colour, linestyle="--", linewidth=0.9, label=f"{name}: {short(floor)}")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    figures.log_axis(ax, "x")
+    figures.log_axis(ax, "y")
     ax.set_xlabel("epochs")
     ax.set_ylabel("mean squared error")
 

@@ -731,6 +731,21 @@ def _metric_axis(ax: Axes, data: pd.DataFrame, metric: str, unit: str) -> None:
         _log_ticks(ax, "y", float(positive.min() / margin), float(positive.max() * margin))
 
 
+def log_axis(ax: Axes, which: str) -> None:
+    """A logarithmic axis with plain numbers, over what has been drawn on it.
+
+    Args:
+        ax: where all has been drawn.
+        which: x or y.
+    """
+    if which == "x":
+        ax.set_xscale("log")
+    else:
+        ax.set_yscale("log")
+    low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
+    _log_ticks(ax, which, low, high)
+
+
 def _log_ticks(ax: Axes, which: str, low: float, high: float) -> None:
     """Plain numbers on a logarithmic axis of less than two decades, powers of ten on a longer one."""
     axis, ratio = (ax.yaxis if which == "y" else ax.xaxis), high / low

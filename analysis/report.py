@@ -60,7 +60,7 @@ def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path |
     across = _across(studies, out) if len(studies) > 1 else None
     command = shlex.join(["study", "report", *map(str, folders)])
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(sections=sections, across=across, command=command, failure_rows=FAILURE_ROWS)
     )
@@ -68,7 +68,8 @@ def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path |
     return out / "index.html"
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Where the templates are, and what they may use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -93,6 +93,12 @@ LANES = _schema(
     _column("train_accuracy", pa.float64(), "share of the training subset classified correctly", optional=True),
     _column("validation_accuracy", pa.float64(), "share of the validation split", optional=True),
     _column("test_accuracy", pa.float64(), "share of the test split", optional=True),
+    _column(
+        "weights",
+        pa.list_(pa.float64()),
+        "parameters at the end, in the network's order; empty unless the spec records them",
+        optional=True,
+    ),
 )
 """One row per (trial, lane). Losses and accuracies are empty where a lane diverged or has none."""
 

@@ -1,7 +1,8 @@
 """`study bench`: what our trials cost beside what a user would run otherwise, on this machine, in one run.
 
-Three parts: an update of a lane beside the solo loop (`trainables.bench`); a whole search beside plain Ray Tune and
-plain Optuna, on the same networks, examples and processors; and what Ray adds to a trial that does nothing.
+Four parts: an update of a lane beside the solo loop, and the source report's regime figure (`trainables.bench`); a
+whole search beside plain Ray Tune and plain Optuna, on the same networks, examples and processors; and what Ray adds to
+a trial that does nothing.
 """
 
 from __future__ import annotations
@@ -71,12 +72,14 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     """Measure and gather everything.
 
     Args:
-        only: `search`, `trials`, or part of the name of a line of the first table; everything if empty.
+        only: `figure`, `search`, `trials`, or part of the name of a line of the first table; everything if empty.
         device: for the first table.
     """
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     found: dict[str, Any] = {"commit": commit(), "began": began, "versions": versions(), "hardware": hardware()}
-    if only not in ("search", "trials"):
+    if only in ("", "figure"):
+        found["figure"] = asdict(trainables.bench.figure(device))
+    if only not in ("figure", "search", "trials"):
         found["updates"] = trainables.bench.run(device, only)["rows"]
     if only in ("", "search"):
         found["search"] = [asdict(row) for row in searches(SEARCH)]
@@ -283,6 +286,11 @@ def show(found: dict[str, Any], console: Console) -> None:
             )
         console.print(table)
         console.print("K lanes; solo, lane: microseconds; bound: times the arithmetic's; cold: seconds")
+    if row := found.get("figure"):
+        table = _table("the report's regime figure, s a seed", "seeds", "its loop", "lane", "ratio", "cold")
+        numbers = (row["loop_seconds"], row["lane_seconds"], row["ratio"], row["cold_seconds"])
+        table.add_row("batches of 1, 32 and 10,000, 10 epochs", str(row["seeds"]), *map(_figure, numbers))
+        console.print(table)
     if rows := found.get("search"):
         table = _table(f"MLP on cubic, {EPOCHS} epochs, batch 32", "runs", "seconds", "runs per hour", "ours / it")
         for row in rows:

@@ -154,7 +154,36 @@ def report(folders: tuple[Path, ...]) -> None:
 
 
 @main.command()
-@click.option("--only", default="", help="search, trials, or part of the name of a line; everything if not given.")
+@click.option("--seeds", type=click.IntRange(1), help="Seeds of each experiment, instead of its own number.")
+@click.option("--only", multiple=True, metavar="NAME", help="An experiment; give it again for more. All if not given.")
+@click.option("--epochs", type=click.IntRange(2), help="Epochs at most, to try it all out; then nothing can be judged.")
+@click.option("--out", type=_FOLDER, default=Path("results/reproduction"), show_default=True, help="Results folder.")
+@click.option("--quiet", "show", flag_value="quiet", help="Show no progress.")
+@click.option("--plain", "show", flag_value="plain", help="Show plain lines, on a terminal too.")
+def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out: Path, show: str | None) -> None:
+    """Make the source report's experiments again, and a page of its numbers beside ours.
+
+    Experiments are linear, cubic-linear, mlp, regimes, mnist and layers. What was finished before is not run again.
+    """
+    from study import reproduce as reproduction
+    from study.spec import SpecError
+
+    if unknown := [name for name in only if name not in reproduction.EXPERIMENTS]:
+        valid = ", ".join(reproduction.EXPERIMENTS)
+        raise SpecError(f"--only {unknown[0]}", [f"no such experiment; valid: {valid}"])
+    say = partial(click.echo, err=True)
+    ended = reproduction.run(out, only=only, seeds=seeds, epochs=epochs, command=_command(), show=_show(show), say=say)
+    if ended.page:
+        click.echo(f"page: {_shown(ended.page)}")
+    if ended.interrupted:
+        click.echo(f"interrupted in {ended.interrupted}; the same command goes on", err=True)
+        raise SystemExit(130)
+
+
+@main.command()
+@click.option(
+    "--only", default="", help="figure, search, trials, or part of the name of a line; everything if not given."
+)
 @click.option("--device", default="cpu", help="cpu or cuda, for the updates.")
 @click.option("--out", type=_FOLDER, help="JSON file to write.")
 def bench(only: str, device: str, out: Path | None) -> None:

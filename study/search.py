@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +178,34 @@ def resume(
     data.load(spec.workload.data, data_folder)
     with _stoppable(), cluster.connected(spec, address) as concurrency, _stoppable():
         return session(spec, folder, data_folder, concurrency, command, show=show)
+
+
+def run_all(studies: Sequence[tuple[Spec, Path]], *, command: str = "", show: Show = "auto") -> list[Outcome]:
+    """Run studies one after another on one Ray of this machine, which takes seconds to start.
+
+    Args:
+        studies: specs and their results folders; what an earlier call began there goes on.
+        command: as for `run`.
+        show: likewise.
+
+    Returns:
+        How each ended; those after the first that was interrupted are left out.
+
+    Raises:
+        SpecError, DataError, Halted: as `run`.
+    """
+    data_folder = data.data_folder().absolute()
+    for spec, _ in studies:
+        data.load(spec.workload.data, data_folder)
+    outcomes: list[Outcome] = []
+    if not studies:
+        return outcomes
+    with _stoppable(), cluster.connected(studies[0][0], None) as concurrency, _stoppable():
+        for spec, folder in studies:
+            outcomes.append(session(spec, folder.absolute(), data_folder, concurrency, command, show=show))
+            if outcomes[-1].interrupted:
+                break
+    return outcomes
 
 
 def with_trials(spec: Spec, trials: int) -> Spec:

@@ -55,6 +55,7 @@ class Space:
         workload, resources, lanes = spec.workload, spec.resources, spec.lanes
         batch_size = workload.facts.train if cell["batch_size"] == "full" else cell["batch_size"]
         rate = self.fixed.get(number)
+        seeds = spec.confirm_seeds() if rate else spec.lane_seeds(replicate)
         return {
             "trial": number,
             "replicate": replicate,
@@ -68,18 +69,20 @@ class Space:
             "model_args": workload.arguments(),
             "metric": workload.metric,
             "standardize": workload.standardize,
+            "data_seed": seeds[0] if workload.redraw else 0,
             "data_folder": self.data_folder,
             "dtype": workload.dtype,
             "device": "cuda" if resources.gpus_per_trial else "cpu",
             "threads": resources.cpus_per_trial,
             "rates": (rate, rate, 1) if rate else spec.rates(cell["optimizer"]),
-            "seeds": spec.confirm_seeds() if rate else spec.lane_seeds(replicate),
+            "seeds": seeds,
             "budget": spec.budget.limit(),
             "engine": lanes.engine,
             "halving": lanes.halving and not rate,
             "extensions": lanes.extensions,
             "every_update": spec.recording.every_update,
             "gradient_noise": spec.recording.gradient_noise,
+            "weights": spec.recording.weights,
             "augment": workload.augmentation(),
             "checkpoint": str(self.checkpoint(number)),
             "checkpoint_seconds": spec.recording.checkpoint_seconds,

@@ -263,6 +263,7 @@ class Workload(Section):
         metric: loss, or accuracy for a classification, which is then the default; on the validation split.
         target: the metric value that counts as solved.
         standardize: mean 0 and standard deviation 1 over the training split, a regression's targets too.
+        redraw: whether each trial draws its data anew, from its first seed; else all trials share one draw.
         augment: what is done to each training image.
         dtype: float32 or float64.
     """
@@ -273,6 +274,7 @@ class Workload(Section):
     metric: Annotated[str, _known("metric", ("loss", "accuracy"))] = "loss"
     target: float | None = None
     standardize: bool = True
+    redraw: bool = False
     augment: Augmentation = Augmentation()
     dtype: Annotated[str, _known("dtype", ("float32", "float64"))] = "float32"
 
@@ -403,6 +405,7 @@ class Recording(Section):
     Attributes:
         every_update: whether the curves hold the loss of every update, instead of means between evaluations.
         gradient_noise: whether the curves hold the gradient's squared norm and its noise at every evaluation.
+        weights: whether the lanes table holds the parameters with which each lane ended; for small networks.
         checkpoint_seconds: how often a running trial is saved, at the ends of parts of its budget.
         tensorboard: whether TensorBoard's event files are written, into `tensorboard/` of the results folder.
         mlflow: address of an MLflow tracking server.
@@ -410,6 +413,7 @@ class Recording(Section):
 
     every_update: bool = False
     gradient_noise: bool = False
+    weights: bool = False
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     tensorboard: bool = False
     mlflow: str | None = None

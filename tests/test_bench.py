@@ -31,6 +31,19 @@ def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.Mon
         assert min(row.lane_us, row.bound_us, row.cold_seconds) > 0
 
 
+@pytest.mark.long
+def test_the_regime_figure_is_summed_over_its_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainables.bench, "TURN_SECONDS", 1e-3)
+    small = [(dataclasses.replace(work, lanes=4, seeds=2), updates) for work, updates in trainables.bench.FIGURE[:2]]
+    monkeypatch.setattr(trainables.bench, "FIGURE", small)
+    found = trainables.bench.figure(rounds=1)
+    assert found.ratio == pytest.approx(found.loop_seconds / found.lane_seconds)
+    assert found.loop_seconds > 1
+    console = Console(width=80, file=io.StringIO(), record=True)
+    bench.show({"figure": dataclasses.asdict(found)}, console)
+    assert "…" not in console.export_text()
+
+
 def test_operations_are_two_per_product_and_three_passes() -> None:
     mlp = next(work for work in WORKS if work.name == "2-16-8-1 MLP, batch 32")
     assert trainables.bench.operations(mlp) == 6 * 32 * (2 * 16 + 16 * 8 + 8)

@@ -187,12 +187,24 @@ def _cubic(seed: int) -> list[Split]:
     return _cut(np.stack([x1, x2], axis=1), (x1**2 + 14 * x2**3)[:, None], facts)
 
 
+def linear_coefficients(seed: int = 0) -> np.ndarray:
+    """The coefficients by which the data set linear of a seed was made, (10,); all but 3 are zero."""
+    return _make_linear(seed)[2]
+
+
 def _linear(seed: int) -> list[Split]:
+    x, y, _ = _make_linear(seed)
+    return _cut(x, y[:, None], CATALOGUE["linear"])
+
+
+def _make_linear(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs (n, 10), targets (n,) and coefficients (10,)."""
     from sklearn.datasets import make_regression
 
     facts = CATALOGUE["linear"]
-    x, y = make_regression(facts.train + facts.validation + facts.test, 10, n_informative=3, random_state=seed)
-    return _cut(x, y[:, None], facts)
+    count = facts.train + facts.validation + facts.test
+    x, y, coefficients = make_regression(count, 10, n_informative=3, coef=True, random_state=seed)
+    return x, y, coefficients
 
 
 def _digits(seed: int) -> list[Split]:

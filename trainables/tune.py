@@ -36,7 +36,7 @@ from trainables.rules import named
 from trainables.stack import Lane, Stack, beyond, grid, out_of_memory
 
 # What a trial's numbers do not depend on, or not by more than lane equality allows.
-_INCIDENTAL = ("checkpoint", "checkpoint_seconds", "data_folder", "device", "threads")
+_INCIDENTAL = ("checkpoint", "checkpoint_seconds", "data_folder", "device", "threads", "weights")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Trial:
         model_args: the family's own arguments.
         metric: `loss` or `accuracy`, on the validation split; what the trial reports as `value`.
         standardize: see `trainables.data.load`.
+        data_seed: likewise, its `seed`.
         data_folder: where downloaded data lie.
         dtype: float32 or float64.
         device: cpu, cuda, or auto: cuda where the trial was given a GPU.
@@ -65,6 +66,7 @@ class Trial:
         extensions: how often, at most, rates are added beyond the edge of the grid on which the best one lies.
         every_update: whether the curves hold every update's loss.
         gradient_noise: whether the curves hold the gradient's noise.
+        weights: whether the rows of the lanes hold the parameters with which each ended.
         augment: fields of `Augment`, for the training images.
         trial: the trial's number, for the tables.
         checkpoint: file in which the trial keeps its state, instead of asking Ray Tune to; whoever wants the trial
@@ -81,6 +83,7 @@ class Trial:
     model_args: dict[str, Any] = field(default_factory=dict)
     metric: str = "loss"
     standardize: bool = True
+    data_seed: int = 0
     data_folder: str | None = None
     dtype: str = "float32"
     device: str = "auto"
@@ -94,6 +97,7 @@ class Trial:
     extensions: int = 0
     every_update: bool = False
     gradient_noise: bool = False
+    weights: bool = False
     augment: dict[str, Any] = field(default_factory=dict)
     trial: int = 0
     checkpoint: str | None = None
@@ -180,7 +184,14 @@ class LaneTrainable(tune.Trainable):
             torch.backends.cudnn.allow_tf32 = False
         dtype = getattr(torch, trial.dtype)
         folder = Path(trial.data_folder) if trial.data_folder else None
-        self.data = data.load(trial.data, folder, standardize=trial.standardize, dtype=dtype, device=self.device)
+        self.data = data.load(
+            trial.data,
+            folder,
+            standardize=trial.standardize,
+            seed=trial.data_seed,
+            dtype=dtype,
+            device=self.device,
+        )
         shape, outputs = self.data.in_shape, self.data.out_features
         size = {"width": trial.width, "depth": trial.depth}
         self.build = partial(models.build, family, shape, outputs, **size, **trial.model_args)
@@ -229,7 +240,8 @@ class LaneTrainable(tune.Trainable):
                 every_update=trial.every_update,
                 gradient_noise=trial.gradient_noise,
             ):
-                if extends := report.finished and bool(self._extension()):
+                extends = report.finished and bool(self._extension())
+                if extends and not trial.weights:
                     self.stack.free()
                 yield replace(report.shifted(before), finished=report.finished and not extends)
             further = self._extension()
@@ -327,7 +339,8 @@ class LaneTrainable(tune.Trainable):
             self.traces += traces
             if self.whole:
                 points, traces = list(self.points), list(self.traces)
-        payload = Payload(points, traces, lane_rows(self.stacks), whole=self.whole)
+        rows = lane_rows(self.stacks, weights=self.trial.weights and report.finished)
+        payload = Payload(points, traces, rows, whole=self.whole)
         self.whole = False
         return payload
 
@@ -450,16 +463,21 @@ def tuned(stacks: Sequence[Stack], metric: str, validation_examples: int) -> tup
     return rate, float(np.exp(-scores[rate]))
 
 
-def lane_rows(stacks: Sequence[Stack]) -> list[dict[str, Any]]:
+def lane_rows(stacks: Sequence[Stack], *, weights: bool = False) -> list[dict[str, Any]]:
     """One row per lane, numbered through all stacks: the lanes table's columns but `trial` and `outcome`.
 
     A diverged lane has no values.
+
+    Args:
+        stacks: of the trial.
+        weights: whether to add the parameters of the lanes that still train.
     """
-    rows = [row for stack in stacks for row in _stack_rows(stack)]
+    rows = [row for stack in stacks for row in _stack_rows(stack, weights=weights)]
     return [{"lane": number, **row} for number, row in enumerate(rows)]
 
 
-def _stack_rows(stack: Stack) -> list[dict[str, Any]]:
+def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
+    ended = dict(zip(stack.alive, stack.parameters.double().tolist(), strict=True)) if weights else {}
     columns = {
         f"{split}_{metric}": stack.last.get((split, metric))
         for split in ("train", "validation", "test")
@@ -478,6 +496,7 @@ def _stack_rows(stack: Stack) -> list[dict[str, Any]]:
                 name: None if values is None or math.isnan(values[place]) else float(values[place])
                 for name, values in columns.items()
             },
+            "weights": ended.get(place),
         }
         for place, lane in enumerate(stack.lanes)
     ]

@@ -1,0 +1,201 @@
+"""`study reproduce`: the source report's experiments, run as studies, and the page of its numbers beside ours.
+
+Each experiment is some shipped specs (`specs/reproduce/`), run into OUT/EXPERIMENT/SPEC as any study is. What an
+earlier call finished there with the same spec is taken as it is, and what it began goes on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from analysis import reproduction
+from analysis.report import write_report
+from study import collect, search
+from study.spec import Spec, read
+from trainables import data, models
+from trainables.stack import batch_order, initialise
+
+if TYPE_CHECKING:
+    from study.progress import Show
+
+EXPERIMENTS: dict[str, tuple[str, ...]] = {
+    "linear": ("linear-by-hand", "linear"),
+    "cubic-linear": ("cubic-linear",),
+    "mlp": ("mlp-64-32",),
+    "regimes": ("regimes", "regimes-tuned"),
+    "mnist": (),
+    "layers": ("layers",),
+}
+"""Experiment -> the specs that it runs, in the report's order; mnist runs its own (`study.reproduce_mnist`)."""
+MNIST = "study.reproduce_mnist"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a reproduction ended.
+
+    Attributes:
+        page: the page; None if there is nothing to show yet.
+        interrupted: the experiment in which it was interrupted; empty if it was not.
+    """
+
+    page: Path | None
+    interrupted: str
+
+
+def run(
+    out: Path,
+    *,
+    only: Collection[str] = (),
+    seeds: int | None = None,
+    epochs: int | None = None,
+    command: str = "",
+    show: Show = "auto",
+    say: Callable[[str], None] = print,
+) -> Ended:
+    """Run what is left of some experiments, then write the page of all that have been run.
+
+    Args:
+        out: the folder of all experiments; made if it is not there.
+        only: names of `EXPERIMENTS`; all if empty.
+        seeds: of every experiment, instead of its specs'.
+        epochs: at most so many, to try the whole without its cost; verdicts then have nothing to go by.
+        command: what the user ran, for the provenance.
+        show: how studies show their progress.
+        say: prints a line.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = [name for name in EXPERIMENTS if not only or name in only]
+    specs = {name: [sized(read(f"reproduce/{spec}"), seeds, epochs) for spec in EXPERIMENTS[name]] for name in chosen}
+    places = {name: [place(spec, out / name) for spec in specs[name]] for name in chosen}
+    left: list[tuple[Spec, Path]] = []
+    for name in chosen:
+        for spec, (folder, finished) in zip(specs[name], places[name], strict=True):
+            if finished:
+                say(f"{name}: {spec.name} is done already, in {folder}")
+            else:
+                left.append((spec, folder))
+    outcomes = search.run_all(left, command=command, show=show)
+    ended = {outcome.folder for outcome in outcomes if not outcome.interrupted}
+    found = recorded(out)
+    for name in chosen:
+        for spec, (folder, finished) in zip(specs[name], places[name], strict=True):
+            if finished or folder.absolute() in ended:
+                # Once more even if it was there: a call that was cut off may have left it out.
+                _add_truth(spec, folder)
+                found[spec.name] = str(folder.relative_to(out))
+    collect.write_text(out / reproduction.PARTS, json.dumps(found, indent=1) + "\n")
+    if "layers" in found and ("layers" in chosen or not (out / found["layers"] / "report").exists()):
+        write_report(out / found["layers"])
+    cut = next((spec.name for spec, folder in left if folder.absolute() not in ended), "")
+    if not cut and "mnist" in chosen:
+        _mnist(out, seeds, epochs, say)
+    return Ended(reproduction.write_page(out, command) if found else None, cut)
+
+
+def _mnist(out: Path, seeds: int | None, epochs: int | None, say: Callable[[str], None]) -> None:
+    if importlib.util.find_spec(MNIST) is None:
+        say("mnist: not built yet")
+    elif epochs:
+        say("mnist: left out, since it has no shorter form; leave --epochs away")
+    else:
+        importlib.import_module(MNIST).run_mnist(out, seeds)
+
+
+def sized(spec: Spec, seeds: int | None, epochs: int | None) -> Spec:
+    """A shipped spec with another number of seeds, and at most so many epochs.
+
+    Where each trial draws its data anew, seeds are lanes x trials: no more lanes in a trial than the spec has, so that
+    there are as many draws as it means.
+    """
+    budget, lanes, confirm = spec.budget, spec.lanes, spec.confirm
+    if seeds is not None and spec.workload.redraw:
+        each = max(count for count in range(1, lanes.seeds + 1) if seeds % count == 0)
+        lanes = lanes.model_copy(update={"seeds": each})
+        budget = budget.model_copy(update={"trials": seeds // each})
+    elif seeds is not None:
+        lanes = lanes.model_copy(update={"seeds": seeds})
+        confirm = confirm and confirm.model_copy(update={"seeds": max(2, seeds)})
+    if epochs is not None and budget.epochs is not None:
+        budget = budget.model_copy(update={"epochs": min(epochs, budget.epochs)})
+    return spec.model_copy(update={"budget": budget, "lanes": lanes, "confirm": confirm})
+
+
+def place(spec: Spec, parent: Path) -> tuple[Path, bool]:
+    """Where a spec runs: the first of NAME, NAME-2 ... that holds no other spec; and whether it has finished there."""
+    for number in itertools.count(1):
+        folder = parent / (spec.name if number == 1 else f"{spec.name}-{number}")
+        if not (folder / "spec.toml").is_file():
+            return folder, False
+        if _key(read(folder / "spec.toml")) == _key(spec):
+            return folder, bool(collect.provenance_of(folder).get("finished"))
+    raise AssertionError("unreachable")
+
+
+def _key(spec: Spec) -> Any:
+    """All of a spec by which its numbers could differ."""
+    return collect.deciding(spec), spec.budget.trials, spec.confirm
+
+
+def recorded(out: Path) -> dict[str, str]:
+    """Spec name -> its results folder within `out`, of all that has been run there."""
+    try:
+        found = json.loads((out / reproduction.PARTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: folder for name, folder in found.items() if (out / folder / "spec.toml").is_file()}
+
+
+def _add_truth(spec: Spec, folder: Path) -> None:
+    """Write what only the data's maker knows beside a study's tables: `truth.json`, one entry per draw of the data."""
+    tell = {"linear-by-hand": by_hand, "linear": _coefficients, "cubic-linear": _plateau}.get(spec.name)
+    if tell is None:
+        return
+    draws = [spec.lane_seeds(trial)[0] for trial in range(spec.budget.trials)]
+    told = [{"seed": seed, **tell(spec, seed)} for seed in draws]
+    collect.write_text(folder / reproduction.TRUTH, json.dumps(told) + "\n")
+
+
+def _coefficients(spec: Spec, seed: int) -> dict[str, Any]:
+    return {"coefficients": data.linear_coefficients(seed).tolist()}
+
+
+def _plateau(spec: Spec, seed: int) -> dict[str, Any]:
+    examples = data.load(spec.workload.data, seed=seed, dtype=torch.float64).train
+    rate, _, _ = spec.rates("sgd")
+    found = reproduction.constant_step(examples.inputs.numpy(), examples.targets.numpy()[:, 0], rate)
+    return {"floor": found.floor, "noise": found.noise}
+
+
+def by_hand(spec: Spec, seed: int) -> dict[str, Any]:
+    """One update of gradient descent on a squared error, without automatic differentiation.
+
+    Args:
+        spec: of the linear model.
+        seed: of the draw of the data, of the initial parameters and of the order.
+
+    Returns:
+        The observation (x, y), the parameters before (10 weights, then the bias), prediction, gradient and parameters
+        after, all by the formulas: for (prediction - y)^2 the gradient is 2 (prediction - y) (x, 1).
+    """
+    examples = data.load(spec.workload.data, seed=seed, dtype=torch.float64)
+    network = initialise(partial(models.build, "linear", examples.in_shape, 1), seed)
+    before = np.concatenate([p.detach().double().numpy().ravel() for p in network.parameters()])
+    row = int(batch_order(seed, 0, len(examples.train))[0])
+    x, y = examples.train.inputs[row].numpy(), float(examples.train.targets[row, 0])
+    prediction = float(x @ before[:-1] + before[-1])
+    gradient = 2 * (prediction - y) * np.append(x, 1.0)
+    rate, _, _ = spec.rates("sgd")
+    numbers = {"x": x, "before": before, "gradient": gradient, "after": before - rate * gradient}
+    return {"y": y, "prediction": prediction, **{name: values.tolist() for name, values in numbers.items()}}

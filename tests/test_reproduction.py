@@ -1,0 +1,366 @@
+"""The source report's numbers beside ours: closed forms, verdicts, and the whole reproduction in small."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import html5lib
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import reproduction
+from analysis.reproduction import constant_step, cubic_population, epoch_losses, jitter, printed, spans
+from analysis.statistics import Interval
+from study import reproduce, search
+from study.spec import SHIPPED, Spec, read
+from tests.conftest import curve_row
+from tests.test_cli import study
+from trainables import data
+
+SPECS = [spec for specs in reproduce.EXPERIMENTS.values() for spec in specs]
+
+
+def walk(x: np.ndarray, y: np.ndarray, rate: float, epochs: int, rng: np.random.Generator) -> float:
+    """The mean loss of the later half of SGD on single observations, plainly."""
+    z, total, count, weights = np.column_stack([x, np.ones(len(x))]), 0.0, 0, np.zeros(x.shape[1] + 1)
+    for epoch in range(epochs):
+        for row in rng.permutation(len(x)):
+            error = z[row] @ weights - y[row]
+            if epoch >= epochs // 2:
+                total, count = total + error**2, count + 1
+            weights -= 2 * rate * error * z[row]
+    return total / count
+
+
+def test_the_floor_and_the_noise_of_a_constant_step_are_what_a_long_run_shows() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal([1.0, -2.0], [1.0, 0.5], (500, 2))
+    y = x[:, 0] ** 2 - x[:, 1] + rng.normal(0, 0.3, 500)
+    found = constant_step(x, y, 0.02)
+    z = np.column_stack([x, np.ones(500)])
+    assert found.floor == pytest.approx(float(np.linalg.lstsq(z, y, rcond=None)[1][0]) / 500)
+    assert found.noise > 0.05 * found.floor
+    assert walk(x, y, 0.02, 60, rng) == pytest.approx(found.total, rel=reproduction.TOLERANCE)
+
+
+def test_a_small_step_adds_the_noise_that_theory_knows_and_too_large_a_one_is_told() -> None:
+    """For one centred input and independent noise, rate r adds r H s^2 + O(r^2) in each of the two directions."""
+    rng = np.random.default_rng(1)
+    x = np.array([-1.0, 1.0] * 2000)
+    y = 3 * x + np.repeat(rng.choice([-1.0, 1.0], 2000), 2)
+    found = constant_step(x[:, None], y, 1e-4)
+    assert found.noise / found.floor == pytest.approx(2 * 1e-4, rel=0.01)
+    with pytest.raises(ValueError, match="grow for ever"):
+        constant_step(x[:, None], y, 1.0)
+
+
+def test_closed_forms_of_the_cubic_data() -> None:
+    x, y, share = cubic_population()
+    assert share @ y == pytest.approx(14430)
+    assert share @ y**2 - (share @ y) ** 2 == pytest.approx(1.835e7, rel=1e-3)
+    # With x2 = 10 + z, x2^3 has parts 30 (z^2 - 1) and z^3 - 3 z that no line has, of variance 1800 and 6; x1^2 has 2.
+    floor = 14**2 * (900 * 2 + 6) + 2
+    rate = printed()["cubic_linear"]["learning_rate"]
+    exact = constant_step(x, y, rate, share)
+    assert exact.floor == pytest.approx(floor)
+    assert reproduction.without_x1() == pytest.approx(38)
+    stalls = reproduction.stalls_of_draws(rate, 100)
+    assert stalls.mean() == pytest.approx(exact.total, rel=reproduction.TOLERANCE)
+
+
+def test_the_printed_scale_is_the_reports_arithmetic() -> None:
+    told = printed()["mlp"]
+    assert reproduction.scale(told) == 3200
+    assert told["loss"]["1000"] / 3200 == pytest.approx(38.76, abs=0.005)
+
+
+def test_the_printed_gradient_belongs_to_the_printed_loss() -> None:
+    found = reproduction.step_check(printed()["by_hand"])
+    assert found["prediction"] == pytest.approx(printed()["by_hand"]["target"] + math.sqrt(4610.3635))
+    assert abs(found["bias"]) < found["bias_limit"] == pytest.approx(1 / math.sqrt(10))
+    assert found["loss_after"] < 4610
+
+
+def test_an_epochs_loss_is_the_mean_over_its_updates_however_they_were_gathered() -> None:
+    values = np.arange(1.0, 7.0)  # two epochs of three updates
+    rows = [curve_row(split="batch", update=n, epoch=n / 3, value=v) for n, v in enumerate(values, start=1)]
+    gathered = [
+        curve_row(split="batch", update=1, epoch=1 / 3, value=1.0),
+        curve_row(split="batch", update=3, epoch=1.0, value=2.5),
+        curve_row(split="batch", update=6, epoch=2.0, value=5.0),
+    ]
+    for each in (rows, gathered):
+        found = epoch_losses(pd.DataFrame([*each, curve_row(update=6, epoch=2.0, value=99.0)]))
+        assert found["epoch"].tolist() == [1, 2]
+        assert found["loss"].tolist() == [2.0, 5.0]
+
+
+def losses(by_epoch: dict[int, list[float]]) -> pd.DataFrame:
+    rows = [{"trial": n, "lane": 0, "epoch": e, "loss": v} for e, own in by_epoch.items() for n, v in enumerate(own)]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("told", "verdict", "why"),
+    [
+        ({1: 5.0, 2: 2.0}, "agrees", "at all 2 epochs"),
+        ({1: 5.0, 2: 3.3}, "differs", "above the range of our seeds at 1 of 2 epochs, by 10% at most"),
+        ({1: 5.0, 2: 0.5}, "differs", "below the range of our seeds at 1 of 2 epochs, by 100% at most"),
+        ({1: 99.0, 2: 0.5}, "differs", "outside the range"),
+        ({1: 5.0, 2: 2.0, 3: 1.0}, "not checked", "cut to 2 of the 3 epochs"),
+    ],
+    ids=str,
+)
+def test_a_printed_course_agrees_if_our_seeds_span_it(told: dict[int, float], verdict: str, why: str) -> None:
+    found = spans(losses({1: [4.0, 6.0, 9.0], 2: [1.0, 2.0, 3.0]}), told)
+    claim = reproduction.span_claim("falls", found, len(told))
+    assert claim.verdict == verdict
+    assert why in claim.why
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"), [([31, 40, 70, 20], "agrees"), ([31, 40, 70, 20, 15], "differs")], ids=["half", "fewer"]
+)
+def test_half_of_the_seeds_must_end_where_the_report_did(ends: list[float], verdict: str) -> None:
+    claim = reproduction.final_claim(ends, 38.76, whole=True)
+    assert claim.verdict == verdict
+    below = sum(value < 30 for value in ends)
+    assert f"2 of {len(ends)} seeds" in claim.why
+    assert f"{below} ended lower and 1 higher" in claim.why
+    assert reproduction.final_claim(ends, 38.76, whole=False).verdict == "not checked"
+
+
+def test_what_a_loss_says_in_words() -> None:
+    words = [reproduction.ending(loss, 38, 3.5e5) for loss in (5, 40, 1000, 4e5, math.nan)]
+    assert [word.split(" ")[0] for word in words] == ["x1", "about", "x2,", "no", "diverged"]
+
+
+def test_noise_is_scatter_about_the_trend_alone() -> None:
+    steps, rng = np.arange(4000.0), np.random.default_rng(0)
+    assert jitter(5000 - steps) == pytest.approx(0, abs=1e-9)
+    level = 5000 - steps[2000:].mean()
+    assert jitter(5000 - steps + rng.normal(0, 30, 4000)) == pytest.approx(30 / level, rel=0.1)
+    assert math.isnan(jitter([1.0, 2.0]))
+
+
+def numbers(**changes: Any) -> pd.DataFrame:
+    """Regimes as the report describes them, entries replaced by REGIME_COLUMN."""
+    rows = []
+    for regime, first, noise, updates in (
+        ("stochastic", 0.1, 2.0, 100_000),
+        ("mini-batch", 0.9, 0.3, 3130),
+        ("batch", 0.99, 0.0, 10),
+    ):
+        name = regime.replace("-", "")
+        share = changes.get(f"{name}_first", first)
+        around = Interval(share, share * 0.99, share * 1.001, 8)
+        rows.append(
+            {"regime": regime, "updates": updates, "first": around, "final": around, "first_text": "", "final_text": ""}
+            | {"noise": changes.get(f"{name}_noise", noise), "falling": 1.0}
+        )
+    return pd.DataFrame(rows)
+
+
+ENDS = pd.DataFrame(
+    [
+        {"regime": name, "learning_rate": 0.1, "on_edge": False, "loss": loss, "low": loss, "high": loss, "text": ""}
+        for name, loss in (("stochastic", 2.0), ("mini-batch", 1.0), ("batch", 9.0))
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdicts"),
+    [
+        ({}, ["agrees"] * 4),
+        ({"stochastic_first": 0.95}, ["differs", "agrees", "agrees", "agrees"]),
+        ({"minibatch_noise": 3.0}, ["agrees", "differs", "agrees", "differs"]),
+        ({"batch_first": 1.01}, ["agrees", "agrees", "differs", "agrees"]),
+    ],
+    ids=["as claimed", "slow", "loud", "rising"],
+)
+def test_what_the_regimes_are_said_to_show_is_checked_by_number(changes: dict[str, float], verdicts: list[str]) -> None:
+    assert [claim.verdict for claim in reproduction.regime_claims(numbers(**changes), ENDS, cut=False)] == verdicts
+    cut = reproduction.regime_claims(numbers(**changes), ENDS, cut=True)
+    assert {claim.verdict for claim in cut} == {"not checked"}
+
+
+def test_the_batch_curve_is_drawn_where_the_report_drew_it() -> None:
+    rows = [{"regime": "batch", "seed": 0, "update": n, "epoch": float(n), "value": 1.0} for n in range(1, 11)]
+    rows += [{"regime": "mini-batch", "seed": 0, "update": 3130, "epoch": 10.0, "value": 1.0}]
+    found = reproduction.as_drawn(pd.DataFrame(rows), printed()["regimes"]).set_index("regime")["x"]
+    assert found["batch"].tolist() == pytest.approx(np.arange(0, 11, 1.1).tolist())
+    assert found["mini-batch"] == pytest.approx(10 - 10 / 3130)
+
+
+def test_shapes_of_equally_many_parameters_are_found(make_study: Any) -> None:
+    """In the planted study parameters are width times depth: 32 x 1 and 16 x 2 are equal, 16 x 1 is not."""
+    results = analysis.load(make_study(widths=(16, 32), depths=(1, 2), batch_sizes=(32,), seeds=6))
+    shapes = reproduction.equal_shapes(results, analysis.cells(results))
+    assert shapes["network"].tolist() == ["1 x 32", "2 x 16"]
+    assert reproduction.shape_claim(shapes).verdict in ("agrees", "differs", "not checked")
+    ratio = shapes["ratio"].iloc[-1]
+    for limits, verdict in (((0.5, 0.9), "agrees"), ((1.1, 1.5), "differs"), ((0.9, 1.1), "not checked")):
+        rows = [shapes.iloc[0], shapes.iloc[1].replace(ratio, Interval(1.0, *limits, 6))]
+        assert reproduction.shape_claim(pd.DataFrame(rows)).verdict == verdict
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_spec_of_the_reproduction_is_valid_and_apart_from_the_others(name: str) -> None:
+    spec = read(f"reproduce/{name}")
+    assert spec.name == name
+    assert not (SHIPPED / f"{name}.toml").exists()
+
+
+def test_the_specs_are_the_ones_that_are_shipped() -> None:
+    assert sorted(SPECS) == sorted(file.stem for file in (SHIPPED / "reproduce").glob("*.toml"))
+    assert list(reproduce.EXPERIMENTS) == list(reproduction.SECTIONS)
+    for name, experiment in reproduction.SECTIONS.items():
+        assert reproduce.EXPERIMENTS[name] == (experiment.specs if experiment else ())
+
+
+@pytest.mark.parametrize(("seeds", "lanes", "trials"), [(16, 8, 2), (8, 8, 1), (10, 5, 2), (11, 1, 11), (1, 1, 1)])
+def test_seeds_of_redrawn_data_are_lanes_times_trials(seeds: int, lanes: int, trials: int) -> None:
+    spec = reproduce.sized(read("reproduce/mlp-64-32"), seeds, None)
+    assert (spec.lanes.seeds, spec.budget.trials) == (lanes, trials)
+    plain = reproduce.sized(read("reproduce/layers"), seeds, 3)
+    assert (plain.lanes.seeds, plain.budget.trials, plain.budget.epochs) == (seeds, 36, 3)
+    assert plain.confirm
+    assert plain.confirm.seeds == max(2, seeds)
+
+
+def test_at_least_eight_seeds_are_the_default_everywhere() -> None:
+    for name in SPECS:
+        spec = read(f"reproduce/{name}")
+        assert spec.lanes.seeds * (spec.budget.trials if spec.workload.redraw else 1) >= 8
+
+
+def test_the_update_by_hand_is_the_one_that_torch_makes() -> None:
+    told = reproduce.by_hand(read("reproduce/linear-by-hand"), 3)
+    x, before, after = (np.array(told[name]) for name in ("x", "before", "after"))
+    loss = lambda w: (x @ w[:-1] + w[-1] - told["y"]) ** 2  # noqa: E731
+    steps = 1e-5 * np.eye(len(before))
+    slope = [(loss(before + step) - loss(before - step)) / 2e-5 for step in steps]
+    np.testing.assert_allclose(after, before - 0.1 * np.array(slope), rtol=1e-5)
+
+
+def test_the_coefficients_are_those_of_the_data() -> None:
+    for seed in (0, 5):
+        examples = data.load("linear", seed=seed).train
+        found = examples.inputs.double().numpy() @ data.linear_coefficients(seed)
+        np.testing.assert_allclose(found, examples.targets.double().numpy()[:, 0], rtol=1e-3, atol=1e-2)
+        assert (data.linear_coefficients(seed) != 0).sum() == 3
+
+
+def test_a_mistyped_experiment_is_told(tmp_path: Path) -> None:
+    found = study("reproduce", "--only", "mnits", folder=tmp_path)
+    assert found.returncode == 2
+    assert "valid: linear, cubic-linear, mlp, regimes, mnist, layers" in found.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def outlined(page: Path) -> str:
+    text = page.read_text(encoding="utf-8")
+    html5lib.HTMLParser(strict=True).parse(text)
+    assert not re.search(r'(src|href)="(https?:)?//', text)
+    assert all(re.search(r'alt="[^"]{20,}"', image) for image in re.findall(r"<img [^>]*>", text))
+    return text
+
+
+def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experiment 1 in full with few seeds: its weights, its verdicts, and that nothing runs twice."""
+    said: list[str] = []
+    ended = reproduce.run(tmp_path, only=["linear", "mnist"], seeds=3, epochs=30, show="quiet", say=said.append)
+    assert ended.page == tmp_path / "index.html"
+    assert ended.page
+    assert "linear" in outlined(ended.page)
+    assert any(line.startswith("mnist: ") for line in said)
+    results = analysis.load(tmp_path / "linear/linear")
+    assert results.lanes["weights"].map(len).tolist() == [11] * 3
+    weights = reproduction.coefficients(results)
+    assert (weights["weight"] - weights["coefficient"]).abs().max() < 1
+    (section,) = reproduction.sections(tmp_path)
+    verdicts = [claim.verdict for claim in section.claims]
+    assert verdicts[:2] == ["agrees"] * 2
+    assert verdicts[3] == "agrees"
+    curve = epoch_losses(results.curves).groupby("epoch")["loss"].mean()
+    assert curve[20] < curve[1] / 1000
+
+    def never(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("ran again")
+
+    monkeypatch.setattr(search, "session", never)
+    again = reproduce.run(tmp_path, only=["linear"], seeds=3, show="quiet", say=said.append)
+    assert again.page
+    assert "done already" in said[-1]
+    spec = reproduce.sized(read("reproduce/linear"), 4, None)
+    assert reproduce.place(spec, tmp_path / "linear") == (tmp_path / "linear/linear-2", False)
+
+
+def test_data_are_redrawn_by_trial_and_shared_within() -> None:
+    from study.space import Space
+
+    def seeds(spec: Spec) -> list[tuple[int, int]]:
+        space = Space(spec, "", Path())
+        found = [space.configuration({"optimizer": "sgd", "batch_size": 1}, n, replicate=n) for n in range(2)]
+        return [(each["data_seed"], each["seeds"][0]) for each in found]
+
+    redrawn = read("reproduce/linear")
+    assert seeds(redrawn) == [(0, 0), (1, 1)]
+    fixed = redrawn.model_copy(update={"workload": redrawn.workload.model_copy(update={"redraw": False})})
+    assert seeds(fixed) == [(0, 0), (0, 1)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_the_whole_in_small_is_interrupted_resumed_and_reused(tmp_path: Path) -> None:
+    """All but the CNN, cut to two epochs and two seeds; killed by Ctrl-C in mid-course, then run again, twice."""
+    command = ["reproduce", "--seeds", "2", "--epochs", "2", "--out", "out", "--plain"]
+    names = [name for name in reproduce.EXPERIMENTS if name != "mnist"]
+    only = [word for name in names for word in ("--only", name)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "study", *command, *only], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True
+    ) as running:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("out/layers/layers/trials.parquet/*.parquet")) and time.monotonic() < deadline:
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(120) == 130
+    before = {path: path.stat().st_mtime for path in tmp_path.glob("out/*/*/trials.parquet/*.parquet")}
+    resumed = subprocess.run(
+        [sys.executable, "-m", "study", *command, *only], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stderr.count("done already") == len(SPECS) - 1
+    kept = {path: path.stat().st_mtime for path in before if path.exists() and "layers" not in path.parts}
+    assert kept == {path: when for path, when in before.items() if path in kept}
+    page = tmp_path / "out/index.html"
+    assert f"page: {page.relative_to(tmp_path)}" in resumed.stdout
+    text = outlined(page)
+    for name in names:
+        assert f'<section id="{name}">' in text
+    assert "the run was cut" in text
+    assert (tmp_path / "out/layers/layers/report/index.html").exists()
+    assert {len(json.loads(file.read_text())) for file in tmp_path.glob("out/*/*/truth.json")} == {2}
+    layers = analysis.load(tmp_path / "out/layers/layers")
+    assert len(layers.trials) == 36
+    assert layers.provenance["finished"]
+    assert len(layers.provenance["sessions"]) == 2
+    third = subprocess.run(
+        [sys.executable, "-m", "study", *command, "--only", "layers"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert third.returncode == 0, third.stderr
+    assert "done already" in third.stderr
+    assert outlined(page).count("<section id=") == len(names)

@@ -1045,7 +1045,7 @@ def same_seconds(curves: pd.DataFrame) -> tuple[float, Interval, Interval] | Non
         return None
     seconds = min(float(line["train_seconds"].max()) for line in lines)
     last = [line[line["train_seconds"] <= seconds].iloc[-1] for line in lines]
-    mini, one = (Interval(*(float(row[name]) for name in ("estimate", "low", "high")), int(row["n"])) for row in last)
+    mini, one = (Interval(float(row["estimate"]), float(row["low"]), float(row["high"]), int(row["n"])) for row in last)
     return seconds, mini, one
 
 

@@ -1427,7 +1427,7 @@ def _four_panels(curves: pd.DataFrame) -> Callable[[], Figure]:
         figure = figures.figure(PAGE_MM, 125)
         panels = figure.subplots(2, 2, sharey=True).ravel()
         for ax, by in zip(panels, tables.AXES, strict=True):
-            figures.loss_by_regime(curves, ax, by, "loss", "")
+            figures.loss_by_regime(curves, ax, by, raw=False)
             ax.set_ylabel("")
         figure.supylabel("validation loss, mean squared error", fontsize=8)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)

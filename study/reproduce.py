@@ -101,7 +101,8 @@ def run(
     cut = next((spec.name for spec, folder in left if folder.absolute() not in ended), "")
     if not cut and "mnist" in chosen:
         _mnist(out, seeds, epochs, say)
-    return Ended(reproduction.write_page(out, command) if found else None, cut)
+    anything = found or (out / "mnist").is_dir()
+    return Ended(reproduction.write_page(out, command) if anything else None, cut)
 
 
 def _mnist(out: Path, seeds: int | None, epochs: int | None, say: Callable[[str], None]) -> None:

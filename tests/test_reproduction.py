@@ -329,10 +329,14 @@ def test_the_whole_in_small_is_interrupted_resumed_and_reused(tmp_path: Path) ->
     names = [name for name in reproduce.EXPERIMENTS if name != "mnist"]
     only = [word for name in names for word in ("--only", name)]
     with subprocess.Popen(
-        [sys.executable, "-m", "study", *command, *only], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-m", "study", *command, *only],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     ) as running:
-        deadline = time.monotonic() + 300
-        while not list(tmp_path.glob("out/layers/layers/trials.parquet/*.parquet")) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 600
+        while not list(tmp_path.glob("out/layers/layers/trials.parquet/*.parquet")):
+            assert time.monotonic() < deadline
             assert running.poll() is None
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)

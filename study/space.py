@@ -80,6 +80,7 @@ class Space:
             "extensions": lanes.extensions,
             "every_update": spec.recording.every_update,
             "gradient_noise": spec.recording.gradient_noise,
+            "predictions": spec.recording.predictions,
             "augment": workload.augmentation(),
             "checkpoint": str(self.checkpoint(number)),
             "checkpoint_seconds": spec.recording.checkpoint_seconds,

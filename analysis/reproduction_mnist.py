@@ -5,8 +5,9 @@
     run.json                the data set, how losses are averaged, the candidates kept, seconds by part, the command
     network.json            the network's layers as torch made them
     images.npz              a batch, the same augmented, and the test images
-    first-epoch-INPUTS/     results folders: every optimizer and rate that is plausible, for the report's first epoch
-    three-epochs-INPUTS/    the candidates nearest to the printed losses again, on fresh seeds, for all of it
+    candidates-INPUTS/      results folders: the optimizers and rates that are plausible
+    first-epoch-INPUTS/     those of them that are given up after the report's first epoch
+    nearest-INPUTS/         the candidates nearest to the printed losses again, on fresh seeds
 
 INPUTS is raw (pixels from 0 to 1) or standardized. The report's own numbers are `report_numbers_mnist.json`.
 """
@@ -36,9 +37,11 @@ AGREES, DIFFERS, UNCHECKED = "agrees", "differs", "could not be checked"
 CANDIDATE = ["inputs", "optimizer", "learning_rate"]
 """What the report does not show, and its printed losses must tell."""
 KEPT = 2
-"""Candidates that train on after the first epoch."""
+"""Candidates that are trained again, on fresh seeds."""
 PLATEAU = 0.9
 """Printed losses above this share of the first are the plateau; then the fall, down to twice the last."""
+OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
+"""Those that the report names, the simplest first."""
 INPUTS = {"raw": "0 to 1", "standardized": "standardized"}
 ERRORS = 15
 
@@ -130,18 +133,21 @@ class Fit:
 
     @property
     def spans(self) -> bool:
-        """Whether the seeds span the printed plateau and fall.
-
-        So do most of them: a further seed's loss lies between the least and the largest of n with probability
-        (n - 1) / (n + 1), and no larger share is asked for.
-        """
-        whole = self.of[0] + self.of[1]
-        return self.plateau + self.fall >= math.floor(whole * (self.seeds - 1) / (self.seeds + 1))
+        """Whether the seeds span the printed plateau and fall."""
+        return spanned(self.plateau + self.fall, self.of[0] + self.of[1], self.seeds)
 
     @property
     def fits(self) -> bool:
         """The criterion: the printed curve is not the one furthest from the rest, and the seeds span it."""
         return self.seeds > 1 and self.p > 1 / (self.seeds + 1) and self.spans
+
+
+def spanned(inside: int, of: int, seeds: int) -> bool:
+    """Whether as many printed losses lie within the range of the seeds as a further seed's would, rounded down.
+
+    A further seed's loss does so with probability (n - 1) / (n + 1), where n is the number of seeds.
+    """
+    return inside >= math.floor(of * (seeds - 1) / (seeds + 1))
 
 
 @cache
@@ -284,13 +290,16 @@ def candidates(frame: pd.DataFrame) -> pd.DataFrame:
         frame: `losses`, of one study or several.
 
     Returns:
-        One row per candidate: `CANDIDATE`, the fields of `Fit`, spans, fits, and `course`: how its mean loss lies to
-        the printed one where they differ most. Candidates that diverged on a seed are left out.
+        One row per candidate: `CANDIDATE`, the fields of `Fit`, spans, fits, points (printed losses compared with), and
+        `course`: how its mean loss lies to the printed one where they differ most. Those of most points come first.
+        Candidates that diverged on a seed are left out.
     """
     rows = []
     where = ["epoch", "place"]
-    theirs = printed().merge(frame[where].drop_duplicates(), on=where)["loss"].to_numpy()
     for key, group in frame.groupby(CANDIDATE):
+        # As far as any rate came: a lane that diverged came less far.
+        of_optimizer = frame[(frame["inputs"] == key[0]) & (frame["optimizer"] == key[1])]
+        theirs = printed().merge(of_optimizer[where].drop_duplicates(), on=where)["loss"].to_numpy()
         ours = group.pivot_table(index="seed", columns=where, values="loss").to_numpy()
         if ours.shape[1] < len(theirs) or np.isnan(ours).any():
             continue
@@ -301,20 +310,22 @@ def candidates(frame: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             dict(zip(CANDIDATE, key, strict=True))
             | vars(found)
-            | {"spans": found.spans, "fits": found.fits, "course": course}
+            | {"spans": found.spans, "fits": found.fits, "points": len(theirs), "course": course}
         )
-    columns = [*CANDIDATE, *Fit.__dataclass_fields__, "spans", "fits", "course"]
-    return pd.DataFrame(rows, columns=columns).sort_values("distance", ignore_index=True)
+    columns = [*CANDIDATE, *Fit.__dataclass_fields__, "spans", "fits", "points", "course"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values(["points", "distance"], ascending=[False, True], ignore_index=True)
 
 
 def kept(frames: Sequence[pd.DataFrame], count: int = KEPT) -> list[tuple[str, list[str], list[float]]]:
-    """The candidates to train on, as studies: (inputs, optimizers, rates), each optimizer at each rate.
+    """The candidates to train again, as studies: (inputs, optimizers, rates), each optimizer at each rate.
 
     Args:
-        frames: `losses` of the studies of the first epoch.
+        frames: `losses` of the studies of all candidates.
         count: of candidates.
     """
-    nearest = candidates(pd.concat(frames)).head(count)
+    table = candidates(pd.concat(frames))
+    nearest = table[table["points"] == table["points"].max()].head(count)
     return [
         (str(inputs), _order(group["optimizer"]), sorted(group["learning_rate"].unique().tolist()))
         for inputs, group in nearest.groupby("inputs")
@@ -437,24 +448,26 @@ def draw_training(table: pd.DataFrame, frame: pd.DataFrame, ax: Axes, every: int
 
 
 def draw_candidates(frame: pd.DataFrame, every: int) -> Figure:
-    """Every candidate's first epoch: a panel per optimizer and inputs, a line per rate, the printed losses as dots."""
+    """Every candidate: a panel per optimizer and inputs, a line per rate, the printed losses as dots."""
     shown = [(i, o) for i in INPUTS for o in _order(frame.loc[frame["inputs"] == i, "optimizer"])]
     columns = min(4, len(shown))
     drawn = figures.figure(PAGE_MM, 10 + 52 * math.ceil(len(shown) / columns))
     panels = drawn.subplots(math.ceil(len(shown) / columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     rates = sorted(frame["learning_rate"].unique())
     theirs = printed().merge(frame[["epoch", "place"]].drop_duplicates(), on=["epoch", "place"])
+    places = int(theirs["place"].max())
     for ax in panels[len(shown) :]:
         ax.set_visible(False)
     for ax, (inputs, optimizer) in zip(panels, shown, strict=False):
         mine = frame[(frame["inputs"] == inputs) & (frame["optimizer"] == optimizer)]
         for place, rate in enumerate(rates):
-            own = mine[mine["learning_rate"] == rate].groupby("place")["loss"]
+            own = mine[mine["learning_rate"] == rate].groupby(["epoch", "place"])["loss"]
             colour, _ = figures._ordered_look(place, len(rates))
-            where = every * np.array(sorted(own.groups))
+            where = [every * (places * (epoch - 1) + at) for epoch, at in own.mean().index]
             ax.fill_between(where, own.min(), own.max(), color=colour, alpha=0.2, linewidth=0)
             ax.plot(where, own.mean(), color=colour, label=f"rate {short(rate)}")
-        ax.plot(every * theirs["place"], theirs["loss"], "o", color="#000000", markersize=3, label="printed", zorder=4)
+        dots = every * (places * (theirs["epoch"] - 1) + theirs["place"])
+        ax.plot(dots, theirs["loss"], "o", color="#000000", markersize=2.5, label="printed", zorder=4)
         ax.set_yscale("log")
         _loss_ticks(ax)
         ax.set_title(f"{optimizer}, inputs {INPUTS[inputs]}")
@@ -484,7 +497,7 @@ def draw_confusion(counts: NDArray[np.float64], ax: Axes) -> Axes:
 
 
 def _order(names: pd.Series[str]) -> list[str]:
-    return [name for name in ("sgd", "momentum", "rmsprop", "adam") if name in set(names)]
+    return [name for name in OPTIMIZERS if name in set(names)]
 
 
 def _loss_ticks(ax: Axes) -> None:
@@ -513,21 +526,22 @@ class _Experiment:
             self.images = dict(images)
         self.every, self.per_epoch = int(self.run["every"]), int(self.run["epoch_updates"])
         self.real = self.run["data"] == "mnist"
-        whole = {name: load(folder / name) for name in self.run["folders"] if name.startswith("three-epochs")}
-        first = {name: load(folder / name) for name in self.run["folders"] if name.startswith("first-epoch")}
-        self.first = pd.concat([losses(each, self.every, self.per_epoch) for each in first.values()])
+        whole = {name: load(folder / name) for name in self.run["folders"] if name.startswith("nearest")}
+        tried = {name: load(folder / name) for name in self.run["folders"] if not name.startswith("nearest")}
+        self.screen = pd.concat([losses(each, self.every, self.per_epoch) for each in tried.values()])
         self.whole = pd.concat([losses(each, self.every, self.per_epoch) for each in whole.values()])
-        self.tried, self.final = candidates(self.first), candidates(self.whole)
-        # The final studies hold every pair of the kept optimizers and rates.
-        chosen = self.final.iloc[0]
-        self.chosen = chosen
+        self.tried, self.final = candidates(self.screen), candidates(self.whole)
+        # The studies of the nearest hold every pair of the kept optimizers and rates. Of those that fit, the simplest.
+        order = self.final["optimizer"].map(OPTIMIZERS.index)
+        fitting = self.final.assign(order=order)[self.final["fits"]].sort_values(["order", "distance"])
+        chosen = self.chosen = (self.final if fitting.empty else fitting).iloc[0]
         self.study = next(each for each in whole.values() if self._is_of(each, str(chosen["inputs"])))
         self.frame = self._of(self.whole, chosen)
         self.table = training_table(self.frame)
         self.lanes = self._lanes(self.study, chosen)
         predictions = self.study.predictions
         self.predictions = predictions.merge(self.lanes[["trial", "lane"]], on=["trial", "lane"])
-        self.screened = pd.concat([self._accuracies(each) for each in first.values()])
+        self.screened = pd.concat([self._accuracies(each) for each in tried.values()])
 
     @staticmethod
     def _is_of(results: Results, inputs: str) -> bool:
@@ -586,11 +600,12 @@ class _Experiment:
         rest, top = self.per_epoch % self.every, self.chosen
         curves = int(top["seeds"]) + 1
         found += [
-            f"The report shows neither its optimizer nor its transforms. Every optimizer that it names was trained at "
-            f"{self.first['learning_rate'].nunique()} rates for its first epoch, on inputs from 0 to 1, as its "
-            f"pictures show them, and gradient descent, without and with momentum, on standardized ones too. "
-            f"The {KEPT} candidates nearest to the printed losses were trained again for all {numbers()['epochs']} "
-            f"epochs, on "
+            f"The report shows neither its optimizer nor its transforms. Gradient descent, without and with "
+            f"momentum, was "
+            f"trained at {self.screen['learning_rate'].nunique()} rates, on inputs from 0 to 1, as the report's "
+            f"pictures "
+            f"show them, and on standardized ones; the other optimizers that it names were given up after the first "
+            f"epoch, {self.given_up()}. The {KEPT} candidates nearest to the printed losses were trained again on "
             f"{top['seeds']} fresh seeds.",
             f"A candidate fits if, of the printed curve and those of its seeds, the printed one is not the furthest "
             f"from the rest ({curves} curves, so one that is right is refused once in {curves}), and if the printed "
@@ -638,7 +653,7 @@ class _Experiment:
                 "For the first epoch the loss hardly moves",
                 f"{plateau['printed'].iloc[0]:.3f} to {plateau['printed'].iloc[-1]:.3f}",
                 f"{row_text(plateau.iloc[0])}; then {row_text(plateau.iloc[-1])}",
-                judged(bool(plateau["inside"].mean() >= 0.5)),
+                judged(spanned(plateau["inside"].sum(), len(plateau), top["seeds"])),
                 unchecked
                 or f"{plateau['inside'].sum()} of {len(plateau)} printed losses within the seeds' range; {name}",
             ),
@@ -650,7 +665,7 @@ class _Experiment:
                     ", ".join(f"{value:.3f}" for value in fall["printed"]),
                     ", ".join(f"{value:.3f}" for value in fall["estimate"])
                     + f" on average; at the first, {row_text(fall.iloc[0])}",
-                    judged(bool(fall["inside"].mean() >= 0.5)),
+                    judged(spanned(fall["inside"].sum(), len(fall), top["seeds"])),
                     unchecked or f"{fall['inside'].sum()} of {len(fall)} within the seeds' range",
                 )
             )
@@ -733,7 +748,7 @@ class _Experiment:
     def inferred(self) -> str:
         """What the candidates' table says, in a sentence or two."""
         fitting = [candidate_text(row) for _, row in self.final[self.final["fits"]].iterrows()]
-        nearest = candidate_text(self.chosen)
+        nearest = candidate_text(self.final.iloc[0])
         if not fitting:
             return f"No candidate fits by it; nearest is {nearest}."
         if len(fitting) == 1:
@@ -741,7 +756,7 @@ class _Experiment:
         told = f"{' and '.join(fitting)} fit by it, and the printed losses cannot tell them apart"
         if self.alike(self.final[self.final["fits"]]):
             told += ": with a momentum of 0.9 a step counts ten times, so a tenth of the rate does the same"
-        return told + "."
+        return f"{told}. The simpler is shown."
 
     @staticmethod
     def alike(fitting: pd.DataFrame) -> bool:
@@ -750,19 +765,25 @@ class _Experiment:
         pair = set(rates) == {"sgd", "momentum"} and len(fitting) == 2
         return pair and math.isclose(rates["sgd"], 10 * rates["momentum"], rel_tol=1e-3)
 
+    def given_up(self) -> str:
+        """How those were off that did not train for all epochs."""
+        early = self.tried[self.tried["points"] < self.tried["points"].max()]
+        off = (early["course"] == "falls too early").sum()
+        return f"in which {off} of {len(early)} pairs of optimizer and rate have fallen too early"
+
     def faster(self) -> str:
-        """The candidate that is best after the first epoch, beside the chosen one after all of them."""
+        """The candidate that is best on the validation split, beside the chosen one."""
         table = self.screened.groupby(CANDIDATE).agg(
-            validation=("validation_accuracy", "mean"), n=("seed", "size"), missing=("validation_accuracy", "count")
+            validation=("validation_accuracy", "mean"), n=("seed", "size"), there=("validation_accuracy", "count")
         )
-        table = table[table["n"] == table["missing"]].reset_index()
-        best = table.sort_values("validation").iloc[-1]
+        best = table[table["n"] == table["there"]].reset_index().sort_values("validation").iloc[-1]
+        epochs = int(self._of(self.screen, best)["epoch"].max())
         own = self._of(self.screened, best)["test_accuracy"]
         score, ours = logit_interval(own, self.test_examples), self.accuracy()
         return (
             f"But {candidate_text(best)} has a test accuracy of {metric_text(score.estimate, 'accuracy')} "
-            f"{interval_text(score.low, score.high, score.n, 'accuracy')} after one epoch, this one "
-            f"{metric_text(ours.estimate, 'accuracy')} after {numbers()['epochs']}"
+            f"{interval_text(score.low, score.high, score.n, 'accuracy')} after {epochs} of them, this one "
+            f"{metric_text(ours.estimate, 'accuracy')}"
         )
 
     def foreign(self) -> str:
@@ -831,17 +852,18 @@ class _Experiment:
                 training,
             ),
             Table(
-                "first-epoch",
-                "Candidates after the first epoch",
-                f"Distance: root mean square of the log of printed loss over the seeds' geometric mean, at "
-                f"{_points(self.tried)} points; the {KEPT} nearest were trained again. So few seeds judge no further.",
+                "candidates",
+                "Candidates",
+                f"Distance: root mean square of the log of printed loss over the seeds' geometric mean, at as many of "
+                f"the printed losses as the candidate trained for. The {KEPT} nearest were trained again; "
+                f"{int(self.tried['seeds'].iloc[0])} seeds judge no further.",
                 self._shown(self.tried, judged=False),
             ),
             Table(
-                "three-epochs",
-                "Candidates after all epochs",
-                f"The same at {_points(self.final)} points, and how far the furthest seed lies from the rest. At each, "
-                f"a further seed's loss lies within the range of {n} with probability {(n - 1) / (n + 1):.0%}.",
+                "nearest",
+                "The nearest, and their neighbours, on fresh seeds",
+                f"The same, and how far the furthest seed lies from the rest. At each printed loss, a further seed's "
+                f"lies within the range of {n} with probability {(n - 1) / (n + 1):.0%}.",
                 self._shown(self.final, judged=True),
             ),
         ]
@@ -854,6 +876,7 @@ class _Experiment:
                 "learning rate": table["learning_rate"].map(short),
                 "inputs": table["inputs"].map(INPUTS),
                 "seeds": table["seeds"],
+                "printed losses": table["points"],
                 "distance": table["distance"].map(short),
                 "of the furthest seed": table["others"].map(short),
                 "plateau spanned": [f"{n} of {of[0]}" for n, of in zip(table["plateau"], table["of"], strict=True)],
@@ -937,13 +960,13 @@ class _Experiment:
             ),
             Drawing(
                 "mnist-candidates",
-                "Which optimizer was it? The first epoch of every candidate",
+                "Which optimizer was it?",
                 f"Means over {every:,} batches, per optimizer and inputs; lines: means of "
                 f"{int(self.tried['seeds'].iloc[0])} seeds at each rate, bands: from the least to the largest. Dots: "
                 f"printed.",
                 "Small panels of training loss against updates, one per optimizer and inputs, a line per rate.",
-                self.first,
-                partial(draw_candidates, self.first, every),
+                self.screen,
+                partial(draw_candidates, self.screen, every),
             ),
             Drawing(
                 "mnist-confusion",
@@ -966,10 +989,6 @@ class _Experiment:
                 partial(image_grid, images["test"][some["example"].to_numpy()], names, 3, 90),
             ),
         ]
-
-
-def _points(table: pd.DataFrame) -> int:
-    return int(sum(table["of"].iloc[0])) if len(table) else 0
 
 
 def _shape_text(shape: Sequence[int]) -> str:

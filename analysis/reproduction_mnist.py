@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from analysis import figures
@@ -422,7 +423,7 @@ def image_grid(images: NDArray[np.uint8], titles: Sequence[str], rows: int, heig
     return drawn
 
 
-def draw_training(table: pd.DataFrame, frame: pd.DataFrame, ax: Axes, every: int, label: str) -> Axes:
+def draw_training(table: pd.DataFrame, frame: pd.DataFrame, ax: Axes, every: int, per_epoch: int, label: str) -> Axes:
     """The printed losses over those of a candidate's seeds.
 
     Args:
@@ -430,10 +431,10 @@ def draw_training(table: pd.DataFrame, frame: pd.DataFrame, ax: Axes, every: int
         frame: `losses` of the candidate.
         ax: where to draw.
         every: updates in a window.
+        per_epoch: updates in an epoch.
         label: what the candidate is.
     """
-    per_epoch = int(table["place"].max())
-    where = every * ((table["epoch"] - 1) * per_epoch + table["place"])
+    where = per_epoch * (table["epoch"] - 1) + every * table["place"]
     colour, _ = optimizer_look(str(frame["optimizer"].iloc[0]))
     for _, own in frame.sort_values(["epoch", "place"]).groupby("seed"):
         ax.plot(where, own["loss"], color=colour, alpha=0.3, linewidth=0.6)
@@ -447,15 +448,14 @@ def draw_training(table: pd.DataFrame, frame: pd.DataFrame, ax: Axes, every: int
     return ax
 
 
-def draw_candidates(frame: pd.DataFrame, every: int) -> Figure:
+def draw_candidates(frame: pd.DataFrame, every: int, per_epoch: int) -> Figure:
     """Every candidate: a panel per optimizer and inputs, a line per rate, the printed losses as dots."""
     shown = [(i, o) for i in INPUTS for o in _order(frame.loc[frame["inputs"] == i, "optimizer"])]
-    columns = min(4, len(shown))
+    columns = min(3, len(shown))
     drawn = figures.figure(PAGE_MM, 10 + 52 * math.ceil(len(shown) / columns))
     panels = drawn.subplots(math.ceil(len(shown) / columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     rates = sorted(frame["learning_rate"].unique())
     theirs = printed().merge(frame[["epoch", "place"]].drop_duplicates(), on=["epoch", "place"])
-    places = int(theirs["place"].max())
     for ax in panels[len(shown) :]:
         ax.set_visible(False)
     for ax, (inputs, optimizer) in zip(panels, shown, strict=False):
@@ -463,13 +463,14 @@ def draw_candidates(frame: pd.DataFrame, every: int) -> Figure:
         for place, rate in enumerate(rates):
             own = mine[mine["learning_rate"] == rate].groupby(["epoch", "place"])["loss"]
             colour, _ = figures._ordered_look(place, len(rates))
-            where = [every * (places * (epoch - 1) + at) for epoch, at in own.mean().index]
+            where = [per_epoch * (epoch - 1) + every * at for epoch, at in own.mean().index]
             ax.fill_between(where, own.min(), own.max(), color=colour, alpha=0.2, linewidth=0)
             ax.plot(where, own.mean(), color=colour, label=f"rate {short(rate)}")
-        dots = every * (places * (theirs["epoch"] - 1) + theirs["place"])
+        dots = per_epoch * (theirs["epoch"] - 1) + every * theirs["place"]
         ax.plot(dots, theirs["loss"], "o", color="#000000", markersize=2.5, label="printed", zorder=4)
         ax.set_yscale("log")
         _loss_ticks(ax)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_title(f"{optimizer}, inputs {INPUTS[inputs]}")
     drawn.supxlabel("updates", fontsize=8)
     drawn.supylabel("training loss (nats)", fontsize=8)
@@ -910,7 +911,7 @@ class _Experiment:
         def training() -> Figure:
             drawn = figures.figure(0.78 * PAGE_MM, 85)
             ax = drawn.subplots()
-            draw_training(self.table, self.frame, ax, every, candidate_text(top))
+            draw_training(self.table, self.frame, ax, every, self.per_epoch, candidate_text(top))
             drawn.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=1)
             return drawn
 
@@ -966,7 +967,7 @@ class _Experiment:
                 f"printed.",
                 "Small panels of training loss against updates, one per optimizer and inputs, a line per rate.",
                 self.screen,
-                partial(draw_candidates, self.screen, every),
+                partial(draw_candidates, self.screen, every, self.per_epoch),
             ),
             Drawing(
                 "mnist-confusion",

@@ -815,9 +815,9 @@ class _Experiment:
     def tables(self) -> list[Table]:
         """The network's layers, the printed losses beside ours, and the candidates."""
         layers = self.layers()
-        total = {name: layers[name].sum() for name in ("parameters", "multiplications", "torch_parameters")}
-        layers = pd.concat([layers, pd.DataFrame([{"layer": "all", **total}])]).fillna("")
-        layers = layers[["layer", "shape", "report", "torch", "parameters", "torch_parameters", "multiplications"]]
+        shown = ["layer", "shape", "report", "torch", "parameters", "torch_parameters", "multiplications"]
+        total = dict.fromkeys(shown, "") | {"layer": "all"} | {name: layers[name].sum() for name in shown[4:]}
+        layers = pd.concat([layers[shown], pd.DataFrame([total])], ignore_index=True)
         names = ["layer", "output, by the formula", "in the report", "by torch", "parameters", "by torch, parameters"]
         layers.columns = pd.Index([*names, "multiplications per image"])
         found = self.table

@@ -232,6 +232,7 @@ def check(out: Path, *, real: bool) -> mnist.Section:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)  # it starts Ray four times, maybe on a busy machine
 @pytest.mark.usefixtures("_without_mnist")
 def test_a_tiny_run_on_digits_is_whole_and_reused(tmp_path: Path) -> None:
     run_mnist(tmp_path, 2, plan=TINY, show="quiet")
@@ -245,6 +246,7 @@ def test_a_tiny_run_on_digits_is_whole_and_reused(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)  # it starts Ray four times, maybe on a busy machine
 def test_a_tiny_run_on_mnist_has_the_report_s_layers(
     tmp_path: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,6 @@ experiment has a function that returns its `Section`; `write_page` puts all that
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import math
 import os
@@ -37,7 +35,6 @@ PARTS = "reproduction.json"
 """File of OUT: spec name -> its results folder within OUT."""
 TRUTH = "truth.json"
 """File of a results folder: what only the data's maker knows, one entry per draw of the data."""
-MNIST = "analysis.reproduction_mnist"
 
 Verdict = Literal["agrees", "differs", "not checked"]
 
@@ -1279,7 +1276,7 @@ SECTIONS: dict[str, Experiment | None] = {
     "cubic-linear": Experiment(("cubic-linear",), cubic_linear),
     "mlp": Experiment(("mlp-64-32",), mlp),
     "regimes": Experiment(("regimes", "regimes-tuned"), regimes),
-    "mnist": None,  # made by `MNIST`
+    "mnist": None,  # made by `analysis.reproduction_mnist`
     "layers": Experiment(("layers",), layers),
 }
 """The experiments in the order of the page."""
@@ -1294,14 +1291,49 @@ def sections(out: Path) -> list[Section]:
     found = []
     for name, experiment in SECTIONS.items():
         if experiment is None:
-            if (out / name).is_dir() and importlib.util.find_spec(MNIST) is not None:
-                found.append(importlib.import_module(MNIST).section(out))
+            if _mnist_is_whole(out / name / "run.json"):
+                found.append(_mnist(out))
         elif all(spec in folders for spec in experiment.specs):
             parts = {spec: load(out / folders[spec]) for spec in experiment.specs}
             if lost := [spec for spec, results in parts.items() if _whole(results).empty]:
                 raise ResultsError(f"{out / folders[lost[0]]}: no lane has completed; `study status` says why")
             found.append(experiment.make(parts))
     return found
+
+
+def _mnist_is_whole(file: Path) -> bool:
+    """Whether the experiment on images came to its last part: the candidates that came nearest, on fresh seeds."""
+    folders = json.loads(file.read_text(encoding="utf-8")).get("folders", []) if file.is_file() else []
+    return any(name.startswith("nearest") for name in folders)
+
+
+def _mnist(out: Path) -> Section:
+    """The section of the images, which `analysis.reproduction_mnist` makes."""
+    from analysis.reproduction_mnist import UNCHECKED, section  # it draws images, which the others need not wait for
+
+    made = section(out)
+    verdicts: dict[str, Verdict] = {"agrees": "agrees", "differs": "differs", UNCHECKED: "not checked"}
+    claims = [Claim(each.claim, each.report, each.ours, verdicts[each.verdict], each.why) for each in made.claims]
+    drawings = [
+        Exhibit(
+            "mnist", f"mnist-{each.name}", each.title, each.caption, each.alt, each.data, each.draw, "it was not run"
+        )
+        for each in made.figures
+    ]
+    found = [
+        Table(
+            each.title, [str(name) for name in each.data], [[_cell(value) for value in row] for row in each.data.values]
+        )
+        for each in made.tables
+    ]
+    return Section("mnist", made.title, made.notes, claims, drawings, found, seconds=made.seconds, command=made.command)
+
+
+def _cell(value: Any) -> str:
+    """A value of a table in words."""
+    if isinstance(value, float):
+        return short(value) if math.isfinite(value) else ""
+    return str(value)
 
 
 def write_page(out: Path, command: str = "") -> Path:

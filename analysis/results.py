@@ -124,6 +124,16 @@ CURVES = _schema(
 )
 """One row per (trial, lane, update, split, metric)."""
 
+PREDICTIONS = _schema(
+    _column("trial", pa.int64(), "trial of the lane"),
+    _column("lane", pa.int64(), "place of the lane in its trial"),
+    _column("example", pa.int64(), "place of the example in the test split, from 0"),
+    _column("target", pa.int64(), "its class"),
+    _column("predicted", pa.int64(), "the class that the lane sees in it after training"),
+    _column("probability", pa.float32(), "the softmax probability of that class"),
+)
+"""One row per (trial, lane, test example); empty unless the spec has `recording.predictions`."""
+
 IMPORTANCE = _schema(
     _column(
         "parameter", pa.string(), "what was searched: optimizer, batch_size, width, depth, or a setting as adam.beta1"
@@ -136,12 +146,13 @@ IMPORTANCE = _schema(
 """One row per (repeat, parameter): how much each parameter matters. One file, written anew as trials end."""
 IMPORTANCE_FILE = "importance.parquet"
 
-TABLES = {"trials": TRIALS, "lanes": LANES, "curves": CURVES}
-FOLDERS = {"trials": "trials.parquet", "lanes": "lanes.parquet", "curves": "curves"}
+TABLES = {"trials": TRIALS, "lanes": LANES, "curves": CURVES, "predictions": PREDICTIONS}
+FOLDERS = {"trials": "trials.parquet", "lanes": "lanes.parquet", "curves": "curves", "predictions": "predictions"}
 KEYS = {
     "trials": ["trial"],
     "lanes": ["trial", "lane"],
     "curves": ["trial", "lane", "update", "split", "metric"],
+    "predictions": ["trial", "lane", "example"],
 }
 
 _PART = re.compile(r"(\d+)-(\d+)\.parquet")
@@ -232,6 +243,11 @@ class Results:
     def curves(self) -> pd.DataFrame:
         """One row per (trial, lane, update, split, metric) (`CURVES`); read when first asked for."""
         return _read("curves", self.path)
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """One row per (trial, lane, test example) (`PREDICTIONS`); empty if they were not asked for."""
+        return _read("predictions", self.path)
 
     @cached_property
     def importance(self) -> pd.DataFrame:

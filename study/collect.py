@@ -48,7 +48,8 @@ class Table:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.schema, self.folder = TABLES[name], folder / FOLDERS[name]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if name != "predictions":  # which few studies ask for
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.spans = [(first, last) for first, last, _ in parts(self.folder)]
 
     def append(self, columns: Mapping[str, list[Any]]) -> None:
@@ -56,6 +57,7 @@ class Table:
         table = pa.Table.from_pydict(dict(columns), schema=self.schema)
         if not table.num_rows:
             return
+        self.folder.mkdir(exist_ok=True)
         number = self.spans[-1][1] + 1 if self.spans else 1
         self._write(table, number, number)
         self.spans.append((number, number))
@@ -98,12 +100,13 @@ class Course:
 
     result: dict[str, Any] = field(default_factory=dict)
     lanes: list[dict[str, Any]] = field(default_factory=list)
-    curves: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in TABLES["curves"].names})
+    curves: dict[str, list[Any]] = field(default_factory=lambda: _empty("curves"))
+    predictions: dict[str, list[Any]] = field(default_factory=lambda: _empty("predictions"))
 
     def take(self, trial: int, payload: Payload) -> None:
         """Add what a trial reports, or put it in the place of all before."""
         if payload.whole:
-            self.curves = {name: [] for name in TABLES["curves"].names}
+            self.curves, self.predictions = _empty("curves"), _empty("predictions")
         self.lanes = payload.lanes or self.lanes
         for point in payload.points:
             when = (point.update, point.examples, point.epoch, point.train_seconds)
@@ -112,6 +115,11 @@ class Course:
         for trace in payload.traces:
             for when, lanes, losses in trace.updates():
                 self.add(trial, lanes, when, "batch", "loss", losses)
+        for each in payload.predictions:
+            count = len(each.targets)
+            for lane, classes, probabilities in zip(each.lanes, each.classes, each.probabilities, strict=True):
+                row = (trial, lane, range(count), each.targets.tolist(), classes.tolist(), probabilities.tolist())
+                _extend(self.predictions, row, count)
 
     def add(
         self,
@@ -123,10 +131,17 @@ class Course:
         values: list[float],
     ) -> None:
         """Add a curve's point for some lanes; when is (update, examples, epoch, train_seconds)."""
-        count = len(lanes)
-        row = (trial, lanes, *when, split, metric, values)
-        for name, value in zip(TABLES["curves"].names, row, strict=True):
-            self.curves[name] += value if isinstance(value, list) else [value] * count
+        _extend(self.curves, (trial, lanes, *when, split, metric, values), len(lanes))
+
+
+def _empty(table: str) -> dict[str, list[Any]]:
+    return {name: [] for name in TABLES[table].names}
+
+
+def _extend(columns: dict[str, list[Any]], row: Sequence[Any], count: int) -> None:
+    """Add `count` rows to all columns, in their order; what is no list or range is the same in each."""
+    for column, value in zip(columns.values(), row, strict=True):
+        column += value if isinstance(value, list | range) else [value] * count
 
 
 class Collector(tune.Callback):
@@ -237,6 +252,7 @@ class Collector(tune.Callback):
             if ended == "stopped":
                 self.search.stopped(number, course.result["report"])
             self.tables["curves"].append(course.curves)
+            self.tables["predictions"].append(course.predictions)
             self.tables["lanes"].append(_columns(lanes, TABLES["lanes"].names))
             self.tables["trials"].append(_columns([row], TABLES["trials"].names))
             self.search.end(number, ended, row, error)

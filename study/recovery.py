@@ -174,7 +174,7 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
         folder: the results folder.
     """
     tables = {name: Table(name, folder) for name in TABLES}
-    rows, incomplete = _rows(folder)
+    rows, incomplete = _rows(folder, predictions=space.spec.recording.predictions)
     known = study.get_trials(deepcopy=False)
     ended = {
         number: row for number, row in rows.items() if row["outcome"] != "interrupted" and number not in incomplete
@@ -209,16 +209,21 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
     return state
 
 
-def _rows(folder: Path) -> tuple[dict[int, dict[str, Any]], set[int]]:
-    """The rows of the trials table by number, and the trials that have rows in some tables only."""
+def _rows(folder: Path, *, predictions: bool) -> tuple[dict[int, dict[str, Any]], set[int]]:
+    """The rows of the trials table by number, and the trials that have rows in some tables only.
+
+    Trials that completed have predictions too, if these are asked for.
+    """
     pieces = [pq.read_table(file) for _, _, file in parts(folder / FOLDERS["trials"])]
     rows = {row["trial"]: row for piece in pieces for row in piece.to_pylist()}
-    there = {name: _trials_in(folder, name) for name in ("lanes", "curves")}
+    there = {name: _trials_in(folder, name) for name in ("lanes", "curves", "predictions")}
     # A trial that failed before its first report has neither lanes nor curves.
     lacking = {
-        number for number, row in rows.items() if row["lanes"] and not all(number in has for has in there.values())
+        number for number, row in rows.items() if row["lanes"] and number not in there["lanes"] & there["curves"]
     }
-    return rows, lacking | ((there["lanes"] | there["curves"]) - set(rows))
+    if predictions:
+        lacking |= {number for number, row in rows.items() if row["outcome"] == "completed"} - there["predictions"]
+    return rows, lacking | (set().union(*there.values()) - set(rows))
 
 
 def _trials_in(folder: Path, name: str) -> set[int]:

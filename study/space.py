@@ -83,6 +83,7 @@ class Space:
             "every_update": spec.recording.every_update,
             "gradient_noise": spec.recording.gradient_noise,
             "weights": spec.recording.weights,
+            "predictions": spec.recording.predictions,
             "augment": workload.augmentation(),
             "checkpoint": str(self.checkpoint(number)),
             "checkpoint_seconds": spec.recording.checkpoint_seconds,

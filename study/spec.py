@@ -406,6 +406,7 @@ class Recording(Section):
         every_update: whether the curves hold the loss of every update, instead of means between evaluations.
         gradient_noise: whether the curves hold the gradient's squared norm and its noise at every evaluation.
         weights: whether the lanes table holds the parameters with which each lane ended; for small networks.
+        predictions: whether the class that each lane predicts for each test example is kept, in a table of its own.
         checkpoint_seconds: how often a running trial is saved, at the ends of parts of its budget.
         tensorboard: whether TensorBoard's event files are written, into `tensorboard/` of the results folder.
         mlflow: address of an MLflow tracking server.
@@ -414,6 +415,7 @@ class Recording(Section):
     every_update: bool = False
     gradient_noise: bool = False
     weights: bool = False
+    predictions: bool = False
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     tensorboard: bool = False
     mlflow: str | None = None
@@ -615,6 +617,9 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
         found += _cell_mistakes(workload, search)
     if workload and "quadratic" in (workload.data, workload.model):
         found += _quadratic_mistakes(workload, search, lanes)
+    recording: Recording | None = valid.get("recording")
+    if workload and recording and recording.predictions and workload.facts.task == "regression":
+        found.append(f"recording.predictions = true: they are of classes, and {workload.data} has none; leave it out")
     if search:
         found += _setting_mistakes(search)
     if tuning and search:

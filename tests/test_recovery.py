@@ -158,7 +158,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "lock of a dead driver": (lambda folder: (folder / "optuna.journal.lock").symlink_to("nowhere"), ""),
     "damaged snapshot": (lambda folder: (folder / "tune").mkdir() or (folder / "tune/tuner.pkl").write_text("x"), ""),
     "damaged provenance": (lambda folder: (folder / "provenance.json").write_text("{"), ""),
-    "no tables": (lambda folder: [file.unlink() for name in results.FOLDERS.values()
+    "no tables": (lambda folder: [file.unlink() for name in ("trials.parquet", "lanes.parquet", "curves")
                                   for file in (folder / name).iterdir()], ""),
 }  # fmt: skip
 

@@ -81,6 +81,9 @@ class Engine(Protocol):
     def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
         """Mean loss, and accuracy of a classification, of some rows on fixed examples, each (rows,), float64."""
 
+    def predict(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
+        """The class that some rows see in each example, and its softmax probability, each (rows, n)."""
+
     def noise(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
         """How much the gradient of some rows differs between examples, which are a random sample.
 
@@ -177,6 +180,14 @@ class Eager:
     def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
         """As `Engine.evaluate`."""
         return evaluation(self.forward, stack.leaves(rows), examples, self.task, self.block)
+
+    @torch.no_grad()
+    def predict(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
+        """As `Engine.predict`; the class is the one by which `evaluate` counts."""
+        leaves = stack.leaves(rows)
+        outputs = torch.cat([self.forward(leaves, x[None]) for x in examples.inputs.split(self.block)], 1)
+        classes = outputs.argmax(2)
+        return classes, outputs.softmax(2).gather(2, classes[..., None])[..., 0]
 
     def noise(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
         """As `Engine.noise`, whichever way the updates are made."""

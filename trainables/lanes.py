@@ -141,7 +141,34 @@ class Trace:
         return cls(**{**plain, "progress": plain["progress"].numpy(), "losses": plain["losses"].numpy()})
 
 
-Mark = TypeVar("Mark", Point, Trace)
+@dataclass(frozen=True)
+class Predictions:
+    """What the lanes that trained to the end see in the examples of the test split.
+
+    Attributes:
+        lanes: (k,) places of the lanes, as a point's.
+        targets: (n,) the examples' classes.
+        classes: (k, n) the classes that were predicted.
+        probabilities: (k, n) of these.
+    """
+
+    lanes: list[int]
+    targets: np.ndarray
+    classes: np.ndarray
+    probabilities: np.ndarray
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as lists and tensors, for `torch.save`."""
+        return {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in vars(self).items()}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Predictions:
+        """The same back."""
+        arrays = {name: plain[name].numpy() for name in ("targets", "classes", "probabilities")}
+        return cls(**{**plain, **arrays})
+
+
+Mark = TypeVar("Mark", Point, Trace, Predictions)
 
 
 @dataclass(frozen=True)
@@ -153,6 +180,7 @@ class Report:
         examples, epoch: how far training had come.
         points: the evaluations since the last report.
         traces: the updates' losses since, if they were asked for.
+        predictions: for the test split, if they were asked for and the budget is spent.
         finished: whether the budget is spent, or no lane is left.
     """
 
@@ -161,11 +189,13 @@ class Report:
     epoch: float
     points: list[Point]
     traces: list[Trace]
+    predictions: list[Predictions]
     finished: bool
 
     def shifted(self, by: int) -> Report:
         """The same, the first lane being number `by`."""
-        return replace(self, points=_shifted(self.points, by), traces=_shifted(self.traces, by))
+        points, traces = _shifted(self.points, by), _shifted(self.traces, by)
+        return replace(self, points=points, traces=traces, predictions=_shifted(self.predictions, by))
 
 
 def _shifted(marks: list[Mark], by: int) -> list[Mark]:
@@ -184,6 +214,7 @@ def train(
     halving: str | None = None,
     every_update: bool = False,
     gradient_noise: bool = False,
+    predictions: bool = False,
 ) -> Iterator[Report]:
     """Train every lane of a stack, in place, and report after each part of the budget.
 
@@ -200,6 +231,8 @@ def train(
         every_update: whether reports hold the loss of every update.
         gradient_noise: whether each evaluation estimates the gradient's noise too, on the training examples that it
             takes. That costs two to four times what evaluating does; the schedule stays, and so do all other numbers.
+        predictions: whether the last report holds what each lane sees in the examples of the test split, which is one
+            of classes.
 
     Yields:
         Report: `budget.reports` of them, fewer if every lane diverges.
@@ -252,6 +285,7 @@ def train(
     if not budget.spent(stack):
         engine.warm_up(stack, batches)
     points, traces = evaluate(None) if stack.update == 0 else [], []
+    predicted: list[Predictions] = []
     while not budget.spent(stack):
         while stack.alive and (stop := schedule.next_stop(stack)):
             first, seconds = stack.update + 1, stack.seconds
@@ -275,7 +309,12 @@ def train(
             for metric, numbers in values(data.test).items():
                 stack.last["test", metric] = np.full(len(stack.lanes), math.nan)
                 stack.last["test", metric][stack.alive] = numbers.tolist()
-        yield Report(stack.reports, *schedule.progress(stack.update), points, traces, finished)
+            if predictions:
+                parts = stack.passes(lambda rows: engine.predict(stack, rows, data.test), trains=False)
+                classes, probabilities = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+                targets = data.test.targets.cpu().numpy()
+                predicted = [Predictions(list(stack.alive), targets, classes, probabilities)]
+        yield Report(stack.reports, *schedule.progress(stack.update), points, traces, predicted, finished)
         points, traces = [], []
 
 

@@ -32,6 +32,7 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from trainables import data, engines, lanes, models
 from trainables.augment import Augment
+from trainables.lanes import Predictions
 from trainables.rules import named
 from trainables.stack import Lane, Stack, beyond, grid, out_of_memory
 
@@ -67,6 +68,7 @@ class Trial:
         every_update: whether the curves hold every update's loss.
         gradient_noise: whether the curves hold the gradient's noise.
         weights: whether the rows of the lanes hold the parameters with which each ended.
+        predictions: whether the class that each lane predicts for each test example is told at the end.
         augment: fields of `Augment`, for the training images.
         trial: the trial's number, for the tables.
         checkpoint: file in which the trial keeps its state, instead of asking Ray Tune to; whoever wants the trial
@@ -98,6 +100,7 @@ class Trial:
     every_update: bool = False
     gradient_noise: bool = False
     weights: bool = False
+    predictions: bool = False
     augment: dict[str, Any] = field(default_factory=dict)
     trial: int = 0
     checkpoint: str | None = None
@@ -128,14 +131,16 @@ class Payload:
         points: evaluations since the last report. Lanes are numbered through all stacks.
         traces: every update's losses since, if asked for.
         lanes: one row per lane, the columns of the lanes table but `trial` and `outcome`.
-        whole: whether points and traces are the trial's whole course so far, in the place of all that was told before;
-            a worker's first ones are.
+        whole: whether points, traces and predictions are the trial's whole course so far, in the place of all that was
+            told before; a worker's first ones are.
+        predictions: of the stacks that have had their budget since, if asked for.
     """
 
     points: list[lanes.Point]
     traces: list[lanes.Trace]
     lanes: list[dict[str, Any]]
     whole: bool = False
+    predictions: list[Predictions] = field(default_factory=list)
 
 
 class LaneTrainable(tune.Trainable):
@@ -148,7 +153,7 @@ class LaneTrainable(tune.Trainable):
         training: the reports to come.
         failure: what `step` reports if the trial has failed.
         started: Unix time at which the trial began, on whatever worker.
-        points, traces: all that was reported, if the trial keeps a checkpoint of its own.
+        points, traces, predictions: all that was reported, if the trial keeps a checkpoint of its own.
         reported: the value after each part of the budget.
         whole: whether the next payload tells the whole course.
         unsaved: whether there is something that a checkpoint of the trial's own should hold and does not.
@@ -165,6 +170,7 @@ class LaneTrainable(tune.Trainable):
         self.warnings: list[str] = []
         self.points: list[lanes.Point] = []
         self.traces: list[lanes.Trace] = []
+        self.predictions: list[Predictions] = []
         self.reported: list[float] = []
         self.whole, self.unsaved, self.saved = True, False, self.begun
         try:
@@ -239,6 +245,7 @@ class LaneTrainable(tune.Trainable):
                 halving=trial.metric if trial.halving else None,
                 every_update=trial.every_update,
                 gradient_noise=trial.gradient_noise,
+                predictions=trial.predictions,
             ):
                 extends = report.finished and bool(self._extension())
                 if extends and not trial.weights:
@@ -333,14 +340,15 @@ class LaneTrainable(tune.Trainable):
 
     def _payload(self, report: lanes.Report) -> Payload:
         """What is new, or the whole course if nobody was told of it yet."""
-        points, traces = report.points, report.traces
+        points, traces, predictions = report.points, report.traces, report.predictions
         if self.trial.checkpoint:
             self.points += points
             self.traces += traces
+            self.predictions += predictions
             if self.whole:
-                points, traces = list(self.points), list(self.traces)
+                points, traces, predictions = list(self.points), list(self.traces), list(self.predictions)
         rows = lane_rows(self.stacks, weights=self.trial.weights and report.finished)
-        payload = Payload(points, traces, rows, whole=self.whole)
+        payload = Payload(points, traces, rows, whole=self.whole, predictions=predictions)
         self.whole = False
         return payload
 
@@ -407,6 +415,7 @@ class LaneTrainable(tune.Trainable):
             "stacks": [stack.state_dict() for stack in self.stacks],
             "points": [point.plain() for point in self.points],
             "traces": [trace.plain() for trace in self.traces],
+            "predictions": [each.plain() for each in self.predictions],
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -416,10 +425,11 @@ class LaneTrainable(tune.Trainable):
             self._add(self._extension() if self.stacks else self.trial.lanes()).load_state_dict(saved)
         points = [lanes.Point.of(plain) for plain in state["points"]]
         traces = [lanes.Trace.of(plain) for plain in state["traces"]]
+        predictions = [Predictions.of(plain) for plain in state["predictions"]]
         self.started, self.earlier_seconds = state["started"], state["wall_seconds"]
         self.reported = state["reported"]
         # Last, so that of a state that turns out to be incomplete nothing stays.
-        self.points, self.traces = points, traces
+        self.points, self.traces, self.predictions = points, traces, predictions
         # Ray Tune's checkpoints hold no course, unless the trial keeps it for one of its own.
         self.whole = self.trial.checkpoint is not None
 

@@ -1,0 +1,257 @@
+"""Experiment 5 of the source report: its arithmetic, how its optimizer is inferred, and a run on tiny budgets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import analysis
+from analysis import reproduction_mnist as mnist
+from study import reproduce_mnist
+from study.reproduce_mnist import Plan, run_mnist
+from study.spec import SpecError, read
+from trainables import data, models
+
+REPORT = Path(__file__).parents[2] / "shared" / "reference" / "report-numbers.json"
+LAYERS: list[dict[str, Any]] = [
+    {"kind": "convolution", "out": 4, "kernel": 5, "stride": 1, "padding": 0},
+    {"kind": "pooling", "kernel": 2, "stride": 2, "padding": 0},
+    {"kind": "convolution", "out": 8, "kernel": 5, "stride": 1, "padding": 0},
+    {"kind": "pooling", "kernel": 2, "stride": 2, "padding": 0},
+    {"kind": "dense", "out": 32},
+    {"kind": "dense", "out": 16},
+    {"kind": "dense", "out": 10},
+]
+# Seven windows in each of three epochs, as in the report, and two updates over.
+TINY = Plan(epoch_updates=37, every=5)
+PRINTED = mnist.printed()["loss"].to_numpy()
+
+
+def test_the_report_s_numbers_are_the_report_s() -> None:
+    if not REPORT.is_file():
+        pytest.skip("the source report's numbers are not beside the project")
+    given = json.loads(REPORT.read_text(encoding="utf-8"))["mnist_cnn"]
+    numbers = mnist.numbers()
+    assert numbers["mean_loss"] == list(given["mean_loss_every_2000_updates"].values())
+    assert (numbers["batch_size"], numbers["epochs"]) == (given["batch_size"], given["epochs"])
+
+
+def test_layers_have_the_shapes_and_parameters_that_torch_gives_them() -> None:
+    table = mnist.layer_table([1, 28, 28], LAYERS)
+    network = models.build("cnn", (1, 28, 28), 10, width=4, depth=2)
+    x, shapes = torch.zeros(1, 1, 28, 28), []
+    for layer in network:
+        x = layer(x)
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.Linear):
+            shapes.append([*x.shape[1:], 1, 1][:3])
+    assert table[["channels", "height", "width"]].to_numpy().tolist() == shapes
+    assert [f"{row['height']}x{row['width']}x{row['channels']}" for row in table.head(4).to_dict("records")] == [
+        "24x24x4", "12x12x4", "8x8x8", "4x4x8"
+    ]  # fmt: skip
+    assert table["parameters"].sum() == sum(p.numel() for p in network.parameters()) == 5738
+    assert table["multiplications"].sum() == models.multiplications(network, (1, 28, 28))
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), [(28, 5, 1, 0), (24, 2, 2, 0), (7, 3, 2, 1)])
+def test_the_formula_is_that_of_the_networks(size: int, kernel: int, stride: int, padding: int) -> None:
+    expected = models.conv_output_size(size, kernel, stride=stride, padding=padding)
+    assert mnist.output_size(size, kernel, stride, padding) == expected
+
+
+def test_losses_are_averaged_as_the_report_prints_them() -> None:
+    values = np.arange(1.0, 25.0)  # two epochs of 12 updates, windows of 5: the last two of each are dropped
+    columns = {"trial": 0, "lane": 3, "update": range(1, 25), "split": "batch", "metric": "loss", "value": values}
+    curves = pd.concat([pd.DataFrame(columns), pd.DataFrame(columns).assign(split="train", value=-1.0)])
+    found = mnist.window_means(curves, 5, 12)
+    assert found[["epoch", "place", "loss"]].to_numpy().tolist() == [[1, 1, 3], [1, 2, 8], [2, 1, 15], [2, 2, 20]]
+    # A window that is not whole is none.
+    assert len(mnist.window_means(curves[curves["update"] < 22], 5, 12)) == 3
+
+
+def synthetic(seeds: int, shift: float = 0.0, scale: float = 1.0, seed: int = 0) -> np.ndarray:
+    """Curves of a plateau and a fall, which begins later or earlier by so many windows: (seeds, 21)."""
+    random = np.random.default_rng(seed)
+    places = np.arange(len(PRINTED))
+    falls = shift + random.normal(0, 0.7, seeds)
+    curves = [np.exp(np.interp(places - fall, places, np.log(PRINTED))) for fall in falls]
+    return scale * np.array(curves) * np.exp(random.normal(0, 0.01, (seeds, 1)))
+
+
+def test_the_candidate_that_printed_the_losses_fits() -> None:
+    found = mnist.fit(synthetic(16), PRINTED)
+    assert found.of == (7, 4, 10)
+    assert found.spans
+    assert found.fits
+    assert found.distance < found.others
+
+
+@pytest.mark.parametrize(
+    ("curves", "why"),
+    [
+        (synthetic(16, shift=5), "too late"),
+        (synthetic(16, shift=-5), "too early"),
+        (synthetic(16, scale=1.2), "level"),
+        (np.tile(PRINTED, (16, 1)) * np.linspace(1.1, 1.3, 16)[:, None], "no seed so low"),
+    ],
+)
+def test_candidates_that_fall_at_another_time_or_end_elsewhere_do_not(curves: np.ndarray, why: str) -> None:
+    found = mnist.fit(curves, PRINTED)
+    assert not found.fits, why
+    assert found.distance > found.others or not found.spans
+
+
+def test_the_criterion_refuses_what_is_right_as_rarely_as_it_says() -> None:
+    # One of n + 1 exchangeable curves is the furthest with probability 1 / (n + 1).
+    draws = [synthetic(10, seed=seed) for seed in range(400)]
+    refused = np.mean([mnist.fit(curves[1:], curves[0]).p <= 1 / 10 for curves in draws])
+    assert refused == pytest.approx(1 / 10, abs=3 * (0.09 / 400) ** 0.5)
+
+
+def test_one_seed_fits_nothing() -> None:
+    assert not mnist.fit(PRINTED[None], PRINTED).fits
+
+
+def frame(curves: dict[tuple[str, str, float], np.ndarray]) -> pd.DataFrame:
+    where = mnist.printed()
+    rows = [
+        dict(zip(mnist.CANDIDATE, key, strict=True)) | {"seed": seed, "epoch": epoch, "place": place, "loss": loss}
+        for key, table in curves.items()
+        for seed, losses in enumerate(table)
+        for epoch, place, loss in zip(where["epoch"], where["place"], losses, strict=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_candidates_come_nearest_first_and_the_nearest_train_on() -> None:
+    gap = synthetic(3)
+    gap[1, 5] = np.nan
+    curves = {
+        ("raw", "adam", 0.01): synthetic(3, shift=-6),
+        ("raw", "sgd", 0.001): synthetic(3),
+        ("raw", "momentum", 0.0001): synthetic(3, seed=1, scale=1.05),
+        ("standardized", "sgd", 0.0001): synthetic(3, shift=6),
+        ("raw", "rmsprop", 0.01): gap,  # a seed diverged
+    }
+    found = mnist.candidates(frame(curves))
+    assert list(found["optimizer"])[:2] in (["sgd", "momentum"], ["momentum", "sgd"])
+    assert len(found) == 4
+    assert set(found.loc[found["optimizer"] == "adam", "course"]) == {"falls too early"}
+    assert set(found.loc[found["inputs"] == "standardized", "course"]) == {"falls too late"}
+    assert mnist.kept([frame(curves)]) == [("raw", ["sgd", "momentum"], [0.0001, 0.001])]
+    # One that was given up early is not among the nearest, however near it was until then.
+    early = frame({("standardized", "adam", 0.0001): np.tile(PRINTED[:7], (3, 1))})
+    assert mnist.candidates(pd.concat([frame(curves), early]))["points"].tolist() == [21] * 4 + [7]
+    assert mnist.kept([frame(curves), early]) == mnist.kept([frame(curves)])
+
+
+def test_the_training_table_says_which_printed_losses_lie_within() -> None:
+    curves = np.tile(PRINTED, (2, 1)) * np.array([[0.9], [1.1]])
+    curves[:, 3] = PRINTED[3] * np.array([1.1, 1.2])
+    table = mnist.training_table(frame({("raw", "sgd", 0.001): curves}))
+    assert list(table["inside"]) == [place != 3 for place in range(21)]
+    assert table["estimate"][0] == pytest.approx(PRINTED[0] * 0.99**0.5)
+    assert (table["n"] == 2).all()
+
+
+def predictions() -> pd.DataFrame:
+    """Two lanes, three examples of classes 0, 1, 1: the first lane errs once, the second twice."""
+    rows = [
+        (0, 0, 0, 0, 0, 0.9), (0, 0, 1, 1, 0, 0.8), (0, 0, 2, 1, 1, 0.9),
+        (0, 1, 0, 0, 1, 0.6), (0, 1, 1, 1, 0, 0.7), (0, 1, 2, 1, 1, 0.9),
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["trial", "lane", "example", "target", "predicted", "probability"])
+
+
+def test_the_confusion_matrix_counts_a_mean_lane() -> None:
+    assert mnist.confusion(predictions(), 2).tolist() == [[0.5, 0.5], [1.0, 1.0]]
+
+
+def test_errors_begin_with_those_that_most_lanes_make() -> None:
+    found = mnist.errors(predictions())
+    assert found["example"].tolist() == [1, 0]
+    assert found["wrong"].tolist() == [2, 1]
+    assert found["lanes"].tolist() == [2, 2]
+    assert found["predicted"].tolist() == [0, 1]
+    assert found["probability"].tolist() == pytest.approx([0.75, 0.6])
+
+
+def test_the_shipped_spec_trains_the_report_s_network_on_its_batches() -> None:
+    spec = read(reproduce_mnist.SPEC)
+    assert spec.search.dimensions()["batch_size"].ends() == [mnist.numbers()["batch_size"]]
+    assert spec.workload.facts.train == mnist.numbers()["training_images"]
+    assert Plan().budget(3, spec) == {"epochs": 3}
+    assert TINY.budget(3, spec) == {"updates": 111}
+    assert spec.search.optimizers() == [*reproduce_mnist.PLAIN, *reproduce_mnist.ADAPTIVE] == [*mnist.OPTIMIZERS]
+    rates = np.geomspace(*spec.rates("sgd"))
+    assert min(abs(rates - 0.001)) < 1e-9
+
+
+@pytest.fixture
+def _without_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = data.load
+
+    def load(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "mnist":
+            raise data.DataError("mnist cannot be had: the folder does not hold it, and no mirror gave it")
+        return whole(name, *arguments, **options)
+
+    monkeypatch.setattr(data, "load", load)
+
+
+def drawn(section: mnist.Section) -> Iterator[tuple[str, Any]]:
+    with analysis.style():
+        for drawing in section.figures:
+            yield drawing.name, drawing.draw()
+
+
+def check(out: Path, *, real: bool) -> mnist.Section:
+    """What must hold of any run: everything is there, and the table is that of the results."""
+    found = mnist.section(out)
+    assert {name for name, figure in drawn(found) if figure.axes} == {
+        "mnist-batch", "mnist-augmentation", "mnist-training", "mnist-candidates", "mnist-confusion", "mnist-errors"
+    }  # fmt: skip
+    assert all(drawing.caption and drawing.alt and len(drawing.data) for drawing in found.figures)
+    tables = {table.name: table.data for table in found.tables}
+    assert len(tables["training"]) == 21
+    assert len(tables["nearest"]) >= 1
+    assert (tables["layers"]["output, by the formula"] == tables["layers"]["by torch"]).all()
+    verdicts = {claim.claim: claim.verdict for claim in found.claims}
+    assert set(verdicts.values()) <= {mnist.AGREES, mnist.DIFFERS, mnist.UNCHECKED}
+    assert (verdicts["The sizes that the report writes beside its layers"] == mnist.AGREES) is real
+    assert any("no MNIST" in note for note in found.notes) is not real
+    assert found.seconds > 0
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)  # it starts Ray four times, maybe on a busy machine
+@pytest.mark.usefixtures("_without_mnist")
+def test_a_tiny_run_on_digits_is_whole_and_reused(tmp_path: Path) -> None:
+    run_mnist(tmp_path, 2, plan=TINY, show="quiet")
+    found = check(tmp_path, real=False)
+    assert not any(claim.verdict == mnist.AGREES for claim in found.claims if "inputs" not in claim.claim)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.parquet") if file.is_file()}
+    run_mnist(tmp_path, 2, plan=TINY, show="quiet")
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.parquet") if file.is_file()} == before
+    with pytest.raises(SpecError, match=r"was made with another lanes\.seeds"):
+        run_mnist(tmp_path, 3, plan=TINY, show="quiet")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)  # it starts Ray four times, maybe on a busy machine
+def test_a_tiny_run_on_mnist_has_the_report_s_layers(
+    tmp_path: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDY_DATA", str(mnist_folder))
+    run_mnist(tmp_path, 2, plan=TINY, show="quiet")
+    found = check(tmp_path, real=True)
+    layers = next(table.data for table in found.tables if table.name == "layers")
+    assert layers["in the report"].tolist()[:-1] == layers["by torch"].tolist()[:-1]

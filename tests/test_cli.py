@@ -69,7 +69,8 @@ def test_help_is_much_faster_than_importing_torch(tmp_path: Path) -> None:
 
 def test_list_names_every_shipped_spec_with_a_line(tmp_path: Path) -> None:
     lines = study("list", folder=tmp_path).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["deepobs-quadratic", "digits-cnn", "mlp", "mnist-cnn", "quick"]
+    names = ["deepobs-quadratic", "digits-cnn", "mlp", "mnist-cnn", "quick", "report-mnist"]
+    assert [line.split()[0] for line in lines] == names
     assert all(len(line) > 40 for line in lines)
 
 

@@ -22,7 +22,7 @@ import analysis
 from analysis.results import IMPORTANCE, IMPORTANCE_FILE
 from study import importance
 from study.cli import main
-from tests.conftest import write_spec
+from tests.conftest import trial_row, write_spec, write_tables
 
 Objective = Callable[[optuna.Trial], float | list[float]]
 
@@ -168,6 +168,7 @@ def test_the_same_seed_gives_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_report_writes_the_table_and_leaves_the_journal_alone(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, planted, 40)
+    write_tables(folder, trials=[trial_row(outcome="failed")])  # without any there is no report
     journal = folder / "optuna.journal"
     with journal.open("ab") as written:
         written.write(b'{"op_code": 4, "wor')  # another process is writing
@@ -176,7 +177,7 @@ def test_a_report_writes_the_table_and_leaves_the_journal_alone(tmp_path: Path) 
     assert (found.exit_code, found.stderr) == (0, "")
     assert (journal.read_bytes(), journal.stat().st_mtime_ns) == before
     names = {path.name for path in folder.iterdir()}
-    assert names == {"spec.toml", "optuna.journal", IMPORTANCE_FILE, "report"}
+    assert names == {"spec.toml", "optuna.journal", "trials.parquet", IMPORTANCE_FILE, "report"}
     assert analysis.load(folder).importance["repeat"].nunique() == importance.REPEATS + 1
 
 

@@ -32,6 +32,7 @@ def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.Mon
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")  # caches are off on purpose
 def test_the_regime_figure_is_summed_over_its_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainables.bench, "TURN_SECONDS", 1e-3)
     small = [(dataclasses.replace(work, lanes=4, seeds=2), updates) for work, updates in trainables.bench.FIGURE[:2]]

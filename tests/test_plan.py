@@ -22,7 +22,7 @@ def test_more_lanes_take_more_memory_and_more_updates_more_time() -> None:
     assert lengthy.memory_bytes == small.memory_bytes
     assert small.seconds
     assert lengthy.seconds
-    assert lengthy.seconds > 10 * small.seconds
+    assert lengthy.seconds > 3 * small.seconds  # 100 times as long; both are measured, maybe on a busy machine
 
 
 def test_a_budget_in_seconds_is_the_time() -> None:

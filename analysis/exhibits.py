@@ -120,7 +120,8 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
     batches = varied(series.grid(table, "optimizer", "batch_size", maximize), "row", "column")
     shapes = varied(series.grid(table, "depth", "width", maximize), "row", "column")
     tuned = series.best_rates(results, table)
-    steps = varied(series.steps_to_target(results), "batch_size")
+    all_steps = series.steps_to_target(results)
+    steps = varied(all_steps, "batch_size")
     fits = series.batch_scaling(steps)
     speed, found, all_found = series.throughput(results), series.progress(results), series.searched(table, maximize)
     columns = [name for name in series.SEARCHED if name in all_found]
@@ -267,7 +268,7 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
             "Updates to the target against batch size, one line per optimizer, beside perfect scaling.",
             steps,
             single(lambda ax: figures.steps_against_batch_size(steps, fits, ax)),
-            no_target if series.steps_to_target(results).empty else "the target was reached at one batch size only",
+            no_target if all_steps.empty else "the target was reached at one batch size only",
         ),
         Exhibit(
             "batch size",

@@ -48,11 +48,11 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("engine", "rule", "family", "batch_size"), cases())
 def test_a_lane_is_a_solo_run_of_torch_optim(engine: str, rule: str, family: str, batch_size: int) -> None:
-    # Rules that divide by a gradient's size magnify the rounding of one near zero, in proportion to the rate; ten times
-    # the lowest rate keeps that below the tolerance after one update.
+    # Rules that divide by a gradient's size magnify the rounding of one near zero, in proportion to the rate: adagrad's
+    # first update of the CNN differs by 2e-13 where the processor sums in another order (AVX2 against AVX-512).
     low, _ = RULES[rule].rates
     configurations = grid(low, 10 * low, 2, seeds=[3, 8])
-    for updates, tolerance in ((1, 1e-13), (100, 1e-9)):
+    for updates, tolerance in ((1, 1e-12), (100, 1e-9)):
         stack = trained(family, rule, batch_size, configurations, updates, engine)
         assert stack.alive == [0, 1, 2, 3]
         for row, lane in zip(stack.parameters, configurations, strict=True):

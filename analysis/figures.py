@@ -145,7 +145,7 @@ def optimizer_look(name: str) -> tuple[str, str]:
     return ("#666666", "#A6761D", "#332288", "#44AA99")[number % 4], ("p", "h", "<", ">", "d")[number // 4 % 5]
 
 
-def _ordered_look(place: int, count: int) -> tuple[str, str]:
+def ordered_look(place: int, count: int) -> tuple[str, str]:
     """Colour and marker of a value among others that have an order: dark to light along one scale."""
     colour = mpl.colors.to_hex(mpl.colormaps["viridis"](0.85 * place / max(1, count - 1)))
     return colour, ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")[place % 10]
@@ -198,7 +198,7 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
     groups = optimizer_order(data["group"]) if by == "optimizer" else sorted(data["group"].unique())
     for place, name in enumerate(groups):
         line = data[data["group"] == name].sort_values("learning_rate")
-        colour, marker = optimizer_look(name) if by == "optimizer" else _ordered_look(place, len(groups))
+        colour, marker = optimizer_look(name) if by == "optimizer" else ordered_look(place, len(groups))
         label = shortened(name) if by == "optimizer" else f"{_words(by, metric)} {name:,}"
         # NaN breaks the line at a rate that not every seed survived.
         shown = line.assign(**{column: line[column].where(line["eligible"]) for column in ("estimate", "low", "high")})

@@ -6,7 +6,6 @@ earlier call finished there with the same spec is taken as it is, and what it be
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -19,7 +18,10 @@ import torch
 
 from analysis import reproduction
 from analysis.report import write_report
-from study import collect, search
+from analysis.reproduction import mnist
+from analysis.reproduction.closed_forms import constant_step
+from study import collect
+from study.parts import finish
 from study.reproduce_mnist import run_mnist
 from study.spec import Spec, read
 from trainables import data, models
@@ -29,12 +31,7 @@ if TYPE_CHECKING:
     from study.progress import Show
 
 EXPERIMENTS: dict[str, tuple[str, ...]] = {
-    "linear": ("linear-by-hand", "linear"),
-    "cubic-linear": ("cubic-linear",),
-    "mlp": ("mlp-64-32",),
-    "regimes": ("regimes", "regimes-tuned"),
-    "mnist": (),
-    "layers": ("layers",),
+    name: experiment.specs if experiment else () for name, experiment in reproduction.SECTIONS.items()
 }
 """Experiment -> the specs that it runs, in the report's order; mnist runs its own (`study.reproduce_mnist`)."""
 
@@ -45,7 +42,7 @@ class Ended:
 
     Attributes:
         page: the page; None if there is nothing to show yet.
-        interrupted: the experiment in which it was interrupted; empty if it was not.
+        interrupted: the study in which it was interrupted; empty if it was not.
     """
 
     page: Path | None
@@ -76,38 +73,24 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     chosen = [name for name in EXPERIMENTS if not only or name in only]
     specs = {name: [sized(read(f"reproduce/{spec}"), seeds, epochs) for spec in EXPERIMENTS[name]] for name in chosen}
-    places = {name: [place(spec, out / name) for spec in specs[name]] for name in chosen}
-    left: list[tuple[Spec, Path]] = []
-    for name in chosen:
-        for spec, (folder, finished) in zip(specs[name], places[name], strict=True):
-            if finished:
-                say(f"{name}: {spec.name} is done already, in {folder}")
-            else:
-                left.append((spec, folder))
-    outcomes = search.run_all(left, command=command, show=show)
-    ended = {outcome.folder for outcome in outcomes if not outcome.interrupted}
+    parts = finish([(spec, out / name) for name in chosen for spec in specs[name]], command=command, show=show, say=say)
     found = recorded(out)
-    for name in chosen:
-        for spec, (folder, finished) in zip(specs[name], places[name], strict=True):
-            if finished or folder.absolute() in ended:
-                # Once more even if it was there: a call that was cut off may have left it out.
-                _add_truth(spec, folder)
-                found[spec.name] = str(folder.relative_to(out))
+    for folder in parts.folders:
+        spec = read(folder / "spec.toml")
+        # Once more even if it was there: a call that was cut off may have left it out.
+        _add_truth(spec, folder)
+        found[spec.name] = str(folder.relative_to(out))
     collect.write_text(out / reproduction.PARTS, json.dumps(found, indent=1) + "\n")
     if "layers" in found and ("layers" in chosen or not (out / found["layers"] / "report").exists()):
         write_report(out / found["layers"])
-    cut = next((spec.name for spec, folder in left if folder.absolute() not in ended), "")
+    cut = parts.interrupted
     if not cut and "mnist" in chosen:
-        _mnist(out, seeds, epochs, say)
-    anything = found or (out / "mnist").is_dir()
+        if epochs:
+            say("mnist: left out, since it has no shorter form; leave --epochs away")
+        else:
+            cut = run_mnist(out, seeds, command=command, show=show, say=say)
+    anything = found or mnist.is_whole(out)
     return Ended(reproduction.write_page(out, command) if anything else None, cut)
-
-
-def _mnist(out: Path, seeds: int | None, epochs: int | None, say: Callable[[str], None]) -> None:
-    if epochs:
-        say("mnist: left out, since it has no shorter form; leave --epochs away")
-    else:
-        run_mnist(out, seeds)
 
 
 def sized(spec: Spec, seeds: int | None, epochs: int | None) -> Spec:
@@ -127,22 +110,6 @@ def sized(spec: Spec, seeds: int | None, epochs: int | None) -> Spec:
     if epochs is not None and budget.epochs is not None:
         budget = budget.model_copy(update={"epochs": min(epochs, budget.epochs)})
     return spec.model_copy(update={"budget": budget, "lanes": lanes, "confirm": confirm})
-
-
-def place(spec: Spec, parent: Path) -> tuple[Path, bool]:
-    """Where a spec runs: the first of NAME, NAME-2 ... that holds no other spec; and whether it has finished there."""
-    for number in itertools.count(1):
-        folder = parent / (spec.name if number == 1 else f"{spec.name}-{number}")
-        if not (folder / "spec.toml").is_file():
-            return folder, False
-        if _key(read(folder / "spec.toml")) == _key(spec):
-            return folder, bool(collect.provenance_of(folder).get("finished"))
-    raise AssertionError("unreachable")
-
-
-def _key(spec: Spec) -> Any:
-    """All of a spec by which its numbers could differ."""
-    return collect.deciding(spec), spec.budget.trials, spec.confirm
 
 
 def recorded(out: Path) -> dict[str, str]:
@@ -171,7 +138,7 @@ def _coefficients(spec: Spec, seed: int) -> dict[str, Any]:
 def _plateau(spec: Spec, seed: int) -> dict[str, Any]:
     examples = data.load(spec.workload.data, seed=seed, dtype=torch.float64).train
     rate, _, _ = spec.rates("sgd")
-    found = reproduction.constant_step(examples.inputs.numpy(), examples.targets.numpy()[:, 0], rate)
+    found = constant_step(examples.inputs.numpy(), examples.targets.numpy()[:, 0], rate)
     return {"floor": found.floor, "noise": found.noise}
 
 

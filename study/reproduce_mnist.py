@@ -1,8 +1,7 @@
-"""Experiment 5 of the source report, its CNN on MNIST: runs the studies that `analysis.reproduction_mnist` reads.
+"""Experiment 5 of the source report, its CNN on MNIST: runs the studies that `analysis.reproduction.mnist` reads.
 
-`run_mnist(out, seeds)` writes everything below `out/mnist` and prints nothing of its own. A part that is finished is
-left as it is, one that was interrupted goes on. The parts are ordinary studies, the shipped spec `report-mnist` with
-other values:
+`run_mnist(out, seeds)` writes everything below `out/mnist`; `run.json` comes last, when all has finished. The parts are
+ordinary studies, the shipped spec `report-mnist` with other values:
 
     candidates-raw, candidates-standardized     gradient descent, without and with momentum, at five rates
     first-epoch-raw                             the other optimizers that the report names, given up after an epoch
@@ -15,8 +14,7 @@ later ones what falls too late. The nearest train again on as many seeds as cost
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +23,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from study import search
-from study.spec import Spec, SpecError, read
+from analysis.reproduction.inference import kept, losses
+from analysis.results import load
+from study.collect import write_text
+from study.parts import finish
+from study.spec import Spec, read
 from trainables import data, models
 from trainables.augment import Augment
 from trainables.data import Data, Split
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from study.progress import Show
 
 SPEC = "report-mnist"
-COMMAND = "study reproduce --only mnist"
 PLAIN, ADAPTIVE = ["sgd", "momentum"], ["rmsprop", "adam"]
 # Lanes that a compiled program of this network trains in the time of one.
 LANES = 16
@@ -73,9 +73,10 @@ def run_mnist(
     seeds: int | None = None,
     *,
     plan: Plan | None = None,
-    command: str = COMMAND,
+    command: str = "",
     show: Show = "auto",
-) -> None:
+    say: Callable[[str], None] = print,
+) -> str:
     """Run the experiment, or what is left of it.
 
     Args:
@@ -84,45 +85,27 @@ def run_mnist(
         plan: how long everything trains; as long as the report if not given.
         command: what the user ran.
         show: see `study.progress.Show`.
+        say: prints a line.
 
-    Raises:
-        SpecError: if a part is there that was made with other settings.
-        KeyboardInterrupt: if it was interrupted; the same call goes on.
+    Returns:
+        The name of the study in which it was interrupted; empty if it was not.
     """
-    from analysis import reproduction_mnist as analysis
-    from analysis.results import load
-
-    plan, folder = plan or Plan(), out.absolute() / "mnist"
+    plan, folder = plan or Plan(), out / "mnist"
     folder.mkdir(parents=True, exist_ok=True)
     name, why = _data_set()
-    run = _read(folder)
-    run |= {"data": name, "why": why, "command": command, "augment": AUGMENT, **vars(plan)}
-    run.setdefault("seconds", {})
-    begun = time.monotonic()
     loaded = data.load(name, data.data_folder().absolute(), standardize=False)
     base: dict[str, Any] = DIGITS if name == "digits" else {}
     lanes = {} if seeds is None else {"seeds": seeds}
-    _network(read(SPEC, {"workload": base}), loaded, folder)
-    _images(loaded, folder)
-    run["seconds"].setdefault("images", time.monotonic() - begun)
 
-    def part(title: str, inputs: str, epochs: int, changes: Mapping[str, Any]) -> str:
-        """Run one study, and note how long it took."""
-        own = f"{title}-{inputs}"
+    def part(title: str, inputs: str, epochs: int, changes: Mapping[str, Any]) -> tuple[Spec, Path]:
         workload = {"workload": base | {"standardize": inputs == "standardized"}}
         spec = read(SPEC, workload | dict(changes))
         budget = plan.budget(epochs, spec) | {"trials": len(spec.search.optimizers())}
-        spec = read(SPEC, workload | dict(changes) | {"budget": budget}).model_copy(update={"name": f"{SPEC}-{own}"})
-        started = time.monotonic()
-        if _run(spec, folder / own, command, show):
-            run["seconds"][own] = run["seconds"].get(own, 0.0) + time.monotonic() - started
-        run["folders"] = sorted({*run.get("folders", []), own})
-        _write(folder / "run.json", run)
-        return own
+        spec = read(SPEC, workload | dict(changes) | {"budget": budget})
+        return spec.model_copy(update={"name": f"{title}-{inputs}"}), folder
 
-    run["folders"] = []
     # Adaptive rules divide by the gradient's size, so the inputs' scale is little to them, and they are soon refuted.
-    screened = [
+    screen = [
         part(title, inputs, epochs, {"search": {"optimizer": optimizers}, "lanes": lanes})
         for title, inputs, epochs, optimizers in (
             ("candidates", "raw", plan.epochs, PLAIN),
@@ -130,8 +113,12 @@ def run_mnist(
             ("first-epoch", "raw", 1, ADAPTIVE),
         )
     ]
-    frames = [analysis.losses(load(folder / own), plan.every, plan.epoch_updates) for own in screened]
-    for inputs, optimizers, rates in analysis.kept(frames):
+    screened = finish(screen, command=command, show=show, say=say)
+    if screened.interrupted:
+        return screened.interrupted
+    frames = [losses(load(own), plan.every, plan.epoch_updates) for own in screened.folders]
+    again = []
+    for inputs, optimizers, rates in kept(frames):
         grid = {"low": rates[0], "high": rates[-1], "count": len(rates)}
         fresh = max(seeds or 1, LANES // len(rates))
         changes = {
@@ -139,7 +126,16 @@ def run_mnist(
             "lanes": {"learning_rate": grid, "seeds": fresh},
             "tuning": FRESH,
         }
-        part("nearest", inputs, plan.epochs, changes)
+        again.append(part("nearest", inputs, plan.epochs, changes))
+    nearest = finish(again, command=command, show=show, say=say)
+    if not nearest.interrupted:
+        _network(read(SPEC, {"workload": base}), loaded, folder)
+        _images(loaded, folder)
+        told = {"data": name, "why": why, "augment": AUGMENT, "every": plan.every, "epoch_updates": plan.epoch_updates}
+        folders = {"screened": screened.folders, "nearest": nearest.folders}
+        told |= {kind: [own.name for own in found] for kind, found in folders.items()}
+        _write(folder / "run.json", told)
+    return nearest.interrupted
 
 
 def _data_set() -> tuple[str, str]:
@@ -149,31 +145,6 @@ def _data_set() -> tuple[str, str]:
     except data.DataError as error:
         return "digits", str(error).split(", and ")[0]
     return "mnist", ""
-
-
-def _run(spec: Spec, folder: Path, command: str, show: Show) -> bool:
-    """Run a part, or what is left of it; says whether anything was left.
-
-    Raises:
-        SpecError: if the folder holds a study with other settings.
-        KeyboardInterrupt: if trials are missing in the end.
-    """
-    from study.collect import deciding, provenance_of
-
-    file = folder / "spec.toml"
-    if file.is_file() and (there := deciding(read(file))) != deciding(spec):
-        changed = sorted(key for key, value in deciding(spec).items() if there.get(key) != value)
-        advice = "remove that folder, or reproduce into another"
-        raise SpecError(str(folder), [f"was made with another {', '.join(changed)}; {advice}"])
-    if file.is_file() and provenance_of(folder).get("finished"):
-        return False
-    if file.is_file():
-        outcome = search.resume(folder, command=command, show=show)
-    else:
-        outcome = search.run(spec, folder, command=command, show=show)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
-    return True
 
 
 def _network(spec: Spec, loaded: Data, folder: Path) -> None:
@@ -218,16 +189,5 @@ def _bytes(images: torch.Tensor) -> np.ndarray:
     return (images[..., 0, :, :] * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """What an earlier run noted; nothing if there was none, or it broke off while it wrote."""
-    try:
-        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    from study.collect import write_text
-
     write_text(file, json.dumps(content, indent=1) + "\n")

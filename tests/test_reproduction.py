@@ -18,10 +18,12 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import reproduction
-from analysis.reproduction import constant_step, cubic_population, epoch_losses, jitter, printed, spans
+from analysis.reproduction import layers, linear, mlp, regimes, sections
+from analysis.reproduction.closed_forms import constant_step, cubic_population, stalls_of_draws, without_x1
+from analysis.reproduction.section import epoch_losses, printed, span_claim, spans
 from analysis.statistics import Interval
 from study import reproduce, search
+from study.parts import place
 from study.spec import SHIPPED, Spec, read
 from tests.conftest import curve_row
 from tests.test_cli import study
@@ -50,7 +52,7 @@ def test_the_floor_and_the_noise_of_a_constant_step_are_what_a_long_run_shows() 
     z = np.column_stack([x, np.ones(500)])
     assert found.floor == pytest.approx(float(np.linalg.lstsq(z, y, rcond=None)[1][0]) / 500)
     assert found.noise > 0.05 * found.floor
-    assert walk(x, y, 0.02, 60, rng) == pytest.approx(found.total, rel=reproduction.TOLERANCE)
+    assert walk(x, y, 0.02, 60, rng) == pytest.approx(found.total, rel=linear.TOLERANCE)
 
 
 def test_a_small_step_adds_the_noise_that_theory_knows_and_too_large_a_one_is_told() -> None:
@@ -73,19 +75,19 @@ def test_closed_forms_of_the_cubic_data() -> None:
     rate = printed()["cubic_linear"]["learning_rate"]
     exact = constant_step(x, y, rate, share)
     assert exact.floor == pytest.approx(floor)
-    assert reproduction.without_x1() == pytest.approx(38)
-    stalls = reproduction.stalls_of_draws(rate, 100)
-    assert stalls.mean() == pytest.approx(exact.total, rel=reproduction.TOLERANCE)
+    assert without_x1() == pytest.approx(38)
+    stalls = stalls_of_draws(rate, 100)
+    assert stalls.mean() == pytest.approx(exact.total, rel=linear.TOLERANCE)
 
 
 def test_the_printed_scale_is_the_reports_arithmetic() -> None:
     told = printed()["mlp"]
-    assert reproduction.scale(told) == 3200
+    assert mlp.scale(told) == 3200
     assert told["loss"]["1000"] / 3200 == pytest.approx(38.76, abs=0.005)
 
 
 def test_the_printed_gradient_belongs_to_the_printed_loss() -> None:
-    found = reproduction.step_check(printed()["by_hand"])
+    found = linear.step_check(printed()["by_hand"])
     assert found["prediction"] == pytest.approx(printed()["by_hand"]["target"] + math.sqrt(4610.3635))
     assert abs(found["bias"]) < found["bias_limit"] == pytest.approx(1 / math.sqrt(10))
     assert found["loss_after"] < 4610
@@ -123,7 +125,7 @@ def losses(by_epoch: dict[int, list[float]]) -> pd.DataFrame:
 )
 def test_a_printed_course_agrees_if_our_seeds_span_it(told: dict[int, float], verdict: str, why: str) -> None:
     found = spans(losses({1: [4.0, 6.0, 9.0], 2: [1.0, 2.0, 3.0]}), told)
-    claim = reproduction.span_claim("falls", found, len(told))
+    claim = span_claim("falls", found, len(told))
     assert claim.verdict == verdict
     assert why in claim.why
 
@@ -132,25 +134,25 @@ def test_a_printed_course_agrees_if_our_seeds_span_it(told: dict[int, float], ve
     ("ends", "verdict"), [([31, 40, 70, 20], "agrees"), ([31, 40, 70, 20, 15], "differs")], ids=["half", "fewer"]
 )
 def test_half_of_the_seeds_must_end_where_the_report_did(ends: list[float], verdict: str) -> None:
-    claim = reproduction.final_claim(ends, 38.76, whole=True)
+    claim = mlp.final_claim(ends, 38.76, whole=True)
     assert claim.verdict == verdict
     below = sum(value < 30 for value in ends)
     assert f"2 of {len(ends)} seeds" in claim.why
     assert f"{below} ended lower and 1 higher" in claim.why
-    assert reproduction.final_claim(ends, 38.76, whole=False).verdict == "not checked"
+    assert mlp.final_claim(ends, 38.76, whole=False).verdict == "not checked"
 
 
 def test_what_a_loss_says_in_words() -> None:
-    words = [reproduction.ending(loss, 38, 3.5e5) for loss in (5, 40, 1000, 4e5, math.nan)]
+    words = [mlp.ending(loss, 38, 3.5e5) for loss in (5, 40, 1000, 4e5, math.nan)]
     assert [word.split(" ")[0] for word in words] == ["x1", "about", "x2,", "no", "diverged"]
 
 
 def test_noise_is_scatter_about_the_trend_alone() -> None:
     steps, rng = np.arange(4000.0), np.random.default_rng(0)
-    assert jitter(5000 - steps) == pytest.approx(0, abs=1e-9)
+    assert regimes.jitter(5000 - steps) == pytest.approx(0, abs=1e-9)
     level = 5000 - steps[2000:].mean()
-    assert jitter(5000 - steps + rng.normal(0, 30, 4000)) == pytest.approx(30 / level, rel=0.1)
-    assert math.isnan(jitter([1.0, 2.0]))
+    assert regimes.jitter(5000 - steps + rng.normal(0, 30, 4000)) == pytest.approx(30 / level, rel=0.1)
+    assert math.isnan(regimes.jitter([1.0, 2.0]))
 
 
 def numbers(**changes: Any) -> pd.DataFrame:
@@ -190,15 +192,15 @@ ENDS = pd.DataFrame(
     ids=["as claimed", "slow", "loud", "rising"],
 )
 def test_what_the_regimes_are_said_to_show_is_checked_by_number(changes: dict[str, float], verdicts: list[str]) -> None:
-    assert [claim.verdict for claim in reproduction.regime_claims(numbers(**changes), ENDS, cut=False)] == verdicts
-    cut = reproduction.regime_claims(numbers(**changes), ENDS, cut=True)
+    assert [claim.verdict for claim in regimes.regime_claims(numbers(**changes), ENDS, cut=False)] == verdicts
+    cut = regimes.regime_claims(numbers(**changes), ENDS, cut=True)
     assert {claim.verdict for claim in cut} == {"not checked"}
 
 
 def test_the_batch_curve_is_drawn_where_the_report_drew_it() -> None:
     rows = [{"regime": "batch", "seed": 0, "update": n, "epoch": float(n), "value": 1.0} for n in range(1, 11)]
     rows += [{"regime": "mini-batch", "seed": 0, "update": 3130, "epoch": 10.0, "value": 1.0}]
-    found = reproduction.as_drawn(pd.DataFrame(rows), printed()["regimes"]).set_index("regime")["x"]
+    found = regimes.as_drawn(pd.DataFrame(rows), printed()["regimes"]).set_index("regime")["x"]
     assert found["batch"].tolist() == pytest.approx(np.arange(0, 11, 1.1).tolist())
     assert found["mini-batch"] == pytest.approx(10 - 10 / 3130)
 
@@ -206,13 +208,13 @@ def test_the_batch_curve_is_drawn_where_the_report_drew_it() -> None:
 def test_shapes_of_equally_many_parameters_are_found(make_study: Any) -> None:
     """In the planted study parameters are width times depth: 32 x 1 and 16 x 2 are equal, 16 x 1 is not."""
     results = analysis.load(make_study(widths=(16, 32), depths=(1, 2), batch_sizes=(32,), seeds=6))
-    shapes = reproduction.equal_shapes(results, analysis.cells(results))
+    shapes = layers.equal_shapes(results, analysis.cells(results))
     assert shapes["network"].tolist() == ["1 x 32", "2 x 16"]
-    assert reproduction.shape_claim(shapes).verdict in ("agrees", "differs", "not checked")
+    assert layers.shape_claim(shapes).verdict in ("agrees", "differs", "not checked")
     ratio = shapes["ratio"].iloc[-1]
     for limits, verdict in (((0.5, 0.9), "agrees"), ((1.1, 1.5), "differs"), ((0.9, 1.1), "not checked")):
         rows = [shapes.iloc[0], shapes.iloc[1].replace(ratio, Interval(1.0, *limits, 6))]
-        assert reproduction.shape_claim(pd.DataFrame(rows)).verdict == verdict
+        assert layers.shape_claim(pd.DataFrame(rows)).verdict == verdict
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -224,9 +226,6 @@ def test_every_spec_of_the_reproduction_is_valid_and_apart_from_the_others(name:
 
 def test_the_specs_are_the_ones_that_are_shipped() -> None:
     assert sorted(SPECS) == sorted(file.stem for file in (SHIPPED / "reproduce").glob("*.toml"))
-    assert list(reproduce.EXPERIMENTS) == list(reproduction.SECTIONS)
-    for name, experiment in reproduction.SECTIONS.items():
-        assert reproduce.EXPERIMENTS[name] == (experiment.specs if experiment else ())
 
 
 @pytest.mark.parametrize(("seeds", "lanes", "trials"), [(16, 8, 2), (8, 8, 1), (10, 5, 2), (11, 1, 11), (1, 1, 1)])
@@ -287,9 +286,9 @@ def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pyte
     assert any(line.startswith("mnist: ") for line in said)
     results = analysis.load(tmp_path / "linear/linear")
     assert results.lanes["weights"].map(len).tolist() == [11] * 3
-    weights = reproduction.coefficients(results)
+    weights = linear.coefficients(results)
     assert (weights["weight"] - weights["coefficient"]).abs().max() < 1
-    (section,) = reproduction.sections(tmp_path)
+    (section,) = sections(tmp_path)
     verdicts = [claim.verdict for claim in section.claims]
     assert verdicts[:2] == ["agrees"] * 2
     assert verdicts[3] == "agrees"
@@ -304,7 +303,7 @@ def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pyte
     assert again.page
     assert "done already" in said[-1]
     spec = reproduce.sized(read("reproduce/linear"), 4, None)
-    assert reproduce.place(spec, tmp_path / "linear") == (tmp_path / "linear/linear-2", False)
+    assert place(spec, tmp_path / "linear") == (tmp_path / "linear/linear-2", False)
 
 
 def test_data_are_redrawn_by_trial_and_shared_within() -> None:

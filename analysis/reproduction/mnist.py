@@ -1,24 +1,23 @@
 """Experiment 5 of the source report, its CNN on MNIST: what it printed beside what `study.reproduce_mnist` trained.
 
-`section(out)` is all that a page needs; `out` is the folder that `run_mnist` was given. It reads `out/mnist`:
+`mnist(out)` reads `out/mnist`:
 
-    run.json                the data set, how losses are averaged, the candidates kept, seconds by part, the command
+    run.json                the data set, how losses are averaged, and which of the folders below belong to the run
     network.json            the network's layers as torch made them
     images.npz              a batch, the same augmented, and the test images
     candidates-INPUTS/      results folders: the optimizers and rates that are plausible
     first-epoch-INPUTS/     those of them that are given up after the report's first epoch
     nearest-INPUTS/         the candidates nearest to the printed losses again, on fresh seeds
 
-INPUTS is raw (pixels from 0 to 1) or standardized. The report's own numbers are `report_numbers_mnist.json`.
+INPUTS is raw (pixels from 0 to 1) or standardized.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,147 +26,35 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from analysis import figures
+from analysis.exhibits import Exhibit
 from analysis.figures import PAGE_MM, optimizer_look
-from analysis.results import Results, load
-from analysis.statistics import Interval, log_interval, logit_interval
+from analysis.reproduction.inference import (
+    CANDIDATE,
+    KEPT,
+    OPTIMIZERS,
+    candidate_text,
+    candidates,
+    lanes_of,
+    losses,
+    numbers,
+    ordered,
+    parts_of,
+    printed_table,
+    spanned,
+    training_table,
+)
+from analysis.reproduction.section import Claim, Section, Table, Verdict, drawing, told_of_runs
+from analysis.results import load
+from analysis.statistics import Interval, logit_interval
 from analysis.wording import interval_text, metric_text, short
 
-AGREES, DIFFERS, UNCHECKED = "agrees", "differs", "could not be checked"
-CANDIDATE = ["inputs", "optimizer", "learning_rate"]
-"""What the report does not show, and its printed losses must tell."""
-KEPT = 2
-"""Candidates that are trained again, on fresh seeds."""
-PLATEAU = 0.9
-"""Printed losses above this share of the first are the plateau; then the fall, down to twice the last."""
-OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
-"""Those that the report names, the simplest first."""
 INPUTS = {"raw": "0 to 1", "standardized": "standardized"}
+
+
 ERRORS = 15
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A line of the comparison.
-
-    Attributes:
-        claim: what the report says, in our words.
-        report: its number; empty if it gives none.
-        ours: ours, with an interval where it is measured.
-        verdict: `AGREES`, `DIFFERS` or `UNCHECKED`.
-        why: what that rests on.
-    """
-
-    claim: str
-    report: str
-    ours: str
-    verdict: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure: `draw` makes it, within `figures.style()`; `data` is for a CSV beside it."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    data: pd.DataFrame
-    draw: Callable[[], Figure]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose columns are named for readers."""
-
-    name: str
-    title: str
-    caption: str
-    data: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Section:
-    """What a page shows of the experiment.
-
-    Attributes:
-        title: one line.
-        notes: sentences to be read first.
-        claims, figures, tables: see their classes.
-        seconds: wall seconds that making it took.
-        command: which made it.
-    """
-
-    title: str
-    notes: list[str]
-    claims: list[Claim]
-    figures: list[Drawing]
-    tables: list[Table]
-    seconds: float
-    command: str
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How well the printed losses pass for one more seed of a candidate.
-
-    Attributes:
-        distance: root mean square of the log of printed loss over the seeds' geometric mean.
-        others: the largest such distance of a seed from the rest, the printed losses among them; NaN for one seed.
-        p: share of all n + 1 curves that lie no nearer to the rest than the printed one. If that were one more seed,
-            p <= x would happen with probability x at most.
-        plateau, fall, tail: printed losses of each part that lie between the least and the largest seed's.
-        of: how many there are of each.
-        seeds: n.
-    """
-
-    distance: float
-    others: float
-    p: float
-    plateau: int
-    fall: int
-    tail: int
-    of: tuple[int, int, int]
-    seeds: int
-
-    @property
-    def spans(self) -> bool:
-        """Whether the seeds span the printed plateau and fall."""
-        return spanned(self.plateau + self.fall, self.of[0] + self.of[1], self.seeds)
-
-    @property
-    def fits(self) -> bool:
-        """The criterion: the printed curve is not the one furthest from the rest, and the seeds span it."""
-        return self.seeds > 1 and self.p > 1 / (self.seeds + 1) and self.spans
-
-
-def spanned(inside: int, of: int, seeds: int) -> bool:
-    """Whether as many printed losses lie within the range of the seeds as a further seed's would, rounded down.
-
-    A further seed's loss does so with probability (n - 1) / (n + 1), where n is the number of seeds.
-    """
-    return inside >= math.floor(of * (seeds - 1) / (seeds + 1))
-
-
-@cache
-def numbers() -> dict[str, Any]:
-    """The report's own numbers of this experiment."""
-    file = Path(__file__).with_name("report_numbers_mnist.json")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
-def printed() -> pd.DataFrame:
-    """The report's training table: epoch, place in the epoch, both from 1, and loss."""
-    rows = [
-        {"epoch": epoch, "place": place, "loss": loss}
-        for epoch, losses in enumerate(numbers()["mean_loss"], start=1)
-        for place, loss in enumerate(losses, start=1)
-    ]
-    return pd.DataFrame(rows)
 
 
 def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
@@ -217,123 +104,6 @@ def layer_table(in_shape: Sequence[int], layers: Sequence[dict[str, Any]]) -> pd
     return pd.DataFrame(rows)
 
 
-def window_means(curves: pd.DataFrame, every: int, per_epoch: int) -> pd.DataFrame:
-    """The batch losses as the report prints them: means of `every` updates, begun anew each epoch.
-
-    What is left of an epoch after its last whole window is dropped, as the report does.
-
-    Args:
-        curves: rows of `results.CURVES`; those of single updates' losses are used.
-        every: updates in a window.
-        per_epoch: updates in an epoch.
-
-    Returns:
-        One row per (trial, lane, epoch, place): epoch and the window's place in it, both from 1, and loss.
-    """
-    rows = curves[(curves["split"] == "batch") & (curves["metric"] == "loss")]
-    epoch, place = np.divmod(rows["update"].to_numpy() - 1, per_epoch)
-    frame = pd.DataFrame({name: rows[name].to_numpy() for name in ("trial", "lane")})
-    frame = frame.assign(epoch=epoch + 1, place=place // every + 1, loss=rows["value"].to_numpy())
-    whole = frame[frame["place"] <= per_epoch // every].groupby(["trial", "lane", "epoch", "place"])["loss"]
-    means = whole.agg(["mean", "size"]).reset_index()
-    return means[means["size"] == every].drop(columns="size").rename(columns={"mean": "loss"}).reset_index(drop=True)
-
-
-def losses(results: Results, every: int, per_epoch: int) -> pd.DataFrame:
-    """`window_means` of a study, with `CANDIDATE` and seed."""
-    inputs = "standardized" if results.spec["workload"]["standardize"] else "raw"
-    means = window_means(results.curves, every, per_epoch)
-    means = means.merge(results.lanes[["trial", "lane", "learning_rate", "seed"]], on=["trial", "lane"])
-    means = means.merge(results.trials[["trial", "optimizer"]], on="trial")
-    # Rates of a grid are powers with rounding errors.
-    means["learning_rate"] = means["learning_rate"].map(lambda rate: float(f"{rate:.6g}"))
-    return means.assign(inputs=inputs)
-
-
-def fit(curves: ArrayLike, printed_losses: ArrayLike, decimals: int = 3) -> Fit:
-    """Compare the printed losses with the seeds of a candidate; see `Fit`.
-
-    Args:
-        curves: (seeds, points) losses > 0.
-        printed_losses: (points,).
-        decimals: to which they are printed; half a unit of the last is allowed.
-    """
-    ours, theirs = np.asarray(curves, dtype=np.float64), np.asarray(printed_losses, dtype=np.float64)
-    everyone = np.log(np.maximum(np.vstack([ours, theirs]), np.finfo(np.float64).tiny))
-    count = len(ours)
-    # From the mean of the others: n + 1 over n times that from the mean of all.
-    away = np.sqrt(((everyone - everyone.mean(0)) ** 2).mean(1)) * (count + 1) / count
-    slack = 0.5 * 10.0**-decimals
-    inside = (ours.min(0) - slack <= theirs) & (theirs <= ours.max(0) + slack)
-    parts = _parts(theirs)
-    return Fit(
-        distance=float(away[-1]),
-        others=float(away[:-1].max()) if count > 1 else math.nan,
-        p=float((away >= away[-1] * (1 - 1e-12)).mean()),
-        plateau=int(inside[parts == 0].sum()),
-        fall=int(inside[parts == 1].sum()),
-        tail=int(inside[parts == 2].sum()),
-        of=(int((parts == 0).sum()), int((parts == 1).sum()), int((parts == 2).sum())),
-        seeds=count,
-    )
-
-
-def _parts(theirs: NDArray[np.float64]) -> NDArray[np.int64]:
-    """0 on the plateau of the printed losses, 1 in their fall, 2 after it, as the whole training table has them."""
-    whole = printed()["loss"].to_numpy()
-    place = np.where(theirs > PLATEAU * whole[0], 0, np.where(theirs > 2 * whole[-1], 1, 2))
-    return np.maximum.accumulate(place)
-
-
-def candidates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every candidate against as much of the printed losses as it trained for, the nearest first.
-
-    Args:
-        frame: `losses`, of one study or several.
-
-    Returns:
-        One row per candidate: `CANDIDATE`, the fields of `Fit`, spans, fits, points (printed losses compared with), and
-        `course`: how its mean loss lies to the printed one where they differ most. Those of most points come first.
-        Candidates that diverged on a seed are left out.
-    """
-    rows = []
-    where = ["epoch", "place"]
-    for key, group in frame.groupby(CANDIDATE):
-        # As far as any rate came: a lane that diverged came less far.
-        of_optimizer = frame[(frame["inputs"] == key[0]) & (frame["optimizer"] == key[1])]
-        theirs = printed().merge(of_optimizer[where].drop_duplicates(), on=where)["loss"].to_numpy()
-        ours = group.pivot_table(index="seed", columns=where, values="loss").to_numpy()
-        if ours.shape[1] < len(theirs) or np.isnan(ours).any():
-            continue
-        found = fit(ours, theirs, numbers()["decimals"])
-        ratio = np.log(np.maximum(ours, np.finfo(np.float64).tiny)).mean(0) - np.log(theirs)
-        far = ratio[np.abs(ratio).argmax()]
-        course = "as printed" if found.fits else "falls too early" if far < 0 else "falls too late"
-        rows.append(
-            dict(zip(CANDIDATE, key, strict=True))
-            | vars(found)
-            | {"spans": found.spans, "fits": found.fits, "points": len(theirs), "course": course}
-        )
-    columns = [*CANDIDATE, *Fit.__dataclass_fields__, "spans", "fits", "points", "course"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.sort_values(["points", "distance"], ascending=[False, True], ignore_index=True)
-
-
-def kept(frames: Sequence[pd.DataFrame], count: int = KEPT) -> list[tuple[str, list[str], list[float]]]:
-    """The candidates to train again, as studies: (inputs, optimizers, rates), each optimizer at each rate.
-
-    Args:
-        frames: `losses` of the studies of all candidates.
-        count: of candidates.
-    """
-    table = candidates(pd.concat(frames))
-    nearest = table[table["points"] == table["points"].max()].head(count)
-    return [
-        (str(inputs), _order(group["optimizer"]), sorted(group["learning_rate"].unique().tolist()))
-        for inputs, group in nearest.groupby("inputs")
-    ]
-
-
 def confusion(predictions: pd.DataFrame, classes: int = 10) -> NDArray[np.float64]:
     """How many test examples of each class are seen as which, a mean over lanes.
 
@@ -371,37 +141,6 @@ def errors(predictions: pd.DataFrame) -> pd.DataFrame:
     frame.insert(4, "lanes", lanes)
     order = frame.sort_values(["wrong", "probability", "example"], ascending=[False, False, True])
     return order.reset_index(drop=True)
-
-
-def training_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The printed losses beside those of one candidate's seeds.
-
-    Args:
-        frame: `losses` of that candidate.
-
-    Returns:
-        One row per printed loss that it trained for: epoch, place, printed, the geometric mean over seeds with its 95%
-        t interval (estimate, low, high), the seeds' least and largest, n, and whether the printed one lies inside.
-    """
-    rows = []
-    slack = 0.5 * 10.0 ** -numbers()["decimals"]
-    for row in printed().merge(frame[["epoch", "place"]].drop_duplicates(), on=["epoch", "place"]).to_dict("records"):
-        own = frame.loc[(frame["epoch"] == row["epoch"]) & (frame["place"] == row["place"]), "loss"]
-        mean = log_interval(own)
-        least, largest = float(own.min()), float(own.max())
-        inside = least - slack <= row["loss"] <= largest + slack
-        rows.append(
-            {"epoch": row["epoch"], "place": row["place"], "printed": row["loss"]}
-            | {"estimate": mean.estimate, "low": mean.low, "high": mean.high}
-            | {"least": least, "largest": largest, "n": mean.n, "inside": inside}
-        )
-    return pd.DataFrame(rows)
-
-
-def candidate_text(row: Any) -> str:
-    """A candidate in words, such as `sgd at 0.001 on inputs from 0 to 1`."""
-    inputs = "standardized inputs" if row["inputs"] == "standardized" else "inputs from 0 to 1"
-    return f"{row['optimizer']} at {short(row['learning_rate'])} on {inputs}"
 
 
 def image_grid(images: NDArray[np.uint8], titles: Sequence[str], rows: int, height_mm: float) -> Figure:
@@ -451,19 +190,19 @@ def draw_training(table: pd.DataFrame, frame: pd.DataFrame, ax: Axes, every: int
 
 def draw_candidates(frame: pd.DataFrame, every: int, per_epoch: int) -> Figure:
     """Every candidate: a panel per optimizer and inputs, a line per rate, the printed losses as dots."""
-    shown = [(i, o) for i in INPUTS for o in _order(frame.loc[frame["inputs"] == i, "optimizer"])]
+    shown = [(i, o) for i in INPUTS for o in ordered(frame.loc[frame["inputs"] == i, "optimizer"])]
     columns = min(3, len(shown))
     drawn = figures.figure(PAGE_MM, 10 + 52 * math.ceil(len(shown) / columns))
     panels = drawn.subplots(math.ceil(len(shown) / columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     rates = sorted(frame["learning_rate"].unique())
-    theirs = printed().merge(frame[["epoch", "place"]].drop_duplicates(), on=["epoch", "place"])
+    theirs = printed_table().merge(frame[["epoch", "place"]].drop_duplicates(), on=["epoch", "place"])
     for ax in panels[len(shown) :]:
         ax.set_visible(False)
     for ax, (inputs, optimizer) in zip(panels, shown, strict=False):
         mine = frame[(frame["inputs"] == inputs) & (frame["optimizer"] == optimizer)]
         for place, rate in enumerate(rates):
             own = mine[mine["learning_rate"] == rate].groupby(["epoch", "place"])["loss"]
-            colour, _ = figures._ordered_look(place, len(rates))
+            colour, _ = figures.ordered_look(place, len(rates))
             where = [per_epoch * (epoch - 1) + every * at for epoch, at in own.mean().index]
             ax.fill_between(where, own.min(), own.max(), color=colour, alpha=0.2, linewidth=0)
             ax.plot(where, own.mean(), color=colour, label=f"rate {short(rate)}")
@@ -498,21 +237,21 @@ def draw_confusion(counts: NDArray[np.float64], ax: Axes) -> Axes:
     return ax
 
 
-def _order(names: pd.Series[str]) -> list[str]:
-    return [name for name in OPTIMIZERS if name in set(names)]
-
-
 def _loss_ticks(ax: Axes) -> None:
     ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2) if tick >= ax.get_ylim()[0]]
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
 
 
-def section(out: Path) -> Section:
-    """Everything of the experiment, from the files that `run_mnist` wrote below `out`; see the module.
+def is_whole(out: Path) -> bool:
+    """Whether the experiment has been run in a reproduction's folder to its end."""
+    return (out / "mnist" / "run.json").is_file()
+
+
+def mnist(out: Path) -> Section:
+    """The section, from the files that `run_mnist` wrote below `out`; see the module.
 
     Raises:
-        FileNotFoundError: if they are not all there.
         ResultsError: if a results folder cannot be read.
     """
     return _Experiment(out / "mnist").section()
@@ -528,46 +267,26 @@ class _Experiment:
             self.images = dict(images)
         self.every, self.per_epoch = int(self.run["every"]), int(self.run["epoch_updates"])
         self.real = self.run["data"] == "mnist"
-        whole = {name: load(folder / name) for name in self.run["folders"] if name.startswith("nearest")}
-        tried = {name: load(folder / name) for name in self.run["folders"] if not name.startswith("nearest")}
-        self.screen = pd.concat([losses(each, self.every, self.per_epoch) for each in tried.values()])
-        self.whole = pd.concat([losses(each, self.every, self.per_epoch) for each in whole.values()])
+        tried, whole = ([load(folder / name) for name in self.run[kind]] for kind in ("screened", "nearest"))
+        self.studies = [*tried, *whole]
+        self.screen = pd.concat([losses(each, self.every, self.per_epoch) for each in tried])
+        self.whole = pd.concat([losses(each, self.every, self.per_epoch) for each in whole])
         self.tried, self.final = candidates(self.screen), candidates(self.whole)
         # The studies of the nearest hold every pair of the kept optimizers and rates. Of those that fit, the simplest.
         order = self.final["optimizer"].map(OPTIMIZERS.index)
         fitting = self.final.assign(order=order)[self.final["fits"]].sort_values(["order", "distance"])
         chosen = self.chosen = (self.final if fitting.empty else fitting).iloc[0]
-        self.study = next(each for each in whole.values() if self._is_of(each, str(chosen["inputs"])))
         self.frame = self._of(self.whole, chosen)
         self.table = training_table(self.frame)
-        self.lanes = self._lanes(self.study, chosen)
-        predictions = self.study.predictions
-        self.predictions = predictions.merge(self.lanes[["trial", "lane"]], on=["trial", "lane"])
-        self.screened = pd.concat([self._accuracies(each) for each in tried.values()])
-
-    @staticmethod
-    def _is_of(results: Results, inputs: str) -> bool:
-        return bool(results.spec["workload"]["standardize"]) == (inputs == "standardized")
+        # One of these studies has it.
+        self.lanes, study = next((own, each) for each in whole if len(own := self._of(lanes_of(each), chosen)))
+        self.predictions = study.predictions.merge(self.lanes[["trial", "lane"]], on=["trial", "lane"])
+        self.screened = pd.concat([lanes_of(each) for each in tried])
 
     @staticmethod
     def _of(frame: pd.DataFrame, row: Any) -> pd.DataFrame:
         same = [frame[name] == row[name] for name in CANDIDATE]
         return frame.loc[np.logical_and.reduce(same)]
-
-    @staticmethod
-    def _lanes(results: Results, row: Any) -> pd.DataFrame:
-        lanes = results.lanes.merge(results.trials[["trial", "optimizer"]], on="trial")
-        same = np.isclose(lanes["learning_rate"], row["learning_rate"], rtol=1e-4)
-        same &= (lanes["optimizer"] == row["optimizer"]).to_numpy()
-        chosen: pd.DataFrame = lanes.loc[same]
-        return chosen
-
-    @staticmethod
-    def _accuracies(results: Results) -> pd.DataFrame:
-        inputs = "standardized" if results.spec["workload"]["standardize"] else "raw"
-        lanes = results.lanes.merge(results.trials[["trial", "optimizer"]], on="trial")
-        lanes["learning_rate"] = lanes["learning_rate"].map(lambda rate: float(f"{rate:.6g}"))
-        return lanes.assign(inputs=inputs)[[*CANDIDATE, "seed", "validation_accuracy", "test_accuracy"]]
 
     def accuracy(self) -> Interval:
         """Test accuracy of the chosen candidate over seeds."""
@@ -581,13 +300,13 @@ class _Experiment:
     def section(self) -> Section:
         """All parts together."""
         return Section(
-            title="A convolutional network on MNIST" if self.real else "A convolutional network on digits, not MNIST",
-            notes=self.notes(),
-            claims=self.claims(),
-            figures=self.figures(),
-            tables=self.tables(),
-            seconds=float(sum(self.run["seconds"].values())),
-            command=str(self.run["command"]),
+            "mnist",
+            "A convolutional network on MNIST" if self.real else "A convolutional network on digits, not MNIST",
+            self.notes(),
+            self.claims(),
+            self.drawings(),
+            self.tables(),
+            **told_of_runs("mnist", self.studies),
         )
 
     def notes(self) -> list[str]:
@@ -596,34 +315,31 @@ class _Experiment:
         if not self.real:
             found.append(
                 f"This machine has no MNIST ({self.run['why']}), so all of this is made on scikit-learn's 8x8 digits "
-                f"instead, with 3x3 filters and as many updates as MNIST takes. None of the report's numbers can be "
-                f"checked on it; it shows only how the experiment goes."
+                "instead, with 3x3 filters and as many updates as MNIST takes. None of the report's numbers can be "
+                "checked on it; it shows only how the experiment goes."
             )
         rest, top = self.per_epoch % self.every, self.chosen
         curves = int(top["seeds"]) + 1
         found += [
-            f"The report shows neither its optimizer nor its transforms. Gradient descent, without and with "
-            f"momentum, was "
-            f"trained at {self.screen['learning_rate'].nunique()} rates, on inputs from 0 to 1, as the report's "
-            f"pictures "
-            f"show them, and on standardized ones; the other optimizers that it names were given up after the first "
-            f"epoch, {self.given_up()}. The {KEPT} candidates nearest to the printed losses were trained again on "
-            f"{top['seeds']} fresh seeds.",
-            f"A candidate fits if, of the printed curve and those of its seeds, the printed one is not the furthest "
+            "The report shows neither its optimizer nor its transforms. Gradient descent, without and with momentum, "
+            f"was trained at {self.screen['learning_rate'].nunique()} rates, on inputs from 0 to 1, as the report's "
+            "pictures show them, and on standardized ones; the other optimizers that it names were given up after the "
+            f"first epoch, {self.given_up()}. The {KEPT} candidates nearest to the printed losses were trained again "
+            f"on {top['seeds']} fresh seeds.",
+            "A candidate fits if, of the printed curve and those of its seeds, the printed one is not the furthest "
             f"from the rest ({curves} curves, so one that is right is refused once in {curves}), and if the printed "
-            f"plateau and fall lie between the least and the largest seed's as often as a further seed's would. "
+            "plateau and fall lie between the least and the largest seed's as often as a further seed's would. "
             + self.inferred(),
-            f"The last {rest:,} of an epoch's {self.per_epoch:,} updates, {rest / self.per_epoch:.1%}, are in "
-            f"no number that the report prints: it prints after every {self.every:,} and begins anew with each "
-            f"epoch. Each "
-            f"number is a mean over batches before their updates, so it lags behind, and of training images only.",
+            f"The last {rest:,} of an epoch's {self.per_epoch:,} updates, {rest / self.per_epoch:.1%}, are in no "
+            f"number that the report prints: it prints after every {self.every:,} and begins anew with each epoch. "
+            "Each number is a mean over batches before their updates, so it lags behind, and of training images only.",
         ]
         return found
 
     def claims(self) -> list[Claim]:
         """The report's claims beside ours."""
         table, last, accuracy = self.table, self.table.iloc[-1], self.accuracy()
-        parts = _parts(table["printed"].to_numpy())
+        parts = parts_of(table["printed"].to_numpy())
         plateau, fall = table[parts == 0], table[parts == 1]
         top = self.chosen
         name = candidate_text(top)
@@ -635,8 +351,8 @@ class _Experiment:
                 f"{row['largest']:.3f}"
             )
 
-        def judged(good: bool) -> str:
-            return UNCHECKED if unchecked else AGREES if good else DIFFERS
+        def judged(good: bool) -> Verdict:
+            return "not checked" if unchecked else "agrees" if good else "differs"
 
         layers = self.layers()
         same = bool((layers["shape"] == layers["report"]).all()) if self.real else False
@@ -692,15 +408,15 @@ class _Experiment:
                 "never measured",
                 f"test accuracy {metric_text(accuracy.estimate, 'accuracy')} "
                 f"{interval_text(accuracy.low, accuracy.high, accuracy.n, 'accuracy')}",
-                UNCHECKED,
+                "not checked",
                 f"there is no number to compare; {self.test_examples:,} images, {accuracy.n} seeds, 95% t interval on "
-                f"the log-odds scale",
+                "the log-odds scale",
             ),
             Claim(
                 "Transforms of the images enlarge the data",
                 "not shown which",
                 "shown below, not trained with",
-                UNCHECKED,
+                "not checked",
                 "the code that imports and transforms the data is not in the report",
             ),
         ]
@@ -725,14 +441,14 @@ class _Experiment:
                 f"{volume['filter']}x{volume['filter']} filters may give a volume as high and wide as the input",
                 f"{volume['output']}x{volume['output']}",
                 f"{without}x{without} without padding, as in its own network; for this it takes a padding of {padding}",
-                AGREES if without == volume["output"] else DIFFERS,
+                "agrees" if without == volume["output"] else "differs",
                 "the padding is not mentioned there",
             ),
             Claim(
                 f"A {colour['side']}x{colour['side']} picture in colour has so many inputs",
                 f"{colour['inputs']:,}",
                 f"{inputs:,}",
-                AGREES if inputs == colour["inputs"] else DIFFERS,
+                "agrees" if inputs == colour["inputs"] else "differs",
                 f"{colour['side']} x {colour['side']} x {colour['channels']}",
             ),
             Claim(
@@ -740,7 +456,7 @@ class _Experiment:
                 "no number",
                 f"the same head without convolutions: {flat['parameters'].sum():,} parameters against "
                 f"{self.parameters():,}, but {theirs:,} multiplications an image against {ours:,}",
-                AGREES if theirs > ours else DIFFERS,
+                "agrees" if theirs > ours else "differs",
                 "of parameters it is true; at this size sharing them makes the arithmetic dearer, not cheaper"
                 if theirs < ours and flat["parameters"].sum() > self.parameters()
                 else "by the same formula",
@@ -839,32 +555,28 @@ class _Experiment:
         )
         n, foreign = int(self.chosen["seeds"]), self.foreign()
         return [
-            Table(
-                "layers",
+            Table.of(
                 "Layers, shapes and parameters",
                 "Output sizes by the report's formula, (H - F + 2P) / S + 1, beside its own comments and what torch's "
                 "forward pass gives.",
                 layers,
             ),
-            Table(
-                "training",
+            Table.of(
                 "The training table",
                 f"Mean loss of the last {self.every:,} batches, as the report prints it, beside that of "
                 f"{candidate_text(self.chosen)} over {n} seeds." + foreign,
                 training,
             ),
-            Table(
-                "candidates",
+            Table.of(
                 "Candidates",
-                f"Distance: root mean square of the log of printed loss over the seeds' geometric mean, at as many of "
+                "Distance: root mean square of the log of printed loss over the seeds' geometric mean, at as many of "
                 f"the printed losses as the candidate trained for. The {KEPT} nearest were trained again; "
                 f"{int(self.tried['seeds'].iloc[0])} seeds judge no further.",
                 self._shown(self.tried, judged=False),
             ),
-            Table(
-                "nearest",
+            Table.of(
                 "The nearest, and their neighbours, on fresh seeds",
-                f"The same, and how far the furthest seed lies from the rest. At each printed loss, a further seed's "
+                "The same, and how far the furthest seed lies from the rest. At each printed loss, a further seed's "
                 f"lies within the range of {n} with probability {(n - 1) / (n + 1):.0%}.",
                 self._shown(self.final, judged=True),
             ),
@@ -894,7 +606,7 @@ class _Experiment:
             return shown
         return shown.drop(columns=["fall spanned", "then spanned", "p", "verdict"]).assign(course=table["course"])
 
-    def figures(self) -> list[Drawing]:
+    def drawings(self) -> list[Exhibit]:
         """The batch, augmentation, training, candidates, confusion and errors."""
         images, every = self.images, self.every
         labels = images["batch_labels"].tolist()
@@ -928,64 +640,63 @@ class _Experiment:
         )
         seeds = f"{top['seeds']} seeds"
         return [
-            Drawing(
+            drawing(
                 "mnist-batch",
                 "A batch of images",
-                f"The first {len(labels)} training images of {what} that seed 0 sees, each under its label. "
-                f"The report's have the labels {', '.join(map(str, numbers()['labels']))}; which images these are "
-                f"depends on "
-                f"a shuffle that it does not fix.",
+                f"The first {len(labels)} training images of {what} that seed 0 sees, each under its label. The "
+                f"report's have the labels {', '.join(map(str, numbers()['labels']))}; which images these are depends "
+                "on a shuffle that it does not fix.",
                 f"Handwritten digits in a row, labelled {', '.join(map(str, labels))}.",
                 batch,
                 partial(image_grid, images["batch"], [f"label {label}" for label in labels], 1, 48),
             ),
-            Drawing(
+            drawing(
                 "mnist-augmentation",
                 "The same images, augmented",
                 f"Left as they are, then {kinds - 1} times each: rotated by at most {ways['rotate']:g} degrees and "
                 f"shifted by at most {ways['translate']:.0%} of height and width. The report describes such transforms "
-                f"and does not show its own; the runs here train without. A reflection, its example for dogs, would "
-                f"make other signs of digits.",
+                "and does not show its own; the runs here train without. A reflection, its example for dogs, would "
+                "make other signs of digits.",
                 f"{len(labels)} rows of digits: the image, then {kinds - 1} rotated and shifted copies.",
                 batch,
                 partial(image_grid, augmented, titles, len(labels), 110),
             ),
-            Drawing(
+            drawing(
                 "mnist-training",
                 "The training loss, as printed and again",
                 f"Means over {every:,} batches, each before its update. Dots: the report's numbers. Thick line: "
                 f"geometric mean of {candidate_text(top)} over {seeds}; thin lines: each seed; band: from the least to "
-                f"the largest." + self.foreign(),
+                "the largest." + self.foreign(),
                 "Training loss against updates: the report's dots over a bundle of lines.",
                 self.table,
                 training,
             ),
-            Drawing(
+            drawing(
                 "mnist-candidates",
                 "Which optimizer was it?",
                 f"Means over {every:,} batches, per optimizer and inputs; lines: means of "
                 f"{int(self.tried['seeds'].iloc[0])} seeds at each rate, bands: from the least to the largest. Dots: "
-                f"printed.",
+                "printed.",
                 "Small panels of training loss against updates, one per optimizer and inputs, a line per rate.",
                 self.screen,
                 partial(draw_candidates, self.screen, every, self.per_epoch),
             ),
-            Drawing(
+            drawing(
                 "mnist-confusion",
                 "What is taken for what",
                 f"Test images of each class by the class predicted, mean over {seeds} of {candidate_text(top)}; the "
                 f"colour is the share of the row, of errors only. Training never saw these {self.test_examples:,} "
-                f"images.",
+                "images.",
                 "A ten by ten confusion matrix of the test images.",
                 long,
                 matrix,
             ),
-            Drawing(
+            drawing(
                 "mnist-errors",
                 "The errors that most networks make",
                 f"Test images that most of {seeds} see wrongly, the surest errors first, with what most of those take "
-                f"them for. {(wrong['wrong'] == wrong['lanes']).sum()} images are wrong with "
-                f"every seed, {len(wrong)} with at least one.",
+                f"them for. {(wrong['wrong'] == wrong['lanes']).sum()} images are wrong with every seed, {len(wrong)} "
+                "with at least one.",
                 "A grid of handwritten digits that are hard to read, each with its label and the class predicted.",
                 some,
                 partial(image_grid, images["test"][some["example"].to_numpy()], names, 3, 90),

@@ -1,0 +1,100 @@
+"""Where a linear model's loss comes to rest under a constant step, in closed form, and the cubic data's moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class ConstantStep:
+    """What stochastic gradient descent with a constant step comes to on a linear model.
+
+    Attributes:
+        floor: mean squared error of the least-squares fit.
+        noise: what the steps add to the loss of the next, unseen observation, in the mean once all has settled.
+    """
+
+    floor: float
+    noise: float
+
+    @property
+    def total(self) -> float:
+        """Where the loss stalls."""
+        return self.floor + self.noise
+
+
+def constant_step(x: ArrayLike, y: ArrayLike, rate: float, weights: ArrayLike | None = None) -> ConstantStep:
+    """The stationary loss of SGD on single observations, each drawn anew, for a linear model with intercept.
+
+    With z = (x, 1), H = E[z z'] and e the residual of the least-squares fit, the error d of the parameters goes over
+    into (I - 2 r z z') d + 2 r z e, r being the rate. Its mean vanishes, and its covariance S is the fixed point of
+    S = E[(I - 2 r z z') S (I - 2 r z z')] + 4 r^2 E[e^2 z z'], a linear equation; the loss of the next observation is
+    E[e^2] + tr(H S). No step has to be small for this.
+
+    Args:
+        x: (n, p) inputs.
+        y: (n,) targets.
+        rate: the learning rate, for the squared error without a factor of one half.
+        weights: (n,) probabilities of the observations; equal if not given.
+
+    Raises:
+        ValueError: if the rate is so large that nothing settles.
+    """
+    inputs, targets = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    share = np.full(len(inputs), 1 / len(inputs)) if weights is None else np.asarray(weights, dtype=np.float64)
+    z = np.column_stack([inputs, np.ones(len(inputs))])
+    second = (z * share[:, None]).T @ z
+    residual = targets - z @ np.linalg.solve(second, (z * share[:, None]).T @ targets)
+    size = len(second)
+    pairs = np.einsum("ni,nj->nij", z, z).reshape(len(z), size * size)
+    fourth = ((pairs * share[:, None]).T @ pairs).reshape(size, size, size, size)
+    eye = np.eye(size)
+    # Row (i, j) by column (k, l): z_i z_k S_kl z_l z_j.
+    both = fourth.transpose(0, 2, 1, 3).reshape(size**2, size**2)
+    change = 2 * rate * (np.kron(second, eye) + np.kron(eye, second)) - 4 * rate**2 * both
+    if np.linalg.eigvals(np.eye(size**2) - change).__abs__().max() >= 1:
+        raise ValueError(f"at a rate of {rate:g} the squared parameters grow for ever")
+    source = 4 * rate**2 * (z * (share * residual**2)[:, None]).T @ z
+    covariance = np.linalg.solve(change, source.ravel()).reshape(size, size)
+    return ConstantStep(float(share @ residual**2), float((second * covariance).sum()))
+
+
+def cubic_population(order: int = 12) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The distribution of y = x1^2 + 14 x2^3, x1 ~ N(-3, 1), x2 ~ N(10, 1), as points that give its moments exactly.
+
+    Args:
+        order: points an axis, of Gauss-Hermite quadrature; polynomials of degree 2 order - 1 are integrated exactly.
+
+    Returns:
+        x (order^2, 2), y (order^2,) and probabilities (order^2,).
+    """
+    points, weights = np.polynomial.hermite_e.hermegauss(order)
+    first, second = (axis.ravel() for axis in np.meshgrid(points - 3, points + 10, indexing="ij"))
+    share = np.outer(weights, weights).ravel()
+    return np.column_stack([first, second]), first**2 + 14 * second**3, share / share.sum()
+
+
+def without_x1() -> float:
+    """What the best function of x2 alone leaves of the cubic data, as a mean squared error: the variance of x1^2."""
+    x, _, share = cubic_population()
+    squares = x[:, 0] ** 2
+    return float(share @ squares**2 - (share @ squares) ** 2)
+
+
+def stalls_of_draws(rate: float, draws: int, observations: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
+    """Where the loss is predicted to stall for other draws of the cubic data, (draws,).
+
+    Args:
+        rate: learning rate.
+        draws: how many.
+        observations: in each.
+        seed: of the draws.
+    """
+    random, found = np.random.default_rng([seed, 1]), np.empty(draws)
+    for number in range(draws):
+        x = np.column_stack([random.normal(-3, 1, observations), random.normal(10, 1, observations)])
+        found[number] = constant_step(x, x[:, 0] ** 2 + 14 * x[:, 1] ** 3, rate).total
+    return found

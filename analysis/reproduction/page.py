@@ -1,0 +1,106 @@
+"""The page of all experiments that have been run in a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis.exhibits import write_file
+from analysis.report import environment
+from analysis.reproduction.layers import layers
+from analysis.reproduction.linear import cubic_linear, linear
+from analysis.reproduction.mlp import mlp
+from analysis.reproduction.mnist import is_whole, mnist
+from analysis.reproduction.regimes import regimes
+from analysis.reproduction.section import Section, completed, duration, printed
+from analysis.results import Results, ResultsError, load
+
+PARTS = "reproduction.json"
+"""File of OUT: spec name -> its results folder within OUT."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment whose section is made from ordinary results.
+
+    Attributes:
+        specs: that it needs.
+        make: its section, from those specs' results.
+    """
+
+    specs: tuple[str, ...]
+    make: Callable[[Mapping[str, Results]], Section] = field(repr=False)
+
+
+SECTIONS: dict[str, Experiment | None] = {
+    "linear": Experiment(("linear-by-hand", "linear"), linear),
+    "cubic-linear": Experiment(("cubic-linear",), cubic_linear),
+    "mlp": Experiment(("mlp-64-32",), mlp),
+    "regimes": Experiment(("regimes", "regimes-tuned"), regimes),
+    "mnist": None,  # made of studies of its own, see `analysis.reproduction.mnist`
+    "layers": Experiment(("layers",), layers),
+}
+"""The experiments in the order of the page."""
+
+
+def sections(out: Path) -> list[Section]:
+    """The sections of what has been run in a folder, in order."""
+    try:
+        folders: dict[str, str] = json.loads((out / PARTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        folders = {}
+    found = []
+    for experiment in SECTIONS.values():
+        if experiment is None:
+            if is_whole(out):
+                found.append(mnist(out))
+        elif all(spec in folders for spec in experiment.specs):
+            parts = {spec: load(out / folders[spec]) for spec in experiment.specs}
+            if lost := [spec for spec, results in parts.items() if completed(results).empty]:
+                raise ResultsError(f"{out / folders[lost[0]]}: no lane has completed; `study status` says why")
+            found.append(experiment.make(parts))
+    return found
+
+
+def write_page(out: Path, command: str = "") -> Path:
+    """Write the page of all experiments that have been run in a folder.
+
+    Args:
+        out: the folder; figures go to `figures/` in it.
+        command: that made it.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        ResultsError: if a results folder cannot be read, or nothing in it completed.
+    """
+    made = sections(out)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    shown = [_shown(section, out) for section in made]
+    counts = [(section.name, section.title, *_verdicts(section), duration(section.seconds)) for section in made]
+    total = duration(sum(section.seconds for section in made if math.isfinite(section.seconds)))
+    page = (
+        environment()
+        .get_template("reproduction.html.j2")
+        .render(
+            sections=shown, counts=counts, total=total, source=printed()["source"], command=command or "study reproduce"
+        )
+    )
+    write_file(out / "index.html", page.encode())
+    return out / "index.html"
+
+
+def _verdicts(section: Section) -> tuple[int, int, int]:
+    verdicts = [claim.verdict for claim in section.claims]
+    return verdicts.count("agrees"), verdicts.count("differs"), verdicts.count("not checked")
+
+
+def _shown(section: Section, out: Path) -> dict[str, Any]:
+    """What the template shows of a section."""
+    drawings = [drawing.save(out, "") for drawing in section.drawings]
+    return vars(section) | {"figures": drawings, "time": duration(section.seconds)}

@@ -1,0 +1,68 @@
+"""Studies that belong together: each in a folder of its own, run as far as it has not been."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from study import collect, search
+from study.spec import Spec, read
+
+if TYPE_CHECKING:
+    from study.progress import Show
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What came of some studies.
+
+    Attributes:
+        folders: results folder of each that has finished, in the order asked for.
+        interrupted: name of the one that was interrupted; empty if none was.
+    """
+
+    folders: list[Path]
+    interrupted: str
+
+
+def finish(
+    studies: Sequence[tuple[Spec, Path]], *, command: str, show: Show = "auto", say: Callable[[str], None] = print
+) -> Parts:
+    """Run what is left of some studies, on one Ray.
+
+    Args:
+        studies: specs, each with the folder below which its results folder is to be.
+        command: as for `search.run`.
+        show: likewise.
+        say: prints a line.
+    """
+    places = [place(spec, parent) for spec, parent in studies]
+    left = []
+    for (spec, parent), (folder, finished) in zip(studies, places, strict=True):
+        if finished:
+            say(f"{parent.name}: {spec.name} is done already, in {folder}")
+        else:
+            left.append((spec, folder))
+    outcomes = search.run_all(left, command=command, show=show)
+    ended = {outcome.folder for outcome in outcomes if not outcome.interrupted}
+    whole = [folder for folder, finished in places if finished or folder.absolute() in ended]
+    return Parts(whole, next((spec.name for spec, folder in left if folder.absolute() not in ended), ""))
+
+
+def place(spec: Spec, parent: Path) -> tuple[Path, bool]:
+    """Where a study runs: the first of NAME, NAME-2 ... that holds no other spec; and whether it has finished there."""
+    for number in itertools.count(1):
+        folder = parent / (spec.name if number == 1 else f"{spec.name}-{number}")
+        if not (folder / "spec.toml").is_file():
+            return folder, False
+        if _key(read(folder / "spec.toml")) == _key(spec):
+            return folder, bool(collect.provenance_of(folder).get("finished"))
+    raise AssertionError("unreachable")
+
+
+def _key(spec: Spec) -> Any:
+    """All of a spec by which its numbers could differ."""
+    return collect.deciding(spec), spec.budget.trials, spec.confirm

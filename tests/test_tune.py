@@ -96,6 +96,16 @@ def test_a_trial_whose_lanes_all_diverge_says_so_and_has_no_value() -> None:
     assert all(row["validation_loss"] is None and row["diverged_update"] for row in result["payload"].lanes)
 
 
+def test_a_trial_does_not_wait_for_numbers_next_to_nothing() -> None:
+    """A momentum that decays to a denormal number takes several times as long from then on, for an update of nothing."""
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush denormal numbers")
+    tiny = torch.tensor([1e-300], dtype=torch.float64)
+    assert (tiny * 1e-10).item() > 0
+    MLPTrainable({"optimizer": "momentum", "batch_size": 500, "width": 4, "depth": 1}).stop()
+    assert (tiny * 1e-10).item() == 0
+
+
 def test_each_family_has_its_trainable() -> None:
     assert TRAINABLES["mlp"] is TRAINABLES["linear"] is TRAINABLES["quadratic"] is MLPTrainable
     assert TRAINABLES["cnn"] is CNNTrainable

@@ -183,6 +183,8 @@ class LaneTrainable(tune.Trainable):
         if family not in self.families:
             raise ValueError(f"{type(self).__name__} trains {' and '.join(self.families)}, not {family!r}")
         torch.set_num_threads(trial.threads)
+        # Where a ReLU is dead, momentum decays into numbers so small that processors take several times as long.
+        torch.set_flush_denormal(True)
         self.device = torch.device(_device(trial.device))
         if self.device.type == "cuda":
             # The same trial again is the same bit for bit, and float32 means float32.

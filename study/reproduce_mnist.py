@@ -5,6 +5,7 @@ ordinary studies, the shipped spec `report-mnist` with other values:
 
     candidates-raw, candidates-standardized     gradient descent, without and with momentum, at five rates
     first-epoch-raw                             the other optimizers that the report names, given up after an epoch
+    second-epoch-raw                            those of them that this has not refuted, given up after another
     nearest-...                                 the candidates nearest to the printed losses, on fresh seeds
 
 The report hides its optimizer and how its inputs are scaled. Its first epoch refutes what falls too early, but only the
@@ -14,6 +15,7 @@ later ones what falls too late. The nearest train again on as many seeds as cost
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from analysis.reproduction.inference import kept, losses
+from analysis.reproduction.inference import candidates, kept, losses, ordered
 from analysis.results import load
 from study.collect import write_text
 from study.parts import finish
@@ -117,6 +119,16 @@ def run_mnist(
     if screened.interrupted:
         return screened.interrupted
     frames = [losses(load(own), plan.every, plan.epoch_updates) for own in screened.folders]
+    early = candidates(frames[-1])
+    if (left := early["fits"]).any():
+        low, high = early.loc[left, "learning_rate"].min(), early.loc[left, "learning_rate"].max()
+        grid = {"low": low, "high": high, "count": 1 + round(2 * math.log10(high / low))}
+        unrefuted = {"optimizer": ordered(early.loc[left, "optimizer"])}
+        second = part("second-epoch", "raw", 2, {"search": unrefuted, "lanes": {**lanes, "learning_rate": grid}})
+        further = finish([second], command=command, show=show, say=say)
+        if further.interrupted:
+            return further.interrupted
+        screened.folders.extend(further.folders)
     again = []
     for inputs, optimizers, rates in kept(frames):
         grid = {"low": rates[0], "high": rates[-1], "count": len(rates)}

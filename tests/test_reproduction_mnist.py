@@ -120,10 +120,11 @@ def test_one_seed_fits_nothing() -> None:
     assert not inference.fit(PRINTED[None], PRINTED).fits
 
 
-def frame(curves: dict[tuple[str, str, float], np.ndarray]) -> pd.DataFrame:
+def frame(curves: dict[tuple[str, str, float], np.ndarray], study: str = "whole") -> pd.DataFrame:
     where = inference.printed_table()
     rows = [
-        dict(zip(inference.CANDIDATE, key, strict=True)) | {"seed": seed, "epoch": epoch, "place": place, "loss": loss}
+        dict(zip(inference.CANDIDATE, key, strict=True))
+        | {"study": study, "seed": seed, "epoch": epoch, "place": place, "loss": loss}
         for key, table in curves.items()
         for seed, losses in enumerate(table)
         for epoch, place, loss in zip(where["epoch"], where["place"], losses, strict=False)
@@ -148,9 +149,12 @@ def test_candidates_come_nearest_first_and_the_nearest_train_on() -> None:
     assert set(found.loc[found["inputs"] == "standardized", "course"]) == {"falls too late"}
     assert inference.kept([frame(curves)]) == [("raw", ["sgd", "momentum"], [0.0001, 0.001])]
     # One that was given up early is not among the nearest, however near it was until then.
-    early = frame({("standardized", "adam", 0.0001): np.tile(PRINTED[:7], (3, 1))})
+    early = frame({("standardized", "adam", 0.0001): np.tile(PRINTED[:7], (3, 1))}, "early")
     assert inference.candidates(pd.concat([frame(curves), early]))["points"].tolist() == [21] * 4 + [7]
     assert inference.kept([frame(curves), early]) == inference.kept([frame(curves)])
+    # Of one that went on after it had been given up, the whole counts.
+    twice = frame({("raw", "sgd", 0.001): np.tile(PRINTED[:7], (3, 1))}, "early")
+    pd.testing.assert_frame_equal(inference.candidates(pd.concat([frame(curves), twice])), found)
 
 
 def test_the_training_table_says_which_printed_losses_lie_within() -> None:

@@ -97,7 +97,7 @@ def test_a_trial_whose_lanes_all_diverge_says_so_and_has_no_value() -> None:
 
 
 def test_a_trial_does_not_wait_for_numbers_next_to_nothing() -> None:
-    """A momentum that decays to a denormal number takes several times as long from then on, for an update of nothing."""
+    """A momentum that decays to a denormal number takes several times as long from then on, for nothing."""
     if not torch.set_flush_denormal(False):
         pytest.skip("this processor cannot flush denormal numbers")
     tiny = torch.tensor([1e-300], dtype=torch.float64)

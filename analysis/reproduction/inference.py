@@ -113,8 +113,8 @@ def window_means(curves: pd.DataFrame, every: int, per_epoch: int) -> pd.DataFra
 
 
 def losses(results: Results, every: int, per_epoch: int) -> pd.DataFrame:
-    """`window_means` of a study, with `CANDIDATE` and seed."""
-    means = window_means(results.curves, every, per_epoch)
+    """`window_means` of a study, with `CANDIDATE`, seed and the name of the study."""
+    means = window_means(results.curves, every, per_epoch).assign(study=results.name)
     return means.merge(lanes_of(results)[["trial", "lane", "seed", *CANDIDATE]], on=["trial", "lane"])
 
 
@@ -170,13 +170,13 @@ def candidates(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per candidate: `CANDIDATE`, the fields of `Fit`, spans, fits, points (printed losses compared with), and
         `course`: how its mean loss lies to the printed one where they differ most. Those of most points come first.
-        Candidates that diverged on a seed are left out.
+        Candidates that diverged on a seed are left out; of one that trained in several studies, the longest counts.
     """
     rows = []
     where = ["epoch", "place"]
-    for key, group in frame.groupby(CANDIDATE):
+    for (study, *key), group in frame.groupby(["study", *CANDIDATE]):
         # As far as any rate came: a lane that diverged came less far.
-        of_optimizer = frame[(frame["inputs"] == key[0]) & (frame["optimizer"] == key[1])]
+        of_optimizer = frame[(frame["study"] == study) & (frame["optimizer"] == key[1])]
         theirs = printed_table().merge(of_optimizer[where].drop_duplicates(), on=where)["loss"].to_numpy()
         ours = group.pivot_table(index="seed", columns=where, values="loss").to_numpy()
         if ours.shape[1] < len(theirs) or np.isnan(ours).any():
@@ -192,7 +192,8 @@ def candidates(frame: pd.DataFrame) -> pd.DataFrame:
         )
     columns = [*CANDIDATE, *Fit.__dataclass_fields__, "spans", "fits", "points", "course"]
     table = pd.DataFrame(rows, columns=columns)
-    return table.sort_values(["points", "distance"], ascending=[False, True], ignore_index=True)
+    table = table.sort_values(["points", "distance"], ascending=[False, True])
+    return table.drop_duplicates(CANDIDATE, ignore_index=True)
 
 
 def kept(frames: Sequence[pd.DataFrame], count: int = KEPT) -> list[tuple[str, list[str], list[float]]]:

@@ -54,8 +54,7 @@ def layers(parts: Mapping[str, Results]) -> Section:
                 "layers-shapes",
                 "Width and depth",
                 "Validation loss of the best optimizer at its tuned rate, in variances of y: geometric mean, in "
-                "brackets the 95% t interval over seeds. Hidden layers of equal width; dashed: equally many "
-                "parameters.",
+                "brackets the 95% t interval over seeds. Hidden layers of equal width.",
                 "Heat map of validation loss: rows are depths, columns widths.",
                 heat,
                 _heat(heat, study.metric),
@@ -190,7 +189,7 @@ def optimizer_claim(optimizers: pd.DataFrame, table: pd.DataFrame) -> Claim:
 def _heat(data: pd.DataFrame, metric: str) -> Callable[[], Figure]:
     def made() -> Figure:
         figure = figures.figure(0.7 * PAGE_MM, 24 + 13 * max(2, data["row"].nunique()))
-        figures.heat_map(data, figure.subplots(), "hidden layers", "width", metric, contours=True)
+        figures.heat_map(data, figure.subplots(), "hidden layers", "width", metric, contours=False)
         return figure
 
     return made

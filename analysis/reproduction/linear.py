@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from analysis import figures
 from analysis.exhibits import Exhibit
@@ -373,6 +374,7 @@ def _losses_drawing(
         ax.plot(data["epoch"], data["printed"], "o", color="#000000", markersize=3.5, label="printed in the report")
         more(ax)
         figures.log_axis(ax, "y")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel("epochs")
         ax.set_ylabel("mean squared error over the epoch")
 

@@ -7,6 +7,7 @@
     images.npz              a batch, the same augmented, and the test images
     candidates-INPUTS/      results folders: the optimizers and rates that are plausible
     first-epoch-INPUTS/     those of them that are given up after the report's first epoch
+    second-epoch-INPUTS/    those of these that the first has not refuted
     nearest-INPUTS/         the candidates nearest to the printed losses again, on fresh seeds
 
 INPUTS is raw (pixels from 0 to 1) or standardized.
@@ -485,9 +486,14 @@ class _Experiment:
 
     def given_up(self) -> str:
         """How those were off that did not train for all epochs."""
-        early = self.tried[self.tried["points"] < self.tried["points"].max()]
-        off = (early["course"] == "falls too early").sum()
-        return f"in which {off} of {len(early)} pairs of optimizer and rate have fallen too early"
+        most = self.tried["points"].max()
+        early = self.tried[self.tried["points"] < most]
+        left = early[early["points"] > early["points"].min()]
+        told = f"in which {len(early) - len(left)} of {len(early)} pairs of optimizer and rate do not fit"
+        if len(left):
+            fitting = int(left["fits"].sum())
+            told += f", the other {len(left)} after the second, in which {fitting or 'none'} of them fit"
+        return told
 
     def faster(self) -> str:
         """The candidate that is best on the validation split, beside the chosen one."""

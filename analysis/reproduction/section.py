@@ -187,7 +187,7 @@ def drawing(name: str, title: str, caption: str, alt: str, data: pd.DataFrame, d
 def _cell_text(value: Any) -> str:
     if isinstance(value, float):
         return short(value) if math.isfinite(value) else ""
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def not_checked(text: str, why: str) -> Claim:

@@ -38,15 +38,18 @@ class Fit:
 
     Attributes:
         distance: root mean square of the log of printed loss over the seeds' geometric mean.
-        others: the largest such distance of a seed from the rest, the printed losses among them; NaN for one seed.
-        p: share of all n + 1 curves that lie no nearer to the rest than the printed one. If that were one more seed,
-            p <= x would happen with probability x at most.
+        nearest: such a distance of the printed losses from the nearest seed, so that seeds of two kinds, which come to
+            nothing or learn at once, do not pass for what lies between.
+        others: the largest such distance of a seed from its nearest, the printed losses among them.
+        p: share of all n + 1 curves that lie no nearer to their nearest than the printed one. If that were one more
+            seed, p <= x would happen with probability x at most.
         plateau, fall, tail: printed losses of each part that lie between the least and the largest seed's.
         of: how many there are of each.
         seeds: n.
     """
 
     distance: float
+    nearest: float
     others: float
     p: float
     plateau: int
@@ -62,7 +65,7 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """The criterion: the printed curve is not the one furthest from the rest, and the seeds span it."""
+        """The criterion: the printed curve is not the one furthest from its nearest, and the seeds span it."""
         return self.seeds > 1 and self.p > 1 / (self.seeds + 1) and self.spans
 
 
@@ -136,21 +139,22 @@ def fit(curves: ArrayLike, printed_losses: ArrayLike, decimals: int = 3) -> Fit:
     """
     ours, theirs = np.asarray(curves, dtype=np.float64), np.asarray(printed_losses, dtype=np.float64)
     everyone = np.log(np.maximum(np.vstack([ours, theirs]), np.finfo(np.float64).tiny))
-    count = len(ours)
-    # From the mean of the others: n + 1 over n times that from the mean of all.
-    away = np.sqrt(((everyone - everyone.mean(0)) ** 2).mean(1)) * (count + 1) / count
+    gaps = np.sqrt(((everyone[:, None] - everyone[None]) ** 2).mean(2))
+    np.fill_diagonal(gaps, math.inf)
+    away = gaps.min(1)
     slack = 0.5 * 10.0**-decimals
     inside = (ours.min(0) - slack <= theirs) & (theirs <= ours.max(0) + slack)
     parts = parts_of(theirs)
     return Fit(
-        distance=float(away[-1]),
-        others=float(away[:-1].max()) if count > 1 else math.nan,
+        distance=float(np.sqrt(((everyone[-1] - everyone[:-1].mean(0)) ** 2).mean())),
+        nearest=float(away[-1]),
+        others=float(away[:-1].max()),
         p=float((away >= away[-1] * (1 - 1e-12)).mean()),
         plateau=int(inside[parts == 0].sum()),
         fall=int(inside[parts == 1].sum()),
         tail=int(inside[parts == 2].sum()),
         of=(int((parts == 0).sum()), int((parts == 1).sum()), int((parts == 2).sum())),
-        seeds=count,
+        seeds=len(ours),
     )
 
 

@@ -328,8 +328,8 @@ class _Experiment:
             f"first epoch, {self.given_up()}. The {KEPT} candidates nearest to the printed losses were trained again "
             f"on {top['seeds']} fresh seeds.",
             "A candidate fits if, of the printed curve and those of its seeds, the printed one is not the furthest "
-            f"from the rest ({curves} curves, so one that is right is refused once in {curves}), and if the printed "
-            "plateau and fall lie between the least and the largest seed's as often as a further seed's would. "
+            f"from its nearest ({curves} curves, so one that is right is refused at most once in {curves}), and if the "
+            "printed plateau and fall lie between the least and the largest seed's as often as a further seed's would. "
             + self.inferred(),
             f"The last {rest:,} of an epoch's {self.per_epoch:,} updates, {rest / self.per_epoch:.1%}, are in no "
             f"number that the report prints: it prints after every {self.every:,} and begins anew with each epoch. "
@@ -576,13 +576,13 @@ class _Experiment:
             Table.of(
                 "Candidates",
                 "Distance: root mean square of the log of printed loss over the seeds' geometric mean, at as many of "
-                f"the printed losses as the candidate trained for. The {KEPT} nearest were trained again; "
-                f"{int(self.tried['seeds'].iloc[0])} seeds judge no further.",
+                f"the printed losses as the candidate trained for; then from the nearest seed. The {KEPT} nearest "
+                f"were trained again; {int(self.tried['seeds'].iloc[0])} seeds judge no further.",
                 self._shown(self.tried, judged=False),
             ),
             Table.of(
                 "The nearest, and their neighbours, on fresh seeds",
-                "The same, and how far the furthest seed lies from the rest. At each printed loss, a further seed's "
+                "The same, and how far a seed lies from its nearest, at most. At each printed loss, a further seed's "
                 f"lies within the range of {n} with probability {(n - 1) / (n + 1):.0%}.",
                 self._shown(self.final, judged=True),
             ),
@@ -598,7 +598,8 @@ class _Experiment:
                 "seeds": table["seeds"],
                 "printed losses": table["points"],
                 "distance": table["distance"].map(short),
-                "of the furthest seed": table["others"].map(short),
+                "from the nearest seed": table["nearest"].map(short),
+                "a seed from its nearest": table["others"].map(short),
                 "plateau spanned": [f"{n} of {of[0]}" for n, of in zip(table["plateau"], table["of"], strict=True)],
                 "fall spanned": [f"{n} of {of[1]}" for n, of in zip(table["fall"], table["of"], strict=True)],
                 "then spanned": [f"{n} of {of[2]}" for n, of in zip(table["tail"], table["of"], strict=True)],

@@ -475,7 +475,16 @@ class _Experiment:
         told = f"{' and '.join(fitting)} fit by it, and the printed losses cannot tell them apart"
         if self.alike(self.final[self.final["fits"]]):
             told += ": with a momentum of 0.9 a step counts ten times, so a tenth of the rate does the same"
-        return f"{told}. The simpler is shown."
+        return f"{told}. The simpler is shown.{self.unrefuted()}"
+
+    def unrefuted(self) -> str:
+        """Those that were not trained again although the seeds and epochs that they had do not refute them."""
+        again = self.final.set_index(CANDIDATE).index
+        left = self.tried[self.tried["fits"] & ~self.tried.set_index(CANDIDATE).index.isin(again)]
+        if left.empty:
+            return ""
+        names = ", ".join(candidate_text(row) for _, row in left.iterrows())
+        return f" Further off, but not refuted by the few seeds and epochs that they had: {names}."
 
     @staticmethod
     def alike(fitting: pd.DataFrame) -> bool:
@@ -491,8 +500,7 @@ class _Experiment:
         left = early[early["points"] > early["points"].min()]
         told = f"in which {len(early) - len(left)} of {len(early)} pairs of optimizer and rate do not fit"
         if len(left):
-            fitting = int(left["fits"].sum())
-            told += f", the other {len(left)} after the second, in which {fitting or 'none'} of them fit"
+            told += f", the other {len(left)} after the second"
         return told
 
     def faster(self) -> str:

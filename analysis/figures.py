@@ -79,6 +79,11 @@ _DARK = {
     "#009e73": "#2cc79b", "#882255": "#d8629c", "#332288": "#8f7fe8", "#661100": "#cf6a52", "#d55e00": "#f27a26",
 }  # fmt: skip
 """What the colours of the figures become on dark paper, so that each keeps its hue and stands out."""
+# Of lines alone, the dark half of the ordered scale: heat maps are filled with the same colours.
+_DARK_LINES = {
+    mpl.colors.to_hex(colour): mpl.colors.to_hex(0.55 * colour[:3] + 0.45)
+    for colour in mpl.colormaps["viridis"](np.arange(128))
+}
 
 
 def adaptive(svg: bytes) -> bytes:
@@ -89,6 +94,11 @@ def adaptive(svg: bytes) -> bytes:
         for light, dark in _DARK.items()
         for kind in ("fill", "stroke")
         if f"{kind}: {light}" in text
+    ]
+    rules += [
+        f'[style*="stroke: {light}"]{{stroke:{dark}!important}}'
+        for light, dark in _DARK_LINES.items()
+        if f"stroke: {light}" in text
     ]
     sheet = "<style>@media (prefers-color-scheme: dark){svg{fill:#e6e9ee}" + "".join(rules) + "}</style>"
     end = text.index("</defs>") + len("</defs>")  # matplotlib's first one, which holds its own style

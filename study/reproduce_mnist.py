@@ -5,7 +5,7 @@ ordinary studies, the shipped spec `report-mnist` with other values:
 
     candidates-raw, candidates-standardized     gradient descent, without and with momentum, at five rates
     first-epoch-raw                             the other optimizers that the report names, given up after an epoch
-    second-epoch-raw                            those of them that this has not refuted, given up after another
+    unrefuted-raw                               those of them that this has not refuted, to the end
     nearest-...                                 the candidates nearest to the printed losses, on fresh seeds
 
 The report hides its optimizer and how its inputs are scaled. Its first epoch refutes what falls too early, but only the
@@ -126,14 +126,17 @@ def run_mnist(
     if (left := early["fits"]).any():
         low, high = early.loc[left, "learning_rate"].min(), early.loc[left, "learning_rate"].max()
         grid = {"low": low, "high": high, "count": 1 + round(2 * math.log10(high / low))}
-        unrefuted = {"optimizer": ordered(early.loc[left, "optimizer"])}
-        second = part(
-            "second-epoch",
+        optimizers = ordered(early.loc[left, "optimizer"])
+        unrefuted = part(
+            "unrefuted",
             "raw",
-            2,
-            {"search": unrefuted, "lanes": {"seeds": max(seeds or 1, UNREFUTED), "learning_rate": grid}},
+            plan.epochs,
+            {
+                "search": {"optimizer": optimizers},
+                "lanes": {"seeds": max(seeds or 1, UNREFUTED), "learning_rate": grid},
+            },
         )
-        further = finish([second], command=command, show=show, say=say)
+        further = finish([unrefuted], command=command, show=show, say=say)
         if further.interrupted:
             return further.interrupted
         screened.folders.extend(further.folders)

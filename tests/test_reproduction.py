@@ -208,7 +208,7 @@ def test_the_batch_curve_is_drawn_where_the_report_drew_it() -> None:
 def test_shapes_of_equally_many_parameters_are_found(make_study: Any) -> None:
     """In the planted study parameters are width times depth: 32 x 1 and 16 x 2 are equal, 16 x 1 is not."""
     results = analysis.load(make_study(widths=(16, 32), depths=(1, 2), batch_sizes=(32,), seeds=6))
-    shapes = layers.equal_shapes(results, analysis.cells(results))
+    shapes = layers.equal_shapes(results, layers.on_fresh_seeds(results, analysis.cells(results)))
     assert shapes["network"].tolist() == ["1 x 32", "2 x 16"]
     assert layers.shape_claim(shapes).verdict in ("agrees", "differs", "not checked")
     ratio = shapes["ratio"].iloc[-1]

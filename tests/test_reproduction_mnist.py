@@ -116,9 +116,10 @@ def test_the_criterion_refuses_what_is_right_as_rarely_as_it_says() -> None:
     assert 0.05 < refused < 1 / 10 + 3 * (0.09 / 400) ** 0.5
 
 
-def test_seeds_of_two_kinds_do_not_fit_what_lies_between() -> None:
-    dead, quick = np.full((3, 21), 2.3), synthetic(5, shift=-5)
-    found = inference.fit(np.vstack([dead * np.array([[0.999], [1.0], [1.001]]), quick]), PRINTED)
+@pytest.mark.parametrize("dead", [1, 2, 3])
+def test_seeds_of_two_kinds_do_not_fit_what_lies_between(dead: int) -> None:
+    nothing = np.full((dead, 21), 2.32) * np.linspace(0.999, 1.001, dead)[:, None]
+    found = inference.fit(np.vstack([nothing, synthetic(8 - dead, shift=-5)]), PRINTED)
     assert found.spans
     assert not found.fits
 

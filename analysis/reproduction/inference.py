@@ -28,6 +28,8 @@ PLATEAU = 0.9
 """Printed losses above this share of the first are the plateau; then the fall, down to twice the last."""
 
 
+NEAR = 0.25
+"""A distance from the nearest seed that is none: a factor of 1.28, in the root mean square."""
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 """Those that the report names, the simplest first."""
 
@@ -65,8 +67,12 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """The criterion: the printed curve is not the one furthest from its nearest, and the seeds span it."""
-        return self.seeds > 1 and self.p > 1 / (self.seeds + 1) and self.spans
+        """The criterion.
+
+        The printed curve is not the one furthest from its nearest, some seed runs within `NEAR` of it (a lone odd seed
+        would be its nearest however far off, and it that seed's), and the seeds span it.
+        """
+        return self.seeds > 1 and self.p > 1 / (self.seeds + 1) and self.nearest <= NEAR and self.spans
 
 
 def spanned(inside: int, of: int, seeds: int) -> bool:

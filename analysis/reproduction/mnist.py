@@ -7,7 +7,7 @@
     images.npz              a batch, the same augmented, and the test images
     candidates-INPUTS/      results folders: the optimizers and rates that are plausible
     first-epoch-INPUTS/     those of them that are given up after the report's first epoch
-    second-epoch-INPUTS/    those of these that the first has not refuted
+    unrefuted-INPUTS/       those of these that this has not refuted, to the end
     nearest-INPUTS/         the candidates nearest to the printed losses again, on fresh seeds
 
 INPUTS is raw (pixels from 0 to 1) or standardized.
@@ -35,7 +35,9 @@ from analysis.figures import PAGE_MM, optimizer_look
 from analysis.reproduction.inference import (
     CANDIDATE,
     KEPT,
+    NEAR,
     OPTIMIZERS,
+    PLATEAU,
     candidate_text,
     candidates,
     lanes_of,
@@ -50,7 +52,7 @@ from analysis.reproduction.inference import (
 from analysis.reproduction.section import Claim, Section, Table, Verdict, drawing, told_of_runs
 from analysis.results import load
 from analysis.statistics import Interval, logit_interval
-from analysis.wording import interval_text, metric_text, short
+from analysis.wording import interval_text, metric_text, seed_counts, short
 
 INPUTS = {"raw": "0 to 1", "standardized": "standardized"}
 
@@ -223,13 +225,14 @@ def draw_confusion(counts: NDArray[np.float64], ax: Axes) -> Axes:
     """A confusion matrix: the right ones in grey figures, the colour of the others by their share of the row."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     shown = np.where(np.eye(len(counts), dtype=bool), np.nan, shares)
-    ax.imshow(shown, cmap="Oranges", vmin=0, vmax=max(0.01, float(np.nanmax(shown))))
+    most = max(0.01, float(np.nanmax(shown)))
+    ax.imshow(shown, cmap="Oranges", vmin=0, vmax=1.4 * most)  # its darkest colours would leave no figure legible
     for (row, column), value in np.ndenumerate(counts):
         if value:
             text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
-            ax.text(
-                column, row, text, ha="center", va="center", fontsize=6, color="#666666" if row == column else "black"
-            )
+            # On dark paper the cells stay light; the second colour is one that does not turn.
+            colour = "#666666" if row == column else "#111111"
+            ax.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
     ax.set_xticks(range(len(counts)))
     ax.set_yticks(range(len(counts)))
     ax.set_xlabel("class predicted")
@@ -270,7 +273,9 @@ class _Experiment:
         self.real = self.run["data"] == "mnist"
         tried, whole = ([load(folder / name) for name in self.run[kind]] for kind in ("screened", "nearest"))
         self.studies = [*tried, *whole]
-        self.screen = pd.concat([losses(each, self.every, self.per_epoch) for each in tried])
+        screen = pd.concat([losses(each, self.every, self.per_epoch) for each in tried])
+        # Those that were not refuted at first trained again, further and on more seeds.
+        self.screen = screen[screen["study"] == screen.groupby(CANDIDATE)["study"].transform("last")]
         self.whole = pd.concat([losses(each, self.every, self.per_epoch) for each in whole])
         self.tried, self.final = candidates(self.screen), candidates(self.whole)
         # The studies of the nearest hold every pair of the kept optimizers and rates. Of those that fit, the simplest.
@@ -282,7 +287,7 @@ class _Experiment:
         # One of these studies has it.
         self.lanes, study = next((own, each) for each in whole if len(own := self._of(lanes_of(each), chosen)))
         self.predictions = study.predictions.merge(self.lanes[["trial", "lane"]], on=["trial", "lane"])
-        self.screened = pd.concat([lanes_of(each) for each in tried])
+        self.screened = pd.concat([lanes_of(each) for each in tried]).drop_duplicates([*CANDIDATE, "seed"], keep="last")
 
     @staticmethod
     def _of(frame: pd.DataFrame, row: Any) -> pd.DataFrame:
@@ -324,12 +329,12 @@ class _Experiment:
         found += [
             "The report shows neither its optimizer nor its transforms. Gradient descent, without and with momentum, "
             f"was trained at {self.screen['learning_rate'].nunique()} rates, on inputs from 0 to 1, as the report's "
-            "pictures show them, and on standardized ones; the other optimizers that it names were given up after the "
-            f"first epoch, {self.given_up()}. The {KEPT} candidates nearest to the printed losses were trained again "
-            f"on {top['seeds']} fresh seeds.",
+            f"pictures show them, and on standardized ones; {self.given_up()}. The {KEPT} candidates nearest to the "
+            f"printed losses were trained again on {top['seeds']} fresh seeds.",
             "A candidate fits if, of the printed curve and those of its seeds, the printed one is not the furthest "
-            f"from its nearest ({curves} curves, so one that is right is refused at most once in {curves}), and if the "
-            "printed plateau and fall lie between the least and the largest seed's as often as a further seed's would. "
+            f"from its nearest ({curves} curves, so one that is right is refused at most once in {curves}), if a seed "
+            f"runs within a factor of {math.exp(NEAR):.2f} of it in the root mean square, and if the printed plateau "
+            "and fall lie between the least and the largest seed's as often as a further seed's would. "
             + self.inferred(),
             f"The last {rest:,} of an epoch's {self.per_epoch:,} updates, {rest / self.per_epoch:.1%}, are in no "
             f"number that the report prints: it prints after every {self.every:,} and begins anew with each epoch. "
@@ -374,7 +379,7 @@ class _Experiment:
                 f"{row_text(plateau.iloc[0])}; then {row_text(plateau.iloc[-1])}",
                 judged(spanned(plateau["inside"].sum(), len(plateau), top["seeds"])),
                 unchecked
-                or f"{plateau['inside'].sum()} of {len(plateau)} printed losses within the seeds' range; {name}",
+                or f"{plateau['inside'].sum()} of {len(plateau)} printed losses within the seeds' range. {self.slow()}",
             ),
         ]
         if len(fall):
@@ -401,8 +406,8 @@ class _Experiment:
                 "not shown",
                 f"{name}: {top['plateau']} of {top['of'][0]} on the plateau and {top['fall']} of {top['of'][1]} in the "
                 f"fall spanned, p = {short(top['p'])}",
-                judged(bool(top["fits"])),
-                unchecked or self.inferred(),
+                "not checked",
+                unchecked or f"there is nothing to agree with; inferred. {self.inferred()}",
             ),
             Claim(
                 "How good the network is on images that it has not seen",
@@ -464,6 +469,17 @@ class _Experiment:
             ),
         ]
 
+    def slow(self) -> str:
+        """How many seeds are as slow as the report's run."""
+        plateau = self.table[self.table["printed"] > PLATEAU * self.table["printed"].iloc[0]]
+        last = plateau.iloc[-1]
+        own = self.frame[(self.frame["epoch"] == last["epoch"]) & (self.frame["place"] == last["place"])]["loss"]
+        still = int((own > PLATEAU * self.table["printed"].iloc[0]).sum())
+        return (
+            f"By then {still} of {len(own)} seeds are still on it, so the report's was among the slow ones; "
+            f"{candidate_text(self.chosen)}"
+        )
+
     def inferred(self) -> str:
         """What the candidates' table says, in a sentence or two."""
         fitting = [candidate_text(row) for _, row in self.final[self.final["fits"]].iterrows()]
@@ -494,13 +510,18 @@ class _Experiment:
         return pair and math.isclose(rates["sgd"], 10 * rates["momentum"], rel_tol=1e-3)
 
     def given_up(self) -> str:
-        """How those were off that did not train for all epochs."""
-        most = self.tried["points"].max()
-        early = self.tried[self.tried["points"] < most]
-        left = early[early["points"] > early["points"].min()]
-        told = f"in which {len(early) - len(left)} of {len(early)} pairs of optimizer and rate do not fit"
+        """How those were off that did not train for all epochs, and which of their kind did."""
+        early = self.tried["points"] < self.tried["points"].max()
+        adaptive = self.tried["optimizer"].isin(self.tried.loc[early, "optimizer"])
+        told = (
+            "the other optimizers that it names at the same rates, on inputs from 0 to 1 alone, since they divide by "
+            f"the gradient's size; {early.sum()} of these {adaptive.sum()} were given up after the first epoch, which "
+            "they do not fit"
+        )
+        left = self.tried[adaptive & ~early]
         if len(left):
-            told += f", the other {len(left)} after the second"
+            names = " and ".join(f"{row['optimizer']} at {short(row['learning_rate'])}" for _, row in left.iterrows())
+            told += f", and {names} trained to the end on {left['seeds'].iloc[0]} seeds"
         return told
 
     def faster(self) -> str:
@@ -690,8 +711,8 @@ class _Experiment:
                 "mnist-candidates",
                 "Which optimizer was it?",
                 f"Means over {every:,} batches, per optimizer and inputs; lines: means of "
-                f"{int(self.tried['seeds'].iloc[0])} seeds at each rate, bands: from the least to the largest. Dots: "
-                "printed.",
+                f"{seed_counts(self.tried['seeds'])} at each rate, bands: from the least to the largest. "
+                "Dots: printed.",
                 "Small panels of training loss against updates, one per optimizer and inputs, a line per rate.",
                 self.screen,
                 partial(draw_candidates, self.screen, every, self.per_epoch),
@@ -701,7 +722,7 @@ class _Experiment:
                 "What is taken for what",
                 f"Test images of each class by the class predicted, mean over {seeds} of {candidate_text(top)}; the "
                 f"colour is the share of the row, of errors only. Training never saw these {self.test_examples:,} "
-                "images.",
+                f"images{', half of the test files; the other half is for validation' if self.real else ''}.",
                 "A ten by ten confusion matrix of the test images.",
                 long,
                 matrix,

@@ -20,10 +20,11 @@ from analysis import reproduction
 from analysis.report import write_report
 from analysis.reproduction import mnist
 from analysis.reproduction.closed_forms import constant_step
+from analysis.reproduction.page import folders_in
 from study import collect
 from study.parts import finish
 from study.reproduce_mnist import run_mnist
-from study.spec import Spec, read
+from study.spec import Spec, SpecError, read
 from trainables import data, models
 from trainables.stack import batch_order, initialise
 
@@ -70,7 +71,10 @@ def run(
         show: how studies show their progress.
         say: prints a line.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--out {out}", [f"cannot be made: {error.strerror}; give another folder"]) from error
     chosen = [name for name in EXPERIMENTS if not only or name in only]
     specs = {name: [sized(read(f"reproduce/{spec}"), seeds, epochs) for spec in EXPERIMENTS[name]] for name in chosen}
     parts = finish([(spec, out / name) for name in chosen for spec in specs[name]], command=command, show=show, say=say)
@@ -90,7 +94,7 @@ def run(
         else:
             cut = run_mnist(out, seeds, command=command, show=show, say=say)
     anything = found or mnist.is_whole(out)
-    return Ended(reproduction.write_page(out, command) if anything else None, cut)
+    return Ended(reproduction.write_page(out, command, say) if anything else None, cut)
 
 
 def sized(spec: Spec, seeds: int | None, epochs: int | None) -> Spec:
@@ -113,12 +117,19 @@ def sized(spec: Spec, seeds: int | None, epochs: int | None) -> Spec:
 
 
 def recorded(out: Path) -> dict[str, str]:
-    """Spec name -> its results folder within `out`, of all that has been run there."""
-    try:
-        found = json.loads((out / reproduction.PARTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {name: folder for name, folder in found.items() if (out / folder / "spec.toml").is_file()}
+    """Spec name -> its results folder within `out`, of all that has been run there.
+
+    What the list lacks, since it was damaged or a call was cut off, is looked for: the newest that has finished.
+    """
+    found = {name: folder for name, folder in folders_in(out).items() if (out / folder / "spec.toml").is_file()}
+    for experiment, specs in EXPERIMENTS.items():
+        for name in specs:
+            there = [file for file in out.glob(f"{experiment}/{name}*/spec.toml") if read(file).name == name]
+            done = [file for file in there if collect.provenance_of(file.parent).get("finished")]
+            if name not in found and done:
+                newest = max(done, key=lambda file: file.stat().st_mtime)
+                found[name] = str(newest.parent.relative_to(out))
+    return found
 
 
 def _add_truth(spec: Spec, folder: Path) -> None:

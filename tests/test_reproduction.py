@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.reproduction import layers, linear, mlp, regimes, sections
+from analysis.reproduction import layers, linear, mlp, regimes, sections, write_page
 from analysis.reproduction.closed_forms import constant_step, cubic_population, stalls_of_draws, without_x1
 from analysis.reproduction.section import epoch_losses, printed, span_claim, spans
 from analysis.statistics import Interval
@@ -139,7 +139,52 @@ def test_half_of_the_seeds_must_end_where_the_report_did(ends: list[float], verd
     below = sum(value < 30 for value in ends)
     assert f"2 of {len(ends)} seeds" in claim.why
     assert f"{below} ended lower and 1 higher" in claim.why
+    lost = mlp.final_claim([*ends, math.nan, math.nan], 38.76, whole=True)  # seeds that diverged have ended elsewhere
+    assert lost.verdict == "differs"
+    assert f"2 of {len(ends) + 2} seeds" in lost.why
     assert mlp.final_claim(ends, 38.76, whole=False).verdict == "not checked"
+
+
+def test_much_lower_is_more_than_a_little() -> None:
+    assert mlp.better_claim([1.0, 1.1, 0.9], 124035.55, 595410, 3200, whole=True).verdict == "agrees"
+    assert mlp.better_claim([5.9e5, 5.8e5, 5.7e5], 124035.55, 595410, 3200, whole=True).verdict == "differs"
+    assert mlp.better_claim([1.0, math.nan], 124035.55, 595410, 3200, whole=True).verdict == "not checked"
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ([(1.1, 2.0), (0.9, 3.0)], "agrees"),
+        ([(0.9, 2.0), (0.9, 3.0)], "not checked"),
+        ([(0.1, 0.9), (0.2, 0.8)], "differs"),
+    ],
+)
+def test_optimizers_are_better_if_one_is_on_the_same_seeds(gains: list[tuple[float, float]], verdict: str) -> None:
+    rows = [{"optimizer": "sgd", "gain": Interval(math.nan, math.nan, math.nan, 0)}]
+    rows += [
+        {"optimizer": name, "gain": Interval(1.0, *g, 10)} for name, g in zip(("adam", "momentum"), gains, strict=True)
+    ]
+    claim = layers.optimizer_claim(pd.DataFrame(rows), pd.DataFrame({"on_edge": [False]}))
+    assert claim.verdict == verdict
+
+
+def test_the_same_time_is_judged_on_both_sides_of_it() -> None:
+    def line(regime: str, points: list[tuple[float, float]]) -> list[dict[str, Any]]:
+        return [
+            {"regime": regime, "train_seconds": when, "estimate": loss, "low": 0.9 * loss, "high": 1.1 * loss, "n": 8}
+            for when, loss in points
+        ]
+
+    def verdict(stochastic: list[tuple[float, float]], batch: list[tuple[float, float]]) -> str:
+        curves = pd.DataFrame(
+            line("mini-batch", [(0.1, 9), (1.0, 1)]) + line("stochastic", stochastic) + line("batch", batch)
+        )
+        return regimes.time_claim(curves, curves, cut=False).verdict
+
+    near, far = [(0.5, 0.95), (2.0, 1.0)], [(0.5, 9.0), (2.0, 9.0)]
+    assert verdict(far, near) == "agrees"
+    assert verdict([(0.9, 9.0), (1.1, 1.0)], near) == "not checked"
+    assert verdict([(0.5, 0.1), (2.0, 0.1)], [(0.5, 0.1), (2.0, 0.1)]) == "differs"
 
 
 def test_what_a_loss_says_in_words() -> None:
@@ -160,7 +205,7 @@ def numbers(**changes: Any) -> pd.DataFrame:
     rows = []
     for regime, first, noise, updates in (
         ("stochastic", 0.1, 2.0, 100_000),
-        ("mini-batch", 0.9, 0.3, 3130),
+        ("mini-batch", 0.4, 0.3, 3130),
         ("batch", 0.99, 0.0, 10),
     ):
         name = regime.replace("-", "")
@@ -168,7 +213,7 @@ def numbers(**changes: Any) -> pd.DataFrame:
         around = Interval(share, share * 0.99, share * 1.001, 8)
         rows.append(
             {"regime": regime, "updates": updates, "first": around, "final": around, "first_text": "", "final_text": ""}
-            | {"noise": changes.get(f"{name}_noise", noise), "falling": 1.0}
+            | {"noise": changes.get(f"{name}_noise", noise), "falling": 1.0, "seeds": changes.get("seeds", 8)}
         )
     return pd.DataFrame(rows)
 
@@ -187,9 +232,13 @@ ENDS = pd.DataFrame(
         ({}, ["agrees"] * 4),
         ({"stochastic_first": 0.95}, ["differs", "agrees", "agrees", "agrees"]),
         ({"minibatch_noise": 3.0}, ["agrees", "differs", "agrees", "differs"]),
+        ({"stochastic_noise": 0.9}, ["agrees", "differs", "agrees", "agrees"]),
         ({"batch_first": 1.01}, ["agrees", "agrees", "differs", "agrees"]),
+        ({"batch_first": 0.5}, ["agrees", "agrees", "differs", "agrees"]),
+        ({"minibatch_first": 0.8}, ["agrees", "agrees", "agrees", "differs"]),
+        ({"seeds": 2}, ["not checked"] * 4),
     ],
-    ids=["as claimed", "slow", "loud", "rising"],
+    ids=["as claimed", "slow", "loud", "not so loud", "rising", "falling", "dull", "few seeds"],
 )
 def test_what_the_regimes_are_said_to_show_is_checked_by_number(changes: dict[str, float], verdicts: list[str]) -> None:
     assert [claim.verdict for claim in regimes.regime_claims(numbers(**changes), ENDS, cut=False)] == verdicts
@@ -288,7 +337,8 @@ def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pyte
     assert results.lanes["weights"].map(len).tolist() == [11] * 3
     weights = linear.coefficients(results)
     assert (weights["weight"] - weights["coefficient"]).abs().max() < 1
-    (section,) = sections(tmp_path)
+    ((section,), troubles) = sections(tmp_path)
+    assert not troubles
     verdicts = [claim.verdict for claim in section.claims]
     assert verdicts[:2] == ["agrees"] * 2
     assert verdicts[3] == "agrees"
@@ -304,6 +354,33 @@ def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pyte
     assert "done already" in said[-1]
     spec = reproduce.sized(read("reproduce/linear"), 4, None)
     assert place(spec, tmp_path / "linear") == (tmp_path / "linear/linear-2", False)
+
+
+def test_an_out_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    found = study("reproduce", "--only", "linear", "--out", "out", folder=tmp_path)
+    assert found.returncode == 2
+    assert "--out out" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_damaged_files_leave_the_others_on_the_page(tmp_path: Path) -> None:
+    said: list[str] = []
+    for name in ("linear", "cubic-linear"):
+        reproduce.run(tmp_path, only=[name], seeds=1, epochs=2, show="quiet", say=said.append)
+    (tmp_path / "reproduction.json").write_text("[")
+    (tmp_path / "cubic-linear/cubic-linear/truth.json").write_text("{")
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist/run.json").write_text("{")
+    page = write_page(tmp_path, "", said.append)
+    assert outlined(page).count("<section id=") == 0
+    ended = reproduce.run(tmp_path, only=["linear"], seeds=1, epochs=2, show="quiet", say=said.append)
+    assert ended.page
+    text = outlined(ended.page)
+    assert '<section id="linear">' in text
+    assert "cubic-linear: left out, its files in" in text
+    assert any(line.startswith("mnist: left out") for line in said)
+    assert "nan" not in text
 
 
 def test_data_are_redrawn_by_trial_and_shared_within() -> None:

@@ -16,6 +16,7 @@ from analysis.exhibits import Exhibit
 from analysis.figures import PAGE_MM
 from analysis.reproduction.closed_forms import ConstantStep, constant_step, cubic_population, stalls_of_draws
 from analysis.reproduction.section import (
+    FEWEST,
     Claim,
     Section,
     Table,
@@ -36,7 +37,7 @@ from analysis.reproduction.section import (
 )
 from analysis.results import Results
 from analysis.statistics import Interval, log_interval, t_interval
-from analysis.wording import short
+from analysis.wording import counted, short
 
 TOLERANCE = 0.02
 """Between a closed form and what it predicts, relative."""
@@ -137,7 +138,12 @@ def linear(parts: Mapping[str, Results]) -> Section:
                 ],
             ),
         ],
-        [],
+        [
+            "That gradients are set to None is said to support sparse ones. They are None because nothing has been "
+            "propagated back yet; of a fresh layer they always are.",
+            "Stochastic gradient descent is defined as taking observations at random; the code goes through them in "
+            "the same order in every epoch.",
+        ],
         **told_of_runs("linear", [once, study]),
     )
 
@@ -308,10 +314,13 @@ def plateaus(study: Results, losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _stall_claim(text: str, told: float, stalls: pd.DataFrame, exact: ConstantStep) -> Claim:
+    if len(stalls) < FEWEST:
+        return not_checked(text, f"{counted(len(stalls), 'draw')} span no range to speak of")
     ours = t_interval(stalls["measured"])
     low, high = float(stalls["measured"].min()), float(stalls["measured"].max())
-    spread = float(stalls["measured"].std()) if len(stalls) > 1 else math.nan
-    place = f"{(told - ours.estimate) / spread:+.1f} standard deviations over draws from our mean"
+    place = (
+        f"{(told - ours.estimate) / float(stalls['measured'].std()):+.1f} standard deviations over draws from our mean"
+    )
     numbers = (
         f"{interval(ours)}: mean and 95% t interval of {ours.n} draws, which range from {short(low)} to {short(high)}"
     )
@@ -320,34 +329,41 @@ def _stall_claim(text: str, told: float, stalls: pd.DataFrame, exact: ConstantSt
     beyond = told / high - 1 if told > high else 1 - told / low
     others = stalls_of_draws(printed()["cubic_linear"]["learning_rate"], DRAWS)
     share = min(float((others >= told).mean()), float((others <= told).mean()))
+    explained = (
+        "An unusual draw of the data explains it" if 0 < share <= 0.1 else "An unusual draw alone does not explain it"
+    )
     why = (
-        f"{percent(beyond)} outside the range of our draws, {place}. An unusual draw of the data explains it: of "
-        f"{DRAWS} further draws, {percent(share)} are predicted to stall as far out; their mean is "
-        f"{digits(float(others.mean()))}, that of all draws {digits(exact.total)}"
+        f"{percent(beyond)} outside the range of our draws, {place}. {explained}: of {DRAWS} further draws, "
+        f"{percent(share)} are predicted to stall as far out; their mean is {digits(float(others.mean()))}, that of "
+        f"all draws {digits(exact.total)}"
     )
     return Claim(text, digits(told), numbers, "differs", why)
 
 
 def _floor_claim(told: float, stalls: pd.DataFrame, exact: ConstantStep, *, whole: bool) -> Claim:
     text = "It stalls because a linear model cannot represent the response"
-    if not whole or stalls.empty:
-        return not_checked(text, "the run was cut short")
-    gaps = {
-        "floor": t_interval(stalls["floor"]).estimate / exact.floor - 1,
-        "stall": float((stalls["measured"] / (stalls["floor"] + stalls["noise"])).mean()) - 1,
-        "noise": float(((stalls["measured"] - stalls["floor"]) / stalls["noise"]).mean()) - 1,
-    }
+    if not whole or len(stalls) < FEWEST:
+        return not_checked(text, "the run was cut short" if not whole else f"only {counted(len(stalls), 'draw')}")
+    floor, noise = t_interval(stalls["floor"]), t_interval(stalls["measured"] - stalls["floor"])
+    stall_gap = float((stalls["measured"] / (stalls["floor"] + stalls["noise"])).mean()) - 1
+    noise_gap = float(((stalls["measured"] - stalls["floor"]) / stalls["noise"]).mean()) - 1
     share = exact.noise / exact.total
-    good = max(abs(gaps["stall"]), abs(gaps["noise"])) <= TOLERANCE
+    good = max(abs(stall_gap), abs(noise_gap)) <= TOLERANCE
     ours = (
-        f"floor {interval(t_interval(stalls['floor']))}, noise of the constant step "
-        f"{interval(t_interval(stalls['measured'] - stalls['floor']))}: means and 95% t intervals over draws"
+        f"floor {interval(floor)}, noise of the constant step {interval(noise)}: means and 95% t intervals over "
+        f"{counted(len(stalls), 'draw')}; of all draws {short(exact.floor)} and {short(exact.noise)}"
     )
+    checked = (
+        f"Measured against what each draw's own moments predict: stall {_signed(stall_gap)}, noise "
+        f"{_signed(noise_gap)} ({'within' if good else 'not within'} the {percent(TOLERANCE)} allowed). The draws' "
+        f"mean floor lies {_signed(floor.estimate / exact.floor - 1)} from that of all draws, "
+        f"{'within' if floor.low <= exact.floor <= floor.high else 'outside'} its interval"
+    )
+    if not good:
+        return Claim(text, f"{digits(told)}, no cause computed", ours, "not checked", checked)
     why = (
-        f"only in part: no linear model gets below {short(exact.floor)}, but {percent(share)} of where it stalls is "
-        "the noise of a constant step at batch size 1, which a smaller one takes away. Measured against what each "
-        f"draw's moments predict: stall {_signed(gaps['stall'])}, noise {_signed(gaps['noise'])} "
-        f"({'within' if good else 'not within'} the {percent(TOLERANCE)} allowed)"
+        f"only in part: on average over draws no linear model gets below {short(exact.floor)}, but {percent(share)} of "
+        f"where it stalls is the noise of a constant step at batch size 1, which a smaller one takes away. {checked}"
     )
     return Claim(text, f"{digits(told)}, no cause computed", ours, "differs", why)
 

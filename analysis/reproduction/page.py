@@ -47,39 +47,49 @@ SECTIONS: dict[str, Experiment | None] = {
 """The experiments in the order of the page."""
 
 
-def sections(out: Path) -> list[Section]:
-    """The sections of what has been run in a folder, in order."""
+def folders_in(out: Path) -> dict[str, str]:
+    """Spec name -> its results folder within a reproduction's folder, as `PARTS` has it; nothing if that is damaged."""
     try:
-        folders: dict[str, str] = json.loads((out / PARTS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        folders = {}
-    found = []
-    for experiment in SECTIONS.values():
-        if experiment is None:
-            if is_whole(out):
-                found.append(mnist(out))
-        elif all(spec in folders for spec in experiment.specs):
-            parts = {spec: load(out / folders[spec]) for spec in experiment.specs}
-            if lost := [spec for spec, results in parts.items() if completed(results).empty]:
-                raise ResultsError(f"{out / folders[lost[0]]}: no lane has completed; `study status` says why")
-            found.append(experiment.make(parts))
-    return found
+        found = json.loads((out / PARTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def write_page(out: Path, command: str = "") -> Path:
+def sections(out: Path) -> tuple[list[Section], list[str]]:
+    """The sections of what has been run in a folder, in order, and what keeps others from being made."""
+    folders, found, troubles = folders_in(out), [], []
+    for name, experiment in SECTIONS.items():
+        try:
+            if experiment is None:
+                if is_whole(out):
+                    found.append(mnist(out))
+            elif all(spec in folders for spec in experiment.specs):
+                parts = {spec: load(out / folders[spec]) for spec in experiment.specs}
+                if lost := [spec for spec, results in parts.items() if completed(results).empty]:
+                    raise ResultsError(f"{out / folders[lost[0]]}: no lane has completed; `study status` says why")
+                found.append(experiment.make(parts))
+        except (ResultsError, OSError, ValueError, KeyError, TypeError) as error:
+            troubles.append(
+                f"{name}: left out, its files in {out / name} are damaged ({type(error).__name__}: {error})"
+            )
+    return found, troubles
+
+
+def write_page(out: Path, command: str = "", say: Callable[[str], None] = print) -> Path:
     """Write the page of all experiments that have been run in a folder.
 
     Args:
         out: the folder; figures go to `figures/` in it.
         command: that made it.
+        say: is told what keeps experiments off the page; it says so too.
 
     Returns:
         The path of `index.html`.
-
-    Raises:
-        ResultsError: if a results folder cannot be read, or nothing in it completed.
     """
-    made = sections(out)
+    made, troubles = sections(out)
+    for trouble in troubles:
+        say(trouble)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     shown = [_shown(section, out) for section in made]
     counts = [(section.name, section.title, *_verdicts(section), duration(section.seconds)) for section in made]
@@ -88,7 +98,12 @@ def write_page(out: Path, command: str = "") -> Path:
         environment()
         .get_template("reproduction.html.j2")
         .render(
-            sections=shown, counts=counts, total=total, source=printed()["source"], command=command or "study reproduce"
+            sections=shown,
+            counts=counts,
+            total=total,
+            troubles=troubles,
+            source=printed()["source"],
+            command=command or "study reproduce",
         )
     )
     write_file(out / "index.html", page.encode())

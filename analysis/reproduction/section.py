@@ -22,8 +22,10 @@ from analysis import figures
 from analysis.exhibits import Exhibit
 from analysis.results import Results
 from analysis.statistics import Interval, log_interval
-from analysis.wording import short
+from analysis.wording import counted, short
 
+FEWEST = 3
+"""Seeds below which no range or interval is held against the report."""
 TRUTH = "truth.json"
 """File of a results folder: what only the data's maker knows, one entry per draw of the data."""
 
@@ -159,6 +161,8 @@ def span_claim(text: str, found: pd.DataFrame, wanted: int, unit: str = "") -> C
         wanted: epochs that the report prints.
         unit: of the losses, if it needs a word.
     """
+    if len(found) and found["n"].min() < FEWEST:
+        return not_checked(text, f"{counted(int(found['n'].min()), 'seed')} span no range to speak of")
     if len(found) < wanted:
         return not_checked(text, f"the run was cut to {len(found)} of the {wanted} epochs that the report prints")
     first, last = found.iloc[0], found.iloc[-1]

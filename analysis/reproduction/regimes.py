@@ -351,10 +351,11 @@ def time_claim(fixed: pd.DataFrame, tuned: pd.DataFrame, *, cut: bool) -> Claim:
         assert each
         seconds, mini, around = each
         apart = {side.low > mini.high for side in around}, {side.high < mini.low for side in around}
-        better[name, rate] = "better" if apart[0] == {True} else "worse" if apart[1] == {True} else "no telling"
+        better[name, rate] = "better" if apart[0] == {True} else "worse" if apart[1] == {True} else ""
         against = " to ".join(interval(side) for side in around)
-        told.append(f"{better[name, rate]} than {name} {'each at its tuned rate' if rate == 'tuned' else 'at 0.001'}, "
-                    f"in {short(seconds)} s: {interval(mini)} against {against}")  # fmt: skip
+        words = f"{better[name, rate]} than" if better[name, rate] else "not told apart from"
+        which = "each at its tuned rate" if rate == "tuned" else "at 0.001"
+        told.append(f"{words} {name} {which}, in {short(seconds)} s: {interval(mini)} against {against}")
     answers = [answer for (_, rate), answer in better.items() if rate == "tuned"]
     verdict: Verdict = "agrees" if "better" in answers else "differs" if set(answers) == {"worse"} else "not checked"
     why = (

@@ -140,6 +140,7 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
         "course": course(results),
         "outcomes": outcome_counts(results),
         "failures": failures(results),
+        "events": events(results),
         "metric": results.metric,
         "unit": unit_of(results),
         "leaderboard": [
@@ -544,12 +545,24 @@ def _when(time: Any) -> str:
     return str(time or "at an unknown time").replace("T", " ").replace("+00:00", " UTC")
 
 
+def events(results: Results) -> list[tuple[str, str]]:
+    """What befell nodes and workers while the study ran: (time, words), in order."""
+    sessions = results.provenance.get("sessions")
+    found = []
+    for session in sessions if isinstance(sessions, list) else []:
+        for event in session.get("events") or []:
+            found.append((_when(event.get("time")), str(event.get("text"))))
+    return found
+
+
 def _flattened(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
-    """Provenance as rows (dotted name, text)."""
+    """Provenance as rows (dotted name, text), but for `events`."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = dict(enumerate(value, start=1))
     if isinstance(value, dict) and value:
         for key, inner in value.items():
+            if key == "events":
+                continue
             yield from _flattened(inner, f"{name}.{key}" if name else str(key))
     elif name:
         text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

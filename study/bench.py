@@ -90,8 +90,9 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
 
 def searches(spec: Spec) -> list[SearchRow]:
     """The same search by our trials, by plain Ray Tune and by plain Optuna."""
-    with cluster.connected(spec, None) as at_once, tempfile.TemporaryDirectory() as scratch:
-        ours = _timed(lambda: search.session(spec, Path(scratch), data.data_folder(), at_once, "", show="quiet"))
+    with cluster.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
+        ours = _timed(lambda: search.session(spec, Path(scratch), data.data_folder(), here, "", show="quiet"))
+        at_once = here.room()
         plain_ray = _timed(lambda: _plain_ray(RAY_RUNS, Path(scratch)))
     plain_optuna = _timed(lambda: _plain_optuna(OPTUNA_RUNS, at_once))
     trials = search.planned_trials(spec)
@@ -185,10 +186,10 @@ def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
     tables["budget"] = {"trials": count, "updates": 1}
     tables["tuning"] = {"sampler": "random", "scheduler": "none"}
     spec = check(tables)
-    with cluster.connected(spec, None) as at_once, tempfile.TemporaryDirectory() as scratch:
+    with cluster.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "empty"
         with Memory() as memory:
-            search.session(spec, folder, data.data_folder(), at_once, "", show="quiet")
+            search.session(spec, folder, data.data_folder(), here, "", show="quiet")
         trials = results.load(folder).trials
         ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
         ours = _scale("ours", ends, memory, folder)

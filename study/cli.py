@@ -13,11 +13,23 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 if TYPE_CHECKING:
+    from study.manifest import Kind
     from study.progress import Show
     from study.search import Outcome
     from study.spec import Spec
 
-_FOLDER = click.Path(path_type=Path)
+
+class Folder(click.Path):
+    """A folder; a URI is not one, though as a path it would make folders."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a URI; see the class."""
+        if "://" in str(value):
+            self.fail(f"{value!r} is a URI, at which no results can be kept yet; give a folder that all nodes share")
+        return super().convert(value, param, ctx)
+
+
+_FOLDER = Folder(path_type=Path)
 
 
 class Group(click.Group):
@@ -40,14 +52,29 @@ class Group(click.Group):
             raise
 
 
+def sized(command: Any) -> Any:
+    """Add the options that change how much a spec asks for."""
+    return _with(
+        command,
+        click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's."),
+        click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget."),
+        click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's."),
+    )
+
+
 def running(command: Any) -> Any:
     """Add the options of commands that run trials."""
-    options = (
-        click.option("--address", help="Ray cluster to join (auto, host:port, ray://...); this machine if not given."),
+    return _with(
+        command,
+        click.option("--address", help="Ray cluster to join (auto or host:port); this machine if not given."),
+        click.option("--wait", default=0.0, help="Seconds to wait for a node of the cluster on which a trial fits."),
         click.option("--quiet", "show", flag_value="quiet", help="Show no progress."),
         click.option("--plain", "show", flag_value="plain", help="Show plain lines, on a terminal too."),
         click.option("--json", "show", flag_value="json", help="Print one JSON object a line, for programs."),
     )
+
+
+def _with(command: Any, *options: Any) -> Any:
     for option in reversed(options):
         command = option(command)
     return command
@@ -61,10 +88,9 @@ def main() -> None:
 
 @main.command()
 @click.argument("spec")
-@click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's.")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget.")
-@click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's.")
+@sized
 @click.option("--out", type=_FOLDER, help="Results folder; results/NAME if not given.")
+@click.option("--resume", "go_on", is_flag=True, help="Go on with the study in --out if it is there already.")
 @running
 def run(
     spec: str,
@@ -72,35 +98,112 @@ def run(
     epochs: int | None,
     seeds: int | None,
     out: Path | None,
+    go_on: bool,
     address: str | None,
+    wait: float,
     show: str | None,
 ) -> None:
     """Run the study of SPEC, a TOML file or the name of a shipped one, and write its report."""
     from study import search
 
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
-    _conclude(search.run(study, out, address=address, command=_command(), show=_show(show)), show)
+    if go_on and out is None:
+        raise click.UsageError("--resume needs --out, the folder to go on in")
+    if go_on and out and (out / "spec.toml").is_file():
+        search.same(study, out)
+        _conclude(search.resume(out, address=address, wait=wait, command=_command(), show=_show(show)), show)
+        return
+    _conclude(search.run(study, out, address=address, wait=wait, command=_command(), show=_show(show)), show)
 
 
 @main.command()
 @click.argument("folder", type=_FOLDER)
 @running
-def resume(folder: Path, address: str | None, show: str | None) -> None:
+def resume(folder: Path, address: str | None, wait: float, show: str | None) -> None:
     """Go on with the study in FOLDER where it was, whatever ended it."""
     from study import search
 
-    _conclude(search.resume(folder, address=address, command=_command(), show=_show(show)), show)
+    _conclude(search.resume(folder, address=address, wait=wait, command=_command(), show=_show(show)), show)
 
 
 @main.command()
 @click.argument("folder", type=_FOLDER)
 @click.option("--trials", type=click.IntRange(1), required=True, help="Trials to add.")
 @running
-def extend(folder: Path, trials: int, address: str | None, show: str | None) -> None:
+def extend(folder: Path, trials: int, address: str | None, wait: float, show: str | None) -> None:
     """Add trials to the study in FOLDER."""
     from study import search
 
-    _conclude(search.resume(folder, more=trials, address=address, command=_command(), show=_show(show)), show)
+    outcome = search.resume(folder, more=trials, address=address, wait=wait, command=_command(), show=_show(show))
+    _conclude(outcome, show)
+
+
+@main.command()
+@click.argument("spec")
+@sized
+@click.option("--address", required=True, help="The cluster's job server, http://HEAD:8265.")
+@click.option("--out", type=Folder(), required=True, help="Results folder as all nodes of the cluster see it.")
+@click.option("--to", type=_FOLDER, help="Where to put a copy of the results here; results/NAME if not given.")
+@click.option("--wait", default=0.0, help="Seconds to wait for a node of the cluster on which a trial fits.")
+def submit(
+    spec: str,
+    trials: int | None,
+    epochs: int | None,
+    seeds: int | None,
+    address: str,
+    out: str,
+    to: Path | None,
+    wait: float,
+) -> None:
+    """Send the study of SPEC to a cluster as a job, follow it, and fetch its results; it goes on if it is there."""
+    from study import submit as jobs
+
+    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
+    to = to or Path("results") / study.name
+    ended = jobs.submit(study, address, out, wait=wait, to=to, say=click.echo)
+    if (to / "spec.toml").is_file():
+        click.echo(f"results: {_shown(to)}")
+    raise SystemExit(ended)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["slurm", "kuberay", "ray-up"]))
+@click.argument("spec")
+@click.option("--nodes", type=click.IntRange(1), default=2, show_default=True, help="Nodes that run trials.")
+@click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each; from the spec's resources if not given.")
+@click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of each; from the spec's resources if not given.")
+@click.option("--out", type=Folder(), help="Results folder as all nodes see it; /results/NAME, for slurm results/NAME.")
+@click.option("--image", help="Container image with this project (kuberay), or machine image (ray-up).")
+@click.option("--time", help="What the job may take, HH:MM:SS; a day if not given. Not for ray-up.")
+def manifest(
+    kind: Kind,
+    spec: str,
+    nodes: int,
+    cpus_per_node: int | None,
+    gpus_per_node: int | None,
+    out: str | None,
+    image: str | None,
+    time: str | None,
+) -> None:
+    """Print what runs the study of SPEC on a cluster: a Slurm script, a KubeRay RayJob, a cluster file for `ray up`.
+
+    All of them end in the same `study run`, and go on with a study that is there already.
+    """
+    from study.manifest import render
+    from study.spec import read
+
+    text = render(
+        kind,
+        read(spec),
+        source=spec,
+        nodes=nodes,
+        cpus_per_node=cpus_per_node,
+        gpus_per_node=gpus_per_node,
+        out=out,
+        image=image,
+        time=time,
+    )
+    click.echo(text, nl=False)
 
 
 @main.command()
@@ -115,14 +218,21 @@ def dashboard(folder: Path, port: int) -> None:
 
 @main.command()
 @click.argument("spec")
-@click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's.")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget.")
-@click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's.")
-def check(spec: str, trials: int | None, epochs: int | None, seeds: int | None) -> None:
+@sized
+@click.option("--address", help="Ray cluster to look over as well (auto or host:port): is every node fit for SPEC?")
+@click.option("--out", type=_FOLDER, default=Path("results"), show_default=True, help="Where its results will go.")
+def check(spec: str, trials: int | None, epochs: int | None, seeds: int | None, address: str | None, out: Path) -> None:
     """Validate SPEC and print what running it means: cells, lanes, memory, time."""
-    from study import plan
+    from study import cluster, plan, preflight
 
-    click.echo(plan.describe(_read(spec, trials=trials, epochs=epochs, seeds=seeds)))
+    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
+    if address:
+        cluster.reach(address)
+    probes = plan.probed(study)
+    click.echo(plan.describe(study, probes))
+    if address:
+        with cluster.connected(study, address):
+            click.echo(preflight.describe(study, out, max(probe.memory_bytes for probe in probes)))
 
 
 @main.command(name="list")

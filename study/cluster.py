@@ -6,57 +6,150 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from study.spec import Resources, Spec, SpecError
 
 CONNECT_SECONDS = 10.0
+# Between two looks at which nodes there are.
+LOOK_SECONDS = 2.0
 
 # Read when Ray is imported or started: no per-trial logger files, no usage report, quiet output, no snapshots of all
-# trials (a study resumes from its own tables).
+# trials (a study resumes from its own tables), and no bound of Tune's on trials that wait for a worker: `Cluster.room`
+# has one that follows the nodes.
 _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000000",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# Set in what Ray's job server starts.
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# Our packages, which travel to the nodes of a cluster: all run the driver's code.
+_PACKAGES = ("study", "trainables", "analysis")
+
+
+@dataclass
+class Cluster:
+    """The Ray that this process is connected to.
+
+    Attributes:
+        resources: that a trial takes.
+        joined: whether others started it; then nodes come and go.
+        note: is told what happens to nodes: the kind of event, and words.
+    """
+
+    resources: Resources
+    joined: bool = False
+    note: Callable[[str, str], None] = lambda kind, text: None
+    _looked: float = field(default=-math.inf, repr=False)
+    _nodes: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune pickles searchers for snapshots from which nothing is resumed."""
+        return {}
+
+    def room(self) -> int:
+        """Trials that may be under way now: what fits on each node, since a trial cannot straddle two.
+
+        On a cluster it is one more, which waits: so a node that joins is used at once, and one that scales itself sees
+        that there is need.
+        """
+        self.look()
+        return fitting(self.resources, self._nodes.values()) + self.joined
+
+    def look(self) -> None:
+        """See from time to time which nodes there are, and tell of those that came or went."""
+        import ray
+
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        first, self._looked = not self._nodes, time.monotonic()
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        for gone in self._nodes.keys() - nodes.keys():
+            self.note("node lost", f"node {name_of(self._nodes[gone])} is gone")
+        for new in nodes.keys() - self._nodes.keys():
+            if not first:
+                self.note("node joined", f"node {name_of(nodes[new])} has joined")
+        self._nodes = nodes
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """A node of `ray.nodes()` for readers."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
 @contextmanager
-def connected(spec: Spec, address: str | None) -> Iterator[int]:
-    """Join the cluster at an address, or start Ray on this machine; gives how many trials fit at once.
+def connected(spec: Spec, address: str | None, wait: float = 0.0) -> Iterator[Cluster]:
+    """Join the cluster at an address, or start Ray on this machine.
 
     Args:
         spec: whose resources a trial takes.
-        address: as `ray.init` takes it; none starts Ray here, on loopback.
+        address: auto, or host:port of the cluster's head; none starts Ray here, on loopback.
+        wait: seconds to wait for nodes on which a trial fits.
 
     Raises:
         SpecError: if not even one trial fits, or no cluster answers at the address.
     """
     if address:
-        _reach(address)
+        reach(address)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Whoever reaches Ray's ports can run code: a Ray for this machine alone listens on loopback alone, as it does on the
+    # systems for which this switch was made.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(bool(address)))
     import ray
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = bool(address)  # it may have been imported before
 
     # What it would say of a worker that died, we say in one line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    dashboard = False if address is None else None
+    options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    if address and _JOB not in os.environ:  # a job's code has been sent with it
+        options["runtime_env"] = {"py_modules": code()}
     try:
-        ray.init(address=address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except SystemExit as error:
         raise KeyboardInterrupt from error  # what Ray makes of SIGTERM while it starts
+    except (RuntimeError, ConnectionError, ValueError, TimeoutError) as error:
+        if not address:
+            raise
+        raise SpecError(f"--address {address}", [_why(error)]) from error
     try:
-        yield _concurrency(spec.resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        cluster, until = Cluster(spec.resources, joined=bool(address)), time.monotonic() + wait
+        while not (fits := cluster.room() - cluster.joined) and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
+        if not fits:
+            raise SpecError("resources", [_too_small(spec.resources, [n["Resources"] for n in ray.nodes()])])
+        yield cluster
     finally:
         ray.shutdown()
 
 
-def _reach(address: str) -> None:
-    """Ask once whether anything listens; Ray itself would go on asking for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+def code() -> list[str]:
+    """The folders of our packages, for the nodes' runtime environment."""
+    here = Path(__file__).absolute().parent.parent
+    return [str(here / name) for name in _PACKAGES]
+
+
+def reach(address: str) -> None:
+    """Ask once whether anything listens; Ray itself would go on asking for minutes.
+
+    Raises:
+        SpecError: if nothing does, or the address is of a kind at which no study can run.
+    """
+    if address.startswith(("ray://", "http://", "https://")):
+        advice = "give host:6379 on a node of the cluster, or send the study there: `study submit --address http://HEAD:8265`"
+        raise SpecError(f"--address {address}", [f"a study cannot be driven through this port; {advice}"])
+    host, _, port = address.rpartition(":")
     if address in ("auto", "local") or not port.isdigit():
         return
     try:
@@ -66,17 +159,28 @@ def _reach(address: str) -> None:
         raise SpecError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
 
 
-def _concurrency(resources: Resources, nodes: list[dict[str, float]]) -> int:
-    """Trials at once: what fits on each node, since a trial cannot straddle two."""
-    wanted = {"CPU": float(resources.cpus_per_trial), "GPU": resources.gpus_per_trial}
-    fits = sum(min(math.floor(node.get(kind, 0.0) / need) for kind, need in wanted.items() if need) for node in nodes)
-    if not fits:
-        has = "; ".join(", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in wanted) for node in nodes)
-        raise SpecError(
-            "resources",
-            [
-                f"a trial takes {resources.cpus_per_trial} CPUs and {resources.gpus_per_trial:g} GPUs, "
-                f"the nodes have: {has}; lower resources.cpus_per_trial or resources.gpus_per_trial"
-            ],
-        )
-    return fits
+def _why(error: Exception) -> str:
+    """Why Ray could not join, in one line with what to do."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Version mismatch" in str(error):
+        return f"{' '.join(lines)}; install the cluster's versions here, or ours there"
+    return f"{lines[0] if lines else type(error).__name__}; is a cluster running, and this machine a node of it?"
+
+
+def fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
+    """Trials at once on nodes, as `ray.nodes()` gives them."""
+    wanted = _wanted(resources)
+    has = [node["Resources"] for node in nodes]
+    return sum(min(math.floor(node.get(kind, 0.0) / need) for kind, need in wanted.items() if need) for node in has)
+
+
+def _wanted(resources: Resources) -> dict[str, float]:
+    return {"CPU": float(resources.cpus_per_trial), "GPU": resources.gpus_per_trial}
+
+
+def _too_small(resources: Resources, nodes: list[dict[str, float]]) -> str:
+    has = "; ".join(", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in _wanted(resources)) for node in nodes)
+    return (
+        f"a trial takes {resources.cpus_per_trial} CPUs and {resources.gpus_per_trial:g} GPUs, "
+        f"the nodes have: {has}; lower resources.cpus_per_trial or resources.gpus_per_trial"
+    )

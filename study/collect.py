@@ -12,7 +12,9 @@ import math
 import os
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
 
 # Equal neighbours are merged once there are so many, so the parts stay few and each row is rewritten O(log n) times.
 MERGE = 8
-# Workers that may die of a trial before it is given up.
-MAX_FAILURES = 2
+# A trial that kills its worker once more than so is set aside: it would go on killing workers.
+MAX_FAILURES = 1
+# Nodes that may die under a trial, which is not its fault, before each counts as a worker.
+MAX_NODES = 10
 PACKAGES = ("optimizer-study", "torch", "torchvision", "ray", "optuna", "numpy", "pandas")
 
 
@@ -154,6 +158,7 @@ class Collector(tune.Callback):
         listeners: who else wants to know.
         tick: called from time to time.
         say: told what the user should know at once.
+        tell: likewise, of what befell workers; the kind of event, and words.
         final: whether a trial whose worker died is given up at once, where Ray Tune does.
     """
 
@@ -165,14 +170,16 @@ class Collector(tune.Callback):
         listeners: Sequence[Listener] = (),
         tick: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = print,
+        tell: Callable[[str, str], None] = lambda kind, text: None,
         final: bool = True,
     ) -> None:
         self.training_examples = spec.workload.facts.train
         self.tables = {name: Table(name, folder) for name in TABLES}
-        self.search, self.listeners, self.tick, self.say = search, listeners, tick, say
+        self.search, self.listeners, self.tick, self.say, self.tell = search, listeners, tick, say, tell
         self.courses: dict[int, Course] = {}
         self.warned: set[int] = set()
-        self.final, self.orphans, self.cut_off = final, 0, 0
+        self.final, self.orphans, self.cut_off, self.ended = final, 0, 0, 0
+        self.nodes: Counter[int] = Counter()
         self.broken: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -217,8 +224,13 @@ class Collector(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died or could not be reached, and another takes over."""
+        number, node = trial.config["trial"], _node_died(trial)
+        if node and self.nodes[number] < MAX_NODES:
+            self.nodes[number] += 1
+            trial.run_metadata.num_failures -= 1
         if not self.broken:
-            self.say(f"trial {trial.config['trial']}: its worker was lost; the trial goes on in another")
+            lost = "its node" if node else "its worker"
+            self.tell("worker lost", f"trial {number}: {lost} was lost; the trial goes on in another")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended well, or was stopped."""
@@ -227,10 +239,13 @@ class Collector(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died for the last time, or between two trials, when Ray Tune does not try again: we do."""
-        if getattr(trial, "num_failures", 0) > MAX_FAILURES or self.final:
+        number = trial.config["trial"]
+        if self.final or (getattr(trial, "num_failures", 0) > MAX_FAILURES and not _node_died(trial)):
+            self.tell("set aside", f"trial {number}: its worker died again; the trial is set aside as failed")
             self._end(trial, "failed", _reason(trial))
         else:
             self.orphans += 1
+            self.tell("worker lost", f"trial {number}: its worker was lost; the trial goes on later")
             self._end(trial, "interrupted", None)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
@@ -261,6 +276,7 @@ class Collector(tune.Callback):
             self.broken = error
             raise
         if ended != "interrupted":
+            self.ended += 1
             Path(trial.config["checkpoint"]).unlink(missing_ok=True)
         for listener in self.listeners:
             listener.ended(row)
@@ -319,6 +335,15 @@ def _reason(trial: Trial) -> str:
     return "\n".join(reason).strip()
 
 
+def _node_died(trial: Trial) -> bool:
+    """Whether it was the node that took a trial's worker with it."""
+    return "node" in _reason(trial) and any(words in _reason(trial) for words in _NODE_DIED)
+
+
+# Ray's words for a node that died, was taken away, or could not be reached any more.
+_NODE_DIED = ("its node has died", "node was terminated", "node was preempted", "died because its node")
+
+
 def session(command: str) -> dict[str, Any]:
     """What provenance tells of a session that begins now: its numbers come from this code, on this machine."""
     return {
@@ -328,6 +353,7 @@ def session(command: str) -> dict[str, Any]:
         "commit": commit(),
         "versions": versions(),
         "hardware": hardware(),
+        "events": [],
     }
 
 
@@ -417,7 +443,11 @@ def secure(unfinished: Path, file: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # our own, where the code came to a cluster with the job
+            found[name] = metadata.version(name)
+    return found
 
 
 def hardware() -> dict[str, Any]:

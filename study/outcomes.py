@@ -9,7 +9,9 @@ attribute, and no number is made up. The one who tells it is the collector, once
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import optuna
@@ -65,11 +67,19 @@ class TruthfulSearch(Searcher):
         space: the cells.
         study: Optuna's; only the driver talks to it. Trials that wait in it are suggested first.
         redo: numbers of trials that Optuna knows the end of but whose rows were lost; they run again, before all.
+        room: trials that may be under way now.
     """
 
-    def __init__(self, space: Space, study: optuna.Study, redo: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        space: Space,
+        study: optuna.Study,
+        redo: list[int] | None = None,
+        room: Callable[[], int] = lambda: sys.maxsize,
+    ) -> None:
         super().__init__(metric="value", mode="max" if space.spec.workload.metric == "accuracy" else "min")
-        self.space, self.study, self.redo = space, study, list(redo or [])
+        self.space, self.study, self.redo, self.room = space, study, list(redo or []), room
+        self.under_way: set[int] = set()
         self.several = len(study.directions) > 1
         self.running: dict[int, optuna.Trial] = {}
         trials = study.get_trials(deepcopy=False)
@@ -85,13 +95,17 @@ class TruthfulSearch(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's configuration: one that is to be done again, one that waits, or a new one."""
+        if len(self.under_way) >= self.room():
+            return None
         if self.redo:
             number = self.redo.pop(0)
+            self.under_way.add(number)
             cell = self.space.suggest(optuna.trial.FixedTrial(self.params.pop(number)))
             return self.space.configuration(cell, number, self.replicates.get(number, 0))
         number = self.waiting.pop(0) if self.waiting else self.asked
         self.study.sampler = sampler(self.space.spec, number)
         trial = self.running[number] = self._go_on(number) if number < self.asked else self._ask(number)
+        self.under_way.add(number)
         self.asked = max(self.asked, number + 1)
         cell = self.space.suggest(trial)
         if number not in self.replicates:
@@ -149,6 +163,7 @@ class TruthfulSearch(Searcher):
 
     def end(self, number: int, ended: str, result: dict[str, Any], error: str | None = None) -> None:
         """Tell Optuna how a trial ended; a trial that it knows the end of is left as it is."""
+        self.under_way.discard(number)
         trial = self.running.pop(number, None)
         if trial is None:
             return

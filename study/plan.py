@@ -45,13 +45,23 @@ class Probe:
     at_once: int
 
 
-def describe(spec: Spec) -> str:
-    """The plan of a valid spec, for people: some lines of text."""
-    facts, trials = spec.workload.facts, planned_trials(spec)
+def probed(spec: Spec) -> list[Probe]:
+    """The cells at the corners of the space, each tried briefly."""
     dimensions = spec.search.dimensions()
     sizes = [dimensions[name].ends() if name in dimensions else [0] for name in ("batch_size", "width", "depth")]
+    full = spec.workload.facts.train
     corners = itertools.product(*sizes)
-    probes = [probe(spec, facts.train if size == "full" else int(size), *map(int, rest)) for size, *rest in corners]
+    return [probe(spec, full if size == "full" else int(size), *map(int, rest)) for size, *rest in corners]
+
+
+def describe(spec: Spec, probes: list[Probe]) -> str:
+    """The plan of a valid spec, for people: some lines of text.
+
+    Args:
+        spec: the spec.
+        probes: of `probed`.
+    """
+    facts, trials = spec.workload.facts, planned_trials(spec)
     scheduler = "no scheduler" if spec.tuning.scheduler == "none" else f"{spec.tuning.scheduler} scheduler"
     lane_count = len(_lanes(spec))
     rows = [

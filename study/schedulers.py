@@ -30,11 +30,23 @@ def scheduler(spec: Spec, mode: str, past: Past, stopped: Mapping[int, int] | No
         stopped: trials that were stopped, and the part of the budget after which; their rows may have been lost.
     """
     if spec.tuning.scheduler == "none":
-        return FIFOScheduler()
+        return InOrder()  # type: ignore[no-untyped-call]
     return Halving(Budget(**spec.budget.limit()).reports, BRACKETS[spec.tuning.scheduler], mode, past, stopped)
 
 
-class Halving(AsyncHyperBandScheduler):
+class InOrder(FIFOScheduler):
+    """Trials in their order, none stopped."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None in particular.
+
+        One that is named takes the worker that a trial has just left, and the worker that starts for it is thrown away:
+        where trials take less time than workers to start, most nodes never get to work. Ray Tune takes those that wait
+        in their order anyway.
+        """
+
+
+class Halving(InOrder, AsyncHyperBandScheduler):
     """Asynchronous successive halving (Li et al. 2020), in several brackets asynchronous Hyperband.
 
     Time is the part of the budget that a trial has spent, however often it was interrupted. Extensions of a

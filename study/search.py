@@ -8,13 +8,14 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study import cluster
+from study.cluster import Cluster
 from study.spec import Spec, SpecError, read
 from trainables import data
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from study.confirm import Winner
     from study.progress import Show
     from study.trackers import Listener
+
+
+# Times that trials are tried again which lost their worker, in a row in which none ended.
+ROUNDS = 3
 
 
 class Halted(RuntimeError):
@@ -94,7 +99,13 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
 
 
 def run(
-    spec: Spec, out: Path | None = None, *, address: str | None = None, command: str = "", show: Show = "auto"
+    spec: Spec,
+    out: Path | None = None,
+    *,
+    address: str | None = None,
+    wait: float = 0.0,
+    command: str = "",
+    show: Show = "auto",
 ) -> Outcome:
     """Run a study from its beginning.
 
@@ -102,6 +113,7 @@ def run(
         spec: what to search.
         out: the results folder; see `claim_folder`.
         address: of a Ray cluster; this machine if not given.
+        wait: seconds to wait there for nodes on which a trial fits.
         command: what the user ran, for the provenance.
         show: see `study.progress.Show`.
 
@@ -119,8 +131,9 @@ def run(
         claim_storage(spec, folder)
         claimed = True
         # Ray sets handlers of its own in between.
-        with _stoppable(), cluster.connected(spec, address) as concurrency, _stoppable():
-            return session(spec, folder, data_folder, concurrency, command, show=show)
+        with _stoppable(), cluster.connected(spec, address, wait) as on, _stoppable():
+            _look_over(on, folder)
+            return session(spec, folder, data_folder, on, command, show=show)
     finally:
         # Nothing was written if Ray did not start.
         if folder.is_dir() and not any(folder.iterdir()):
@@ -130,7 +143,13 @@ def run(
 
 
 def resume(
-    folder: Path, *, more: int = 0, address: str | None = None, command: str = "", show: Show = "auto"
+    folder: Path,
+    *,
+    more: int = 0,
+    address: str | None = None,
+    wait: float = 0.0,
+    command: str = "",
+    show: Show = "auto",
 ) -> Outcome:
     """Go on with a study where it was, whatever ended it.
 
@@ -138,6 +157,7 @@ def resume(
         folder: the results folder.
         more: trials to add to those that the study was to have.
         address: as for `run`.
+        wait: likewise.
         command: likewise.
         show: likewise.
 
@@ -176,8 +196,9 @@ def resume(
             )
     data_folder = data.data_folder().absolute()
     data.load(spec.workload.data, data_folder)
-    with _stoppable(), cluster.connected(spec, address) as concurrency, _stoppable():
-        return session(spec, folder, data_folder, concurrency, command, show=show)
+    with _stoppable(), cluster.connected(spec, address, wait) as on, _stoppable():
+        _look_over(on, folder)
+        return session(spec, folder, data_folder, on, command, show=show)
 
 
 def run_all(studies: Sequence[tuple[Spec, Path]], *, command: str = "", show: Show = "auto") -> list[Outcome]:
@@ -200,12 +221,30 @@ def run_all(studies: Sequence[tuple[Spec, Path]], *, command: str = "", show: Sh
     outcomes: list[Outcome] = []
     if not studies:
         return outcomes
-    with _stoppable(), cluster.connected(studies[0][0], None) as concurrency, _stoppable():
+    with _stoppable(), cluster.connected(studies[0][0], None) as on, _stoppable():
         for spec, folder in studies:
-            outcomes.append(session(spec, folder.absolute(), data_folder, concurrency, command, show=show))
+            outcomes.append(session(spec, folder.absolute(), data_folder, on, command, show=show))
             if outcomes[-1].interrupted:
                 break
     return outcomes
+
+
+def same(spec: Spec, folder: Path) -> None:
+    """Raise a `SpecError` unless the study in a results folder is that of a spec."""
+    from study.collect import deciding
+
+    there, asked = deciding(read(folder / "spec.toml")), deciding(spec)
+    if changed := sorted(key for key, value in asked.items() if there.get(key) != value):
+        advice = "give a folder of its own, or the spec as it was"
+        raise SpecError(f"--out {folder}", [f"holds a study with another {', '.join(changed)}; {advice}"])
+
+
+def _look_over(on: Cluster, folder: Path) -> None:
+    """See whether the nodes are fit, where others started them."""
+    if on.joined:
+        from study import preflight
+
+        preflight.refuse(folder)
 
 
 def with_trials(spec: Spec, trials: int) -> Spec:
@@ -228,16 +267,14 @@ def _with_absolute_storage(spec: Spec) -> Spec:
     return spec.model_copy(update={"tuning": spec.tuning.model_copy(update={"storage": absolute})})
 
 
-def session(
-    spec: Spec, folder: Path, data_folder: Path, concurrency: int, command: str, *, show: Show = "auto"
-) -> Outcome:
+def session(spec: Spec, folder: Path, data_folder: Path, on: Cluster, command: str, *, show: Show = "auto") -> Outcome:
     """Run what is left of a study, on the Ray that this process is connected to: its trials, then its confirmation.
 
     Args:
         spec: what to search; `budget.trials` is how many there are to be in the end.
         folder: the results folder, absolute; made if it is not there.
         data_folder: where downloaded data lie, absolute.
-        concurrency: trials at once.
+        on: that Ray.
         command: for the provenance.
         show: see `study.progress.Show`.
     """
@@ -250,13 +287,20 @@ def session(
         sessions = [*(collect.provenance_of(folder).get("sessions") or []), collect.session(command)]
         collect.write_text(folder / "spec.toml", text)
         collect.write_provenance(folder, spec, sessions, finished=False)
-        outcome = _trials(spec, folder, data_folder, concurrency, show)
+
+        def note(kind: str, text: str) -> None:
+            """Keep what befell nodes and workers for the report; what cannot be written now is with the next."""
+            sessions[-1]["events"].append({"time": collect.now(), "kind": kind, "text": text})
+            with suppress(OSError):
+                collect.write_provenance(folder, spec, sessions, finished=False)
+
+        outcome = _trials(spec, folder, data_folder, on, show, note)
         if spec.confirm and not outcome.interrupted and outcome.scored:
             winners = confirm.winners(spec, folder)
             below, final = folder / confirm.FOLDER, confirm.confirmation(spec, len(winners))
             collect.write_text(below / "spec.toml", final.to_toml())
             collect.write_provenance(below, final, sessions, finished=False)
-            confirmed = _trials(final, below, data_folder, concurrency, show, winners)
+            confirmed = _trials(final, below, data_folder, on, show, note, winners)
             collect.write_provenance(below, final, sessions, finished=not confirmed.interrupted)
             total = outcome.ended + confirmed.ended, outcome.planned + confirmed.planned
             outcome = Outcome(folder, *total, outcome.scored)
@@ -269,10 +313,11 @@ def _trials(
     spec: Spec,
     folder: Path,
     data_folder: Path,
-    concurrency: int,
+    on: Cluster,
     show: Show,
+    note: Callable[[str, str], None],
     winners: list[Winner] | None = None,
-    rounds: int = 3,
+    rounds: int = ROUNDS,
 ) -> Outcome:
     """Run the trials of a spec that have not ended yet, in a folder that this process holds.
 
@@ -304,14 +349,24 @@ def _trials(
     past = {trial.number: dict(trial.intermediate_values) for trial in trials}
     stopped = {trial.number: trial.user_attrs["stopped"] for trial in trials if "stopped" in trial.user_attrs}
     left = planned - len(state.rows)
-    search = TruthfulSearch(space, study, state.redo)
+    search = TruthfulSearch(space, study, state.redo, on.room)
     display.go_on(state, folder)
     if winners and left > 0:
         what = "1 winner, at its" if left == 1 else f"{left} winners, each at its"
         display.say(f"confirming {what} tuned rate on {spec.lanes.seeds} fresh seeds")
     if left > 0:
         listeners: list[Listener] = [display, *_trackers(spec, folder, display)]
-        collector = Collector(spec, folder, search, listeners, display.tick, display.say, final=rounds == 1)
+
+        def tick() -> None:
+            display.tick()
+            on.look()
+
+        def tell(kind: str, text: str) -> None:
+            display.say(text)
+            note(kind, text)
+
+        on.note = tell
+        collector = Collector(spec, folder, search, listeners, tick, display.say, tell, final=rounds == 1)
         mode = search.mode
         resources = {"cpu": spec.resources.cpus_per_trial, "gpu": spec.resources.gpus_per_trial}
         shutil.rmtree(folder / "tune", ignore_errors=True)
@@ -323,7 +378,6 @@ def _trials(
                 metric="value",
                 mode=mode,
                 num_samples=left,
-                max_concurrent_trials=concurrency,
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
@@ -344,7 +398,9 @@ def _trials(
                 listener.close()
         shutil.rmtree(folder / "tune", ignore_errors=True)
         if collector.orphans and not collector.cut_off:
-            return _trials(spec, folder, data_folder, concurrency, show, winners, rounds - 1)
+            # As long as trials end, there is hope for the others.
+            again = ROUNDS if collector.ended else rounds - 1
+            return _trials(spec, folder, data_folder, on, show, note, winners, again)
     if display.done >= planned:
         shutil.rmtree(checkpoints, ignore_errors=True)
         if not winners:

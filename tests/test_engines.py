@@ -24,7 +24,7 @@ SIZES = (1, 32, TRAINING)
 def cases() -> list[Any]:
     """Engine x rule x family x batch size. Compiling takes seconds, so most of the compiled ones are long.
 
-    Rules see a network's parameters as one flat tensor, so not each is compiled with every batch size of the CNN.
+    Rules see a network's parameters as one flat tensor, so not each is compiled with every batch size.
     """
     found = []
     for engine in ("eager", "cuda-graph", "compiled"):
@@ -36,7 +36,7 @@ def cases() -> list[Any]:
                         "cuda-graph": family == "mlp",
                         "compiled": size == 32 and (rule in ("adam", "momentum", "nadam") and family == "linear"),
                     }[engine]
-                    if engine == "compiled" and family == "cnn" and size != 32 and rule not in ("adam", "momentum"):
+                    if engine == "compiled" and size != 32 and rule not in ("adam", "momentum"):
                         continue
                     if engine == "compiled" and family == "quadratic":
                         continue  # it has no program

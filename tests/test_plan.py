@@ -27,8 +27,8 @@ def test_more_lanes_take_more_memory_and_more_updates_more_time() -> None:
 
 def test_a_budget_in_seconds_is_the_time() -> None:
     spec = check(changed(budget={"trials": 4, "seconds": 60.0}))
-    assert "batch size 1 (stochastic): 60 s a trial" in plan.describe(spec)
-    assert re.search(r"time +about \d", plan.describe(spec))
+    assert "batch size 1 (stochastic): 60 s a trial" in plan.describe(spec, plan.probed(spec))
+    assert re.search(r"time +about \d", plan.describe(spec, plan.probed(spec)))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_every_family_has_a_plan_without_loading_its_data(model: str, data: str)
     size = {} if model in ("linear", "quadratic") else {"width": {"low": 4, "high": 8}, "depth": 1}
     search = {**size, "batch_size": [32], "optimizer": "adam"}
     spec = check(changed(workload={"data": data, "model": model, "standardize": data != "quadratic"}, search=search))
-    assert f"{data}: " in plan.describe(spec)
+    assert f"{data}: " in plan.describe(spec, plan.probed(spec))
 
 
 def test_the_status_of_a_study_that_has_just_begun(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ from trainables import tune as trainables_tune
 from trainables.tune import MLPTrainable
 
 
+@dataclass
+class Narrow(cluster.Cluster):
+    """A Ray on which no more trials are under way than the test wants."""
+
+    at_once: int = 2
+
+    def room(self) -> int:
+        return self.at_once
+
+
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
     """One Ray for the whole module, two CPUs; starting it takes longer than the studies."""
@@ -40,8 +51,8 @@ def ray_here() -> Iterator[None]:
 def run(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def go(spec: Any, **options: Any) -> Outcome:
         folder, data_folder = tmp_path / "results", tmp_path / "data"
-        concurrency = options.pop("concurrency", 2)
-        return search.session(spec, folder, data_folder, concurrency, "the command", show="quiet")
+        on = Narrow(spec.resources, at_once=options.pop("at_once", 2))
+        return search.session(spec, folder, data_folder, on, "the command", show="quiet")
 
     monkeypatch.chdir(tmp_path)
     return go
@@ -121,7 +132,7 @@ def test_a_repeated_study_has_the_same_numbers(run: Any, tmp_path: Path) -> None
     first = analysis.load(run(SPEC).folder)
     frames = [first.lanes, first.curves]
     (tmp_path / "results").rename(tmp_path / "earlier")
-    second = analysis.load(run(SPEC, concurrency=1).folder)
+    second = analysis.load(run(SPEC, at_once=1).folder)
     for ours, theirs in zip(frames, [second.lanes, second.curves], strict=True):
         timed = [name for name in ours if "seconds" in name]
         assert ours.drop(columns=timed).equals(theirs.drop(columns=timed))
@@ -201,7 +212,7 @@ def test_every_end_is_told_as_what_it_was_everywhere(run: Any, monkeypatch: pyte
     spec = search.with_trials(SPEC.model_copy(update={"tuning": tuning, "recording": recording}), 9)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/driver").write_text(str(os.getpid()))
-    outcome = run(spec, concurrency=1)
+    outcome = run(spec, at_once=1)
     assert outcome.interrupted
     assert outcome.ended == 7
     found = analysis.load(outcome.folder)
@@ -232,7 +243,7 @@ def test_every_end_is_told_as_what_it_was_everywhere(run: Any, monkeypatch: pyte
         assert ended in page
     assert "a bug in the model" in page
     # It goes on with what was interrupted, from its checkpoint, and with what had not begun.
-    again = run(spec, concurrency=1)
+    again = run(spec, at_once=1)
     assert (again.ended, again.interrupted) == (9, False)
     trials = analysis.load(outcome.folder).trials.set_index("trial")
     assert trials["outcome"].to_dict() == {n: e[0] for n, e in ENDS.items()} | {7: "completed", 8: "completed"}
@@ -309,7 +320,7 @@ def test_a_database_that_fails_ends_the_session_and_loses_no_trial(run: Any, tmp
     thread = threading.Thread(target=hold)
     thread.start()
     with pytest.raises(search.Halted, match=r"database is locked.*Every trial that had ended is safe"):
-        run(spec, concurrency=1)
+        run(spec, at_once=1)
     thread.join()
     holds.rollback()
     before = analysis.load(tmp_path / "results").trials
@@ -339,22 +350,22 @@ def test_a_results_folder_that_is_removed_ends_the_study_with_a_word(run: Any, t
     assert not folder.exists()
 
 
-def test_resources_that_no_node_has_are_the_users_mistake() -> None:
-    wanted = SPEC.resources.model_copy(update={"gpus_per_trial": 1000.0})
-    with pytest.raises(SpecError, match=r"a trial takes 1 CPUs and 1000 GPUs, the nodes have: 2 CPUs, 0 GPUs"):
-        cluster._concurrency(wanted, [{"CPU": 2.0}])
-    assert cluster._concurrency(SPEC.resources, [{"CPU": 7.0}]) == 7
+def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"Resources": each} for each in resources]
+
+
+def test_a_trial_cannot_straddle_two_nodes() -> None:
+    assert cluster.fitting(SPEC.resources, nodes({"CPU": 7.0})) == 7
     shared = SPEC.resources.model_copy(update={"gpus_per_trial": 0.25})
-    assert cluster._concurrency(shared, [{"CPU": 64.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 9.0}]) == 11
+    assert cluster.fitting(shared, nodes({"CPU": 64.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 9.0})) == 11
     wide = SPEC.resources.model_copy(update={"cpus_per_trial": 4})
-    with pytest.raises(SpecError, match="a trial takes 4 CPUs"):
-        cluster._concurrency(wide, [{"CPU": 3.0}, {"CPU": 3.0}])
+    assert cluster.fitting(wide, nodes({"CPU": 3.0}, {"CPU": 3.0})) == 0
 
 
 def test_an_address_where_nothing_listens_is_told_at_once() -> None:
     with pytest.raises(SpecError, match=r"--address 127.0.0.1:9: 1 mistake\n.*nothing answers.*ray start --head"):
-        cluster._reach("127.0.0.1:9")
-    cluster._reach("auto")
+        cluster.reach("127.0.0.1:9")
+    cluster.reach("auto")
 
 
 def test_a_results_folder_is_never_written_into_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

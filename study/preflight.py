@@ -1,0 +1,176 @@
+"""Looks over the nodes of a cluster before a study runs on them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from study.cluster import fitting, name_of
+from study.spec import Spec, SpecError
+
+# What numbers depend on, beside our own code, which travels. That Ray and Python are the same, Ray sees to.
+PACKAGES = ("torch", "numpy")
+ANSWER_SECONDS = 20.0
+# The report's timeline shows what workers' clocks say.
+CLOCK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node says of itself.
+
+    Attributes:
+        name: host and address.
+        resources: as Ray counts them.
+        versions: of `PACKAGES`; empty for one that is not there.
+        free_bytes: memory that is free.
+        ahead_seconds: of its clock before this machine's, about.
+        sees: whether it can write into the results folder.
+        problem: why it could not be asked; empty if it could.
+    """
+
+    name: str
+    resources: dict[str, float]
+    versions: dict[str, str] = field(default_factory=dict)
+    free_bytes: int = 0
+    ahead_seconds: float = 0.0
+    sees: bool = True
+    problem: str = ""
+
+
+def survey(folder: Path) -> list[Node]:
+    """Ask every node of the cluster that this process is connected to.
+
+    Args:
+        folder: the results folder, which is there.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def answer(packages: Sequence[str], mark: str) -> dict[str, Any]:
+        # Travels as it stands, with nothing of ours: the node may lack it.
+        import importlib.metadata
+        import os
+        import time
+        from pathlib import Path
+
+        versions = {}
+        for package in packages:
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                versions[package] = ""
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        sees = Path(mark).exists() and os.access(Path(mark).parent, os.W_OK)
+        return {"versions": versions, "free_bytes": free, "sees": sees, "clock": time.time()}
+
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    mark = folder / f".seen-{uuid.uuid4().hex}"
+    mark.touch()
+    try:
+        asked = {
+            ray.remote(answer)
+            .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False))
+            .remote(PACKAGES, str(mark)): node
+            for key, node in nodes.items()
+        }
+        found, waiting, until = [], list(asked), time.monotonic() + ANSWER_SECONDS
+        while waiting and (left := until - time.monotonic()) > 0:
+            ready, waiting = ray.wait(waiting, timeout=left)
+            for each in ready:
+                found.append(_told(asked[each], each))
+        silent = f"has not answered within {ANSWER_SECONDS:.0f} s; look at its logs, or take it out of the cluster"
+        found += [Node(name_of(asked[each]), asked[each]["Resources"], problem=silent) for each in waiting]
+    finally:
+        with suppress(OSError):
+            mark.unlink(missing_ok=True)
+    return sorted(found, key=lambda node: node.name)
+
+
+def _told(node: dict[str, Any], reference: Any) -> Node:
+    import ray
+
+    try:
+        told = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        why = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        return Node(name_of(node), node["Resources"], problem=f"cannot run anything ({why.strip()}); look at its logs")
+    ahead = told.pop("clock") - time.time()
+    return Node(name_of(node), node["Resources"], ahead_seconds=ahead, **told)
+
+
+def mistakes(nodes: Sequence[Node], folder: Path) -> list[str]:
+    """What keeps a study from running on these nodes, each in one line with what to do."""
+    here = {package: importlib.metadata.version(package) for package in PACKAGES}
+    found = []
+    for node in nodes:
+        if node.problem:
+            found.append(f"node {node.name}: {node.problem}")
+            continue
+        for package, version in node.versions.items():
+            if not version:
+                found.append(f"node {node.name}: has no {package}; install {package} {here[package]} there")
+            elif version != here[package]:
+                found.append(
+                    f"node {node.name}: has {package} {version}, here it is {here[package]}; numbers would differ, "
+                    "install the same version everywhere"
+                )
+        if not node.sees:
+            found.append(
+                f"node {node.name}: cannot write into {folder}; give a folder that all nodes share (NFS) with --out"
+            )
+        if abs(node.ahead_seconds) > CLOCK_SECONDS:
+            side = "ahead" if node.ahead_seconds > 0 else "behind"
+            found.append(f"node {node.name}: its clock is {abs(node.ahead_seconds):.0f} s {side}; set it by NTP")
+    return found
+
+
+def refuse(folder: Path) -> None:
+    """Raise a `SpecError` with all that keeps a study from running on the cluster."""
+    nodes = survey(folder)
+    if found := mistakes(nodes, folder):
+        raise SpecError("the cluster", found)
+
+
+def describe(spec: Spec, folder: Path, trial_bytes: int) -> str:
+    """The nodes that this process is connected to, for people, if all of them are fit.
+
+    Args:
+        spec: whose trials are to run there.
+        folder: for the results; looked at in the nearest folder above it that is there.
+        trial_bytes: of memory that a trial takes.
+
+    Raises:
+        SpecError: if one is not.
+    """
+    folder = folder.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise SpecError(f"--out {folder}", ["cannot be written to; give another folder"])
+    nodes = survey(folder)
+    found = mistakes(nodes, folder)
+    lines = []
+    for node in nodes:
+        at_once = fitting(spec.resources, [{"Resources": node.resources}])
+        if spec.resources.gpus_per_trial == 0 and at_once * trial_bytes > node.free_bytes > 0:
+            found.append(
+                f"node {node.name}: {at_once} trials at once take {at_once * trial_bytes / 2**30:.1f} GiB, "
+                f"{node.free_bytes / 2**30:.1f} GiB are free; raise resources.cpus_per_trial"
+            )
+        kind = next((name.split(":", 1)[1] for name in node.resources if name.startswith("accelerator_type:")), "")
+        gpus = node.resources.get("GPU", 0)
+        lines.append(
+            f"  node    {node.name}: {node.resources.get('CPU', 0):g} CPUs, {gpus:g} GPUs{f' ({kind})' * bool(kind)}, "
+            f"{node.free_bytes / 2**30:.1f} GiB free, {at_once} trials at once"
+        )
+    if found:
+        raise SpecError("the cluster", found)
+    return "\n".join(lines)

@@ -1,0 +1,293 @@
+"""Studies on real clusters: Ray nodes with addresses of their own, some of which die, are cut off, or join late."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+import ray
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+import analysis
+from study import cluster, search
+from study.spec import check
+from tests.nodes import Nodes, why_not
+from tests.test_cli import study
+from trainables import tune as trainables_tune
+from trainables.tune import MLPTrainable
+
+STUDY = [sys.executable, "-m", "study"]
+SPEC = """
+name = "apart"
+[workload]
+data = "linear"
+model = "mlp"
+[search]
+width = [4, 8, 16]
+depth = [1, 2]
+batch_size = [4, 8, "full"]
+optimizer = ["sgd", "momentum", "adam"]
+[lanes]
+learning_rate = {low = 1e-3, high = 1e-1, count = 3}
+seeds = 2
+extensions = 0
+[budget]
+trials = 60
+epochs = 400
+[tuning]
+sampler = "qmc"
+scheduler = "none"
+[recording]
+checkpoint_seconds = 0.2
+"""
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with Nodes() as made:
+        yield made
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    file = tmp_path / "apart.toml"
+    file.write_text(SPEC)
+    return file
+
+
+def numbers(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Lanes and curves but for the times they took."""
+    results = analysis.load(folder)
+    lanes, curves = (
+        table.drop(columns=[name for name in table if "seconds" in name]) for table in (results.lanes, results.curves)
+    )
+    order = ["trial", "lane", "update", "split", "metric"]
+    return (
+        lanes.sort_values(order[:2]).reset_index(drop=True),
+        curves.sort_values(order).reset_index(drop=True),
+    )
+
+
+def wait_for(what: Callable[[], bool], running: subprocess.Popen[str], seconds: float = 240) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert running.poll() is None, f"ended with {running.returncode}"
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def hosts(folder: Path) -> Counter[str]:
+    """Trials by the node on which they ended."""
+    try:
+        return Counter(analysis.load(folder).trials["worker"].str.split(":").str[0])
+    except (analysis.ResultsError, OSError):
+        return Counter()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_nodes_die_are_cut_off_and_join_and_nothing_is_lost(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    done = study("run", str(spec), "--out", str(alone), "--quiet", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    for name in ("head", "b", "c", "d"):
+        nodes.start(name)
+    out, said = tmp_path / "out", tmp_path / "said"
+    with said.open("w") as log:
+        options = {"cwd": tmp_path, "stdout": log, "stderr": log}
+        there = ["--address", nodes.head, "--plain"]
+        running = nodes.process("head", [*STUDY, "run", str(spec), "--out", str(out), *there], **options)
+        wait_for(lambda: set(hosts(out)) == {"head", "b", "c", "d"}, running)
+        nodes.kill("c")
+        wait_for(lambda: "node c (10.77.0.3) is gone" in said.read_text(), running)
+        nodes.cut_off("d")
+        nodes.start("e")
+        wait_for(lambda: "node d (10.77.0.4) is gone" in said.read_text(), running)
+        wait_for(lambda: hosts(out)["e"] > 0, running)
+        os.killpg(running.pid, signal.SIGTERM)
+        assert running.wait(60) == 130, said.read_text()
+        assert 10 < sum(hosts(out).values()) < 60
+        again = nodes.process("e", [*STUDY, "resume", str(out), *there], **options)
+        assert again.wait(300) == 0, said.read_text()
+
+    for mine, theirs in zip(numbers(out), numbers(alone), strict=True):
+        pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+    results = analysis.load(out)
+    assert set(hosts(out)) == {"head", "b", "c", "d", "e"}
+    assert (results.trials["outcome"] == "completed").all()
+    storage = JournalStorage(JournalFileBackend(str(out / "optuna.journal")))
+    trials = optuna.load_study(study_name="apart", storage=storage).trials
+    assert len(trials) == 60
+    assert {trial.state for trial in trials} == {optuna.trial.TrialState.COMPLETE}
+    page = (out / "report" / "index.html").read_text()
+    for told in ("node c (", "node d (", "node e (10.77.0.5) has joined", "was lost; the trial goes on in another"):
+        assert told in page, told
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_study_is_submitted_followed_and_fetched(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
+    spec.write_text(SPEC.replace("trials = 60", "trials = 8").replace("epochs = 400", "epochs = 20"))
+    nodes.start("head", "--include-dashboard=true", "--dashboard-host=127.0.0.1")
+    nodes.start("b")
+    # As through a tunnel: the job server listens on the head's loopback alone.
+    out, here = tmp_path / "there" / "out", tmp_path / "here"
+    here.mkdir()
+    submit = [*STUDY, "submit", str(spec), "--address", "http://127.0.0.1:8265", "--out", str(out)]
+    sent = nodes.process("head", submit, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said, _ = sent.communicate(timeout=300)
+    assert sent.returncode == 0, said
+    assert "8/8 trials" in said
+    assert "results: results/apart" in said
+    fetched = analysis.load(here / "results" / "apart")
+    assert len(fetched.trials) == 8
+    assert (here / "results" / "apart" / "report" / "index.html").exists()
+    for mine, theirs in zip(numbers(out), numbers(here / "results" / "apart"), strict=True):
+        pd.testing.assert_frame_equal(mine, theirs)
+
+    again = nodes.process("head", submit, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    spec.write_text(spec.read_text().replace("epochs = 20", "epochs = 21"))
+    other = nodes.process("head", submit, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said, _ = other.communicate(timeout=300)
+    assert other.returncode == 2, said
+    assert "holds a study with another budget.epochs" in said
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_what_is_wrong_with_a_cluster_is_told_before_anything_runs(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
+    nodes.start("head")
+    nodes.start("b")
+
+    def said(*command: str) -> tuple[int, str]:
+        begun = time.monotonic()
+        run = nodes.process("head", [*STUDY, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        text, _ = run.communicate(timeout=120)
+        assert time.monotonic() - begun < 60  # 30 s on a machine of its own
+        return run.returncode, text
+
+    there = ["--address", nodes.head]
+    code, text = said("check", str(spec), *there, "--out", str(tmp_path / "out"))
+    assert code == 0, text
+    assert "node    b (10.77.0.2): 1 CPUs, 0 GPUs" in text
+    assert "node    head (10.77.0.1)" in text
+
+    # A folder that is the head's alone.
+    code, text = said("run", str(spec), *there, "--out", str(nodes.folder / "mine"), "--quiet")
+    assert code == 2, text
+    assert "node b (10.77.0.2): cannot write into" in text
+    assert "all nodes share (NFS)" in text
+
+    spec.write_text(SPEC + "[resources]\ngpus_per_trial = 0.5\n")
+    for command in ("check", "run"):
+        code, text = said(command, str(spec), *there, "--out", str(tmp_path / "gpu"))
+        assert code == 2, text
+        assert "a trial takes 1 CPUs and 0.5 GPUs, the nodes have: 1 CPUs, 0 GPUs; 1 CPUs, 0 GPUs" in text
+    assert not (tmp_path / "gpu").exists()
+
+
+@pytest.mark.long
+def test_a_cluster_of_another_version_is_told(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
+    head = "import ray; ray.__version__ = '2.1.0'; from ray.scripts.scripts import main; main()"
+    nodes.start("head", program=[sys.executable, "-c", head])
+    run = nodes.process(
+        "head",
+        [*STUDY, "run", str(spec), "--address", nodes.head, "--out", str(tmp_path / "out")],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    text, _ = run.communicate(timeout=120)
+    assert run.returncode == 2, text
+    assert "Version mismatch" in text
+    assert "Ray: 2.1.0" in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def listening() -> set[str]:
+    """Addresses at which something of this machine listens, as hexadecimal numbers."""
+    lines = [line.split() for file in ("tcp", "tcp6") for line in Path(f"/proc/net/{file}").read_text().splitlines()]
+    return {line[1] for line in lines if line[3] == "0A"}
+
+
+LISTENING = """
+import time
+from study import cluster
+from study.spec import read
+from tests.test_cluster import listening
+before = listening()
+with cluster.connected(read("quick"), None):
+    time.sleep(3)
+    print(*(listening() - before))
+"""
+
+
+def test_nothing_listens_beyond_loopback() -> None:
+    found = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, check=True).stdout
+    addresses = {address.split(":")[0] for address in found.split()}
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
+    assert addresses
+
+
+class OnTheProcessor(MLPTrainable):
+    """A trial for a GPU that its node only says it has."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        super().setup({**config, "device": "cpu"})
+
+    def step(self) -> dict[str, Any]:
+        time.sleep(0.1)  # so that a trial takes longer than a worker to start
+        return super().step()
+
+
+@pytest.mark.long
+def test_trials_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ray's own accounting: of one GPU two trials take half each, however many processors there are."""
+    monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)
+    tables = tomllib.loads(SPEC.replace("epochs = 400", "epochs = 80")) | {"resources": {"gpus_per_trial": 0.5}}
+    spec = search.with_trials(check(tables), 6)
+    ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, logging_level="ERROR")
+    try:
+        on = cluster.Cluster(spec.resources)
+        assert on.room() == 2
+        outcome = search.session(spec, tmp_path / "out", tmp_path, on, "", show="quiet")
+    finally:
+        ray.shutdown()
+    assert outcome.scored == 6
+    trials = analysis.load(tmp_path / "out").trials
+    ends = trials["started"] + trials["wall_seconds"]
+    at_once = [int(((trials["started"] <= when) & (ends > when)).sum()) for when in trials["started"]]
+    assert max(at_once) == 2
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
+def test_a_port_through_which_no_study_is_driven_is_told(address: str, spec: Path, tmp_path: Path) -> None:
+    found = study("run", str(spec), "--address", address, folder=tmp_path)
+    assert found.returncode == 2
+    assert "study submit" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_where_no_job_server_answers_is_told(spec: Path, tmp_path: Path) -> None:
+    found = study("submit", str(spec), "--address", "http://127.0.0.1:9", "--out", "/x", folder=tmp_path)
+    assert found.returncode == 2
+    assert "no job server answers" in found.stderr
+    assert "ssh -L" in found.stderr

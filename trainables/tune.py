@@ -20,6 +20,7 @@ import time
 import traceback
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -183,8 +184,6 @@ class LaneTrainable(tune.Trainable):
         if family not in self.families:
             raise ValueError(f"{type(self).__name__} trains {' and '.join(self.families)}, not {family!r}")
         torch.set_num_threads(trial.threads)
-        # Where a ReLU is dead, momentum decays into numbers so small that processors take several times as long.
-        torch.set_flush_denormal(True)
         self.device = torch.device(_device(trial.device))
         if self.device.type == "cuda":
             # The same trial again is the same bit for bit, and float32 means float32.
@@ -282,7 +281,8 @@ class LaneTrainable(tune.Trainable):
         result: dict[str, Any] = {}
         if self.failure is None:
             try:
-                result = self._step()
+                with _without_denormals():
+                    result = self._step()
             except Exception as error:  # noqa: BLE001  as in setup
                 self.failure = _failure(error)
         if self.failure:
@@ -512,6 +512,20 @@ def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
         }
         for place, lane in enumerate(stack.lanes)
     ]
+
+
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Take numbers next to nothing for nothing, for as long as the context lasts.
+
+    Where a ReLU is dead, momentum decays into numbers so small that processors take several times as long for them.
+    """
+    before = (torch.tensor([1e-300], dtype=torch.float64) * 1e-10).item() == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def _write(state: dict[str, Any], file: Path) -> None:

@@ -102,8 +102,8 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0) -> Iterator[Cl
         reach(address)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Whoever reaches Ray's ports can run code: a Ray for this machine alone listens on loopback alone, as it does on the
-    # systems for which this switch was made.
+    # Whoever reaches Ray's ports can run code: a Ray for this machine alone listens on loopback alone, as it does on
+    # the systems for which this switch was made.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(bool(address)))
     import ray
     from ray._private import ray_constants

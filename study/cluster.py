@@ -30,6 +30,10 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+NO_TOKEN = (
+    "the cluster asks for a token, and there is none here, or another; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
+    "`ray get-auth-token` prints on its head"
+)
 # Set in what Ray's job server starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Our packages, which travel to the nodes of a cluster: all run the driver's code.
@@ -119,7 +123,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0) -> Iterator[Cl
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except SystemExit as error:
         raise KeyboardInterrupt from error  # what Ray makes of SIGTERM while it starts
-    except (RuntimeError, ConnectionError, ValueError, TimeoutError) as error:
+    except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, TimeoutError) as error:
         if not address:
             raise
         raise SpecError(f"--address {address}", [_why(error)]) from error
@@ -161,6 +165,8 @@ def reach(address: str) -> None:
 
 def _why(error: Exception) -> str:
     """Why Ray could not join, in one line with what to do."""
+    if type(error).__name__ == "AuthenticationError":
+        return NO_TOKEN
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "Version mismatch" in str(error):
         return f"{' '.join(lines)}; install the cluster's versions here, or ours there"

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.cluster import code
+from study.cluster import NO_TOKEN, code
 from study.spec import Spec, SpecError
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ def submit(
 
 
 def _client(address: str) -> JobSubmissionClient:
+    # Ray sends its token of itself where it joins a cluster, but not to a job server.
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() or "RAY_AUTH_TOKEN" in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     # Ray would let these override the address.
@@ -82,6 +86,8 @@ def _client(address: str) -> JobSubmissionClient:
         from ray.job_submission import JobSubmissionClient
 
         client = JobSubmissionClient(address)
+    except ray.exceptions.AuthenticationError as error:
+        raise SpecError(f"--address {address}", [NO_TOKEN]) from error
     except ConnectionError as error:
         advice = "is the dashboard running there, or a tunnel to it (`ssh -L 8265:127.0.0.1:8265 HEAD`)?"
         raise SpecError(f"--address {address}", [f"no job server answers; {advice}"]) from error

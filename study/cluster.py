@@ -31,8 +31,8 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 NO_TOKEN = (
-    "the cluster asks for a token, and there is none here, or another; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
-    "`ray get-auth-token` prints on its head"
+    "the cluster asks for a token, and there is none here, or another; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
+    "what `ray get-auth-token` prints on its head"
 )
 # Set in what Ray's job server starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ KILLED = changed(
     tuning={"sampler": "qmc", "scheduler": "none"},
     recording={"checkpoint_seconds": 0.0},
 )
+
+
+LOST = r"trial (\d+): its worker was lost; the trial goes on in another"
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -84,13 +89,18 @@ def workers() -> list[int]:
     return [int(pid) for pid in found.stdout.split()]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "spec.toml").write_text(tomlkit.dumps(KILLED))
+def whole(folder: Path, tables: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a study that nothing disturbs, run in a folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / "spec.toml").write_text(tomlkit.dumps(tables))
     assert started(folder, "run", "spec.toml").wait(280) == 0, (folder / "output.txt").read_text()
     assert set(states(folder).values()) == {TrialState.COMPLETE}
     return numbers(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return whole(tmp_path_factory.mktemp("undisturbed"), KILLED)
 
 
 @pytest.fixture
@@ -113,10 +123,13 @@ def run_with(folder: Path, disturb: Callable[[subprocess.Popen[str]], None], tim
     assert started(folder, *arguments).wait(280) == 0, (folder / "output.txt").read_text()
 
 
-def check_equal(folder: Path, undisturbed: dict[str, Any]) -> None:
-    assert numbers(folder) == undisturbed
-    found = states(folder)
-    assert sorted(found) == list(range(40))
+def check_equal(folder: Path, undisturbed: dict[str, Any], trials: int = 40) -> None:
+    found, mine = states(folder), numbers(folder)
+    for table, text in undisturbed.items():
+        # Line by line: pytest's account of two whole texts takes minutes and hides the first line that differs.
+        for line, other in zip_longest(mine[table].splitlines(), text.splitlines()):
+            assert line == other, table
+    assert sorted(found) == list(range(trials))
     assert set(found.values()) == {TrialState.COMPLETE}
     assert not (folder / "results/good/checkpoints").exists()
     assert analysis.load(folder / "results/good").provenance["finished"]
@@ -152,17 +165,29 @@ def test_a_signal_saves_what_runs_and_says_how_to_go_on(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_killed_worker_is_replaced_and_its_trial_goes_on(study: Path, undisturbed: dict[str, Any]) -> None:
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
+    # Trials that take longer than a worker to start, or one worker would run all while the other is replaced.
+    tables = KILLED | {"budget": {"trials": 16, "epochs": 100}}
+    undisturbed, study = whole(tmp_path / "undisturbed", tables), tmp_path / "killed"
+    study.mkdir()
+    (study / "spec.toml").write_text(tomlkit.dumps(tables))
     running = started(study, "run", "spec.toml")
+
+    def recovered() -> bool:
+        """Whether the trials that lost a worker have ended; one that lost two would be set aside."""
+        lost = {int(number) for number in re.findall(LOST, (study / "output.txt").read_text())}
+        return not lost or lost <= set(analysis.load(study / "results/good").trials["trial"])
+
     killed = 0
-    for moment in (2, 9, 17, 24, 31):
-        wait_for(study, lambda moment=moment: ended(study) >= moment and bool(workers()), running)  # type: ignore[misc]
+    for moment in (1, 5, 9):
+        wait_for(study, lambda moment=moment: ended(study) >= moment and recovered() and bool(workers()), running)  # type: ignore[misc]
         for pid in workers()[:1]:
             os.kill(pid, signal.SIGKILL)
             killed += 1
     assert running.wait(280) == 0, (study / "output.txt").read_text()
-    assert killed >= 4
-    check_equal(study, undisturbed)
+    assert killed >= 2
+    assert re.search(LOST, (study / "output.txt").read_text())
+    check_equal(study, undisturbed, 16)
 
 
 @pytest.mark.long
@@ -232,11 +257,7 @@ def test_a_disk_that_fills_up_loses_at_most_what_was_running(tmp_path: Path) -> 
         assert set(states(tmp_path).values()) == {TrialState.COMPLETE}
     finally:
         subprocess.run(["umount", "-l", str(place)], check=False)
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    (whole / "spec.toml").write_text(tomlkit.dumps(SMALL))
-    assert started(whole, "run", "spec.toml").wait(280) == 0
-    assert numbers(whole) == found
+    assert whole(tmp_path / "whole", SMALL) == found
 
 
 @pytest.mark.long

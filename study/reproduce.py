@@ -7,7 +7,7 @@ earlier call finished there with the same spec is taken as it is, and what it be
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ from analysis.report import write_report
 from analysis.reproduction import mnist
 from analysis.reproduction.closed_forms import constant_step
 from analysis.reproduction.page import folders_in
+from analysis.reproduction.section import read_truth
+from analysis.results import ResultsError
 from study import collect
 from study.parts import finish
 from study.reproduce_mnist import run_mnist
@@ -70,29 +72,37 @@ def run(
         command: what the user ran, for the provenance.
         show: how studies show their progress.
         say: prints a line.
+
+    Raises:
+        SpecError: if the folder cannot be made, or its page has longer runs of what is to be cut.
     """
+    chosen = [name for name in EXPERIMENTS if not only or name in only]
+    specs = {name: [sized(read(f"reproduce/{spec}"), seeds, epochs) for spec in EXPERIMENTS[name]] for name in chosen}
+    _refuse_shorter([spec for own in specs.values() for spec in own], out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(f"--out {out}", [f"cannot be made: {error.strerror}; give another folder"]) from error
-    chosen = [name for name in EXPERIMENTS if not only or name in only]
-    specs = {name: [sized(read(f"reproduce/{spec}"), seeds, epochs) for spec in EXPERIMENTS[name]] for name in chosen}
     parts = finish([(spec, out / name) for name in chosen for spec in specs[name]], command=command, show=show, say=say)
     found = recorded(out)
-    for folder in parts.folders:
-        spec = read(folder / "spec.toml")
-        # Once more even if it was there: a call that was cut off may have left it out.
-        _add_truth(spec, folder)
-        found[spec.name] = str(folder.relative_to(out))
+    found |= {read(folder / "spec.toml").name: str(folder.relative_to(out)) for folder in parts.folders}
+    for folder in found.values():
+        _add_truth(read(out / folder / "spec.toml"), out / folder)
     collect.write_text(out / reproduction.PARTS, json.dumps(found, indent=1) + "\n")
     if "layers" in found and ("layers" in chosen or not (out / found["layers"] / "report").exists()):
-        write_report(out / found["layers"])
+        try:
+            write_report(out / found["layers"])
+        except ResultsError as error:
+            say(f"layers: without its ordinary report, {error}")
     cut = parts.interrupted
     if not cut and "mnist" in chosen:
         if epochs:
             say("mnist: left out, since it has no shorter form; leave --epochs away")
         else:
-            cut = run_mnist(out, seeds, command=command, show=show, say=say)
+            try:
+                cut = run_mnist(out, seeds, command=command, show=show, say=say)
+            except (ResultsError, SpecError) as error:
+                say(f"mnist: cannot go on, {error}")
     anything = found or mnist.is_whole(out)
     return Ended(reproduction.write_page(out, command, say) if anything else None, cut)
 
@@ -116,28 +126,59 @@ def sized(spec: Spec, seeds: int | None, epochs: int | None) -> Spec:
     return spec.model_copy(update={"budget": budget, "lanes": lanes, "confirm": confirm})
 
 
+def _refuse_shorter(specs: Sequence[Spec], out: Path) -> None:
+    """Keep a run that is cut to try it out from taking the place of a longer one on the page."""
+    there = recorded(out)
+    for spec in specs:
+        if spec.name not in there:
+            continue
+        before = read(out / there[spec.name] / "spec.toml").budget.epochs
+        if before and spec.budget.epochs and spec.budget.epochs < before:
+            mistake = f"{out} holds {spec.name} with {before} epochs, which its page would lose; give another --out"
+            raise SpecError(f"--epochs {spec.budget.epochs}", [mistake])
+
+
 def recorded(out: Path) -> dict[str, str]:
     """Spec name -> its results folder within `out`, of all that has been run there.
 
-    What the list lacks, since it was damaged or a call was cut off, is looked for: the newest that has finished.
+    What the list lacks, since it was damaged or a call was cut off, is looked for: of what has finished the longest,
+    and of these the newest.
     """
-    found = {name: folder for name, folder in folders_in(out).items() if (out / folder / "spec.toml").is_file()}
+    listed, found = folders_in(out), {}
     for experiment, specs in EXPERIMENTS.items():
         for name in specs:
-            there = [file for file in out.glob(f"{experiment}/{name}*/spec.toml") if read(file).name == name]
-            done = [file for file in there if collect.provenance_of(file.parent).get("finished")]
-            if name not in found and done:
-                newest = max(done, key=lambda file: file.stat().st_mtime)
-                found[name] = str(newest.parent.relative_to(out))
+            if name in listed and _named(out / listed[name], name):
+                found[name] = listed[name]
+                continue
+            there = [file.parent for file in out.glob(f"{experiment}/{name}*/spec.toml")]
+            done = {folder: spec.budget.epochs or 0 for folder in there if (spec := _named(folder, name))}
+            ends = {folder: str(collect.provenance_of(folder).get("finished") or "") for folder in done}
+            if whole := [folder for folder in done if ends[folder]]:
+                best = max(whole, key=lambda folder: (done[folder], ends[folder]))
+                found[name] = str(best.relative_to(out))
     return found
 
 
+def _named(folder: Path, name: str) -> Spec | None:
+    """The spec of a results folder, if it can be read and has this name."""
+    try:
+        spec = read(folder / "spec.toml")
+    except SpecError:
+        return None
+    return spec if spec.name == name else None
+
+
 def _add_truth(spec: Spec, folder: Path) -> None:
-    """Write what only the data's maker knows beside a study's tables: `truth.json`, one entry per draw of the data."""
+    """Write what only the data's maker knows beside a study's tables: `truth.json`, one entry per draw of the data.
+
+    A call that was cut off may have left it out, and it may be damaged; what is there and whole stays.
+    """
     tell = {"linear-by-hand": by_hand, "linear": _coefficients, "cubic-linear": _plateau}.get(spec.name)
     if tell is None:
         return
     draws = [spec.lane_seeds(trial)[0] for trial in range(spec.budget.trials)]
+    if [entry["seed"] for entry in read_truth(folder)] == draws:
+        return
     told = [{"seed": seed, **tell(spec, seed)} for seed in draws]
     collect.write_text(folder / reproduction.TRUTH, json.dumps(told) + "\n")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import html5lib
@@ -19,12 +21,27 @@ import pytest
 
 import analysis
 from analysis.reproduction import layers, linear, mlp, regimes, sections, write_page
-from analysis.reproduction.closed_forms import constant_step, cubic_population, stalls_of_draws, without_x1
-from analysis.reproduction.section import epoch_losses, printed, span_claim, spans
+from analysis.reproduction.closed_forms import (
+    ConstantStep,
+    constant_step,
+    cubic_population,
+    stalls_in_order,
+    stalls_of_draws,
+    without_x1,
+)
+from analysis.reproduction.section import (
+    Claim,
+    ended_losses,
+    epoch_losses,
+    printed,
+    read_truth,
+    span_claim,
+    spans,
+)
 from analysis.statistics import Interval
 from study import reproduce, search
 from study.parts import place
-from study.spec import SHIPPED, Spec, read
+from study.spec import SHIPPED, Spec, SpecError, read
 from tests.conftest import curve_row
 from tests.test_cli import study
 from trainables import data
@@ -109,7 +126,7 @@ def test_an_epochs_loss_is_the_mean_over_its_updates_however_they_were_gathered(
 
 def losses(by_epoch: dict[int, list[float]]) -> pd.DataFrame:
     rows = [{"trial": n, "lane": 0, "epoch": e, "loss": v} for e, own in by_epoch.items() for n, v in enumerate(own)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["trial", "lane", "epoch", "loss"])
 
 
 @pytest.mark.parametrize(
@@ -145,10 +162,119 @@ def test_half_of_the_seeds_must_end_where_the_report_did(ends: list[float], verd
     assert mlp.final_claim(ends, 38.76, whole=False).verdict == "not checked"
 
 
-def test_much_lower_is_more_than_a_little() -> None:
-    assert mlp.better_claim([1.0, 1.1, 0.9], 124035.55, 595410, 3200, whole=True).verdict == "agrees"
-    assert mlp.better_claim([5.9e5, 5.8e5, 5.7e5], 124035.55, 595410, 3200, whole=True).verdict == "differs"
-    assert mlp.better_claim([1.0, math.nan], 124035.55, 595410, 3200, whole=True).verdict == "not checked"
+@pytest.mark.parametrize(
+    ("ends", "lines", "verdict"),
+    [
+        ([1.0, 1.1, 0.9], None, "agrees"),
+        ([1.0, 1.1, 0.9], [5e5, 6e5, 7e5], "agrees"),
+        ([1.0, 1.1, 0.9], [1.0, 1.1, 1.2], "differs"),
+        ([5.9e5, 5.8e5, 5.7e5], None, "differs"),
+        ([1.0, 1.1, 0.9, math.nan], None, "agrees"),
+        ([1.0, 1.1, 0.9, math.inf, math.nan, math.nan, math.nan], None, "differs"),
+        ([1.0, 1.1, math.nan], None, "not checked"),
+        ([math.nan] * 3, None, "differs"),
+        ([1.0, 1.1], None, "not checked"),
+    ],
+)
+def test_much_lower_is_more_than_a_little(ends: list[float], lines: list[float] | None, verdict: str) -> None:
+    claim = mlp.better_claim(ends, 124035.55, 595410, 3200, ours=lines, whole=True)
+    assert claim.verdict == verdict
+    assert "nan" not in claim.ours + claim.why
+    if verdict == "agrees":
+        assert ("our linear model's loss" if lines else "the report's loss of the linear model") in claim.why
+        assert ("1 more diverged" in claim.ours) == (len(ends) == 4)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_seeds_have_no_range(count: int) -> None:
+    words = f"{count} seed has no range" if count == 1 else f"{count} seeds have no range"
+    few = [
+        span_claim("falls", spans(losses({1: [4.0] * count}), {1: 99.0}), 1),
+        span_claim("falls", spans(losses({}), {1: 99.0}), 1, lost=count),
+        mlp.final_claim([40.0] * count, 38.76, whole=True),
+        mlp.better_claim([40.0] * count, 124035.55, 595410, 3200, whole=True),
+    ]
+    assert {claim.verdict for claim in few} == {"not checked"}
+    assert all(words in claim.why for claim in few)
+
+
+def test_seeds_that_diverged_count() -> None:
+    found = spans(losses({1: [4.0, 6.0, 9.0]}), {1: 5.0})
+    some = span_claim("falls", found, 1, lost=1)
+    assert some.verdict == "agrees"
+    assert "1 more diverged" in some.ours
+    most = span_claim("falls", found, 1, lost=4)
+    assert most.verdict == "differs"
+    assert "4 of 7 seeds diverged" in most.why
+    exact = ConstantStep(3.0, 2.0)
+    stalls = pd.DataFrame({"seed": range(3), "floor": 3.0, "noise": 2.0, "measured": [5.0, 5.01, 4.99]})
+    assert linear.stall_claim("stalls", 5.0, stalls, exact, lost=1).verdict == "agrees"
+    assert linear.stall_claim("stalls", 5.0, stalls, exact, lost=4).verdict == "differs"
+    weights = pd.DataFrame({"seed": 0, "coefficient": [1.0, 2.0, 3.0, 0.0], "weight": [1.0, 2.0, 3.0, 0.0]})
+    weights["informative"] = weights["coefficient"] != 0
+    assert linear.weights_claim(weights, whole=True).verdict == "agrees"
+    assert linear.weights_claim(weights, whole=True, lost=1).verdict == "differs"
+
+
+def test_a_lane_that_diverged_has_no_part_in_ranges() -> None:
+    curves = [curve_row(lane=lane, split="batch", update=1, epoch=1.0, value=float(lane + 1)) for lane in range(2)]
+    lanes = pd.DataFrame({"trial": curves[0]["trial"], "lane": [0, 1], "outcome": ["completed", "diverged"]})
+    found, lost = ended_losses(SimpleNamespace(curves=pd.DataFrame(curves), lanes=lanes))  # type: ignore[arg-type]
+    assert found["loss"].tolist() == [1.0]
+    assert lost == 1
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdict", "said"),
+    [
+        ([5.0, 5.01, 4.99], "differs", "only in part: on average over draws"),
+        ([6.0, 6.01, 5.99], "not checked", "not what the closed form predicts"),
+        ([math.nan] * 3, "not checked", "not what the closed form predicts"),
+        ([5.0, 5.0], "not checked", "2 draws have no range"),
+    ],
+)
+def test_the_floor_is_judged_draw_by_draw(measured: list[float], verdict: str, said: str) -> None:
+    """The population's floor is far from these draws', which says nothing of them."""
+    count = len(measured)
+    stalls = pd.DataFrame(
+        {"seed": range(count), "floor": [3.0, 3.01, 2.99][:count], "noise": 2.0, "measured": measured}
+    )
+    claim = linear.floor_claim(5.0, stalls, ConstantStep(4.0, 2.0))
+    assert claim.verdict == verdict
+    assert said in claim.why
+    if count > 2:
+        assert "-25.00% from that of all draws, which is outside its interval" in claim.why
+
+
+def test_only_an_unusual_draw_explains_a_stall_beyond_ours() -> None:
+    exact = constant_step(*cubic_population()[:2], 0.003, cubic_population()[2])
+    stalls = pd.DataFrame({"seed": range(3), "floor": 3.4e5, "noise": 1.9e5, "measured": [5.3e5, 5.31e5, 5.32e5]})
+    for told, explained in (
+        (5.95e5, "draw of the data explains"),
+        (9e5, "does not explain"),
+        (5.5e5, "does not explain"),
+    ):
+        claim = linear.stall_claim("stalls", told, stalls, exact)
+        assert claim.verdict == "differs"
+        assert explained in claim.why
+
+
+def test_an_order_that_stays_is_simulated_beside_one_that_does_not() -> None:
+    fixed, fresh = stalls_in_order(0.003, 4, observations=2000, epochs=6)
+    np.testing.assert_allclose(fixed, fresh, rtol=0.1)
+    assert (fixed != fresh).all()
+    assert constant_step(*cubic_population()[:2], 0.003, cubic_population()[2]).total == pytest.approx(
+        fixed.mean(), rel=0.15
+    )
+
+
+def test_epochs_are_said_to_be_owed_to_parameters_only_where_losses_say_so() -> None:
+    found = losses({60: [4e5, 4e5], 61: [3e5, 4e5], 100: [1e3, 4e5]})
+    (slip,) = mlp.slow(found, 3.54e5, {100: 4590.0}, 1, " More.")
+    assert "77.1 times below" in slip
+    assert "1 of 3 seeds pass that, after 61 epochs. More." in slip
+    assert mlp.slow(found, 3.54e5, {100: 4e5}, 0) == []
+    assert mlp.slow(found, 1.0, {100: 0.5}, 0) == []
 
 
 @pytest.mark.parametrize(
@@ -169,22 +295,30 @@ def test_optimizers_are_better_if_one_is_on_the_same_seeds(gains: list[tuple[flo
 
 
 def test_the_same_time_is_judged_on_both_sides_of_it() -> None:
-    def line(regime: str, points: list[tuple[float, float]]) -> list[dict[str, Any]]:
-        return [
-            {"regime": regime, "train_seconds": when, "estimate": loss, "low": 0.9 * loss, "high": 1.1 * loss, "n": 8}
-            for when, loss in points
+    def claim(batch: list[tuple[float, float]], stochastic: list[tuple[float, float]], n: int = 8) -> Claim:
+        points = {"mini-batch": [(0.1, 9.0), (1.0, 1.0)], "batch": batch, "stochastic": stochastic}
+        rows = [
+            {"regime": regime, "train_seconds": when, "estimate": loss, "low": 0.9 * loss, "high": 1.1 * loss, "n": n}
+            for regime, own in points.items()
+            for when, loss in own
         ]
+        return regimes.time_claim(pd.DataFrame(rows), pd.DataFrame(rows), cut=False)
 
-    def verdict(stochastic: list[tuple[float, float]], batch: list[tuple[float, float]]) -> str:
-        curves = pd.DataFrame(
-            line("mini-batch", [(0.1, 9), (1.0, 1)]) + line("stochastic", stochastic) + line("batch", batch)
-        )
-        return regimes.time_claim(curves, curves, cut=False).verdict
-
-    near, far = [(0.5, 0.95), (2.0, 1.0)], [(0.5, 9.0), (2.0, 9.0)]
-    assert verdict(far, near) == "agrees"
-    assert verdict([(0.9, 9.0), (1.1, 1.0)], near) == "not checked"
-    assert verdict([(0.5, 0.1), (2.0, 0.1)], [(0.5, 0.1), (2.0, 0.1)]) == "differs"
+    near, far, under = [(0.5, 0.95), (2.0, 1.0)], [(0.5, 9.0), (2.0, 9.0)], [(0.5, 0.1), (2.0, 0.1)]
+    across = [(0.9, 9.0), (1.1, 1.0)]
+    assert claim(far, near).verdict == "agrees"
+    assert "not told apart from batches of one" in claim(far, near).ours
+    assert claim(near, far).verdict == "not checked"
+    assert "better than batches of one" in claim(near, far).ours
+    assert claim(across, far).verdict == "not checked"
+    assert "1 [0.9, 1.1] against 9 [8.1, 9.9] to 1 [0.9, 1.1]" in claim(across, far).ours
+    assert claim(under, under).verdict == "differs"
+    # The full batch ends first, between the mini-batches' evaluations, of which one is above it and one below.
+    assert claim([(0.2, 5.0), (0.5, 5.0)], far).verdict == "not checked"
+    assert claim([(0.01, 5.0)], far).verdict == "not checked"
+    assert claim(far, near, n=2).verdict == "not checked"
+    assert claim([(math.nan, 5.0)], far).verdict == "not checked"
+    assert regimes.time_claim(pd.DataFrame(), pd.DataFrame(), cut=True).verdict == "not checked"
 
 
 def test_what_a_loss_says_in_words() -> None:
@@ -202,18 +336,21 @@ def test_noise_is_scatter_about_the_trend_alone() -> None:
 
 def numbers(**changes: Any) -> pd.DataFrame:
     """Regimes as the report describes them, entries replaced by REGIME_COLUMN."""
-    rows = []
+    rows, seeds = [], changes.get("seeds", 8)
     for regime, first, noise, updates in (
         ("stochastic", 0.1, 2.0, 100_000),
         ("mini-batch", 0.4, 0.3, 3130),
-        ("batch", 0.99, 0.0, 10),
+        ("batch", 0.9975, 0.0, 10),
     ):
         name = regime.replace("-", "")
         share = changes.get(f"{name}_first", first)
-        around = Interval(share, share * 0.99, share * 1.001, 8)
+        around = Interval(share, share * 0.995, share * 1.001, seeds)
         rows.append(
             {"regime": regime, "updates": updates, "first": around, "final": around, "first_text": "", "final_text": ""}
-            | {"noise": changes.get(f"{name}_noise", noise), "falling": 1.0, "seeds": changes.get("seeds", 8)}
+            | {
+                "noise": changes.get(f"{name}_noise", Interval(noise, 0.95 * noise, 1.05 * noise, seeds)),
+                "falling": 1.0,
+            }
         )
     return pd.DataFrame(rows)
 
@@ -231,19 +368,37 @@ ENDS = pd.DataFrame(
     [
         ({}, ["agrees"] * 4),
         ({"stochastic_first": 0.95}, ["differs", "agrees", "agrees", "agrees"]),
-        ({"minibatch_noise": 3.0}, ["agrees", "differs", "agrees", "differs"]),
-        ({"stochastic_noise": 0.9}, ["agrees", "differs", "agrees", "agrees"]),
+        ({"minibatch_noise": Interval(3.0, 2.9, 3.1, 8)}, ["agrees", "differs", "agrees", "differs"]),
+        ({"minibatch_noise": Interval(0.4, 0.1, 2.5, 8)}, ["agrees", "differs", "agrees", "differs"]),
+        ({"stochastic_noise": Interval(0.9, 0.8, 0.99, 8)}, ["agrees", "differs", "agrees", "agrees"]),
+        ({"batch_noise": Interval(math.nan, math.nan, math.nan, 8)}, ["not checked"] * 4),
+        ({"stochastic_first": math.inf}, ["not checked"] * 4),
         ({"batch_first": 1.01}, ["agrees", "agrees", "differs", "agrees"]),
+        ({"batch_first": 0.97}, ["agrees", "agrees", "differs", "agrees"]),
         ({"batch_first": 0.5}, ["agrees", "agrees", "differs", "agrees"]),
         ({"minibatch_first": 0.8}, ["agrees", "agrees", "agrees", "differs"]),
         ({"seeds": 2}, ["not checked"] * 4),
+        ({"seeds": 1}, ["not checked"] * 4),
     ],
-    ids=["as claimed", "slow", "loud", "not so loud", "rising", "falling", "dull", "few seeds"],
+    ids=str,
 )
-def test_what_the_regimes_are_said_to_show_is_checked_by_number(changes: dict[str, float], verdicts: list[str]) -> None:
+def test_what_the_regimes_are_said_to_show_is_checked_by_number(changes: dict[str, Any], verdicts: list[str]) -> None:
     assert [claim.verdict for claim in regimes.regime_claims(numbers(**changes), ENDS, cut=False)] == verdicts
     cut = regimes.regime_claims(numbers(**changes), ENDS, cut=True)
     assert {claim.verdict for claim in cut} == {"not checked"}
+
+
+def test_what_is_said_of_the_regimes_follows_the_numbers() -> None:
+    whys = [[claim.why for claim in regimes.regime_claims(numbers(**changes), ENDS, cut=False)] for changes in (
+        {}, {"stochastic_first": 0.4, "minibatch_first": 0.3},
+        {"minibatch_first": 0.4, "minibatch_noise": Interval(3.0, 2.9, 3.1, 8)})]  # fmt: skip
+    assert "stochastic, mini-batch, batch, and the intervals do not overlap" in whys[0][0]
+    assert "owed to" in whys[0][0]
+    assert "mini-batch, stochastic, batch, and the intervals do not overlap" in whys[1][0]
+    assert "owed to" not in whys[1][0]
+    assert "less noise than batches of one, though it ends higher" in whys[0][3]
+    assert "it ends higher" not in whys[1][3]
+    assert "more noise than batches of one, and it ends higher" in whys[2][3]
 
 
 def test_the_batch_curve_is_drawn_where_the_report_drew_it() -> None:
@@ -354,6 +509,10 @@ def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pyte
     assert "done already" in said[-1]
     spec = reproduce.sized(read("reproduce/linear"), 4, None)
     assert place(spec, tmp_path / "linear") == (tmp_path / "linear/linear-2", False)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    with pytest.raises(SpecError, match=r"holds linear with 20 epochs.*another --out"):
+        reproduce.run(tmp_path, only=["linear"], seeds=3, epochs=2, show="quiet")
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
 def test_an_out_that_is_a_file_is_told(tmp_path: Path) -> None:
@@ -366,21 +525,37 @@ def test_an_out_that_is_a_file_is_told(tmp_path: Path) -> None:
 
 def test_damaged_files_leave_the_others_on_the_page(tmp_path: Path) -> None:
     said: list[str] = []
-    for name in ("linear", "cubic-linear"):
-        reproduce.run(tmp_path, only=[name], seeds=1, epochs=2, show="quiet", say=said.append)
-    (tmp_path / "reproduction.json").write_text("[")
-    (tmp_path / "cubic-linear/cubic-linear/truth.json").write_text("{")
+    command, both = "study reproduce --seeds 1 --epochs 2", ["linear", "cubic-linear"]
+    reproduce.run(tmp_path, only=both, seeds=1, epochs=2, command=command, show="quiet", say=said.append)
+    whole = json.loads((tmp_path / "reproduction.json").read_text())
+    told = tmp_path / "cubic-linear/cubic-linear/truth.json"
+    true = told.read_text()
+    for damaged in ("{", "[1]", "{}"):
+        told.write_text(damaged)
+        assert read_truth(told.parent) == []
+    assert outlined(write_page(tmp_path, "", said.append)).count("<section id=") == 2
+    told.unlink()
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist/run.json").write_text("{")
-    page = write_page(tmp_path, "", said.append)
-    assert outlined(page).count("<section id=") == 0
+    for damaged in ("[", '{"linear": 3, "cubic-linear": "gone"}', "[]"):
+        (tmp_path / "reproduction.json").write_text(damaged)
+        assert reproduce.recorded(tmp_path) == whole
     ended = reproduce.run(tmp_path, only=["linear"], seeds=1, epochs=2, show="quiet", say=said.append)
+    assert json.loads((tmp_path / "reproduction.json").read_text()) == whole
+    assert told.read_text() == true
     assert ended.page
     text = outlined(ended.page)
     assert '<section id="linear">' in text
-    assert "cubic-linear: left out, its files in" in text
+    assert f"study reproduce --only cubic-linear --seeds 1 --epochs 2 --out {tmp_path}" in text
+    assert "mnist: left out" in text
     assert any(line.startswith("mnist: left out") for line in said)
     assert "nan" not in text
+    assert "1 seeds" not in text
+    shutil.rmtree(tmp_path / "cubic-linear/cubic-linear/curves")
+    (tmp_path / "linear/linear/spec.toml").write_text("[")
+    text = outlined(write_page(tmp_path, "", said.append))
+    assert '<section id="linear">' not in text
+    assert "linear: left out, its files in" in text
 
 
 def test_data_are_redrawn_by_trial_and_shared_within() -> None:

@@ -84,6 +84,38 @@ def without_x1() -> float:
     return float(share @ squares**2 - (share @ squares) ** 2)
 
 
+def stalls_in_order(
+    rate: float, draws: int, observations: int = 10_000, epochs: int = 4, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where the loss stalls with observations in a fixed order, and in a new one in each epoch, (draws,) each.
+
+    Simulated, from the least-squares fit on: the mean loss of the last epoch, by when it has forgotten its start.
+
+    Args:
+        rate: learning rate.
+        draws: of the cubic data, all trained at once; both orders see the same.
+        observations: in each.
+        epochs: at least 2.
+        seed: of the draws and orders.
+    """
+    random = np.random.default_rng([seed, 2])
+    z = np.ones((observations, draws, 3))
+    z[..., 0], z[..., 1] = random.normal(-3, 1, (observations, draws)), random.normal(10, 1, (observations, draws))
+    y = z[..., 0] ** 2 + 14 * z[..., 1] ** 3
+    start = np.stack([np.linalg.lstsq(z[:, draw], y[:, draw], rcond=None)[0] for draw in range(draws)])
+    found = []
+    for fresh in (False, True):
+        weights = start.copy()
+        for _ in range(epochs):
+            total = np.zeros(draws)
+            for row in random.permutation(observations) if fresh else range(observations):
+                error = np.einsum("dk,dk->d", weights, z[row]) - y[row]
+                total += error**2
+                weights -= (2 * rate * error)[:, None] * z[row]
+        found.append(total / observations)
+    return found[0], found[1]
+
+
 def stalls_of_draws(rate: float, draws: int, observations: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
     """Where the loss is predicted to stall for other draws of the cubic data, (draws,).
 

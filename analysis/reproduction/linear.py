@@ -14,16 +14,24 @@ from matplotlib.ticker import MaxNLocator
 from analysis import figures
 from analysis.exhibits import Exhibit
 from analysis.figures import PAGE_MM
-from analysis.reproduction.closed_forms import ConstantStep, constant_step, cubic_population, stalls_of_draws
+from analysis.reproduction.closed_forms import (
+    ConstantStep,
+    constant_step,
+    cubic_population,
+    stalls_in_order,
+    stalls_of_draws,
+)
 from analysis.reproduction.section import (
     FEWEST,
+    TRUTH,
     Claim,
     Section,
     Table,
     completed,
     digits,
     drawing,
-    epoch_losses,
+    ended_losses,
+    few,
     interval,
     not_checked,
     panel,
@@ -51,6 +59,10 @@ DRAWS = 400
 """Further draws of the cubic data among which the report's is placed."""
 
 
+ORDERED = 64
+"""Simulated draws on which a fixed order of the observations is compared with a new one in each epoch."""
+
+
 def step_check(told: Mapping[str, Any]) -> dict[str, float]:
     """What follows from the report's printed loss, target, weights and gradient of one observation.
 
@@ -74,7 +86,7 @@ def step_check(told: Mapping[str, Any]) -> dict[str, float]:
 def linear(parts: Mapping[str, Results]) -> Section:
     """Experiment 1: the update by hand, and a linear model of linear data."""
     told, once, study = printed(), parts["linear-by-hand"], parts["linear"]
-    losses = epoch_losses(study.curves)
+    losses, lost = ended_losses(study)
     found = spans(losses, dict(enumerate(told["linear"]["loss"], start=1)))
     ended = completed(study)
     weights = coefficients(study)
@@ -82,8 +94,8 @@ def linear(parts: Mapping[str, Results]) -> Section:
     claims = [
         _gradient_claim(told["by_hand"]),
         _step_claim(steps),
-        span_claim("Over 20 epochs of SGD at 0.003 the loss falls by six powers of ten", found, 20),
-        _weights_claim(weights, whole=len(found) == 20),
+        span_claim("Over 20 epochs of SGD at 0.003 the loss falls by six powers of ten", found, 20, lost),
+        weights_claim(weights, whole=len(found) == 20, lost=lost),
     ]
     first = steps[steps["seed"] == steps["seed"].min()] if len(steps) else steps
     shown = weights[weights["seed"] == weights["seed"].min()] if len(weights) else weights
@@ -91,8 +103,9 @@ def linear(parts: Mapping[str, Results]) -> Section:
         "linear",
         "A linear model of linear data",
         [
-            f"100 observations of 10 features, 3 of which matter, drawn anew for each of {len(ended)} seeds; a linear "
-            "model, SGD at 0.003, one observation at a time, 20 epochs, float64.",
+            "100 observations of 10 features, 3 of which matter, drawn anew for each seed "
+            f"({counted(len(ended), 'seed')}); a linear model, SGD at 0.003, one observation at a time, 20 epochs, "
+            "float64.",
             "The report's data were drawn without a seed, so its numbers are one draw among those that ours span. It "
             "goes through the observations in the same order in every epoch, we in a new order each time.",
         ],
@@ -102,8 +115,8 @@ def linear(parts: Mapping[str, Results]) -> Section:
             drawing(
                 "linear-weights",
                 "Weights against the true coefficients",
-                f"Each point is a weight after training, {len(ended)} draws of the data; on the line, weight and "
-                "coefficient are equal. Crosses at zero: the features that do not matter.",
+                f"Each point is a weight after training, {counted(len(ended), 'draw')} of the data; on the line, "
+                "weight and coefficient are equal. Crosses at zero: the features that do not matter.",
                 "Scatter plot of trained weights against true coefficients; all points lie on the diagonal.",
                 weights,
                 panel(lambda ax: _draw_weights(weights, ax), 0.5 * PAGE_MM, 80.0),
@@ -141,8 +154,10 @@ def linear(parts: Mapping[str, Results]) -> Section:
         [
             "That gradients are set to None is said to support sparse ones. They are None because nothing has been "
             "propagated back yet; of a fresh layer they always are.",
-            "Stochastic gradient descent is defined as taking observations at random; the code goes through them in "
-            "the same order in every epoch.",
+            "Stochastic gradient descent is defined as taking observations at random (section 1.2.1). The code of this "
+            "experiment and of the next goes through them in the same order in every epoch.",
+            "The cell that makes the data is numbered 40, those that print an observation and train 29 to 36: it was "
+            "run again afterwards, so the draw that the text shows being made is not the one trained on.",
         ],
         **told_of_runs("linear", [once, study]),
     )
@@ -210,17 +225,26 @@ def _gradient_claim(told: Mapping[str, Any]) -> Claim:
 def _step_claim(steps: pd.DataFrame) -> Claim:
     text = "An optimizer of the library makes the same update as the formula"
     if steps.empty:
-        return not_checked(text, "no run has finished")
+        return not_checked(text, f"no run has finished, or its {TRUTH} is missing or damaged")
     gap = float((np.abs(steps["program"] - steps["after"]) / np.maximum(1, np.abs(steps["after"]))).max())
     count, good = steps["seed"].nunique(), gap <= 1e-9
-    ours = f"largest relative difference {gap:.1g} over {count} draws and 11 parameters"
+    ours = f"largest relative difference {gap:.1g} over {counted(count, 'draw')} and 11 parameters"
     return Claim(text, "", ours, "agrees" if good else "differs", "tolerance 1e-9")
 
 
-def _weights_claim(weights: pd.DataFrame, *, whole: bool) -> Claim:
+def weights_claim(weights: pd.DataFrame, *, whole: bool, lost: int = 0) -> Claim:
+    """Whether the largest weights are those of the informative features, in every draw.
+
+    Args:
+        weights: of `coefficients`.
+        whole: whether the run had all epochs.
+        lost: draws on which training diverged; there they are not.
+    """
     text = "Only the three informative coefficients end far from zero"
-    if weights.empty or not whole:
+    if not whole:
         return not_checked(text, "the run was cut before the report's 20 epochs")
+    if weights.empty:
+        return not_checked(text, f"{TRUTH}, which tells the true coefficients, is missing or damaged")
     found = []
     for _, own in weights.groupby("seed"):
         three = own.reindex(own["weight"].abs().sort_values(ascending=False).index).head(3)
@@ -229,29 +253,31 @@ def _weights_claim(weights: pd.DataFrame, *, whole: bool) -> Claim:
     large = float(weights.loc[weights["informative"], "weight"].abs().min())
     error = float((weights["weight"] - weights["coefficient"]).abs().max())
     ours = (
-        f"the three largest weights are the informative ones in {sum(found)} of {len(found)} draws; of all others the "
-        f"largest is {short(small)}, of the informative the smallest {short(large)}"
+        f"the three largest weights are the informative ones in {sum(found)} of "
+        f"{counted(len(found) + lost, 'draw')}; of all others the largest is "
+        f"{short(small)}, of the informative the smallest {short(large)}"
     )
     why = (
         f"largest distance of a weight from its coefficient: {short(error)}; the report's own weights are not in its "
         "text"
     )
-    return Claim(text, "", ours, "agrees" if all(found) else "differs", why)
+    return Claim(text, "", ours, "agrees" if all(found) and not lost else "differs", why)
 
 
 def cubic_linear(parts: Mapping[str, Results]) -> Section:
     """Experiment 2: a linear model of cubic data stalls."""
     told, study = printed()["cubic_linear"], parts["cubic-linear"]
-    losses = epoch_losses(study.curves)
+    losses, lost = ended_losses(study)
     found = spans(losses, dict(enumerate(told["loss"], start=1)))
     whole = len(found) == told["epochs"]
-    stalls = plateaus(study, losses)
+    stalls, untold = plateaus(study, losses), "" if truth(study) else f"{TRUTH} is missing or damaged"
+    trouble = untold if whole else "the run was cut short"
     exact = constant_step(*cubic_population()[:2], told["learning_rate"], cubic_population()[2])
     text = f"After 15 epochs the loss has stalled near {short(told['loss'][-1])}"
     claims = [
-        span_claim("The loss falls fast at first, then no more", found, told["epochs"]),
-        _stall_claim(text, told["loss"][-1], stalls, exact) if whole else not_checked(text, "the run was cut short"),
-        _floor_claim(told["loss"][-1], stalls, exact, whole=whole),
+        span_claim("The loss falls fast at first, then no more", found, told["epochs"], lost),
+        not_checked(text, trouble) if trouble else stall_claim(text, told["loss"][-1], stalls, exact, lost),
+        floor_claim(told["loss"][-1], stalls, exact, trouble),
     ]
     rows = [
         (
@@ -269,9 +295,9 @@ def cubic_linear(parts: Mapping[str, Results]) -> Section:
         "cubic-linear",
         "A linear model of cubic data",
         [
-            f"10,000 observations of y = x1² + 14 x2³, drawn anew for each of {study.lanes['seed'].nunique()} seeds; a "
-            "linear model, SGD at 0.003, one observation at a time, 15 epochs, float64. As before, the report keeps "
-            "one order of the observations and we do not.",
+            "10,000 observations of y = x1² + 14 x2³, drawn anew for each seed "
+            f"({counted(study.lanes['seed'].nunique(), 'seed')}); a linear model, SGD at 0.003, one observation at a "
+            "time, 15 epochs, float64. As before, the report keeps one order of the observations and we do not.",
             f"Closed forms: the least-squares fit leaves {short(exact.floor)}, and steps of a constant size keep the "
             f"parameters moving about it, which adds {short(exact.noise)} to the loss of the next observation: the "
             "covariance of the parameters is the fixed point of a linear equation in moments of the data up to the "
@@ -295,7 +321,10 @@ def cubic_linear(parts: Mapping[str, Results]) -> Section:
                 rows,
             )
         ],
-        [],
+        [
+            "Here too the code goes through the observations in the same order in every epoch, where stochastic "
+            f"gradient descent is said to take them at random. {order_text(told['learning_rate'])}",
+        ],
         **told_of_runs("cubic-linear", [study]),
     )
 
@@ -309,13 +338,24 @@ def plateaus(study: Results, losses: pd.DataFrame) -> pd.DataFrame:
     last = losses[losses["epoch"] > losses["epoch"].max() - MEASURED_EPOCHS]
     measured = last.groupby(["trial", "lane"])["loss"].mean().rename("measured").reset_index()
     seeds = study.lanes[["trial", "lane", "seed"]].merge(measured, on=["trial", "lane"])
-    predicted = pd.DataFrame(truth(study), columns=["seed", "floor", "noise"])
+    predicted = pd.DataFrame(truth(study), columns=["seed", "floor", "noise"]).astype({"seed": int})
     return predicted.merge(seeds[["seed", "measured"]], on="seed")
 
 
-def _stall_claim(text: str, told: float, stalls: pd.DataFrame, exact: ConstantStep) -> Claim:
+def stall_claim(text: str, told: float, stalls: pd.DataFrame, exact: ConstantStep, lost: int = 0) -> Claim:
+    """Whether the report's loss is within the range of ours, and whether its draw of the data may be why it is not.
+
+    Args:
+        text: what the report says.
+        told: its last loss.
+        stalls: of `plateaus`.
+        exact: of all draws.
+        lost: draws on which training diverged; they stall nowhere.
+    """
+    if lost > len(stalls) and lost + len(stalls) >= FEWEST:
+        return Claim(text, digits(told), "", "differs", f"{lost} of {lost + len(stalls)} draws diverged")
     if len(stalls) < FEWEST:
-        return not_checked(text, f"{counted(len(stalls), 'draw')} span no range to speak of")
+        return few(text, len(stalls), "draw")
     ours = t_interval(stalls["measured"])
     low, high = float(stalls["measured"].min()), float(stalls["measured"].max())
     place = (
@@ -323,6 +363,7 @@ def _stall_claim(text: str, told: float, stalls: pd.DataFrame, exact: ConstantSt
     )
     numbers = (
         f"{interval(ours)}: mean and 95% t interval of {ours.n} draws, which range from {short(low)} to {short(high)}"
+        + f"; {lost} more diverged" * bool(lost)
     )
     if low <= told <= high:
         return Claim(text, digits(told), numbers, "agrees", f"inside the range of our draws, {place}")
@@ -340,15 +381,37 @@ def _stall_claim(text: str, told: float, stalls: pd.DataFrame, exact: ConstantSt
     return Claim(text, digits(told), numbers, "differs", why)
 
 
-def _floor_claim(told: float, stalls: pd.DataFrame, exact: ConstantStep, *, whole: bool) -> Claim:
+def order_text(rate: float) -> str:
+    """Whether a fixed order of the observations moves the stall, told from simulated draws of the cubic data."""
+    fixed, fresh = stalls_in_order(rate, ORDERED)
+    ratio = log_interval(fixed / fresh)
+    moved = max(abs(ratio.low - 1), abs(ratio.high - 1)) > TOLERANCE
+    return (
+        f"In {ORDERED} simulated draws a fixed order changes where the loss stalls by {_signed(ratio.estimate - 1)} "
+        f"[{_signed(ratio.low - 1)}, {_signed(ratio.high - 1)}] against a new one in each epoch (95% t interval, "
+        f"paired){', which may be part of' if moved else ', so it does not explain'} where the report's stalls."
+    )
+
+
+def floor_claim(told: float, stalls: pd.DataFrame, exact: ConstantStep, trouble: str = "") -> Claim:
+    """How much of the stalled loss is that no line fits, and how much the noise of the step.
+
+    Args:
+        told: the report's last loss.
+        stalls: of `plateaus`; each draw is measured against its own moments.
+        exact: of all draws; the mean over draws is held against it, which says nothing of single ones.
+        trouble: why it cannot be checked; empty if it can.
+    """
     text = "It stalls because a linear model cannot represent the response"
-    if not whole or len(stalls) < FEWEST:
-        return not_checked(text, "the run was cut short" if not whole else f"only {counted(len(stalls), 'draw')}")
+    if trouble:
+        return not_checked(text, trouble)
+    if len(stalls) < FEWEST:
+        return few(text, len(stalls), "draw")
     floor, noise = t_interval(stalls["floor"]), t_interval(stalls["measured"] - stalls["floor"])
     stall_gap = float((stalls["measured"] / (stalls["floor"] + stalls["noise"])).mean()) - 1
     noise_gap = float(((stalls["measured"] - stalls["floor"]) / stalls["noise"]).mean()) - 1
     share = exact.noise / exact.total
-    good = max(abs(stall_gap), abs(noise_gap)) <= TOLERANCE
+    good = abs(stall_gap) <= TOLERANCE and abs(noise_gap) <= TOLERANCE
     ours = (
         f"floor {interval(floor)}, noise of the constant step {interval(noise)}: means and 95% t intervals over "
         f"{counted(len(stalls), 'draw')}; of all draws {short(exact.floor)} and {short(exact.noise)}"
@@ -356,11 +419,13 @@ def _floor_claim(told: float, stalls: pd.DataFrame, exact: ConstantStep, *, whol
     checked = (
         f"Measured against what each draw's own moments predict: stall {_signed(stall_gap)}, noise "
         f"{_signed(noise_gap)} ({'within' if good else 'not within'} the {percent(TOLERANCE)} allowed). The draws' "
-        f"mean floor lies {_signed(floor.estimate / exact.floor - 1)} from that of all draws, "
-        f"{'within' if floor.low <= exact.floor <= floor.high else 'outside'} its interval"
+        f"mean floor lies {_signed(floor.estimate / exact.floor - 1)} from that of all draws, which is "
+        f"{'within' if floor.low <= exact.floor <= floor.high else 'outside'} its interval; that is chance and "
+        "decides nothing"
     )
     if not good:
-        return Claim(text, f"{digits(told)}, no cause computed", ours, "not checked", checked)
+        lead = "what we measure is not what the closed form predicts, so it cannot tell the cause"
+        return Claim(text, f"{digits(told)}, no cause computed", ours, "not checked", f"{lead}. {checked}")
     why = (
         f"only in part: on average over draws no linear model gets below {short(exact.floor)}, but {percent(share)} of "
         f"where it stalls is the noise of a constant step at batch size 1, which a smaller one takes away. {checked}"
@@ -398,8 +463,8 @@ def _losses_drawing(
     return drawing(
         f"{name}-losses",
         title,
-        f"Mean over each epoch of the loss before each update. Line: geometric mean over {count} seeds, each with its "
-        "own draw of the data; bands: 95% t interval, and the whole range. Points: the report.",
+        f"Mean over each epoch of the loss before each update. Line: geometric mean over {counted(count, 'seed')}, "
+        "each with its own draw of the data; bands: 95% t interval, and the whole range. Points: the report.",
         "Training loss against epochs on a logarithmic axis: our mean, interval and range, and the report's points.",
         data,
         panel(draw, 0.78 * PAGE_MM, 90.0),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from analysis.exhibits import write_file
 from analysis.report import environment
@@ -19,6 +22,8 @@ from analysis.reproduction.regimes import regimes
 from analysis.reproduction.section import Section, completed, duration, printed
 from analysis.results import Results, ResultsError, load
 
+DAMAGE = (ResultsError, OSError, ValueError, LookupError, TypeError, AttributeError, BadZipFile)
+"""What files that are not as they were written make of a section."""
 PARTS = "reproduction.json"
 """File of OUT: spec name -> its results folder within OUT."""
 
@@ -30,16 +35,18 @@ class Experiment:
     Attributes:
         specs: that it needs.
         make: its section, from those specs' results.
+        also: specs of other experiments, whose results it uses if they are there.
     """
 
     specs: tuple[str, ...]
     make: Callable[[Mapping[str, Results]], Section] = field(repr=False)
+    also: tuple[str, ...] = ()
 
 
 SECTIONS: dict[str, Experiment | None] = {
     "linear": Experiment(("linear-by-hand", "linear"), linear),
     "cubic-linear": Experiment(("cubic-linear",), cubic_linear),
-    "mlp": Experiment(("mlp-64-32",), mlp),
+    "mlp": Experiment(("mlp-64-32",), mlp, also=("cubic-linear", "layers")),
     "regimes": Experiment(("regimes", "regimes-tuned"), regimes),
     "mnist": None,  # made of studies of its own, see `analysis.reproduction.mnist`
     "layers": Experiment(("layers",), layers),
@@ -53,23 +60,35 @@ def folders_in(out: Path) -> dict[str, str]:
         found = json.loads((out / PARTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: folder for name, folder in found.items() if isinstance(folder, str)}
 
 
 def sections(out: Path) -> tuple[list[Section], list[str]]:
     """The sections of what has been run in a folder, in order, and what keeps others from being made."""
     folders, found, troubles = folders_in(out), [], []
+
+    @cache
+    def loaded(spec: str) -> Results:
+        results = load(out / folders[spec])
+        if completed(results).empty:
+            raise ResultsError(f"{out / folders[spec]}: no lane has completed; `study status` says why")
+        return results
+
     for name, experiment in SECTIONS.items():
         try:
             if experiment is None:
                 if is_whole(out):
                     found.append(mnist(out))
             elif all(spec in folders for spec in experiment.specs):
-                parts = {spec: load(out / folders[spec]) for spec in experiment.specs}
-                if lost := [spec for spec, results in parts.items() if completed(results).empty]:
-                    raise ResultsError(f"{out / folders[lost[0]]}: no lane has completed; `study status` says why")
+                parts = {spec: loaded(spec) for spec in experiment.specs}
+                for spec in experiment.also:
+                    # What is wrong with it is told where its own section would be.
+                    with suppress(*DAMAGE):
+                        parts[spec] = loaded(spec)
                 found.append(experiment.make(parts))
-        except (ResultsError, OSError, ValueError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             troubles.append(
                 f"{name}: left out, its files in {out / name} are damaged ({type(error).__name__}: {error})"
             )

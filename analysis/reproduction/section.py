@@ -26,6 +26,8 @@ from analysis.wording import counted, short
 
 FEWEST = 3
 """Seeds below which no range or interval is held against the report."""
+OUT = Path("results/reproduction")
+"""Where `study reproduce` works unless told otherwise."""
 TRUTH = "truth.json"
 """File of a results folder: what only the data's maker knows, one entry per draw of the data."""
 
@@ -131,6 +133,14 @@ def epoch_losses(curves: pd.DataFrame) -> pd.DataFrame:
     return (total["loss"] / total["made"]).rename("loss").rename_axis(["trial", "lane", "epoch"]).reset_index()
 
 
+def ended_losses(study: Results) -> tuple[pd.DataFrame, int]:
+    """The `epoch_losses` of the lanes that did not diverge, and how many did."""
+    lost = study.lanes.loc[study.lanes["outcome"] == "diverged", ["trial", "lane"]]
+    gone = pd.MultiIndex.from_frame(lost)
+    losses = epoch_losses(study.curves)
+    return losses[~pd.MultiIndex.from_frame(losses[["trial", "lane"]]).isin(gone)].reset_index(drop=True), len(lost)
+
+
 def spans(losses: pd.DataFrame, told: Mapping[int, float]) -> pd.DataFrame:
     """The report's loss of some epochs beside the range of ours.
 
@@ -152,24 +162,28 @@ def spans(losses: pd.DataFrame, told: Mapping[int, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["epoch", "printed", "low", "middle", "high", "n", "inside"])
 
 
-def span_claim(text: str, found: pd.DataFrame, wanted: int, unit: str = "") -> Claim:
+def span_claim(text: str, found: pd.DataFrame, wanted: int, lost: int = 0) -> Claim:
     """Whether the report's losses lie within the range of our seeds at every epoch, or by how much they do not.
 
     Args:
         text: what the report says.
-        found: of `spans`.
+        found: of `spans`, of the seeds that did not diverge.
         wanted: epochs that the report prints.
-        unit: of the losses, if it needs a word.
+        lost: seeds that diverged. They widen no range; if they are the most, the report's course is not ours.
     """
-    if len(found) and found["n"].min() < FEWEST:
-        return not_checked(text, f"{counted(int(found['n'].min()), 'seed')} span no range to speak of")
+    count = int(found["n"].min()) if len(found) else 0
+    if lost > count:
+        why = f"{lost} of {lost + count} seeds diverged, so they do not fall as the report's did"
+        return Claim(text, "", "", "differs", why) if lost + count >= FEWEST else few(text, lost + count)
+    if len(found) and count < FEWEST:
+        return few(text, count)
     if len(found) < wanted:
         return not_checked(text, f"the run was cut to {len(found)} of the {wanted} epochs that the report prints")
     first, last = found.iloc[0], found.iloc[-1]
-    told = f"{digits(first['printed'])} down to {digits(last['printed'])}{unit}"
+    told = f"{digits(first['printed'])} down to {digits(last['printed'])}"
     ours = (
-        f"{_spread(first)} down to {_spread(last)}{unit}: geometric means and ranges of {first['n']} seeds, epochs "
-        f"{first['epoch']} and {last['epoch']}"
+        f"{_spread(first)} down to {_spread(last)}: geometric means and ranges of {first['n']} seeds, epochs "
+        f"{first['epoch']} and {last['epoch']}" + f"; {lost} more diverged" * bool(lost)
     )
     out = found[~found["inside"]]
     if out.empty:
@@ -197,6 +211,11 @@ def _cell_text(value: Any) -> str:
 def not_checked(text: str, why: str) -> Claim:
     """A claim that nothing could be held against."""
     return Claim(text, "", "", "not checked", why)
+
+
+def few(text: str, count: int, noun: str = "seed") -> Claim:
+    """A claim that rests on ranges or intervals, where there are too few seeds for them."""
+    return not_checked(text, f"{counted(count, noun)} {'has' if count == 1 else 'have'} no range to speak of")
 
 
 def _spread(row: Any) -> str:
@@ -233,8 +252,10 @@ def duration(seconds: float) -> str:
 
 def told_of_runs(name: str, studies: Sequence[Results]) -> dict[str, Any]:
     """What a section tells of its runs: seconds, command, links and provenance."""
-    sessions = studies[-1].provenance.get("sessions") or [{}]
-    last, hardware, versions = sessions[-1], sessions[-1].get("hardware", {}), sessions[-1].get("versions", {})
+    sessions = [session for study in studies for session in study.provenance.get("sessions") or []]
+    last = sessions[-1] if sessions else {}
+    hardware, versions = last.get("hardware", {}), last.get("versions", {})
+    commits = list(dict.fromkeys(session.get("commit") or "unknown" for session in sessions)) or ["unknown"]
     gone = [_session_seconds(study.provenance) for study in studies]
     links = []
     out = studies[0].path.parent.parent
@@ -244,12 +265,27 @@ def told_of_runs(name: str, studies: Sequence[Results]) -> dict[str, Any]:
         if (study.path / "report" / "index.html").is_file():
             links.append((f"{study.name}: ordinary report", f"{place}/report/index.html"))
     told = (
-        f"commit {last.get('commit') or 'unknown'}; {versions_text(versions)}; "
-        f"{hardware.get('cpu', 'unknown processor')}, {hardware.get('cpus', '?')} processors; seeds "
-        f"{_seeds_text(studies[-1])}"
+        f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}; {versions_text(versions)}; "
+        f"{hardware.get('cpu', 'unknown processor')}, {hardware.get('cpus', '?')} processors; {_seeds_told(studies)}"
     )
-    command = shlex.join(["study", "reproduce", "--only", name])
-    return {"seconds": sum(gone), "command": command, "links": links, "provenance": told}
+    command = ["study", "reproduce", "--only", name, *_sizes(sessions)]
+    if out.absolute() != OUT.absolute():
+        command += ["--out", str(out)]
+    return {"seconds": sum(gone), "command": shlex.join(command), "links": links, "provenance": told}
+
+
+def _sizes(sessions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The options by which a reproduction was made smaller or larger than its specs, from its latest command."""
+    commands = [str(each.get("command")) for each in sessions]
+    words = shlex.split(next((command for command in reversed(commands) if " reproduce" in command), ""))
+    found = []
+    for option in ("--seeds", "--epochs"):
+        for place, word in enumerate(words):
+            if word == option and place + 1 < len(words):
+                found += [option, words[place + 1]]
+            elif word.startswith(f"{option}="):
+                found += word.split("=", 1)
+    return found
 
 
 def versions_text(versions: Mapping[str, str]) -> str:
@@ -257,9 +293,27 @@ def versions_text(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "numpy") if name in versions)
 
 
+def _seeds_told(studies: Sequence[Results]) -> str:
+    """The seeds of all studies; those of one are named once, where they share them."""
+    by_seeds: dict[str, list[str]] = {}
+    for study in studies:
+        by_seeds.setdefault(_seeds_text(study), []).append(study.name)
+    if len(by_seeds) == 1:
+        return next(iter(by_seeds))
+    return "; ".join(f"{', '.join(names)}: {seeds}" for seeds, names in by_seeds.items())
+
+
 def _seeds_text(study: Results) -> str:
-    seeds = sorted(study.lanes["seed"].unique())
-    return f"{seeds[0]} to {seeds[-1]}" if seeds else "none"
+    fresh = study.confirmation
+    told = _from_to(study.lanes["seed"])
+    return told if fresh is None else f"{told}, confirmed on {_from_to(fresh.lanes['seed'])}"
+
+
+def _from_to(seeds: pd.Series[int]) -> str:
+    if seeds.empty:
+        return "no seeds"
+    first, last = int(seeds.min()), int(seeds.max())
+    return f"seed {first}" if first == last else f"seeds {first} to {last}"
 
 
 def _session_seconds(provenance: Mapping[str, Any]) -> float:
@@ -277,10 +331,18 @@ def completed(study: Results) -> pd.DataFrame:
 
 
 def truth(study: Results) -> list[dict[str, Any]]:
-    """What the data's maker told of each draw; nothing if it did not."""
-    file = study.path / TRUTH
-    found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return found
+    """What the data's maker told of each draw; nothing if it did not, or what it told is damaged."""
+    return read_truth(study.path)
+
+
+def read_truth(folder: Path) -> list[dict[str, Any]]:
+    """The `truth` of a results folder."""
+    try:
+        found = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    good = isinstance(found, list) and all(isinstance(entry, dict) and "seed" in entry for entry in found)
+    return found if good else []
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -34,12 +34,15 @@ LEADERBOARD_ROWS = 20
 FAILURE_ROWS = 10
 
 
-def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path | None = None) -> Path:
+def write_report(
+    paths: str | Path | Sequence[str | Path], out_dir: str | Path | None = None, *, command: str = ""
+) -> Path:
     """Write the report of one or several studies, finished or not.
 
     Args:
-        paths: a results folder, or several; each becomes a section.
-        out_dir: where to write; `report/` in the first results folder if not given.
+        paths: a results folder or its URI, or several; each becomes a section.
+        out_dir: where to write; `report/` in the first results folder, or in what was fetched of it, if not given.
+        command: what writes it again, as the page says; `study report` of these paths if not given.
 
     Returns:
         The path of `index.html`. Figures lie beside it in `figures/`, each as SVG, PDF and CSV.
@@ -47,18 +50,18 @@ def write_report(paths: str | Path | Sequence[str | Path], out_dir: str | Path |
     Raises:
         ResultsError: if a folder cannot be read as results, or no trial has ended in any.
     """
-    folders = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    folders = [paths] if isinstance(paths, str | Path) else list(paths)
     if not folders:
         raise ResultsError("no results folder given")
-    out = Path(out_dir) if out_dir is not None else folders[0] / "report"
     studies = [load(folder) for folder in folders]  # before anything is made: a mistyped path leaves no folder behind
+    out = Path(out_dir) if out_dir is not None else studies[0].path / "report"
     if all(study.trials.empty for study in studies):
         raise ResultsError(f"{folders[0]}: no trial has ended yet; `study status {folders[0]}` says how far it is")
     (out / "figures").mkdir(parents=True, exist_ok=True)
     prefixes = ["" if len(folders) == 1 else f"{number}-" for number in range(1, len(folders) + 1)]
     sections = [_section(study, out, prefix) for study, prefix in zip(studies, prefixes, strict=True)]
     across = _across(studies, out) if len(studies) > 1 else None
-    command = shlex.join(["study", "report", *map(str, folders)])
+    command = command or shlex.join(["study", "report", *map(str, folders)])
     page = (
         environment()
         .get_template("report.html.j2")

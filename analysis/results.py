@@ -313,11 +313,15 @@ def load(path: str | Path) -> Results:
     """Read a results folder, finished or not.
 
     Args:
-        path: the folder that `study run` wrote.
+        path: the folder that `study run` wrote, or its URI; what is there is fetched into a cache folder.
 
     Raises:
         ResultsError: if the folder is none, or one of its files cannot be read.
     """
+    if "://" in str(path):
+        from analysis.remote import fetch
+
+        path = fetch(str(path))
     folder = Path(path)
     spec_file = folder / "spec.toml"
     if not folder.is_dir():

@@ -6,11 +6,14 @@ import json
 import shlex
 import sys
 import tomllib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+
+from trainables import files
 
 if TYPE_CHECKING:
     from study.manifest import Kind
@@ -25,11 +28,28 @@ class Folder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse a URI; see the class."""
         if "://" in str(value):
-            self.fail(f"{value!r} is a URI, at which no results can be kept yet; give a folder that all nodes share")
+            self.fail(f"{value!r} is a URI; give a folder of this machine")
         return super().convert(value, param, ctx)
 
 
+class Place(Folder):
+    """A folder, as a path, or a URI of an object store, as text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read one or the other; see the class."""
+        scheme, found, rest = str(value).partition("://")
+        if not found:
+            return super().convert(value, param, ctx)
+        if scheme not in files.SCHEMES:
+            valid = ", ".join(f"{each}://BUCKET/NAME" for each in files.SCHEMES)
+            self.fail(f"{value!r} is no place for results; valid: a folder (NFS too), {valid}")
+        if "@" in rest:  # it would stand in every message and in the provenance
+            self.fail(f"{scheme}://... has a password; put it where the SDK finds it, as into AWS_SECRET_ACCESS_KEY")
+        return files.join(str(value))
+
+
 _FOLDER = Folder(path_type=Path)
+_PLACE = Place(path_type=Path)
 
 
 class Group(click.Group):
@@ -89,7 +109,7 @@ def main() -> None:
 @main.command()
 @click.argument("spec")
 @sized
-@click.option("--out", type=_FOLDER, help="Results folder; results/NAME if not given.")
+@click.option("--out", type=_PLACE, help="Results folder, or s3://BUCKET/NAME, gs:// ...; results/NAME if not given.")
 @click.option("--resume", "go_on", is_flag=True, help="Go on with the study in --out if it is there already.")
 @running
 def run(
@@ -97,52 +117,59 @@ def run(
     trials: int | None,
     epochs: int | None,
     seeds: int | None,
-    out: Path | None,
+    out: Path | str | None,
     go_on: bool,
     address: str | None,
     wait: float,
     show: str | None,
 ) -> None:
     """Run the study of SPEC, a TOML file or the name of a shipped one, and write its report."""
-    from study import search
+    from study import remote, search
 
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     if go_on and out is None:
         raise click.UsageError("--resume needs --out, the folder to go on in")
-    if go_on and out and (out / "spec.toml").is_file():
-        search.same(study, out)
-        _conclude(search.resume(out, address=address, wait=wait, command=_command(), show=_show(show)), show)
-        return
-    _conclude(search.run(study, out, address=address, wait=wait, command=_command(), show=_show(show)), show)
+    options: dict[str, Any] = {"address": address, "wait": wait, "command": _command(), "show": _show(show)}
+    if out is None:
+        _conclude(search.run(study, None, **options), show)
+    elif go_on and remote.has_study(str(out)):
+        with remote.mirrored(out, _command(), _warn) as folder:
+            search.same(study, folder)
+            _conclude(search.resume(folder, **options), show)
+    else:
+        with remote.mirrored(out, _command(), _warn, new=True) as folder:
+            _conclude(search.run(study, folder, **options), show)
 
 
 @main.command()
-@click.argument("folder", type=_FOLDER)
+@click.argument("folder", type=_PLACE)
 @running
-def resume(folder: Path, address: str | None, wait: float, show: str | None) -> None:
-    """Go on with the study in FOLDER where it was, whatever ended it."""
-    from study import search
+def resume(folder: Path | str, address: str | None, wait: float, show: str | None) -> None:
+    """Go on with the study in FOLDER, or at a URI, where it was, whatever ended it."""
+    from study import remote, search
 
-    _conclude(search.resume(folder, address=address, wait=wait, command=_command(), show=_show(show)), show)
+    with remote.mirrored(folder, _command(), _warn) as here:
+        _conclude(search.resume(here, address=address, wait=wait, command=_command(), show=_show(show)), show)
 
 
 @main.command()
-@click.argument("folder", type=_FOLDER)
+@click.argument("folder", type=_PLACE)
 @click.option("--trials", type=click.IntRange(1), required=True, help="Trials to add.")
 @running
-def extend(folder: Path, trials: int, address: str | None, wait: float, show: str | None) -> None:
-    """Add trials to the study in FOLDER."""
-    from study import search
+def extend(folder: Path | str, trials: int, address: str | None, wait: float, show: str | None) -> None:
+    """Add trials to the study in FOLDER, or at a URI."""
+    from study import remote, search
 
-    outcome = search.resume(folder, more=trials, address=address, wait=wait, command=_command(), show=_show(show))
-    _conclude(outcome, show)
+    options: dict[str, Any] = {"address": address, "wait": wait, "command": _command(), "show": _show(show)}
+    with remote.mirrored(folder, _command(), _warn) as here:
+        _conclude(search.resume(here, more=trials, **options), show)
 
 
 @main.command()
 @click.argument("spec")
 @sized
 @click.option("--address", required=True, help="The cluster's job server, http://HEAD:8265.")
-@click.option("--out", type=Folder(), required=True, help="Results folder as all nodes of the cluster see it.")
+@click.option("--out", type=Place(), required=True, help="Results folder as all nodes of the cluster see it, or URI.")
 @click.option("--to", type=_FOLDER, help="Where to put a copy of the results here; results/NAME if not given.")
 @click.option("--wait", default=0.0, help="Seconds to wait for a node of the cluster on which a trial fits.")
 def submit(
@@ -161,7 +188,9 @@ def submit(
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     to = to or Path("results") / study.name
     ended = jobs.submit(study, address, out, wait=wait, to=to, say=click.echo)
-    if (to / "spec.toml").is_file():
+    if files.is_uri(out):
+        click.echo(f"results: {out}; `study report {shlex.quote(out)}` reads them there")
+    elif (to / "spec.toml").is_file():
         click.echo(f"results: {_shown(to)}")
     raise SystemExit(ended)
 
@@ -172,7 +201,9 @@ def submit(
 @click.option("--nodes", type=click.IntRange(1), default=2, show_default=True, help="Nodes that run trials.")
 @click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each; from the spec's resources if not given.")
 @click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of each; from the spec's resources if not given.")
-@click.option("--out", type=Folder(), help="Results folder as all nodes see it; /results/NAME, for slurm results/NAME.")
+@click.option(
+    "--out", type=Place(), help="Results folder for all nodes, or a URI; /results/NAME, for slurm results/NAME."
+)
 @click.option("--image", help="Container image with this project (kuberay), or machine image (ray-up).")
 @click.option("--time", help="What the job may take, HH:MM:SS; a day if not given. Not for ray-up.")
 def manifest(
@@ -220,8 +251,10 @@ def dashboard(folder: Path, port: int) -> None:
 @click.argument("spec")
 @sized
 @click.option("--address", help="Ray cluster to look over as well (auto or host:port): is every node fit for SPEC?")
-@click.option("--out", type=_FOLDER, default=Path("results"), show_default=True, help="Where its results will go.")
-def check(spec: str, trials: int | None, epochs: int | None, seeds: int | None, address: str | None, out: Path) -> None:
+@click.option("--out", type=_PLACE, default=Path("results"), show_default=True, help="Where its results will go.")
+def check(
+    spec: str, trials: int | None, epochs: int | None, seeds: int | None, address: str | None, out: Path | str
+) -> None:
     """Validate SPEC and print what running it means: cells, lanes, memory, time."""
     from study import cluster, plan, preflight
 
@@ -244,23 +277,31 @@ def list_specs() -> None:
 
 
 @main.command()
-@click.argument("folder", type=_FOLDER)
-def status(folder: Path) -> None:
-    """Say how far the study in FOLDER is: trials by outcome, and the best so far."""
+@click.argument("folder", type=_PLACE)
+def status(folder: Path | str) -> None:
+    """Say how far the study in FOLDER, or at a URI, is: trials by outcome, and the best so far."""
     from study import watch
 
     click.echo(watch.status(folder))
 
 
 @main.command()
-@click.argument("folders", type=_FOLDER, nargs=-1, required=True, metavar="FOLDER...")
-def report(folders: tuple[Path, ...]) -> None:
-    """Write the report of the studies in FOLDER..., into the first."""
-    from study import importance
+@click.argument("folders", type=_PLACE, nargs=-1, required=True, metavar="FOLDER...")
+def report(folders: tuple[Path | str, ...]) -> None:
+    """Write the report of the studies in FOLDER..., or at URIs, into the first."""
+    from study import importance, remote
 
     for folder in folders:
-        importance.refresh(folder, partial(click.echo, err=True))
-    click.echo(f"report:  {_shown(_report(list(folders)))}")
+        if isinstance(folder, Path):
+            importance.refresh(folder, partial(click.echo, err=True))
+    page = _report(list(folders))
+    click.echo(f"report:  {_shown(page)}")
+    if isinstance(first := folders[0], str):
+        try:
+            remote.send(page.parent, files.join(first, page.parent.name))
+            click.echo(f"sent to: {files.join(first, page.parent.name, page.name)}")
+        except OSError as error:
+            _warn(f"{first}: the report could not be sent there ({error})")
 
 
 @main.command()
@@ -308,6 +349,10 @@ def bench(only: str, device: str, out: Path | None) -> None:
         measurements.write(found, out)
 
 
+def _warn(text: str) -> None:
+    click.echo(f"study: {text}", err=True)
+
+
 def _conclude(outcome: Outcome, show: str | None) -> None:
     """Write the report, say where everything is, and end with the right exit code."""
     folder = _shown(outcome.folder)
@@ -338,15 +383,15 @@ def _show(chosen: str | None) -> Show:
     return cast("Show", chosen or "auto")
 
 
-def _report(folders: list[Path]) -> Path:
+def _report(folders: Sequence[Path | str]) -> Path:
     from analysis.report import write_report
 
+    again = shlex.join(["study", "report", *map(_shown, folders)])
     try:
-        return write_report(folders)
+        return write_report(folders, command=again)
     except OSError as error:
         from study.search import Halted
 
-        again = shlex.join(["study", "report", *map(_shown, folders)])
         told = (
             f"the report cannot be written ({error.strerror or error}); the results are safe. Mend that, then `{again}`"
         )
@@ -367,7 +412,11 @@ def _command() -> str:
     return shlex.join(["study", *sys.argv[1:]])
 
 
-def _shown(path: Path) -> str:
-    """A path as the user would type it."""
+def _shown(path: Path | str) -> str:
+    """A path as the user would type it; the URI of what is mirrored to one."""
+    from study import remote
+
+    if isinstance(path, str) or isinstance(path := remote.home(path), str):
+        return path
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

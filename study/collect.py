@@ -29,6 +29,7 @@ from ray.tune.experiment import Trial
 from analysis.results import FOLDERS, TABLES, parts, regime
 from study.outcomes import TruthfulSearch, outcome
 from study.spec import Spec
+from trainables import files
 from trainables.tune import Payload
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Collector(tune.Callback):
         final: bool = True,
     ) -> None:
         self.training_examples = spec.workload.facts.train
-        self.tables = {name: Table(name, folder) for name in TABLES}
+        self.folder, self.tables = folder, {name: Table(name, folder) for name in TABLES}
         self.search, self.listeners, self.tick, self.say, self.tell = search, listeners, tick, say, tell
         self.courses: dict[int, Course] = {}
         self.warned: set[int] = set()
@@ -277,7 +278,7 @@ class Collector(tune.Callback):
             raise
         if ended != "interrupted":
             self.ended += 1
-            Path(trial.config["checkpoint"]).unlink(missing_ok=True)
+            discard(trial.config["checkpoint"], self.folder)
         for listener in self.listeners:
             listener.ended(row)
         # Ray Tune keeps every trial to the end, and of each some 50 KB of metrics that nobody needs any more.
@@ -313,6 +314,19 @@ class Collector(tune.Callback):
             "worker": result.get("worker"),
             "error": error,
         }
+
+
+def discard(checkpoint: str, folder: Path) -> None:
+    """Delete the checkpoint of a trial that has ended; at a URI it is noted, for `study.remote` to delete.
+
+    Args:
+        checkpoint: its file, or URI.
+        folder: the results folder.
+    """
+    if files.is_uri(checkpoint):
+        (folder / "checkpoints" / checkpoint.split("?")[0].rsplit("/", 1)[-1]).touch()
+    else:
+        files.delete(checkpoint)
 
 
 def _lane_outcome(lane: dict[str, Any], of_trial: str) -> str:

@@ -51,7 +51,7 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
     ranked = ranked[ranked["outcome"] == "completed"]
     assert spec.confirm
     best = ranked.index.isin(ranked.index[: spec.confirm.top]) | ~ranked["optimizer"].duplicated()
-    space = Space(spec, "", folder)
+    space = Space(spec, "", "")
     for row in ranked[best].to_dict("records"):
         winner = Winner(space.cell_of({str(name): value for name, value in row.items()}), float(row["learning_rate"]))
         if winner not in found:

@@ -14,6 +14,7 @@ from typing import Any
 
 from study.cluster import fitting, name_of
 from study.spec import Spec, SpecError
+from trainables import files
 
 # What numbers depend on, beside our own code, which travels. That Ray and Python are the same, Ray sees to.
 PACKAGES = ("torch", "numpy")
@@ -45,11 +46,14 @@ class Node:
     problem: str = ""
 
 
-def survey(folder: Path) -> list[Node]:
+def survey(place: Path | str) -> list[Node]:
     """Ask every node of the cluster that this process is connected to.
 
     Args:
-        folder: the results folder, which is there.
+        place: the results folder, which is there, or a URI.
+
+    Raises:
+        SpecError: if the URI cannot be written to from here.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -68,17 +72,33 @@ def survey(folder: Path) -> list[Node]:
             except importlib.metadata.PackageNotFoundError:
                 versions[package] = ""
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-        sees = Path(mark).exists() and os.access(Path(mark).parent, os.W_OK)
+        if "://" not in mark:
+            sees = Path(mark).exists() and os.access(Path(mark).parent, os.W_OK)
+        else:
+            try:
+                from pyarrow.fs import FileSystem
+
+                system, path = FileSystem.from_uri(mark)
+                with system.open_input_file(path) as there:
+                    content = there.read()
+                with system.open_output_stream(path) as stream:
+                    stream.write(content)
+                sees = True
+            except (ImportError, OSError, ValueError):
+                sees = False
         return {"versions": versions, "free_bytes": free, "sees": sees, "clock": time.time()}
 
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    mark = folder / f".seen-{uuid.uuid4().hex}"
-    mark.touch()
+    mark = files.join(place, f".seen-{uuid.uuid4().hex}")
+    try:
+        files.write(mark, lambda stream: stream.write(b"seen"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"--out {place}", [f"cannot be written to from here ({error})"]) from error
     try:
         asked = {
             ray.remote(answer)
             .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False))
-            .remote(PACKAGES, str(mark)): node
+            .remote(PACKAGES, mark): node
             for key, node in nodes.items()
         }
         found, waiting, until = [], list(asked), time.monotonic() + ANSWER_SECONDS
@@ -90,7 +110,7 @@ def survey(folder: Path) -> list[Node]:
         found += [Node(name_of(asked[each]), asked[each]["Resources"], problem=silent) for each in waiting]
     finally:
         with suppress(OSError):
-            mark.unlink(missing_ok=True)
+            files.delete(mark)
     return sorted(found, key=lambda node: node.name)
 
 
@@ -106,7 +126,7 @@ def _told(node: dict[str, Any], reference: Any) -> Node:
     return Node(name_of(node), node["Resources"], ahead_seconds=ahead, **told)
 
 
-def mistakes(nodes: Sequence[Node], folder: Path) -> list[str]:
+def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
     """What keeps a study from running on these nodes, each in one line with what to do."""
     here = {package: importlib.metadata.version(package) for package in PACKAGES}
     found = []
@@ -123,40 +143,42 @@ def mistakes(nodes: Sequence[Node], folder: Path) -> list[str]:
                     "install the same version everywhere"
                 )
         if not node.sees:
-            found.append(
-                f"node {node.name}: cannot write into {folder}; give a folder that all nodes share (NFS) with --out"
-            )
+            advice = "give a folder that all nodes share (NFS) with --out"
+            if files.is_uri(place):
+                advice = "does it reach the store, and has it the credentials?"
+            found.append(f"node {node.name}: cannot write into {place}; {advice}")
         if abs(node.ahead_seconds) > CLOCK_SECONDS:
             side = "ahead" if node.ahead_seconds > 0 else "behind"
             found.append(f"node {node.name}: its clock is {abs(node.ahead_seconds):.0f} s {side}; set it by NTP")
     return found
 
 
-def refuse(folder: Path) -> None:
+def refuse(place: Path | str) -> None:
     """Raise a `SpecError` with all that keeps a study from running on the cluster."""
-    nodes = survey(folder)
-    if found := mistakes(nodes, folder):
+    nodes = survey(place)
+    if found := mistakes(nodes, place):
         raise SpecError("the cluster", found)
 
 
-def describe(spec: Spec, folder: Path, trial_bytes: int) -> str:
+def describe(spec: Spec, place: Path | str, trial_bytes: int) -> str:
     """The nodes that this process is connected to, for people, if all of them are fit.
 
     Args:
         spec: whose trials are to run there.
-        folder: for the results; looked at in the nearest folder above it that is there.
+        place: for the results, or a URI; a folder is looked at in the nearest one above it that is there.
         trial_bytes: of memory that a trial takes.
 
     Raises:
         SpecError: if one is not.
     """
-    folder = folder.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
-    if not os.access(folder, os.W_OK):
-        raise SpecError(f"--out {folder}", ["cannot be written to; give another folder"])
-    nodes = survey(folder)
-    found = mistakes(nodes, folder)
+    if isinstance(place, Path):
+        place = place.absolute()
+        while not place.is_dir():
+            place = place.parent
+        if not os.access(place, os.W_OK):
+            raise SpecError(f"--out {place}", ["cannot be written to; give another folder"])
+    nodes = survey(place)
+    found = mistakes(nodes, place)
     lines = []
     for node in nodes:
         at_once = fitting(spec.resources, [{"Resources": node.resources}])

@@ -28,6 +28,7 @@ from study.collect import Table, now, write_text
 from study.outcomes import STATES, values
 from study.space import Space, fair_optimizer
 from study.spec import SpecError
+from trainables import files
 
 JOURNAL = "optuna.journal"
 LOCK, HOLDER = ".lock", ".holder.json"
@@ -198,14 +199,14 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
             table.drop(gone)
     # A trial that was stopped and whose rows were lost begins anew: its checkpoint may be past where it is to end.
     going_on = {
-        space.checkpoint(trial.number).name
+        space.checkpoint(trial.number)
         for trial in study.get_trials(deepcopy=False)
         if trial.number not in ended and "stopped" not in trial.user_attrs
     }
-    for file in space.checkpoints.glob("*"):
+    for name in files.names(space.checkpoints):
         # Of a trial that ended just before its checkpoint would have been removed, or half written.
-        if file.name not in going_on:
-            file.unlink()
+        if (place := files.join(space.checkpoints, name)) not in going_on:
+            files.delete(place)
     return state
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study import cluster
+from study import cluster, remote
 from study.cluster import Cluster
 from study.spec import Spec, SpecError, read
-from trainables import data
+from trainables import data, files
 
 if TYPE_CHECKING:
     import optuna
@@ -236,7 +236,7 @@ def same(spec: Spec, folder: Path) -> None:
     there, asked = deciding(read(folder / "spec.toml")), deciding(spec)
     if changed := sorted(key for key, value in asked.items() if there.get(key) != value):
         advice = "give a folder of its own, or the spec as it was"
-        raise SpecError(f"--out {folder}", [f"holds a study with another {', '.join(changed)}; {advice}"])
+        raise SpecError(f"--out {remote.home(folder)}", [f"holds a study with another {', '.join(changed)}; {advice}"])
 
 
 def _look_over(on: Cluster, folder: Path) -> None:
@@ -244,7 +244,7 @@ def _look_over(on: Cluster, folder: Path) -> None:
     if on.joined:
         from study import preflight
 
-        preflight.refuse(folder)
+        preflight.refuse(remote.home(folder))
 
 
 def with_trials(spec: Spec, trials: int) -> Spec:
@@ -336,12 +336,12 @@ def _trials(
     from trainables.tune import TRAINABLES
 
     planned = spec.budget.trials
-    checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    checkpoints = files.join(remote.home(folder), "checkpoints")
     space = Space(spec, str(data_folder), checkpoints, {n: w.learning_rate for n, w in enumerate(winners or [])})
     display = ProgressDisplay(spec, planned, show)
     repair_files(folder, display.say)
-    study = open_storage(spec, folder)
+    study = open_storage(spec, folder, display.say)
     for winner in (winners or [])[len(study.get_trials(deepcopy=False)) :]:
         study.enqueue_trial({name: winner.cell[name] for name in space.distributions(winner.cell)})
     state = reconcile(study, space, folder)
@@ -402,14 +402,20 @@ def _trials(
             again = ROUNDS if collector.ended else rounds - 1
             return _trials(spec, folder, data_folder, on, show, note, winners, again)
     if display.done >= planned:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if not files.is_uri(checkpoints):
+            shutil.rmtree(checkpoints, ignore_errors=True)
         if not winners:
             importance.write(study, spec.tuning.objectives, spec.tuning.seed, folder, display.say)
     return Outcome(folder, display.done, planned, display.scored)
 
 
-def open_storage(spec: Spec, folder: Path) -> optuna.Study:
+def open_storage(spec: Spec, folder: Path, say: Callable[[str], None] = lambda text: None) -> optuna.Study:
     """Optuna's study of a results folder, made if it is not there.
+
+    Args:
+        spec: the study's.
+        folder: the results folder.
+        say: told when the server of its database goes away, and when it is back.
 
     Raises:
         SpecError: if its database cannot be opened.
@@ -422,15 +428,15 @@ def open_storage(spec: Spec, folder: Path) -> optuna.Study:
     from study.recovery import JOURNAL
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = _database(spec) or JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    storage = _database(spec, say) or JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     towards = directions(spec.tuning.objectives, spec.workload.metric)
     study = optuna.create_study(storage=storage, study_name=spec.name, directions=towards, load_if_exists=True)
     if spec.tuning.storage:
-        of = study.user_attrs.get("results")
-        if of and Path(of) != folder and (Path(of) / "spec.toml").exists():
-            raise SpecError("tuning.storage", [f"its study {spec.name} is that of {of}, not of {folder}"])
-        if of != str(folder):  # new, or moved
-            study.set_user_attr("results", str(folder))
+        of, here = study.user_attrs.get("results"), str(remote.home(folder))
+        if of and of != here and remote.has_study(of):
+            raise SpecError("tuning.storage", [f"its study {spec.name} is that of {of}, not of {here}"])
+        if of != here:  # new, or moved
+            study.set_user_attr("results", here)
     return study
 
 
@@ -455,7 +461,7 @@ def claim_storage(spec: Spec, folder: Path) -> None:
         except optuna.exceptions.DuplicatedStudyError as error:
             message = f"holds a study called {name} already; change the spec's name, or `study resume` its folder"
             raise SpecError("tuning.storage", [message]) from error
-        study.set_user_attr("results", str(folder))
+        study.set_user_attr("results", str(remote.home(folder)))
 
 
 def release_storage(spec: Spec) -> None:
@@ -466,14 +472,15 @@ def release_storage(spec: Spec) -> None:
         optuna.delete_study(study_name=spec.name, storage=database)
 
 
-def _database(spec: Spec) -> BaseStorage | None:
-    import optuna
+def _database(spec: Spec, say: Callable[[str], None] = lambda text: None) -> BaseStorage | None:
     import sqlalchemy.exc
+
+    from study import database
 
     if not spec.tuning.storage:
         return None
     try:
-        return optuna.storages.get_storage(spec.tuning.storage)
+        return database.opened(spec.tuning.storage, say)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         message = f"cannot be opened: {str(error).splitlines()[0]}; correct the URL, or install its driver"
         raise SpecError("tuning.storage", [message]) from error
@@ -527,11 +534,13 @@ def _disk(folder: Path) -> Iterator[None]:
         # Optuna's name for whatever a database says.
         databases = [each for each in chain if type(each).__name__ == "StorageInternalError"]
         why += [str(each.__cause__ or each).splitlines()[0] for each in databases if each]
+        if files.is_uri(home := remote.home(folder)):  # Arrow's errors have no number
+            why += [str(each) for each in chain if isinstance(each, OSError)]
         if not why:
             raise
         raise Halted(
-            f"{folder}: nothing more can be written ({why[0]}). Every trial that had ended is safe; "
-            f"make space or mend that, then `study resume {folder}`"
+            f"{home}: nothing more can be written ({why[0]}). Every trial that had ended is safe; "
+            f"make space or mend that, then `study resume {home}`"
         ) from error
 
 

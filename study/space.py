@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from optuna.distributions import BaseDistribution
 from scipy.stats import qmc
 
 from study.spec import Choice, Dimension, Range, Spec
+from trainables import files
 
 Cell = dict[str, Any]
 """optimizer, batch_size, width, depth as the spec writes them, and the optimizer's settings as `adam.beta1`."""
@@ -28,13 +28,13 @@ class Space:
     Args:
         spec: the study's.
         data_folder: where downloaded data lie, absolute.
-        checkpoints: folder in which running trials keep their state.
+        checkpoints: folder in which running trials keep their state, or its URI.
         fixed: learning rates of cells whose rate is not to be searched, by trial.
     """
 
     spec: Spec
     data_folder: str
-    checkpoints: Path
+    checkpoints: str
     fixed: dict[int, float] = field(default_factory=dict)
 
     def suggest(self, trial: optuna.Trial | optuna.trial.FixedTrial) -> Cell:
@@ -85,13 +85,13 @@ class Space:
             "weights": spec.recording.weights,
             "predictions": spec.recording.predictions,
             "augment": workload.augmentation(),
-            "checkpoint": str(self.checkpoint(number)),
+            "checkpoint": self.checkpoint(number),
             "checkpoint_seconds": spec.recording.checkpoint_seconds,
         }
 
-    def checkpoint(self, number: int) -> Path:
+    def checkpoint(self, number: int) -> str:
         """The file in which a running trial keeps its state."""
-        return self.checkpoints / f"trial-{number:05d}.pt"
+        return files.join(self.checkpoints, f"trial-{number:05d}.pt")
 
     def distributions(self, cell: Cell) -> dict[str, BaseDistribution]:
         """Of the parameters that Optuna was asked for in a cell."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from study.cluster import NO_TOKEN, code
 from study.spec import Spec, SpecError
+from trainables import files
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -45,9 +46,9 @@ def submit(
     Args:
         spec: the study.
         address: of the job server, `http://HEAD:8265`.
-        out: results folder, as the cluster's nodes see it.
+        out: results folder, as the cluster's nodes see it, or a URI.
         wait: as for `search.run`.
-        to: where to put the results here; nowhere if not given.
+        to: where to put the results here; nowhere if not given, or if they are at a URI.
         say: prints a line, the job's own among them.
 
     Returns:
@@ -67,7 +68,7 @@ def submit(
         )
     say(f"job {job}, from now on the cluster's: Ctrl-C here leaves it running")
     ended = _follow(client, job, say)
-    if to and ended in (0, 1, 130):
+    if to and not files.is_uri(out) and ended in (0, 1, 130):
         fetch(client, out, to)
     return ended
 

@@ -14,21 +14,25 @@ import pandas as pd
 import analysis.results as results
 from analysis.statistics import metric_interval
 from analysis.tables import pareto
+from study import remote
 from study.recovery import holder, is_held
 from study.spec import Spec, check
 
 
-def status(folder: Path) -> str:
+def status(folder: Path | str) -> str:
     """Some lines of text: trials by outcome, lanes that diverged, the best so far, the cost, and what can be done next.
+
+    Args:
+        folder: the results folder, or its URI.
 
     Raises:
         analysis.results.ResultsError: if the folder holds no results.
     """
     found = results.load(folder)
-    spec = check(found.spec, str(folder / "spec.toml"))
+    spec = check(found.spec, str(found.path / "spec.toml"))
     again, lanes = found.confirmation, found.lanes
-    if is_held(folder):
-        state = f"running, {holder(folder) or 'by an unknown process'}"
+    if who := _running(folder):
+        state = f"running, {who}"
     elif found.provenance.get("finished"):
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:
@@ -51,6 +55,13 @@ def status(folder: Path) -> str:
         reason = shorten(trial["error"].strip().splitlines()[-1], 160, placeholder=" ...")
         lines.append(f"  failed  trial {trial['trial']}: {reason}")
     return "\n".join(lines)
+
+
+def _running(folder: Path | str) -> str | None:
+    """Who runs the study, in words; None if nobody does."""
+    if isinstance(folder, str):
+        return remote.running(folder)
+    return (holder(folder) or "by an unknown process") if is_held(folder) else None
 
 
 def _counts(found: results.Results) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -30,7 +29,7 @@ CASES: dict[str, tuple[dict[str, Any] | None, bool, str, TrialState, float | Non
 def search(spec: Spec | None = None, study: optuna.Study | None = None) -> TruthfulSearch:
     spec = spec or check(changed(tuning={"sampler": "random"}))
     towards = directions(spec.tuning.objectives, spec.workload.metric)
-    return TruthfulSearch(Space(spec, "/data", Path("/checkpoints")), study or optuna.create_study(directions=towards))
+    return TruthfulSearch(Space(spec, "/data", "/checkpoints"), study or optuna.create_study(directions=towards))
 
 
 @pytest.mark.parametrize(("result", "error", "name", "state", "value"), CASES.values(), ids=CASES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,7 +51,7 @@ def loss(config: dict[str, Any]) -> float:
 def best_found(sampler: str, seed: int, trials: int) -> float:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     searched = spec(tuning={"sampler": sampler, "seed": seed})
-    searcher = TruthfulSearch(Space(searched, "", Path()), optuna.create_study())
+    searcher = TruthfulSearch(Space(searched, "", ""), optuna.create_study())
     values = []
     for number in range(trials):
         config = searcher.suggest("")

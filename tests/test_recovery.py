@@ -45,7 +45,7 @@ class Driver:
         self.folder, self.said = folder, list[str]()
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "spec.toml").write_text(spec.to_toml())
-        self.space = Space(spec, "/data", folder / "checkpoints")
+        self.space = Space(spec, "/data", str(folder / "checkpoints"))
         repair_files(folder, self.said.append)
         self.study = open_storage(spec, folder)
         self.state: State = reconcile(self.study, self.space, folder)

@@ -562,7 +562,7 @@ def test_data_are_redrawn_by_trial_and_shared_within() -> None:
     from study.space import Space
 
     def seeds(spec: Spec) -> list[tuple[int, int]]:
-        space = Space(spec, "", Path())
+        space = Space(spec, "", "")
         found = [space.configuration({"optimizer": "sgd", "batch_size": 1}, n, replicate=n) for n in range(2)]
         return [(each["data_seed"], each["seeds"][0]) for each in found]
 

@@ -24,14 +24,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
 from ray import tune
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
-from trainables import data, engines, lanes, models
+from trainables import data, engines, files, lanes, models
 from trainables.augment import Augment
 from trainables.lanes import Predictions
 from trainables.rules import named
@@ -72,8 +72,8 @@ class Trial:
         predictions: whether the class that each lane predicts for each test example is told at the end.
         augment: fields of `Augment`, for the training images.
         trial: the trial's number, for the tables.
-        checkpoint: file in which the trial keeps its state, instead of asking Ray Tune to; whoever wants the trial
-            deletes it.
+        checkpoint: file or URI in which the trial keeps its state, instead of asking Ray Tune to; whoever wants the
+            trial deletes it.
         checkpoint_seconds: time between two checkpoints, at least; they are made at reports.
     """
 
@@ -337,7 +337,7 @@ class LaneTrainable(tune.Trainable):
         if self.trial.checkpoint:
             self.unsaved = not ended
             if due:
-                self._save(Path(self.trial.checkpoint))
+                self._save(self.trial.checkpoint)
         return {**result, SHOULD_CHECKPOINT: due and not self.trial.checkpoint}
 
     def _payload(self, report: lanes.Report) -> Payload:
@@ -360,26 +360,27 @@ class LaneTrainable(tune.Trainable):
     def cleanup(self) -> None:
         """Keep what a trial has done that is cut off in mid-course; Ray Tune calls this when it stops a worker."""
         if self.trial.checkpoint and self.unsaved:
-            self._save(Path(self.trial.checkpoint))
+            self._save(self.trial.checkpoint)
 
-    def _save(self, file: Path) -> None:
+    def _save(self, place: str) -> None:
         """Write the trial's own checkpoint. If that fails, the trial goes on all the same, and says so."""
         self.saved = time.monotonic()
         try:
-            _write(self._state(), file)
+            files.write(place, partial(torch.save, self._state()))
             self.unsaved = False
         except Exception as error:  # noqa: BLE001  nothing that keeps a checkpoint from being written harms the trial
-            self.warnings.append(f"the checkpoint {file} could not be written ({_reason(error)}); the trial goes on")
+            self.warnings.append(f"the checkpoint {place} could not be written ({_reason(error)}); the trial goes on")
 
     def _resume(self) -> bool:
         """Go on from the trial's own checkpoint. One that cannot be used is left alone, and the next result says so."""
         if not self.trial.checkpoint:
             return False
-        file = Path(self.trial.checkpoint)
+        place = self.trial.checkpoint
         try:
-            if not file.exists():
+            if not (stream := files.read(place)):
                 return False
-            state = _read(file)
+            with stream:
+                state = _read(stream)
             if state["trial"] == self.trial.identity():
                 self._restore(state)
                 return True
@@ -388,7 +389,7 @@ class LaneTrainable(tune.Trainable):
             if out_of_memory(error):
                 raise
             why = f"cannot be read ({_reason(error)})"
-        self.warnings.append(f"the checkpoint {file} {why}, so the trial starts from its beginning")
+        self.warnings.append(f"the checkpoint {place} {why}, so the trial starts from its beginning")
         return False
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -528,27 +529,13 @@ def _without_denormals() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def _write(state: dict[str, Any], file: Path) -> None:
-    """Write a checkpoint in one go: whoever reads it finds the old one or the whole new one."""
-    file.parent.mkdir(exist_ok=True)  # not its parents: a results folder that was removed stays so
-    # A worker that was given up may live on and write into the same folder.
-    unfinished = file.with_name(f"{file.name}.{platform.node()}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _read(file: Path) -> dict[str, Any]:
+def _read(stream: BinaryIO) -> dict[str, Any]:
     """Read a checkpoint; whatever is damaged in it raises."""
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(stream) as archive:
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged} in it is damaged")
-    state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    stream.seek(0)
+    state: dict[str, Any] = torch.load(stream, weights_only=True, map_location="cpu")
     return state
 
 

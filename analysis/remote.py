@@ -1,0 +1,91 @@
+"""Results at a URI of an object store, s3://bucket/name: fetched into a folder, where everything else reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import platformdirs
+import pyarrow as pa
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+
+from analysis.results import ResultsError
+
+# A study that runs merges parts of its tables while they are fetched.
+TRIES = 5
+# What readers do without.
+UNREAD = ("checkpoints", "damaged", "report", "tensorboard")
+
+
+def cache_folder(uri: str, kind: str) -> Path:
+    """The folder of this user's, on this machine, for what belongs to a URI; it need not be there."""
+    name = PurePosixPath(f"{urlsplit(uri).netloc}{urlsplit(uri).path}").name
+    key = hashlib.sha256(uri.encode()).hexdigest()[:12]
+    return platformdirs.user_cache_path("optimizer-study") / kind / f"{name}-{key}"
+
+
+def fetch(uri: str, folder: Path | None = None, unread: tuple[str, ...] = UNREAD) -> Path:
+    """Bring a folder up to what a URI holds, finished or not.
+
+    Args:
+        uri: of the results.
+        folder: what it holds and the URI does not is deleted; one of the user's cache if not given.
+        unread: folders to leave out.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ResultsError: if there are no results, or they cannot be read.
+    """
+    folder = folder or cache_folder(uri, "fetched")
+    try:
+        system, root = FileSystem.from_uri(uri)
+        for left in reversed(range(TRIES)):
+            there = listing(system, root, unread)
+            if "spec.toml" not in there:
+                told = "holds no results, there is no spec.toml; give the URI that `study run` printed"
+                raise ResultsError(f"{uri}: {told}")
+            try:
+                for name, info in there.items():
+                    _bring(system, info, folder / name)
+                break
+            except FileNotFoundError:
+                if not left:
+                    raise
+    except (OSError, pa.ArrowException) as error:
+        raise ResultsError(f"{uri}: cannot be fetched ({reason(error)}); is it there, and may you read it?") from error
+    for file in [each for each in folder.rglob("*") if each.is_file()]:
+        if file.relative_to(folder).as_posix() not in there:
+            file.unlink(missing_ok=True)
+    return folder
+
+
+def listing(system: FileSystem, root: str, unread: tuple[str, ...] = ()) -> dict[str, FileInfo]:
+    """The files below a path of a file system by their names there, without hidden ones."""
+    found = system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+    files = {each.path.removeprefix(root).lstrip("/"): each for each in found if each.type == FileType.File}
+    return {
+        name: each
+        for name, each in files.items()
+        if not any(part.startswith(".") or part in unread for part in name.split("/"))
+    }
+
+
+def reason(error: Exception) -> str:
+    """Why an object store could not be used, in one line that can be read."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _bring(system: FileSystem, info: FileInfo, file: Path) -> None:
+    """Fetch a file unless it is there, as old and as long."""
+    if file.is_file() and (file.stat().st_mtime_ns, file.stat().st_size) == (info.mtime_ns, info.size):
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")  # two readers may fetch at the same time
+    with system.open_input_file(info.path) as stream:
+        unfinished.write_bytes(stream.read())
+    os.utime(unfinished, ns=(info.mtime_ns, info.mtime_ns))
+    unfinished.replace(file)

@@ -1,0 +1,426 @@
+"""Results at a URI of a server that speaks S3, and Optuna in PostgreSQL; both really run, go away, and come back."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+import tomlkit
+from click.testing import CliRunner
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+import analysis
+from analysis.remote import cache_folder, fetch, listing
+from study import database, remote, search, watch
+from study.cli import main
+from study.search import Halted
+from study.spec import SpecError, check
+from tests.conftest import write_study
+from tests.servers import S3, Postgres
+from tests.test_resume import KILLED
+from trainables import files
+
+STUDY = ("-m", "study")
+TRIALS = 12
+# Long enough for a second run to be started, and refused, in the meantime.
+TABLES = KILLED | {"budget": {"trials": TRIALS, "epochs": 300}}
+# A program that gives a store up that does not answer after a moment.
+IMPATIENT = ("-c", "from study import cli, remote; remote.PATIENCE_SECONDS = 3.0; cli.main()")
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with S3() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**server.environment, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    if reason := Postgres.why_not():
+        pytest.skip(reason)
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    (tmp_path / "spec.toml").write_text(tomlkit.dumps(TABLES))
+    return tmp_path / "spec.toml"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "spec.toml").write_text(tomlkit.dumps(TABLES))
+    assert begun(folder, "run", "spec.toml", "--out", "out").wait(280) == 0, said(folder)
+    return lanes(folder / "out")
+
+
+def begun(folder: Path, *arguments: str, program: tuple[str, ...] = STUDY, **environment: str) -> subprocess.Popen[str]:
+    """A `study` command in a process group of its own; what it says is added to a file."""
+    with (folder / "said").open("a") as output:
+        return subprocess.Popen(
+            [sys.executable, *program, *arguments, "--plain"],
+            cwd=folder,
+            env=os.environ | environment,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def said(folder: Path) -> str:
+    return (folder / "said").read_text()
+
+
+def lanes(place: Path | str) -> pd.DataFrame:
+    """The lanes table, times aside."""
+    found = analysis.load(place)
+    assert set(found.trials["outcome"]) == {"completed"}
+    return found.lanes.drop(columns=[name for name in found.lanes if "seconds" in name])
+
+
+def ended(place: Path | str) -> int:
+    try:
+        return len(analysis.load(place).trials)
+    except analysis.ResultsError:
+        return 0
+
+
+def wait_for(what: Callable[[], bool], running: subprocess.Popen[str], folder: Path) -> None:
+    until = time.monotonic() + 240
+    while not what():
+        assert running.poll() is None, said(folder)
+        assert time.monotonic() < until, said(folder)
+        time.sleep(0.1)
+
+
+def kill(running: subprocess.Popen[str]) -> None:
+    running.kill()
+    assert running.wait(60) == -signal.SIGKILL
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_study_at_a_uri_is_killed_and_goes_on_from_another_machine(
+    s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    uri = s3.uri("deep/killed")
+    running = begun(tmp_path, "run", "spec.toml", "--out", uri)
+    wait_for(lambda: ended(uri) >= 3, running, tmp_path)
+    assert f"good: running, process {running.pid} on " in watch.status(uri)
+    # A second run, which knows nothing of the first one's spool, and a third, which does.
+    for cache in (str(tmp_path / "elsewhere"), os.environ["XDG_CACHE_HOME"]):
+        refused = begun(tmp_path, "resume", uri, XDG_CACHE_HOME=cache)
+        assert refused.wait(60) == 2, said(tmp_path)
+    assert said(tmp_path).count(f"a study runs in it: process {running.pid} on ") == 2
+    assert ended(uri) < TRIALS
+    kill(running)
+    shutil.rmtree(cache_folder(uri, "spool"))
+    before = ended(uri)
+    assert f"interrupted; `study resume {uri}` goes on" in watch.status(uri)
+    assert begun(tmp_path, "resume", uri).wait(280) == 0, said(tmp_path)
+    assert f"good: {before} of {TRIALS} trials have ended" in said(tmp_path)
+    pd.testing.assert_frame_equal(lanes(uri), undisturbed, check_exact=True)
+    assert f"report:  {uri}/report/index.html" in said(tmp_path)
+    page = files.read(f"{uri}/report/index.html")
+    assert page
+    assert f"study report {uri}" in page.read().decode()
+    assert files.names(f"{uri}/checkpoints") == []
+    assert not (cache_folder(uri, "spool") / "results").exists()
+    assert "Traceback" not in said(tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_store_that_goes_away_is_told_of_and_waited_for(
+    s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    uri = s3.uri("away")
+    running = begun(tmp_path, "run", "spec.toml", "--out", uri)
+    wait_for(lambda: ended(uri) >= 2, running, tmp_path)
+    s3.stop()
+    time.sleep(15)
+    s3.start()
+    assert running.wait(280) == 0, said(tmp_path)
+    assert said(tmp_path).count("cannot be written to (When") == 1
+    assert said(tmp_path).count("can be written to again") == 1
+    pd.testing.assert_frame_equal(lanes(uri), undisturbed, check_exact=True)
+    assert "Traceback" not in said(tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_store_that_stays_away_ends_a_study_that_can_be_resumed(
+    s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    uri = s3.uri("gone")
+    running = begun(tmp_path, "run", "spec.toml", "--out", uri, program=IMPATIENT)
+    wait_for(lambda: ended(uri) >= 2, running, tmp_path)
+    there = ended(uri)
+    s3.stop()
+    try:
+        assert running.wait(280) == 1, said(tmp_path)
+    finally:
+        s3.start()
+    spool = cache_folder(uri, "spool") / "results"
+    assert f"the results could not be sent; what was not sent is safe in {spool}" in said(tmp_path)
+    assert f"`study resume {uri}` on this machine" in said(tmp_path)
+    assert ended(uri) < TRIALS
+    assert ended(uri) >= there
+    pd.testing.assert_frame_equal(lanes(spool), undisturbed, check_exact=True)
+    assert begun(tmp_path, "resume", uri).wait(280) == 0, said(tmp_path)
+    pd.testing.assert_frame_equal(lanes(uri), undisturbed, check_exact=True)
+    assert not spool.exists()
+    assert "Traceback" not in said(tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_database_that_goes_away_is_waited_for_and_a_killed_driver_goes_on(
+    postgres: Postgres, tmp_path: Path, undisturbed: pd.DataFrame
+) -> None:
+    tables = TABLES | {"tuning": {**TABLES["tuning"], "storage": postgres.url}}
+    (tmp_path / "spec.toml").write_text(tomlkit.dumps(tables))
+    out = tmp_path / "out"
+    running = begun(tmp_path, "run", "spec.toml", "--out", "out")
+    wait_for(lambda: ended(out) >= 2, running, tmp_path)
+    postgres.stop()
+    wait_for(lambda: "Optuna's database does not answer (" in said(tmp_path), running, tmp_path)
+    time.sleep(5)
+    there = ended(out)
+    postgres.start()
+    wait_for(lambda: ended(out) > there, running, tmp_path)
+    assert said(tmp_path).count("does not answer") == said(tmp_path).count("answers again") == 1
+    kill(running)
+    assert begun(tmp_path, "resume", "out").wait(280) == 0, said(tmp_path)
+    pd.testing.assert_frame_equal(lanes(out), undisturbed, check_exact=True)
+    trials = optuna.load_study(study_name="good", storage=database.opened(postgres.url)).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * TRIALS
+    assert "Traceback" not in said(tmp_path)
+
+
+def opened(uri: str, *, new: bool = False, heard: list[str] | None = None) -> Any:
+    return remote.mirrored(uri, "the command", (heard if heard is not None else []).append, new=new)
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PUSH_SECONDS", 0.05)
+    monkeypatch.setattr(remote, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "DEAD_SECONDS", 3.0)
+
+
+def holder_at(uri: str, **changed: Any) -> None:
+    """Put another run's mark there."""
+    held = {"session": "x", "host": "far", "pid": 1, "since": "9:00", "command": "study run", "beat": 1, "ended": ""}
+    remote._put(f"{uri}/.holder.json", remote.json.dumps(held | changed).encode())
+
+
+def test_what_is_at_a_uri_follows_the_spool(s3: S3, quickly: None) -> None:
+    uri = s3.uri("follows")
+    with opened(uri, new=True) as spool:
+        assert remote.home(spool / "confirm") == f"{uri}/confirm"
+        write_study(spool)
+        (spool / "optuna.journal").write_bytes(b'{"op_code": 1}\n{"op_co')
+        (spool / ".lock").touch()
+        (spool / "curves" / "part.tmp").touch()
+        (spool / "tune").mkdir()
+        (spool / "tune" / "state").touch()
+        (spool / "checkpoints").mkdir()
+        files.write(f"{uri}/checkpoints/trial-00003.pt", lambda stream: stream.write(b"state"))
+        (spool / "checkpoints" / "trial-00003.pt").touch()
+        until = time.monotonic() + 20
+        while files.names(f"{uri}/checkpoints") or "optuna.journal" not in listing(*files.at(uri)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        part = next((spool / "curves").glob("*.parquet"))
+        shutil.copy(part, part.with_name("0000001-0000008.parquet"))
+        part.unlink()
+    assert remote.home(spool) == spool
+    assert set(listing(*files.at(uri))) == {
+        "spec.toml", "provenance.json", "optuna.journal", "curves/0000001-0000008.parquet",
+        "lanes.parquet/0000001-0000001.parquet", "trials.parquet/0000001-0000001.parquet",
+    }  # fmt: skip
+    journal = files.read(f"{uri}/optuna.journal")
+    assert journal
+    assert journal.read() == b'{"op_code": 1}\n'
+    assert not spool.exists()
+    assert len(analysis.load(uri).trials) == 48
+    with pytest.raises(SpecError, match="already holds a study"), opened(uri, new=True):
+        pass
+    with opened(uri) as spool:
+        assert len(analysis.load(spool).trials) == 48
+
+
+def test_a_uri_is_held_by_one(s3: S3, quickly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = s3.uri("held")
+    holder_at(uri)
+    heard: list[str] = []
+    with opened(uri, new=True, heard=heard):  # the other one is dead
+        assert "held by process 1 on far since 9:00 (study run); waiting up to 3 s" in heard[0]
+        assert "process " + str(os.getpid()) in (remote.running(uri) or "")
+        with pytest.raises(SpecError, match=f"a study runs in it: process {os.getpid()} on "), opened(uri):
+            pass
+    assert remote.running(uri) is None
+    assert files.names(uri) == []  # nothing came of it, and nothing is left
+    holder_at(uri)
+    threading.Timer(1.0, holder_at, [uri], {"beat": 2}).start()
+    with pytest.raises(SpecError, match="a study runs in it: process 1 on far"), opened(uri, new=True):
+        pass
+    holder_at(uri, host=platform.node(), pid=2**22 + 1)  # of this machine, and known to be dead
+    began = time.monotonic()
+    with opened(uri, new=True):
+        assert time.monotonic() - began < 2
+
+
+def interrupted(uri: str) -> None:
+    """A run whose URI another takes while it sleeps, and which then has something to send."""
+    with opened(uri, new=True) as spool:
+        holder_at(uri)
+        try:
+            time.sleep(20)
+        except KeyboardInterrupt:
+            write_study(spool)
+
+
+def test_a_run_that_was_taken_for_dead_ends(s3: S3, quickly: None) -> None:
+    uri, heard = s3.uri("taken"), list[str]()
+    with pytest.raises(Halted, match="another run has taken it over: process 1 on far"):
+        interrupted(uri)
+    assert list(listing(*files.at(uri))) == []
+    remote._put(f"{uri}/spec.toml", b"its own")
+    holder_at(uri, ended="9:30")
+    with opened(uri, heard=heard) as spool:
+        assert "was gone on with elsewhere" in heard[0]
+        assert [path.name for path in spool.iterdir()] == ["spec.toml"]
+
+
+def unsent(uri: str) -> None:
+    """A session that cannot send what it writes."""
+    with opened(uri) as spool:
+        (spool / "later").write_text("of this session")
+        next((spool / "curves").glob("*.parquet")).rename(spool / "curves/0000001-0000002.parquet")
+
+
+def test_what_was_not_sent_is_gone_on_with(s3: S3, quickly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = s3.uri("unsent")
+    with opened(uri, new=True) as spool:
+        write_study(spool)
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "PATIENCE_SECONDS", 0.0)
+        patch.setattr(remote._Mirror, "_pushed", lambda self: False)
+        with pytest.raises(Halted, match=r"what was not sent is safe in .*`study resume"):
+            unsent(uri)
+    assert "later" not in listing(*files.at(uri))
+    with opened(uri) as spool:
+        assert (spool / "later").read_text() == "of this session"
+    there = set(listing(*files.at(uri)))
+    assert {"later", "curves/0000001-0000002.parquet"} < there
+    assert "curves/0000001-0000001.parquet" not in there
+
+
+def test_readers_follow_a_study_that_merges_its_parts(s3: S3, tmp_path: Path) -> None:
+    uri, system = s3.uri("merged"), files.at(s3.uri("merged"))
+    remote.send(write_study(tmp_path / "study", widths=(8,), depths=(1,)), uri)
+    first = analysis.load(uri)
+    assert first.path.is_relative_to(os.environ["XDG_CACHE_HOME"])
+    part = f"{uri}/curves/0000001-0000001.parquet"
+    content = files.read(part)
+    assert content
+    remote._put(f"{uri}/curves/0000001-0000008.parquet", content.read())
+    files.delete(part)
+    assert analysis.load(uri).curves.equals(first.curves)
+    assert sorted(file.name for file in (first.path / "curves").iterdir()) == ["0000001-0000008.parquet"]
+    assert "importance.parquet" not in listing(*system)
+    page = CliRunner().invoke(main, ["report", uri])
+    assert page.exit_code == 0, page.output
+    assert f"sent to: {uri}/report/index.html" in page.output
+    assert "report/index.html" in listing(*system)
+    with pytest.raises(analysis.ResultsError, match="holds no results"):
+        analysis.load(s3.uri("nowhere"))
+    with pytest.raises(analysis.ResultsError, match="cannot be fetched"):
+        fetch("s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("ftp://host/x", "no place for results; valid: a folder (NFS too), s3://BUCKET/NAME, gs://BUCKET/NAME"),
+        ("s3://key:secret@bucket/x", "has a password; put it where the SDK finds it"),
+    ],
+)
+def test_a_uri_that_cannot_be_one_is_told(uri: str, told: str) -> None:
+    found = CliRunner().invoke(main, ["status", uri])
+    assert found.exit_code == 2
+    assert told in " ".join(found.output.split())
+    assert "secret" not in found.output
+
+
+def test_the_database_is_that_of_one_uri(s3: S3, postgres: Postgres, quickly: None, tmp_path: Path) -> None:
+    uri = s3.uri("of-database")
+    spec = check(TABLES | {"name": "owned", "tuning": {**TABLES["tuning"], "storage": postgres.url}})
+    with opened(uri, new=True) as spool:
+        search.claim_storage(spec, spool)
+        assert search.open_storage(spec, spool).user_attrs["results"] == uri
+        spool.mkdir()
+        (spool / "spec.toml").write_text(spec.to_toml())
+    with pytest.raises(SpecError, match=f"its study owned is that of {uri}"):
+        search.open_storage(spec, tmp_path)
+    search.release_storage(spec)
+
+
+def test_a_trial_whose_creation_was_not_answered_is_created_once(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server goes after it has done what it was asked, and before it says so."""
+    heard: list[str] = []
+    storage = database.opened(postgres.url, heard.append)
+    study = optuna.create_study(storage=storage, study_name="once")
+    for name in ("_create_new_trial", "set_trial_state_values"):
+        ask, asked = getattr(RDBStorage, name), []
+
+        def deaf(self: RDBStorage, *given: Any, ask: Any = ask, asked: list[int] = asked, **named: Any) -> Any:
+            answer = ask(self, *given, **named)
+            asked.append(1)
+            if len(asked) == 1:
+                from sqlalchemy.exc import OperationalError
+
+                raise optuna.exceptions.StorageInternalError from OperationalError("", {}, Exception("cut off"))
+            return answer
+
+        monkeypatch.setattr(RDBStorage, name, deaf)
+    trial = study.ask()
+    assert trial.number == 0
+    study.tell(trial, 1.0)
+    study.tell(study.ask(), 2.0)
+    assert [(each.state, each.value) for each in study.trials] == [
+        (TrialState.COMPLETE, 1.0),
+        (TrialState.COMPLETE, 2.0),
+    ]
+    assert [line.split(" (")[0] for line in heard[::2]] == ["Optuna's database does not answer"] * 2
+    assert all("answers again" in line for line in heard[1::2])
+    monkeypatch.setattr(database, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(
+        RDBStorage,
+        "get_all_studies",
+        lambda self: (_ for _ in ()).throw(database.OperationalError("", {}, Exception("x"))),
+    )
+    with pytest.raises(database.OperationalError):
+        storage.get_all_studies()

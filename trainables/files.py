@@ -1,0 +1,110 @@
+"""Files in a folder or at a URI of an object store, s3://bucket/name: what any node of a cluster needs of them.
+
+A file's place is a path or a URI, as text. An object store shows a file once it is whole, so that writing one there is
+in one go as it is. Credentials, and the store's address if it is not the cloud's own, are those that its SDK finds
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, an instance's role ...), or the URI's query says them as Arrow reads it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+SCHEMES = ("s3", "gs")
+
+
+def is_uri(place: str | Path) -> bool:
+    """Whether a place is a URI."""
+    return "://" in str(place)
+
+
+def join(place: str | Path, *names: str) -> str:
+    """A place below another."""
+    if not is_uri(place):
+        return str(Path(place, *names))
+    parts = urlsplit(str(place))
+    return parts._replace(path="/".join([parts.path.rstrip("/"), *names])).geturl()
+
+
+def at(uri: str) -> tuple[Any, str]:
+    """The file system of a URI, from `pyarrow.fs`, and the path there."""
+    parts = urlsplit(uri)
+    return _file_system(f"{parts.scheme}://{parts.netloc}", parts.query), f"{parts.netloc}{parts.path}".rstrip("/")
+
+
+@cache
+def _file_system(bucket: str, query: str) -> Any:
+    from pyarrow.fs import FileSystem
+
+    # A small file is one request instead of three.
+    once = "allow_delayed_open=true" if bucket.startswith("s3:") else ""
+    return FileSystem.from_uri(f"{bucket}?{'&'.join(filter(None, [query, once]))}")[0]
+
+
+def write(place: str, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file in one go: whoever reads it finds the old one or the whole new one.
+
+    Args:
+        place: of the file. The folder is made if it is not there, but not its parents: one that was removed stays so.
+        fill: writes the content.
+    """
+    if is_uri(place):
+        held = io.BytesIO()
+        fill(held)
+        system, path = at(place)
+        with system.open_output_stream(path) as stream:
+            stream.write(held.getbuffer())
+        return
+    file = Path(place)
+    file.parent.mkdir(exist_ok=True)
+    # A worker that was given up may live on and write into the same folder.
+    unfinished = file.with_name(f"{file.name}.{platform.node()}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as stream:
+            fill(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read(place: str) -> BinaryIO | None:
+    """A file's content, to be read from any point; None if there is no such file."""
+    try:
+        if not is_uri(place):
+            return Path(place).open("rb")
+        system, path = at(place)
+        with system.open_input_file(path) as stream:
+            return io.BytesIO(stream.read())
+    except FileNotFoundError:
+        return None
+
+
+def delete(place: str) -> None:
+    """Delete a file, if it is there."""
+    if not is_uri(place):
+        Path(place).unlink(missing_ok=True)
+        return
+    system, path = at(place)
+    try:
+        system.delete_file(path)
+    except FileNotFoundError:
+        return
+
+
+def names(place: str) -> list[str]:
+    """The names of the files in a folder; none if there is no such folder."""
+    if not is_uri(place):
+        return sorted(file.name for file in Path(place).glob("*"))
+    from pyarrow.fs import FileSelector, FileType
+
+    system, path = at(place)
+    found = system.get_file_info(FileSelector(path, allow_not_found=True))
+    return sorted(each.base_name for each in found if each.type == FileType.File)

@@ -50,7 +50,12 @@ TRIALS = _schema(
     _column("depth", pa.int64(), "hidden layers, or convolutions; 0 for linear"),
     _column("batch_size", pa.int64(), "examples per update"),
     _column("regime", pa.string(), "stochastic, mini-batch or batch; follows from batch_size"),
-    _column("settings", pa.string(), "the optimizer's own settings that were searched, as JSON", optional=True),
+    _column(
+        "settings",
+        pa.string(),
+        "what else was searched, as JSON: the optimizer's own settings, and a user's model's as model.NAME",
+        optional=True,
+    ),
     _column("replicate", pa.int64(), "earlier trials of the same cell; each has seeds of its own", optional=True),
     _column("parameters", pa.int64(), "parameters of one network", optional=True),
     _column("lanes", pa.int64(), "learning rates x seeds trained together", optional=True),

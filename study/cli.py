@@ -263,6 +263,8 @@ def check(
         cluster.reach(address)
     probes = plan.probed(study)
     click.echo(plan.describe(study, probes))
+    if proof := plan.proved(study):
+        click.echo(proof)
     if address:
         with cluster.connected(study, address):
             click.echo(preflight.describe(study, out, max(probe.memory_bytes for probe in probes)))

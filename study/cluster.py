@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,13 +91,14 @@ def name_of(node: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def connected(spec: Spec, address: str | None, wait: float = 0.0) -> Iterator[Cluster]:
+def connected(spec: Spec, address: str | None, wait: float = 0.0, modules: Sequence[str] = ()) -> Iterator[Cluster]:
     """Join the cluster at an address, or start Ray on this machine.
 
     Args:
         spec: whose resources a trial takes.
         address: auto, or host:port of the cluster's head; none starts Ray here, on loopback.
         wait: seconds to wait for nodes on which a trial fits.
+        modules: of users', files and folders, which go to the cluster's nodes with our own.
 
     Raises:
         SpecError: if not even one trial fits, or no cluster answers at the address.
@@ -118,7 +119,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0) -> Iterator[Cl
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     if address and _JOB not in os.environ:  # a job's code has been sent with it
-        options["runtime_env"] = {"py_modules": code()}
+        options["runtime_env"] = {"py_modules": [*code(), *modules]}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except SystemExit as error:

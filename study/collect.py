@@ -294,7 +294,7 @@ class Collector(tune.Callback):
             "depth": config["depth"],
             "batch_size": config["batch_size"],
             "regime": regime(config["batch_size"], self.training_examples),
-            "settings": json.dumps(config["settings"], sort_keys=True) if config["settings"] else None,
+            "settings": json.dumps(config["searched"], sort_keys=True) if config["searched"] else None,
             "replicate": config["replicate"],
             "parameters": result.get("parameters"),
             "lanes": result.get("lanes"),

@@ -14,14 +14,18 @@ import torch
 from analysis.results import regime
 from study.search import planned_trials
 from study.spec import Spec
-from trainables import engines, lanes, models
+from trainables import data, engines, equality, lanes, models
+from trainables.criterion import Criterion
 from trainables.data import Split
+from trainables.foreign import is_foreign
 from trainables.rules import named
 from trainables.stack import Batches, Lane, Stack, grid
 
 # A probe times so many seconds of updates, on batches of at most so many examples, and scales.
 PROBE_SECONDS = 0.2
 PROBE_EXAMPLES = 256
+# Relative; what compounds rounding over so few updates stays far below.
+LANE_EQUALITY = 1e-8
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Probe:
 
 def probed(spec: Spec) -> list[Probe]:
     """The cells at the corners of the space, each tried briefly."""
-    dimensions = spec.search.dimensions()
+    dimensions = spec.dimensions()
     sizes = [dimensions[name].ends() if name in dimensions else [0] for name in ("batch_size", "width", "depth")]
     full = spec.workload.facts.train
     corners = itertools.product(*sizes)
@@ -94,12 +98,14 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     """Try a cell briefly, with the optimizer that takes the most time, or else memory."""
     workload, facts, budget = spec.workload, spec.workload.facts, lanes.Budget(**spec.budget.limit())
     rule, device = named(_heaviest(spec)), torch.device("cpu")
-    size = {"width": width, "depth": depth, **workload.arguments()}
+    searched = {name.removeprefix("model."): d.ends()[-1] for name, d in workload.searched().items()}
+    size = {"width": width, "depth": depth, **workload.arguments(), **searched}
     build = partial(models.build, workload.model, facts.in_shape, facts.out_features, **size)
+    criterion = Criterion(facts.task, workload.loss or "", workload.score or "")
     stack = Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), device)
     network = build()
     updates, seconds = budget.total_updates(batch_size, facts.train), None
-    engine = engines.choose(network, facts.in_shape, facts.task, batch_size, stack, updates, spec.lanes.engine)
+    engine = engines.choose(network, facts.in_shape, criterion, batch_size, stack, updates, spec.lanes.engine)
     if updates is not None:
         tried = min(batch_size, PROBE_EXAMPLES)
         inputs = stack.parameters.new_zeros(2 * PROBE_EXAMPLES, *facts.in_shape)
@@ -110,9 +116,8 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
         )
         examples, batches = Split(inputs, targets), Batches(Split(inputs, targets), tried, stack)
         # Compiling takes longer than the probe may; the eager engine's time, less what compiling is reckoned to save.
-        eager = engines.choose(
-            network, facts.in_shape, facts.task, tried, stack, None, "solo" if rule.solo else "eager"
-        )
+        plain = "auto" if rule.solo or is_foreign(workload.model) else "eager"
+        eager = engines.choose(network, facts.in_shape, criterion, tried, stack, None, plain)
         eager.warm_up(stack, batches)
         made = 0
         while made < 2 or stack.seconds < PROBE_SECONDS:
@@ -131,6 +136,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
         points = len(schedule.series()) + budget.reports
         update = stack.seconds / made * batch_size / tried
         if engine.name == "compiled":
+            assert models.layered(network)
             update = max(update / 10, update - engines.saving(network, facts.in_shape, batch_size, stack))
         seconds = updates * update + points * evaluation
     kept, working = engines.lane_bytes(network, facts.in_shape, batch_size, stack)
@@ -140,9 +146,40 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     return Probe(batch_size, updates, seconds, memory, engine.name, at_once)
 
 
+def proved(spec: Spec) -> str:
+    """Whether lanes of users' models or rules equal torch.optim, tried on this machine's CPU, in words; empty for ours.
+
+    The cell is the smallest of the space; the optimizer the first that has a rule over lanes, if there is one.
+    """
+    workload, names = spec.workload, spec.search.optimizers()
+    if not is_foreign(workload.model) and not any(map(is_foreign, names)):
+        return ""
+    ruled = sorted(names, key=lambda name: (named(name).solo, not is_foreign(name)))
+    found = data.load(
+        workload.data, data.data_folder().absolute(), standardize=workload.standardize, dtype=torch.float64
+    )
+    ends = {name: d.ends()[0] for name, d in spec.dimensions().items()}
+    arguments = {name.removeprefix("model."): value for name, value in ends.items() if name.startswith("model.")}
+    size = {"width": int(ends.get("width", 0)), "depth": int(ends.get("depth", 0)), **workload.arguments(), **arguments}
+    build = partial(models.build, workload.model, found.in_shape, found.out_features, **size)
+    batch = min(len(found.train) if each == "full" else int(each) for each in spec.search.batch_size.ends())
+    all_lanes = grid(*spec.rates(ruled[0]), spec.lane_seeds())
+    criterion = Criterion(found.task, workload.loss or "", workload.score or "")
+    proof = equality.prove(build, named(ruled[0]), found, batch, all_lanes, criterion, workload.model)
+    if math.isnan(proof.speed):
+        how = f"{proof.lanes} lanes run one after another"
+    else:
+        how = f"{proof.lanes} lanes together are {proof.speed:.1f} times as fast as one after another"
+    fine = "equal" if proof.difference <= LANE_EQUALITY else "DIFFER from"
+    return (
+        f"  lanes   {fine} torch.optim's: {proof.difference:.0e} after {equality.UPDATES} updates of {ruled[0]} at "
+        f"batch size {batch}, float64; {how}"
+    )
+
+
 def _cells(spec: Spec) -> str:
     """How many cells there are, and what they are made of; settings come on top of their optimizer."""
-    shared = " x ".join(f"{d.size()} {name}" for name, d in spec.search.dimensions().items())
+    shared = " x ".join(f"{d.size()} {name}" for name, d in spec.dimensions().items())
     own = ", ".join(name for optimizer in spec.search.optimizers() for name in spec.search.settings_of(optimizer))
     count = f"{spec.cells():,}" if math.isfinite(spec.cells()) else "any number"
     return f"{count} ({shared}{f'; with {own}' if own else ''})"

@@ -34,6 +34,7 @@ class Node:
         free_bytes: memory that is free.
         ahead_seconds: of its clock before this machine's, about.
         sees: whether it can write into the results folder.
+        missing: modules that it cannot import, with the reason.
         problem: why it could not be asked; empty if it could.
     """
 
@@ -43,14 +44,16 @@ class Node:
     free_bytes: int = 0
     ahead_seconds: float = 0.0
     sees: bool = True
+    missing: dict[str, str] = field(default_factory=dict)
     problem: str = ""
 
 
-def survey(place: Path | str) -> list[Node]:
+def survey(place: Path | str, modules: Sequence[str] = ()) -> list[Node]:
     """Ask every node of the cluster that this process is connected to.
 
     Args:
         place: the results folder, which is there, or a URI.
+        modules: that every node must be able to import.
 
     Raises:
         SpecError: if the URI cannot be written to from here.
@@ -58,7 +61,7 @@ def survey(place: Path | str) -> list[Node]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def answer(packages: Sequence[str], mark: str) -> dict[str, Any]:
+    def answer(packages: Sequence[str], mark: str, modules: Sequence[str]) -> dict[str, Any]:
         # Travels as it stands, with nothing of ours: the node may lack it.
         import importlib.metadata
         import os
@@ -86,7 +89,13 @@ def survey(place: Path | str) -> list[Node]:
                 sees = True
             except (ImportError, OSError, ValueError):
                 sees = False
-        return {"versions": versions, "free_bytes": free, "sees": sees, "clock": time.time()}
+        missing = {}
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # noqa: BLE001  whatever a user's module raises there
+                missing[module] = f"{type(error).__name__}: {error}"
+        return {"versions": versions, "free_bytes": free, "sees": sees, "missing": missing, "clock": time.time()}
 
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     mark = files.join(place, f".seen-{uuid.uuid4().hex}")
@@ -98,7 +107,7 @@ def survey(place: Path | str) -> list[Node]:
         asked = {
             ray.remote(answer)
             .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False))
-            .remote(PACKAGES, mark): node
+            .remote(PACKAGES, mark, list(modules)): node
             for key, node in nodes.items()
         }
         found, waiting, until = [], list(asked), time.monotonic() + ANSWER_SECONDS
@@ -147,15 +156,17 @@ def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
             if files.is_uri(place):
                 advice = "does it reach the store, and has it the credentials?"
             found.append(f"node {node.name}: cannot write into {place}; {advice}")
+        for module, why in node.missing.items():
+            found.append(f"node {node.name}: cannot import {module} ({why}); install there what it needs")
         if abs(node.ahead_seconds) > CLOCK_SECONDS:
             side = "ahead" if node.ahead_seconds > 0 else "behind"
             found.append(f"node {node.name}: its clock is {abs(node.ahead_seconds):.0f} s {side}; set it by NTP")
     return found
 
 
-def refuse(place: Path | str) -> None:
-    """Raise a `SpecError` with all that keeps a study from running on the cluster."""
-    nodes = survey(place)
+def refuse(place: Path | str, modules: Sequence[str] = ()) -> None:
+    """Raise a `SpecError` with all that keeps a study with some modules from running on the cluster."""
+    nodes = survey(place, modules)
     if found := mistakes(nodes, place):
         raise SpecError("the cluster", found)
 

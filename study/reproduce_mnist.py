@@ -174,7 +174,7 @@ def _network(spec: Spec, loaded: Data, folder: Path) -> None:
     """Write the layers as torch has them: settings, shape of the output, parameters."""
     width, depth = (int(dimension.ends()[0]) for dimension in (spec.search.width, spec.search.depth) if dimension)
     arguments = spec.workload.arguments()
-    network = models.build("cnn", loaded.in_shape, loaded.out_features, width=width, depth=depth, **arguments)
+    network = models.cnn(loaded.in_shape, loaded.out_features, width=width, depth=depth, **arguments)
     layers, x = [], torch.zeros(1, *loaded.in_shape)
     for layer in network:
         with torch.no_grad():

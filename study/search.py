@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study import cluster, remote
+from study import cluster, foreign, remote
 from study.cluster import Cluster
-from study.spec import Spec, SpecError, read
+from study.spec import Spec, SpecError, read, sizes_in
 from trainables import data, files
+from trainables.foreign import is_foreign
 
 if TYPE_CHECKING:
     import optuna
@@ -122,8 +124,7 @@ def run(
         trainables.data.DataError: if the data cannot be had.
         Halted: if it cannot go on, for want of disk space.
     """
-    data_folder = data.data_folder().absolute()
-    data.load(spec.workload.data, data_folder)  # fetched once, here, before anything is written
+    data_folder = _data_folder(spec)
     folder = claim_folder(spec, out).absolute()
     spec = _with_absolute_storage(with_trials(spec, planned_trials(spec)))
     claimed = False
@@ -131,13 +132,15 @@ def run(
         claim_storage(spec, folder)
         claimed = True
         # Ray sets handlers of its own in between.
-        with _stoppable(), cluster.connected(spec, address, wait) as on, _stoppable():
-            _look_over(on, folder)
+        for note in foreign.gather(spec.tables(), folder, sizes_in(spec.tables())):
+            print(f"note: {note}", file=sys.stderr)
+        with _stoppable(), cluster.connected(spec, address, wait, foreign.modules(folder)) as on, _stoppable():
+            _look_over(on, spec, folder)
             return session(spec, folder, data_folder, on, command, show=show)
     finally:
-        # Nothing was written if Ray did not start.
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        # No trial's result was written if Ray did not start.
+        if folder.is_dir() and {file.name for file in folder.iterdir()} <= {foreign.CODE}:
+            shutil.rmtree(folder)
             if claimed:
                 release_storage(spec)
 
@@ -194,10 +197,9 @@ def resume(
             raise SpecError(
                 f"--trials {more}", [f"tuning.fair shares them among {count}; valid: {more - rest + count}"]
             )
-    data_folder = data.data_folder().absolute()
-    data.load(spec.workload.data, data_folder)
-    with _stoppable(), cluster.connected(spec, address, wait) as on, _stoppable():
-        _look_over(on, folder)
+    data_folder = _data_folder(spec)
+    with _stoppable(), cluster.connected(spec, address, wait, foreign.modules(folder)) as on, _stoppable():
+        _look_over(on, spec, folder)
         return session(spec, folder, data_folder, on, command, show=show)
 
 
@@ -217,7 +219,7 @@ def run_all(studies: Sequence[tuple[Spec, Path]], *, command: str = "", show: Sh
     """
     data_folder = data.data_folder().absolute()
     for spec, _ in studies:
-        data.load(spec.workload.data, data_folder)
+        _data_folder(spec)
     outcomes: list[Outcome] = []
     if not studies:
         return outcomes
@@ -239,12 +241,20 @@ def same(spec: Spec, folder: Path) -> None:
         raise SpecError(f"--out {remote.home(folder)}", [f"holds a study with another {', '.join(changed)}; {advice}"])
 
 
-def _look_over(on: Cluster, folder: Path) -> None:
+def _data_folder(spec: Spec) -> Path:
+    """Where downloaded data lie, absolute; those of a spec are fetched once, here, before anything is written."""
+    folder = data.data_folder().absolute()
+    if not is_foreign(spec.workload.data):
+        data.load(spec.workload.data, folder)
+    return folder
+
+
+def _look_over(on: Cluster, spec: Spec, folder: Path) -> None:
     """See whether the nodes are fit, where others started them."""
     if on.joined:
         from study import preflight
 
-        preflight.refuse(remote.home(folder))
+        preflight.refuse(remote.home(folder), foreign.needed(spec.tables()))
 
 
 def with_trials(spec: Spec, trials: int) -> Spec:
@@ -333,12 +343,13 @@ def _trials(
     from study.recovery import reconcile, repair_files
     from study.schedulers import scheduler
     from study.space import Space
-    from trainables.tune import TRAINABLES
+    from trainables.tune import trainable
 
     planned = spec.budget.trials
     (folder / "checkpoints").mkdir(exist_ok=True)
     checkpoints = files.join(remote.home(folder), "checkpoints")
-    space = Space(spec, str(data_folder), checkpoints, {n: w.learning_rate for n, w in enumerate(winners or [])})
+    fixed, code = {n: w.learning_rate for n, w in enumerate(winners or [])}, foreign.code_of(folder)
+    space = Space(spec, str(data_folder), checkpoints, fixed, str(code) if code else "")
     display = ProgressDisplay(spec, planned, show)
     repair_files(folder, display.say)
     study = open_storage(spec, folder, display.say)
@@ -371,7 +382,7 @@ def _trials(
         resources = {"cpu": spec.resources.cpus_per_trial, "gpu": spec.resources.gpus_per_trial}
         shutil.rmtree(folder / "tune", ignore_errors=True)
         tuner = tune.Tuner(
-            tune.with_resources(TRAINABLES[spec.workload.model], resources),
+            tune.with_resources(trainable(spec.workload.model), resources),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=scheduler(spec, mode, past, stopped),

@@ -30,18 +30,20 @@ class Space:
         data_folder: where downloaded data lie, absolute.
         checkpoints: folder in which running trials keep their state, or its URI.
         fixed: learning rates of cells whose rate is not to be searched, by trial.
+        code: folder of the modules that users brought; empty if there are none.
     """
 
     spec: Spec
     data_folder: str
     checkpoints: str
     fixed: dict[int, float] = field(default_factory=dict)
+    code: str = ""
 
     def suggest(self, trial: optuna.Trial | optuna.trial.FixedTrial) -> Cell:
         """Ask Optuna's trial for what is searched; settings are asked for with their optimizer alone."""
-        search = self.spec.search
-        cell = {name: _suggest(trial, name, dimension) for name, dimension in search.dimensions().items()}
-        return cell | {name: _suggest(trial, name, d) for name, d in search.settings_of(cell["optimizer"]).items()}
+        cell = {name: _suggest(trial, name, dimension) for name, dimension in self.spec.dimensions().items()}
+        own = self.spec.search.settings_of(cell["optimizer"])
+        return cell | {name: _suggest(trial, name, dimension) for name, dimension in own.items()}
 
     def configuration(self, cell: Cell, number: int, replicate: int = 0) -> dict[str, Any]:
         """A trial's configuration, the fields of `trainables.tune.Trial`.
@@ -61,13 +63,17 @@ class Space:
             "replicate": replicate,
             "optimizer": cell["optimizer"],
             "settings": settings(cell),
+            "searched": searched(cell),
             "width": cell.get("width", 0),
             "depth": cell.get("depth", 0),
             "batch_size": batch_size,
             "data": workload.data,
             "model": workload.model,
-            "model_args": workload.arguments(),
+            "model_args": workload.arguments() | _under("model", cell),
             "metric": workload.metric,
+            "loss": workload.loss or "",
+            "score": workload.score or "",
+            "code": self.code,
             "standardize": workload.standardize,
             "data_seed": seeds[0] if workload.redraw else 0,
             "data_folder": self.data_folder,
@@ -107,13 +113,22 @@ class Space:
         cell = {"optimizer": row["optimizer"], "batch_size": batch_size, "width": row["width"], "depth": row["depth"]}
         own = json.loads(row["settings"]) if row["settings"] else {}
         return {name: cell[name] for name in self.spec.search.dimensions()} | {
-            f"{row['optimizer']}.{name}": value for name, value in own.items()
+            name if name.startswith("model.") else f"{row['optimizer']}.{name}": value for name, value in own.items()
         }
 
 
 def settings(cell: Cell) -> dict[str, float]:
     """The optimizer's own settings in a cell, under torch.optim's names."""
-    return {name.split(".", 1)[1]: value for name, value in cell.items() if "." in name}
+    return _under(cell["optimizer"], cell)
+
+
+def searched(cell: Cell) -> dict[str, Any]:
+    """What the trials table has as settings: the optimizer's own, and the model's arguments as `model.heads`."""
+    return settings(cell) | {f"model.{name}": value for name, value in _under("model", cell).items()}
+
+
+def _under(what: str, cell: Cell) -> dict[str, Any]:
+    return {name.removeprefix(f"{what}."): value for name, value in cell.items() if name.startswith(f"{what}.")}
 
 
 def key(cell: Cell) -> str:
@@ -166,7 +181,7 @@ class Design(optuna.samplers.BaseSampler):
 
     def _at(self, number: int, units: list[float]) -> Cell:
         """The cell at a point of the unit cube: the shared dimensions, then the optimizer's settings."""
-        shared = self.search.dimensions()
+        shared = self.spec.dimensions()
         cell: Cell = {name: d.at(unit) for (name, d), unit in zip(shared.items(), units, strict=False)}
         cell["optimizer"] = fair_optimizer(self.spec, number) or cell["optimizer"]
         own = self.search.settings_of(cell["optimizer"])
@@ -174,7 +189,7 @@ class Design(optuna.samplers.BaseSampler):
 
     def _axes(self) -> int:
         most = max(len(self.search.settings_of(name)) for name in self.search.optimizers())
-        return len(self.search.dimensions()) + most
+        return len(self.spec.dimensions()) + most
 
     def _random(self, number: int) -> Cell:
         rng = np.random.default_rng([self.spec.tuning.seed, _PLACES["random"], number])
@@ -201,7 +216,7 @@ class Design(optuna.samplers.BaseSampler):
             if index < count:
                 break
             index -= count
-        shared = {name: d for name, d in self.search.dimensions().items() if name != "optimizer"}
+        shared = {name: d for name, d in self.spec.dimensions().items() if name != "optimizer"}
         cell: Cell = {"optimizer": optimizer}
         for name, dimension in (shared | self.search.settings_of(optimizer)).items():
             assert isinstance(dimension, Choice)

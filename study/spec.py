@@ -9,6 +9,7 @@ import difflib
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -25,10 +26,12 @@ from pydantic import (
 )
 
 from analysis.results import OBJECTIVES
+from study import foreign
 from trainables import lanes as training
 from trainables import models
 from trainables.data import CATALOGUE, Facts
 from trainables.engines import NAMES
+from trainables.foreign import is_foreign
 from trainables.rules import RULES, SOLO, named
 
 # Studies whose root seeds differ share no lane's seed; a study has no more than half of these for its search.
@@ -55,17 +58,17 @@ class Section(BaseModel):
 class Choice(Section):
     """Values to choose from; one value is fixed."""
 
-    values: tuple[int | float | str, ...]
+    values: tuple[bool | int | float | str, ...]
 
     def size(self) -> int:
         """How many values there are."""
         return len(self.values)
 
-    def at(self, unit: float) -> int | float | str:
+    def at(self, unit: float) -> bool | int | float | str:
         """The value at a place from 0 to 1, 1 excluded; all take equal shares."""
         return self.values[int(unit * len(self.values))]
 
-    def ends(self) -> list[int | float | str]:
+    def ends(self) -> list[bool | int | float | str]:
         """The values by which any question of size can be settled: all of them."""
         return list(self.values)
 
@@ -136,7 +139,8 @@ def _batch_size(value: object) -> str | None:
 
 def _optimizer(value: object) -> str | None:
     known = (*RULES, *SOLO)
-    return None if isinstance(value, str) and value in known else _unknown("optimizer", value, known)
+    fine = isinstance(value, str) and (value in known or is_foreign(value))
+    return None if fine else _unknown("optimizer", value, known)
 
 
 def _dimension(mistake: Callable[[object], str | None], *, ranges: bool = True) -> Callable[[object], Dimension]:
@@ -204,6 +208,20 @@ def _setting(value: object) -> Dimension:
     return Reals(low=low, high=high, log=log)
 
 
+def _own_argument(value: object) -> Dimension:
+    """Parse one argument of a user's model: fixed, or searched as a list or a range."""
+    if isinstance(value, Dimension):
+        return value
+    if isinstance(value, dict) and all(isinstance(v, int) for v in value.values()):
+        return _range(value, _number(-LARGEST), ranges=True)
+    if isinstance(value, dict):
+        return _setting(value)
+    values: list[Any] = value if isinstance(value, list) else [value]
+    if not values or any(not isinstance(v, bool | int | float | str) for v in values):
+        raise ValueError("must be true or false, a number or text, a list of such, or {low = 1, high = 8}")
+    return Choice(values=tuple(values))
+
+
 def _plain(dimension: Dimension) -> object:
     if not isinstance(dimension, Choice):
         return dimension.model_dump()
@@ -215,14 +233,16 @@ Whole = Annotated[Dimension, BeforeValidator(_dimension(_number(1))), _AS_TOML]
 BatchSize = Annotated[Dimension, BeforeValidator(_dimension(_batch_size)), _AS_TOML]
 Optimizer = Annotated[Dimension, BeforeValidator(_dimension(_optimizer, ranges=False)), _AS_TOML]
 Setting = Annotated[Dimension, BeforeValidator(_setting), _AS_TOML]
+OwnArgument = Annotated[Dimension, BeforeValidator(_own_argument), _AS_TOML]
 Positive = Annotated[int, Field(ge=1)]
+ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 
 
-def _known(what: str, names: Iterable[str]) -> BeforeValidator:
+def _known(what: str, names: Iterable[str], *, or_own: bool = False) -> BeforeValidator:
     valid = tuple(names)
 
     def check(value: object) -> object:
-        if value not in valid:
+        if value not in valid and not (or_own and isinstance(value, str) and is_foreign(value)):
             raise ValueError(_unknown(what, value, valid))
         return value
 
@@ -257,10 +277,13 @@ class Workload(Section):
     """Data, model family and metric; never the optimizer.
 
     Attributes:
-        data: a data set of `trainables.data.CATALOGUE`.
-        model: linear, mlp, cnn, or quadratic for the data set of that name.
+        data: a data set of `trainables.data.CATALOGUE`, or of a user's, by its import path.
+        model: linear, mlp, cnn, or quadratic for the data set of that name; or a user's.
         model_args: `shape` of an MLP (halving or constant), `kernel` and `padding` of a CNN.
+        own_args: what `model_args` has for a user's model; lists and ranges are searched.
         metric: loss, or accuracy for a classification, which is then the default; on the validation split.
+        loss: import path of a user's, in place of squared error or cross-entropy.
+        score: import path of a user's, in place of the share that is right; what metric has if it is such a path.
         target: the metric value that counts as solved.
         standardize: mean 0 and standard deviation 1 over the training split, a regression's targets too.
         redraw: whether each trial draws its data anew, from its first seed; else all trials share one draw.
@@ -268,10 +291,13 @@ class Workload(Section):
         dtype: float32 or float64.
     """
 
-    data: Annotated[str, _known("data set", CATALOGUE)]
-    model: Annotated[str, _known("model", models.FAMILIES)]
+    data: Annotated[str, _known("data set", CATALOGUE, or_own=True)]
+    model: Annotated[str, _known("model", models.FAMILIES, or_own=True)]
     model_args: ModelArgs = ModelArgs()
+    own_args: dict[str, OwnArgument] = {}
     metric: Annotated[str, _known("metric", ("loss", "accuracy"))] = "loss"
+    loss: ImportPath | None = None
+    score: ImportPath | None = None
     target: float | None = None
     standardize: bool = True
     redraw: bool = False
@@ -280,17 +306,25 @@ class Workload(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_metric(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "metric" not in values:
-            facts = CATALOGUE.get(str(values.get("data")))
-            if facts and facts.task == "classification":
-                return {**values, "metric": "accuracy"}
+    def _of_users(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if is_foreign(str(values.get("metric", ""))):
+            values["metric"], values["score"] = "accuracy", values["metric"]
+        if is_foreign(str(values.get("model", ""))) and "model_args" in values:
+            values["own_args"] = values.pop("model_args")
+        if "metric" not in values:
+            data = str(values.get("data"))
+            facts = CATALOGUE.get(data) or foreign.FACTS.get(data)
+            if values.get("score") or (facts and facts.task == "classification" and not values.get("loss")):
+                values["metric"] = "accuracy"
         return values
 
     @property
     def facts(self) -> Facts:
         """What is known of the data set."""
-        return CATALOGUE[self.data]
+        return CATALOGUE[self.data] if self.data in CATALOGUE else foreign.FACTS[self.data]
 
     @model_validator(mode="after")
     def _images(self) -> Workload:
@@ -303,8 +337,13 @@ class Workload(Section):
         return {name: value for name, value in self.augment.model_dump(exclude_none=True).items() if value}
 
     def arguments(self) -> dict[str, Any]:
-        """The model family's arguments that were given."""
-        return self.model_args.model_dump(exclude_none=True)
+        """The model's arguments that were given and are not searched."""
+        fixed = {name: d.values[0] for name, d in self.own_args.items() if isinstance(d, Choice) and d.size() == 1}
+        return self.model_args.model_dump(exclude_none=True) | fixed
+
+    def searched(self) -> dict[str, Dimension]:
+        """The arguments of a user's model that are searched, by their names in a cell: `model.heads`."""
+        return {f"model.{name}": d for name, d in self.own_args.items() if name not in self.arguments()}
 
 
 class Search(Section):
@@ -506,18 +545,29 @@ class Spec(Section):
             return grid.low, grid.high, grid.count
         return (*named(optimizer).rates, self.lanes.rates)
 
+    def dimensions(self) -> dict[str, Dimension]:
+        """What every cell has, by name."""
+        return self.search.dimensions() | self.workload.searched()
+
     def cells(self) -> float:
         """Cells in the space; infinite if a setting is any real number."""
         return sum(self.cells_of(name) for name in self.search.optimizers())
 
     def cells_of(self, optimizer: str) -> float:
         """Cells with an optimizer."""
-        shared = math.prod(d.size() for name, d in self.search.dimensions().items() if name != "optimizer")
+        shared = math.prod(d.size() for name, d in self.dimensions().items() if name != "optimizer")
         return math.prod((d.size() for d in self.search.settings_of(optimizer).values()), start=shared)
 
+    def tables(self) -> dict[str, Any]:
+        """The tables of the spec's file, with every default filled in."""
+        tables = self.model_dump(exclude_none=True)
+        if own := tables["workload"].pop("own_args"):
+            tables["workload"]["model_args"] = own
+        return tables
+
     def to_toml(self) -> str:
-        """The spec with every default filled in."""
-        return tomlkit.dumps(self.model_dump(exclude_none=True))
+        """The same as text."""
+        return tomlkit.dumps(self.tables())
 
 
 def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
@@ -545,7 +595,7 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
             tables[section] = {**tables.get(section, {}), **values}
             if section == "budget" and (limit := set(values) & set(LIMITS)):
                 tables[section] = {k: v for k, v in tables[section].items() if k not in set(LIMITS) - limit}
-    return check(tables, str(file))
+    return check(tables, str(file), file.absolute().parent)
 
 
 def find(source: str | Path) -> Path:
@@ -561,17 +611,20 @@ def find(source: str | Path) -> Path:
     raise SpecError(str(source), [f"no such file, and no shipped spec of that name; shipped: {', '.join(shipped)}"])
 
 
-def check(tables: Mapping[str, Any], source: str = "spec") -> Spec:
+def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None = None) -> Spec:
     """Check the tables of a spec.
 
     Args:
         tables: as `tomllib` reads them.
         source: what to call the spec in messages.
+        folder: where modules of the user's are looked for, besides the current folder.
 
     Raises:
-        SpecError: with every mistake, those between sections too.
+        SpecError: with every mistake, those between sections too; of what users bring first, on which others depend.
     """
     mistakes: list[str] = []
+    if foreign.paths_in(tables) and (own := foreign.inspect(tables, folder or Path.cwd(), sizes_in(tables)).mistakes):
+        raise SpecError(source, own)
     valid: dict[str, Any] = {}
     for name in Spec.model_fields:
         if name in tables:
@@ -593,6 +646,21 @@ def check(tables: Mapping[str, Any], source: str = "spec") -> Spec:
     return Spec(**valid)
 
 
+def sizes_in(tables: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Width, depth and arguments of a user's model, each with the values at its ends, of tables that may be invalid."""
+    search, workload = tables.get("search"), tables.get("workload")
+    given: dict[str, Any] = {}
+    if isinstance(search, Mapping):
+        given |= {name: (search[name], _dimension(_number(1))) for name in ("width", "depth") if name in search}
+    if isinstance(workload, Mapping) and isinstance(arguments := workload.get("model_args"), Mapping):
+        given |= {str(name): (value, _own_argument) for name, value in arguments.items()}
+    found = {}
+    for name, (value, parse) in given.items():
+        with suppress(ValueError, TypeError):  # a mistake that is told of elsewhere
+            found[name] = parse(value).ends()
+    return found
+
+
 def _validated(name: str, value: object) -> object:
     field = Spec.model_fields[name]
     adapter: TypeAdapter[object] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
@@ -609,7 +677,7 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
         found += _workload_mistakes(workload)
     lanes: Lanes | None = valid.get("lanes")
     if search and lanes:
-        found += _engine_mistakes(search, lanes)
+        found += _engine_mistakes(workload, search, lanes)
     budget: Budget | None = valid.get("budget")
     if lanes and budget and lanes.halving and training.Budget(**budget.limit()).reports < 2:
         found.append("lanes.halving: rates are given up between reports and this budget has one; give 2 epochs or more")
@@ -623,7 +691,7 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
     if search:
         found += _setting_mistakes(search)
     if tuning and search:
-        found += _tuning_mistakes(tuning, search, budget, lanes)
+        found += _tuning_mistakes(tuning, workload, search, budget, lanes)
     return found
 
 
@@ -648,9 +716,12 @@ def _setting_mistakes(search: Search) -> list[str]:
     return found
 
 
-def _tuning_mistakes(tuning: Tuning, search: Search, budget: Budget | None, lanes: Lanes | None) -> list[str]:
+def _tuning_mistakes(
+    tuning: Tuning, workload: Workload | None, search: Search, budget: Budget | None, lanes: Lanes | None
+) -> list[str]:
     found, optimizers = [], search.optimizers()
     dimensions = search.dimensions() | {n: d for name in optimizers for n, d in search.settings_of(name).items()}
+    dimensions |= workload.searched() if workload else {}
     if tuning.sampler == "grid":
         found += [
             f"search.{name} = {_show(_plain(dimension))}: the grid sampler needs lists; write the values out"
@@ -678,25 +749,31 @@ def _tuning_mistakes(tuning: Tuning, search: Search, budget: Budget | None, lane
     return found
 
 
-def _engine_mistakes(search: Search, lanes: Lanes) -> list[str]:
-    """An engine that some optimizer of the search cannot have."""
+def _engine_mistakes(workload: Workload | None, search: Search, lanes: Lanes) -> list[str]:
+    """An engine that some optimizer of the search, or the model, cannot have."""
     names = search.optimizers()
-    if lanes.engine not in ("auto", "solo") and (solo := [name for name in names if name in SOLO]):
+    if lanes.engine not in ("auto", "solo") and (solo := [name for name in names if named(name).solo]):
         return [f"lanes.engine: {lanes.engine} does not train {', '.join(solo)}, which runs lane by lane; valid: auto"]
-    if lanes.engine == "solo" and (ruled := [name for name in names if name in RULES]):
+    if lanes.engine not in ("auto", "solo") and workload and is_foreign(workload.model):
+        return [f"lanes.engine: {lanes.engine} is for the shipped models; valid with {workload.model}: auto"]
+    if lanes.engine == "compiled" and workload and (workload.loss or any(map(is_foreign, names))):
+        return ["lanes.engine: compiled knows the shipped losses and optimizers only; valid: auto, eager"]
+    if lanes.engine == "solo" and (ruled := [name for name in names if not named(name).solo]):
         return [f"lanes.engine: solo is for {', '.join(SOLO)}; {', '.join(ruled)} trains as lanes; valid: auto"]
     return []
 
 
 def _workload_mistakes(workload: Workload) -> list[str]:
     found = []
-    if workload.metric == "accuracy" and workload.facts.task == "regression":
-        found.append(f'workload.metric = "accuracy": {workload.data} is a regression; valid: loss')
+    if workload.metric == "accuracy" and workload.facts.task == "regression" and not workload.score:
+        found.append(
+            f'workload.metric = "accuracy": {workload.data} is a regression; valid: loss, package.module:score'
+        )
     if workload.target is not None and not 0 < workload.target <= (1 if workload.metric == "accuracy" else math.inf):
         valid = "an accuracy, above 0 and at most 1" if workload.metric == "accuracy" else "a loss, above 0"
         found.append(f"workload.target = {workload.target}: must be {valid}")
     accepted = {"mlp": {"shape"}, "cnn": {"kernel", "padding"}}.get(workload.model, set())
-    for key in workload.arguments().keys() - accepted:
+    for key in workload.model_args.model_dump(exclude_none=True).keys() - accepted:
         valid = ", ".join(sorted(accepted)) or "none"
         found.append(f"workload.model_args.{key}: {workload.model} has no such argument; valid: {valid}")
     if workload.model == "cnn" and len(workload.facts.in_shape) != 3:
@@ -735,6 +812,8 @@ def _cell_mistakes(workload: Workload, search: Search) -> list[str]:
         for name in ("width", "depth"):
             if getattr(search, name) is not None:
                 found.append(f"search.{name}: a {workload.model} model has none; leave it out")
+        return found
+    if is_foreign(workload.model):
         return found
     if search.width is None or search.depth is None:
         missing = [name for name in ("width", "depth") if getattr(search, name) is None]

@@ -29,7 +29,7 @@ def status(folder: Path | str) -> str:
         analysis.results.ResultsError: if the folder holds no results.
     """
     found = results.load(folder)
-    spec = check(found.spec, str(found.path / "spec.toml"))
+    spec = check(found.spec, str(found.path / "spec.toml"), found.path)
     again, lanes = found.confirmation, found.lanes
     if who := _running(folder):
         state = f"running, {who}"
@@ -111,9 +111,11 @@ def describe(config: Mapping[Any, Any], rate: float | None) -> str:
     """A cell in a few words, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
     size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
     tuned = f", rate {rate:.2g}" if rate is not None else ""
-    own = config.get("settings")
+    own = config.get("searched", config.get("settings"))
     own = json.loads(own) if isinstance(own, str) and own else own if isinstance(own, dict) else {}
-    settings = "".join(f", {name} {value:g}" for name, value in own.items())
+    settings = "".join(
+        f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}" for name, value in own.items()
+    )
     return f"{config['optimizer']}{settings}, batch {config['batch_size']}{size}{tuned}"
 
 

@@ -57,7 +57,7 @@ class Work:
         """Regression with one output, else classification."""
         return "regression" if self.out_features == 1 else "classification"
 
-    def build(self) -> nn.Sequential:
+    def build(self) -> nn.Module:
         """One network."""
         size = {"width": self.width, "depth": self.depth}
         return models.build(self.family, self.in_shape, self.out_features, **size)

@@ -5,17 +5,20 @@ torchvision and scikit-learn are imported by the data sets that need them, so th
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainables import deepobs
+from trainables.foreign import EXPECTED, ForeignError, called, imported, is_foreign
 
 CPU = torch.device("cpu")
 Task = Literal["regression", "classification"]
@@ -105,14 +108,16 @@ class Data:
     """A data set in its three splits. Validation chooses; test is looked at once, at the end.
 
     Attributes:
-        name: one of `CATALOGUE`.
+        name: one of `CATALOGUE`, or an import path.
         task: regression or classification.
+        out_features: outputs that a model must have.
         train, validation, test: the splits.
         mean, std: by which the inputs were standardised, one number per column or channel; none if they were not.
     """
 
     name: str
     task: Task
+    out_features: int
     train: Split
     validation: Split
     test: Split
@@ -123,11 +128,6 @@ class Data:
     def in_shape(self) -> tuple[int, ...]:
         """Shape of one example's inputs."""
         return tuple(self.train.inputs.shape[1:])
-
-    @property
-    def out_features(self) -> int:
-        """Outputs that a model must have."""
-        return CATALOGUE[self.name].out_features
 
 
 def data_folder() -> Path:
@@ -152,7 +152,7 @@ def load(
     """Load a data set; a second call in the same process answers from memory.
 
     Args:
-        name: one of `CATALOGUE`.
+        name: one of `CATALOGUE`, or the import path of a user's data set (`trainables.foreign`).
         folder: where downloaded data lie; `data_folder()` if not given.
         standardize: subtract the training split's mean and divide by its standard deviation: inputs per column, or per
             channel of an image; a regression's targets too, so that its loss is in variances of y.
@@ -162,22 +162,79 @@ def load(
 
     Raises:
         DataError: if the data cannot be had, or not standardised.
+        ForeignError: if a user's data set cannot be used.
     """
-    if name not in CATALOGUE:
+    if is_foreign(name):
+        splits, task, outputs = _foreign(name, folder or data_folder(), seed)
+    elif name not in CATALOGUE:
         raise DataError(f"no data set is called {name!r}; there are {', '.join(CATALOGUE)}")
-    if standardize and name == "quadratic":
+    elif standardize and name == "quadratic":
         raise DataError("quadratic is a problem in its own units, and another one if standardised: standardize=False")
-    if name in _TORCHVISION:
-        splits = _torchvision(name, folder or data_folder(), seed)
     else:
-        splits = {"cubic": _cubic, "linear": _linear, "digits": _digits, "quadratic": _quadratic}[name](seed)
-    task = CATALOGUE[name].task
+        task, outputs = CATALOGUE[name].task, CATALOGUE[name].out_features
+        make = {"cubic": _cubic, "linear": _linear, "digits": _digits, "quadratic": _quadratic}
+        splits = _torchvision(name, folder or data_folder(), seed) if name in _TORCHVISION else make[name](seed)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     if standardize:
         splits, mean, std = _standardized(splits, targets_too=task == "regression")
     train, validation, test = (split.to(device, dtype) for split in splits)
-    return Data(name, task, train, validation, test, mean, std)
+    return Data(name, task, outputs, train, validation, test, mean, std)
+
+
+def facts_of(data: Data, about: str = "") -> Facts:
+    """What is known of a data set that has been loaded."""
+    sizes = len(data.train), len(data.validation), len(data.test)
+    return Facts(data.task, data.in_shape, data.out_features, *sizes, about)
+
+
+def takes_seed(name: str) -> bool:
+    """Whether a data set is another one for another seed."""
+    if not is_foreign(name):
+        return True
+    parameters = inspect.signature(imported(name, "data")).parameters.values()
+    return any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _foreign(path: str, folder: Path, seed: int) -> tuple[list[Split], Task, int]:
+    """A user's splits, their task, and the outputs that a model of them needs."""
+    names = ("train", "validation", "test")
+    given = called(path, "data", imported(path, "data"), {"seed": seed, "folder": folder}, optional=("seed", "folder"))
+    if not isinstance(given, Mapping) or set(given) != set(names):
+        got = f"a dict of {', '.join(map(str, given))}" if isinstance(given, Mapping) else type(given).__name__
+        raise ForeignError(f"{path}: returned {got}; expected {EXPECTED['data']}")
+    splits = [_foreign_split(path, name, given[name]) for name in names]
+    for name, split in zip(names[1:], splits[1:], strict=True):
+        for what in ("inputs", "targets"):
+            here, there = getattr(split, what), getattr(splits[0], what)
+            if here.shape[1:] != there.shape[1:] or here.is_floating_point() != there.is_floating_point():
+                told = f"{what} of {name} are {here.dtype} of {tuple(here.shape)}, of train {there.dtype} of"
+                raise ForeignError(f"{path}: {told} {tuple(there.shape)}; expected the same but for the count")
+    targets = [split.targets for split in splits]
+    if targets[0].is_floating_point():
+        return splits, "regression", targets[0].shape[1]
+    if min(int(t.min()) for t in targets) < 0:
+        raise ForeignError(f"{path}: a class number is below 0; expected classes from 0 on")
+    return splits, "classification", 1 + max(int(t.max()) for t in targets)
+
+
+def _foreign_split(path: str, name: str, pair: Any) -> Split:
+    try:
+        inputs, targets = (torch.as_tensor(each) for each in pair)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ForeignError(f"{path}: {name} is no pair of arrays ({error}); expected {EXPECTED['data']}") from error
+    if inputs.ndim < 2 or not len(inputs) or targets.ndim not in (1, 2) or len(targets) != len(inputs):
+        told = f"{name} has inputs of {tuple(inputs.shape)} and targets of {tuple(targets.shape)}"
+        raise ForeignError(f"{path}: {told}; expected (n, ...) and (n,) or (n, outputs), n the same and above 0")
+    if targets.is_floating_point() and targets.ndim == 1:
+        targets = targets[:, None]
+    if not targets.is_floating_point() and targets.ndim == 2:
+        raise ForeignError(f"{path}: {name} has whole numbers of {tuple(targets.shape)} as targets; classes are (n,)")
+    inputs = inputs if inputs.is_floating_point() else inputs.to(torch.float64)
+    for what, values in (("inputs", inputs), ("targets", targets)):
+        if not values.isfinite().all():
+            raise ForeignError(f"{path}: {what} of {name} are not all finite; take out or fill in what is missing")
+    return Split(inputs, targets)
 
 
 def _cubic(seed: int) -> list[Split]:
@@ -278,6 +335,7 @@ def _standardized(
     # Every axis but the columns', or the channels'.
     axes = [axis for axis in range(train.inputs.ndim) if axis != 1]
     mean, std = train.inputs.mean(axes, keepdim=True), train.inputs.std(axes, keepdim=True)
+    std = torch.where(std > 0, std, 1.0)  # of a column that says nothing
     center, scale = (train.targets.mean(0), train.targets.std(0)) if targets_too else (0, 1)
     found = [Split((s.inputs - mean) / std, (s.targets - center) / scale if targets_too else s.targets) for s in splits]
     return found, tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables import compiled
+from trainables.criterion import Criterion
 from trainables.data import Split, Task
-from trainables.models import Fixed, Shift, activations, multiplications
-from trainables.rules import Number
+from trainables.general import Copies, Manner, Rows, drawing, manner_of
+from trainables.models import Fixed, Shift, activations, layered, multiplications, trained
+from trainables.rules import RULES, Number
 from trainables.stack import Batches, Stack
 
 Name = Literal["eager", "compiled", "cuda-graph", "solo"]
@@ -63,10 +65,10 @@ class Engine(Protocol):
     """A way to make the updates of a stack.
 
     Attributes:
-        name: one of `NAMES`.
+        name: one of `NAMES`; or vmap or loop, where a user's model leaves no choice.
     """
 
-    name: Name
+    name: str
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """Make the updates from `stack.update` to `stop` of some rows of the stack, in place.
@@ -79,7 +81,7 @@ class Engine(Protocol):
         """Compile, record and import what the updates will need, so that it does not count as training."""
 
     def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
-        """Mean loss, and accuracy of a classification, of some rows on fixed examples, each (rows,), float64."""
+        """Mean loss, and accuracy if there is a score, of some rows on fixed examples, each (rows,), float64."""
 
     def predict(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
         """The class that some rows see in each example, and its softmax probability, each (rows, n)."""
@@ -101,16 +103,17 @@ class Eager:
     Args:
         network: one network of the family.
         in_shape: shape of one example.
-        task: regression or classification.
+        criterion: what outputs are judged by.
         block: examples to pass at a time.
     """
 
-    name: Name = "eager"
+    name: str = "eager"
 
-    def __init__(self, network: nn.Sequential, in_shape: tuple[int, ...], task: Task, block: int) -> None:
-        self.forward, self.task, self.block = stacked(network), task, block
+    def __init__(self, network: nn.Sequential, in_shape: tuple[int, ...], criterion: Criterion, block: int) -> None:
+        self.forward, self.criterion, self.block = stacked(network), criterion, block
         # Derivatives as they are written for programs spare dense networks a fifth of the time of differentiating.
-        self.dense = None if _convolutional(network) else compiled.layers(network, in_shape)
+        written = not criterion.loss and not _convolutional(network)
+        self.dense = compiled.layers(network, in_shape) if written else None
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """As `Engine.advance`."""
@@ -121,8 +124,9 @@ class Eager:
         table = stack.rule.coefficients(stack.update + 1, stop, settings)
         losses = parameters.new_empty(stop - stack.update, len(parameters))
         for done in range(stop - stack.update):
-            batch = None if batches.whole else batches.rows(stack.update + done)
-            losses[done], gradients = self.gradient(leaves, batches, batch, rows)
+            update = stack.update + done
+            batch = None if batches.whole else batches.rows(update)
+            losses[done], gradients = self.gradient(stack, leaves, batches, batch, rows, update)
             coefficients = {name: _column(column[done], parameters) for name, column in table.items()}
             stack.rule.step(parameters, gradients, state, rates, coefficients, numbers)
         return losses
@@ -133,43 +137,52 @@ class Eager:
         self.advance(scratch, batches, slice(0, 1), scratch.update + 1)
 
     def gradient(
-        self, leaves: Sequence[Tensor], batches: Batches, batch: Tensor | None, rows: slice
+        self, stack: Stack, leaves: Sequence[Tensor], batches: Batches, batch: Tensor | None, rows: slice, update: int
     ) -> tuple[Tensor, Tensor]:
         """Losses and gradients of some rows for one batch, blocks of examples at a time.
 
         Args:
+            stack: the lanes.
             leaves: the parameters, each (k, *shape).
             batches: gives the examples.
             batch: rows of the split for each seed, (seeds, B); None if all lanes see the whole split, which is not
                 copied.
             rows: of the stack.
+            update: updates made so far.
 
         Returns:
             Mean losses over the batch, (k,), and their gradients, (k, P).
         """
+        forward = self._forward(stack, rows, update, training=True)
         if batch is None:
-            return self._common(leaves, batches.examples)
+            return self._common(forward, leaves, batches.examples)
         blocks = (batches.take(part, rows) for part in batch.split(self.block, 1))
-        return self._summed(leaves, blocks, batch.shape[1])
+        return self._summed(forward, leaves, blocks, batch.shape[1])
 
-    def _common(self, leaves: Sequence[Tensor], examples: Split) -> tuple[Tensor, Tensor]:
+    def _forward(self, stack: Stack, rows: slice, update: int, *, training: bool) -> Forward:
+        """The forward pass of some rows; the same at any time here."""
+        return self.forward
+
+    def _common(self, forward: Forward, leaves: Sequence[Tensor], examples: Split) -> tuple[Tensor, Tensor]:
         """As `gradient`, for examples that all lanes see."""
         inputs, targets = examples.inputs[None].split(self.block, 1), examples.targets[None].split(self.block, 1)
-        return self._summed(leaves, zip(inputs, targets, strict=True), len(examples))
+        return self._summed(forward, leaves, zip(inputs, targets, strict=True), len(examples))
 
     def _summed(
-        self, leaves: Sequence[Tensor], blocks: Iterable[tuple[Tensor, Tensor]], count: int
+        self, forward: Forward, leaves: Sequence[Tensor], blocks: Iterable[tuple[Tensor, Tensor]], count: int
     ) -> tuple[Tensor, Tensor]:
         """As `gradient`, for `count` examples block by block."""
         losses = gradients = None
         for x, y in blocks:
             if self.dense is None:
-                each = example_losses(self.forward(leaves, x), y, self.task).sum(1) / count
-                loss, parts = each.detach(), list(torch.autograd.grad(each.sum(), leaves))
+                each = self.criterion.losses(forward(leaves, x), y).sum(1) / count
+                loss, parts = each.detach(), list(torch.autograd.grad(each.sum(), leaves, materialize_grads=True))
             else:
                 with torch.no_grad():
                     x, y = x.movedim(1, -1), y.movedim(1, -1)
-                    loss, parts = compiled.gradients(self.dense, leaves, x, y, 1 / count, self.task, wide=True)
+                    loss, parts = compiled.gradients(
+                        self.dense, leaves, x, y, 1 / count, self.criterion.task, wide=True
+                    )
             flat = torch.cat([part.flatten(1) for part in parts], 1)
             losses = loss if losses is None else losses + loss
             gradients = flat if gradients is None else gradients.add_(flat)
@@ -179,19 +192,21 @@ class Eager:
 
     def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
         """As `Engine.evaluate`."""
-        return evaluation(self.forward, stack.leaves(rows), examples, self.task, self.block)
+        forward = self._forward(stack, rows, stack.update, training=False)
+        return evaluation(forward, stack.leaves(rows), examples, self.criterion, self.block)
 
     @torch.no_grad()
     def predict(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
         """As `Engine.predict`; the class is the one by which `evaluate` counts."""
-        leaves = stack.leaves(rows)
-        outputs = torch.cat([self.forward(leaves, x[None]) for x in examples.inputs.split(self.block)], 1)
+        leaves, forward = stack.leaves(rows), self._forward(stack, rows, stack.update, training=False)
+        outputs = torch.cat([forward(leaves, x[None]) for x in examples.inputs.split(self.block)], 1)
         classes = outputs.argmax(2)
         return classes, outputs.softmax(2).gather(2, classes[..., None])[..., 0]
 
     def noise(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
         """As `Engine.noise`, whichever way the updates are made."""
         leaves, large, count = stack.leaves(rows), len(examples), min(CHUNKS, len(examples))
+        forward = self._forward(stack, rows, stack.update, training=False)
         pairs = zip(examples.inputs.tensor_split(count), examples.targets.tensor_split(count), strict=True)
         chunks = [Split(x, y) for x, y in pairs]
         # The mean of 1 / size is what the noise of a chunk's gradient is proportional to, where sizes differ by one.
@@ -199,7 +214,7 @@ class Eager:
         whole = torch.zeros_like(stack.parameters[rows])
         squares = whole.new_zeros(len(whole), dtype=torch.float64)
         for chunk in chunks:
-            _, found = self._common(leaves, chunk)
+            _, found = self._common(forward, leaves, chunk)
             squares += _square(found) / count
             whole += found * (len(chunk) / large)
         square = (large * _square(whole) - small * squares) / (large - small)
@@ -215,17 +230,17 @@ class Compiled(Eager):
     Args:
         network: one network of the family.
         in_shape: shape of one example.
-        task: regression or classification.
+        criterion: what outputs are judged by.
         batch_size: examples per update.
         stack: the lanes, all of them, from which the sizes of tiles and blocks follow.
     """
 
-    name: Name = "compiled"
+    name = "compiled"
 
     def __init__(
-        self, network: nn.Sequential, in_shape: tuple[int, ...], task: Task, batch_size: int, stack: Stack
+        self, network: nn.Sequential, in_shape: tuple[int, ...], criterion: Criterion, batch_size: int, stack: Stack
     ) -> None:
-        super().__init__(network, in_shape, task, block_size(activations(network, in_shape), stack))
+        super().__init__(network, in_shape, criterion, block_size(activations(network, in_shape), stack))
         layers = compiled.layers(network, in_shape)
         if layers is None:
             raise TypeError(f"no program is known for a network with these layers: {network}; choose the engine eager")
@@ -250,7 +265,7 @@ class Compiled(Eager):
             (name, None if isinstance(v, np.ndarray) else v) for name, v in stack.settings(slice(None)).items()
         )
         shapes = (self.tile, self.examples, batch_size, stack.parameters.dtype)
-        self.program = _program(tuple(layers), task, stack.rule.name, fixed, self.wide, self.updates, shapes)
+        self.program = _program(tuple(layers), criterion.task, stack.rule.name, fixed, self.wide, self.updates, shapes)
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """As `Engine.advance`."""
@@ -362,7 +377,7 @@ class Graph(Eager):
     no GPU, the same update runs unrecorded.
     """
 
-    name: Name = "cuda-graph"
+    name = "cuda-graph"
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """As `Engine.advance`."""
@@ -432,7 +447,7 @@ class Update:
 
     def _update(self) -> None:
         batch = None if self.batches.whole else self.order.index_select(1, self.place)[:, 0]
-        loss, found = self.engine.gradient(self.leaves, self.batches, batch, self.rows)
+        loss, found = self.engine.gradient(self.stack, self.leaves, self.batches, batch, self.rows, self.stack.update)
         row = {name: column.index_select(0, self.place)[0] for name, column in self.table.items()}
         self.stack.rule.step(self.parameters, found, self.state, self.rates, row, self.settings)
         self.losses.index_copy_(0, self.place, loss[None])
@@ -456,118 +471,201 @@ class Update:
             tensor.copy_(values)
 
 
-class Solo(Eager):
+class General(Eager):
+    """Any module of a user's: all lanes at once by torch.func, or one after another if that cannot be.
+
+    Args:
+        network: one of the user's, on the lanes' device and in their type.
+        manner: how its lanes can run.
+        criterion: what outputs are judged by.
+        block: examples to pass at a time where a batch may be cut.
+    """
+
+    def __init__(self, network: nn.Module, manner: Manner, criterion: Criterion, block: int) -> None:
+        self.name = "vmap" if manner.together else "loop"
+        self.copies, self.manner, self.criterion, self.dense = Copies(network, manner), manner, criterion, None
+        self.block = block
+
+    def gradient(
+        self, stack: Stack, leaves: Sequence[Tensor], batches: Batches, batch: Tensor | None, rows: slice, update: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `Eager.gradient`; batches are not cut where examples of a batch are not independent of each other."""
+        if not self.manner.whole:
+            return super().gradient(stack, leaves, batches, batch, rows, update)
+        x, y = batches.take(batch, rows) if batch is not None else _whole(batches.examples)
+        return self._summed(self._forward(stack, rows, update, training=True), leaves, [(x, y)], x.shape[1])
+
+    def _forward(self, stack: Stack, rows: slice, update: int, *, training: bool) -> Forward:
+        extras = {name: extra[rows] for name, extra in stack.extras.items()}
+        seeds = [stack.lanes[lane].seed for lane in stack.alive[rows]]
+        return functools.partial(self.copies, rows=Rows(extras, seeds, update), training=training)
+
+
+class Solo:
     """Any torch optimizer, lane by lane: for those that no rule knows. Evaluation is stacked all the same.
 
     Args:
-        network: one network of the family.
-        in_shape: shape of one example.
-        task: regression or classification.
-        block: examples to pass at a time in an evaluation.
+        network: one network.
+        criterion: what outputs are judged by.
+        stacked: an engine for all but the updates.
     """
 
-    name: Name = "solo"
+    name = "solo"
 
-    def __init__(self, network: nn.Sequential, in_shape: tuple[int, ...], task: Task, block: int) -> None:
-        super().__init__(network, in_shape, task, block)
-        self.network = network
+    def __init__(self, network: nn.Module, criterion: Criterion, stacked: Eager) -> None:
+        self.network, self.criterion = network, criterion
+        self.evaluate, self.predict, self.noise = stacked.evaluate, stacked.predict, stacked.noise
+
+    def warm_up(self, stack: Stack, batches: Batches) -> None:
+        """As `Engine.warm_up`: an update of one lane, of a copy."""
+        scratch = stack.scratch()
+        self.advance(scratch, batches, slice(0, 1), scratch.update + 1)
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """As `Engine.advance`."""
         losses = stack.parameters.new_empty(stop - stack.update, rows.stop - rows.start)
-        network = self.network.to(stack.parameters.device, stack.parameters.dtype)
+        network = self.network.to(stack.parameters.device, stack.parameters.dtype).train()
+        parameters = list(trained(network).values())
+        own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         for row in range(rows.start, rows.stop):
             lane = stack.alive[row]
             with torch.no_grad():
-                for parameter, values in zip(network.parameters(), stack.leaves(slice(row, row + 1)), strict=True):
+                for parameter, values in zip(parameters, stack.leaves(slice(row, row + 1)), strict=True):
                     parameter.copy_(values[0])
-            optimizers = self._optimizers(stack, network, lane)
+                for name, extra in stack.extras.items():
+                    own[name].copy_(extra[row])
+            optimizers = self._optimizers(stack, parameters, lane)
             for update in range(stack.update, stop):
                 x, y = batches.take(batches.rows(update), slice(row, row + 1))
-
-                def closure(x: Tensor = x[0], y: Tensor = y) -> Tensor:
-                    network.zero_grad()
-                    loss = example_losses(network(x)[None], y, self.task).mean()
-                    loss.backward()
-                    return loss.detach()
-
-                if len(optimizers) == 1:
-                    # LBFGS asks for the loss as often as it likes; what it returns is the first.
-                    loss = torch.as_tensor(optimizers[0].step(closure))  # type: ignore[arg-type]
-                else:
-                    loss = closure()
-                    for optimizer in optimizers:
-                        optimizer.step()
-                losses[update - stack.update, row - rows.start] = loss
-            stack.parameters[row] = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+                with drawing(stack.lanes[lane].seed, update, x.device, when=not layered(network)):
+                    losses[update - stack.update, row - rows.start] = self._update(network, optimizers, x[0], y)
+            stack.parameters[row] = torch.cat([parameter.detach().flatten() for parameter in parameters])
+            for name, extra in stack.extras.items():
+                extra[row] = own[name].detach()
             stack.solo[lane] = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
         return losses
 
+    def _update(self, network: nn.Module, optimizers: list[torch.optim.Optimizer], x: Tensor, y: Tensor) -> Tensor:
+        """One update of one lane; the loss before it."""
+
+        def closure() -> Tensor:
+            network.zero_grad()
+            loss = self.criterion.losses(network(x)[None], y).mean()
+            loss.backward()
+            return loss.detach()
+
+        if len(optimizers) == 1:
+            # LBFGS asks for the loss as often as it likes; what it returns is the first.
+            return torch.as_tensor(optimizers[0].step(closure))  # type: ignore[arg-type]
+        loss = closure()
+        for optimizer in optimizers:
+            optimizer.step()
+        return loss
+
     @staticmethod
-    def _optimizers(stack: Stack, network: nn.Sequential, lane: int) -> list[torch.optim.Optimizer]:
+    def _optimizers(stack: Stack, parameters: list[nn.Parameter], lane: int) -> list[torch.optim.Optimizer]:
         """The lane's optimizers, as far as they had come."""
         mine = stack.lanes[lane]
-        found = stack.rule.optimizers(list(network.parameters()), mine.learning_rate, dict(mine.settings))
+        found = stack.rule.optimizers(parameters, mine.learning_rate, dict(mine.settings))
         for optimizer, state in zip(found, stack.solo.get(lane, []), strict=False):
             optimizer.load_state_dict(copy.deepcopy(state))  # the optimizer would go on in these very tensors
         return found
 
 
+def _whole(examples: Split) -> tuple[Tensor, Tensor]:
+    return examples.inputs[None], examples.targets[None]
+
+
 def choose(
-    network: nn.Sequential,
+    network: nn.Module,
     in_shape: tuple[int, ...],
-    task: Task,
+    criterion: Criterion | Task,
     batch_size: int,
     stack: Stack,
     updates: int | None,
     wanted: str,
+    *,
+    sample: Tensor | None = None,
+    name: str = "the model",
 ) -> Engine:
     """The engine of a trial: a function of the trial and the kind of device alone.
 
     Args:
-        network: one network of the family.
+        network: one network of the family, or of a user's model.
         in_shape: shape of one example.
-        task: regression or classification.
+        criterion: what outputs are judged by; a task's own if that is given.
         batch_size: examples per update.
         stack: all lanes of the trial.
         updates: of each lane; None if the budget is in seconds.
         wanted: one of `NAMES`, or auto: compiled if that saves more than compiling costs, a recorded graph on a GPU.
+        sample: four examples or so on which to try a user's model; noise if not given.
+        name: of that model, for messages.
 
     Raises:
-        ValueError: if the engine that is wanted does not suit the optimizer.
+        ValueError: if the engine that is wanted does not suit the optimizer or the model.
         TypeError: if it does not know a layer of the network.
     """
+    if isinstance(criterion, str):
+        criterion = Criterion(criterion)
     block = block_size(activations(network, in_shape), stack)
-    if stack.rule.solo:
-        if wanted not in ("auto", "solo"):
-            raise ValueError(f"{stack.rule.name} has no update rule over lanes, so its engine is solo, not {wanted}")
-        return Solo(network, in_shape, task, block)
-    if wanted == "solo":
+    if stack.rule.solo and wanted not in ("auto", "solo"):
+        raise ValueError(f"{stack.rule.name} has no update rule over lanes, so its engine is solo, not {wanted}")
+    if wanted == "solo" and not stack.rule.solo:
         raise ValueError(f"the engine solo is for optimizers without a rule over lanes; {stack.rule.name} has one")
+    if not layered(network):
+        return _general(network, in_shape, criterion, stack, wanted, block, sample, name)
+    if stack.rule.solo:
+        return Solo(network, criterion, Eager(network, in_shape, criterion, block))
+    written = not criterion.loss and stack.rule.name in RULES
+    if wanted == "compiled" and not written:
+        raise ValueError("the engine compiled knows neither users' losses nor their rules; choose auto")
     if wanted == "auto":
         wanted = "eager"
         if stack.parameters.is_cuda:
             wanted = "cuda-graph"
-        elif updates and compiler() and compiled.layers(network, in_shape) is not None:
+        elif written and updates and compiler() and compiled.layers(network, in_shape) is not None:
             saved = updates * saving(network, in_shape, batch_size, stack)
             wanted = "compiled" if saved > COMPILE_SECONDS[_kind(network, stack)] else "eager"
     if wanted == "compiled":
-        return Compiled(network, in_shape, task, batch_size, stack)
-    return (Graph if wanted == "cuda-graph" else Eager)(network, in_shape, task, block)
+        return Compiled(network, in_shape, criterion, batch_size, stack)
+    return (Graph if wanted == "cuda-graph" else Eager)(network, in_shape, criterion, block)
 
 
-def lane_bytes(network: nn.Sequential, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> tuple[int, int]:
+def _general(
+    network: nn.Module,
+    in_shape: tuple[int, ...],
+    criterion: Criterion,
+    stack: Stack,
+    wanted: str,
+    block: int,
+    sample: Tensor | None,
+    name: str,
+) -> Engine:
+    """The engine of a user's model, as `choose` has it."""
+    if wanted not in ("auto", "solo"):
+        raise ValueError(f"the engine {wanted} knows the layers of the shipped models only; for {name} choose auto")
+    network = network.to(stack.parameters.device, stack.parameters.dtype)
+    if sample is None:
+        noise = torch.randn(4, *in_shape, generator=torch.Generator().manual_seed(0))
+        sample = noise.to(stack.parameters)
+    engine = General(network, manner_of(network, sample, name), criterion, block)
+    return Solo(network, criterion, engine) if stack.rule.solo else engine
+
+
+def lane_bytes(network: nn.Module, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> tuple[int, int]:
     """Bytes that a lane takes: for good (parameters and the rule's buffers), and while its updates are made.
 
     The latter are gradients, the rule's intermediate results, and activations with their derivatives.
     """
     size, numbers = stack.parameters.element_size(), stack.parameters.shape[1]
     activation = activations(network, in_shape)
-    together = min(batch_size, block_size(activation, stack))
-    return numbers * (1 + len(stack.rule.buffers)) * size, (3 * numbers + 2 * activation * together) * size
+    # Batches of users' models may have to stay whole.
+    together = min(batch_size, block_size(activation, stack)) if layered(network) else batch_size
+    extras = sum(extra[:1].numel() * extra.element_size() for extra in stack.extras.values())
+    return numbers * (1 + len(stack.rule.buffers)) * size + extras, (3 * numbers + 2 * activation * together) * size
 
 
-def fitting(network: nn.Sequential, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> int:
+def fitting(network: nn.Module, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> int:
     """Lanes that may train at once, by the memory of this kind of machine, not by what is free at the moment."""
     device = stack.parameters.device
     if device.type == "cuda":
@@ -628,35 +726,20 @@ def _column(value: float | np.ndarray, like: Tensor) -> Number:
     return np.asarray(value).item() if np.size(value) == 1 else like.new_tensor(value)[:, None]
 
 
-def example_losses(outputs: Tensor, targets: Tensor, task: Task) -> Tensor:
-    """Loss of each example in each lane, (K, B).
-
-    Args:
-        outputs: (K, B, out_features).
-        targets: (K or 1, B, out_features) for regression, class numbers (K or 1, B) for classification.
-        task: squared error, meaned over out_features, or cross-entropy in nats.
-    """
-    if task == "regression":
-        return (outputs - targets).square().mean(2)
-    lanes, batch, classes = outputs.shape
-    labels = targets.expand(lanes, batch).reshape(-1)
-    return F.cross_entropy(outputs.reshape(-1, classes), labels, reduction="none").view(lanes, batch)
-
-
 @torch.no_grad()
 def evaluation(
-    forward: Forward, leaves: Sequence[Tensor], examples: Split, task: Task, block: int
+    forward: Forward, leaves: Sequence[Tensor], examples: Split, criterion: Criterion, block: int
 ) -> dict[str, Tensor]:
-    """Mean loss, and accuracy of a classification, of every lane on fixed examples, each (K,), float64."""
+    """Mean loss, and accuracy if there is a score, of every lane on fixed examples, each (K,), float64."""
     loss = torch.zeros(len(leaves[0]), dtype=torch.float64, device=leaves[0].device)
     correct = torch.zeros_like(loss)
     for x, y in zip(examples.inputs.split(block), examples.targets.split(block), strict=True):
         outputs = forward(leaves, x[None])
-        loss += example_losses(outputs, y[None], task).sum(1, dtype=torch.float64)
-        if task == "classification":
-            correct += (outputs.argmax(2) == y).sum(1)
+        loss += criterion.losses(outputs, y[None]).sum(1, dtype=torch.float64)
+        if criterion.scored:
+            correct += criterion.scores(outputs, y[None]).sum(1, dtype=torch.float64)
     found = {"loss": loss / len(examples)}
-    if task == "classification":
+    if criterion.scored:
         found["accuracy"] = correct / len(examples)
     return found
 

@@ -1,4 +1,4 @@
-"""The model families: plain `torch.nn` modules, made of layers that lanes know how to stack.
+"""The model families: plain `torch.nn` modules, made of layers that lanes know how to stack; and models of users.
 
 The source report's networks are points of the space: an MLP of width 64 and depth 2 is 64-32, a CNN of width 4 and
 depth 2 is 4-8 channels before its 32-16 head.
@@ -6,9 +6,10 @@ depth 2 is 4-8 channels before its 32-16 head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables import deepobs
+from trainables.foreign import ForeignError, called, imported, is_foreign
 
 FAMILIES = ("linear", "mlp", "cnn", "quadratic")
 CNN_HEAD = (32, 16)
@@ -181,17 +183,33 @@ def build(
     width: int = 0,
     depth: int = 0,
     **arguments: object,
-) -> nn.Sequential:
+) -> nn.Module:
     """A network of a family, initialised from torch's global generator.
 
     Args:
-        family: one of `FAMILIES`.
+        family: one of `FAMILIES`, or the import path of a user's model (`trainables.foreign`).
         in_shape: shape of one example.
         out_features: outputs.
-        width: see `mlp` and `cnn`; the linear and the quadratic model have none.
+        width: see `mlp` and `cnn`; the linear and the quadratic model have none. A user's model is told if it is not 0.
         depth: likewise.
         arguments: the family's own: `shape` of an MLP, `kernel` and `padding` of a CNN.
+
+    Raises:
+        ModelError: if there is no such network.
+        ForeignError: if a user's model cannot be built.
     """
+    if is_foreign(family):
+        size = {name: value for name, value in (("width", width), ("depth", depth)) if value}
+        offered = {"in_shape": in_shape, "out_features": out_features, **size, **arguments}
+        network = called(family, "model", imported(family, "model"), offered)
+        if not isinstance(network, nn.Module):
+            raise ForeignError(f"{family}: returned {type(network).__name__}; expected a torch.nn.Module")
+        if not trained(network):
+            raise ForeignError(
+                f"{family}: its module has no parameters that require gradients; nothing is to be trained"
+            )
+        # Lanes' linear layers take vectors; torch's take any shape, of which the last axis counts.
+        return nn.Sequential(network) if layered(network) and _of_more_than_vectors(network, in_shape) else network
     if family == "linear":
         return linear(in_shape, out_features)
     if family == "quadratic":
@@ -202,30 +220,103 @@ def build(
     return makers[family](in_shape, out_features, width=width, depth=depth, **arguments)
 
 
-@torch.no_grad()
-def activations(module: nn.Sequential, in_shape: tuple[int, ...]) -> int:
-    """Numbers that one example leaves behind in a forward pass, layer by layer, its inputs included."""
-    x = torch.zeros(1, *in_shape)
-    total = x.numel()
-    for layer in module:
-        x = layer(x)
-        total += x.numel()
-    return total
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a network that are trained, by name, in its order."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-@torch.no_grad()
-def multiplications(module: nn.Sequential, in_shape: tuple[int, ...]) -> int:
+def layered(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether a network is a chain of the layers that lanes know, each as the families use it, all of it trained."""
+    if type(module) is not nn.Sequential or not all(map(_known, module)):
+        return False
+    parameters = [id(parameter) for layer in module for parameter in layer.parameters()]
+    return len(set(parameters)) == len(parameters) == len(trained(module))
+
+
+def _of_more_than_vectors(network: nn.Sequential, in_shape: tuple[int, ...]) -> bool:
+    flat = len(in_shape) == 1
+    for layer in network:
+        flat = flat or isinstance(layer, nn.Flatten)
+        if isinstance(layer, nn.Linear):
+            return not flat
+    return False
+
+
+def _known(layer: nn.Module) -> bool:
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    if type(layer) is nn.Linear:
+        return layer.bias is not None
+    if type(layer) is nn.Conv2d:
+        plain = layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
+        return plain and layer.bias is not None
+    if type(layer) is nn.MaxPool2d:
+        usual = layer.stride == layer.kernel_size and layer.padding == 0 and layer.dilation == 1
+        return usual and not layer.ceil_mode and not layer.return_indices
+    if type(layer) is nn.Flatten:
+        return (layer.start_dim, layer.end_dim) == (1, -1)
+    return type(layer) in (nn.ReLU, Shift, Fixed)
+
+
+def _example(module: nn.Module, in_shape: tuple[int, ...]) -> Tensor:
+    like = next(module.parameters())
+    return torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device)
+
+
+def activations(module: nn.Module, in_shape: tuple[int, ...]) -> int:
+    """Numbers that one example leaves behind in a forward pass, its inputs included."""
+    x = _example(module, in_shape)
+    if layered(module):
+        return x.numel() + sum(y.numel() for _, y in _layer_by_layer(module, x))
+    own, kept = {p.untyped_storage().data_ptr() for p in module.parameters()}, [x.numel()]
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept.append(tensor.numel())
+        return tensor
+
+    with _evaluating(module), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        module(x)
+    return sum(kept)
+
+
+def multiplications(module: nn.Module, in_shape: tuple[int, ...]) -> int:
     """Multiplications of one network's forward pass for one example, those of its linear maps and convolutions."""
-    x, total = torch.zeros(1, *in_shape), 0
-    for layer in module:
-        x = layer(x)
+    x, total = _example(module, in_shape), 0
+    if not layered(module):
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with _evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(x)
+        return max(1, int(counter.get_total_flops()) // 2)
+    for layer, y in _layer_by_layer(module, x):
         if isinstance(layer, nn.Linear):
             total += layer.weight.numel()
         elif isinstance(layer, Fixed):
             total += layer.matrix.numel()
         elif isinstance(layer, nn.Conv2d):
-            total += layer.weight.numel() * x.shape[2] * x.shape[3]
+            total += layer.weight.numel() * y.shape[2] * y.shape[3]
     return total
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """A network as it is for evaluation, for as long as the context lasts."""
+    before = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(before)
+
+
+@torch.no_grad()
+def _layer_by_layer(module: nn.Sequential, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
+    found = []
+    for layer in module:
+        x = layer(x)
+        found.append((layer, x))
+    return found
 
 
 def _dense(widths: list[int]) -> list[nn.Module]:

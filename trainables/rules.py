@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from trainables.foreign import EXPECTED, ForeignError, imported, is_foreign
 
 Number: TypeAlias = "float | Tensor"
 State = dict[str, Tensor]
@@ -114,6 +116,21 @@ class Rule:
         matrices = [parameter for parameter in parameters if parameter.ndim == 2]
         others = [parameter for parameter in parameters if parameter.ndim != 2]
         return [make(matrices, lr=rate, **settings), torch.optim.AdamW(others, lr=rate)]
+
+    def reference(
+        self, parameters: list[nn.Parameter], rate: float, settings: Mapping[str, float]
+    ) -> list[torch.optim.Optimizer]:
+        """The torch optimizers that compute the same, with the same settings."""
+        if self.solo:
+            return self.optimizers(parameters, rate, settings)
+        make: Any = self.torch_class
+        values, known = {**self.settings, **settings}, inspect.signature(self.torch_class).parameters
+        options: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+        if "betas" in known and {"beta1", "beta2"} <= set(values):
+            options["betas"] = values["beta1"], values["beta2"]
+        if self.name in ("nesterov", "amsgrad"):
+            options[self.name] = True
+        return [make(parameters, lr=rate, **options)]
 
     @torch.no_grad()
     def step(
@@ -286,21 +303,33 @@ RULES: dict[str, Rule] = {
 
 
 def named(name: str) -> Rule:
-    """The rule of this name, or any class of `torch.optim`, which then runs lane by lane.
+    """The rule of this name, or any class of `torch.optim`, which then runs lane by lane; or a user's, of either kind.
 
     Raises:
         KeyError: if there is neither.
+        ForeignError: if a user's optimizer cannot be used.
     """
     if name in RULES:
         return RULES[name]
+    if is_foreign(name):
+        found = imported(name, "optimizer")
+        if isinstance(found, Rule):
+            return replace(found, name=name)
+        if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
+            if "lr" not in inspect.signature(found).parameters:
+                raise ForeignError(f"{name}: takes no lr, its learning rate; an optimizer of torch.optim's kind does")
+            return Rule(name, _gradient, found, SOLO_RATES, solo=True)
+        kind = found.__name__ if isinstance(found, type) else type(found).__name__
+        raise ForeignError(f"{name}: is {kind}; expected {EXPECTED['optimizer']}")
     if name not in SOLO:
         raise KeyError(f"no optimizer is called {name!r}; there are {', '.join((*RULES, *SOLO))}")
     return Rule(name, _gradient, getattr(torch.optim, name), SOLO[name], solo=True)
 
 
+SOLO_RATES = (1e-4, 1e-1)
 # What no rule covers, with default ranges. SparseAdam is for sparse gradients, which no network here has.
 SOLO: dict[str, tuple[float, float]] = {
-    name: {"LBFGS": (1e-2, 1.0), "Rprop": (1e-5, 0.1), "Muon": (1e-4, 0.1)}.get(name, (1e-4, 1e-1))
+    name: {"LBFGS": (1e-2, 1.0), "Rprop": (1e-5, 0.1), "Muon": (1e-4, 0.1)}.get(name, SOLO_RATES)
     for name, kind in vars(torch.optim).items()
     if isinstance(kind, type)
     and issubclass(kind, torch.optim.Optimizer)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from trainables.augment import Augment
 from trainables.data import Split
+from trainables.models import layered, trained
 from trainables.rules import Rule, State
 
-Builder = Callable[[], nn.Sequential]
+Builder = Callable[[], nn.Module]
 Result = TypeVar("Result")
 
 
@@ -76,6 +77,8 @@ class Stack:
         parameters: (K, P), each row one network.
         state: the rule's buffers, each (K, P).
         shapes: shape of each parameter, in the module's order.
+        extras: what else a user's network has, by name, each (K, *shape): buffers, and frozen parameters where they
+            differ from seed to seed.
         update: updates made.
         reports: reports made.
         seconds: seconds of training of the whole stack.
@@ -94,6 +97,7 @@ class Stack:
     parameters: Tensor
     state: State
     shapes: list[torch.Size]
+    extras: dict[str, Tensor] = field(default_factory=dict)
     update: int = 0
     reports: int = 0
     seconds: float = 0.0
@@ -133,11 +137,13 @@ class Stack:
                 raise ValueError(f"{rule.name} has no setting {name!r}; it has {', '.join(rule.settings) or 'none'}")
         rows = {seed: initialise(build, seed) for seed in dict.fromkeys(lane.seed for lane in lanes)}
         flat = {
-            seed: torch.cat([p.detach().to(dtype).flatten() for p in net.parameters()]) for seed, net in rows.items()
+            seed: torch.cat([p.detach().to(dtype).flatten() for p in trained(net).values()])
+            for seed, net in rows.items()
         }
         parameters = torch.stack([flat[lane.seed] for lane in lanes]).to(device)
-        shapes = [p.shape for p in next(iter(rows.values())).parameters()]
-        return cls(rule, list(lanes), list(range(len(lanes))), parameters, rule.state(parameters), shapes)
+        shapes = [p.shape for p in trained(next(iter(rows.values()))).values()]
+        extras = _extras(rows, [lane.seed for lane in lanes], dtype, device)
+        return cls(rule, list(lanes), list(range(len(lanes))), parameters, rule.state(parameters), shapes, extras)
 
     def leaves(self, rows: slice) -> list[Tensor]:
         """The parameters of some rows one by one, (k, *shape), as views that share memory and ask gradients."""
@@ -179,19 +185,21 @@ class Stack:
     def free(self) -> None:
         """Forget the networks once the budget is spent; what became of the lanes stays."""
         self.parameters = self.parameters.new_empty(0, self.parameters.shape[1])
-        self.state, self.solo = {}, {}
+        self.state, self.solo, self.extras = {}, {}, {}
 
     def _keep(self, without: set[int]) -> None:
         rows = [row for row, lane in enumerate(self.alive) if lane not in without]
         self.alive = [self.alive[row] for row in rows]
         self.parameters = self.parameters[rows]
         self.state = {name: buffer[rows] for name, buffer in self.state.items()}
+        self.extras = {name: extra[rows] for name, extra in self.extras.items()}
         self.solo = {lane: state for lane, state in self.solo.items() if lane not in without}
 
     def scratch(self) -> Stack:
         """A copy whose parameters and state may be changed without harm."""
         state = {name: buffer.clone() for name, buffer in self.state.items()}
-        return replace(self, parameters=self.parameters.clone(), state=state, solo=dict(self.solo))
+        extras = {name: extra.clone() for name, extra in self.extras.items()}
+        return replace(self, parameters=self.parameters.clone(), state=state, extras=extras, solo=dict(self.solo))
 
     def spend(self, rows: slice, seconds: float) -> None:
         """Charge seconds of training to the stack, to each lane that was in the pass and, in equal shares, to all."""
@@ -213,7 +221,8 @@ class Stack:
         results, row = [], 0
         while row < len(self.alive):
             rows = slice(row, min(row + self.at_once, len(self.alive)))
-            tensors = [self.parameters[rows], *(buffer[rows] for buffer in self.state.values())] if trains else []
+            changed = [self.parameters, *self.state.values(), *self.extras.values()]
+            tensors = [each[rows] for each in changed] if trains else []
             before, solo = [tensor.to("cpu", copy=True) for tensor in tensors], dict(self.solo)
             try:
                 results.append(work(rows))
@@ -239,6 +248,7 @@ class Stack:
             "alive": self.alive,
             "parameters": self.parameters,
             "state": self.state,
+            "extras": self.extras,
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "diverged": self.diverged,
             "stopped": self.stopped,
@@ -259,6 +269,7 @@ class Stack:
         self.alive = saved["alive"]
         self.parameters = saved["parameters"].to(device)
         self.state = {name: buffer.to(device) for name, buffer in saved["state"].items()}
+        self.extras = {name: extra.to(device) for name, extra in saved["extras"].items()}
         self.diverged, self.stopped, self.solo = saved["diverged"], saved["stopped"], saved["solo"]
         for name in _COUNTERS:
             setattr(self, name, saved["counters"][name])
@@ -318,7 +329,7 @@ class Batches:
             orders = [batch_order(seed, epoch, len(self.examples)) for seed in self.seeds]
             self.order = torch.stack(orders).to(self.examples.inputs.device)
             if self.augment:
-                each = [self.augment.draw(_stream(seed, 2, epoch), len(self.examples)) for seed in self.seeds]
+                each = [self.augment.draw(stream(seed, 2, epoch), len(self.examples)) for seed in self.seeds]
                 draws = torch.stack(each).to(self.examples.inputs)
                 if self.draws.shape == draws.shape:
                     self.draws.copy_(draws)  # in place: a recorded CUDA graph reads them where they were
@@ -339,16 +350,33 @@ class Batches:
         return x.unflatten(0, mine.shape), y.unflatten(0, mine.shape)
 
 
-def initialise(build: Builder, seed: int) -> nn.Sequential:
+def initialise(build: Builder, seed: int) -> nn.Module:
     """The network that every lane with this seed starts from; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_stream(seed, 0))
+        torch.manual_seed(stream(seed, 0))
         return build()
+
+
+def _extras(
+    networks: dict[int, nn.Module], seeds: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """What of users' networks is not trained and yet a lane's own: see `Stack.extras`."""
+    first = next(iter(networks.values()))
+    if layered(first):
+        return {}
+    named = {seed: dict(network.named_buffers()) for seed, network in networks.items()}
+    for name, frozen in first.named_parameters():
+        all_of_it = [dict(network.named_parameters())[name] for network in networks.values()]
+        if not frozen.requires_grad and any(not torch.equal(frozen, other) for other in all_of_it):
+            for seed, other in zip(networks, all_of_it, strict=True):
+                named[seed][name] = other
+    found = {name: torch.stack([named[seed][name].detach() for seed in seeds]) for name in named[seeds[0]]}
+    return {name: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) for name, t in found.items()}
 
 
 def batch_order(seed: int, epoch: int, count: int) -> Tensor:
     """The order in which a lane with this seed sees the training split in an epoch, from 0: (count,) row numbers."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(_stream(seed, 1, epoch)))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, 1, epoch)))
 
 
 def examples_per_epoch(batch_size: int, training_examples: int, *, drop_last: bool) -> int:
@@ -376,7 +404,7 @@ def _identity(lanes: Sequence[Lane]) -> list[tuple[float, int, list[tuple[str, f
     return [(lane.learning_rate, lane.seed, list(lane.settings)) for lane in lanes]
 
 
-def _stream(*numbers: int) -> int:
+def stream(*numbers: int) -> int:
     """A seed for one purpose, well apart from every other purpose's."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 

@@ -33,12 +33,14 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from trainables import data, engines, files, lanes, models
 from trainables.augment import Augment
+from trainables.criterion import Criterion
+from trainables.foreign import is_foreign, search_in
 from trainables.lanes import Predictions
 from trainables.rules import named
 from trainables.stack import Lane, Stack, beyond, grid, out_of_memory
 
 # What a trial's numbers do not depend on, or not by more than lane equality allows.
-_INCIDENTAL = ("checkpoint", "checkpoint_seconds", "data_folder", "device", "threads", "weights")
+_INCIDENTAL = ("checkpoint", "checkpoint_seconds", "code", "data_folder", "device", "threads", "weights")
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,11 @@ class Trial:
         optimizer: an update rule, or a class of `torch.optim`.
         batch_size: examples per update.
         width, depth: of the network; the linear and the quadratic model have none.
-        data: one of `trainables.data.CATALOGUE`.
-        model: model family; the trainable's first if not given.
-        model_args: the family's own arguments.
+        data: one of `trainables.data.CATALOGUE`, or the import path of a user's data set.
+        model: model family, the trainable's first if not given; or the import path of a user's model.
+        model_args: the model's own arguments.
         metric: `loss` or `accuracy`, on the validation split; what the trial reports as `value`.
+        loss, score: import paths of a user's, in place of the task's.
         standardize: see `trainables.data.load`.
         data_seed: likewise, its `seed`.
         data_folder: where downloaded data lie.
@@ -72,6 +75,7 @@ class Trial:
         predictions: whether the class that each lane predicts for each test example is told at the end.
         augment: fields of `Augment`, for the training images.
         trial: the trial's number, for the tables.
+        code: folder of modules that users brought; empty if there are none.
         checkpoint: file or URI in which the trial keeps its state, instead of asking Ray Tune to; whoever wants the
             trial deletes it.
         checkpoint_seconds: time between two checkpoints, at least; they are made at reports.
@@ -85,6 +89,8 @@ class Trial:
     model: str = ""
     model_args: dict[str, Any] = field(default_factory=dict)
     metric: str = "loss"
+    loss: str = ""
+    score: str = ""
     standardize: bool = True
     data_seed: int = 0
     data_folder: str | None = None
@@ -104,6 +110,7 @@ class Trial:
     predictions: bool = False
     augment: dict[str, Any] = field(default_factory=dict)
     trial: int = 0
+    code: str = ""
     checkpoint: str | None = None
     checkpoint_seconds: float = 30.0
 
@@ -180,8 +187,10 @@ class LaneTrainable(tune.Trainable):
             self.failure = _failure(error)
 
     def _build(self, trial: Trial) -> None:
-        family = trial.model or self.families[0]
-        if family not in self.families:
+        if trial.code:
+            search_in([trial.code])
+        family = trial.model or next(iter(self.families), "")
+        if family not in self.families and not (is_foreign(family) and not self.families):
             raise ValueError(f"{type(self).__name__} trains {' and '.join(self.families)}, not {family!r}")
         torch.set_num_threads(trial.threads)
         self.device = torch.device(_device(trial.device))
@@ -203,6 +212,7 @@ class LaneTrainable(tune.Trainable):
         size = {"width": trial.width, "depth": trial.depth}
         self.build = partial(models.build, family, shape, outputs, **size, **trial.model_args)
         self.cost = models.multiplications(self.build(), shape)
+        self.criterion = Criterion(self.data.task, trial.loss, trial.score)
         self.budget = lanes.Budget(**trial.budget)
         self.schedule = lanes.Schedule(self.budget, trial.batch_size, len(self.data.train))
         self.stacks: list[Stack] = []
@@ -217,7 +227,17 @@ class LaneTrainable(tune.Trainable):
         dtype = getattr(torch, trial.dtype)
         stack = Stack.build(self.build, configurations, named(trial.optimizer), dtype, self.device)
         updates = self.schedule.total
-        self.engine = engines.choose(network, shape, self.data.task, trial.batch_size, stack, updates, trial.engine)
+        self.engine = engines.choose(
+            network,
+            shape,
+            self.criterion,
+            trial.batch_size,
+            stack,
+            updates,
+            trial.engine,
+            sample=self.data.train.inputs[:4],
+            name=trial.model,
+        )
         stack.at_once = engines.fitting(network, shape, trial.batch_size, stack)
         if not self.stacks:
             self.parameters, self.engine_name = stack.parameters.shape[1], self.engine.name
@@ -449,9 +469,20 @@ class CNNTrainable(LaneTrainable):
     families = ("cnn",)
 
 
+class ModelTrainable(LaneTrainable):
+    """Trials of users' models, by import path."""
+
+    families = ()
+
+
 TRAINABLES: dict[str, type[LaneTrainable]] = {
     family: trainable for trainable in (MLPTrainable, CNNTrainable) for family in trainable.families
 }
+
+
+def trainable(model: str) -> type[LaneTrainable]:
+    """The trainable of a model family, or of a user's model."""
+    return ModelTrainable if is_foreign(model) else TRAINABLES[model]
 
 
 def tuned(stacks: Sequence[Stack], metric: str, validation_examples: int) -> tuple[float | None, float]:

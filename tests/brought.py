@@ -1,0 +1,139 @@
+"""What a user might bring: written as someone would who knows torch and has read the README, and nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.down(self.up(self.norm(x)).relu())
+        return out
+
+
+class Residual(nn.Module):
+    """A residual network with layer norm; `skip` leaves its first block out of training."""
+
+    def __init__(
+        self, in_shape: tuple[int, ...], out_features: int, width: int, depth: int, frozen: bool = False
+    ) -> None:
+        super().__init__()
+        self.first = nn.Linear(torch.Size(in_shape).numel(), width)
+        self.blocks = nn.Sequential(*[Block(width) for _ in range(depth)])
+        self.last = nn.Linear(width, out_features)
+        if frozen:
+            self.first.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.blocks(self.first(x.flatten(1))))
+        return out
+
+
+class Vision(nn.Module):
+    """A small vision transformer."""
+
+    def __init__(self, in_shape: tuple[int, ...], out_features: int, width: int, depth: int, heads: int = 2) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(in_shape[0], width, 4, 4)
+        self.places = nn.Parameter(torch.zeros(1, (in_shape[1] // 4) * (in_shape[2] // 4), width))
+        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True)
+        self.body = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.last = nn.Linear(width, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        out: Tensor = self.last(self.body(patches + self.places).mean(1))
+        return out
+
+
+class Normed(nn.Module):
+    """A convolutional network with batch norm."""
+
+    def __init__(self, in_shape: tuple[int, ...], out_features: int, width: int, depth: int) -> None:
+        super().__init__()
+        channels = [in_shape[0], *[width] * depth]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.last = nn.Linear(width * in_shape[1] * in_shape[2], out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.body(x).flatten(1))
+        return out
+
+
+class Dropped(nn.Module):
+    def __init__(self, in_shape: tuple[int, ...], out_features: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(torch.Size(in_shape).numel(), width), nn.Linear(width, out_features)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.dropout(self.first(x.flatten(1)).relu()))
+        return out
+
+
+def plain(in_shape: tuple[int, ...], out_features: int, width: int, depth: int) -> nn.Sequential:
+    """A chain of layers that lanes know anyway."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(torch.Size(in_shape).numel(), width), nn.ReLU(), nn.Linear(width, out_features)
+    )
+
+
+class Fragile(Residual):
+    """Breaks in its fourth batch, if it is eight wide."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Fragile.calls += self.training and self.last.in_features == 8
+        if self.training and self.last.in_features == 8 and len(x) > 8 and Fragile.calls > 12:
+            raise ValueError("the flux capacitor is empty")
+        return super().forward(x)
+
+
+class Lion(torch.optim.Optimizer):
+    """Chen et al. (2023)."""
+
+    def __init__(self, params: Any, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.99) -> None:
+        super().__init__(params, {"lr": lr, "beta1": beta1, "beta2": beta2})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                p.add_((group["beta1"] * mean + (1 - group["beta1"]) * p.grad).sign(), alpha=-group["lr"])
+                mean.mul_(group["beta2"]).add_(p.grad, alpha=1 - group["beta2"])
+        return loss
+
+
+def waves(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sines of sums of five numbers."""
+    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(seed))
+    y = x.sum(1).sin() + 2
+    return {"train": (x[:200], y[:200]), "validation": (x[200:250], y[200:250]), "test": (x[250:], y[250:])}
+
+
+def huber(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.smooth_l1_loss(outputs, targets, reduction="none").mean(1)
+
+
+def near(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether a prediction is within a half of its target."""
+    return ((outputs - targets).abs() < 0.5).float().mean(1)

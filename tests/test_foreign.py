@@ -1,0 +1,357 @@
+"""Models, data sets, optimizers, losses and scores of users: run as ours do, and told of when they cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomlkit
+import torch
+
+import analysis
+from study import foreign
+from study.spec import SpecError, check, read
+from tests import brought
+from tests.nodes import Nodes, why_not
+from trainables import data, engines, lanes, models
+from trainables.criterion import Criterion
+from trainables.equality import prove
+from trainables.foreign import ForeignError
+from trainables.general import manner_of
+from trainables.rules import RULES, Rule, named
+from trainables.stack import Batches, Lane, Stack, grid
+
+MODELS = ["Residual", "Vision", "Normed", "Dropped", "plain"]
+SCALED = Rule("scaled", RULES["adam"].unit_update, torch.optim.Adam, (1e-3, 1e-1), ("exp_avg", "exp_avg_sq"),
+              {"beta1": 0.8, "beta2": 0.99, "eps": 1e-8}, RULES["adam"].columns)  # fmt: skip
+IMAGES = Criterion("classification")
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Data:
+    return data.load("digits", standardize=True, dtype=torch.float64)
+
+
+def maker(name: str, found: data.Data, **arguments: Any) -> Any:
+    size = {"width": 8, "depth": 2, **arguments}
+    return partial(models.build, f"tests.brought:{name}", found.in_shape, found.out_features, **size)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "momentum", "tests.test_foreign:SCALED", "tests.brought:Lion"])
+@pytest.mark.parametrize("model", MODELS)
+def test_lanes_equal_what_each_computes_alone(model: str, optimizer: str, digits: data.Data) -> None:
+    pairs = grid(1e-3, 1e-2, 2, [3, 4])
+    proof = prove(maker(model, digits), named(optimizer), digits, 50, pairs, IMAGES, model)
+    assert proof.difference < 1e-8
+    expected = {"Dropped": "loop", "plain": "eager"}.get(model, "vmap")
+    assert proof.engine == ("solo" if named(optimizer).solo else expected)
+
+
+@pytest.mark.parametrize("model", MODELS[:4])
+def test_a_network_comes_out_the_same_however_it_is_cut(model: str, digits: data.Data) -> None:
+    """Interrupted or not, in passes or all at once, alone or among others: the same numbers."""
+    build, all_lanes = maker(model, digits), grid(1e-3, 1e-2, 2, [0, 1])
+
+    def trained(those: list[Lane], at_once: int = 0, pauses: tuple[int, ...] = ()) -> Stack:
+        stack = Stack.build(build, those, RULES["adam"], torch.float64, torch.device("cpu"))
+        for stop in (*pauses, 30):
+            saved, stack = (
+                stack.state_dict(),
+                Stack.build(build, those, RULES["adam"], torch.float64, torch.device("cpu")),
+            )
+            stack.load_state_dict(saved)
+            stack.at_once = at_once or len(those)
+            engine = engines.choose(build(), digits.in_shape, IMAGES, 100, stack, None, "auto")
+            lanes.advance(stack, engine, Batches(digits.train, 100, stack), stop)
+        return stack
+
+    whole = trained(all_lanes)
+    cut = trained(all_lanes, pauses=(7, 19))
+    assert torch.equal(whole.parameters, cut.parameters)
+    assert all(torch.equal(whole.extras[name], cut.extras[name]) for name in whole.extras)
+    for other, rows in ((trained(all_lanes, at_once=3), slice(None)), (trained(all_lanes[2:3]), slice(2, 3))):
+        assert torch.allclose(whole.parameters[rows], other.parameters, rtol=1e-8, atol=1e-8)
+        for name, extra in whole.extras.items():
+            assert torch.allclose(extra[rows].double(), other.extras[name].double(), rtol=1e-8, atol=1e-8)
+
+
+def test_batch_norm_trains_on_batches_and_is_evaluated_by_its_running_means(digits: data.Data) -> None:
+    build = maker("Normed", digits)
+    stack = Stack.build(build, [Lane(0.01, 0), Lane(0.01, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
+    engine = engines.choose(build(), digits.in_shape, IMAGES, 100, stack, None, "auto")
+    lanes.advance(stack, engine, Batches(digits.train, 100, stack), 5)
+    assert stack.extras["body.1.num_batches_tracked"].tolist() == [5, 5]
+    before = {name: extra.clone() for name, extra in stack.extras.items()}
+    found = engine.evaluate(stack, slice(0, 2), digits.validation)
+    classes, _ = engine.predict(stack, slice(0, 2), digits.validation)
+    engine.noise(stack, slice(0, 2), digits.train.head(200))
+    assert all(torch.equal(stack.extras[name], extra) for name, extra in before.items())
+    net = build().double().eval()
+    state = dict(zip(models.trained(net), stack.leaves(slice(1, 2)), strict=True))
+    net.load_state_dict({name: leaf[0].detach() for name, leaf in state.items()} | {n: e[1] for n, e in before.items()})
+    outputs = net(digits.validation.inputs).detach()
+    loss = torch.nn.functional.cross_entropy(outputs, digits.validation.targets)
+    assert found["loss"][1].item() == pytest.approx(loss.item(), rel=1e-9)
+    assert torch.equal(classes[1], outputs.argmax(1))
+
+
+def test_what_is_frozen_stays_as_it_was(digits: data.Data) -> None:
+    build = maker("Residual", digits, frozen=True)
+    stack = Stack.build(build, [Lane(0.01, 0), Lane(0.01, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
+    first = {name: extra.clone() for name, extra in stack.extras.items()}
+    assert set(first) == {"first.weight", "first.bias"}  # they differ from seed to seed
+    engine = engines.choose(build(), digits.in_shape, IMAGES, 100, stack, None, "auto")
+    before = stack.parameters.clone()
+    lanes.advance(stack, engine, Batches(digits.train, 100, stack), 5)
+    assert all(torch.equal(stack.extras[name], extra) for name, extra in first.items())
+    assert not torch.equal(before, stack.parameters)
+
+
+@pytest.mark.parametrize(
+    ("model", "together", "whole", "draws"),
+    [("Residual", True, False, False), ("Vision", True, False, False), ("Normed", True, True, False),
+     ("Dropped", False, True, True)],
+)  # fmt: skip
+def test_how_lanes_can_run_is_found_out(
+    model: str, together: bool, whole: bool, draws: bool, digits: data.Data
+) -> None:
+    manner = manner_of(maker(model, digits)().double(), digits.train.inputs[:4])
+    assert (manner.together, manner.whole, manner.draws) == (together, whole, draws)
+    assert bool(manner.why) is not together
+
+
+def test_losses_and_scores_of_users_are_those_of_each_example() -> None:
+    outputs, targets = torch.randn(3, 7, 2, dtype=torch.float64), torch.randn(1, 7, 2, dtype=torch.float64)
+    own = Criterion("regression", "tests.brought:huber", "tests.brought:near")
+    found = own.losses(outputs, targets)
+    assert found.shape == (3, 7)
+    assert torch.equal(found[2], brought.huber(outputs[2], targets[0]))
+    assert own.scored
+    assert torch.equal(own.scores(outputs, targets)[1], brought.near(outputs[1], targets[0]))
+    with pytest.raises(ForeignError, match=r"tests.brought:plain: raised TypeError"):
+        Criterion("regression", "tests.brought:plain").losses(outputs, targets)
+
+
+TABLES: dict[str, Any] = {
+    "name": "own",
+    "workload": {"data": "digits", "model": "own:Net"},
+    "search": {"width": [4, 8], "depth": 1, "batch_size": [32], "optimizer": "adam"},
+    "budget": {"trials": 2, "epochs": 1},
+}
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, in_shape, out_features, width, depth):
+        super().__init__()
+        self.last = nn.Linear(torch.Size(in_shape).numel(), out_features)
+
+    def forward(self, x):
+        return self.last(x.flatten(1))
+"""
+PAIR = "(torch.randn(20, 3), torch.randn(20))"
+ALL = "import torch\ndef f(): return {n: PAIR for n in ('train', 'validation', 'test')}\n" + NET
+WRONG: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "no module": ("", {"model": "other:Net"}, ["other:Net: there is no module other", "beside the spec"]),
+    "its import": ("import nowhere\n" + NET, {}, ["own:Net: importing own failed: ModuleNotFoundError", "'nowhere'"]),
+    "syntax": (NET + "\ndef f(:\n", {}, ["workload.model: own:Net: importing own failed: SyntaxError", "own.py"]),
+    "name": (NET.replace("class Net", "class Nets"), {}, ["own:Net: own has no Net (did you mean Nets?)"]),
+    "exits": ("raise SystemExit(3)\n", {}, ["own:Net: importing own failed: SystemExit: 3"]),
+    "dies": ("import os; os._exit(3)\n", {}, ["workload.model: own:Net: importing own:Net ended the process with 3"]),
+    "signature": (NET.replace(", depth)", ")"), {}, ["own:Net(in_shape, out_features, width): cannot be called with",
+                                                    "got an unexpected keyword argument 'depth'"]),
+    "no module returned": ("def Net(**sizes): return 3\n", {}, ["own:Net: returned int; expected a torch.nn.Module"]),
+    "shape": (NET.replace("numel(), out_features)", "numel(), 3)"), {},
+              ["own:Net: gives (8, 3) for 8 examples of (1, 8, 8)", "expected (8, 10)"]),
+    "not finite": (NET.replace("return self", "return float('nan') * self"), {},
+                   ["own:Net: gives values that are not finite before any update"]),
+    "raises": (NET.replace("return self", "raise KeyError('x')\n        return self"), {},
+               ["own:Net: cannot be run and differentiated: KeyError: 'x' [own.py:"]),
+    "memory": ("hold = bytearray(1 << 42)\n", {},
+               ["workload.model: own:Net: importing own:Net took more memory than the"]),
+    "nothing to train": ("from torch import nn\ndef Net(**sizes): return nn.Flatten()\n", {},
+                         ["own:Net: its module has no parameters that require gradients"]),
+    "data": ("def f(): return [1]\n" + NET, {"data": "own:f"}, ["workload.data: own:f: returned list; expected"]),
+    "splits": (f"import torch\ndef f(): return {{'train': {PAIR}}}\n" + NET, {"data": "own:f"},
+               ["own:f: returned a dict of train; expected"]),
+    "nan": (ALL.replace("PAIR", "(torch.full((9, 3), float('nan')), torch.zeros(9))"), {"data": "own:f"},
+            ["own:f: inputs of train are not all finite"]),
+    "redraw": (ALL.replace("PAIR", PAIR), {"data": "own:f", "redraw": True},
+               ["workload.redraw = true: own:f takes no seed"]),
+    "loss": ("def f(o, t): return o.sum()\n" + NET, {"loss": "own:f"},
+             ["workload.loss: own:f: gave () for 8 examples; expected a callable"]),
+    "negative": ("def f(o, t): return -1 - o[:, 0].abs()\n" + NET, {"loss": "own:f"},
+                 ["workload.loss: own:f: gives -", "not negative"]),
+    "coupled": ("def f(o, t): return (o[:, 0] - o[:, 0].mean()) ** 2\n" + NET, {"loss": "own:f"},
+                ["own:f: what it gives for an example depends on the others"]),
+    "score": ("def f(o, t): return 3 + o[:, 0].abs()\n" + NET, {"metric": "own:f"},
+              ["workload.metric: own:f: gives 3", "numbers from 0 to 1"]),
+    "optimizer": ("class f: pass\n" + NET, {"optimizer": "own:f"},
+                  ["search.optimizer: own:f: is f; expected a subclass"]),
+}  # fmt: skip
+
+
+# Each starts a process that imports torch.
+FAST = ("syntax", "dies", "memory", "shape", "signature", "splits", "loss")
+
+
+@pytest.mark.parametrize(
+    "wrong", [each if each in FAST else pytest.param(each, marks=pytest.mark.long) for each in WRONG]
+)
+def test_what_is_wrong_with_a_users_module_is_one_message(wrong: str, tmp_path: Path) -> None:
+    module, changes, told = WRONG[wrong]
+    (tmp_path / "own.py").write_text(module)
+    tables = {**TABLES, "workload": {**TABLES["workload"], **changes}}
+    if optimizer := tables["workload"].pop("optimizer", ""):
+        tables["search"] = {**TABLES["search"], "optimizer": optimizer}
+    with pytest.raises(SpecError) as raised:
+        check(tables, "own.toml", tmp_path)
+    for words in told:
+        assert words in str(raised.value), raised.value
+    assert "own.toml: 1 mistake" in str(raised.value)
+    assert "Traceback" not in str(raised.value)
+
+
+def test_a_module_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text("import time\ntime.sleep(600)\n")
+    patience = foreign._stage
+
+    def hurried(file: Path) -> dict[str, Any] | None:
+        found = patience(file)
+        return found and {**found, "seconds": 1.0}
+
+    monkeypatch.setattr(foreign, "_stage", hurried)
+    with pytest.raises(SpecError, match=r"own:Net: importing own:Net took more than 1 s; do less there"):
+        check(TABLES, "own.toml", tmp_path)
+
+
+def test_arguments_of_a_model_are_searched_and_what_is_resolved_reads_the_same(tmp_path: Path) -> None:
+    tables = {
+        **TABLES,
+        "workload": {"data": "digits", "model": "tests.brought:Vision", "model_args": {"heads": [1, 2]}},
+        "search": {**TABLES["search"], "optimizer": ["adam", "tests.brought:Lion"],
+                   "settings": {"tests.brought:Lion": {"beta1": [0.8, 0.9]}}},
+    }  # fmt: skip
+    spec = check(tables, "own", tmp_path)
+    assert set(spec.dimensions()) == {"optimizer", "batch_size", "width", "depth", "model.heads"}
+    assert spec.cells() == 2 * 2 * (1 + 2)
+    file = tmp_path / "spec.toml"
+    file.write_text(spec.to_toml())
+    assert read(file) == spec
+    assert spec.rates("tests.brought:Lion") == (1e-4, 0.1, 8)
+    with pytest.raises(SpecError, match=r"search.settings.*: tests.brought:Lion has no such setting; valid: beta1"):
+        check({**tables, "search": {**tables["search"], "settings": {"tests.brought:Lion": {"momentum": 0.9}}}})
+    with pytest.raises(SpecError, match=r"lanes.engine: compiled does not train tests.brought:Lion"):
+        check({**tables, "lanes": {"engine": "compiled"}})
+
+
+OWN: dict[str, Any] = {
+    "name": "own",
+    "workload": {"data": "digits", "model": "brought:Normed"},
+    "search": {"width": [4, 8], "depth": [1], "batch_size": [32, "full"], "optimizer": ["adam", "brought:Lion"]},
+    "lanes": {"rates": 2, "seeds": 2, "extensions": 0},
+    "budget": {"trials": 4, "epochs": 1, "min_updates": 5},
+    "tuning": {"sampler": "qmc", "scheduler": "none"},
+    "confirm": {"top": 1, "seeds": 2},
+}
+
+
+def study(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("study")), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def bring(folder: Path, name: str = "own.toml", **changes: Any) -> Path:
+    """A folder with a spec and the module beside it, and the current folder elsewhere."""
+    (folder / "mine").mkdir()
+    (folder / "elsewhere").mkdir()
+    shutil.copy(Path(brought.__file__), folder / "mine" / "brought.py")
+    tables = {section: {**values, **changes.get(section, {})} if isinstance(values, dict) else values
+              for section, values in OWN.items()}  # fmt: skip
+    (folder / "mine" / name).write_text(tomlkit.dumps(tables))
+    return folder / "elsewhere"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workload": {"model": "brought:Residual"}},
+        {"workload": {"model": "brought:Vision", "model_args": {"heads": [1, 2]}}},
+        {},
+        {"workload": {"data": "brought:waves", "model": "brought:Dropped", "metric": "brought:near",
+                      "loss": "brought:huber"}},
+    ],
+    ids=["residual", "vision", "batch norm", "all"],
+)  # fmt: skip
+def test_a_study_of_what_users_bring(changes: dict[str, Any], tmp_path: Path) -> None:
+    """By the installed command, from a folder where nothing of it lies."""
+    here = bring(tmp_path, **changes)
+    ran = study(here, "run", "../mine/own.toml", "--plain")
+    assert ran.returncode == 0, ran.stderr
+    assert ("runs lane by lane" in ran.stderr) == ("Dropped" in str(changes))
+    out = here / "results" / "own"
+    results = analysis.load(out)
+    assert list(results.trials["outcome"]) == ["completed"] * 4
+    assert set(results.trials["optimizer"]) == {"adam", "brought:Lion"}
+    assert results.confirmation
+    assert set(results.confirmation.trials["outcome"]) == {"completed"}
+    assert (out / "code" / "brought.py").is_file()
+    page = (out / "report" / "index.html").read_text()
+    assert "brought:Lion" in page
+    # What ran is in the results: they are gone on with, without what the user has by now.
+    shutil.rmtree(tmp_path / "mine")
+    more = study(here, "extend", "results/own", "--trials", "1", "--plain")
+    assert more.returncode == 0, more.stderr
+    assert len(analysis.load(out).trials) == 5
+    assert "5 of 5" in study(here, "status", "results/own").stdout
+
+
+@pytest.mark.long
+def test_a_model_that_breaks_harms_no_other_trial(tmp_path: Path) -> None:
+    here = bring(tmp_path, workload={"model": "brought:Fragile"}, budget={"epochs": 3})
+    ran = study(here, "run", "../mine/own.toml", "--plain")
+    assert ran.returncode == 0, ran.stderr
+    trials = analysis.load(here / "results" / "own").trials.set_index("width")
+    assert set(trials.loc[[4], "outcome"]) == {"completed"}
+    broken = trials[trials["outcome"] == "failed"]
+    assert set(broken.index) == {8}
+    assert broken["error"].str.contains("the flux capacitor is empty").all()
+
+
+@pytest.mark.long
+def test_check_proves_lanes_equal_for_a_users_model(tmp_path: Path) -> None:
+    said = study(bring(tmp_path), "check", "../mine/own.toml")
+    assert said.returncode == 0, said.stderr
+    line = next(line for line in said.stdout.splitlines() if "torch.optim" in line)
+    assert line.startswith("  lanes   equal torch.optim's: ")
+    assert "after 20 updates of adam at batch size 32" in line
+    assert "times as fast as one after another" in line
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_modules_travel_to_nodes_of_a_cluster(tmp_path: Path) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    here, out = bring(tmp_path), tmp_path / "out"
+    with Nodes() as nodes:
+        for name in ("head", "b"):
+            nodes.start(name)
+        command = [sys.executable, "-m", "study", "run", "../mine/own.toml", "--out", str(out), "--address", nodes.head]
+        # The nodes were started elsewhere, and the package is not on their path from here.
+        running = nodes.process("head", command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        said, _ = running.communicate(timeout=300)
+        assert running.returncode == 0, said
+    trials = analysis.load(out).trials
+    assert list(trials["outcome"]) == ["completed"] * 4
+    assert json.loads((out / "code" / "inspected.json").read_text())
+    assert {file.name for file in (out / "code").iterdir()} == {"brought.py", "inspected.json"}

@@ -1,0 +1,79 @@
+"""What outputs are judged by: a loss, and for classes or by a user's score a share from 0 to 1, called accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.data import Task
+from trainables.foreign import EXPECTED, ForeignError, function, told
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A loss and a score of each example.
+
+    Attributes:
+        task: squared error, meaned over outputs, or cross-entropy in nats and the share of right classes.
+        loss: import path of a user's loss, in place of the task's.
+        score: import path of a user's score, likewise.
+    """
+
+    task: Task
+    loss: str = ""
+    score: str = ""
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is a score."""
+        return bool(self.score) or self.task == "classification"
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each example in each lane, (K, B).
+
+        Args:
+            outputs: (K, B, out_features).
+            targets: (K or 1, B, out_features) for regression, class numbers (K or 1, B) for classification.
+        """
+        if self.loss:
+            return _each(self.loss, "loss", outputs, targets)
+        if self.task == "regression":
+            return (outputs - targets).square().mean(2)
+        lanes, batch, classes = outputs.shape
+        labels = targets.expand(lanes, batch).reshape(-1)
+        return F.cross_entropy(outputs.reshape(-1, classes), labels, reduction="none").view(lanes, batch)
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Score of each example in each lane, (K, B), floating or boolean; shapes as of `losses`."""
+        if self.score:
+            return _each(self.score, "score", outputs, targets)
+        return outputs.argmax(2) == targets
+
+
+def _each(path: str, what: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """What a user's function says of all lanes' examples, which it sees in one row."""
+    lanes, count = outputs.shape[:2]
+    found = called_on(path, what, outputs.flatten(0, 1), targets.expand(lanes, *targets.shape[1:]).flatten(0, 1))
+    return found.view(lanes, count)
+
+
+def called_on(path: str, what: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """A user's loss or score of (n, ...) outputs and targets, (n,).
+
+    Raises:
+        ForeignError: if it raises, or returns something else.
+    """
+    made = function(path, what)
+    try:
+        found = made(outputs, targets)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ForeignError(f"{path}: raised {told(error, path.partition(':')[0])}") from error
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != (len(outputs),):
+        raise ForeignError(f"{path}: gave {shape} for {len(outputs)} examples; expected {EXPECTED[what]}, a tensor")
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,142 @@
+"""Lane equality, tried: do stacked lanes of a model compute what each computes alone with torch.optim, and how fast?"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainables import engines, lanes
+from trainables.criterion import Criterion
+from trainables.data import Data, Split
+from trainables.general import drawing
+from trainables.models import trained
+from trainables.rules import Rule
+from trainables.stack import Batches, Builder, Lane, Stack, batch_order, initialise
+
+UPDATES = 20
+# Seconds of each turn of the race, and how often both take one.
+TURN_SECONDS, TURNS = 0.2, 3
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What came of it.
+
+    Attributes:
+        difference: the largest of a parameter or buffer, relative to its size where that is above 1.
+        engine: that trains the lanes.
+        lanes: in the race.
+        speed: of them together, in times that of one after another; NaN if they run one after another.
+    """
+
+    difference: float
+    engine: str
+    lanes: int
+    speed: float
+
+
+def prove(
+    build: Builder, rule: Rule, data: Data, batch_size: int, all_lanes: list[Lane], criterion: Criterion, name: str
+) -> Proof:
+    """Train a few lanes together and alone, for `UPDATES` updates, and race all of them against one.
+
+    Args:
+        build: makes one network.
+        rule: the optimizer.
+        data: on the CPU, float64.
+        batch_size: examples per update.
+        all_lanes: of a trial; those of its lowest rate and two seeds are compared.
+        criterion: what outputs are judged by.
+        name: of the model, for messages.
+    """
+    few = [lane for lane in all_lanes if lane.learning_rate == all_lanes[0].learning_rate][:2]
+    stack, advance = _together(build, rule, data, batch_size, few, criterion, name)
+    advance(UPDATES)
+    largest = max(
+        _difference(stack, row, _alone(build, rule, data.train, batch_size, lane, criterion, UPDATES))
+        for row, lane in enumerate(few)
+    )
+    stack, advance = _together(build, rule, data, batch_size, all_lanes, criterion, name)
+    engine = advance(1)
+    if engine in ("solo", "loop"):
+        return Proof(largest, engine, len(all_lanes), float("nan"))
+
+    def alone(updates: int) -> None:
+        _alone(build, rule, data.train, batch_size, all_lanes[0], criterion, updates)
+
+    ratios = [_per_update(alone) * len(all_lanes) / _per_update(advance) for _ in range(TURNS)]
+    return Proof(largest, engine, len(all_lanes), statistics.median(ratios))
+
+
+def _together(
+    build: Builder, rule: Rule, data: Data, batch_size: int, few: list[Lane], criterion: Criterion, name: str
+) -> tuple[Stack, Callable[[int], str]]:
+    stack = Stack.build(build, few, rule, torch.float64, torch.device("cpu"))
+    sample = data.train.inputs[:4]
+    engine = engines.choose(
+        build(), data.in_shape, criterion, batch_size, stack, None, "auto", sample=sample, name=name
+    )
+    batches = Batches(data.train, batch_size, stack)
+
+    def advance(updates: int) -> str:
+        lanes.advance(stack, engine, batches, stack.update + updates)
+        return engine.name
+
+    return stack, advance
+
+
+def _alone(
+    build: Builder, rule: Rule, train: Split, batch_size: int, lane: Lane, criterion: Criterion, updates: int
+) -> dict[str, Tensor]:
+    """Parameters, buffers too, of one lane that torch.optim trains, by an ordinary loop."""
+    network = initialise(build, lane.seed).double().train()
+    optimizers = rule.reference(list(trained(network).values()), lane.learning_rate, dict(lane.settings))
+    size = min(batch_size, len(train))
+    per_epoch = -(-len(train) // size)
+    for update in range(updates):
+        epoch, place = divmod(update, per_epoch)
+        if place == 0:
+            order = batch_order(lane.seed, epoch, len(train))
+        rows = order[place * size : (place + 1) * size]
+        with drawing(lane.seed, update, train.inputs.device):
+
+            def closure(rows: Tensor = rows) -> Tensor:
+                network.zero_grad()
+                loss = criterion.losses(network(train.inputs[rows])[None], train.targets[rows][None]).mean()
+                loss.backward()
+                return loss
+
+            if len(optimizers) == 1:
+                optimizers[0].step(closure)  # type: ignore[arg-type]
+                continue
+            closure()
+            for optimizer in optimizers:
+                optimizer.step()
+    return {name: tensor.detach() for name, tensor in [*trained(network).items(), *network.named_buffers()]}
+
+
+def _difference(stack: Stack, row: int, alone: dict[str, Tensor]) -> float:
+    extras = {name: extra[row] for name, extra in stack.extras.items()}
+    own = dict(zip([name for name in alone if name not in extras], stack.leaves(slice(row, row + 1)), strict=False))
+    together = {name: leaf.detach()[0] for name, leaf in own.items()} | extras
+    found = 0.0
+    for name, value in together.items():
+        other = alone[name].double()
+        found = max(found, float(((value.double() - other).abs() / other.abs().clamp(min=1)).max()))
+    return found
+
+
+def _per_update(advance: Callable[[int], object]) -> float:
+    made, seconds = 0, 0.0
+    while seconds < TURN_SECONDS:
+        updates = max(1, made)
+        started = time.perf_counter()
+        advance(updates)
+        seconds += time.perf_counter() - started
+        made += updates
+    return seconds / made

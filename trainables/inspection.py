@@ -1,0 +1,238 @@
+"""Tries what users bring, in a process of its own: `python -m trainables.inspection REQUEST ANSWER STAGE`.
+
+Whatever a user's module does, hangs, exits or takes all memory, it does to this process alone. REQUEST is a JSON file
+of `Request`; ANSWER is written at the end, and STAGE says at any time what is being tried and how long that may take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from trainables import data, models
+from trainables.criterion import called_on
+from trainables.data import DataError, Facts
+from trainables.foreign import ForeignError, imported, is_foreign, own_files, search_in
+from trainables.general import manner_of
+from trainables.rules import Rule, named
+from trainables.stack import initialise
+
+Result = TypeVar("Result")
+
+# How long each may take, in seconds.
+IMPORT_SECONDS, DATA_SECONDS, RUN_SECONDS = 60, 1800, 120
+EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be tried.
+
+    Attributes:
+        folders: where modules are looked for besides what is installed.
+        data: a data set, of the catalogue or a user's.
+        facts: of the catalogue's, as its fields; none of a user's.
+        data_folder: where downloaded data lie.
+        redraw: whether the data are to be drawn anew for each trial.
+        model: import path of a user's; empty if it is a shipped family.
+        networks: width, depth and arguments of the networks to build.
+        optimizers, loss, score: import paths of a user's; empty if there are none.
+        standardize, dtype: of the workload.
+        memory_bytes: that may be taken.
+    """
+
+    folders: list[str]
+    data: str
+    facts: dict[str, Any] | None
+    data_folder: str
+    redraw: bool
+    model: str
+    networks: list[dict[str, Any]]
+    optimizers: list[str]
+    loss: str
+    score: str
+    standardize: bool
+    dtype: str
+    memory_bytes: int
+
+
+@dataclass
+class Answer:
+    """What came of it.
+
+    Attributes:
+        facts: of a user's data set, as fields of `Facts`.
+        mistakes: what cannot be used, with its key in the spec and what was expected.
+        notes: what should be known before the study runs.
+        code: modules and packages of the user's that were imported: name -> file or folder.
+    """
+
+    facts: dict[str, Any] | None = None
+    mistakes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    code: dict[str, str] = field(default_factory=dict)
+
+
+class Inspection:
+    """One request on its way to its answer."""
+
+    def __init__(self, request: Request, stage: Path) -> None:
+        self.request, self.stage, self.answer = request, stage, Answer()
+
+    def run(self) -> Answer:
+        """Try everything, as far as it depends on nothing that failed."""
+        request = self.request
+        paths = [("workload.data", "data", request.data), ("workload.model", "model", request.model)]
+        paths += [("workload.loss", "loss", request.loss), ("workload.metric", "score", request.score)]
+        paths += [("search.optimizer", "optimizer", path) for path in request.optimizers]
+        for key, what, path in paths:
+            if is_foreign(path):
+                self._try(key, path, f"importing {path}", IMPORT_SECONDS, partial(imported, path, what))
+        if not self.answer.mistakes:
+            splits = self._data()
+            for path in request.optimizers:
+                self._try("search.optimizer", path, f"trying {path}", RUN_SECONDS, partial(_try_optimizer, path))
+            if splits:
+                facts, sample, targets = splits
+                for key, what, path in (("loss", "loss", request.loss), ("metric", "score", request.score)):
+                    if path:
+                        judge = partial(_judge, path, what, facts, targets)
+                        self._try(f"workload.{key}", path, f"trying {path}", RUN_SECONDS, judge)
+                for network in request.networks:
+                    if self.answer.mistakes:
+                        break
+                    size = ", ".join(f"{name} {value}" for name, value in network.items()) or "its size"
+                    doing = f"building and running {request.model} of {size}"
+                    self._try("workload.model", request.model, doing, RUN_SECONDS,
+                              partial(self._network, network, facts, sample, size))  # fmt: skip
+        self.answer.code = own_files(request.folders)
+        return self.answer
+
+    def _try(self, key: str, path: str, doing: str, seconds: float, work: Callable[[], Result]) -> Result | None:
+        """Do something; what goes wrong is a mistake of a key."""
+        self.stage.write_text(json.dumps({"key": key, "path": path, "doing": doing, "seconds": seconds}))
+        try:
+            return work()
+        except (ForeignError, models.ModelError, DataError) as error:
+            self.answer.mistakes.append(f"{key}: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+                raise
+            limit = self.request.memory_bytes / 2**30
+            self.answer.mistakes.append(f"{key}: {path}: {doing} took more memory than the {limit:.1f} GiB there are")
+        return None
+
+    def _data(self) -> tuple[Facts, torch.Tensor, torch.Tensor] | None:
+        """Facts of the data set, and a few examples: a user's own, or noise in the place of the catalogue's."""
+        request, dtype = self.request, getattr(torch, self.request.dtype)
+        if request.facts:
+            facts = Facts(**{**request.facts, "in_shape": tuple(request.facts["in_shape"])})
+            sample = torch.randn(EXAMPLES, *facts.in_shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+            targets = sample.new_zeros(EXAMPLES, facts.out_features)
+            return facts, sample, targets if facts.task == "regression" else torch.zeros(EXAMPLES).long()
+        make = partial(data.load, request.data, Path(request.data_folder), standardize=request.standardize, dtype=dtype)
+        found = self._try("workload.data", request.data, f"loading {request.data}", DATA_SECONDS, make)
+        if found is None:
+            return None
+        facts = data.facts_of(found, about=_about(request.data))
+        self.answer.facts = dataclasses.asdict(facts)
+        if request.redraw and not data.takes_seed(request.data):
+            self.answer.mistakes.append(
+                f"workload.redraw = true: {request.data} takes no seed by which it could be drawn anew; give it one"
+            )
+        few = found.train.head(EXAMPLES)
+        return facts, few.inputs, few.targets
+
+    def _network(self, arguments: dict[str, Any], facts: Facts, sample: torch.Tensor, size: str) -> None:
+        request = self.request
+        build = partial(models.build, request.model, facts.in_shape, facts.out_features, **arguments)
+        network = initialise(build, 0).to(sample.dtype).train()
+        manner = manner_of(network, sample[:4], request.model)
+        network.eval()
+        with torch.no_grad():
+            outputs = network(sample)
+        wanted = (len(sample), facts.out_features)
+        got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        if got != wanted:
+            told = f"gives {got} for {len(sample)} examples of {facts.in_shape} ({size}); expected {wanted}"
+            raise ForeignError(f"{request.model}: {told}: a number for each class, or each number to be predicted")
+        if not outputs.isfinite().all():
+            raise ForeignError(f"{request.model}: gives values that are not finite before any update ({size})")
+        models.activations(network, facts.in_shape)
+        note = f"{request.model} runs lane by lane, which takes longer: {manner.why}"
+        if not manner.together and note not in self.answer.notes:
+            self.answer.notes.append(note)
+
+
+def _judge(path: str, what: str, facts: Facts, targets: torch.Tensor) -> None:
+    """Try a user's loss or score on outputs that are noise."""
+    noise = torch.randn(len(targets), facts.out_features, generator=torch.Generator().manual_seed(1))
+    outputs = noise.to(targets.dtype if targets.is_floating_point() else torch.float32)
+    found = called_on(path, what, outputs, targets).double()
+    low, high = float(found.min()), float(found.max())
+    if not found.isfinite().all() or low < 0 or (what == "score" and high > 1):
+        wanted = "numbers from 0 to 1, larger is better" if what == "score" else "finite losses that are not negative"
+        raise ForeignError(f"{path}: gives {low:g} to {high:g} on the first examples; expected {wanted}")
+    if not torch.allclose(found[:1], called_on(path, what, outputs[:1], targets[:1]).double(), rtol=1e-3):
+        raise ForeignError(f"{path}: what it gives for an example depends on the others; return each its own")
+
+
+def _about(path: str) -> str:
+    """The first line of what a user's data set says of itself."""
+    text = (getattr(imported(path, "data"), "__doc__", None) or "").strip()
+    return text.splitlines()[0] if text else f"from {path}"
+
+
+def _try_optimizer(path: str) -> None:
+    """Two updates of a few numbers."""
+    rule = named(path)
+    if rule.solo:
+        parameter = torch.nn.Parameter(torch.ones(2, 3))
+        try:
+            for optimizer in rule.optimizers([parameter], 1e-3, {}) * 2:
+                parameter.grad = torch.ones_like(parameter)
+                optimizer.step(lambda: float(parameter.sum()))
+                optimizer.load_state_dict(optimizer.state_dict())
+        except Exception as error:
+            raise ForeignError(f"{path}: an update raised {type(error).__name__}: {error}") from error
+        found = parameter.detach()
+    else:
+        found = _try_rule(path, rule)
+    if not found.isfinite().all() or bool((found == 1).all()):
+        raise ForeignError(f"{path}: two updates left parameters of ones at {found.flatten().tolist()[:3]}")
+
+
+def _try_rule(path: str, rule: Rule) -> torch.Tensor:
+    parameters = torch.ones(2, 3)
+    state = rule.state(parameters)
+    try:
+        for column in range(2):
+            row = {name: float(values[column, 0]) for name, values in rule.coefficients(1, 2).items()}
+            rule.step(parameters, torch.ones_like(parameters), state, torch.full((2, 1), 1e-3), row, rule.settings)
+    except Exception as error:
+        raise ForeignError(f"{path}: an update raised {type(error).__name__}: {error}") from error
+    return parameters
+
+
+def main() -> None:
+    """See the module."""
+    request_file, answer_file, stage = map(Path, sys.argv[1:])
+    request = Request(**json.loads(request_file.read_text(encoding="utf-8")))
+    resource.setrlimit(resource.RLIMIT_DATA, (request.memory_bytes, resource.RLIM_INFINITY))
+    torch.set_num_threads(1)
+    search_in(request.folders)
+    answer = Inspection(request, stage).run()
+    answer_file.write_text(json.dumps(dataclasses.asdict(answer)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

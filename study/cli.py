@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from trainables import files
 
@@ -48,8 +49,25 @@ class Place(Folder):
         return files.join(str(value))
 
 
+class SpecName(click.ParamType):
+    """A TOML file or the name of a shipped spec. Completed here; read, with torch and all, by the commands."""
+
+    name = "spec"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The shipped specs and TOML files that begin so; where there are none, what the shell finds itself."""
+        folder = incomplete[: incomplete.rfind("/") + 1]
+        specs = sorted(f"{folder}{file.name}" for file in Path(folder or ".").glob("*.toml"))
+        found = [CompletionItem(name, help=about) for name, about in _shipped("**/*.toml").items()]
+        found += map(CompletionItem, specs)
+        begun = [item for item in found if item.value.startswith(incomplete)]
+        # Not both: told to look for files, bash drops the names before, and looks only if none come after.
+        return begun or [CompletionItem(incomplete, type="file")]
+
+
 _FOLDER = Folder(path_type=Path)
 _PLACE = Place(path_type=Path)
+_SPEC = SpecName()
 
 
 class Group(click.Group):
@@ -61,7 +79,7 @@ class Group(click.Group):
             return super().invoke(context)
         except (click.ClickException, click.exceptions.Exit):
             raise
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, click.Abort) as error:  # click makes the one into the other at a question
             click.echo("study: interrupted", err=True)
             raise SystemExit(130) from error
         except Exception as error:
@@ -107,7 +125,31 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("spec")
+@click.argument("file", type=click.Path(path_type=Path), default="study.toml")
+@click.option("--data", help="cubic, linear, digits, mnist, fashion-mnist, kmnist, cifar10 or quadratic.")
+@click.option("--model", help="cnn or mlp for images, mlp or linear for vectors, quadratic for the data of that name.")
+@click.option("--optimizers", metavar="NAMES", help="To be compared, comma separated, as in sgd,momentum,adam.")
+@click.option("--trials", type=click.IntRange(1), help="Cells to try.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs per lane.")
+@click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate.")
+@click.option("--name", help="Name of the study; that of FILE if not given.")
+@click.option("--yes", is_flag=True, help="Ask nothing: what is not given takes its default.")
+def init(file: Path, yes: bool, **given: str | int | None) -> None:
+    """Write a commented spec to FILE, by default study.toml.
+
+    On a terminal it asks for what is not given; elsewhere that takes its default. A file that is there stays as it is.
+    """
+    from study.init import make, on_terminal
+
+    answers = {question: answer for question, answer in given.items() if answer is not None}
+    make(file, answers, ask=not yes and on_terminal())
+    click.echo(f"{file} is a valid spec; look it over, and then:")
+    for command in ("check", "run"):
+        click.echo(f"  {shlex.join(['study', command, str(file)])}")
+
+
+@main.command()
+@click.argument("spec", type=_SPEC)
 @sized
 @click.option("--out", type=_PLACE, help="Results folder, or s3://BUCKET/NAME, gs:// ...; results/NAME if not given.")
 @click.option("--resume", "go_on", is_flag=True, help="Go on with the study in --out if it is there already.")
@@ -166,7 +208,7 @@ def extend(folder: Path | str, trials: int, address: str | None, wait: float, sh
 
 
 @main.command()
-@click.argument("spec")
+@click.argument("spec", type=_SPEC)
 @sized
 @click.option("--address", required=True, help="The cluster's job server, http://HEAD:8265.")
 @click.option("--out", type=Place(), required=True, help="Results folder as all nodes of the cluster see it, or URI.")
@@ -197,7 +239,7 @@ def submit(
 
 @main.command()
 @click.argument("kind", type=click.Choice(["slurm", "kuberay", "ray-up"]))
-@click.argument("spec")
+@click.argument("spec", type=_SPEC)
 @click.option("--nodes", type=click.IntRange(1), default=2, show_default=True, help="Nodes that run trials.")
 @click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each; from the spec's resources if not given.")
 @click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of each; from the spec's resources if not given.")
@@ -248,7 +290,7 @@ def dashboard(folder: Path, port: int) -> None:
 
 
 @main.command()
-@click.argument("spec")
+@click.argument("spec", type=_SPEC)
 @sized
 @click.option("--address", help="Ray cluster to look over as well (auto or host:port): is every node fit for SPEC?")
 @click.option("--out", type=_PLACE, default=Path("results"), show_default=True, help="Where its results will go.")
@@ -273,9 +315,8 @@ def check(
 @main.command(name="list")
 def list_specs() -> None:
     """List the shipped specs."""
-    for file in sorted((Path(__file__).parent / "specs").glob("*.toml")):
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-        click.echo(f"{file.stem:<12}  {tables['description']}")
+    for name, about in _shipped("*.toml").items():
+        click.echo(f"{name:<12}  {about}")
 
 
 @main.command()
@@ -353,6 +394,13 @@ def bench(only: str, device: str, out: Path | None) -> None:
 
 def _warn(text: str) -> None:
     click.echo(f"study: {text}", err=True)
+
+
+def _shipped(pattern: str) -> dict[str, str]:
+    """Shipped specs by name, each with a line about it."""
+    folder = Path(__file__).parent / "specs"
+    specs = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.glob(pattern))}
+    return {name: tomllib.loads(file.read_text(encoding="utf-8"))["description"] for name, file in specs.items()}
 
 
 def _conclude(outcome: Outcome, show: str | None) -> None:

@@ -39,7 +39,7 @@ def study(*arguments: str, folder: Path, **environment: str) -> subprocess.Compl
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=280, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["run", "--help"], ["init", "--help"], ["--version"]])
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = f"""
 import sys

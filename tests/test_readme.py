@@ -56,7 +56,7 @@ def test_every_command_and_snippet_runs(tmp_path: Path) -> None:
     bin_folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     shell, python = commands()[2:], blocks("python")
-    assert {command.split()[0] for command in shell} == {"study", "ray"}
+    assert {command.split()[0] for command in shell} == {"study", "ray", "eval"}
     for command in [*(["bash", "-c", line] for line in shell), *([sys.executable, "-c", code] for code in python)]:
         if "study dashboard" in command[-1]:
             serves(command, tmp_path, environment)

@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: study test check clean
+.PHONY: study test check api clean
 
 study: .venv/installed
 	$(BIN)/study run quick
@@ -15,6 +15,11 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Our names are imported when first used; pdoc sees those that were.
+api: .venv/installed
+	$(BIN)/python -c "from study import *; from analysis import *; from pdoc.__main__ import cli; cli()" \
+	  --docformat google --output-directory build/api study analysis trainables.tune
 
 clean:
 	rm -rf .venv build dist *.egg-info

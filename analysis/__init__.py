@@ -189,6 +189,7 @@ def __getattr__(name: str) -> Any:
         for home in _HOMES:
             found = getattr(import_module(f"analysis.{home}"), name, None)
             if found is not None:
+                globals()[name] = found
                 return found
     raise AttributeError(f"module 'analysis' has no attribute {name!r}")
 

@@ -1,1 +1,59 @@
-"""What is searched and where it runs: spec, space, search, results tables, commands."""
+"""What is searched and where it runs: spec, space, search, results tables, commands.
+
+    spec = study.check({"name": "mine", "workload": {"data": "digits", "model": "mlp"}, ...})  # or study.read("quick")
+    outcome = study.run(spec)                                                                # as `study run` does
+    results = analysis.load(outcome.folder)
+
+Names are imported when first used: `study --help` does not pay for torch and Ray.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from study.search import (
+        Halted,
+        Interrupted,
+        Outcome,
+        resume,
+        run,
+    )
+    from study.spec import (
+        Spec,
+        SpecError,
+        check,
+        read,
+    )
+    from trainables.data import (
+        DataError,
+    )
+
+__all__ = [
+    "DataError",
+    "Halted",
+    "Interrupted",
+    "Outcome",
+    "Spec",
+    "SpecError",
+    "check",
+    "read",
+    "resume",
+    "run",
+]
+
+_HOMES = ("study.spec", "trainables.data", "study.search")
+"""The modules that hold these names, the quickest to import first."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            found = getattr(import_module(home), name, None)
+            if found is not None:
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module 'study' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -17,6 +17,8 @@ from click.shell_completion import CompletionItem
 from trainables import files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from study.manifest import Kind
     from study.progress import Show
     from study.search import Outcome
@@ -171,16 +173,11 @@ def run(
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     if go_on and out is None:
         raise click.UsageError("--resume needs --out, the folder to go on in")
-    options: dict[str, Any] = {"address": address, "wait": wait, "command": _command(), "show": _show(show)}
-    if out is None:
-        _conclude(search.run(study, None, **options), show)
-    elif go_on and remote.has_study(str(out)):
-        with remote.mirrored(out, _command(), _warn) as folder:
-            search.same(study, folder)
-            _conclude(search.resume(folder, **options), show)
+    there = go_on and remote.has_study(str(out))
+    if there:
+        _go(search.resume, out, like=study, address=address, wait=wait, show=show)
     else:
-        with remote.mirrored(out, _command(), _warn, new=True) as folder:
-            _conclude(search.run(study, folder, **options), show)
+        _go(search.run, study, out, address=address, wait=wait, show=show)
 
 
 @main.command()
@@ -188,10 +185,9 @@ def run(
 @running
 def resume(folder: Path | str, address: str | None, wait: float, show: str | None) -> None:
     """Go on with the study in FOLDER, or at a URI, where it was, whatever ended it."""
-    from study import remote, search
+    from study import search
 
-    with remote.mirrored(folder, _command(), _warn) as here:
-        _conclude(search.resume(here, address=address, wait=wait, command=_command(), show=_show(show)), show)
+    _go(search.resume, folder, address=address, wait=wait, show=show)
 
 
 @main.command()
@@ -200,11 +196,9 @@ def resume(folder: Path | str, address: str | None, wait: float, show: str | Non
 @running
 def extend(folder: Path | str, trials: int, address: str | None, wait: float, show: str | None) -> None:
     """Add trials to the study in FOLDER, or at a URI."""
-    from study import remote, search
+    from study import search
 
-    options: dict[str, Any] = {"address": address, "wait": wait, "command": _command(), "show": _show(show)}
-    with remote.mirrored(folder, _command(), _warn) as here:
-        _conclude(search.resume(here, more=trials, **options), show)
+    _go(search.resume, folder, more=trials, address=address, wait=wait, show=show)
 
 
 @main.command()
@@ -332,19 +326,19 @@ def status(folder: Path | str) -> None:
 @click.argument("folders", type=_PLACE, nargs=-1, required=True, metavar="FOLDER...")
 def report(folders: tuple[Path | str, ...]) -> None:
     """Write the report of the studies in FOLDER..., or at URIs, into the first."""
-    from study import importance, remote
+    from study import importance, remote, search
 
     for folder in folders:
         if isinstance(folder, Path):
             importance.refresh(folder, partial(click.echo, err=True))
-    page = _report(list(folders))
+    page = search.write_report(folders)
     click.echo(f"report:  {_shown(page)}")
     if isinstance(first := folders[0], str):
         try:
             remote.send(page.parent, files.join(first, page.parent.name))
             click.echo(f"sent to: {files.join(first, page.parent.name, page.name)}")
         except OSError as error:
-            _warn(f"{first}: the report could not be sent there ({error})")
+            click.echo(f"study: {first}: the report could not be sent there ({error})", err=True)
 
 
 @main.command()
@@ -392,10 +386,6 @@ def bench(only: str, device: str, out: Path | None) -> None:
         measurements.write(found, out)
 
 
-def _warn(text: str) -> None:
-    click.echo(f"study: {text}", err=True)
-
-
 def _shipped(pattern: str) -> dict[str, str]:
     """Shipped specs by name, each with a line about it."""
     folder = Path(__file__).parent / "specs"
@@ -403,15 +393,21 @@ def _shipped(pattern: str) -> dict[str, str]:
     return {name: tomllib.loads(file.read_text(encoding="utf-8"))["description"] for name, file in specs.items()}
 
 
-def _conclude(outcome: Outcome, show: str | None) -> None:
-    """Write the report, say where everything is, and end with the right exit code."""
+def _go(start: Callable[..., Outcome], *what: Any, show: str | None, **options: Any) -> None:
+    """Run or resume a study, say where everything is, and end with the right exit code."""
+    from study.search import Interrupted
+
+    try:
+        outcome = start(*what, command=_command(), show=_show(show), **options)
+    except Interrupted as stop:
+        outcome = stop.outcome
     folder = _shown(outcome.folder)
-    report = _shown(_report([outcome.folder])) if _has_trials(outcome.folder) else None
+    report = _shown(outcome.report) if outcome.report else None
     if show == "json":
         click.echo(json.dumps({"event": "written", "results": folder, "report": report}))
     if outcome.interrupted:
-        what = f"interrupted: {outcome.ended} of {outcome.planned} trials ended; `study resume {folder}` goes on"
-        click.echo(what, err=True)
+        what_next = f"interrupted: {outcome.ended} of {outcome.planned} trials ended; `study resume {folder}` goes on"
+        click.echo(what_next, err=True)
     if show != "json":
         click.echo(f"results: {folder}")
         if report:
@@ -423,29 +419,8 @@ def _conclude(outcome: Outcome, show: str | None) -> None:
         raise SystemExit(1)
 
 
-def _has_trials(folder: Path) -> bool:
-    from analysis.results import load
-
-    return not load(folder).trials.empty
-
-
 def _show(chosen: str | None) -> Show:
     return cast("Show", chosen or "auto")
-
-
-def _report(folders: Sequence[Path | str]) -> Path:
-    from analysis.report import write_report
-
-    again = shlex.join(["study", "report", *map(_shown, folders)])
-    try:
-        return write_report(folders, command=again)
-    except OSError as error:
-        from study.search import Halted
-
-        told = (
-            f"the report cannot be written ({error.strerror or error}); the results are safe. Mend that, then `{again}`"
-        )
-        raise Halted(told) from error
 
 
 def _read(spec: str, *, trials: int | None, epochs: int | None, seeds: int | None) -> Spec:
@@ -462,11 +437,7 @@ def _command() -> str:
     return shlex.join(["study", *sys.argv[1:]])
 
 
-def _shown(path: Path | str) -> str:
-    """A path as the user would type it; the URI of what is mirrored to one."""
+def _shown(place: Path | str) -> str:
     from study import remote
 
-    if isinstance(path, str) or isinstance(path := remote.home(path), str):
-        return path
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return remote.typed(place)

@@ -113,6 +113,9 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, modules: Seque
     import ray
     from ray._private import ray_constants
 
+    if ray.is_initialized():
+        raise SpecError("ray", ["runs in this process already, and a study starts its own; call ray.shutdown() first"])
+
     ray_constants.ENABLE_RAY_CLUSTER = bool(address)  # it may have been imported before
 
     # What it would say of a worker that died, we say in one line.

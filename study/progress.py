@@ -1,4 +1,4 @@
-"""Shows how a study goes: live lines on a terminal, plain lines elsewhere, JSON lines for programs, or nothing."""
+"""Shows how a study goes: live on a terminal and in a notebook, plain lines elsewhere, JSON lines, or nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -22,10 +22,14 @@ from study.recovery import State
 from study.spec import Spec
 from study.watch import best_line, cost, duration
 
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
+
 PLAIN_SECONDS = 15.0
+NOTEBOOK_SECONDS = 0.5
 
 Show: TypeAlias = Literal["auto", "plain", "json", "quiet"]
-"""auto: live on a terminal, plain elsewhere; json: one object a line on standard output."""
+"""auto: live on a terminal and in a notebook, plain elsewhere; json: one object a line on standard output."""
 
 
 class ProgressDisplay:
@@ -47,9 +51,16 @@ class ProgressDisplay:
         self.scored = self.lanes = self.before = 0
         self.seconds = 0.0  # of workers, in trials that ended
         self.started = self.shown = time.monotonic()
-        self.console = Console(stderr=show != "json", quiet=show == "quiet", soft_wrap=True, highlight=False)
+        self.console = Console(
+            stderr=show != "json",
+            quiet=show == "quiet",
+            soft_wrap=True,
+            highlight=False,
+            force_jupyter=None if show == "auto" else False,  # otherwise a line is a line, in a notebook too
+        )
         self.live = Live(console=self.console, get_renderable=self._lines, refresh_per_second=4, transient=True)
         self.is_live = show == "auto" and self.console.is_terminal
+        self.output: DisplayHandle | None = None  # of a notebook's cell
 
     @property
     def done(self) -> int:
@@ -86,6 +97,11 @@ class ProgressDisplay:
         self.started = time.monotonic()
         if self.is_live:
             self.live.start()
+        elif self.console.is_jupyter:  # Live would need ipywidgets there
+            from IPython.display import DisplayHandle
+
+            self.output = DisplayHandle()
+            self.output.display(self._lines())
         return self
 
     def __exit__(
@@ -94,6 +110,8 @@ class ProgressDisplay:
         self.live.stop()
         if self.show == "json":
             self._object("end", **self.numbers())
+        elif self.output:
+            self.output.update(Text(self.summary()))
         else:
             self.console.print(self.summary(), markup=False)
 
@@ -117,7 +135,11 @@ class ProgressDisplay:
 
     def tick(self) -> None:
         """Show something from time to time even while no trial ends."""
-        if not self.is_live and self.show in ("auto", "plain") and time.monotonic() - self.shown > PLAIN_SECONDS:
+        if self.output:
+            if time.monotonic() - self.shown > NOTEBOOK_SECONDS:
+                self.shown = time.monotonic()
+                self.output.update(self._lines())
+        elif not self.is_live and self.show in ("auto", "plain") and time.monotonic() - self.shown > PLAIN_SECONDS:
             self.shown = time.monotonic()
             self.console.print(self.summary(), markup=False)
 
@@ -155,8 +177,8 @@ class ProgressDisplay:
         parts += [f"about {duration(now['seconds_left'])} left"] if now["seconds_left"] else []
         return ", ".join(parts) + (f"; {self._best()}" if self.best else "")
 
-    def _lines(self) -> Group:
-        """What a terminal shows: a bar, the counts, the best; each line is cut to the terminal's width."""
+    def _lines(self) -> Table:
+        """What is shown live: a bar, the counts, the best; each line is cut to the terminal's width."""
         now = self.numbers()
         left = f"about {duration(now['seconds_left'])} left" if now["seconds_left"] else ""
         bar = Table.grid(padding=(0, 1))
@@ -166,8 +188,11 @@ class ProgressDisplay:
         counts = [f"{len(self.running)} running", *(f"{count} {name}" for name, count in self.counts.items())]
         speed = [f"{now['lanes_per_second']:.1f} lanes/s"] if self.lanes else []
         second = " · ".join([*counts, *speed, cost(now["cpu_hours"], now["gpu_hours"])])
-        lines = [Text(text, no_wrap=True, overflow="ellipsis") for text in (second, self._best() if self.best else "")]
-        return Group(bar, *lines)
+        lines = Table.grid()
+        lines.add_row(bar)
+        for text in (second, self._best() if self.best else ""):
+            lines.add_row(Text(text, no_wrap=True, overflow="ellipsis"))
+        return lines
 
     def _best(self) -> str:
         assert self.best

@@ -62,6 +62,14 @@ def home(folder: Path) -> Path | str:
     return folder
 
 
+def typed(place: Path | str) -> str:
+    """A place as the user would type it; the URI of what is mirrored to one."""
+    place = place if isinstance(place, str) else home(place)
+    if isinstance(place, Path) and place.is_relative_to(Path.cwd()):
+        place = place.relative_to(Path.cwd())
+    return str(place)
+
+
 def has_study(place: str) -> bool:
     """Whether there is a study at a folder or URI, or in the spool of one; what cannot be reached may have one."""
     if is_uri(place) and (_spool(place) / "spec.toml").exists():

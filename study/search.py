@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study import cluster, foreign, remote
 from study.cluster import Cluster
-from study.spec import Spec, SpecError, read, sizes_in
+from study.spec import Spec, SpecError, check, read, sizes_in
 from trainables import data, files
 from trainables.foreign import is_foreign
 
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
     from study.progress import Show
     from study.trackers import Listener
 
+
+# Optuna's tqdm and Ray ask for ipywidgets in a notebook; our progress does without.
+warnings.filterwarnings("ignore", "IProgress not found")
+logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)
 
 # Times that trials are tried again which lost their worker, in a row in which none ended.
 ROUNDS = 3
@@ -44,21 +51,36 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        folder: the results folder.
+        folder: the results folder, or its URI.
         ended: trials that ended, in whatever way.
         planned: trials that the spec asks for, the confirmation's included.
         scored: trials with a value.
+        report: the page that tells of it; none if no trial has begun.
     """
 
-    folder: Path
+    folder: Path | str
     ended: int
     planned: int
     scored: int
+    report: Path | str | None = None
 
     @property
     def interrupted(self) -> bool:
         """Whether trials are missing."""
         return self.ended < self.planned
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, SIGTERM or SIGUSR1 ended a study, which can go on.
+
+    Attributes:
+        outcome: how far it came, and where it is.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        how = f"study.resume({str(outcome.folder)!r}) goes on"
+        super().__init__(f"{outcome.ended} of {outcome.planned} trials ended; {how}")
 
 
 def planned_trials(spec: Spec) -> int:
@@ -83,10 +105,10 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
             out.mkdir(parents=True, exist_ok=True)
             held = sorted(path.name for path in out.iterdir())
         except OSError as error:
-            raise SpecError(f"--out {out}", [f"cannot be made: {error.strerror}; give another folder"]) from error
+            raise SpecError(str(out), [f"cannot be made: {error.strerror}; give another folder"]) from error
         if held:
             what = "already holds a study" if "spec.toml" in held else f"is not empty, it holds {held[0]}"
-            raise SpecError(f"--out {out}", [f"{what}; give a folder that does not exist yet"])
+            raise SpecError(str(out), [f"{what}; give a folder that does not exist yet"])
         return out
     for number in itertools.count(1):
         folder = Path("results") / (spec.name if number == 1 else f"{spec.name}-{number}")
@@ -95,35 +117,48 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise SpecError(str(folder), [f"cannot be made: {error.strerror}; name another with --out"]) from error
+            raise SpecError(str(folder), [f"cannot be made: {error.strerror}; give another folder as out"]) from error
         return folder
     raise AssertionError("unreachable")
 
 
 def run(
-    spec: Spec,
-    out: Path | None = None,
+    spec: Spec | Mapping[str, Any] | str | Path,
+    out: str | Path | None = None,
     *,
     address: str | None = None,
     wait: float = 0.0,
-    command: str = "",
+    command: str = "study.run",
     show: Show = "auto",
 ) -> Outcome:
-    """Run a study from its beginning.
+    """Run a study from its beginning to its report.
 
     Args:
-        spec: what to search.
-        out: the results folder; see `claim_folder`.
-        address: of a Ray cluster; this machine if not given.
+        spec: what to search: a spec, its tables, its file, or the name of a shipped one.
+        out: the results folder, new or empty, or its URI; the first free of results/NAME, results/NAME-2 ... if not
+            given.
+        address: of a Ray cluster, auto or host:port; this machine if not given.
         wait: seconds to wait there for nodes on which a trial fits.
         command: what the user ran, for the provenance.
-        show: see `study.progress.Show`.
+        show: auto: live on a terminal and in a notebook, plain lines elsewhere; plain; json: one object a line; quiet.
 
     Raises:
         SpecError: if the study cannot start with this spec, folder or cluster.
-        trainables.data.DataError: if the data cannot be had.
+        DataError: if the data cannot be had.
         Halted: if it cannot go on, for want of disk space.
+        Interrupted: if Ctrl-C or a signal ended it; `resume` goes on.
     """
+    if not isinstance(spec, Spec):
+        spec = check(spec) if isinstance(spec, Mapping) else read(spec)
+    place = None if out is None else _place(out)
+    if place is None:
+        return _run(spec, None, address, wait, command, show)
+    with remote.mirrored(place, command, _tell, new=True) as folder:
+        return _run(spec, folder, address, wait, command, show)
+
+
+def _run(spec: Spec, out: Path | None, address: str | None, wait: float, command: str, show: Show) -> Outcome:
+    """As `run`, into a folder of this machine."""
     data_folder = _data_folder(spec)
     folder = claim_folder(spec, out).absolute()
     spec = _with_absolute_storage(with_trials(spec, planned_trials(spec)))
@@ -133,40 +168,52 @@ def run(
         claimed = True
         # Ray sets handlers of its own in between.
         for note in foreign.gather(spec.tables(), folder, sizes_in(spec.tables())):
-            print(f"note: {note}", file=sys.stderr)
+            _tell(f"note: {note}")
         with _stoppable(), cluster.connected(spec, address, wait, foreign.modules(folder)) as on, _stoppable():
             _look_over(on, spec, folder)
-            return session(spec, folder, data_folder, on, command, show=show)
+            outcome = session(spec, folder, data_folder, on, command, show=show)
     finally:
         # No trial's result was written if Ray did not start.
         if folder.is_dir() and {file.name for file in folder.iterdir()} <= {foreign.CODE}:
             shutil.rmtree(folder)
             if claimed:
                 release_storage(spec)
+    return _with_report(outcome)
 
 
 def resume(
-    folder: Path,
+    folder: str | Path,
     *,
     more: int = 0,
+    like: Spec | None = None,
     address: str | None = None,
     wait: float = 0.0,
-    command: str = "",
+    command: str = "study.resume",
     show: Show = "auto",
 ) -> Outcome:
-    """Go on with a study where it was, whatever ended it.
+    """Go on with a study where it was, whatever ended it, to its report.
 
     Args:
-        folder: the results folder.
+        folder: the results folder, or its URI.
         more: trials to add to those that the study was to have.
+        like: what the study there must be; any if not given.
         address: as for `run`.
         wait: likewise.
         command: likewise.
         show: likewise.
 
     Raises:
-        SpecError, DataError, Halted: as `run`; SpecError also if the folder holds no study, or another process runs it.
+        SpecError, DataError, Halted, Interrupted: as `run`; SpecError also if the folder holds no study, or another
+            process runs it.
     """
+    with remote.mirrored(_place(folder), command, _tell) as here:
+        if like:
+            same(like, here)
+        return _resume(here, more, address, wait, command, show)
+
+
+def _resume(folder: Path, more: int, address: str | None, wait: float, command: str, show: Show) -> Outcome:
+    """As `resume`, in a folder of this machine."""
     from study.collect import deciding, provenance_of
     from study.confirm import FOLDER
     from study.recovery import held
@@ -200,7 +247,52 @@ def resume(
     data_folder = _data_folder(spec)
     with _stoppable(), cluster.connected(spec, address, wait, foreign.modules(folder)) as on, _stoppable():
         _look_over(on, spec, folder)
-        return session(spec, folder, data_folder, on, command, show=show)
+        outcome = session(spec, folder, data_folder, on, command, show=show)
+    return _with_report(outcome)
+
+
+def write_report(folders: Sequence[Path | str]) -> Path:
+    """Write the report of studies into the folder of the first, or into what was fetched of it.
+
+    Raises:
+        Halted: if it cannot be written.
+    """
+    from analysis import report
+
+    again = shlex.join(["study", "report", *map(remote.typed, folders)])
+    try:
+        return report.write_report(folders, command=again)
+    except OSError as error:
+        why = error.strerror or error
+        told = f"the report cannot be written ({why}); the results are safe. Mend that, then `{again}`"
+        raise Halted(told) from error
+
+
+def _with_report(outcome: Outcome) -> Outcome:
+    """Write the report of a study, whatever ended it, if a trial has begun; then tell the caller if it is cut off."""
+    from analysis import results
+
+    assert isinstance(outcome.folder, Path)
+    report = None if results.load(outcome.folder).trials.empty else write_report([outcome.folder])
+    # Where everybody finds them, should the folder be the spool of a URI.
+    outcome = replace(outcome, folder=remote.home(outcome.folder), report=report and remote.home(report))
+    if outcome.interrupted:
+        raise Interrupted(outcome)
+    return outcome
+
+
+def _place(place: str | Path) -> Path | str:
+    """A results folder as a path, or the URI of one as text."""
+    if not files.is_uri(place):
+        return Path(place)
+    if str(place).partition("://")[0] not in files.SCHEMES:
+        valid = ", ".join(f"{each}://BUCKET/NAME" for each in files.SCHEMES)
+        raise SpecError(str(place), [f"no place for results; valid: a folder, {valid}"])
+    return files.join(place)
+
+
+def _tell(text: str) -> None:
+    print(f"study: {text}", file=sys.stderr)
 
 
 def run_all(studies: Sequence[tuple[Spec, Path]], *, command: str = "", show: Show = "auto") -> list[Outcome]:
@@ -398,11 +490,12 @@ def _trials(
                 storage_path=str(folder),
                 callbacks=[collector],
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                progress_reporter=tune.CLIReporter(),  # silent; the one for notebooks would wipe the cell's output
                 verbose=0,
             ),
         )
         try:
-            with display:
+            with display, _stoppable():  # Ray Tune leaves handlers of its own behind
                 tuner.fit()
         finally:
             for listener in listeners:
@@ -514,7 +607,10 @@ def _trial_name(trial: Trial) -> str:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 end a study as Ctrl-C does: clusters send them before they take a machine away."""
+    """SIGTERM and SIGUSR1 end a study as Ctrl-C does: clusters send them before they take a machine away.
+
+    All three have their own handlers again at the end.
+    """
 
     def stop(number: int, frame: object) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -522,8 +618,9 @@ def _stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, stop) for number in numbers}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop)
     try:
         yield
     finally:

@@ -575,7 +575,7 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
 
     Args:
         source: a TOML file, or the name of a shipped spec.
-        changes: values that replace the file's, as {"budget": {"trials": 4}}.
+        changes: values that replace the file's, as {"name": "mine", "budget": {"trials": 4}}.
 
     Raises:
         SpecError: with every mistake in the file.
@@ -591,7 +591,9 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
     except OSError as error:
         raise SpecError(str(file), [f"cannot be read: {error.strerror}"]) from error
     for section, values in (changes or {}).items():
-        if isinstance(tables.get(section, {}), dict):
+        if not isinstance(values, Mapping):
+            tables[section] = values
+        elif isinstance(tables.get(section, {}), dict):
             tables[section] = {**tables.get(section, {}), **values}
             if section == "budget" and (limit := set(values) & set(LIMITS)):
                 tables[section] = {k: v for k, v in tables[section].items() if k not in set(LIMITS) - limit}

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,11 +28,18 @@ def row(trial: int, outcome: str, value: float | None, **more: Any) -> dict[str,
     return trial_row(trial=trial, outcome=outcome, **CONFIG) | empty | more
 
 
-def display(show: Show = "plain", *, metric: str = "loss", terminal: bool = False, width: int = 200) -> ProgressDisplay:
+def display(
+    show: Show = "plain", *, metric: str = "loss", terminal: bool = False, notebook: bool = False, width: int = 200
+) -> ProgressDisplay:
     data = {"workload": {"data": "digits", "model": "mlp"}} if metric == "accuracy" else {}
     made = ProgressDisplay(check(changed(resources={"gpus_per_trial": 0.5}, **data)), 5, show)
     made.console = Console(
-        file=io.StringIO(), width=width, force_terminal=terminal, highlight=False, quiet=show == "quiet"
+        file=io.StringIO(),
+        width=width,
+        force_terminal=terminal,
+        force_jupyter=notebook,
+        highlight=False,
+        quiet=show == "quiet",
     )
     made.live.console = made.console
     return made
@@ -107,6 +115,37 @@ def test_without_a_terminal_the_last_line_is_the_summary() -> None:
         tell(shown, ROWS[0])
         shown.tick()
     assert re.sub(r"[\d.]+ lanes/s", "", text(shown)) == re.sub(r"[\d.]+ lanes/s", "", shown.summary() + "\n")
+
+
+def test_a_notebook_gets_one_output_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs: dict[str, list[str]] = {}
+    monkeypatch.setattr("IPython.display.DisplayHandle", partial(Output, outputs))
+    shown = display("auto", notebook=True)
+    with shown:
+        tell(shown, *ROWS)
+        shown.shown = -math.inf
+        shown.tick()
+        shown.tick()  # too soon
+    (told,) = outputs.values()
+    assert len(told) == 3
+    assert "0/5" in told[0]
+    assert "0 running · 2 completed · 1 stopped · 1 diverged · " in told[1]
+    assert told[2].startswith("4/5 trials (2 completed, 1 stopped, 1 diverged), ")
+    assert text(shown) == ""
+
+
+class Output:
+    """What a cell of a notebook shows."""
+
+    def __init__(self, outputs: dict[str, list[str]]) -> None:
+        self.told = outputs[str(len(outputs))] = list[str]()
+
+    def display(self, what: Any) -> None:
+        console = Console(file=io.StringIO(), width=200)
+        console.print(what)
+        self.told.append(console.file.getvalue())  # type: ignore[attr-defined]
+
+    update = display
 
 
 def test_programs_get_an_object_a_line() -> None:

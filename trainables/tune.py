@@ -39,6 +39,8 @@ from trainables.lanes import Predictions
 from trainables.rules import named
 from trainables.stack import Lane, Stack, beyond, grid, out_of_memory
 
+__all__ = ["CNNTrainable", "MLPTrainable", "Trial"]
+
 # What a trial's numbers do not depend on, or not by more than lane equality allows.
 _INCIDENTAL = ("checkpoint", "checkpoint_seconds", "code", "data_folder", "device", "threads", "weights")
 

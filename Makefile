@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: study test check api clean
+.PHONY: study test check figures api clean
 
 study: .venv/installed
 	$(BIN)/study run quick
@@ -15,6 +15,13 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Those of the README; pdftoppm is poppler's.
+figures: .venv/installed
+	$(BIN)/study run quick --out build/quick
+	$(BIN)/study reproduce --only regimes --out build/reproduction
+	pdftoppm -r 220 -png -singlefile build/quick/report/figures/loss-by-regime.pdf .github/loss-by-regime
+	pdftoppm -r 220 -png -singlefile build/reproduction/figures/regimes-tuned.pdf .github/regimes-tuned
 
 # Our names are imported when first used; pdoc sees those that were.
 api: .venv/installed

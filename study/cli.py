@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 import tomllib
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast

@@ -7,13 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import tomllib
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from study.spec import check
+from study.spec import read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,9 +33,26 @@ def test_the_two_commands_are_there_and_in_the_makefile() -> None:
     assert all(f"\n{name}: .venv/installed\n" in makefile for name in ("study", "test"))
 
 
-def test_the_spec_is_valid() -> None:
-    (spec,) = blocks("toml")
-    assert check(tomllib.loads(spec)).name == "my-study"
+def files() -> dict[str, str]:
+    """What the README has as files, by the names in their first lines."""
+    found = [(re.match(r"# (\S+\.(?:py|toml))\n", text), text) for text in [*blocks("python"), *blocks("toml")]]
+    return {name[1]: text for name, text in found if name}
+
+
+def test_the_specs_are_valid(tmp_path: Path) -> None:
+    for name, text in files().items():
+        (tmp_path / name).write_text(text)
+    assert len(blocks("toml")) == 2
+    assert read(tmp_path / "my-study.toml").name == "my-study"
+    assert read(tmp_path / "mine.toml").workload.model == "mine:Residual"
+
+
+def test_its_figures_are_made_by_a_command() -> None:
+    recipe = (ROOT / "Makefile").read_text().split("\nfigures: ")[1].split("\n\n")[0]
+    assert "`make figures`" in README
+    shown = re.findall(r"!\[[^]]*\]\((\S+)\.png\)", README)
+    assert len(shown) == 2
+    assert all(f" {figure}\n" in f"{recipe}\n" for figure in shown)
 
 
 def test_files_that_it_names_exist() -> None:
@@ -52,10 +68,11 @@ def test_files_that_it_names_exist() -> None:
 @pytest.mark.timeout(1200)
 def test_every_command_and_snippet_runs(tmp_path: Path) -> None:
     """One folder, in the README's order; `make` is what called this."""
-    (tmp_path / "my-study.toml").write_text(blocks("toml")[0])
+    for name, text in files().items():
+        (tmp_path / name).write_text(text)
     bin_folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
-    shell, python = commands()[2:], blocks("python")
+    shell, python = commands()[2:], [code for code in blocks("python") if code not in files().values()]
     assert {command.split()[0] for command in shell} == {"study", "ray", "eval"}
     for command in [*(["bash", "-c", line] for line in shell), *([sys.executable, "-c", code] for code in python)]:
         if "study dashboard" in command[-1]:

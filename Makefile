@@ -8,7 +8,7 @@ study: .venv/installed
 	$(BIN)/study run quick
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -99,6 +99,7 @@ def hosts(folder: Path) -> Counter[str]:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_nodes_die_are_cut_off_and_join_and_nothing_is_lost(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
@@ -140,6 +141,7 @@ def test_nodes_die_are_cut_off_and_join_and_nothing_is_lost(nodes: Nodes, spec: 
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_a_study_is_submitted_followed_and_fetched(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
     spec.write_text(SPEC.replace("trials = 60", "trials = 8").replace("epochs = 400", "epochs = 20"))
@@ -171,6 +173,7 @@ def test_a_study_is_submitted_followed_and_fetched(nodes: Nodes, spec: Path, tmp
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_what_is_wrong_with_a_cluster_is_told_before_anything_runs(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
     nodes.start("head")
@@ -204,6 +207,7 @@ def test_what_is_wrong_with_a_cluster_is_told_before_anything_runs(nodes: Nodes,
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_a_cluster_of_another_version_is_told(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
     head = "import ray; ray.__version__ = '2.1.0'; from ray.scripts.scripts import main; main()"
     nodes.start("head", program=[sys.executable, "-c", head])
@@ -240,6 +244,8 @@ with cluster.connected(read("quick"), None):
 """
 
 
+@pytest.mark.long
+@pytest.mark.alone
 def test_nothing_listens_beyond_loopback() -> None:
     found = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, check=True).stdout
     addresses = {address.split(":")[0] for address in found.split()}
@@ -259,6 +265,7 @@ class OnTheProcessor(MLPTrainable):
 
 
 @pytest.mark.long
+@pytest.mark.alone
 def test_trials_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Ray's own accounting: of one GPU two trials take half each, however many processors there are."""
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)

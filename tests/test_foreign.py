@@ -338,6 +338,7 @@ def test_check_proves_lanes_equal_for_a_users_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_modules_travel_to_nodes_of_a_cluster(tmp_path: Path) -> None:
     if reason := why_not():

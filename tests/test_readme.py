@@ -65,6 +65,7 @@ def test_files_that_it_names_exist() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.alone  # its `ray stop` stops every Ray
 @pytest.mark.timeout(1200)
 def test_every_command_and_snippet_runs(tmp_path: Path) -> None:
     """One folder, in the README's order; `make` is what called this."""

@@ -164,6 +164,7 @@ def test_a_signal_saves_what_runs_and_says_how_to_go_on(
 
 
 @pytest.mark.long
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
     # Trials that take longer than a worker to start, or one worker would run all while the other is replaced.

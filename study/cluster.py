@@ -18,6 +18,8 @@ from study.spec import Resources, Spec, SpecError
 CONNECT_SECONDS = 10.0
 # Between two looks at which nodes there are.
 LOOK_SECONDS = 2.0
+# For a worker to start and import torch.
+ANSWER_SECONDS = 60.0
 
 # Read when Ray is imported or started: no per-trial logger files, no usage report, quiet output, no snapshots of all
 # trials (a study resumes from its own tables), and no bound of Tune's on trials that wait for a worker: `Cluster.room`
@@ -68,6 +70,22 @@ class Cluster:
         """
         self.look()
         return fitting(self.resources, self._nodes.values()) + self.joined
+
+    def gpu_bytes(self) -> int:
+        """Memory of the smallest GPU, by what nodes say that have one; 0 if none does."""
+        import ray
+
+        @ray.remote(num_cpus=0, num_gpus=0.001, max_retries=0)
+        def answer() -> int:
+            import torch
+
+            return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
+
+        with_gpus = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+        place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        asked = [answer.options(scheduling_strategy=place(node["NodeID"], soft=False)).remote() for node in with_gpus]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
+        return min(filter(None, ray.get(ready)), default=0)
 
     def look(self) -> None:
         """See from time to time which nodes there are, and tell of those that came or went."""
@@ -185,12 +203,12 @@ def fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _wanted(resources: Resources) -> dict[str, float]:
-    return {"CPU": float(resources.cpus_per_trial), "GPU": resources.gpus_per_trial}
+    return {"CPU": float(resources.cpus_per_trial), "GPU": resources.gpus}
 
 
 def _too_small(resources: Resources, nodes: list[dict[str, float]]) -> str:
     has = "; ".join(", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in _wanted(resources)) for node in nodes)
     return (
-        f"a trial takes {resources.cpus_per_trial} CPUs and {resources.gpus_per_trial:g} GPUs, "
+        f"a trial takes {resources.cpus_per_trial} CPUs and {resources.gpus:g} GPUs, "
         f"the nodes have: {has}; lower resources.cpus_per_trial or resources.gpus_per_trial"
     )

@@ -97,9 +97,10 @@ def render(
     seconds, wrong = _seconds(time or "24:00:00")
     mistakes += wrong
     resources = spec.resources
-    gpus = math.ceil(resources.gpus_per_trial) if gpus_per_node is None else gpus_per_node
+    gpus = math.ceil(resources.gpus) if gpus_per_node is None else gpus_per_node
     cpus = _cpus(spec, gpus) if cpus_per_node is None else cpus_per_node
-    for name, has, needs in (("cpus", cpus, resources.cpus_per_trial), ("gpus", gpus, resources.gpus_per_trial)):
+    share = resources.gpus_per_trial if resources.gpus_per_trial == "auto" else f"{resources.gpus:g}"
+    for name, has, needs in (("cpus", cpus, resources.cpus_per_trial), ("gpus", gpus, resources.gpus)):
         if has < needs:
             mistakes.append(
                 f"--{name}-per-node {has}: a trial takes {needs:g}; give {math.ceil(needs)} or more, "
@@ -127,7 +128,7 @@ def render(
         source=source,
         shipped=shipped,
         label=label(spec.name),
-        needs=f"Of a trial: cpus_per_trial = {resources.cpus_per_trial}, gpus_per_trial = {resources.gpus_per_trial:g}",
+        needs=f"Of a trial: cpus_per_trial = {resources.cpus_per_trial}, gpus_per_trial = {share}",
         nodes=nodes,
         cpus=cpus,
         gpus=gpus,
@@ -169,8 +170,8 @@ def label(name: str) -> str:
 def _cpus(spec: Spec, gpus: int) -> int:
     """CPUs for the trials that fit on a node's GPUs at once; without GPUs, 8 or as many more as trials fill."""
     each = spec.resources.cpus_per_trial
-    if spec.resources.gpus_per_trial:
-        return each * max(1, math.floor(gpus / spec.resources.gpus_per_trial))
+    if spec.resources.gpus:
+        return each * max(1, math.floor(gpus / spec.resources.gpus))
     return each * math.ceil(8 / each)
 
 

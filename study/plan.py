@@ -199,7 +199,7 @@ def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
     total = trials * sum(seconds) / len(seconds) / at_once
     spread = f"{_duration(min(seconds))} to {_duration(max(seconds))} a trial"
     less = ", less what the scheduler stops" if spec.tuning.scheduler != "none" else ""
-    gpu = "; timed on the CPU, a GPU will differ" if spec.resources.gpus_per_trial else ""
+    gpu = "; timed on the CPU, a GPU will differ" if spec.resources.gpus else ""
     return f"about {_duration(total)} on this machine, {at_once} trials at once ({spread}{less}){gpu}"
 
 

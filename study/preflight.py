@@ -193,7 +193,7 @@ def describe(spec: Spec, place: Path | str, trial_bytes: int) -> str:
     lines = []
     for node in nodes:
         at_once = fitting(spec.resources, [{"Resources": node.resources}])
-        if spec.resources.gpus_per_trial == 0 and at_once * trial_bytes > node.free_bytes > 0:
+        if spec.resources.gpus == 0 and at_once * trial_bytes > node.free_bytes > 0:
             found.append(
                 f"node {node.name}: {at_once} trials at once take {at_once * trial_bytes / 2**30:.1f} GiB, "
                 f"{node.free_bytes / 2**30:.1f} GiB are free; raise resources.cpus_per_trial"

@@ -162,7 +162,7 @@ class ProgressDisplay:
             "best_high": self.interval.high if self.interval else None,
             "lanes_per_second": self.lanes / elapsed if elapsed > 0 else 0.0,
             "cpu_hours": busy * self.spec.resources.cpus_per_trial / 3600,
-            "gpu_hours": busy * self.spec.resources.gpus_per_trial / 3600,
+            "gpu_hours": busy * self.spec.resources.gpus / 3600,
             "seconds_left": elapsed * (self.planned - self.done) / since if since else None,
         }
 

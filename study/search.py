@@ -171,7 +171,7 @@ def _run(spec: Spec, out: Path | None, address: str | None, wait: float, command
             _tell(f"note: {note}")
         with _stoppable(), cluster.connected(spec, address, wait, foreign.modules(folder)) as on, _stoppable():
             _look_over(on, spec, folder)
-            outcome = session(spec, folder, data_folder, on, command, show=show)
+            outcome = session(_packed(spec, on), folder, data_folder, on, command, show=show)
     finally:
         # No trial's result was written if Ray did not start.
         if folder.is_dir() and {file.name for file in folder.iterdir()} <= {foreign.CODE}:
@@ -247,7 +247,7 @@ def _resume(folder: Path, more: int, address: str | None, wait: float, command: 
     data_folder = _data_folder(spec)
     with _stoppable(), cluster.connected(spec, address, wait, foreign.modules(folder)) as on, _stoppable():
         _look_over(on, spec, folder)
-        outcome = session(spec, folder, data_folder, on, command, show=show)
+        outcome = session(_packed(spec, on), folder, data_folder, on, command, show=show)
     return _with_report(outcome)
 
 
@@ -339,6 +339,15 @@ def _data_folder(spec: Spec) -> Path:
     if not is_foreign(spec.workload.data):
         data.load(spec.workload.data, folder)
     return folder
+
+
+def _packed(spec: Spec, on: Cluster) -> Spec:
+    """The spec with the share of a GPU that a trial takes, which the cluster then counts by too."""
+    from study import packing
+
+    spec = packing.resolved(spec, on)
+    on.resources = spec.resources
+    return spec
 
 
 def _look_over(on: Cluster, spec: Spec, folder: Path) -> None:
@@ -471,7 +480,7 @@ def _trials(
         on.note = tell
         collector = Collector(spec, folder, search, listeners, tick, display.say, tell, final=rounds == 1)
         mode = search.mode
-        resources = {"cpu": spec.resources.cpus_per_trial, "gpu": spec.resources.gpus_per_trial}
+        resources = {"cpu": spec.resources.cpus_per_trial, "gpu": spec.resources.gpus}
         shutil.rmtree(folder / "tune", ignore_errors=True)
         tuner = tune.Tuner(
             tune.with_resources(trainable(spec.workload.model), resources),

@@ -37,6 +37,8 @@ from trainables.rules import RULES, SOLO, named
 # Studies whose root seeds differ share no lane's seed; a study has no more than half of these for its search.
 SEEDS = 1_000_000
 SHIPPED = Path(__file__).parent / "specs"
+# Trials that share a GPU, at most.
+SHARING = 8
 LIMITS = ("epochs", "updates", "examples", "seconds")
 
 
@@ -496,19 +498,30 @@ class Confirm(Section):
     seeds: Annotated[int, Field(ge=2, le=10_000)] = 10
 
 
+def _gpus(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "auto" or (number and value >= 0 and (value <= 1 or value % 1 == 0)):  # type: ignore[operator]
+        return value
+    raise ValueError('must be a number, whole if above 1, or "auto"; valid: 0, 0.25, 0.5, 1, 2, "auto"')
+
+
 class Resources(Section):
-    """What one trial takes. A fraction of a GPU shares it."""
+    """What one trial takes. A fraction of a GPU shares it.
+
+    Attributes:
+        cpus_per_trial: also its threads.
+        gpus_per_trial: a number; or auto, which a run replaces by the share that its largest cell needs.
+        gpu_memory_gib: of each GPU, for auto; asked of the GPUs if not given.
+    """
 
     cpus_per_trial: Positive = 1
-    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_trial: Annotated[float | Literal["auto"], BeforeValidator(_gpus)] = 0.0
+    gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
 
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> Resources:
-        if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
-            raise ValueError(
-                f"gpus_per_trial = {self.gpus_per_trial}: above 1 it must be whole; valid: 0, 0.25, 0.5, 1, 2"
-            )
-        return self
+    @property
+    def gpus(self) -> float:
+        """The same as a number; the least there can be if that is open."""
+        return 1 / SHARING if self.gpus_per_trial == "auto" else self.gpus_per_trial
 
 
 class Spec(Section):

@@ -44,7 +44,7 @@ def status(folder: Path | str) -> str:
         f"  trials  {_counts(found)}",
         *([f"  confirm {_counts(again)}"] if again else []),
         f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
-        f"  cost    {cost(hours * taken.cpus_per_trial, hours * taken.gpus_per_trial)}",
+        f"  cost    {cost(hours * taken.cpus_per_trial, hours * taken.gpus)}",
         *_best(found, spec, ""),
         *(_best(again, spec, "confirmed: ") if again else []),
     ]

@@ -266,14 +266,19 @@ class OnTheProcessor(MLPTrainable):
 
 @pytest.mark.long
 @pytest.mark.alone
-def test_trials_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "resources", [{"gpus_per_trial": 0.5}, {"gpus_per_trial": "auto", "gpu_memory_gib": 2.0}], ids=["half", "auto"]
+)
+def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Ray's own accounting: of one GPU two trials take half each, however many processors there are."""
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)
-    tables = tomllib.loads(SPEC.replace("epochs = 400", "epochs = 80")) | {"resources": {"gpus_per_trial": 0.5}}
+    tables = tomllib.loads(SPEC.replace("epochs = 400", "epochs = 80")) | {"resources": resources}
     spec = search.with_trials(check(tables), 6)
     ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, logging_level="ERROR")
     try:
         on = cluster.Cluster(spec.resources)
+        spec = search._packed(spec, on)
+        assert spec.resources.gpus_per_trial == 0.5
         assert on.room() == 2
         outcome = search.session(spec, tmp_path / "out", tmp_path, on, "", show="quiet")
     finally:

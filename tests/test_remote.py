@@ -36,7 +36,7 @@ from trainables import files
 STUDY = ("-m", "study")
 TRIALS = 12
 # Long enough for a second run to be started, and refused, in the meantime.
-TABLES = KILLED | {"budget": {"trials": TRIALS, "epochs": 200}, "recording": {"checkpoint_seconds": 0.5}}
+TABLES = KILLED | {"budget": {"trials": TRIALS, "epochs": 400}, "recording": {"checkpoint_seconds": 0.5}}
 # A program that gives a store up that does not answer after a moment.
 IMPATIENT = ("-c", "from study import cli, remote; remote.PATIENCE_SECONDS = 3.0; cli.main()")
 

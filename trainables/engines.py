@@ -665,11 +665,19 @@ def lane_bytes(network: nn.Module, in_shape: tuple[int, ...], batch_size: int, s
     return numbers * (1 + len(stack.rule.buffers)) * size + extras, (3 * numbers + 2 * activation * together) * size
 
 
-def fitting(network: nn.Module, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> int:
-    """Lanes that may train at once, by the memory of this kind of machine, not by what is free at the moment."""
+def fitting(network: nn.Module, in_shape: tuple[int, ...], batch_size: int, stack: Stack, share: float = 1.0) -> int:
+    """Lanes that may train at once, by the memory of this kind of machine, not by what is free at the moment.
+
+    Args:
+        network: one network.
+        in_shape: shape of one example.
+        batch_size: examples per update.
+        stack: all lanes.
+        share: of a GPU that the trial has.
+    """
     device = stack.parameters.device
     if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
+        memory = int(share * torch.cuda.get_device_properties(device).total_memory)
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (os.cpu_count() or 1)
     kept, working = lane_bytes(network, in_shape, batch_size, stack)

@@ -42,7 +42,7 @@ from trainables.stack import Lane, Stack, beyond, grid, out_of_memory
 __all__ = ["CNNTrainable", "MLPTrainable", "Trial"]
 
 # What a trial's numbers do not depend on, or not by more than lane equality allows.
-_INCIDENTAL = ("checkpoint", "checkpoint_seconds", "code", "data_folder", "device", "threads", "weights")
+_INCIDENTAL = ("checkpoint", "checkpoint_seconds", "code", "data_folder", "device", "share", "threads", "weights")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Trial:
         data_folder: where downloaded data lie.
         dtype: float32 or float64.
         device: cpu, cuda, or auto: cuda where the trial was given a GPU.
+        share: of that GPU, whose memory the trial may not go beyond.
         threads: CPU threads of the trial.
         rates: (lowest, highest, count) of the learning-rate grid; the rule's range at a count of 8 if not given.
         seeds: one lane per seed at each rate.
@@ -98,6 +99,7 @@ class Trial:
     data_folder: str | None = None
     dtype: str = "float32"
     device: str = "auto"
+    share: float = 1.0
     threads: int = 1
     rates: tuple[float, float, int] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -200,6 +202,8 @@ class LaneTrainable(tune.Trainable):
             # The same trial again is the same bit for bit, and float32 means float32.
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = False
+            # One trial that takes more than it has is out of memory alone, and not its neighbours.
+            torch.cuda.set_per_process_memory_fraction(trial.share)
         dtype = getattr(torch, trial.dtype)
         folder = Path(trial.data_folder) if trial.data_folder else None
         self.data = data.load(
@@ -240,7 +244,7 @@ class LaneTrainable(tune.Trainable):
             sample=self.data.train.inputs[:4],
             name=trial.model,
         )
-        stack.at_once = engines.fitting(network, shape, trial.batch_size, stack)
+        stack.at_once = engines.fitting(network, shape, trial.batch_size, stack, trial.share)
         if not self.stacks:
             self.parameters, self.engine_name = stack.parameters.shape[1], self.engine.name
         self.stacks.append(stack)

@@ -1,0 +1,72 @@
+"""How many trials share a GPU, where the spec leaves it open: as many as the largest cell's memory lets."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import partial
+
+import torch
+
+from study.cluster import Cluster
+from study.spec import SHARING, Spec, SpecError
+from trainables import engines, models
+from trainables.rules import named
+from trainables.stack import Stack, grid
+
+# What a process of its own takes on a GPU, before it has a single tensor there.
+CONTEXT_BYTES = 600 << 20
+
+
+def resolved(spec: Spec, on: Cluster) -> Spec:
+    """A spec whose trials take so much of a GPU as the largest of its cells needs; as it was if it says so itself.
+
+    Raises:
+        SpecError: if no GPU of the cluster tells how much memory it has.
+    """
+    if spec.resources.gpus_per_trial != "auto":
+        return spec
+    memory = (spec.resources.gpu_memory_gib or 0) * 2**30 or on.gpu_bytes()
+    if not memory:
+        told = (
+            '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'
+        )
+        raise SpecError("resources.gpus_per_trial", [told])
+    largest = max(needs(spec, batch_size, width, depth) for batch_size, width, depth in _corners(spec))
+    return spec.model_copy(
+        update={"resources": spec.resources.model_copy(update={"gpus_per_trial": share(largest, memory)})}
+    )
+
+
+def share(needed: float, memory: float) -> float:
+    """The part of a GPU that a trial takes: 1 / n, the largest n up to `SHARING` of which all fit, or all of it.
+
+    Args:
+        needed: by a trial, in bytes.
+        memory: of the GPU, in bytes.
+    """
+    together = min(SHARING, int(engines.MEMORY_SHARE * memory // needed))
+    return math.floor(1e4 / together) / 1e4 if together > 1 else 1.0  # Ray counts in ten-thousandths
+
+
+def needs(spec: Spec, batch_size: int, width: int, depth: int) -> int:
+    """Bytes of a GPU that a trial of a cell takes with all its lanes at once, its data and its process included."""
+    workload, facts = spec.workload, spec.workload.facts
+    searched = {name.removeprefix("model."): d.ends()[-1] for name, d in workload.searched().items()}
+    size = {"width": width, "depth": depth, **workload.arguments(), **searched}
+    build = partial(models.build, workload.model, facts.in_shape, facts.out_features, **size)
+    heaviest = max(spec.search.optimizers(), key=lambda name: len(named(name).buffers))
+    # On the device "meta" tensors take no memory, and blocks are as large as on a GPU.
+    lanes = grid(*spec.rates(heaviest), spec.lane_seeds())
+    stack = Stack.build(build, lanes, named(heaviest), getattr(torch, workload.dtype), torch.device("meta"))
+    kept, working = engines.lane_bytes(build(), facts.in_shape, batch_size, stack)
+    examples = facts.train + facts.validation + facts.test
+    numbers = examples * math.prod(facts.in_shape) * stack.parameters.element_size()
+    return CONTEXT_BYTES + numbers + (kept + working) * len(lanes)
+
+
+def _corners(spec: Spec) -> list[tuple[int, int, int]]:
+    """Batch size, width and depth of the cells at the corners of the space."""
+    dimensions, full = spec.search.dimensions(), spec.workload.facts.train
+    ends = [dimensions[name].ends() if name in dimensions else [0] for name in ("batch_size", "width", "depth")]
+    return [(full if b == "full" else int(b), int(w), int(d)) for b, w, d in itertools.product(*ends)]

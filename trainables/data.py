@@ -110,19 +110,24 @@ class Data:
     Attributes:
         name: one of `CATALOGUE`, or an import path.
         task: regression or classification.
-        out_features: outputs that a model must have.
         train, validation, test: the splits.
         mean, std: by which the inputs were standardised, one number per column or channel; none if they were not.
+        outputs: that a model of a user's data must have; of ours the catalogue says it.
     """
 
     name: str
     task: Task
-    out_features: int
     train: Split
     validation: Split
     test: Split
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    outputs: int = 0
+
+    @property
+    def out_features(self) -> int:
+        """Outputs that a model must have."""
+        return self.outputs or CATALOGUE[self.name].out_features
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -179,7 +184,7 @@ def load(
     if standardize:
         splits, mean, std = _standardized(splits, targets_too=task == "regression")
     train, validation, test = (split.to(device, dtype) for split in splits)
-    return Data(name, task, outputs, train, validation, test, mean, std)
+    return Data(name, task, train, validation, test, mean, std, outputs)
 
 
 def facts_of(data: Data, about: str = "") -> Facts:

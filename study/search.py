@@ -259,7 +259,9 @@ def write_report(folders: Sequence[Path | str]) -> Path:
     """
     from analysis import report
 
-    again = shlex.join(["study", "report", *map(remote.typed, folders)])
+    again = shlex.join(
+        ["study", "report", *(str(each if isinstance(each, str) else remote.home(each)) for each in folders)]
+    )
     try:
         return report.write_report(folders, command=again)
     except OSError as error:

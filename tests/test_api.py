@@ -111,10 +111,14 @@ def test_changes_to_a_spec_may_be_of_sections_and_of_single_keys() -> None:
 
 
 @pytest.mark.parametrize("start", [lambda at: study.run("quick", at), study.resume], ids=["run", "resume"])
-def test_a_uri_is_no_folder(start: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uri_of_no_store_is_told(
+    start: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(study.SpecError, match="s3://bucket/mine: 1 mistake\n  is a URI"):
-        start("s3://bucket/mine")
+    with pytest.raises(
+        study.SpecError, match="ftp://host/mine: 1 mistake\n  no place for results; valid: a folder, s3://"
+    ):
+        start("ftp://host/mine")
     assert list(tmp_path.iterdir()) == []
 
 

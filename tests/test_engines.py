@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.solo import CPU, FAMILIES, TRAINING, builder, difference, made, small, solo, trained
 from trainables import compiled, engines, lanes, models
+from trainables.criterion import Criterion
 from trainables.data import CATALOGUE, Split
 from trainables.lanes import Budget
 from trainables.rules import RULES, SOLO, named
@@ -350,8 +351,8 @@ def test_blocks_of_examples_leave_the_gradient_as_it_is(family: str) -> None:
     everything = torch.arange(TRAINING).expand(3, -1)
 
     def gradient(batch: torch.Tensor | None, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-        engine = engines.Eager(builder(family)(), workload.in_shape, workload.task, block)
-        return engine.gradient(stack.leaves(every), batches, batch, every)
+        engine = engines.Eager(builder(family)(), workload.in_shape, Criterion(workload.task), block)
+        return engine.gradient(stack, stack.leaves(every), batches, batch, every, 0)
 
     expected = gradient(None, TRAINING)
     for batch in (None, everything):
@@ -363,7 +364,7 @@ def test_evaluation_is_the_mean_over_the_split() -> None:
     workload = small("digits")
     stack = Stack.build(builder("cnn"), [Lane(0.1, 0), Lane(0.1, 1)], RULES["sgd"], torch.float64, CPU)
     forward = engines.stacked(builder("cnn")())
-    found = engines.evaluation(forward, stack.leaves(slice(0, 2)), workload.validation, "classification", 7)
+    found = engines.evaluation(forward, stack.leaves(slice(0, 2)), workload.validation, Criterion("classification"), 7)
     for row, seed in enumerate((0, 1)):
         outputs = initialise(builder("cnn"), seed).double()(workload.validation.inputs)
         loss = nn.functional.cross_entropy(outputs, workload.validation.targets)

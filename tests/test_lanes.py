@@ -16,6 +16,7 @@ from torch import nn
 from tests.solo import CPU, TRAINING, builder, difference, made, small, trained
 from trainables import data, engines, lanes, models
 from trainables.augment import Augment
+from trainables.criterion import Criterion
 from trainables.data import Data, Split
 from trainables.lanes import Budget
 from trainables.rules import RULES
@@ -32,7 +33,9 @@ def test_divergence_is_dated_by_the_update_that_was_not_finite() -> None:
     workload = Data("linear", "regression", ones, ones, ones)
     stack = Stack.build(build, [Lane(5e9, 0), Lane(0.1, 0)], RULES["sgd"], torch.float64, CPU)
     weight = sum(stack.parameters[0].tolist())
-    reports = list(lanes.train(stack, engines.Eager(build(), (1,), "regression", 4), workload, 4, Budget(updates=100)))
+    reports = list(
+        lanes.train(stack, engines.Eager(build(), (1,), Criterion("regression"), 4), workload, 4, Budget(updates=100))
+    )
     # The sum s of weight and bias is the output, and shrinks or grows by the factor 1 - 4 lr per update.
     expected = math.ceil((154.127 - math.log10(abs(weight))) / math.log10(4 * 5e9)) + 1
     assert stack.diverged == {0: expected}
@@ -242,7 +245,9 @@ def test_batch_gradient_descent_on_linear_finds_least_squares() -> None:
     workload = data.load("linear", dtype=torch.float64)
     build = partial(models.build, "linear", (10,), 1)
     stack = Stack.build(build, [Lane(0.1, 0)], RULES["gradient-descent"], torch.float64, CPU)
-    for _ in lanes.train(stack, engines.Eager(build(), (10,), "regression", 100), workload, 100, Budget(updates=2000)):
+    for _ in lanes.train(
+        stack, engines.Eager(build(), (10,), Criterion("regression"), 100), workload, 100, Budget(updates=2000)
+    ):
         pass
     ones = torch.ones(100, 1, dtype=torch.float64)
     closed_form = torch.linalg.lstsq(torch.cat([workload.train.inputs, ones], 1), workload.train.targets).solution

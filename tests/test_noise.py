@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 from study.collect import Course
 from tests.solo import CPU, FAMILIES, builder, difference, made, small, trained
 from trainables import engines, lanes, models
+from trainables.criterion import Criterion
 from trainables.data import Data, Split
 from trainables.engines import Eager
 from trainables.lanes import NOISE, Budget, Point
@@ -66,7 +67,7 @@ def test_the_estimates_are_right_on_average(count: int, monkeypatch: pytest.Monk
     w, b = stack.parameters[:, :n].square().sum(1), stack.parameters[:, n].square()
     square = 4 * (w + b)
     expected = torch.stack([square, 4 * (w * (n + 3) + (b + s**2) * (n + 1)) - square])
-    random, engine = torch.Generator().manual_seed(0), Eager(network, (n,), "regression", 50)
+    random, engine = torch.Generator().manual_seed(0), Eager(network, (n,), Criterion("regression"), 50)
     found = []
     for _ in range(300):
         x, y = (torch.randn(count, size, generator=random, dtype=torch.float64) for size in (n, 1))
@@ -137,7 +138,7 @@ def test_a_lane_without_a_finite_value_has_none_and_trains_on() -> None:
     network = models.linear((1,), 1)
     stack = Stack.build(lambda: network, [Lane(1e-30, 0), Lane(1e-30, 1)], RULES["sgd"], torch.float64, CPU)
     stack.parameters[:] = torch.tensor([[1e143, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    workload, engine = Data("linear", "regression", far, far, far), Eager(network, (1,), "regression", 4)
+    workload, engine = Data("linear", "regression", far, far, far), Eager(network, (1,), Criterion("regression"), 4)
     points = next(lanes.train(stack, engine, workload, 4, Budget(updates=1), gradient_noise=True)).points
     assert [point.lanes for point in points[:2]] == [[0, 1], [1]]
     assert stack.alive == [0, 1]

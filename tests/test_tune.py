@@ -399,8 +399,10 @@ def test_a_failing_write_harms_nothing(how: str, tmp_path: Path, far: list[dict[
     results += to_the_end(trainable)
     assert told(results) == told(far)
     assert course([result["payload"] for result in results]) == course([result["payload"] for result in far])
+    # It is tried again from time to time, not at every report: a store may take long to say that it cannot.
     failed = results[1 if before else 0 : -1]
-    assert all(f"the checkpoint {file} could not be written" in result["warning"] for result in failed)
+    assert f"the checkpoint {file} could not be written" in failed[0]["warning"]
+    assert all("could not be written" in result.get("warning", "could not be written") for result in failed)
     assert "warning" not in results[-1]
     if before:
         assert file.read_bytes() == before

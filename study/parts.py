@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study import collect, search
-from study.spec import Spec, read
+from study.spec import Spec, SpecError, read
 
 if TYPE_CHECKING:
     from study.progress import Show
@@ -53,13 +54,17 @@ def finish(
 
 
 def place(spec: Spec, parent: Path) -> tuple[Path, bool]:
-    """Where a study runs: the first of NAME, NAME-2 ... that holds no other spec; and whether it has finished there."""
+    """Where a study runs: the first of NAME, NAME-2 ... that holds no other spec; and whether it has finished there.
+
+    A folder whose spec cannot be read is left as it is.
+    """
     for number in itertools.count(1):
         folder = parent / (spec.name if number == 1 else f"{spec.name}-{number}")
         if not (folder / "spec.toml").is_file():
             return folder, False
-        if _key(read(folder / "spec.toml")) == _key(spec):
-            return folder, bool(collect.provenance_of(folder).get("finished"))
+        with suppress(SpecError):
+            if _key(read(folder / "spec.toml")) == _key(spec):
+                return folder, bool(collect.provenance_of(folder).get("finished"))
     raise AssertionError("unreachable")
 
 

@@ -55,6 +55,10 @@ MEASURED_EPOCHS = 4
 """Last epochs over which a stalled loss is averaged."""
 
 
+COMMON = 0.05
+"""A share of draws above which one of them is nothing unusual."""
+
+
 DRAWS = 400
 """Further draws of the cubic data among which the report's is placed."""
 
@@ -358,8 +362,10 @@ def stall_claim(text: str, told: float, stalls: pd.DataFrame, exact: ConstantSte
         return few(text, len(stalls), "draw")
     ours = t_interval(stalls["measured"])
     low, high = float(stalls["measured"].min()), float(stalls["measured"].max())
+    others = stalls_of_draws(printed()["cubic_linear"]["learning_rate"], DRAWS)
     place = (
-        f"{(told - ours.estimate) / float(stalls['measured'].std()):+.1f} standard deviations over draws from our mean"
+        f"{(told - float(others.mean())) / float(others.std(ddof=1)):+.1f} standard deviations from the mean that is "
+        f"predicted over {DRAWS} further draws"
     )
     numbers = (
         f"{interval(ours)}: mean and 95% t interval of {ours.n} draws, which range from {short(low)} to {short(high)}"
@@ -368,15 +374,17 @@ def stall_claim(text: str, told: float, stalls: pd.DataFrame, exact: ConstantSte
     if low <= told <= high:
         return Claim(text, digits(told), numbers, "agrees", f"inside the range of our draws, {place}")
     beyond = told / high - 1 if told > high else 1 - told / low
-    others = stalls_of_draws(printed()["cubic_linear"]["learning_rate"], DRAWS)
-    share = min(float((others >= told).mean()), float((others <= told).mean()))
+    count = int(min((others >= told).sum(), (others <= told).sum()))
     explained = (
-        "An unusual draw of the data explains it" if 0 < share <= 0.1 else "An unusual draw alone does not explain it"
+        f"Another draw of the data would do: {percent(count / DRAWS)} of them"
+        if count > COMMON * DRAWS
+        else f"A rare draw of the data may be why: {counted(count, 'draw')} of them"
+        if count
+        else "No draw of the data is known that would: none of them"
     )
     why = (
-        f"{percent(beyond)} outside the range of our draws, {place}. {explained}: of {DRAWS} further draws, "
-        f"{percent(share)} are predicted to stall as far out; their mean is {digits(float(others.mean()))}, that of "
-        f"all draws {digits(exact.total)}"
+        f"{percent(beyond)} outside the range of our draws, {place}. {explained} stall as far out; their mean is "
+        f"{digits(float(others.mean()))}, that of all draws {digits(exact.total)}"
     )
     return Claim(text, digits(told), numbers, "differs", why)
 

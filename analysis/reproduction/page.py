@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from analysis.exhibits import write_file
 from analysis.report import environment
@@ -22,8 +21,6 @@ from analysis.reproduction.regimes import regimes
 from analysis.reproduction.section import Section, completed, duration, printed
 from analysis.results import Results, ResultsError, load
 
-DAMAGE = (ResultsError, OSError, ValueError, LookupError, TypeError, AttributeError, BadZipFile)
-"""What files that are not as they were written make of a section."""
 PARTS = "reproduction.json"
 """File of OUT: spec name -> its results folder within OUT."""
 
@@ -85,10 +82,10 @@ def sections(out: Path) -> tuple[list[Section], list[str]]:
                 parts = {spec: loaded(spec) for spec in experiment.specs}
                 for spec in experiment.also:
                     # What is wrong with it is told where its own section would be.
-                    with suppress(*DAMAGE):
+                    with suppress(Exception):
                         parts[spec] = loaded(spec)
                 found.append(experiment.make(parts))
-        except DAMAGE as error:
+        except Exception as error:  # noqa: BLE001  files that are not as they were written may raise anything
             troubles.append(
                 f"{name}: left out, its files in {out / name} are damaged ({type(error).__name__}: {error})"
             )

@@ -49,7 +49,8 @@ def regimes(parts: Mapping[str, Results]) -> Section:
     table, tuned_table = tables.cells(fixed), tables.cells(tuned)
     traces = update_losses(fixed)
     numbers = regime_numbers(fixed, table, traces)
-    curves, tuned_curves = series.regime_curves(fixed, table), series.regime_curves(tuned, tuned_table)
+    curves = own_seconds(fixed, table, series.regime_curves(fixed, table))
+    tuned_curves = own_seconds(tuned, tuned_table, series.regime_curves(tuned, tuned_table))
     drawn = as_drawn(traces, told)
     cut = float(fixed.trials["epochs"].max()) < told["epochs"] if len(fixed.trials) else True
     mini = math.ceil(told["batch_sizes"]["batch"] / told["batch_sizes"]["mini-batch"])
@@ -82,7 +83,7 @@ def regimes(parts: Mapping[str, Results]) -> Section:
                 "Put right",
                 "The loss of one validation split for all three, at the same rate of 0.001, against updates, "
                 f"observations, epochs and seconds of training all of {seeds} together. Line: geometric mean over "
-                f"{seeds}; band: pointwise 95% t interval.",
+                f"{seeds}, which share one draw of the data; band: pointwise 95% t interval.",
                 "Four panels of validation loss against updates, observations, epochs and seconds, one line per "
                 "regime.",
                 curves,
@@ -92,7 +93,7 @@ def regimes(parts: Mapping[str, Results]) -> Section:
                 "regimes-tuned",
                 "Each at its own tuned rate",
                 "As above, each regime at the learning rate that is best for it after 10 epochs "
-                f"({_rates_text(tuned_curves)}).",
+                f"({_rates_text(tuned_curves)}). All rates trained together: seconds are these lanes' share.",
                 "Four panels of validation loss against updates, observations, epochs and seconds, one line per "
                 "regime.",
                 tuned_curves,
@@ -152,6 +153,16 @@ def update_losses(study: Results) -> pd.DataFrame:
     lanes = study.lanes[["trial", "lane", "seed"]]
     found = batch.merge(lanes, on=["trial", "lane"]).assign(regime=lambda frame: frame["trial"].map(regime))
     return found[["regime", "seed", "update", "epoch", "value"]]
+
+
+def own_seconds(study: Results, table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """The curves with the seconds that their own lanes took, in equal shares of those of all that trained together."""
+    lanes, pieces = tables.tuned_lanes(study, table), []
+    for _, line in curves.groupby("regime", sort=False):
+        own = float(lanes.loc[lanes["cell"] == line["trial"].iloc[0], "train_seconds_share"].sum())
+        whole = float(line["train_seconds"].max())
+        pieces.append(line.assign(train_seconds=line["train_seconds"] * (own / whole if whole else math.nan)))
+    return pd.concat(pieces) if pieces else curves
 
 
 def as_drawn(traces: pd.DataFrame, told: Mapping[str, Any]) -> pd.DataFrame:
@@ -253,7 +264,7 @@ def regime_claims(numbers: pd.DataFrame, ends: pd.DataFrame, *, cut: bool) -> li
         ends: of `regime_ends`, at tuned rates.
         cut: whether the run had fewer epochs than the report's.
     """
-    fast = "Batches of one bring the fastest fall"
+    fast = "Batches of one bring a rapid fall"
     noisy = "Batches of one bring an overwhelming noise, batches of 32 little, the full batch none"
     flat = "The full batch's loss looks constant, but falls"
     middle = "Batches of 32 are a good balance: a quick fall with little noise"
@@ -369,7 +380,7 @@ def time_claim(fixed: pd.DataFrame, tuned: pd.DataFrame, *, cut: bool) -> Claim:
         tuned: likewise, each at its tuned rate.
         cut: whether the run had fewer epochs than the report's.
     """
-    text = "Given a fixed amount of computation time batches of 32 may give better results (than the full batch)"
+    text = "For the same computing time, batches of 32 may do better than the full batch"
     if cut:
         return not_checked(text, "the run was cut before the report's 10 epochs")
     told, verdict = [], ""

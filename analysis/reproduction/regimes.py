@@ -432,6 +432,7 @@ def _four_panels(curves: pd.DataFrame) -> Callable[[], Figure]:
         for ax, by in zip(panels, tables.AXES, strict=True):
             figures.loss_by_regime(curves, ax, by, raw=False)
             ax.set_ylabel("")
+        panels[-1].set_xlabel("training time of these lanes (s)")
         figure.supylabel("validation loss, mean squared error", fontsize=8)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
         return figure

@@ -280,7 +280,9 @@ def test_epochs_are_said_to_be_owed_to_parameters_only_where_losses_say_so() -> 
 @pytest.mark.parametrize(
     ("gains", "verdict"),
     [
-        ([(1.1, 2.0), (0.9, 3.0)], "agrees"),
+        ([(2.1, 4.0), (0.9, 3.0)], "agrees"),
+        ([(1.1, 4.0), (0.9, 3.0)], "not checked"),
+        ([(1.1, 1.9), (0.9, 1.5)], "differs"),
         ([(0.9, 2.0), (0.9, 3.0)], "not checked"),
         ([(0.1, 0.9), (0.2, 0.8)], "differs"),
     ],

@@ -7,6 +7,7 @@ one driver, as ours has.
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -46,11 +47,24 @@ class PatientStorage(_CachedStorage):
     def __init__(self, url: str, say: Callable[[str], None]) -> None:
         # Connections that broke are found before they are used.
         super().__init__(backend := RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
-        self._say = say
+        self._say, self._within = say, threading.local()
         weakref.finalize(self, backend.engine.dispose)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without whom to tell: Ray Tune pickles the search for snapshots from which nothing is resumed."""
+        return {**super().__getstate__(), "_say": None, "_within": None}
+
     def _patiently(self, ask: Callable[[], T]) -> T:
-        """What `ask` returns, once the server answers."""
+        """What `ask` returns, once the server answers; within another such question, that one is asked again."""
+        if getattr(self._within, "asking", False):
+            return ask()
+        self._within.asking = True
+        try:
+            return self._asked(ask)
+        finally:
+            self._within.asking = False
+
+    def _asked(self, ask: Callable[[], T]) -> T:
         begun, pause, away = time.monotonic(), 0.5, False
         while True:
             try:

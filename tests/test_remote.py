@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import platform
 import shutil
 import signal
@@ -391,7 +392,13 @@ def test_a_trial_whose_creation_was_not_answered_is_created_once(
 ) -> None:
     """The server goes after it has done what it was asked, and before it says so."""
     heard: list[str] = []
-    storage = database.opened(postgres.url, heard.append)
+    console = threading.RLock()  # as what is told has, which no pickle takes
+
+    def hear(text: str) -> None:
+        with console:
+            heard.append(text)
+
+    storage = database.opened(postgres.url, hear)
     study = optuna.create_study(storage=storage, study_name="once")
     for name in ("_create_new_trial", "set_trial_state_values"):
         ask, asked = getattr(RDBStorage, name), []
@@ -406,6 +413,7 @@ def test_a_trial_whose_creation_was_not_answered_is_created_once(
             return answer
 
         monkeypatch.setattr(RDBStorage, name, deaf)
+    pickle.dumps(storage)  # which Ray Tune does
     trial = study.ask()
     assert trial.number == 0
     study.tell(trial, 1.0)

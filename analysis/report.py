@@ -431,6 +431,8 @@ def failures(results: Results) -> list[tuple[int, str, str]]:
 def warnings(results: Results, table: pd.DataFrame) -> list[str]:
     """What a reader must know before trusting the numbers, most telling first."""
     ranked, found = tables.rank(table, results.maximize), []
+    if score := table_of(results.spec, "workload").get("score"):
+        found.append(f"What is called accuracy here is the mean of {score} over examples, from 0 to 1.")
     best = ranked.drop_duplicates("optimizer")
     edge = [f"{row['optimizer']} ({short(row['learning_rate'])})" for _, row in best[best["on_edge"]].iterrows()]
     if edge:

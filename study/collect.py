@@ -381,8 +381,8 @@ def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *
         finished: whether every trial has ended.
     """
     facts = spec.workload.facts
-    loss = "cross-entropy in nats"
-    if facts.task == "regression":
+    loss = f"mean of {spec.workload.loss}" if spec.workload.loss else "cross-entropy in nats"
+    if facts.task == "regression" and not spec.workload.loss:
         loss = "mean squared error" + (" in variances of y" if spec.workload.standardize else "")
     content = {
         "command": sessions[0]["command"],

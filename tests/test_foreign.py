@@ -263,6 +263,9 @@ OWN: dict[str, Any] = {
 }
 
 
+CROSS = "cross-entropy in nats"
+
+
 def study(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("study")), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -307,6 +310,8 @@ def test_a_study_of_what_users_bring(changes: dict[str, Any], tmp_path: Path) ->
     assert (out / "code" / "brought.py").is_file()
     page = (out / "report" / "index.html").read_text()
     assert "brought:Lion" in page
+    assert ("accuracy here is the mean of brought:near" in page) == ("near" in str(changes))
+    assert results.provenance["data"]["loss"] == ("mean of brought:huber" if "huber" in str(changes) else CROSS)
     # What ran is in the results: they are gone on with, without what the user has by now.
     shutil.rmtree(tmp_path / "mine")
     more = study(here, "extend", "results/own", "--trials", "1", "--plain")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from functools import partial
 
 import torch
 
 from study.cluster import Cluster
 from study.spec import SHARING, Spec, SpecError
-from trainables import engines, models
+from trainables import engines
 from trainables.rules import named
 from trainables.stack import Stack, grid
 
@@ -32,7 +30,7 @@ def resolved(spec: Spec, on: Cluster) -> Spec:
             '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'
         )
         raise SpecError("resources.gpus_per_trial", [told])
-    largest = max(needs(spec, batch_size, width, depth) for batch_size, width, depth in _corners(spec))
+    largest = max(needs(spec, *corner) for corner in spec.corners())
     return spec.model_copy(
         update={"resources": spec.resources.model_copy(update={"gpus_per_trial": share(largest, memory)})}
     )
@@ -52,9 +50,7 @@ def share(needed: float, memory: float) -> float:
 def needs(spec: Spec, batch_size: int, width: int, depth: int) -> int:
     """Bytes of a GPU that a trial of a cell takes with all its lanes at once, its data and its process included."""
     workload, facts = spec.workload, spec.workload.facts
-    searched = {name.removeprefix("model."): d.ends()[-1] for name, d in workload.searched().items()}
-    size = {"width": width, "depth": depth, **workload.arguments(), **searched}
-    build = partial(models.build, workload.model, facts.in_shape, facts.out_features, **size)
+    build = workload.builder(width, depth)
     heaviest = max(spec.search.optimizers(), key=lambda name: len(named(name).buffers))
     # On the device "meta" tensors take no memory, and blocks are as large as on a GPU.
     lanes = grid(*spec.rates(heaviest), spec.lane_seeds())
@@ -63,10 +59,3 @@ def needs(spec: Spec, batch_size: int, width: int, depth: int) -> int:
     examples = facts.train + facts.validation + facts.test
     numbers = examples * math.prod(facts.in_shape) * stack.parameters.element_size()
     return CONTEXT_BYTES + numbers + (kept + working) * len(lanes)
-
-
-def _corners(spec: Spec) -> list[tuple[int, int, int]]:
-    """Batch size, width and depth of the cells at the corners of the space."""
-    dimensions, full = spec.search.dimensions(), spec.workload.facts.train
-    ends = [dimensions[name].ends() if name in dimensions else [0] for name in ("batch_size", "width", "depth")]
-    return [(full if b == "full" else int(b), int(w), int(d)) for b, w, d in itertools.product(*ends)]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -15,7 +13,6 @@ from analysis.results import regime
 from study.search import planned_trials
 from study.spec import Spec
 from trainables import data, engines, equality, lanes, models
-from trainables.criterion import Criterion
 from trainables.data import Split
 from trainables.foreign import is_foreign
 from trainables.rules import named
@@ -51,11 +48,7 @@ class Probe:
 
 def probed(spec: Spec) -> list[Probe]:
     """The cells at the corners of the space, each tried briefly."""
-    dimensions = spec.dimensions()
-    sizes = [dimensions[name].ends() if name in dimensions else [0] for name in ("batch_size", "width", "depth")]
-    full = spec.workload.facts.train
-    corners = itertools.product(*sizes)
-    return [probe(spec, full if size == "full" else int(size), *map(int, rest)) for size, *rest in corners]
+    return [probe(spec, *corner) for corner in spec.corners()]
 
 
 def describe(spec: Spec, probes: list[Probe]) -> str:
@@ -98,10 +91,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     """Try a cell briefly, with the optimizer that takes the most time, or else memory."""
     workload, facts, budget = spec.workload, spec.workload.facts, lanes.Budget(**spec.budget.limit())
     rule, device = named(_heaviest(spec)), torch.device("cpu")
-    searched = {name.removeprefix("model."): d.ends()[-1] for name, d in workload.searched().items()}
-    size = {"width": width, "depth": depth, **workload.arguments(), **searched}
-    build = partial(models.build, workload.model, facts.in_shape, facts.out_features, **size)
-    criterion = Criterion(facts.task, workload.loss or "", workload.score or "")
+    build, criterion = workload.builder(width, depth), workload.criterion()
     stack = Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), device)
     network = build()
     updates, seconds = budget.total_updates(batch_size, facts.train), None
@@ -158,14 +148,10 @@ def proved(spec: Spec) -> str:
     found = data.load(
         workload.data, data.data_folder().absolute(), standardize=workload.standardize, dtype=torch.float64
     )
-    ends = {name: d.ends()[0] for name, d in spec.dimensions().items()}
-    arguments = {name.removeprefix("model."): value for name, value in ends.items() if name.startswith("model.")}
-    size = {"width": int(ends.get("width", 0)), "depth": int(ends.get("depth", 0)), **workload.arguments(), **arguments}
-    build = partial(models.build, workload.model, found.in_shape, found.out_features, **size)
-    batch = min(len(found.train) if each == "full" else int(each) for each in spec.search.batch_size.ends())
+    corners = spec.corners()
+    batch, build = min(size for size, _, _ in corners), workload.builder(*corners[0][1:], end=0)
     all_lanes = grid(*spec.rates(ruled[0]), spec.lane_seeds())
-    criterion = Criterion(found.task, workload.loss or "", workload.score or "")
-    proof = equality.prove(build, named(ruled[0]), found, batch, all_lanes, criterion, workload.model)
+    proof = equality.prove(build, named(ruled[0]), found, batch, all_lanes, workload.criterion(), workload.model)
     if math.isnan(proof.speed):
         how = f"{proof.lanes} lanes run one after another"
     else:

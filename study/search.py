@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from study import cluster, foreign, remote
 from study.cluster import Cluster
-from study.spec import Spec, SpecError, check, read, sizes_in
+from study.spec import Spec, SpecError, check, read
 from trainables import data, files
 from trainables.foreign import is_foreign
 
@@ -167,7 +167,7 @@ def _run(spec: Spec, out: Path | None, address: str | None, wait: float, command
         claim_storage(spec, folder)
         claimed = True
         # Ray sets handlers of its own in between.
-        for note in foreign.gather(spec.tables(), folder, sizes_in(spec.tables())):
+        for note in spec.bring(folder):
             _tell(f"note: {note}")
         with _stoppable(), cluster.connected(spec, address, wait, foreign.modules(folder)) as on, _stoppable():
             _look_over(on, spec, folder)

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -29,10 +31,12 @@ from analysis.results import OBJECTIVES
 from study import foreign
 from trainables import lanes as training
 from trainables import models
+from trainables.criterion import Criterion
 from trainables.data import CATALOGUE, Facts
 from trainables.engines import NAMES
 from trainables.foreign import is_foreign
 from trainables.rules import RULES, SOLO, named
+from trainables.stack import Builder
 
 # Studies whose root seeds differ share no lane's seed; a study has no more than half of these for its search.
 SEEDS = 1_000_000
@@ -343,6 +347,16 @@ class Workload(Section):
         fixed = {name: d.values[0] for name, d in self.own_args.items() if isinstance(d, Choice) and d.size() == 1}
         return self.model_args.model_dump(exclude_none=True) | fixed
 
+    def builder(self, width: int, depth: int, end: int = -1) -> Builder:
+        """What makes one network; arguments that are searched take the last of their values, or that at `end`."""
+        searched = {name.removeprefix("model."): dimension.ends()[end] for name, dimension in self.searched().items()}
+        size = {"width": width, "depth": depth, **self.arguments(), **searched}
+        return partial(models.build, self.model, self.facts.in_shape, self.facts.out_features, **size)
+
+    def criterion(self) -> Criterion:
+        """What outputs are judged by."""
+        return Criterion(self.facts.task, self.loss or "", self.score or "")
+
     def searched(self) -> dict[str, Dimension]:
         """The arguments of a user's model that are searched, by their names in a cell: `model.heads`."""
         return {f"model.{name}": d for name, d in self.own_args.items() if name not in self.arguments()}
@@ -561,6 +575,17 @@ class Spec(Section):
     def dimensions(self) -> dict[str, Dimension]:
         """What every cell has, by name."""
         return self.search.dimensions() | self.workload.searched()
+
+    def corners(self) -> list[tuple[int, int, int]]:
+        """Batch size, width and depth at the ends of each."""
+        dimensions, full = self.search.dimensions(), self.workload.facts.train
+        sizes = [dimensions[name].ends() if name in dimensions else [0] for name in ("batch_size", "width", "depth")]
+        return [(full if b == "full" else int(b), int(w), int(d)) for b, w, d in itertools.product(*sizes)]
+
+    def bring(self, folder: Path) -> list[str]:
+        """Copy the modules that users brought into a results folder; what should be known before the study runs."""
+        tables = self.tables()
+        return foreign.gather(tables, folder, sizes_in(tables))
 
     def cells(self) -> float:
         """Cells in the space; infinite if a setting is any real number."""

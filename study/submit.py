@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from study import foreign
 from study.cluster import NO_TOKEN, code
-from study.spec import Spec, SpecError, sizes_in
+from study.spec import Spec, SpecError
 from trainables import files
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def submit(
     command = ["python", "-m", "study", "run", "spec.toml", "--resume", "--out", out, "--address", "auto", "--plain"]
     with tempfile.TemporaryDirectory() as sent:
         (Path(sent) / "spec.toml").write_text(spec.to_toml(), encoding="utf-8")
-        foreign.gather(spec.tables(), Path(sent), sizes_in(spec.tables()))
+        spec.bring(Path(sent))
         job = client.submit_job(
             entrypoint=shlex.join([*command, "--wait", f"{wait:g}"]),
             runtime_env={"working_dir": sent, "py_modules": [*code(), *foreign.modules(Path(sent))]},

@@ -68,7 +68,7 @@ def mistake(source: str, text: str) -> SpecError:
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """The cell of a trial, from its configuration or its row: the settings stand beside the other names."""
-    settings = config.get("settings") or {}
+    settings = config.get("searched", config.get("settings")) or {}
     settings = json.loads(settings) if isinstance(settings, str) else settings
     cell = {name: config[name] for name in CELL if config.get(name) is not None}
     return cell | {name: value for name, value in settings.items() if value is not None}

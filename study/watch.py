@@ -111,7 +111,7 @@ def describe(config: Mapping[Any, Any], rate: float | None) -> str:
     """A cell in a few words, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
     size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
     tuned = f", rate {rate:.2g}" if rate is not None else ""
-    own = config.get("searched", config.get("settings"))
+    own = config.get("settings")
     own = json.loads(own) if isinstance(own, str) and own else own if isinstance(own, dict) else {}
     settings = "".join(
         f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}" for name, value in own.items()

@@ -45,7 +45,7 @@ def test_a_larger_cell_needs_more() -> None:
 
 def test_what_is_open_becomes_a_number_of_the_largest_cell() -> None:
     on = Silent(spec().resources)
-    largest = max(packing.needs(spec(), *corner) for corner in packing._corners(spec()))
+    largest = max(packing.needs(spec(), *corner) for corner in spec().corners())
     on.memory = int(4.5 * largest / MEMORY_SHARE)
     assert packing.resolved(spec(), on).resources.gpus_per_trial == 0.25
     assert packing.resolved(spec(gpu_memory_gib=1e-3), on).resources.gpus_per_trial == 1

@@ -112,6 +112,13 @@ def wait_for(what: Callable[[], bool], running: subprocess.Popen[str], folder: P
         time.sleep(0.1)
 
 
+def under_way(folder: Path, place: str, trials: int, program: tuple[str, ...] = STUDY) -> subprocess.Popen[str]:
+    """A study that so many trials have ended of."""
+    running = begun(folder, "run", "spec.toml", "--out", place, program=program)
+    wait_for(lambda: ended(place) >= trials, running, folder)
+    return running
+
+
 def kill(running: subprocess.Popen[str]) -> None:
     running.kill()
     assert running.wait(60) == -signal.SIGKILL
@@ -123,8 +130,7 @@ def test_a_study_at_a_uri_is_killed_and_goes_on_from_another_machine(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     uri = s3.uri("deep/killed")
-    running = begun(tmp_path, "run", "spec.toml", "--out", uri)
-    wait_for(lambda: ended(uri) >= 3, running, tmp_path)
+    running = under_way(tmp_path, uri, 3)
     assert f"good: running, process {running.pid} on " in watch.status(uri)
     # A second run, which knows nothing of the first one's spool, and a third, which does.
     for cache in (str(tmp_path / "elsewhere"), os.environ["XDG_CACHE_HOME"]):
@@ -154,8 +160,7 @@ def test_a_store_that_goes_away_is_told_of_and_waited_for(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     uri = s3.uri("away")
-    running = begun(tmp_path, "run", "spec.toml", "--out", uri)
-    wait_for(lambda: ended(uri) >= 2, running, tmp_path)
+    running = under_way(tmp_path, uri, 2)
     s3.stop()
     time.sleep(15)
     s3.start()
@@ -172,8 +177,7 @@ def test_a_store_that_stays_away_ends_a_study_that_can_be_resumed(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     uri = s3.uri("gone")
-    running = begun(tmp_path, "run", "spec.toml", "--out", uri, program=IMPATIENT)
-    wait_for(lambda: ended(uri) >= 2, running, tmp_path)
+    running = under_way(tmp_path, uri, 2, IMPATIENT)
     there = ended(uri)
     s3.stop()
     try:

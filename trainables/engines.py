@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,8 +28,7 @@ from trainables.models import Fixed, Shift, activations, layered, multiplication
 from trainables.rules import RULES, Number
 from trainables.stack import Batches, Stack
 
-Name = Literal["eager", "compiled", "cuda-graph", "solo"]
-NAMES: tuple[str, ...] = get_args(Name)
+NAMES = ("eager", "compiled", "cuda-graph", "solo")
 Forward = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 # What one block of examples may leave behind in a forward pass: about a core's cache, or a modest part of a GPU.
@@ -527,6 +526,7 @@ class Solo:
         network = self.network.to(stack.parameters.device, stack.parameters.dtype).train()
         parameters = list(trained(network).values())
         own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        may_draw = not layered(network)
         for row in range(rows.start, rows.stop):
             lane = stack.alive[row]
             with torch.no_grad():
@@ -537,7 +537,7 @@ class Solo:
             optimizers = self._optimizers(stack, parameters, lane)
             for update in range(stack.update, stop):
                 x, y = batches.take(batches.rows(update), slice(row, row + 1))
-                with drawing(stack.lanes[lane].seed, update, x.device, when=not layered(network)):
+                with drawing(stack.lanes[lane].seed, update, x.device, when=may_draw):
                     losses[update - stack.update, row - rows.start] = self._update(network, optimizers, x[0], y)
             stack.parameters[row] = torch.cat([parameter.detach().flatten() for parameter in parameters])
             for name, extra in stack.extras.items():

@@ -365,10 +365,11 @@ def _extras(
     if layered(first):
         return {}
     named = {seed: dict(network.named_buffers()) for seed, network in networks.items()}
-    for name, frozen in first.named_parameters():
-        all_of_it = [dict(network.named_parameters())[name] for network in networks.values()]
-        if not frozen.requires_grad and any(not torch.equal(frozen, other) for other in all_of_it):
-            for seed, other in zip(networks, all_of_it, strict=True):
+    parameters = {seed: dict(network.named_parameters()) for seed, network in networks.items()}
+    for name in [name for name, parameter in first.named_parameters() if not parameter.requires_grad]:
+        frozen = {seed: each[name] for seed, each in parameters.items()}
+        if any(not torch.equal(next(iter(frozen.values())), other) for other in frozen.values()):
+            for seed, other in frozen.items():
                 named[seed][name] = other
     found = {name: torch.stack([named[seed][name].detach() for seed in seeds]) for name in named[seeds[0]]}
     return {name: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) for name, t in found.items()}

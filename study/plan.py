@@ -95,7 +95,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     stack = Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), device)
     network = build()
     updates, seconds = budget.total_updates(batch_size, facts.train), None
-    engine = engines.choose(network, facts.in_shape, criterion, batch_size, stack, updates, spec.lanes.engine)
+    engine = engines.choose(build, facts.in_shape, criterion, batch_size, stack, updates, spec.lanes.engine)
     if updates is not None:
         tried = min(batch_size, PROBE_EXAMPLES)
         inputs = stack.parameters.new_zeros(2 * PROBE_EXAMPLES, *facts.in_shape)
@@ -107,7 +107,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
         examples, batches = Split(inputs, targets), Batches(Split(inputs, targets), tried, stack)
         # Compiling takes longer than the probe may; the eager engine's time, less what compiling is reckoned to save.
         plain = "auto" if rule.solo or is_foreign(workload.model) else "eager"
-        eager = engines.choose(network, facts.in_shape, criterion, tried, stack, None, plain)
+        eager = engines.choose(build, facts.in_shape, criterion, tried, stack, None, plain)
         eager.warm_up(stack, batches)
         made = 0
         while made < 2 or stack.seconds < PROBE_SECONDS:

@@ -39,7 +39,7 @@ def builder(family: str) -> Builder:
 
 def made(family: str, batch_size: int, stack: Stack, engine: str = "eager") -> engines.Engine:
     facts = data.CATALOGUE[FAMILIES[family][0]]
-    return engines.choose(builder(family)(), facts.in_shape, facts.task, batch_size, stack, None, engine)
+    return engines.choose(builder(family), facts.in_shape, facts.task, batch_size, stack, None, engine)
 
 
 def trained(

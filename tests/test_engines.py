@@ -263,7 +263,7 @@ def test_the_engine_is_chosen_by_what_compiling_saves() -> None:
     def chosen(updates: int | None, rule: str = "adam", family: str = "mlp") -> str:
         stack = Stack.build(builder(family), grid(1e-4, 1e-2, 8, range(5)), named(rule), torch.float64, CPU)
         in_shape = CATALOGUE[FAMILIES[family][0]].in_shape
-        return engines.choose(builder(family)(), in_shape, "regression", 32, stack, updates, "auto").name
+        return engines.choose(builder(family), in_shape, "regression", 32, stack, updates, "auto").name
 
     assert chosen(100) == "eager"
     assert chosen(1_000_000) == ("compiled" if engines.compiler() else "eager")
@@ -321,7 +321,7 @@ def test_a_wide_network_sees_the_whole_split_and_short_batches() -> None:
 
     def parameters(engine: str, batch_size: int) -> torch.Tensor:
         stack = Stack.build(build, grid(1e-3, 1e-2, 3, [0, 1]), RULES["adam"], torch.float64, CPU)
-        maker = engines.choose(build(), (1, 8, 8), "classification", batch_size, stack, None, engine)
+        maker = engines.choose(build, (1, 8, 8), "classification", batch_size, stack, None, engine)
         list(lanes.train(stack, maker, workload, batch_size, Budget(updates=10)))
         return stack.parameters
 

@@ -67,7 +67,7 @@ def test_a_network_comes_out_the_same_however_it_is_cut(model: str, digits: data
             )
             stack.load_state_dict(saved)
             stack.at_once = at_once or len(those)
-            engine = engines.choose(build(), digits.in_shape, IMAGES, 100, stack, None, "auto")
+            engine = engines.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
             lanes.advance(stack, engine, Batches(digits.train, 100, stack), stop)
         return stack
 
@@ -84,7 +84,7 @@ def test_a_network_comes_out_the_same_however_it_is_cut(model: str, digits: data
 def test_batch_norm_trains_on_batches_and_is_evaluated_by_its_running_means(digits: data.Data) -> None:
     build = maker("Normed", digits)
     stack = Stack.build(build, [Lane(0.01, 0), Lane(0.01, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
-    engine = engines.choose(build(), digits.in_shape, IMAGES, 100, stack, None, "auto")
+    engine = engines.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
     lanes.advance(stack, engine, Batches(digits.train, 100, stack), 5)
     assert stack.extras["body.1.num_batches_tracked"].tolist() == [5, 5]
     before = {name: extra.clone() for name, extra in stack.extras.items()}
@@ -106,7 +106,7 @@ def test_what_is_frozen_stays_as_it_was(digits: data.Data) -> None:
     stack = Stack.build(build, [Lane(0.01, 0), Lane(0.01, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
     first = {name: extra.clone() for name, extra in stack.extras.items()}
     assert set(first) == {"first.weight", "first.bias"}  # they differ from seed to seed
-    engine = engines.choose(build(), digits.in_shape, IMAGES, 100, stack, None, "auto")
+    engine = engines.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
     before = stack.parameters.clone()
     lanes.advance(stack, engine, Batches(digits.train, 100, stack), 5)
     assert all(torch.equal(stack.extras[name], extra) for name, extra in first.items())
@@ -121,7 +121,7 @@ def test_what_is_frozen_stays_as_it_was(digits: data.Data) -> None:
 def test_how_lanes_can_run_is_found_out(
     model: str, together: bool, whole: bool, draws: bool, digits: data.Data
 ) -> None:
-    manner = manner_of(maker(model, digits)().double(), digits.train.inputs[:4])
+    manner = manner_of(maker(model, digits), digits.train.inputs[:4])
     assert (manner.together, manner.whole, manner.draws) == (together, whole, draws)
     assert bool(manner.why) is not together
 

@@ -212,11 +212,11 @@ def _solo(work: Work, device: torch.device) -> Callable[[int], None]:
 
 
 def _stack(work: Work, device: torch.device, engine: str) -> Callable[[int], None]:
-    examples, network = _examples(work, device), work.build()
+    examples = _examples(work, device)
     configurations = stack.grid(1e-5, 1e-4, work.lanes // work.seeds, range(work.seeds))
     side = stack.Stack.build(work.build, configurations, RULES["adam"], getattr(torch, work.dtype), device)
     batches = stack.Batches(examples, work.batch_size, side)
-    chosen = engines.choose(network, work.in_shape, work.task, work.batch_size, side, None, engine)
+    chosen = engines.choose(work.build, work.in_shape, work.task, work.batch_size, side, None, engine)
 
     def updates(count: int) -> None:
         lanes.advance(side, chosen, batches, side.update + count)

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -23,10 +24,10 @@ from torch.nn import functional as F
 from trainables import compiled
 from trainables.criterion import Criterion
 from trainables.data import Split, Task
-from trainables.general import Copies, Manner, Rows, drawing, manner_of
-from trainables.models import Fixed, Shift, activations, layered, multiplications, trained
+from trainables.general import Copies, Manner, Rows, Turns, drawing, manner_of, updated
+from trainables.models import Fixed, Shift, activations, layered, multiplications
 from trainables.rules import RULES, Number
-from trainables.stack import Batches, Stack
+from trainables.stack import Batches, Builder, Stack
 
 NAMES = ("eager", "compiled", "cuda-graph", "solo")
 Forward = Callable[[Sequence[Tensor], Tensor], Tensor]
@@ -494,17 +495,56 @@ class General(Eager):
         x, y = batches.take(batch, rows) if batch is not None else _whole(batches.examples)
         return self._summed(self._forward(stack, rows, update, training=True), leaves, [(x, y)], x.shape[1])
 
-    def _forward(self, stack: Stack, rows: slice, update: int, *, training: bool) -> Forward:
-        extras = {name: extra[rows] for name, extra in stack.extras.items()}
+    def _forward(self, stack: Stack, rows: slice, update: int, *, training: bool) -> Pass:
+        # What evaluation does to buffers is forgotten.
+        extras = {name: extra[rows] if training else extra[rows].clone() for name, extra in stack.extras.items()}
         seeds = [stack.lanes[lane].seed for lane in stack.alive[rows]]
-        return functools.partial(self.copies, rows=Rows(extras, seeds, update), training=training)
+        return Pass(self.copies, Rows(extras, seeds, update), training)
+
+    def _summed(
+        self, forward: Forward, leaves: Sequence[Tensor], blocks: Iterable[tuple[Tensor, Tensor]], count: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `Eager._summed`; lanes that take turns are differentiated in their turn."""
+        if self.manner.together:
+            return super()._summed(forward, leaves, blocks, count)
+        assert isinstance(forward, Pass)
+        losses, gradients = (
+            leaves[0].new_zeros(len(leaves[0])),
+            torch.zeros_like(torch.cat([p.flatten(1) for p in leaves], 1)),
+        )
+        for x, y in blocks:
+            _, each, parts = forward.copies.gradients(
+                leaves, x, y, forward.rows, self.criterion.losses, training=forward.training
+            )
+            losses += each.sum(1) / count
+            gradients += torch.cat([part.flatten(1) for part in parts], 1) / count
+        return losses, gradients
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass of some rows of a user's network.
+
+    Attributes:
+        copies: of the network.
+        rows: which.
+        training: whether it trains or is evaluated.
+    """
+
+    copies: Copies
+    rows: Rows
+    training: bool
+
+    def __call__(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """As `stacked` has it."""
+        return self.copies.outputs(parameters, x, self.rows, training=self.training)
 
 
 class Solo:
     """Any torch optimizer, lane by lane: for those that no rule knows. Evaluation is stacked all the same.
 
     Args:
-        network: one network.
+        network: one network, on the lanes' device and in their type.
         criterion: what outputs are judged by.
         stacked: an engine for all but the updates.
     """
@@ -512,7 +552,7 @@ class Solo:
     name = "solo"
 
     def __init__(self, network: nn.Module, criterion: Criterion, stacked: Eager) -> None:
-        self.network, self.criterion = network, criterion
+        self.turns, self.criterion, self.may_draw = Turns(network), criterion, not layered(network)
         self.evaluate, self.predict, self.noise = stacked.evaluate, stacked.predict, stacked.noise
 
     def warm_up(self, stack: Stack, batches: Batches) -> None:
@@ -523,44 +563,23 @@ class Solo:
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """As `Engine.advance`."""
         losses = stack.parameters.new_empty(stop - stack.update, rows.stop - rows.start)
-        network = self.network.to(stack.parameters.device, stack.parameters.dtype).train()
-        parameters = list(trained(network).values())
-        own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        may_draw = not layered(network)
+        network, parameters = self.turns.network.train(), self.turns.parameters
         for row in range(rows.start, rows.stop):
-            lane = stack.alive[row]
-            with torch.no_grad():
-                for parameter, values in zip(parameters, stack.leaves(slice(row, row + 1)), strict=True):
-                    parameter.copy_(values[0])
-                for name, extra in stack.extras.items():
-                    own[name].copy_(extra[row])
+            lane, extras = stack.alive[row], {name: extra[row] for name, extra in stack.extras.items()}
+            self.turns.enter([leaf[0] for leaf in stack.leaves(slice(row, row + 1))], extras)
             optimizers = self._optimizers(stack, parameters, lane)
             for update in range(stack.update, stop):
                 x, y = batches.take(batches.rows(update), slice(row, row + 1))
-                with drawing(stack.lanes[lane].seed, update, x.device, when=may_draw):
-                    losses[update - stack.update, row - rows.start] = self._update(network, optimizers, x[0], y)
+
+                def loss(x: Tensor = x, y: Tensor = y) -> Tensor:
+                    return self.criterion.losses(network(x[0])[None], y).mean()
+
+                with drawing(stack.lanes[lane].seed, update, x.device, when=self.may_draw):
+                    losses[update - stack.update, row - rows.start] = updated(network, optimizers, loss)
             stack.parameters[row] = torch.cat([parameter.detach().flatten() for parameter in parameters])
-            for name, extra in stack.extras.items():
-                extra[row] = own[name].detach()
+            self.turns.leave(extras)
             stack.solo[lane] = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
         return losses
-
-    def _update(self, network: nn.Module, optimizers: list[torch.optim.Optimizer], x: Tensor, y: Tensor) -> Tensor:
-        """One update of one lane; the loss before it."""
-
-        def closure() -> Tensor:
-            network.zero_grad()
-            loss = self.criterion.losses(network(x)[None], y).mean()
-            loss.backward()
-            return loss.detach()
-
-        if len(optimizers) == 1:
-            # LBFGS asks for the loss as often as it likes; what it returns is the first.
-            return torch.as_tensor(optimizers[0].step(closure))  # type: ignore[arg-type]
-        loss = closure()
-        for optimizer in optimizers:
-            optimizer.step()
-        return loss
 
     @staticmethod
     def _optimizers(stack: Stack, parameters: list[nn.Parameter], lane: int) -> list[torch.optim.Optimizer]:
@@ -577,7 +596,7 @@ def _whole(examples: Split) -> tuple[Tensor, Tensor]:
 
 
 def choose(
-    network: nn.Module,
+    build: Builder,
     in_shape: tuple[int, ...],
     criterion: Criterion | Task,
     batch_size: int,
@@ -591,7 +610,7 @@ def choose(
     """The engine of a trial: a function of the trial and the kind of device alone.
 
     Args:
-        network: one network of the family, or of a user's model.
+        build: makes one network of the family, or of a user's model.
         in_shape: shape of one example.
         criterion: what outputs are judged by; a task's own if that is given.
         batch_size: examples per update.
@@ -607,14 +626,16 @@ def choose(
     """
     if isinstance(criterion, str):
         criterion = Criterion(criterion)
+    network = build()
     block = block_size(activations(network, in_shape), stack)
     if stack.rule.solo and wanted not in ("auto", "solo"):
         raise ValueError(f"{stack.rule.name} has no update rule over lanes, so its engine is solo, not {wanted}")
     if wanted == "solo" and not stack.rule.solo:
         raise ValueError(f"the engine solo is for optimizers without a rule over lanes; {stack.rule.name} has one")
     if not layered(network):
-        return _general(network, in_shape, criterion, stack, wanted, block, sample, name)
+        return _general(build, in_shape, criterion, stack, wanted, block, sample, name)
     if stack.rule.solo:
+        network = network.to(stack.parameters.device, stack.parameters.dtype)
         return Solo(network, criterion, Eager(network, in_shape, criterion, block))
     written = not criterion.loss and stack.rule.name in RULES
     if wanted == "compiled" and not written:
@@ -632,7 +653,7 @@ def choose(
 
 
 def _general(
-    network: nn.Module,
+    build: Builder,
     in_shape: tuple[int, ...],
     criterion: Criterion,
     stack: Stack,
@@ -644,11 +665,11 @@ def _general(
     """The engine of a user's model, as `choose` has it."""
     if wanted not in ("auto", "solo"):
         raise ValueError(f"the engine {wanted} knows the layers of the shipped models only; for {name} choose auto")
-    network = network.to(stack.parameters.device, stack.parameters.dtype)
     if sample is None:
         noise = torch.randn(4, *in_shape, generator=torch.Generator().manual_seed(0))
         sample = noise.to(stack.parameters)
-    engine = General(network, manner_of(network, sample, name), criterion, block)
+    network = build().to(stack.parameters.device, stack.parameters.dtype)
+    engine = General(network, manner_of(build, sample, name), criterion, block)
     return Solo(network, criterion, engine) if stack.rule.solo else engine
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -13,12 +14,14 @@ from torch import Tensor
 from trainables import engines, lanes
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
-from trainables.general import drawing
+from trainables.general import drawing, updated
 from trainables.models import trained
 from trainables.rules import Rule
 from trainables.stack import Batches, Builder, Lane, Stack, batch_order, initialise
 
 UPDATES = 20
+# Where training pauses in between, as it does for evaluation.
+PAUSES = (1, 2, 3, 4, 6, 8, 12, 16)
 # Seconds of each turn of the race, and how often both take one.
 TURN_SECONDS, TURNS = 0.2, 3
 
@@ -56,7 +59,8 @@ def prove(
     """
     few = [lane for lane in all_lanes if lane.learning_rate == all_lanes[0].learning_rate][:2]
     stack, advance = _together(build, rule, data, batch_size, few, criterion, name)
-    advance(UPDATES)
+    for pause in (*PAUSES, UPDATES):
+        advance(pause - stack.update)
     largest = max(
         _difference(stack, row, _alone(build, rule, data.train, batch_size, lane, criterion, UPDATES))
         for row, lane in enumerate(few)
@@ -78,9 +82,7 @@ def _together(
 ) -> tuple[Stack, Callable[[int], str]]:
     stack = Stack.build(build, few, rule, torch.float64, torch.device("cpu"))
     sample = data.train.inputs[:4]
-    engine = engines.choose(
-        build(), data.in_shape, criterion, batch_size, stack, None, "auto", sample=sample, name=name
-    )
+    engine = engines.choose(build, data.in_shape, criterion, batch_size, stack, None, "auto", sample=sample, name=name)
     batches = Batches(data.train, batch_size, stack)
 
     def advance(updates: int) -> str:
@@ -105,30 +107,30 @@ def _alone(
         rows = order[place * size : (place + 1) * size]
         with drawing(lane.seed, update, train.inputs.device):
 
-            def closure(rows: Tensor = rows) -> Tensor:
-                network.zero_grad()
-                loss = criterion.losses(network(train.inputs[rows])[None], train.targets[rows][None]).mean()
-                loss.backward()
-                return loss
+            def loss(rows: Tensor = rows) -> Tensor:
+                return criterion.losses(network(train.inputs[rows])[None], train.targets[rows][None]).mean()
 
-            if len(optimizers) == 1:
-                optimizers[0].step(closure)  # type: ignore[arg-type]
-                continue
-            closure()
-            for optimizer in optimizers:
-                optimizer.step()
-    return {name: tensor.detach() for name, tensor in [*trained(network).items(), *network.named_buffers()]}
+            updated(network, optimizers, loss)
+    return {name: tensor.detach() for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
 
 
 def _difference(stack: Stack, row: int, alone: dict[str, Tensor]) -> float:
-    extras = {name: extra[row] for name, extra in stack.extras.items()}
-    own = dict(zip([name for name in alone if name not in extras], stack.leaves(slice(row, row + 1)), strict=False))
-    together = {name: leaf.detach()[0] for name, leaf in own.items()} | extras
-    found = 0.0
-    for name, value in together.items():
-        other = alone[name].double()
-        found = max(found, float(((value.double() - other).abs() / other.abs().clamp(min=1)).max()))
-    return found
+    leaves = zip(stack.names, stack.leaves(slice(row, row + 1)), strict=True)
+    together = {name: leaf.detach()[0] for name, leaf in leaves}
+    together |= {name: extra[row] for name, extra in stack.extras.items()}
+    return max(relative(value, alone[name]) for name, value in together.items())
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference of two tensors, relative to the second where that is above 1; infinite if one has a NaN.
+
+    Where both have the same infinity, or both a NaN, they do not differ.
+    """
+    ours, theirs = ours.double(), theirs.double()
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    difference = (ours - theirs).abs() / theirs.abs().clamp(min=1)
+    found = torch.where(same, 0.0, difference.nan_to_num(nan=math.inf))
+    return float(found.max()) if found.numel() else 0.0
 
 
 def _per_update(advance: Callable[[int], object]) -> float:

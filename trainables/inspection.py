@@ -6,6 +6,7 @@ of `Request`; ANSWER is written at the end, and STAGE says at any time what is b
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import resource
@@ -21,8 +22,9 @@ import torch
 from trainables import data, models
 from trainables.criterion import called_on
 from trainables.data import DataError, Facts
-from trainables.foreign import ForeignError, imported, is_foreign, own_files, search_in
-from trainables.general import manner_of
+from trainables.equality import relative
+from trainables.foreign import ForeignError, imported, is_foreign, own_files, search_in, told
+from trainables.general import manner_of, updated
 from trainables.rules import Rule, named
 from trainables.stack import initialise
 
@@ -31,6 +33,8 @@ Result = TypeVar("Result")
 # How long each may take, in seconds.
 IMPORT_SECONDS, DATA_SECONDS, RUN_SECONDS = 60, 1800, 120
 EXAMPLES = 8
+# Updates by which an optimizer is tried: more than those after which some look ahead or average. Relative, float64.
+TRIED_UPDATES, TOLERANCE = 25, 1e-9
 
 
 @dataclass(frozen=True)
@@ -155,13 +159,11 @@ class Inspection:
     def _network(self, arguments: dict[str, Any], facts: Facts, sample: torch.Tensor, size: str) -> None:
         request = self.request
         build = partial(models.build, request.model, facts.in_shape, facts.out_features, **arguments)
-        network = initialise(build, 0).to(sample.dtype).train()
-        manner = manner_of(network, sample[:4], request.model)
-        network.eval()
+        manner = manner_of(build, sample[:4], request.model)
+        network = initialise(build, 0).to(sample.dtype).eval()
         with torch.no_grad():
             outputs = network(sample)
-        wanted = (len(sample), facts.out_features)
-        got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        wanted, got = (len(sample), facts.out_features), tuple(outputs.shape)
         if got != wanted:
             told = f"gives {got} for {len(sample)} examples of {facts.in_shape} ({size}); expected {wanted}"
             raise ForeignError(f"{request.model}: {told}: a number for each class, or each number to be predicted")
@@ -193,33 +195,66 @@ def _about(path: str) -> str:
 
 
 def _try_optimizer(path: str) -> None:
-    """Two updates of a few numbers."""
+    """Some updates of a few numbers, which must be the same however lanes are cut and put together."""
     rule = named(path)
-    if rule.solo:
-        parameter = torch.nn.Parameter(torch.ones(2, 3))
-        try:
-            for optimizer in rule.optimizers([parameter], 1e-3, {}) * 2:
-                parameter.grad = torch.ones_like(parameter)
-                optimizer.step(lambda: float(parameter.sum()))
-                optimizer.load_state_dict(optimizer.state_dict())
-        except Exception as error:
-            raise ForeignError(f"{path}: an update raised {type(error).__name__}: {error}") from error
-        found = parameter.detach()
-    else:
-        found = _try_rule(path, rule)
-    if not found.isfinite().all() or bool((found == 1).all()):
-        raise ForeignError(f"{path}: two updates left parameters of ones at {found.flatten().tolist()[:3]}")
-
-
-def _try_rule(path: str, rule: Rule) -> torch.Tensor:
-    parameters = torch.ones(2, 3)
-    state = rule.state(parameters)
+    torch.manual_seed(0)
+    gradients = torch.randn(TRIED_UPDATES, 2, 3, 4, dtype=torch.float64)
+    doing = "an update"
     try:
-        for column in range(2):
-            row = {name: float(values[column, 0]) for name, values in rule.coefficients(1, 2).items()}
-            rule.step(parameters, torch.ones_like(parameters), state, torch.full((2, 1), 1e-3), row, rule.settings)
+        if rule.solo:
+            found, doing = _by_torch(rule, gradients[:, 0]), "going on from its state_dict"
+            if relative(_by_torch(rule, gradients[:, 0], cut=True), found) > TOLERANCE:
+                raise ForeignError(
+                    f"{path}: goes on differently where its state_dict is loaded into a new one, so no interrupted "
+                    "trial could be resumed; keep what it remembers in self.state[parameter]"
+                )
+        else:
+            rows = gradients.flatten(2)
+            found = _by_rule(rule, rows)
+            apart = torch.cat([_by_rule(rule, rows[:, lane : lane + 1]) for lane in range(2)])
+            if relative(found, apart) > TOLERANCE:
+                raise ForeignError(
+                    f"{path}: a lane's update depends on the lanes beside it; take norms, sums and means over "
+                    "dimension 1, with keepdim=True, of what is (lanes, parameters)"
+                )
+    except ForeignError:
+        raise
     except Exception as error:
-        raise ForeignError(f"{path}: an update raised {type(error).__name__}: {error}") from error
+        raise ForeignError(f"{path}: {doing} raised {told(error, path.partition(':')[0])}") from error
+    if not found.isfinite().all() or bool((found == 1).all()):
+        raise ForeignError(f"{path}: {TRIED_UPDATES} updates left parameters of ones at {found.flatten().tolist()[:3]}")
+
+
+def _by_torch(rule: Rule, gradients: torch.Tensor, *, cut: bool = False) -> torch.Tensor:
+    """Parameters of ones, (3, 4), after updates with given gradients; cut, each by a new optimizer with the old state.
+
+    One that asks for the loss gets that of a linear function, whose gradient stays.
+    """
+    module = torch.nn.Linear(4, 3, bias=False).double()
+    weight = list(module.parameters())
+    torch.nn.init.ones_(module.weight)
+    optimizers = rule.optimizers(weight, 1e-3, {})
+    for gradient in gradients:
+        if cut:
+            saved = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+            optimizers = rule.optimizers(weight, 1e-3, {})
+            for optimizer, state in zip(optimizers, saved, strict=True):
+                optimizer.load_state_dict(state)
+
+        def loss(gradient: torch.Tensor = gradient) -> torch.Tensor:
+            return (module.weight * gradient).sum()
+
+        updated(module, optimizers, loss)
+    return module.weight.detach()
+
+
+def _by_rule(rule: Rule, gradients: torch.Tensor) -> torch.Tensor:
+    """Parameters of ones, (lanes, 12), after updates with given gradients, (updates, lanes, 12)."""
+    parameters = torch.ones_like(gradients[0])
+    state, rates = rule.state(parameters), torch.full_like(parameters[:, :1], 1e-3)
+    for column, gradient in enumerate(gradients):
+        row = {name: float(values[column, 0]) for name, values in rule.coefficients(1, len(gradients)).items()}
+        rule.step(parameters, gradient.clone(), state, rates, row, rule.settings)
     return parameters
 
 

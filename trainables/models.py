@@ -208,8 +208,7 @@ def build(
             raise ForeignError(
                 f"{family}: its module has no parameters that require gradients; nothing is to be trained"
             )
-        # Lanes' linear layers take vectors; torch's take any shape, of which the last axis counts.
-        return nn.Sequential(network) if layered(network) and _of_more_than_vectors(network, in_shape) else network
+        return nn.Sequential(network) if layered(network) and not _as_lanes_take_them(network, in_shape) else network
     if family == "linear":
         return linear(in_shape, out_features)
     if family == "quadratic":
@@ -229,22 +228,40 @@ def layered(module: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether a network is a chain of the layers that lanes know, each as the families use it, all of it trained."""
     if type(module) is not nn.Sequential or not all(map(_known, module)):
         return False
+    if hooked(module, forward=True):
+        return False
     parameters = [id(parameter) for layer in module for parameter in layer.parameters()]
     return len(set(parameters)) == len(parameters) == len(trained(module))
 
 
-def _of_more_than_vectors(network: nn.Sequential, in_shape: tuple[int, ...]) -> bool:
-    flat = len(in_shape) == 1
+def hooked(module: nn.Module, *, forward: bool = False) -> bool:
+    """Whether a network has hooks that may change gradients; or, if asked for, any hooks or a `forward` put in place.
+
+    Args:
+        module: the network.
+        forward: whether those of the forward pass count too.
+    """
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters()):
+        return True
+    kinds = ["_backward_hooks", "_backward_pre_hooks"]
+    kinds += ["_forward_hooks", "_forward_pre_hooks"] if forward else []
+    replaced = forward and any("forward" in vars(each) for each in module.modules())
+    return replaced or any(getattr(each, kind) for each in module.modules() for kind in kinds)
+
+
+def _as_lanes_take_them(network: nn.Sequential, in_shape: tuple[int, ...]) -> bool:
+    """Whether linear layers get vectors and convolutions images with channels, of which torch's take more kinds."""
+    axes = len(in_shape)
     for layer in network:
-        flat = flat or isinstance(layer, nn.Flatten)
-        if isinstance(layer, nn.Linear):
-            return not flat
-    return False
+        if isinstance(layer, nn.Flatten):
+            axes = 1
+        wanted = 1 if isinstance(layer, nn.Linear) else 3 if isinstance(layer, nn.Conv2d | nn.MaxPool2d) else axes
+        if axes != wanted:
+            return False
+    return True
 
 
 def _known(layer: nn.Module) -> bool:
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return False
     if type(layer) is nn.Linear:
         return layer.bias is not None
     if type(layer) is nn.Conv2d:

@@ -77,6 +77,7 @@ class Stack:
         parameters: (K, P), each row one network.
         state: the rule's buffers, each (K, P).
         shapes: shape of each parameter, in the module's order.
+        names: of these.
         extras: what else a user's network has, by name, each (K, *shape): buffers, and frozen parameters where they
             differ from seed to seed.
         update: updates made.
@@ -97,6 +98,7 @@ class Stack:
     parameters: Tensor
     state: State
     shapes: list[torch.Size]
+    names: list[str] = field(default_factory=list)
     extras: dict[str, Tensor] = field(default_factory=dict)
     update: int = 0
     reports: int = 0
@@ -141,9 +143,10 @@ class Stack:
             for seed, net in rows.items()
         }
         parameters = torch.stack([flat[lane.seed] for lane in lanes]).to(device)
-        shapes = [p.shape for p in trained(next(iter(rows.values()))).values()]
+        named = trained(next(iter(rows.values())))
         extras = _extras(rows, [lane.seed for lane in lanes], dtype, device)
-        return cls(rule, list(lanes), list(range(len(lanes))), parameters, rule.state(parameters), shapes, extras)
+        state, shapes = rule.state(parameters), [p.shape for p in named.values()]
+        return cls(rule, list(lanes), list(range(len(lanes))), parameters, state, shapes, list(named), extras)
 
     def leaves(self, rows: slice) -> list[Tensor]:
         """The parameters of some rows one by one, (k, *shape), as views that share memory and ask gradients."""

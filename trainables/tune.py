@@ -234,7 +234,7 @@ class LaneTrainable(tune.Trainable):
         stack = Stack.build(self.build, configurations, named(trial.optimizer), dtype, self.device)
         updates = self.schedule.total
         self.engine = engines.choose(
-            network,
+            self.build,
             shape,
             self.criterion,
             trial.batch_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,6 +52,22 @@ class Criterion:
         if self.score:
             return _each(self.score, "score", outputs, targets)
         return outputs.argmax(2) == targets
+
+    def refuse(self, metric: str, means: np.ndarray) -> None:
+        """Refuse what a user's loss or score has come to if lanes could not be compared by it.
+
+        Args:
+            metric: loss or accuracy.
+            means: over examples, of each lane.
+
+        Raises:
+            ForeignError: if a loss is negative, or a score is not from 0 to 1.
+        """
+        path = self.loss if metric == "loss" else self.score if metric == "accuracy" else ""
+        bad = means[(means < 0) | ((means > 1) if metric == "accuracy" else False)]
+        if path and len(bad):
+            what = "loss" if metric == "loss" else "score"
+            raise ForeignError(f"{path}: gives a mean of {bad[0]:g} in training; expected {EXPECTED[what]}")
 
 
 def _each(path: str, what: str, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ torchvision and scikit-learn are imported by the data sets that need them, so th
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -218,14 +219,18 @@ def _foreign(path: str, folder: Path, seed: int) -> tuple[list[Split], Task, int
     targets = [split.targets for split in splits]
     if targets[0].is_floating_point():
         return splits, "regression", targets[0].shape[1]
-    if min(int(t.min()) for t in targets) < 0:
+    classes = {int(c) for t in targets for c in t.unique()}
+    if len(classes) == 1:
+        told = f"all targets are {classes.pop()}; expected two classes or more, or floats for regression"
+        raise ForeignError(f"{path}: {told}")
+    if min(classes) < 0:
         raise ForeignError(f"{path}: a class number is below 0; expected classes from 0 on")
-    return splits, "classification", 1 + max(int(t.max()) for t in targets)
+    return splits, "classification", 1 + max(classes)
 
 
 def _foreign_split(path: str, name: str, pair: Any) -> Split:
     try:
-        inputs, targets = (torch.as_tensor(each) for each in pair)
+        inputs, targets = (_tensor(each) for each in pair)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ForeignError(f"{path}: {name} is no pair of arrays ({error}); expected {EXPECTED['data']}") from error
     if inputs.ndim < 2 or not len(inputs) or targets.ndim not in (1, 2) or len(targets) != len(inputs):
@@ -240,6 +245,13 @@ def _foreign_split(path: str, name: str, pair: Any) -> Split:
         if not values.isfinite().all():
             raise ForeignError(f"{path}: {what} of {name} are not all finite; take out or fill in what is missing")
     return Split(inputs, targets)
+
+
+def _tensor(values: Any) -> Tensor:
+    """A user's array as a tensor that asks for no gradient; unsigned numbers, of which torch knows few, as signed."""
+    if isinstance(values, np.ndarray) and values.dtype in (np.uint16, np.uint32):
+        values = values.astype(np.int64)
+    return torch.as_tensor(values).detach()
 
 
 def _cubic(seed: int) -> list[Split]:
@@ -339,8 +351,17 @@ def _standardized(
     train = splits[0]
     # Every axis but the columns', or the channels'.
     axes = [axis for axis in range(train.inputs.ndim) if axis != 1]
-    mean, std = train.inputs.mean(axes, keepdim=True), train.inputs.std(axes, keepdim=True)
-    std = torch.where(std > 0, std, 1.0)  # of a column that says nothing
-    center, scale = (train.targets.mean(0), train.targets.std(0)) if targets_too else (0, 1)
+    mean, std = train.inputs.mean(axes, keepdim=True), _deviation(train.inputs, axes)
+    center: Tensor | int = 0
+    scale: Tensor | int = 1
+    if targets_too:
+        center, scale = train.targets.mean(0), _deviation(train.targets, [0])[0]
     found = [Split((s.inputs - mean) / std, (s.targets - center) / scale if targets_too else s.targets) for s in splits]
     return found, tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())
+
+
+def _deviation(values: Tensor, axes: list[int]) -> Tensor:
+    """The standard deviation along some axes, which stay; 1 of what does not vary and so says nothing."""
+    count = math.prod(values.shape[axis] for axis in axes)
+    found = values.std(axes, keepdim=True) if count > 1 else values.sum(axes, keepdim=True) * 0
+    return torch.where(found > 0, found, 1.0)

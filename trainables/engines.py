@@ -66,9 +66,11 @@ class Engine(Protocol):
 
     Attributes:
         name: one of `NAMES`; or vmap or loop, where a user's model leaves no choice.
+        criterion: what outputs are judged by.
     """
 
     name: str
+    criterion: Criterion
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """Make the updates from `stack.update` to `stop` of some rows of the stack, in place.
@@ -513,11 +515,11 @@ class General(Eager):
             torch.zeros_like(torch.cat([p.flatten(1) for p in leaves], 1)),
         )
         for x, y in blocks:
-            _, each, parts = forward.copies.gradients(
-                leaves, x, y, forward.rows, self.criterion.losses, training=forward.training
+            _, loss, parts = forward.copies.gradients(
+                leaves, x, y, forward.rows, self.criterion.losses, count, training=forward.training
             )
-            losses += each.sum(1) / count
-            gradients += torch.cat([part.flatten(1) for part in parts], 1) / count
+            losses += loss
+            gradients += torch.cat([part.flatten(1) for part in parts], 1)
         return losses, gradients
 
 

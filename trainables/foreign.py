@@ -25,7 +25,7 @@ EXPECTED = {
     "model": "a callable that takes in_shape and out_features, and width and depth if they are searched, by keyword",
     "data": 'a callable that returns {"train": (inputs, targets), "validation": ..., "test": ...}',
     "optimizer": "a subclass of torch.optim.Optimizer, or a trainables.rules.Rule",
-    "loss": "a callable from outputs (n, out_features) and targets to (n,) losses",
+    "loss": "a callable from outputs (n, out_features) and targets to (n,) losses, none below 0",
     "score": "a callable from outputs (n, out_features) and targets to (n,) numbers from 0 to 1",
 }
 

@@ -123,9 +123,17 @@ class Copies:
                 return torch.stack([self.network(one) for one, _ in self._in_turn(parameters, x, rows, training)])
 
     def gradients(
-        self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, rows: Rows, losses: Losses, *, training: bool
+        self,
+        parameters: Sequence[Tensor],
+        x: Tensor,
+        y: Tensor,
+        rows: Rows,
+        losses: Losses,
+        count: int,
+        *,
+        training: bool,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Outputs, losses of the examples, (K, B), and the gradients of their sums, each (K, *shape).
+        """Outputs, losses of the batch, (K,), and their gradients, each (K, *shape).
 
         Args:
             parameters: each (K, *shape).
@@ -133,11 +141,12 @@ class Copies:
             y: targets, (K or 1, B, ...).
             rows: the lanes.
             losses: of the examples.
+            count: examples of the whole batch, over which is meaned; x may be a part of it.
             training: whether the network trains or is evaluated.
         """
         if self.manner.together:
             outputs = self.outputs(parameters, x, rows, training=training)
-            each = losses(outputs, y)
+            each = losses(outputs, y).sum(1) / count
             with _plainly():
                 found = torch.autograd.grad(each.sum(), parameters, materialize_grads=True)
             return outputs.detach(), each.detach(), list(found)
@@ -147,10 +156,10 @@ class Copies:
             for one, lane in self._in_turn(parameters, x, rows, training):
                 self.network.zero_grad()
                 outputs = self.network(one)
-                each = losses(outputs[None], y[lane : lane + 1] if len(y) > 1 else y)
-                each.sum().backward()
+                each = losses(outputs[None], y[lane : lane + 1] if len(y) > 1 else y).sum() / count
+                each.backward()
                 all_outputs.append(outputs.detach())
-                all_losses.append(each.detach()[0])
+                all_losses.append(each.detach())
                 own = [p.new_zeros(p.shape) if p.grad is None else p.grad.clone() for p in self.turns.parameters]
                 all_gradients.append(own)
         self.network.zero_grad()
@@ -372,26 +381,24 @@ def _alone(build: Builder, x: Tensor, name: str) -> _Course:
 
 
 def _side_by_side(build: Builder, x: Tensor, manner: Manner) -> _Course:
-    """The same, as lanes."""
-    network, found = _made(build, x), {}
-    named = trained(network)
-    copies = Copies(network, manner)
+    """The same, as lanes, and as if each update were made by another worker, to which no more came than a stack has."""
+    first, found = _made(build, x), {}
+    named, buffers = trained(first), dict(first.named_buffers())
     parameters = [p.detach().repeat(len(x), *[1] * p.ndim).requires_grad_() for p in named.values()]
-    buffers = dict(network.named_buffers())
     extras = {key: value.detach().repeat(len(x), *[1] * value.ndim) for key, value in buffers.items()}
     seeds = [0] * len(x)
     for update in range(TRIED_UPDATES):
-        outputs, _, gradients = copies.gradients(parameters, x, x, Rows(extras, seeds, update), _nothing, training=True)
+        copies, rows = Copies(_made(build, x), manner), Rows(extras, seeds, update)
+        outputs, _, gradients = copies.gradients(parameters, x, x, rows, _nothing, 1, training=True)
         found[f"outputs of update {update + 1}"] = outputs
         for key, parameter, gradient in zip(named, parameters, gradients, strict=True):
             found[f"gradients of {key}, update {update + 1},"] = gradient
             with torch.no_grad():
                 _step(parameter, gradient)
     found |= {f"buffer {key}": value.clone() for key, value in extras.items()}
-    kept = {key: value.clone() for key, value in extras.items()}
-    found["outputs in evaluation"] = copies.outputs(
-        parameters, x, Rows(kept, seeds, TRIED_UPDATES), training=False
-    ).detach()
+    rows = Rows({key: value.clone() for key, value in extras.items()}, seeds, TRIED_UPDATES)
+    copies = Copies(_made(build, x), manner)
+    found["outputs in evaluation"] = copies.outputs(parameters, x, rows, training=False).detach()
     return _Course(found)
 
 

@@ -257,6 +257,8 @@ def train(
         if batch_losses is not None:
             found["batch", "loss"] = batch_losses.mean(0, dtype=torch.float64)
         table = torch.stack(list(found.values())).cpu().numpy()
+        for (_, metric), numbers in zip(found, table, strict=True):
+            engine.criterion.refuse(metric, numbers)
         finite = np.isfinite(table).all(0)
         if not finite.all():
             stack.diverge({lane: stack.update + 1 for lane, good in zip(stack.alive, finite, strict=True) if not good})

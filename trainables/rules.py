@@ -47,7 +47,7 @@ class Rule:
         name: the name in specs, tables and figures.
         unit_update: (parameters, gradients, state, coefficients, settings) -> u, all of the parameters' shape or
             broadcasting against it; changes the state in place.
-        torch_class: the torch.optim class that computes the same.
+        torch_class: the torch.optim class that computes the same, if there is one.
         rates: (lowest, highest) learning rate of the default grid, for losses of order one.
         buffers: names of the state's tensors, each like the parameters, zero at first.
         settings: constants, under torch.optim's names.
@@ -57,7 +57,7 @@ class Rule:
 
     name: str
     unit_update: UnitUpdate
-    torch_class: type[torch.optim.Optimizer]
+    torch_class: type[torch.optim.Optimizer] | None
     rates: tuple[float, float]
     buffers: tuple[str, ...] = ()
     settings: Mapping[str, float] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Rule:
 
     def adjustable(self) -> dict[str, float]:
         """The settings that can be changed, with their usual values: one number each."""
-        if not self.solo:
+        if not self.solo or self.torch_class is None:
             return dict(self.settings)
         arguments = inspect.signature(self.torch_class).parameters.items()
         numbers = {name: each.default for name, each in arguments if isinstance(each.default, int | float)}
@@ -120,9 +120,11 @@ class Rule:
     def reference(
         self, parameters: list[nn.Parameter], rate: float, settings: Mapping[str, float]
     ) -> list[torch.optim.Optimizer]:
-        """The torch optimizers that compute the same, with the same settings."""
+        """The torch optimizers that compute the same, with the same settings; the rule itself if there are none."""
         if self.solo:
             return self.optimizers(parameters, rate, settings)
+        if self.torch_class is None:
+            return [_Alone(parameters, self, rate, settings)]
         make: Any = self.torch_class
         values, known = {**self.settings, **settings}, inspect.signature(self.torch_class).parameters
         options: dict[str, Any] = {name: value for name, value in values.items() if name in known}
@@ -153,6 +155,36 @@ class Rule:
             settings: numbers, or tensors that broadcast against the parameters.
         """
         parameters.addcmul_(self.unit_update(parameters, gradients, state, coefficients, settings), rates, value=-1)
+
+
+class _Alone(torch.optim.Optimizer):
+    """A rule for one network, as torch has optimizers.
+
+    Args:
+        parameters: of the network.
+        rule: it.
+        rate: the learning rate.
+        settings: of the rule, where they are not its own.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], rule: Rule, rate: float, settings: Mapping[str, float]) -> None:
+        super().__init__(parameters, {"lr": rate})
+        self.rule, self.settings, self.update = rule, {**rule.settings, **settings}, 0
+        self.row = torch.cat([p.detach().flatten() for p in parameters])[None]
+        self.memory = rule.state(self.row)
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update."""
+        self.update += 1
+        parameters, rate = self.param_groups[0]["params"], self.param_groups[0]["lr"]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])[None]
+        table = self.rule.coefficients(self.update, self.update, self.settings)
+        row = {name: column.item() for name, column in table.items()}
+        self.rule.step(self.row, flat, self.memory, self.row.new_full((1, 1), rate), row, self.settings)
+        for parameter, values in zip(parameters, self.row[0].split([p.numel() for p in parameters]), strict=True):
+            parameter.copy_(values.view_as(parameter))
 
 
 def _gradient(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:

@@ -184,6 +184,7 @@ class LaneTrainable(tune.Trainable):
         self.traces: list[lanes.Trace] = []
         self.predictions: list[Predictions] = []
         self.reported: list[float] = []
+        self.stacks: list[Stack] = []
         self.whole, self.unsaved, self.saved = True, False, self.begun
         try:
             self._build(self.trial)
@@ -221,7 +222,6 @@ class LaneTrainable(tune.Trainable):
         self.criterion = Criterion(self.data.task, trial.loss, trial.score)
         self.budget = lanes.Budget(**trial.budget)
         self.schedule = lanes.Schedule(self.budget, trial.batch_size, len(self.data.train))
-        self.stacks: list[Stack] = []
         if not self._resume():
             self.stacks = []
             self._add(trial.lanes())
@@ -433,8 +433,10 @@ class LaneTrainable(tune.Trainable):
         if self.failure:
             return  # there is no stack to go on with; the next step says why
         assert isinstance(checkpoint, str)
-        self._restore(torch.load(Path(checkpoint) / "trial.pt", weights_only=True, map_location="cpu"))
-        self.training = self._train()
+        state = torch.load(Path(checkpoint) / "trial.pt", weights_only=True, map_location="cpu")
+        if state["stacks"]:  # it had begun when it was saved
+            self._restore(state)
+            self.training = self._train()
 
     def _state(self) -> dict[str, Any]:
         """Everything as tensors, numbers, strings, lists and dicts, for `torch.save`."""

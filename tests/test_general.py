@@ -1,0 +1,335 @@
+"""Awkward models, optimizers and rules: what cannot be stacked takes turns, what would be no lane at all is refused."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainables import data, engines, lanes, models
+from trainables.criterion import Criterion
+from trainables.data import Data, Split
+from trainables.equality import prove, relative
+from trainables.foreign import ForeignError
+from trainables.general import manner_of
+from trainables.inspection import _try_optimizer
+from trainables.rules import RULES, Rule, named
+from trainables.stack import Batches, Lane, Stack, grid
+
+IN, OUT = 6, 3
+
+
+@pytest.fixture(scope="module")
+def examples() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(90, IN, generator=generator, dtype=torch.float64)
+    splits = [Split(each, each[:, :OUT].sin()) for each in x.split(30)]
+    return Data("waves", "regression", *splits, outputs=OUT)
+
+
+class Net(nn.Module):
+    """Two layers; what is awkward comes on top."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(IN, 8), nn.Linear(8, OUT)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.hidden(x))
+        return out
+
+
+class Checkpointed(Net):
+    def hidden(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(super().hidden, x, use_reentrant=False)
+        return out
+
+
+class Reassigned(Net):
+    """A running mean that is another tensor after each update."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        h = super().hidden(x)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
+        return h - self.mean
+
+
+class Clipped(Net):
+    """Gradients that are cut off, by hooks of parameters: seldom, so that a try may not show it."""
+
+    def __init__(self, limit: float = 1e-3) -> None:
+        super().__init__()
+        for parameter in self.parameters():
+            parameter.register_hook(lambda gradient: gradient.clamp(-limit, limit))
+
+
+class Halved(Net):
+    """A backward hook of a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last.register_full_backward_hook(
+            lambda module, given, _: tuple(g and g / 2 if g is None else g / 2 for g in given)
+        )
+
+
+class Twice(Net):
+    """One layer under two names, with a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+        self.again = self.norm
+
+    def hidden(self, x: Tensor) -> Tensor:
+        out: Tensor = self.again(self.norm(super().hidden(x)))
+        return out
+
+
+class Seldom(Net):
+    """A layer that is left out in one batch of ten."""
+
+    def hidden(self, x: Tensor) -> Tensor:
+        h = super().hidden(x)
+        return h * 0 if self.training and torch.rand(()) < 0.1 else h
+
+
+class Counting(Net):
+    """Warms up by a number of its own, too slowly for a try to show it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out: Tensor = super().forward(x) * min(1.0, 0.5 + self.calls // 10)
+        return out
+
+
+class Remembering(Net):
+    """Keeps the last batch's mean in a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = [torch.zeros(8, dtype=torch.float64)]
+
+    def hidden(self, x: Tensor) -> Tensor:
+        h = super().hidden(x)
+        out, self.kept = h - self.kept[0], [h.detach().mean(0)]
+        return out
+
+
+class ByNumpy(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.constant_(self.last.bias, float(np.random.default_rng().normal()))
+
+
+class ByPython(Net):
+    def hidden(self, x: Tensor) -> Tensor:
+        return super().hidden(x) * (random.random() < 0.9)
+
+
+def weight_normed() -> nn.Module:
+    net = Net()
+    net.first = nn.utils.parametrizations.weight_norm(net.first)
+    return net
+
+
+def hooked_chain() -> nn.Module:
+    """Layers that lanes know, and a hook on the whole."""
+    chain = nn.Sequential(nn.Linear(IN, 8), nn.ReLU(), nn.Linear(8, OUT))
+    chain.register_forward_hook(lambda module, given, out: 2 * out)
+    return chain
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "Rprop"])
+@pytest.mark.parametrize(
+    ("build", "engine"),
+    [(Checkpointed, "loop"), (Reassigned, "loop"), (Clipped, "loop"), (Halved, "loop"), (Twice, "vmap"),
+     (Seldom, "loop"), (weight_normed, "vmap"), (hooked_chain, "vmap")],
+)  # fmt: skip
+def test_awkward_models_train_as_alone(
+    build: Callable[[], nn.Module], engine: str, optimizer: str, examples: Data
+) -> None:
+    proof = prove(build, named(optimizer), examples, 10, grid(1e-3, 1e-2, 2, [3, 4]), Criterion("regression"), "own")
+    assert proof.difference < 1e-9
+    assert proof.engine == ("solo" if optimizer == "Rprop" else engine)
+
+
+def test_gradients_that_hooks_change_are_used(examples: Data) -> None:
+    """The clipped network moves by no more than its limit lets it."""
+    stack = Stack.build(Clipped, [Lane(1.0, 0), Lane(1.0, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
+    before = stack.parameters.clone()
+    engine = engines.choose(Clipped, (IN,), "regression", 10, stack, None, "auto")
+    lanes.advance(stack, engine, Batches(examples.train, 10, stack), 3)
+    assert 0 < float((stack.parameters - before).abs().max()) < 3.001e-3
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [(Counting, r"own: calls changes from update to update \(2 to 3\).*register_buffer\('calls', torch.tensor\(1\)\)"),
+     (Remembering, "own: keeps something between updates that is neither a parameter nor a buffer"),
+     (ByNumpy, "own: two networks of one seed begin with other values of last.bias"),
+     (ByPython, "own: draws random numbers that are not torch's")],
+)  # fmt: skip
+def test_models_whose_lanes_would_be_none_are_refused(
+    build: Callable[[], nn.Module], told: str, examples: Data
+) -> None:
+    with pytest.raises(ForeignError, match=told):
+        manner_of(build, examples.train.inputs[:4], "own")
+
+
+def test_a_chain_of_linear_layers_over_images_without_channels_is_torch_s() -> None:
+    """Convolutions of (n, 7, 7) are of one channel-less image each in torch; lanes' layers know none such."""
+    build = models.build
+    made = build("tests.test_general:unbatched", (7, 7), 4)
+    assert not models.layered(made)
+    assert made(torch.zeros(5, 7, 7)).shape == (5, 4)
+
+
+def unbatched(in_shape: tuple[int, ...], out_features: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(5, 5, 3), nn.Flatten(), nn.Linear(25, out_features))
+
+
+def test_a_difference_with_nan_is_infinite() -> None:
+    one, nan, infinity = torch.ones(2), torch.tensor([1.0, math.nan]), torch.tensor([1.0, math.inf])
+    assert relative(one, one) == 0
+    assert relative(nan, one) == math.inf
+    assert relative(one, nan) == math.inf
+    assert relative(one, infinity) == math.inf
+    assert relative(nan, nan) == relative(infinity, infinity) == 0
+    assert relative(torch.tensor([200.0]), torch.tensor([100.0])) == 1
+
+
+class Forgetful(torch.optim.SGD):
+    """Counts its updates beside its state_dict."""
+
+    count = 0
+
+    def step(self, closure: Any = None) -> None:
+        self.count += 1
+        if self.count % 5 == 0:
+            super().step()
+
+
+class WithoutClosure(torch.optim.Optimizer):
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=group["lr"])
+
+
+class Asking(WithoutClosure):
+    """By the extragradient: asks for the loss twice."""
+
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        closure()
+        super().step()
+        closure()
+
+
+def mixing(p: Tensor, g: Tensor, state: Any, c: Any, s: Any) -> Tensor:
+    return g / g.norm()
+
+
+def normed(p: Tensor, g: Tensor, state: Any, c: Any, s: Any) -> Tensor:
+    return g / g.norm(dim=1, keepdim=True)
+
+
+MIXING = Rule("mixing", mixing, None, (1e-3, 1.0))
+NORMED = Rule("normed", normed, None, (1e-3, 1.0))
+
+
+def test_optimizers_are_tried(examples: Data) -> None:
+    here = "tests.test_general"
+    with pytest.raises(ForeignError, match="Forgetful: goes on differently where its state_dict is loaded"):
+        _try_optimizer(f"{here}:Forgetful")
+    with pytest.raises(ForeignError, match="MIXING: a lane's update depends on the lanes beside it; take norms"):
+        _try_optimizer(f"{here}:MIXING")
+    for name in ("WithoutClosure", "Asking", "NORMED"):
+        _try_optimizer(f"{here}:{name}")
+
+
+@pytest.mark.parametrize("name", ["WithoutClosure", "Asking", "NORMED"])
+def test_optimizers_of_any_habit_train_as_alone(name: str, examples: Data) -> None:
+    rule = named(f"tests.test_general:{name}")
+    proof = prove(Net, rule, examples, 10, grid(1e-3, 1e-2, 2, [3, 4]), Criterion("regression"), "own")
+    assert proof.difference < 1e-9
+    stack = Stack.build(Net, [Lane(0.1, 0)], rule, torch.float64, torch.device("cpu"))
+    engine = engines.choose(Net, (IN,), "regression", 10, stack, None, "auto")
+    losses = lanes.advance(stack, engine, Batches(examples.train, 10, stack), 30)
+    assert losses[-1] < losses[0]
+
+
+def constant() -> dict[str, tuple[Tensor, Tensor]]:
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    y = torch.stack([x[:, 0], torch.full((30,), 7.0)], 1)
+    return {"train": (x, y), "validation": (x, y), "test": (x, y)}
+
+
+def one_class() -> dict[str, tuple[Tensor, Tensor]]:
+    return dict.fromkeys(("train", "validation", "test"), (torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)))
+
+
+def with_gradient() -> dict[str, tuple[Tensor, Tensor]]:
+    x = torch.randn(5, 2, requires_grad=True)
+    return dict.fromkeys(("train", "validation", "test"), (x, x[:, :1] * 2))
+
+
+def unsigned() -> dict[str, Any]:
+    pair = np.arange(12, dtype=np.uint16).reshape(6, 2), np.arange(6, dtype=np.uint16) % 2
+    return dict.fromkeys(("train", "validation", "test"), pair)
+
+
+def test_data_of_any_habit(tmp_path: Path) -> None:
+    found = data.load("tests.test_general:constant", tmp_path, standardize=True)
+    assert found.train.targets[:, 0].std().item() == pytest.approx(1, abs=1e-6)
+    assert torch.equal(found.train.targets[:, 1], torch.zeros(30))
+    single = data.load("tests.test_general:lonely", tmp_path, standardize=True)
+    assert single.train.inputs.isfinite().all()
+    assert single.train.targets.isfinite().all()
+    assert not data.load("tests.test_general:with_gradient", tmp_path).train.targets.requires_grad
+    assert data.load("tests.test_general:unsigned", tmp_path).out_features == 2
+    with pytest.raises(ForeignError, match="one_class: all targets are 0; expected two classes or more"):
+        data.load("tests.test_general:one_class", tmp_path)
+
+
+def lonely() -> dict[str, tuple[Tensor, Tensor]]:
+    return dict.fromkeys(("train", "validation", "test"), (torch.ones(1, 2), torch.ones(1)))
+
+
+def slips(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Above 0 at first and below later."""
+    return (outputs - targets).square().mean(1) - 0.5
+
+
+def test_a_loss_that_turns_negative_is_told(examples: Data) -> None:
+    criterion = Criterion("regression", "tests.test_general:slips")
+    stack = Stack.build(Net, [Lane(0.05, 0)], RULES["adam"], torch.float64, torch.device("cpu"))
+    engine = engines.choose(Net, (IN,), criterion, 10, stack, None, "auto")
+    with pytest.raises(ForeignError, match=r"slips: gives a mean of -0\.\d+ .*expected"):
+        list(lanes.train(stack, engine, examples, 10, lanes.Budget(epochs=30)))

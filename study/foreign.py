@@ -177,10 +177,11 @@ def _begun_with(code: Path) -> _Copy:
     copy = _Copy(_scratch(), sources=kept.get("sources", {}))
     advice = "is not what the study began with; put it back, or run what it is now into a folder of its own"
     copy.mistakes = [f"{code / name}: {advice}" for name in foreign.changed(code)]
-    # Earlier versions recorded no files.
-    for name in kept.get("files") or [file.relative_to(code).as_posix() for file in _package(code)]:
+    files = kept.get("files")  # which earlier versions did not record
+    for name in files or [file.relative_to(code).as_posix() for file in _package(code)]:
         if name != RECORD and (code / name).is_file():
             copy.add(code / name, name)
+    copy.files = files or copy.files  # a module may have written to a file of its package
     return copy
 
 
@@ -200,7 +201,7 @@ def _copied(paths: Mapping[str, str], lacking: Iterable[str], folders: Sequence[
                 there = getattr(find_spec(name), "origin", None)
                 whose = "this project's own" if name in OURS else "Python's own"
                 told = f"{name} is {whose} module ({there}), which is imported in the place of {source}; rename yours"
-                copy.mistakes.append(f"{asked}: {told}")
+                copy.mistakes += {f"{asked}: {told}"} - set(copy.mistakes)
             continue
         copy.sources[name] = str(source)
         if source.is_dir():
@@ -233,7 +234,7 @@ def _copy_package(copy: _Copy, source: Path) -> None:
             copy.add(file, file.relative_to(source.parent).as_posix())
     if out:
         which = f"{out[-1]}{f' (and {len(out) - 1} others)' if out[1:] else ''}"
-        told = f"a package's files are copied up to {MOST_BYTES >> 20} MiB: {which} is not; give an absolute path"
+        told = f"a package's files are copied up to {MOST_BYTES >> 20} MiB, without {which}; give an absolute path"
         copy.notes.append(told)
 
 

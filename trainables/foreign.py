@@ -188,7 +188,7 @@ def use(folder: str) -> None:
     if _now:
         _loaded[_now] = _taken(_now)
         sys.modules.update(_aside)
-        sys.path.remove(_now)
+        sys.path[:] = [entry for entry in sys.path if entry != _now]
     _now = folder
     _aside.clear()
     if folder:

@@ -84,7 +84,7 @@ class Group(click.Group):
             click.echo("study: interrupted", err=True)
             raise SystemExit(130) from error
         except Exception as error:
-            mistakes = {"SpecError": 2, "DataError": 2, "ResultsError": 2, "Halted": 1}
+            mistakes = {"SpecError": 2, "DataError": 2, "ForeignError": 2, "ResultsError": 2, "Halted": 1}
             if code := mistakes.get(type(error).__name__):
                 click.echo(f"study: {error}", err=True)
                 raise SystemExit(code) from error

@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,14 +109,14 @@ def name_of(node: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def connected(spec: Spec, address: str | None, wait: float = 0.0, modules: Sequence[str] = ()) -> Iterator[Cluster]:
+def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | None = None) -> Iterator[Cluster]:
     """Join the cluster at an address, or start Ray on this machine.
 
     Args:
         spec: whose resources a trial takes.
         address: auto, or host:port of the cluster's head; none starts Ray here, on loopback.
         wait: seconds to wait for nodes on which a trial fits.
-        modules: of users', files and folders, which go to the cluster's nodes with our own.
+        own: folder of the modules that users brought, which goes to the cluster's nodes with ours.
 
     Raises:
         SpecError: if not even one trial fits, or no cluster answers at the address.
@@ -140,7 +140,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, modules: Seque
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     if address and _JOB not in os.environ:  # a job's code has been sent with it
-        options["runtime_env"] = {"py_modules": [*code(), *modules]}
+        options["runtime_env"] = {"py_modules": code(own)}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except SystemExit as error:
@@ -160,10 +160,10 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, modules: Seque
         ray.shutdown()
 
 
-def code() -> list[str]:
-    """The folders of our packages, for the nodes' runtime environment."""
+def code(own: Path | None = None) -> list[str]:
+    """The folders of our packages, and of users' modules, for the nodes' runtime environment."""
     here = Path(__file__).absolute().parent.parent
-    return [str(here / name) for name in _PACKAGES]
+    return [*(str(here / name) for name in _PACKAGES), *([str(own)] if own else [])]
 
 
 def reach(address: str) -> None:

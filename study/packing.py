@@ -30,7 +30,8 @@ def resolved(spec: Spec, on: Cluster) -> Spec:
             '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'
         )
         raise SpecError("resources.gpus_per_trial", [told])
-    largest = max(needs(spec, *corner) for corner in spec.corners())
+    with spec.workload.modules():
+        largest = max(needs(spec, *corner) for corner in spec.corners())
     return spec.model_copy(
         update={"resources": spec.resources.model_copy(update={"gpus_per_trial": share(largest, memory)})}
     )

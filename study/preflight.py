@@ -48,12 +48,13 @@ class Node:
     problem: str = ""
 
 
-def survey(place: Path | str, modules: Sequence[str] = ()) -> list[Node]:
+def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> list[Node]:
     """Ask every node of the cluster that this process is connected to.
 
     Args:
         place: the results folder, which is there, or a URI.
         modules: that every node must be able to import.
+        code: folder of users' modules, as it is here; Ray has sent it along.
 
     Raises:
         SpecError: if the URI cannot be written to from here.
@@ -61,10 +62,11 @@ def survey(place: Path | str, modules: Sequence[str] = ()) -> list[Node]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def answer(packages: Sequence[str], mark: str, modules: Sequence[str]) -> dict[str, Any]:
+    def answer(packages: Sequence[str], mark: str, modules: Sequence[str], code: str) -> dict[str, Any]:
         # Travels as it stands, with nothing of ours: the node may lack it.
         import importlib.metadata
         import os
+        import sys
         import time
         from pathlib import Path
 
@@ -90,6 +92,9 @@ def survey(place: Path | str, modules: Sequence[str] = ()) -> list[Node]:
             except (ImportError, OSError, ValueError):
                 sees = False
         missing = {}
+        # Before the folder that the study was started in; a trial then sees to it that it has the right ones.
+        sent = [place for entry in sys.path if (place := Path(entry, "code")).joinpath("inspected.json").is_file()]
+        sys.path[:0] = [str(place) for place in (Path(code), *sent) if code and place.is_dir()]
         for module in modules:
             try:
                 importlib.import_module(module)
@@ -107,7 +112,7 @@ def survey(place: Path | str, modules: Sequence[str] = ()) -> list[Node]:
         asked = {
             ray.remote(answer)
             .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False))
-            .remote(PACKAGES, mark, list(modules)): node
+            .remote(PACKAGES, mark, list(modules), str(code or "")): node
             for key, node in nodes.items()
         }
         found, waiting, until = [], list(asked), time.monotonic() + ANSWER_SECONDS
@@ -164,9 +169,9 @@ def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
     return found
 
 
-def refuse(place: Path | str, modules: Sequence[str] = ()) -> None:
+def refuse(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> None:
     """Raise a `SpecError` with all that keeps a study with some modules from running on the cluster."""
-    nodes = survey(place, modules)
+    nodes = survey(place, modules, code)
     if found := mistakes(nodes, place):
         raise SpecError("the cluster", found)
 

@@ -22,7 +22,7 @@ from study import cluster, foreign, remote
 from study.cluster import Cluster
 from study.spec import Spec, SpecError, check, read
 from trainables import data, files
-from trainables.foreign import is_foreign
+from trainables.foreign import CODE, is_foreign
 
 if TYPE_CHECKING:
     import optuna
@@ -169,12 +169,12 @@ def _run(spec: Spec, out: Path | None, address: str | None, wait: float, command
         # Ray sets handlers of its own in between.
         for note in spec.bring(folder):
             _tell(f"note: {note}")
-        with _stoppable(), cluster.connected(spec, address, wait, foreign.modules(folder)) as on, _stoppable():
+        with _stoppable(), cluster.connected(spec, address, wait, foreign.code_of(folder)) as on, _stoppable():
             _look_over(on, spec, folder)
             outcome = session(_packed(spec, on), folder, data_folder, on, command, show=show)
     finally:
         # No trial's result was written if Ray did not start.
-        if folder.is_dir() and {file.name for file in folder.iterdir()} <= {foreign.CODE}:
+        if folder.is_dir() and {file.name for file in folder.iterdir()} <= {CODE}:
             shutil.rmtree(folder)
             if claimed:
                 release_storage(spec)
@@ -244,8 +244,12 @@ def _resume(folder: Path, more: int, address: str | None, wait: float, command: 
             raise SpecError(
                 f"--trials {more}", [f"tuning.fair shares them among {count}; valid: {more - rest + count}"]
             )
+    if edited := foreign.edited(folder):
+        which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
+        begun = files.join(remote.home(folder), CODE)
+        _tell(f"note: {which} {have} been edited since; the study goes on with the code it began with, in {begun}")
     data_folder = _data_folder(spec)
-    with _stoppable(), cluster.connected(spec, address, wait, foreign.modules(folder)) as on, _stoppable():
+    with _stoppable(), cluster.connected(spec, address, wait, foreign.code_of(folder)) as on, _stoppable():
         _look_over(on, spec, folder)
         outcome = session(_packed(spec, on), folder, data_folder, on, command, show=show)
     return _with_report(outcome)
@@ -357,7 +361,7 @@ def _look_over(on: Cluster, spec: Spec, folder: Path) -> None:
     if on.joined:
         from study import preflight
 
-        preflight.refuse(remote.home(folder), foreign.needed(spec.tables()))
+        preflight.refuse(remote.home(folder), foreign.needed(spec.tables()), foreign.code_of(folder))
 
 
 def with_trials(spec: Spec, trials: int) -> Spec:

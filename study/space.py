@@ -74,6 +74,7 @@ class Space:
             "loss": workload.loss or "",
             "score": workload.score or "",
             "code": self.code,
+            "digest": workload.brought.digest,
             "standardize": workload.standardize,
             "data_seed": seeds[0] if workload.redraw else 0,
             "data_folder": self.data_folder,

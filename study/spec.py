@@ -10,7 +10,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
@@ -22,8 +22,10 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PrivateAttr,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -34,7 +36,7 @@ from trainables import models
 from trainables.criterion import Criterion
 from trainables.data import CATALOGUE, Facts
 from trainables.engines import NAMES
-from trainables.foreign import is_foreign
+from trainables.foreign import is_foreign, using
 from trainables.rules import RULES, SOLO, named
 from trainables.stack import Builder
 
@@ -309,10 +311,11 @@ class Workload(Section):
     redraw: bool = False
     augment: Augmentation = Augmentation()
     dtype: Annotated[str, _known("dtype", ("float32", "float64"))] = "float32"
+    _brought: foreign.Brought = PrivateAttr(default=foreign.Brought())
 
     @model_validator(mode="before")
     @classmethod
-    def _of_users(cls, values: Any) -> Any:
+    def _of_users(cls, values: Any, info: ValidationInfo) -> Any:
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -322,7 +325,7 @@ class Workload(Section):
             values["own_args"] = values.pop("model_args")
         if "metric" not in values:
             data = str(values.get("data"))
-            facts = CATALOGUE.get(data) or foreign.FACTS.get(data)
+            facts = CATALOGUE.get(data) or (info.context and info.context.facts)
             if values.get("score") or (facts and facts.task == "classification" and not values.get("loss")):
                 values["metric"] = "accuracy"
         return values
@@ -330,7 +333,24 @@ class Workload(Section):
     @property
     def facts(self) -> Facts:
         """What is known of the data set."""
-        return CATALOGUE[self.data] if self.data in CATALOGUE else foreign.FACTS[self.data]
+        found = CATALOGUE.get(self.data) or self._brought.facts
+        assert found, "a user's data set is tried before its facts are asked for"
+        return found
+
+    @property
+    def brought(self) -> foreign.Brought:
+        """The copy of the modules that users brought, and what is known of them."""
+        return self._brought
+
+    def modules(self) -> AbstractContextManager[None]:
+        """A context in which import paths mean what users brought to this spec."""
+        return using(self._brought.code)
+
+    @model_validator(mode="after")
+    def _tried(self, info: ValidationInfo) -> Workload:
+        if info.context:
+            self._brought = info.context
+        return self
 
     @model_validator(mode="after")
     def _images(self) -> Workload:
@@ -348,7 +368,7 @@ class Workload(Section):
         return self.model_args.model_dump(exclude_none=True) | fixed
 
     def builder(self, width: int, depth: int, end: int = -1) -> Builder:
-        """What makes one network; arguments that are searched take the last of their values, or that at `end`."""
+        """What makes one network, in the context of `modules`; of arguments that are searched, the value at `end`."""
         searched = {name.removeprefix("model."): dimension.ends()[end] for name, dimension in self.searched().items()}
         size = {"width": width, "depth": depth, **self.arguments(), **searched}
         return partial(models.build, self.model, self.facts.in_shape, self.facts.out_features, **size)
@@ -570,7 +590,8 @@ class Spec(Section):
         """Lowest and highest learning rate of an optimizer's grid, and how many."""
         if grid := self.lanes.learning_rate:
             return grid.low, grid.high, grid.count
-        return (*named(optimizer).rates, self.lanes.rates)
+        with self.workload.modules():
+            return (*named(optimizer).rates, self.lanes.rates)
 
     def dimensions(self) -> dict[str, Dimension]:
         """What every cell has, by name."""
@@ -584,8 +605,8 @@ class Spec(Section):
 
     def bring(self, folder: Path) -> list[str]:
         """Copy the modules that users brought into a results folder; what should be known before the study runs."""
-        tables = self.tables()
-        return foreign.gather(tables, folder, sizes_in(tables))
+        foreign.gather(self.workload.brought, folder)
+        return list(self.workload.brought.notes)
 
     def cells(self) -> float:
         """Cells in the space; infinite if a setting is any real number."""
@@ -662,14 +683,20 @@ def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None =
     Raises:
         SpecError: with every mistake, those between sections too; of what users bring first, on which others depend.
     """
+    brought = foreign.inspect(tables, folder or Path.cwd(), sizes_in(tables))
+    if brought.mistakes:
+        raise SpecError(source, brought.mistakes)
+    with using(brought.code):
+        return _checked(tables, source, brought)
+
+
+def _checked(tables: Mapping[str, Any], source: str, brought: foreign.Brought) -> Spec:
     mistakes: list[str] = []
-    if foreign.paths_in(tables) and (own := foreign.inspect(tables, folder or Path.cwd(), sizes_in(tables)).mistakes):
-        raise SpecError(source, own)
     valid: dict[str, Any] = {}
     for name in Spec.model_fields:
         if name in tables:
             try:
-                valid[name] = _validated(name, tables[name])
+                valid[name] = _validated(name, tables[name], brought)
             except ValidationError as error:
                 mistakes += _explain(name, error, tables[name])
         elif Spec.model_fields[name].is_required():
@@ -701,10 +728,10 @@ def sizes_in(tables: Mapping[str, Any]) -> dict[str, list[Any]]:
     return found
 
 
-def _validated(name: str, value: object) -> object:
+def _validated(name: str, value: object, brought: foreign.Brought) -> object:
     field = Spec.model_fields[name]
     adapter: TypeAdapter[object] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
-    return adapter.validate_python(value)
+    return adapter.validate_python(value, context=brought)
 
 
 def _between_sections(valid: Mapping[str, Any]) -> list[str]:

@@ -65,7 +65,7 @@ def submit(
         spec.bring(Path(sent))
         job = client.submit_job(
             entrypoint=shlex.join([*command, "--wait", f"{wait:g}"]),
-            runtime_env={"working_dir": sent, "py_modules": [*code(), *foreign.modules(Path(sent))]},
+            runtime_env={"working_dir": sent, "py_modules": code(foreign.code_of(Path(sent)))},
             metadata={"study": spec.name},
         )
     say(f"job {job}, from now on the cluster's: Ctrl-C here leaves it running")

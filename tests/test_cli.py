@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 import analysis
 from study.cli import main
 from tests.test_spec import changed
+from trainables.foreign import ForeignError
 
 HEAVY = ("torch", "ray", "matplotlib", "optuna", "pandas", "pydantic")
 TINY = changed(
@@ -52,6 +53,16 @@ print("HEAVY", [name for name in {HEAVY} if name in sys.modules])
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "HEAVY []" in found.stdout
+
+
+def test_what_a_users_module_does_wrong_later_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise ForeignError("own:Net: raised KeyError: 'x' [own.py:7]")
+
+    monkeypatch.setattr("study.cli._read", wrong)
+    found = CliRunner().invoke(main, ["check", "own.toml"])
+    assert found.exit_code == 2
+    assert found.output == "study: own:Net: raised KeyError: 'x' [own.py:7]\n"
 
 
 @pytest.mark.long

@@ -30,7 +30,7 @@ def test_the_catalogue_says_what_loading_gives(name: str) -> None:
 @pytest.mark.parametrize("name", LOCAL)
 def test_splits_depend_on_the_seed_alone_and_do_not_overlap(name: str) -> None:
     first = data.load(name, seed=1)
-    data.load.cache_clear()
+    data._load.cache_clear()
     again, other = data.load(name, seed=1), data.load(name, seed=2)
     assert torch.equal(first.train.inputs, again.train.inputs)
     assert not torch.equal(first.train.inputs, other.train.inputs)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomlkit
 import torch
@@ -22,7 +25,7 @@ from tests.nodes import Nodes, why_not
 from trainables import data, engines, lanes, models
 from trainables.criterion import Criterion
 from trainables.equality import prove
-from trainables.foreign import ForeignError
+from trainables.foreign import ForeignError, copy_on_node, digest_of, hash_of, imported, using
 from trainables.general import manner_of
 from trainables.rules import RULES, Rule, named
 from trainables.stack import Batches, Lane, Stack, grid
@@ -282,6 +285,172 @@ def bring(folder: Path, name: str = "own.toml", **changes: Any) -> Path:
     return folder / "elsewhere"
 
 
+DATA = ALL[: ALL.index(NET)].replace("PAIR", "(torch.randn(40, 3), torch.arange(40) % N)")
+
+
+def write(folder: Path, files: Mapping[str, str]) -> Path:
+    """A folder with modules: name without .py -> text."""
+    for name, text in files.items():
+        file = folder / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+def copied(folder: Path, *paths: str, beside: Path | None = None) -> Any:
+    """What is copied for some import paths, with the current folder elsewhere or `beside`."""
+    return foreign._copied(dict.fromkeys(paths, "workload.model"), (), [folder, *([beside] if beside else [])])
+
+
+def test_all_that_a_module_imports_is_copied_and_nothing_else(tmp_path: Path) -> None:
+    lazily = "import os, torch, helper\ndef f():\n    from lazy import g\n    import_module('named.deep')\n"
+    modules = {"own": lazily, "helper": "import own, deeper.inner as inner", "lazy": "import broken", "broken": "def ("}
+    modules |= {
+        "named/deep": "from . import other\nimport nowhere",
+        "named/other": "",
+        "deeper/inner": "",
+        "unused": "",
+    }
+    write(tmp_path, modules)
+    (tmp_path / "deeper" / "weights.pt").write_bytes(b"some")
+    (tmp_path / "weights.pt").write_bytes(b"some")
+    found = copied(tmp_path, "own:Net")
+    assert not found.mistakes
+    assert set(found.files) == {
+        "own.py", "helper.py", "lazy.py", "broken.py", "named/deep.py", "named/other.py", "deeper/inner.py",
+        "deeper/weights.pt",
+    }  # fmt: skip
+    assert {str(file.relative_to(found.folder)) for file in found.folder.rglob("*.*")} == set(found.files)
+    assert found.sources["deeper"] == str(tmp_path / "deeper")
+
+
+def test_one_file_under_two_names_is_two_modules(tmp_path: Path) -> None:
+    write(tmp_path, {"nets/residual": "from nets import parts", "nets/__init__": "", "nets/parts": ""})
+    found = copied(tmp_path / "nets", "residual:Net", "nets.residual:Net", beside=tmp_path)
+    assert set(found.files) == {"residual.py", "nets/__init__.py", "nets/residual.py", "nets/parts.py"}
+    with using(str(found.folder)):
+        assert imported_file("residual:__file__") == found.folder / "residual.py"
+        assert imported_file("nets.residual:__file__") == found.folder / "nets" / "residual.py"
+
+
+def imported_file(path: str) -> Path:
+    return Path(imported(path, "model"))
+
+
+@pytest.mark.parametrize("name", ["code", "random", "analysis"])
+def test_a_name_that_is_taken_is_told_of(name: str, tmp_path: Path) -> None:
+    write(tmp_path, {"own": f"from {name} import thing", "fine": "import torch", name: ""})
+    for path in ("own:Net", f"{name}:Net"):
+        (told,) = copied(tmp_path, path).mistakes
+        assert told.startswith(f"workload.model: {path}: {name} is ")
+        assert f"{name}" in told.split("(")[1].split(")")[0]  # the file that is imported instead
+        assert told.endswith(f"which is imported in the place of {tmp_path / name}.py; rename yours")
+    assert not copied(tmp_path, "fine:Net").mistakes
+
+
+def test_a_module_that_was_loaded_in_the_place_of_ones_own_is_told_of(tmp_path: Path) -> None:
+    write(tmp_path, {"own": "from yaml import thing", "yaml": "thing = 3"})
+    import yaml
+
+    with using(str(tmp_path)), pytest.raises(ForeignError, match=rf"yaml is another module .*{yaml.__file__}.*rename"):
+        imported("own:thing", "model")
+    assert sys.modules["yaml"] is yaml
+
+
+def test_large_files_of_a_package_are_left_out_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "MOST_BYTES", 1 << 20)
+    write(tmp_path, {"nets/__init__": ""})
+    for name, size in (("a-large", 1 << 21), ("b-small", 10), ("z-small", 10)):
+        (tmp_path / "nets" / name).write_bytes(bytes(size))
+    found = copied(tmp_path, "nets:Net")
+    assert set(found.files) == {"nets/__init__.py", "nets/b-small", "nets/z-small"}
+    (told,) = found.notes
+    assert str(tmp_path / "nets" / "a-large") in told
+    assert "up to 1 MiB" in told
+
+
+def test_each_copy_has_modules_of_its_own_and_the_process_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in "abc":
+        write(tmp_path / each, {"own": "import helper\nwhich = lambda: helper.which", "helper": f"which = {each!r}"})
+    monkeypatch.syspath_prepend(str(tmp_path / "c"))
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    monkeypatch.delitem(sys.modules, "helper", raising=False)
+    mine, path = importlib.import_module("own"), list(sys.path)
+    with using(str(tmp_path / "a")):
+        first = imported("own:which", "model")
+        assert first() == "a"
+        with using(str(tmp_path / "b")):
+            assert imported("own:which", "model")() == "b"
+        assert imported("own:which", "model") is first
+        assert importlib.import_module("own").which is first
+    assert importlib.import_module("own") is mine
+    assert mine.which() == "c"
+    assert sys.path == path
+
+
+def test_two_studies_in_one_process_and_an_edited_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {**TABLES, "workload": {**TABLES["workload"], "data": "own:f"}}
+    specs = []
+    for number in (2, 5):
+        write(tmp_path / str(number), {"own": DATA.replace("N)", f"{number})") + NET})
+        specs.append(check(tables, "own.toml", tmp_path / str(number)))
+    assert [spec.workload.facts.out_features for spec in specs] == [2, 5]
+    for spec, number in zip(specs, (2, 5), strict=True):
+        assert spec.bring(tmp_path / f"results-{number}") == []
+        assert f"% {number})" in (tmp_path / f"results-{number}" / "code" / "own.py").read_text()
+    write(tmp_path / "2", {"own": DATA.replace("N)", "7)") + NET})
+    assert check(tables, "own.toml", tmp_path / "2").workload.facts.out_features == 7
+    # The results go on with what they began with, and nothing is tried again.
+    (tmp_path / "results-2" / "spec.toml").write_text(specs[0].to_toml())
+    monkeypatch.setattr(foreign, "_asked", pytest.fail)
+    assert read(tmp_path / "results-2" / "spec.toml") == specs[0]
+    assert foreign.edited(tmp_path / "results-2") == [tmp_path / "2" / "own.py"]
+    assert foreign.edited(tmp_path / "results-5") == []
+
+
+def test_workers_have_the_code_that_the_study_began_with_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = write(tmp_path / "code", {"own": ""})
+    files = {"own.py": hash_of(code / "own.py")}
+    (code / "inspected.json").write_text(json.dumps({"files": files}))
+    digest = digest_of(files)
+    assert copy_on_node(str(code), digest) == str(code)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as Ray has it of what was sent along
+    assert copy_on_node("/gone/code", digest) == str(code)
+    with pytest.raises(ForeignError, match=r"/gone/code: the study's modules are not on this node"):
+        copy_on_node("/gone/code", "other")
+    (code / "own.py").write_text("changed = True")
+    copy_on_node.cache_clear()
+    with pytest.raises(ForeignError, match=r"code/own.py: is not what the study began with; put it back"):
+        copy_on_node(str(code), digest)
+
+
+@pytest.mark.parametrize("where", ["Path(__file__).with_name('table.npy')", "'table.npy'"])
+def test_a_file_that_is_left_behind_is_named(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = f"from pathlib import Path\nimport numpy as np\nx = np.load({where})\n"
+    write(tmp_path, {"own": load + NET})
+    np.save(tmp_path / "table.npy", np.zeros(3))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError, match=r"own failed: FileNotFoundError: .*table\.npy.* into a package") as raised:
+        check(TABLES, "own.toml", tmp_path)
+    assert "own.toml: 1 mistake" in str(raised.value)
+
+
+@pytest.mark.long
+def test_files_in_a_package_and_modules_by_names_in_no_source_travel(tmp_path: Path) -> None:
+    load = "from pathlib import Path\nimport numpy as np\nx = np.load(Path(__file__).with_name('table.npy'))\n"
+    plugin = "import importlib\nimportlib.import_module('plu' + 'gin')\n"
+    write(tmp_path, {"nets/__init__": "", "nets/own": load + plugin + NET, "plugin": "import further", "further": ""})
+    np.save(tmp_path / "nets" / "table.npy", np.zeros(3))
+    spec = check({**TABLES, "workload": {**TABLES["workload"], "model": "nets.own:Net"}}, "own.toml", tmp_path)
+    spec.bring(tmp_path / "out")
+    there = {str(file.relative_to(tmp_path / "out" / "code")) for file in (tmp_path / "out" / "code").rglob("*.*")}
+    assert there == {"nets/__init__.py", "nets/own.py", "nets/table.npy", "plugin.py", "further.py", "inspected.json"}
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
@@ -318,6 +487,33 @@ def test_a_study_of_what_users_bring(changes: dict[str, Any], tmp_path: Path) ->
     assert more.returncode == 0, more.stderr
     assert len(analysis.load(out).trials) == 5
     assert "5 of 5" in study(here, "status", "results/own").stdout
+
+
+@pytest.mark.long
+def test_a_study_goes_on_with_the_code_it_began_with(tmp_path: Path) -> None:
+    """From the folder where the module lies, which has been edited since."""
+    wider = NET.replace("nn.Linear(torch.Size(in_shape).numel(),", "nn.Sequential(nn.Linear(64, 30), nn.Linear(30,")
+    wider = wider.replace("out_features)\n", "out_features))\n")
+    write(tmp_path, {"own": NET})
+    tables = {**TABLES, "lanes": {"rates": 2, "seeds": 2, "extensions": 0}, "tuning": {"sampler": "qmc"}}
+    (tmp_path / "own.toml").write_text(tomlkit.dumps(tables))
+    module = [sys.executable, "-m", "study"]  # which has the current folder before all others
+    again = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    ran = again([*module, "run", "own.toml", "--plain"])
+    assert ran.returncode == 0, ran.stderr
+    write(tmp_path, {"own": wider})
+    more = again([*module, "extend", "results/own", "--trials", "2", "--plain"])
+    assert more.returncode == 0, more.stderr
+    begun = f"note: {tmp_path / 'own.py'} has been edited since; the study goes on with the code it began with, in "
+    assert f"{begun}{tmp_path / 'results' / 'own' / 'code'}" in more.stderr
+    trials = analysis.load(tmp_path / "results" / "own").trials
+    assert list(trials["outcome"]) == ["completed"] * 4
+    assert trials["parameters"].nunique() == 1
+    code = tmp_path / "results" / "own" / "code" / "own.py"
+    code.write_text(wider)
+    refused = again([*module, "extend", "results/own", "--trials", "1", "--plain"])
+    assert refused.returncode == 2
+    assert f"{code}: is not what the study began with; put it back, or run what it is now into" in refused.stderr
 
 
 @pytest.mark.long

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trainables import deepobs
-from trainables.foreign import EXPECTED, ForeignError, called, imported, is_foreign
+from trainables.foreign import EXPECTED, ForeignError, called, imported, in_use, is_foreign
 
 CPU = torch.device("cpu")
 Task = Literal["regression", "classification"]
@@ -145,7 +145,6 @@ def data_folder() -> Path:
     return platformdirs.user_cache_path("optimizer-study") / "data"
 
 
-@cache
 def load(
     name: str,
     folder: Path | None = None,
@@ -170,8 +169,17 @@ def load(
         DataError: if the data cannot be had, or not standardised.
         ForeignError: if a user's data set cannot be used.
     """
+    code = in_use() if is_foreign(name) else ""
+    return _load(name, folder or data_folder(), standardize, seed, dtype, device, code)
+
+
+@cache
+def _load(
+    name: str, folder: Path, standardize: bool, seed: int, dtype: torch.dtype, device: torch.device, code: str
+) -> Data:
+    """As `load`; the same name may be another data set in another copy of users' modules."""
     if is_foreign(name):
-        splits, task, outputs = _foreign(name, folder or data_folder(), seed)
+        splits, task, outputs = _foreign(name, folder, seed)
     elif name not in CATALOGUE:
         raise DataError(f"no data set is called {name!r}; there are {', '.join(CATALOGUE)}")
     elif standardize and name == "quadratic":
@@ -179,7 +187,7 @@ def load(
     else:
         task, outputs = CATALOGUE[name].task, CATALOGUE[name].out_features
         make = {"cubic": _cubic, "linear": _linear, "digits": _digits, "quadratic": _quadratic}
-        splits = _torchvision(name, folder or data_folder(), seed) if name in _TORCHVISION else make[name](seed)
+        splits = _torchvision(name, folder, seed) if name in _TORCHVISION else make[name](seed)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     if standardize:

@@ -7,18 +7,26 @@
 - An optimizer: a subclass of `torch.optim.Optimizer`, which runs lane by lane, or a `trainables.rules.Rule`.
 - A loss: (outputs (n, out_features), targets (n, ...)) -> (n,), of each example by itself, to be small and positive.
 - A score: the same arguments -> (n,) numbers from 0 to 1, larger is better; it takes the place of accuracy.
+
+A study runs a copy of the modules that these are made of. `use` says which copy a process takes them from.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import inspect
+import json
+import os
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 EXPECTED = {
@@ -29,8 +37,19 @@ EXPECTED = {
     "score": "a callable from outputs (n, out_features) and targets to (n,) numbers from 0 to 1",
 }
 
+OURS = ("study", "trainables", "analysis")
+CODE, RECORD = "code", "inspected.json"
+"""The folder of modules in a results folder, and what is recorded of them in it: `files`, each with its hash."""
+_INSTALLED = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
-_OURS = ("study", "trainables", "analysis")
+_now = ""
+_loaded: dict[str, dict[str, ModuleType]] = {}
+_aside: dict[str, ModuleType] = {}
+
+LEFT_BEHIND = (
+    "a study runs a copy of its modules from another folder: put the module and its files into a package, which is "
+    "copied whole, or give an absolute path"
+)
 
 
 class ForeignError(ValueError):
@@ -42,9 +61,8 @@ def is_foreign(name: str) -> bool:
     return ":" in name
 
 
-@cache
 def imported(path: str, what: str) -> Any:
-    """What an import path names.
+    """What an import path names, in the copy that is in use.
 
     Args:
         path: `package.module:name`.
@@ -53,6 +71,11 @@ def imported(path: str, what: str) -> Any:
     Raises:
         ForeignError: if it cannot be imported or is nothing that can be called.
     """
+    return _imported(path, _now)
+
+
+@cache
+def _imported(path: str, folder: str) -> Any:
     module_name, _, name = path.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
         raise ForeignError(f"{path}: not an import path; write package.module:name")
@@ -60,13 +83,14 @@ def imported(path: str, what: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except MemoryError:
         raise
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            places = "beside the spec, in the current folder and among the installed packages"
-            raise ForeignError(f"{path}: there is no module {error.name}; it is looked for {places}") from error
-        raise ForeignError(f"{path}: importing {module_name} failed: {told(error, module_name)}") from error
     except (Exception, SystemExit) as error:
+        _refuse_others(path, folder)
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (module_name == missing or module_name.startswith(f"{missing}.")):
+            places = "beside the spec, in the current folder and among the installed packages"
+            raise ForeignError(f"{path}: there is no module {missing}; it is looked for {places}") from error
         raise ForeignError(f"{path}: importing {module_name} failed: {told(error, module_name)}") from error
+    _refuse_others(path, folder)
     for part in name.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, dir(found), 1)
@@ -74,6 +98,15 @@ def imported(path: str, what: str) -> Any:
             raise ForeignError(f"{path}: {module_name} has no {part}{hint}")
         found = getattr(found, part)
     return found
+
+
+def _refuse_others(path: str, folder: str) -> None:
+    """Refuse what was loaded in the place of a module of a copy."""
+    for name in _names(folder):
+        module = sys.modules.get(name)
+        if module and not _lies_in(module, folder):
+            place = next(iter(_places(module)), "built in")
+            raise ForeignError(f"{path}: {name} is another module here ({place}), imported before yours; rename yours")
 
 
 def called(path: str, what: str, maker: Any, offered: dict[str, Any], optional: Iterable[str] = ()) -> Any:
@@ -121,7 +154,16 @@ def told(error: BaseException, module: str) -> str:
     here = str(Path(__file__).parent)
     own = [f for f in frames if not f.filename.startswith((here, "<")) and "site-packages" not in f.filename]
     own = [f for f in own if Path(f.filename).stem in (*module.split("."), "__init__")] or own
-    return f"{text} [{Path(own[-1].filename).name}:{own[-1].lineno}]" if own else text
+    text = f"{text} [{Path(own[-1].filename).name}:{own[-1].lineno}]" if own else text
+    return f"{text}; {LEFT_BEHIND}" if _left_behind(error) else text
+
+
+def _left_behind(error: BaseException | None) -> bool:
+    """Whether an error comes of a file that is not there, and might be where the modules were copied from."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str):
+        place = Path(error.filename)
+        return not place.is_absolute() or bool(_now and place.is_relative_to(_now))
+    return error is not None and (_left_behind(error.__cause__) or _left_behind(error.__context__))
 
 
 def function(path: str, what: str) -> Callable[..., Any]:
@@ -132,20 +174,128 @@ def function(path: str, what: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def search_in(folders: Iterable[str]) -> None:
-    """Look for modules in some folders too, after all that is installed."""
-    sys.path += [folder for folder in folders if folder not in sys.path]
+def use(folder: str) -> None:
+    """Take users' modules from a folder from now on, before all others, and from no copy that was used before.
+
+    What this process has imported under the names of its modules from elsewhere is put aside until another is used.
+
+    Args:
+        folder: of a copy, which does not change any more; none if empty.
+    """
+    global _now
+    if folder == _now:
+        return
+    if _now:
+        _loaded[_now] = _taken(_now)
+        sys.modules.update(_aside)
+        sys.path[:] = [entry for entry in sys.path if entry != _now]
+    _now = folder
+    _aside.clear()
+    if folder:
+        _aside.update(_taken(folder))
+        sys.modules.update(_loaded.get(folder, {}))
+        sys.path.insert(0, folder)
     importlib.invalidate_caches()
 
 
-def own_files(folders: Iterable[str]) -> dict[str, str]:
-    """The modules and packages of some folders that have been imported: name -> file or folder."""
-    found = {}
+@contextmanager
+def using(folder: str) -> Iterator[None]:
+    """`use` a folder for as long as the context lasts."""
+    before = _now
+    use(folder)
+    try:
+        yield
+    finally:
+        use(before)
+
+
+def in_use() -> str:
+    """The folder that users' modules are taken from; empty if there is none."""
+    return _now
+
+
+def _taken(folder: str) -> dict[str, ModuleType]:
+    """Take the modules that have the names of a folder's out of `sys.modules`, but for what is installed."""
+    names = _names(folder)
+    found = {name: m for name, m in sys.modules.items() if name.partition(".")[0] in names and not _installed(m)}
+    for name in found:
+        del sys.modules[name]
+    return found
+
+
+def _names(folder: str) -> set[str]:
+    """Of the modules and packages in a folder."""
+    there = Path(folder).iterdir() if folder and Path(folder).is_dir() else ()
+    found = {each.name.partition(".")[0] for each in there if each.suffix in (".py", ".so") or each.is_dir()}
+    return {name for name in found if name.isidentifier()} - {*OURS, "__pycache__"}
+
+
+def _places(module: ModuleType) -> list[str]:
+    return [str(place) for place in (getattr(module, "__file__", None), *getattr(module, "__path__", ())) if place]
+
+
+def _lies_in(module: ModuleType, folder: str) -> bool:
+    return any(Path(place).is_relative_to(folder) for place in _places(module))
+
+
+def _installed(module: ModuleType) -> bool:
+    places = _places(module)
+    return not places or any(place.startswith(_INSTALLED) for place in places)
+
+
+def own_files(folders: Iterable[str]) -> set[str]:
+    """The names of modules and packages that have been imported from some folders."""
+    found = set()
     for name, module in list(sys.modules.items()):
         file, top = getattr(module, "__file__", None), name.partition(".")[0]
-        if not file or top in (*_OURS, "__main__"):
-            continue
-        for folder in map(Path, folders):
-            if Path(file).is_relative_to(folder) and Path(file).relative_to(folder).parts[0] in (top, f"{top}.py"):
-                found[top] = str(folder / Path(file).relative_to(folder).parts[0])
+        if file and top not in (*OURS, "__main__"):
+            inside = [Path(file).relative_to(each).parts[0] for each in folders if Path(file).is_relative_to(each)]
+            if {top, f"{top}.py"} & set(inside):
+                found.add(top)
     return found
+
+
+def hash_of(file: Path) -> str:
+    """Of what a file holds."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """The same for the same files: name in their folder -> hash."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What is recorded of the modules in a folder; empty if there is nothing, or it cannot be read."""
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def changed(folder: Path) -> list[str]:
+    """The modules of a folder that are no longer what was recorded of them."""
+    files: dict[str, str] = recorded(folder).get("files", {})
+    modules = {name: kept for name, kept in files.items() if name.endswith(".py")}
+    return [name for name, kept in modules.items() if not (file := folder / name).is_file() or hash_of(file) != kept]
+
+
+@cache
+def copy_on_node(code: str, digest: str) -> str:
+    """Where on this node a study's modules lie: in its results folder, or in what Ray has sent along.
+
+    Args:
+        code: the folder in the results.
+        digest: of its files; empty if it is not known.
+
+    Raises:
+        ForeignError: if they are nowhere, or not what the study began with.
+    """
+    sent = [Path(entry) / CODE for entry in sys.path if entry and digest]
+    for folder in [Path(code), *sent]:
+        if folder.is_dir() and (not digest or digest_of(recorded(folder).get("files", {})) == digest):
+            if edited := changed(folder):
+                raise ForeignError(f"{folder / edited[0]}: is not what the study began with; put it back")
+            return str(folder.resolve())
+    raise ForeignError(f"{code}: the study's modules are not on this node; give a folder that all nodes share")

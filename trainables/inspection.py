@@ -23,7 +23,7 @@ from trainables import data, models
 from trainables.criterion import called_on
 from trainables.data import DataError, Facts
 from trainables.equality import relative
-from trainables.foreign import ForeignError, imported, is_foreign, own_files, search_in, told
+from trainables.foreign import ForeignError, imported, is_foreign, own_files, told, use
 from trainables.general import manner_of, updated
 from trainables.rules import Rule, named
 from trainables.stack import initialise
@@ -42,7 +42,8 @@ class Request:
     """What is to be tried.
 
     Attributes:
-        folders: where modules are looked for besides what is installed.
+        code: folder of the copy of the user's modules.
+        folders: where they were copied from; modules that the copy lacks are looked for there, last.
         data: a data set, of the catalogue or a user's.
         facts: of the catalogue's, as its fields; none of a user's.
         data_folder: where downloaded data lie.
@@ -54,6 +55,7 @@ class Request:
         memory_bytes: that may be taken.
     """
 
+    code: str
     folders: list[str]
     data: str
     facts: dict[str, Any] | None
@@ -77,13 +79,13 @@ class Answer:
         facts: of a user's data set, as fields of `Facts`.
         mistakes: what cannot be used, with its key in the spec and what was expected.
         notes: what should be known before the study runs.
-        code: modules and packages of the user's that were imported: name -> file or folder.
+        lacking: modules and packages that were imported and that the copy lacks.
     """
 
     facts: dict[str, Any] | None = None
     mistakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    code: dict[str, str] = field(default_factory=dict)
+    lacking: list[str] = field(default_factory=list)
 
 
 class Inspection:
@@ -118,7 +120,7 @@ class Inspection:
                     doing = f"building and running {request.model} of {size}"
                     self._try("workload.model", request.model, doing, RUN_SECONDS,
                               partial(self._network, network, facts, sample, size))  # fmt: skip
-        self.answer.code = own_files(request.folders)
+        self.answer.lacking = sorted(own_files(request.folders))
         return self.answer
 
     def _try(self, key: str, path: str, doing: str, seconds: float, work: Callable[[], Result]) -> Result | None:
@@ -264,7 +266,8 @@ def main() -> None:
     request = Request(**json.loads(request_file.read_text(encoding="utf-8")))
     resource.setrlimit(resource.RLIMIT_DATA, (request.memory_bytes, resource.RLIM_INFINITY))
     torch.set_num_threads(1)
-    search_in(request.folders)
+    sys.path += request.folders
+    use(request.code)
     answer = Inspection(request, stage).run()
     answer_file.write_text(json.dumps(dataclasses.asdict(answer)), encoding="utf-8")
 

@@ -34,7 +34,7 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 from trainables import data, engines, files, lanes, models
 from trainables.augment import Augment
 from trainables.criterion import Criterion
-from trainables.foreign import is_foreign, search_in
+from trainables.foreign import copy_on_node, is_foreign, use
 from trainables.lanes import Predictions
 from trainables.rules import named
 from trainables.stack import Lane, Stack, beyond, grid, out_of_memory
@@ -42,7 +42,17 @@ from trainables.stack import Lane, Stack, beyond, grid, out_of_memory
 __all__ = ["CNNTrainable", "MLPTrainable", "Trial"]
 
 # What a trial's numbers do not depend on, or not by more than lane equality allows.
-_INCIDENTAL = ("checkpoint", "checkpoint_seconds", "code", "data_folder", "device", "share", "threads", "weights")
+_INCIDENTAL = (
+    "checkpoint",
+    "checkpoint_seconds",
+    "code",
+    "data_folder",
+    "device",
+    "digest",
+    "share",
+    "threads",
+    "weights",
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class Trial:
         augment: fields of `Augment`, for the training images.
         trial: the trial's number, for the tables.
         code: folder of modules that users brought; empty if there are none.
+        digest: of its files; empty if whatever is in it will do.
         checkpoint: file or URI in which the trial keeps its state, instead of asking Ray Tune to; whoever wants the
             trial deletes it.
         checkpoint_seconds: time between two checkpoints, at least; they are made at reports.
@@ -115,6 +126,7 @@ class Trial:
     augment: dict[str, Any] = field(default_factory=dict)
     trial: int = 0
     code: str = ""
+    digest: str = ""
     checkpoint: str | None = None
     checkpoint_seconds: float = 30.0
 
@@ -192,8 +204,7 @@ class LaneTrainable(tune.Trainable):
             self.failure = _failure(error)
 
     def _build(self, trial: Trial) -> None:
-        if trial.code:
-            search_in([trial.code])
+        use(copy_on_node(trial.code, trial.digest) if trial.code else "")
         family = trial.model or next(iter(self.families), "")
         if family not in self.families and not (is_foreign(family) and not self.families):
             raise ValueError(f"{type(self).__name__} trains {' and '.join(self.families)}, not {family!r}")

@@ -59,6 +59,7 @@ class Brought:
         facts: of a user's data set.
         mistakes: what cannot be used.
         notes: what should be known before the study runs.
+        lone: why a user's model cannot train on a single example; empty if it can.
     """
 
     code: str = ""
@@ -67,6 +68,7 @@ class Brought:
     facts: Facts | None = None
     mistakes: Sequence[str] = ()
     notes: Sequence[str] = ()
+    lone: str = ""
 
 
 @dataclass
@@ -136,7 +138,9 @@ def inspect(tables: Mapping[str, Any], folder: Path, sizes: Mapping[str, Sequenc
     if code and not kept and os.access(code, os.W_OK):
         _write(code, record)
     facts = answer.facts and Facts(**{**answer.facts, "in_shape": tuple(answer.facts["in_shape"])})
-    return Brought(str(copy.folder), digest, record, facts or None, notes=[*copy.notes, *answer.notes])
+    return Brought(
+        str(copy.folder), digest, record, facts or None, notes=[*copy.notes, *answer.notes], lone=answer.lone
+    )
 
 
 def code_of(folder: Path) -> Path | None:

@@ -14,7 +14,7 @@ from study.search import planned_trials
 from study.spec import Spec
 from trainables import data, engines, equality, lanes, models
 from trainables.data import Split
-from trainables.foreign import is_foreign
+from trainables.foreign import ForeignError, is_foreign
 from trainables.rules import named
 from trainables.stack import Batches, Lane, Stack, grid
 
@@ -22,7 +22,7 @@ from trainables.stack import Batches, Lane, Stack, grid
 PROBE_SECONDS = 0.2
 PROBE_EXAMPLES = 256
 # Relative; what compounds rounding over so few updates stays far below.
-LANE_EQUALITY = 1e-8
+LANE_EQUALITY = {"float64": 1e-8, "float32": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,17 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     stack = Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), device)
     network = build()
     updates, seconds = budget.total_updates(batch_size, facts.train), None
-    engine = engines.choose(build, facts.in_shape, criterion, batch_size, stack, updates, spec.lanes.engine)
+    examples = _examples(spec, stack)
+    sample = examples.inputs[:4]
+    engine = engines.choose(
+        build, facts.in_shape, criterion, batch_size, stack, updates, spec.lanes.engine, sample=sample
+    )
     if updates is not None:
         tried = min(batch_size, PROBE_EXAMPLES)
-        inputs = stack.parameters.new_zeros(2 * PROBE_EXAMPLES, *facts.in_shape)
-        targets = (
-            inputs.new_zeros(len(inputs), facts.out_features)
-            if facts.task == "regression"
-            else torch.zeros(len(inputs)).long()
-        )
-        examples, batches = Split(inputs, targets), Batches(Split(inputs, targets), tried, stack)
+        batches = Batches(examples, tried, stack)
         # Compiling takes longer than the probe may; the eager engine's time, less what compiling is reckoned to save.
         plain = "auto" if rule.solo or is_foreign(workload.model) else "eager"
-        eager = engines.choose(build, facts.in_shape, criterion, tried, stack, None, plain)
+        eager = engines.choose(build, facts.in_shape, criterion, tried, stack, None, plain, sample=sample)
         eager.warm_up(stack, batches)
         made = 0
         while made < 2 or stack.seconds < PROBE_SECONDS:
@@ -138,6 +136,20 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     return Probe(batch_size, updates, seconds, memory, engine.name, at_once)
 
 
+def _examples(spec: Spec, stack: Stack) -> Split:
+    """Examples to time updates on: a user's own, whose values a model may look at; zeros in the place of ours."""
+    workload, facts, count = spec.workload, spec.workload.facts, 2 * PROBE_EXAMPLES
+    if is_foreign(workload.data):
+        train = data.load(
+            workload.data, data.data_folder(), standardize=workload.standardize, dtype=stack.parameters.dtype
+        ).train
+        rows = torch.arange(count) % len(train)
+        return Split(train.inputs[rows], train.targets[rows])
+    inputs = stack.parameters.new_zeros(count, *facts.in_shape)
+    zeros = inputs.new_zeros(count, facts.out_features)
+    return Split(inputs, zeros if facts.task == "regression" else torch.zeros(count).long())
+
+
 def proved(spec: Spec) -> str:
     """Whether lanes of users' models or rules equal torch.optim, tried on this machine's CPU, in words; empty for ours.
 
@@ -148,23 +160,37 @@ def proved(spec: Spec) -> str:
         return ""
     with spec.workload.modules():
         ruled = sorted(names, key=lambda name: (named(name).solo, not is_foreign(name)))[0]
-        batch, proof = _proof(spec, ruled)
+        dtype = "float64"
+        try:
+            batch, proof = _proof(spec, ruled, dtype)
+        except (ForeignError, RuntimeError):
+            if spec.workload.dtype == dtype:
+                raise
+            dtype = spec.workload.dtype  # a model may be made for that alone
+            batch, proof = _proof(spec, ruled, dtype)
     if math.isnan(proof.speed):
         how = f"{proof.lanes} lanes run one after another"
     else:
         how = f"{proof.lanes} lanes together are {proof.speed:.1f} times as fast as one after another"
-    fine = "equal" if proof.difference <= LANE_EQUALITY else "DIFFER from"
+    if proof.difference <= LANE_EQUALITY[dtype]:
+        fine, advice = "equal", ""
+    else:
+        fine = "DIFFER from"
+        advice = (
+            "\n          do not trust a study of these: try another optimizer, to learn which of the two it is; a rule "
+            "must compute what its torch_class does"
+        )
     return (
-        f"  lanes   {fine} torch.optim's: {proof.difference:.0e} after {equality.UPDATES} updates of {ruled} at "
-        f"batch size {batch}, float64; {how}"
+        f"  lanes   {fine} what each computes alone: {proof.difference:.0e} after {equality.UPDATES} updates of "
+        f"{ruled} at batch size {batch}, {dtype}; {how}{advice}"
     )
 
 
-def _proof(spec: Spec, optimizer: str) -> tuple[int, equality.Proof]:
+def _proof(spec: Spec, optimizer: str, dtype: str) -> tuple[int, equality.Proof]:
     """The batch size of the smallest cell, and what came of trying it."""
     workload, corners = spec.workload, spec.corners()
     found = data.load(
-        workload.data, data.data_folder().absolute(), standardize=workload.standardize, dtype=torch.float64
+        workload.data, data.data_folder().absolute(), standardize=workload.standardize, dtype=getattr(torch, dtype)
     )
     batch, build = min(size for size, _, _ in corners), workload.builder(*corners[0][1:], end=0)
     all_lanes = grid(*spec.rates(optimizer), spec.lane_seeds())

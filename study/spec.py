@@ -352,6 +352,11 @@ class Workload(Section):
             self._brought = info.context
         return self
 
+    @property
+    def lone(self) -> str:
+        """Why a user's model cannot train on a single example; empty if it can."""
+        return self._brought.lone
+
     @model_validator(mode="after")
     def _images(self) -> Workload:
         if self.augmentation() and len(self.facts.in_shape) != 3:
@@ -750,6 +755,8 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
         found.append("lanes.halving: rates are given up between reports and this budget has one; give 2 epochs or more")
     if workload and search:
         found += _cell_mistakes(workload, search)
+    if workload and search and budget and workload.lone:
+        found += _lone_mistakes(workload, search, budget)
     if workload and "quadratic" in (workload.data, workload.model):
         found += _quadratic_mistakes(workload, search, lanes)
     recording: Recording | None = valid.get("recording")
@@ -863,6 +870,21 @@ def _quadratic_mistakes(workload: Workload, search: Search | None, lanes: Lanes 
     if workload.model == "quadratic" and lanes and lanes.engine == "compiled":
         found.append("lanes.engine: compiled has no program for the model quadratic; valid: auto, eager")
     return found
+
+
+def _lone_mistakes(workload: Workload, search: Search, budget: Budget) -> list[str]:
+    """The first batch size that leaves a single example to a model that cannot train on one."""
+    count, sizes = workload.facts.train, search.batch_size
+    given = range(sizes.low, sizes.high + 1) if isinstance(sizes, Range) else sizes.ends()
+    for size in sorted(count if size == "full" else min(int(size), count) for size in given):
+        if size == 1:
+            return [f"search.batch_size = 1: {workload.model} cannot train on one example ({workload.lone})"]
+        if count % size == 1 and not budget.drop_last:
+            return [
+                f"search.batch_size = {size}: the last batch of an epoch has one of the {count} examples, and "
+                f"{workload.model} cannot train on one ({workload.lone}); set budget.drop_last = true"
+            ]
+    return []
 
 
 def _cell_mistakes(workload: Workload, search: Search) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from study.spec import SpecError, check
 from trainables import data, engines, lanes, models
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
@@ -333,3 +334,45 @@ def test_a_loss_that_turns_negative_is_told(examples: Data) -> None:
     engine = engines.choose(Net, (IN,), criterion, 10, stack, None, "auto")
     with pytest.raises(ForeignError, match=r"slips: gives a mean of -0\.\d+ .*expected"):
         list(lanes.train(stack, engine, examples, 10, lanes.Budget(epochs=30)))
+
+
+class Batched(nn.Module):
+    """Normalises over the batch."""
+
+    def __init__(self, in_shape: tuple[int, ...], out_features: int) -> None:
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm1d(in_shape[0]), nn.Linear(in_shape[0], out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.norm(x))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "more", "told"),
+    [([7, 15], {}, "search.batch_size = 7: the last batch of an epoch has one of the 302 examples"),
+     ({"low": 6, "high": 8}, {}, "search.batch_size = 7: the last batch"),
+     ([1, 6], {"drop_last": True}, "search.batch_size = 1: tests.test_general:Batched cannot train on one example"),
+     ([6, 7], {"drop_last": True}, "")],
+)  # fmt: skip
+def test_a_model_that_cannot_train_on_one_example_is_told_of_before(
+    sizes: Any, more: dict[str, bool], told: str, tmp_path: Path
+) -> None:
+    tables = {
+        "name": "own",
+        "workload": {"data": "tests.test_general:many", "model": "tests.test_general:Batched"},
+        "search": {"batch_size": sizes, "optimizer": "adam"},
+        "budget": {"trials": 2, "epochs": 1, **more},
+    }
+    if not told:
+        check(tables, "own.toml", tmp_path)
+        return
+    with pytest.raises(SpecError) as raised:
+        check(tables, "own.toml", tmp_path)
+    assert told in str(raised.value)
+    assert "Expected more than 1 value per channel" in str(raised.value)
+
+
+def many() -> dict[str, tuple[Tensor, Tensor]]:
+    x = torch.randn(302, 2, generator=torch.Generator().manual_seed(0))
+    return dict.fromkeys(("train", "validation", "test"), (x, x.sum(1)))

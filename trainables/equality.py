@@ -51,7 +51,7 @@ def prove(
     Args:
         build: makes one network.
         rule: the optimizer.
-        data: on the CPU, float64.
+        data: on the CPU, in the type in which is trained.
         batch_size: examples per update.
         all_lanes: of a trial; those of its lowest rate and two seeds are compared.
         criterion: what outputs are judged by.
@@ -80,7 +80,7 @@ def prove(
 def _together(
     build: Builder, rule: Rule, data: Data, batch_size: int, few: list[Lane], criterion: Criterion, name: str
 ) -> tuple[Stack, Callable[[int], str]]:
-    stack = Stack.build(build, few, rule, torch.float64, torch.device("cpu"))
+    stack = Stack.build(build, few, rule, data.train.inputs.dtype, torch.device("cpu"))
     sample = data.train.inputs[:4]
     engine = engines.choose(build, data.in_shape, criterion, batch_size, stack, None, "auto", sample=sample, name=name)
     batches = Batches(data.train, batch_size, stack)
@@ -96,7 +96,7 @@ def _alone(
     build: Builder, rule: Rule, train: Split, batch_size: int, lane: Lane, criterion: Criterion, updates: int
 ) -> dict[str, Tensor]:
     """Parameters, buffers too, of one lane that torch.optim trains, by an ordinary loop."""
-    network = initialise(build, lane.seed).double().train()
+    network = initialise(build, lane.seed).to(train.inputs.dtype).train()
     optimizers = rule.reference(list(trained(network).values()), lane.learning_rate, dict(lane.settings))
     size = min(batch_size, len(train))
     per_epoch = -(-len(train) // size)

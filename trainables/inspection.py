@@ -80,12 +80,14 @@ class Answer:
         mistakes: what cannot be used, with its key in the spec and what was expected.
         notes: what should be known before the study runs.
         lacking: modules and packages that were imported and that the copy lacks.
+        lone: why the model cannot train on a single example, as where it normalises over the batch; empty if it can.
     """
 
     facts: dict[str, Any] | None = None
     mistakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
+    lone: str = ""
 
 
 class Inspection:
@@ -155,6 +157,11 @@ class Inspection:
             self.answer.mistakes.append(
                 f"workload.redraw = true: {request.data} takes no seed by which it could be drawn anew; give it one"
             )
+        if facts.task == "classification":
+            self.answer.notes.append(
+                f"{request.data} has whole numbers as targets, so they are {facts.out_features} classes; those "
+                "of a regression are floats"
+            )
         few = found.train.head(EXAMPLES)
         return facts, few.inputs, few.targets
 
@@ -167,14 +174,19 @@ class Inspection:
             outputs = network(sample)
         wanted, got = (len(sample), facts.out_features), tuple(outputs.shape)
         if got != wanted:
-            told = f"gives {got} for {len(sample)} examples of {facts.in_shape} ({size}); expected {wanted}"
-            raise ForeignError(f"{request.model}: {told}: a number for each class, or each number to be predicted")
+            gives = f"gives {got} for {len(sample)} examples of {facts.in_shape} ({size}); expected {wanted}"
+            raise ForeignError(f"{request.model}: {gives}: a number for each class, or each number to be predicted")
         if not outputs.isfinite().all():
             raise ForeignError(f"{request.model}: gives values that are not finite before any update ({size})")
         models.activations(network, facts.in_shape)
         note = f"{request.model} runs lane by lane, which takes longer: {manner.why}"
         if not manner.together and note not in self.answer.notes:
             self.answer.notes.append(note)
+        if manner.whole:
+            try:
+                network.train()(sample[:1])
+            except Exception as error:  # noqa: BLE001  whatever the user's module raises
+                self.answer.lone = told(error, request.model.partition(":")[0])
 
 
 def _judge(path: str, what: str, facts: Facts, targets: torch.Tensor) -> None:

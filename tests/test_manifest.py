@@ -332,10 +332,12 @@ touch started; while [ -e started ]; do sleep 0.1; done
 """
 
 
-def wait_for(what: Callable[[], bool], running: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(
+    what: Callable[[], bool], running: subprocess.Popen[str], seconds: float = 120, said: Callable[[], str] = str
+) -> None:
     until = time.monotonic() + seconds
     while not what():
-        assert running.poll() is None, f"ended with {running.returncode}"
+        assert running.poll() is None, f"ended with {running.returncode}: {said()}"
         assert time.monotonic() < until
         time.sleep(0.1)
 
@@ -461,6 +463,7 @@ def ray_folder() -> Iterator[str]:
 
 
 @pytest.mark.long
+@pytest.mark.alone  # two nodes of Ray that start beside another test may take longer than Ray waits for them
 @pytest.mark.timeout(900)
 def test_the_slurm_script_runs_a_study_on_two_nodes_is_interrupted_and_finishes(slurm: Slurm, ray_folder: str) -> None:
     apart = [*APART, "sh", "-c", WIRED, "sh"]
@@ -491,7 +494,7 @@ def test_the_slurm_script_runs_a_study_on_two_nodes_is_interrupted_and_finishes(
             return 0
 
     running = slurm.start(script, *apart, RAY_TMPDIR=ray_folder, SLURM_JOB_NUM_NODES="2")
-    wait_for(lambda: ended() >= 2, running, 300)
+    wait_for(lambda: ended() >= 2, running, 300, lambda: slurm.said)
     os.kill(inside(running), signal.SIGUSR1)
     assert running.wait(120) == 130, slurm.said
     assert slurm.requeued == ["requeue 7"]

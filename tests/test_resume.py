@@ -148,12 +148,11 @@ def test_a_driver_killed_at_five_moments_loses_nothing(study: Path, undisturbed:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
-def test_a_signal_saves_what_runs_and_says_how_to_go_on(
-    number: signal.Signals, study: Path, undisturbed: dict[str, Any]
-) -> None:
+def test_a_signal_saves_what_runs_and_says_how_to_go_on(study: Path, undisturbed: dict[str, Any]) -> None:
+    signals = iter((signal.SIGTERM, signal.SIGUSR1))
+
     def stop(running: subprocess.Popen[str]) -> None:
-        running.send_signal(number)
+        running.send_signal(next(signals))
         assert running.wait(120) == 130
         assert TrialState.RUNNING not in states(study).values()
         assert set(analysis.load(study / "results/good").trials["outcome"]) <= {"completed", "interrupted"}

@@ -143,33 +143,26 @@ def proved(spec: Spec) -> str:
 
     The cell is the smallest of the space; the optimizer the first that has a rule over lanes, if there is one.
     """
-    names = spec.search.optimizers()
-    if not is_foreign(spec.workload.model) and not any(map(is_foreign, names)):
+    workload, names = spec.workload, spec.search.optimizers()
+    if not is_foreign(workload.model) and not any(map(is_foreign, names)):
         return ""
-    with spec.workload.modules():
-        ruled = sorted(names, key=lambda name: (named(name).solo, not is_foreign(name)))[0]
-        batch, proof = _proof(spec, ruled)
+    with workload.modules():
+        ruled = sorted(names, key=lambda name: (named(name).solo, not is_foreign(name)))
+        folder = data.data_folder().absolute()
+        found = data.load(workload.data, folder, standardize=workload.standardize, dtype=torch.float64)
+        corners = spec.corners()
+        batch, build = min(size for size, _, _ in corners), workload.builder(*corners[0][1:], end=0)
+        all_lanes = grid(*spec.rates(ruled[0]), spec.lane_seeds())
+        proof = equality.prove(build, named(ruled[0]), found, batch, all_lanes, workload.criterion(), workload.model)
     if math.isnan(proof.speed):
         how = f"{proof.lanes} lanes run one after another"
     else:
         how = f"{proof.lanes} lanes together are {proof.speed:.1f} times as fast as one after another"
     fine = "equal" if proof.difference <= LANE_EQUALITY else "DIFFER from"
     return (
-        f"  lanes   {fine} torch.optim's: {proof.difference:.0e} after {equality.UPDATES} updates of {ruled} at "
+        f"  lanes   {fine} torch.optim's: {proof.difference:.0e} after {equality.UPDATES} updates of {ruled[0]} at "
         f"batch size {batch}, float64; {how}"
     )
-
-
-def _proof(spec: Spec, optimizer: str) -> tuple[int, equality.Proof]:
-    """The batch size of the smallest cell, and what came of trying it."""
-    workload, corners = spec.workload, spec.corners()
-    found = data.load(
-        workload.data, data.data_folder().absolute(), standardize=workload.standardize, dtype=torch.float64
-    )
-    batch, build = min(size for size, _, _ in corners), workload.builder(*corners[0][1:], end=0)
-    all_lanes = grid(*spec.rates(optimizer), spec.lane_seeds())
-    proof = equality.prove(build, named(optimizer), found, batch, all_lanes, workload.criterion(), workload.model)
-    return batch, proof
 
 
 def _cells(spec: Spec) -> str:

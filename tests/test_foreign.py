@@ -22,10 +22,10 @@ from study import foreign
 from study.spec import SpecError, check, read
 from tests import brought
 from tests.nodes import Nodes, why_not
-from trainables import data, engines, lanes, models
+from trainables import data, engines, lanes, models, tune
 from trainables.criterion import Criterion
 from trainables.equality import prove
-from trainables.foreign import ForeignError, copy_on_node, digest_of, hash_of, imported, using
+from trainables.foreign import ForeignError, copy_on_node, digest_of, hash_of, imported, use, using
 from trainables.general import manner_of
 from trainables.rules import RULES, Rule, named
 from trainables.stack import Batches, Lane, Stack, grid
@@ -425,6 +425,24 @@ def test_workers_have_the_code_that_the_study_began_with_or_none(
     copy_on_node.cache_clear()
     with pytest.raises(ForeignError, match=r"code/own.py: is not what the study began with; put it back"):
         copy_on_node(str(code), digest)
+
+
+def test_a_worker_takes_each_trials_modules_from_its_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies in the folder that Ray was started in, or was imported for an earlier trial."""
+    for name, outputs in (("here", 30), ("first", 10), ("second", 20)):
+        write(tmp_path / name, {"own": NET.replace("numel(), out", f"numel(), {outputs} * out")})
+    monkeypatch.syspath_prepend(str(tmp_path / "here"))
+    config = {"model": "own:Net", "data": "digits", "optimizer": "sgd", "batch_size": 32, "width": 4, "depth": 1}
+    config |= {"rates": (1e-3, 1e-3, 1), "seeds": (0,), "budget": {"updates": 1}}
+    trial = tune.ModelTrainable({**config, "code": str(tmp_path / "first")})
+    try:
+        assert trial.step()["parameters"] == 100 * 65
+        trial.reset_config({**config, "code": str(tmp_path / "second")})
+        assert trial.step()["parameters"] == 200 * 65
+        trial.reset_config(config)
+        assert trial.step()["parameters"] == 300 * 65
+    finally:
+        use("")
 
 
 @pytest.mark.parametrize("where", ["Path(__file__).with_name('table.npy')", "'table.npy'"])

@@ -122,25 +122,16 @@ def run_mnist(
     if screened.interrupted:
         return screened.interrupted
     frames = [losses(load(own), plan.every, plan.epoch_updates) for own in screened.folders]
-    early = candidates(frames[-1])
+    early, again = candidates(frames[-1]), []
     if (left := early["fits"]).any():
         low, high = early.loc[left, "learning_rate"].min(), early.loc[left, "learning_rate"].max()
         grid = {"low": low, "high": high, "count": 1 + round(2 * math.log10(high / low))}
         optimizers = ordered(early.loc[left, "optimizer"])
-        unrefuted = part(
-            "unrefuted",
-            "raw",
-            plan.epochs,
-            {
-                "search": {"optimizer": optimizers},
-                "lanes": {"seeds": max(seeds or 1, UNREFUTED), "learning_rate": grid},
-            },
-        )
-        further = finish([unrefuted], command=command, show=show, say=say)
-        if further.interrupted:
-            return further.interrupted
-        screened.folders.extend(further.folders)
-    again = []
+        unrefuted = {
+            "search": {"optimizer": optimizers},
+            "lanes": {"seeds": max(seeds or 1, UNREFUTED), "learning_rate": grid},
+        }
+        again.append(part("unrefuted", "raw", plan.epochs, unrefuted))
     for inputs, optimizers, rates in kept(frames):
         grid = {"low": rates[0], "high": rates[-1], "count": len(rates)}
         fresh = max(seeds or 1, LANES // len(rates))
@@ -150,15 +141,16 @@ def run_mnist(
             "tuning": FRESH,
         }
         again.append(part("nearest", inputs, plan.epochs, changes))
-    nearest = finish(again, command=command, show=show, say=say)
-    if not nearest.interrupted:
+    further = finish(again, command=command, show=show, say=say)
+    if not further.interrupted:
         _network(read(SPEC, {"workload": base}), loaded, folder)
         _images(loaded, folder)
         told = {"data": name, "why": why, "augment": AUGMENT, "every": plan.every, "epoch_updates": plan.epoch_updates}
-        folders = {"screened": screened.folders, "nearest": nearest.folders}
-        told |= {kind: [own.name for own in found] for kind, found in folders.items()}
+        nearest = [own.name for own in further.folders if own.name.startswith("nearest")]
+        told["screened"] = [own.name for own in [*screened.folders, *further.folders] if own.name not in nearest]
+        told["nearest"] = nearest
         _write(folder / "run.json", told)
-    return nearest.interrupted
+    return further.interrupted
 
 
 def _data_set() -> tuple[str, str]:

@@ -174,8 +174,8 @@ def dense_claim() -> Claim:
         in_place.append(math.prod(shape) * outputs / first["multiplications"])
     why = (
         f"more parameters at {sum(larger)} of these {len(told)} sizes, more multiplications at {sum(dearer)}; asked "
-        "for: both at both. A filter's few weights are used at every place, so fewer parameters are not less arithmetic. A "
-        "fully connected layer of as many outputs as the first convolution would take "
+        "for: both at both. A filter's few weights are used at every place, so fewer parameters are not less "
+        "arithmetic. A fully connected layer of as many outputs as the first convolution would take "
         f"{' and '.join(f'{share:,.0f}' for share in in_place)} times its multiplications"
     )
     return Claim(

@@ -1,6 +1,6 @@
 """Experiment 5 of the source report, its CNN on MNIST: runs the studies that `analysis.reproduction.mnist` reads.
 
-`run_mnist(out, seeds)` writes everything below `out/mnist`; `run.json` comes last, when all has finished. The parts are
+`run_mnist(out, on)` writes everything below `out/mnist`; `run.json` comes last, when all has finished. The parts are
 ordinary studies, the shipped spec `report-mnist` with other values:
 
     candidates-raw, candidates-standardized     gradient descent, without and with momentum, at five rates
@@ -36,6 +36,7 @@ from trainables.data import Data, Split
 from trainables.stack import batch_order
 
 if TYPE_CHECKING:
+    from study.cluster import Cluster
     from study.progress import Show
 
 SPEC = "report-mnist"
@@ -75,6 +76,7 @@ class Plan:
 
 def run_mnist(
     out: Path,
+    on: Callable[[Spec], Cluster],
     seeds: int | None = None,
     *,
     plan: Plan | None = None,
@@ -86,6 +88,7 @@ def run_mnist(
 
     Args:
         out: the reproduction's folder; everything goes below `out/mnist`.
+        on: of `search.one_ray`.
         seeds: of each candidate, at least; the spec's three if not given.
         plan: how long everything trains; as long as the report if not given.
         command: what the user ran.
@@ -118,7 +121,7 @@ def run_mnist(
             ("first-epoch", "raw", 1, ADAPTIVE),
         )
     ]
-    screened = finish(screen, command=command, show=show, say=say)
+    screened = finish(screen, on, command=command, show=show, say=say)
     if screened.interrupted:
         return screened.interrupted
     frames = [losses(load(own), plan.every, plan.epoch_updates) for own in screened.folders]
@@ -141,7 +144,7 @@ def run_mnist(
             "tuning": FRESH,
         }
         again.append(part("nearest", inputs, plan.epochs, changes))
-    further = finish(again, command=command, show=show, say=say)
+    further = finish(again, on, command=command, show=show, say=say)
     if not further.interrupted:
         _network(read(SPEC, {"workload": base}), loaded, folder)
         _images(loaded, folder)

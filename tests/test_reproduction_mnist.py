@@ -16,7 +16,7 @@ from torch import nn
 import analysis
 from analysis.reproduction import inference, mnist
 from analysis.reproduction.section import Section
-from study import reproduce_mnist
+from study import reproduce_mnist, search
 from study.reproduce_mnist import Plan, run_mnist
 from study.spec import read
 from trainables import data, models
@@ -245,6 +245,11 @@ def drawn(section: Section) -> Iterator[tuple[str, Any]]:
             yield drawing.name, drawing.draw()
 
 
+def run(out: Path) -> None:
+    with search.one_ray() as on:
+        run_mnist(out, on, 2, plan=TINY, show="quiet")
+
+
 def check(out: Path, *, real: bool) -> Section:
     """What must hold of any run: everything is there, and the table is that of the results."""
     found = mnist.mnist(out)
@@ -267,24 +272,24 @@ def check(out: Path, *, real: bool) -> Section:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)  # it starts Ray four times, maybe on a busy machine
+@pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
 @pytest.mark.usefixtures("_without_mnist")
 def test_a_tiny_run_on_digits_is_whole_and_reused(tmp_path: Path) -> None:
-    run_mnist(tmp_path, 2, plan=TINY, show="quiet")
+    run(tmp_path)
     found = check(tmp_path, real=False)
     # Sizes by the formula need no data; of everything else the digits say nothing.
     arithmetic = mnist.arithmetic_claims()
     assert {claim.verdict for claim in found.claims if claim not in arithmetic} == {"not checked"}
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.parquet") if file.is_file()}
-    run_mnist(tmp_path, 2, plan=TINY, show="quiet")
+    run(tmp_path)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.parquet") if file.is_file()} == before
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)  # it starts Ray four times, maybe on a busy machine
+@pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
 def test_a_tiny_run_on_mnist_has_the_report_s_layers(
     tmp_path: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUDY_DATA", str(mnist_folder))
-    run_mnist(tmp_path, 2, plan=TINY, show="quiet")
+    run(tmp_path)
     check(tmp_path, real=True)

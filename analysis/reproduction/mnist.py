@@ -462,8 +462,8 @@ class _Experiment:
                     spanned(plateau["inside"].sum(), len(plateau), top["seeds"]) and 2 * self.still() >= top["seeds"]
                 ),
                 unchecked
-                or f"{plateau['inside'].sum()} of {len(plateau)} printed losses within the seeds' range. {self.slow()}. "
-                f"Asked for: as many within as of a further seed, and half of the seeds still on it; {name}",
+                or f"{plateau['inside'].sum()} of {len(plateau)} printed losses within the seeds' range. {self.slow()}"
+                f". Asked for: as many within as of a further seed, and half of the seeds still on it; {name}",
             ),
         ]
         if len(fall):

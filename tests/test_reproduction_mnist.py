@@ -18,6 +18,7 @@ from analysis.reproduction import inference, mnist
 from analysis.reproduction.section import Section
 from study import reproduce_mnist, search
 from study.reproduce_mnist import Plan, run_mnist
+from study.space import Space
 from study.spec import read
 from trainables import data, models
 
@@ -222,6 +223,7 @@ def test_the_shipped_spec_trains_the_report_s_network_on_its_batches() -> None:
     assert spec.workload.facts.train == inference.numbers()["training_images"]
     assert Plan().budget(3, spec) == {"epochs": 3}
     assert TINY.budget(3, spec) == {"updates": 111}
+    assert Space(spec, "", "").configuration({"optimizer": "sgd", "batch_size": 4}, 0)["evaluation_share"] == 0
     assert spec.search.optimizers() == [*reproduce_mnist.PLAIN, *reproduce_mnist.ADAPTIVE] == [*inference.OPTIMIZERS]
     rates = np.geomspace(*spec.rates("sgd"))
     assert min(abs(rates - 0.001)) < 1e-9

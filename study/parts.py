@@ -13,6 +13,7 @@ from study import collect, search
 from study.spec import Spec, SpecError, read
 
 if TYPE_CHECKING:
+    from study.cluster import Cluster
     from study.progress import Show
 
 
@@ -30,12 +31,18 @@ class Parts:
 
 
 def finish(
-    studies: Sequence[tuple[Spec, Path]], *, command: str, show: Show = "auto", say: Callable[[str], None] = print
+    studies: Sequence[tuple[Spec, Path]],
+    on: Callable[[Spec], Cluster],
+    *,
+    command: str,
+    show: Show = "auto",
+    say: Callable[[str], None] = print,
 ) -> Parts:
     """Run what is left of some studies, on one Ray.
 
     Args:
         studies: specs, each with the folder below which its results folder is to be.
+        on: of `search.one_ray`.
         command: as for `search.run`.
         show: likewise.
         say: prints a line.
@@ -47,7 +54,7 @@ def finish(
             say(f"{parent.name}: {spec.name} is done already, in {folder}")
         else:
             left.append((spec, folder))
-    outcomes = search.run_all(left, command=command, show=show)
+    outcomes = search.run_all(left, on, command=command, show=show)
     ended = {outcome.folder for outcome in outcomes if not outcome.interrupted}
     whole = [folder for folder, finished in places if finished or folder.absolute() in ended]
     return Parts(whole, next((spec.name for spec, folder in left if folder.absolute() not in ended), ""))

@@ -122,7 +122,10 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
             eager.noise(stack, slice(0, len(stack.alive)), examples)
             evaluation += (time.perf_counter() - started) / len(examples) * min(lanes.TRAIN_SUBSET, facts.train)
         cost = models.multiplications(network, facts.in_shape)
-        schedule = lanes.Schedule(budget, batch_size, facts.train, evaluated=evaluated, multiplications=cost)
+        share = spec.recording.evaluation_share
+        schedule = lanes.Schedule(
+            budget, batch_size, facts.train, evaluated=evaluated, multiplications=cost, share=share
+        )
         points = len(schedule.series()) + budget.reports
         update = stack.seconds / made * batch_size / tried
         if engine.name == "compiled":

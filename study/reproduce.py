@@ -23,7 +23,7 @@ from analysis.reproduction.closed_forms import constant_step
 from analysis.reproduction.page import folders_in
 from analysis.reproduction.section import read_truth
 from analysis.results import ResultsError
-from study import collect
+from study import collect, search
 from study.parts import finish
 from study.reproduce_mnist import run_mnist
 from study.spec import Spec, SpecError, read
@@ -83,26 +83,29 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(f"--out {out}", [f"cannot be made: {error.strerror}; give another folder"]) from error
-    parts = finish([(spec, out / name) for name in chosen for spec in specs[name]], command=command, show=show, say=say)
-    found = recorded(out)
-    found |= {read(folder / "spec.toml").name: str(folder.relative_to(out)) for folder in parts.folders}
-    for folder in found.values():
-        _add_truth(read(out / folder / "spec.toml"), out / folder)
-    collect.write_text(out / reproduction.PARTS, json.dumps(found, indent=1) + "\n")
-    if "layers" in found and ("layers" in chosen or not (out / found["layers"] / "report").exists()):
-        try:
-            write_report(out / found["layers"])
-        except ResultsError as error:
-            say(f"layers: without its ordinary report, {error}")
-    cut = parts.interrupted
-    if not cut and "mnist" in chosen:
-        if epochs:
-            say("mnist: left out, since it has no shorter form; leave --epochs away")
-        else:
+    with search.one_ray() as on:
+        parts = finish(
+            [(spec, out / name) for name in chosen for spec in specs[name]], on, command=command, show=show, say=say
+        )
+        found = recorded(out)
+        found |= {read(folder / "spec.toml").name: str(folder.relative_to(out)) for folder in parts.folders}
+        for folder in found.values():
+            _add_truth(read(out / folder / "spec.toml"), out / folder)
+        collect.write_text(out / reproduction.PARTS, json.dumps(found, indent=1) + "\n")
+        if "layers" in found and ("layers" in chosen or not (out / found["layers"] / "report").exists()):
             try:
-                cut = run_mnist(out, seeds, command=command, show=show, say=say)
-            except (ResultsError, SpecError) as error:
-                say(f"mnist: cannot go on, {error}")
+                write_report(out / found["layers"])
+            except ResultsError as error:
+                say(f"layers: without its ordinary report, {error}")
+        cut = parts.interrupted
+        if not cut and "mnist" in chosen:
+            if epochs:
+                say("mnist: left out, since it has no shorter form; leave --epochs away")
+            else:
+                try:
+                    cut = run_mnist(out, on, seeds, command=command, show=show, say=say)
+                except (ResultsError, SpecError) as error:
+                    say(f"mnist: cannot go on, {error}")
     anything = found or mnist.is_whole(out)
     return Ended(reproduction.write_page(out, command, say) if anything else None, cut)
 

@@ -1,6 +1,6 @@
 """Experiment 5 of the source report, its CNN on MNIST: runs the studies that `analysis.reproduction.mnist` reads.
 
-`run_mnist(out, seeds)` writes everything below `out/mnist`; `run.json` comes last, when all has finished. The parts are
+`run_mnist(out, on)` writes everything below `out/mnist`; `run.json` comes last, when all has finished. The parts are
 ordinary studies, the shipped spec `report-mnist` with other values:
 
     candidates-raw, candidates-standardized     gradient descent, without and with momentum, at five rates
@@ -36,6 +36,7 @@ from trainables.data import Data, Split
 from trainables.stack import batch_order
 
 if TYPE_CHECKING:
+    from study.cluster import Cluster
     from study.progress import Show
 
 SPEC = "report-mnist"
@@ -75,6 +76,7 @@ class Plan:
 
 def run_mnist(
     out: Path,
+    on: Callable[[Spec], Cluster],
     seeds: int | None = None,
     *,
     plan: Plan | None = None,
@@ -86,6 +88,7 @@ def run_mnist(
 
     Args:
         out: the reproduction's folder; everything goes below `out/mnist`.
+        on: of `search.one_ray`.
         seeds: of each candidate, at least; the spec's three if not given.
         plan: how long everything trains; as long as the report if not given.
         command: what the user ran.
@@ -118,29 +121,20 @@ def run_mnist(
             ("first-epoch", "raw", 1, ADAPTIVE),
         )
     ]
-    screened = finish(screen, command=command, show=show, say=say)
+    screened = finish(screen, on, command=command, show=show, say=say)
     if screened.interrupted:
         return screened.interrupted
     frames = [losses(load(own), plan.every, plan.epoch_updates) for own in screened.folders]
-    early = candidates(frames[-1])
+    early, again = candidates(frames[-1]), []
     if (left := early["fits"]).any():
         low, high = early.loc[left, "learning_rate"].min(), early.loc[left, "learning_rate"].max()
         grid = {"low": low, "high": high, "count": 1 + round(2 * math.log10(high / low))}
         optimizers = ordered(early.loc[left, "optimizer"])
-        unrefuted = part(
-            "unrefuted",
-            "raw",
-            plan.epochs,
-            {
-                "search": {"optimizer": optimizers},
-                "lanes": {"seeds": max(seeds or 1, UNREFUTED), "learning_rate": grid},
-            },
-        )
-        further = finish([unrefuted], command=command, show=show, say=say)
-        if further.interrupted:
-            return further.interrupted
-        screened.folders.extend(further.folders)
-    again = []
+        unrefuted = {
+            "search": {"optimizer": optimizers},
+            "lanes": {"seeds": max(seeds or 1, UNREFUTED), "learning_rate": grid},
+        }
+        again.append(part("unrefuted", "raw", plan.epochs, unrefuted))
     for inputs, optimizers, rates in kept(frames):
         grid = {"low": rates[0], "high": rates[-1], "count": len(rates)}
         fresh = max(seeds or 1, LANES // len(rates))
@@ -150,15 +144,16 @@ def run_mnist(
             "tuning": FRESH,
         }
         again.append(part("nearest", inputs, plan.epochs, changes))
-    nearest = finish(again, command=command, show=show, say=say)
-    if not nearest.interrupted:
+    further = finish(again, on, command=command, show=show, say=say)
+    if not further.interrupted:
         _network(read(SPEC, {"workload": base}), loaded, folder)
         _images(loaded, folder)
         told = {"data": name, "why": why, "augment": AUGMENT, "every": plan.every, "epoch_updates": plan.epoch_updates}
-        folders = {"screened": screened.folders, "nearest": nearest.folders}
-        told |= {kind: [own.name for own in found] for kind, found in folders.items()}
+        nearest = [own.name for own in further.folders if own.name.startswith("nearest")]
+        told["screened"] = [own.name for own in [*screened.folders, *further.folders] if own.name not in nearest]
+        told["nearest"] = nearest
         _write(folder / "run.json", told)
-    return nearest.interrupted
+    return further.interrupted
 
 
 def _data_set() -> tuple[str, str]:

@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -301,11 +301,30 @@ def _tell(text: str) -> None:
     print(f"study: {text}", file=sys.stderr)
 
 
-def run_all(studies: Sequence[tuple[Spec, Path]], *, command: str = "", show: Show = "auto") -> list[Outcome]:
-    """Run studies one after another on one Ray of this machine, which takes seconds to start.
+@contextmanager
+def one_ray() -> Iterator[Callable[[Spec], Cluster]]:
+    """A Ray of this machine for some calls of `run_all`, started when first asked for: it takes seconds."""
+    with ExitStack() as stack:
+        found: list[Cluster] = []
+
+        def on(spec: Spec) -> Cluster:
+            if not found:
+                stack.enter_context(_stoppable())
+                found.append(stack.enter_context(cluster.connected(spec, None)))
+                stack.enter_context(_stoppable())
+            return found[0]
+
+        yield on
+
+
+def run_all(
+    studies: Sequence[tuple[Spec, Path]], on: Callable[[Spec], Cluster], *, command: str = "", show: Show = "auto"
+) -> list[Outcome]:
+    """Run studies one after another on one Ray of this machine.
 
     Args:
         studies: specs and their results folders; what an earlier call began there goes on.
+        on: of `one_ray`.
         command: as for `run`.
         show: likewise.
 
@@ -319,13 +338,10 @@ def run_all(studies: Sequence[tuple[Spec, Path]], *, command: str = "", show: Sh
     for spec, _ in studies:
         _data_folder(spec)
     outcomes: list[Outcome] = []
-    if not studies:
-        return outcomes
-    with _stoppable(), cluster.connected(studies[0][0], None) as on, _stoppable():
-        for spec, folder in studies:
-            outcomes.append(session(spec, folder.absolute(), data_folder, on, command, show=show))
-            if outcomes[-1].interrupted:
-                break
+    for spec, folder in studies:
+        outcomes.append(session(spec, folder.absolute(), data_folder, on(spec), command, show=show))
+        if outcomes[-1].interrupted:
+            break
     return outcomes
 
 

@@ -92,6 +92,7 @@ class Space:
             "gradient_noise": spec.recording.gradient_noise,
             "weights": spec.recording.weights,
             "predictions": spec.recording.predictions,
+            "evaluation_share": spec.recording.evaluation_share,
             "augment": workload.augmentation(),
             "checkpoint": self.checkpoint(number),
             "checkpoint_seconds": spec.recording.checkpoint_seconds,

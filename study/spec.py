@@ -487,6 +487,7 @@ class Recording(Section):
         gradient_noise: whether the curves hold the gradient's squared norm and its noise at every evaluation.
         weights: whether the lanes table holds the parameters with which each lane ended; for small networks.
         predictions: whether the class that each lane predicts for each test example is kept, in a table of its own.
+        evaluation_share: of training's cost that evaluating between the ends of a budget's parts may take.
         checkpoint_seconds: how often a running trial is saved, at the ends of parts of its budget.
         tensorboard: whether TensorBoard's event files are written, into `tensorboard/` of the results folder.
         mlflow: address of an MLflow tracking server.
@@ -496,6 +497,7 @@ class Recording(Section):
     gradient_noise: bool = False
     weights: bool = False
     predictions: bool = False
+    evaluation_share: Annotated[float, Field(ge=0)] = training.EVALUATION_SHARE
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     tensorboard: bool = False
     mlflow: str | None = None

@@ -232,6 +232,8 @@ def test_evaluating_is_thinned_where_it_would_cost_more_than_its_share() -> None
     # A tiny network is looked at 1, 2, 3, 4, 6 ... 3072 times; the report's CNN as often as a third of training pays.
     assert points(100) == 25
     assert points(115_000) <= 10
+    few = lanes.Schedule(Budget(epochs=3), 4, 60_000, evaluated=6_000, multiplications=115_000, share=0)
+    assert few.series() == [1]
     assert lanes.Schedule(Budget(epochs=1), 16, 60_000).series()[:8] == [1, 2, 3, 4, 6, 8, 12, 16]
 
 

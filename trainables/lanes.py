@@ -27,7 +27,8 @@ REPORTS = 10
 TRAIN_SUBSET = 1000
 # The metrics of the gradient's noise there, as `Engine.noise` returns them.
 NOISE = ("gradient_square", "gradient_noise")
-# Evaluating may cost this share of training, plus so many multiplications a lane (some hundredths of a second).
+# Unless told otherwise, evaluating may cost this share of training, plus so many multiplications a lane (some
+# hundredths of a second).
 EVALUATION_SHARE = 1 / 3
 FREE_MULTIPLICATIONS = 3e8
 
@@ -215,6 +216,7 @@ def train(
     every_update: bool = False,
     gradient_noise: bool = False,
     predictions: bool = False,
+    evaluation_share: float = EVALUATION_SHARE,
 ) -> Iterator[Report]:
     """Train every lane of a stack, in place, and report after each part of the budget.
 
@@ -233,6 +235,7 @@ def train(
             takes. That costs two to four times what evaluating does; the schedule stays, and so do all other numbers.
         predictions: whether the last report holds what each lane sees in the examples of the test split, which is one
             of classes.
+        evaluation_share: see `Schedule`, its `share`.
 
     Yields:
         Report: `budget.reports` of them, fewer if every lane diverges.
@@ -240,7 +243,8 @@ def train(
     batches = Batches(data.train, batch_size, stack, augment, drop_last=budget.drop_last)
     subset = data.train.head(TRAIN_SUBSET)
     evaluated = len(subset) + len(data.validation)
-    schedule = Schedule(budget, batch_size, len(data.train), evaluated=evaluated, multiplications=multiplications)
+    cost = {"evaluated": evaluated, "multiplications": multiplications}
+    schedule = Schedule(budget, batch_size, len(data.train), **cost, share=evaluation_share)
     rungs = _rungs(budget.reports, len({lane.learning_rate for lane in stack.lanes})) if halving else {}
 
     def values(split: Split) -> dict[str, Tensor]:
@@ -390,7 +394,7 @@ class Schedule:
     """When lanes are evaluated: before the first update, at the end of each report's part, and in between.
 
     In between are 1, 2, 3, 4, 6, 8, 12, 16 ... updates, or every second, fourth ... of these: as many as keep the cost
-    of evaluating within `EVALUATION_SHARE` of training's, beyond an allowance that is too small to notice.
+    of evaluating within a share of training's, beyond an allowance that is too small to notice.
 
     Args:
         budget: how long.
@@ -398,10 +402,18 @@ class Schedule:
         training_examples: in the split.
         evaluated: examples that one evaluation passes forward.
         multiplications: of one network for one example.
+        share: of training's multiplications that evaluating may take beyond that allowance.
     """
 
     def __init__(
-        self, budget: Budget, batch_size: int, training_examples: int, *, evaluated: int = 0, multiplications: int = 1
+        self,
+        budget: Budget,
+        batch_size: int,
+        training_examples: int,
+        *,
+        evaluated: int = 0,
+        multiplications: int = 1,
+        share: float = EVALUATION_SHARE,
     ) -> None:
         self.budget = budget
         self.epoch_examples = examples_per_epoch(batch_size, training_examples, drop_last=budget.drop_last)
@@ -411,7 +423,7 @@ class Schedule:
         self.every = 2  # of a budget in seconds, which may hold any number of updates
         if self.total is not None:
             # An update passes an example forward once, and backward at the price of two more.
-            affordable = 3 * EVALUATION_SHARE * self.progress(self.total)[0] + FREE_MULTIPLICATIONS / multiplications
+            affordable = 3 * share * self.progress(self.total)[0] + FREE_MULTIPLICATIONS / multiplications
             ends = {self.end(part) for part in range(budget.reports + 1)}
             self.every = 1
             while len(ends | set(self.series())) * evaluated > affordable and len(self.series()) > 1:

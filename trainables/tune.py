@@ -86,6 +86,7 @@ class Trial:
         gradient_noise: whether the curves hold the gradient's noise.
         weights: whether the rows of the lanes hold the parameters with which each ended.
         predictions: whether the class that each lane predicts for each test example is told at the end.
+        evaluation_share: of training's cost that evaluating may take, see `lanes.Schedule`.
         augment: fields of `Augment`, for the training images.
         trial: the trial's number, for the tables.
         code: folder of modules that users brought; empty if there are none.
@@ -123,6 +124,7 @@ class Trial:
     gradient_noise: bool = False
     weights: bool = False
     predictions: bool = False
+    evaluation_share: float = lanes.EVALUATION_SHARE
     augment: dict[str, Any] = field(default_factory=dict)
     trial: int = 0
     code: str = ""
@@ -284,6 +286,7 @@ class LaneTrainable(tune.Trainable):
                 every_update=trial.every_update,
                 gradient_noise=trial.gradient_noise,
                 predictions=trial.predictions,
+                evaluation_share=trial.evaluation_share,
             ):
                 extends = report.finished and bool(self._extension())
                 if extends and not trial.weights:

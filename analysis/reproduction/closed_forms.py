@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -116,6 +117,7 @@ def stalls_in_order(
     return found[0], found[1]
 
 
+@cache
 def stalls_of_draws(rate: float, draws: int, observations: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
     """Where the loss is predicted to stall for other draws of the cubic data, (draws,).
 

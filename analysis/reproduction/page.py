@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -85,6 +86,9 @@ def sections(out: Path) -> tuple[list[Section], list[str]]:
                     with suppress(Exception):
                         parts[spec] = loaded(spec)
                 found.append(experiment.make(parts))
+            else:
+                for file in sorted(out.glob(f"{name}/*/spec.toml")):
+                    tomllib.loads(file.read_text(encoding="utf-8"))  # a run is not listed whose spec is damaged
         except Exception as error:  # noqa: BLE001  files that are not as they were written may raise anything
             troubles.append(
                 f"{name}: left out, its files in {out / name} are damaged ({type(error).__name__}: {error})"

@@ -62,14 +62,26 @@ class Cluster:
         """Nothing: Ray Tune pickles searchers for snapshots from which nothing is resumed."""
         return {}
 
-    def room(self) -> int:
-        """Trials that may be under way now: what fits on each node, since a trial cannot straddle two.
+    def fits(self) -> int:
+        """Trials at once, by what fits on each node, since a trial cannot straddle two."""
+        self.look()
+        return fitting(self.resources, self._nodes.values())
+
+    def room(self, on_gpus: int = 0) -> int:
+        """Trials that may be under way now: what fits.
 
         On a cluster it is one more, which waits: so a node that joins is used at once, and one that scales itself sees
         that there is need.
+
+        Args:
+            on_gpus: trials under way that take a GPU. Where small cells do without, these may wait for their turn, up
+                to as many as have theirs: else the next small one would have to wait behind them.
         """
-        self.look()
-        return fitting(self.resources, self._nodes.values()) + self.joined
+        fit = self.fits()
+        if not self.resources.cpu_nodes:
+            return fit + self.joined
+        wait = max(0, on_gpus - fit)
+        return all_fitting(self.resources, self._nodes.values()) + self.joined + wait if wait < max(1, fit) else 0
 
     def gpu_bytes(self) -> int:
         """Memory of the smallest GPU, by what nodes say that have one; 0 if none does."""
@@ -151,7 +163,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, modules: Seque
         raise SpecError(f"--address {address}", [_why(error)]) from error
     try:
         cluster, until = Cluster(spec.resources, joined=bool(address)), time.monotonic() + wait
-        while not (fits := cluster.room() - cluster.joined) and time.monotonic() < until:
+        while not (fits := cluster.fits()) and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
         if not fits:
             raise SpecError("resources", [_too_small(spec.resources, [n["Resources"] for n in ray.nodes()])])
@@ -195,8 +207,14 @@ def _why(error: Exception) -> str:
     return f"{lines[0] if lines else type(error).__name__}; is a cluster running, and this machine a node of it?"
 
 
+def all_fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
+    """As `fitting`, with small cells where they do without a GPU: as many trials as CPUs let."""
+    without = resources.model_copy(update={"gpus_per_trial": 0.0, "cpu_nodes": False})
+    return fitting(without if resources.cpu_nodes else resources, nodes)
+
+
 def fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
-    """Trials at once on nodes, as `ray.nodes()` gives them."""
+    """Trials at once on nodes, as `ray.nodes()` gives them, each with all that the resources say."""
     wanted = _wanted(resources)
     has = [node["Resources"] for node in nodes]
     return sum(min(math.floor(node.get(kind, 0.0) / need) for kind, need in wanted.items() if need) for node in has)

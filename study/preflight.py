@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study.cluster import fitting, name_of
+from study.cluster import all_fitting, name_of
 from study.spec import Spec, SpecError
 from trainables import files
 
@@ -192,7 +192,7 @@ def describe(spec: Spec, place: Path | str, trial_bytes: int) -> str:
     found = mistakes(nodes, place)
     lines = []
     for node in nodes:
-        at_once = fitting(spec.resources, [{"Resources": node.resources}])
+        at_once = all_fitting(spec.resources, [{"Resources": node.resources}])
         if spec.resources.gpus == 0 and at_once * trial_bytes > node.free_bytes > 0:
             found.append(
                 f"node {node.name}: {at_once} trials at once take {at_once * trial_bytes / 2**30:.1f} GiB, "
@@ -200,9 +200,10 @@ def describe(spec: Spec, place: Path | str, trial_bytes: int) -> str:
             )
         kind = next((name.split(":", 1)[1] for name in node.resources if name.startswith("accelerator_type:")), "")
         gpus = node.resources.get("GPU", 0)
+        small = spec.resources.cpu_nodes and not gpus
         lines.append(
             f"  node    {node.name}: {node.resources.get('CPU', 0):g} CPUs, {gpus:g} GPUs{f' ({kind})' * bool(kind)}, "
-            f"{node.free_bytes / 2**30:.1f} GiB free, {at_once} trials at once"
+            f"{node.free_bytes / 2**30:.1f} GiB free, {at_once} {'small ' * small}trials at once"
         )
     if found:
         raise SpecError("the cluster", found)

@@ -482,10 +482,15 @@ def _trials(
         on.note = tell
         collector = Collector(spec, folder, search, listeners, tick, display.say, tell, final=rounds == 1)
         mode = search.mode
-        resources = {"cpu": spec.resources.cpus_per_trial, "gpu": spec.resources.gpus}
+
+        cpus, gpus = float(spec.resources.cpus_per_trial), spec.resources.gpus
+
+        def takes(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus if config["device"] == "cuda" else 0.0}])
+
         shutil.rmtree(folder / "tune", ignore_errors=True)
         tuner = tune.Tuner(
-            tune.with_resources(trainable(spec.workload.model), resources),
+            tune.with_resources(trainable(spec.workload.model), takes),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=scheduler(spec, mode, past, stopped),

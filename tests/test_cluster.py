@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -288,6 +289,36 @@ def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypat
     ends = trials["started"] + trials["wall_seconds"]
     at_once = [int(((trials["started"] <= when) & (ends > when)).sum()) for when in trials["started"]]
     assert max(at_once) == 2
+    assert {tuple(gpus) for gpus in trials["gpus"]} == {(f"{platform.node()}:0",)}
+
+
+@pytest.mark.long
+@pytest.mark.alone
+def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)
+    tables = tomllib.loads(SPEC.replace("epochs = 400", "epochs = 20"))
+    ray.init(num_cpus=3, num_gpus=1, include_dashboard=False, logging_level="ERROR")
+    try:
+        for name, resources in (("both", {"gpus_per_trial": 1, "cpu_nodes": True}), ("alike", {})):
+            spec = search.with_trials(check(tables | {"resources": resources}), 16)
+            outcome = search.session(spec, tmp_path / name, tmp_path, cluster.Cluster(spec.resources), "", show="quiet")
+            assert outcome.scored == 16
+    finally:
+        ray.shutdown()
+    results = analysis.load(tmp_path / "both")
+    trials, on_gpu = results.trials, results.trials["gpus"].str.len() == 1
+    assert (on_gpu == (trials["regime"] == "batch")).all()
+    assert 0 < on_gpu.sum() < 16
+    ends = trials["started"] + trials["wall_seconds"]
+    others = trials[~on_gpu]
+    assert any(
+        ((others["started"] < ends[n]) & (others["started"] > trials["started"][n])).any() for n in trials.index[on_gpu]
+    )
+    for mine, theirs in zip(numbers(tmp_path / "both"), numbers(tmp_path / "alike"), strict=True):
+        pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+    busy = analysis.busy(analysis.timeline(results))
+    assert list(busy["name"]) == [platform.node(), f"{platform.node()} GPU 0"]
+    assert list(busy["trials"]) == [16, on_gpu.sum()]
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])

@@ -36,7 +36,7 @@ class Narrow(cluster.Cluster):
 
     at_once: int = 2
 
-    def room(self) -> int:
+    def room(self, on_gpus: int = 0) -> int:
         return self.at_once
 
 

@@ -39,15 +39,11 @@ class Place(Folder):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read one or the other; see the class."""
-        scheme, found, rest = str(value).partition("://")
-        if not found:
-            return super().convert(value, param, ctx)
-        if scheme not in files.SCHEMES:
-            valid = ", ".join(f"{each}://BUCKET/NAME" for each in files.SCHEMES)
-            self.fail(f"{value!r} is no place for results; valid: a folder (NFS too), {valid}")
-        if "@" in rest:  # it would stand in every message and in the provenance
-            self.fail(f"{scheme}://... has a password; put it where the SDK finds it, as into AWS_SECRET_ACCESS_KEY")
-        return files.join(str(value))
+        try:
+            place = files.place(value)
+        except ValueError as error:
+            self.fail(str(error))
+        return place if isinstance(place, str) else super().convert(value, param, ctx)
 
 
 class SpecName(click.ParamType):

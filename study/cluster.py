@@ -36,6 +36,7 @@ NO_TOKEN = (
     "the cluster asks for a token, and there is none here, or another; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
     "what `ray get-auth-token` prints on its head"
 )
+_SAY_SIZE = "or set resources.gpu_memory_gib, or a number of GPUs"
 # Set in what Ray's job server starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Our packages, which travel to the nodes of a cluster: all run the driver's code.
@@ -84,7 +85,11 @@ class Cluster:
         return all_fitting(self.resources, self._nodes.values()) + self.joined + wait if wait < max(1, fit) else 0
 
     def gpu_bytes(self) -> int:
-        """Memory of the smallest GPU, by what nodes say that have one; 0 if none does."""
+        """Memory of the smallest GPU; a node's are taken to be alike. 0 if there is none.
+
+        Raises:
+            SpecError: if a node that has GPUs does not say how large they are: its could be smaller.
+        """
         import ray
 
         @ray.remote(num_cpus=0, num_gpus=0.001, max_retries=0)
@@ -96,8 +101,20 @@ class Cluster:
         with_gpus = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
         place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         asked = [answer.options(scheduling_strategy=place(node["NodeID"], soft=False)).remote() for node in with_gpus]
-        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
-        return min(filter(None, ray.get(ready)), default=0)
+        until, sizes, mistakes = time.monotonic() + ANSWER_SECONDS, [], []
+        for node, reference in zip(with_gpus, asked, strict=True):
+            try:
+                sizes.append(ray.get(reference, timeout=max(0.0, until - time.monotonic())))
+                why = "" if sizes[-1] else "torch sees none there; see that its driver suits torch"
+            except ray.exceptions.GetTimeoutError:
+                why = f"no answer within {ANSWER_SECONDS:.0f} s; all may be taken by others"
+            except ray.exceptions.RayError as error:
+                why = f"asking failed ({str(error).strip().splitlines()[-1]})"
+            if why:
+                mistakes.append(f'node {name_of(node)}: how large are its GPUs, for "auto"? {why}; {_SAY_SIZE}')
+        if mistakes:
+            raise SpecError("resources.gpus_per_trial", mistakes)
+        return min(sizes, default=0)
 
     def look(self) -> None:
         """See from time to time which nodes there are, and tell of those that came or went."""
@@ -217,7 +234,12 @@ def fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
     """Trials at once on nodes, as `ray.nodes()` gives them, each with all that the resources say."""
     wanted = _wanted(resources)
     has = [node["Resources"] for node in nodes]
-    return sum(min(math.floor(node.get(kind, 0.0) / need) for kind, need in wanted.items() if need) for node in has)
+    return sum(min(_times(node.get(kind, 0.0), need) for kind, need in wanted.items() if need) for node in has)
+
+
+def _times(has: float, need: float) -> int:
+    """How often a need can be met; a part is one of a single GPU."""
+    return math.floor(has) * math.floor(1 / need) if need < 1 else math.floor(has / need)
 
 
 def _wanted(resources: Resources) -> dict[str, float]:

@@ -33,7 +33,9 @@ def resolved(spec: Spec, on: Cluster) -> Spec:
             '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'
         )
         raise SpecError("resources.gpus_per_trial", [told])
-    largest = max(needs(spec, *corner) for corner in spec.corners())
+    largest: float = max(needs(spec, *corner) for corner in spec.corners())
+    if any(named(name).solo for name in spec.search.optimizers()):
+        largest = memory  # nobody knows what such an optimizer keeps (LBFGS some hundred gradients): a GPU of its own
     return spec.model_copy(
         update={"resources": spec.resources.model_copy(update={"gpus_per_trial": share(largest, memory)})}
     )

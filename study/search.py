@@ -284,13 +284,11 @@ def _with_report(outcome: Outcome) -> Outcome:
 
 
 def _place(place: str | Path) -> Path | str:
-    """A results folder as a path, or the URI of one as text."""
-    if not files.is_uri(place):
-        return Path(place)
-    if str(place).partition("://")[0] not in files.SCHEMES:
-        valid = ", ".join(f"{each}://BUCKET/NAME" for each in files.SCHEMES)
-        raise SpecError(str(place), [f"no place for results; valid: a folder, {valid}"])
-    return files.join(place)
+    """As `files.place`, whose errors become a `SpecError`."""
+    try:
+        return files.place(place)
+    except ValueError as error:
+        raise SpecError("the results folder", [str(error)]) from error
 
 
 def _tell(text: str) -> None:

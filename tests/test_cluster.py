@@ -329,6 +329,21 @@ def test_a_port_through_which_no_study_is_driven_is_told(address: str, spec: Pat
     assert "Traceback" not in found.stderr
 
 
+def test_submit_loses_nothing_of_the_users(spec: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "results" / "apart"
+    mine.mkdir(parents=True)
+    (mine / "spec.toml").write_text("of another study")
+    there = ["--address", "http://127.0.0.1:9", "--out"]
+    found = study("submit", str(spec), *there, "/x", folder=tmp_path)
+    assert found.returncode == 2
+    assert "--to results/apart: 1 mistake\n  is no copy of /x and would be replaced by one" in found.stderr
+    (mine / "provenance.json").write_text('{"command": "study run spec.toml --resume --out /x --address auto"}')
+    assert "no job server answers" in study("submit", str(spec), *there, "/x", folder=tmp_path).stderr
+    found = study("submit", str(spec), *there, "results/there", folder=tmp_path)
+    assert found.returncode == 2
+    assert "give an absolute path that all nodes share" in found.stderr
+
+
 def test_where_no_job_server_answers_is_told(spec: Path, tmp_path: Path) -> None:
     found = study("submit", str(spec), "--address", "http://127.0.0.1:9", "--out", "/x", folder=tmp_path)
     assert found.returncode == 2

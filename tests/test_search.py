@@ -358,6 +358,8 @@ def test_a_trial_cannot_straddle_two_nodes() -> None:
     assert cluster.fitting(SPEC.resources, nodes({"CPU": 7.0})) == 7
     shared = SPEC.resources.model_copy(update={"gpus_per_trial": 0.25})
     assert cluster.fitting(shared, nodes({"CPU": 64.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 9.0})) == 11
+    odd = SPEC.resources.model_copy(update={"gpus_per_trial": 0.4})  # a part lies on one GPU, too
+    assert cluster.fitting(odd, nodes({"CPU": 64.0, "GPU": 2.0})) == 4
     wide = SPEC.resources.model_copy(update={"cpus_per_trial": 4})
     assert cluster.fitting(wide, nodes({"CPU": 3.0}, {"CPU": 3.0})) == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -287,7 +288,7 @@ def check(
     spec: str, trials: int | None, epochs: int | None, seeds: int | None, address: str | None, out: Path | str
 ) -> None:
     """Validate SPEC and print what running it means: cells, lanes, memory, time."""
-    from study import cluster, plan, preflight
+    from study import cluster, foreign, plan, preflight
 
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     if address:
@@ -297,8 +298,10 @@ def check(
     if proof := plan.proved(study):
         click.echo(proof)
     if address:
-        with cluster.connected(study, address):
-            click.echo(preflight.describe(study, out, max(probe.memory_bytes for probe in probes)))
+        with tempfile.TemporaryDirectory() as scratch:
+            study.bring(Path(scratch))
+            with cluster.connected(study, address, modules=foreign.modules(Path(scratch))):
+                click.echo(preflight.describe(study, out, max(probe.memory_bytes for probe in probes)))
 
 
 @main.command(name="list")

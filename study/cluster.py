@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ NO_TOKEN = (
 _SAY_SIZE = "or set resources.gpu_memory_gib, or a number of GPUs"
 # Set in what Ray's job server starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# How HTTP/2 begins, which Ray's head speaks, and the kind of the frame with which a server answers (RFC 9113, 3.4).
+_HELLO, _SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]), b"\x04"
 # Our packages, which travel to the nodes of a cluster: all run the driver's code.
 _PACKAGES = ("study", "trainables", "analysis")
 
@@ -196,7 +198,7 @@ def code() -> list[str]:
 
 
 def reach(address: str) -> None:
-    """Ask once whether anything listens; Ray itself would go on asking for minutes.
+    """Ask once whether something listens that could be Ray; Ray itself would go on asking for minutes.
 
     Raises:
         SpecError: if nothing does, or the address is of a kind at which no study can run.
@@ -207,11 +209,16 @@ def reach(address: str) -> None:
     host, _, port = address.rpartition(":")
     if address in ("auto", "local") or not port.isdigit():
         return
+    advice, answer = "start Ray there with `ray start --head`, or correct the address", b""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as there:
+            there.sendall(_HELLO)
+            with suppress(OSError):  # it may hang up on us, or say nothing
+                answer = there.recv(9)
     except (OSError, OverflowError) as error:
-        advice = "start Ray there with `ray start --head`, or correct the address"
         raise SpecError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
+    if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
+        raise SpecError(f"--address {address}", [f"what listens there is no Ray head, whose port is 6379; {advice}"])
 
 
 def _why(error: Exception) -> str:

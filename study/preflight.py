@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from study import foreign
 from study.cluster import all_fitting, name_of
 from study.spec import Spec, SpecError
 from trainables import files
@@ -175,7 +176,7 @@ def describe(spec: Spec, place: Path | str, trial_bytes: int) -> str:
     """The nodes that this process is connected to, for people, if all of them are fit.
 
     Args:
-        spec: whose trials are to run there.
+        spec: whose trials are to run there; the modules that it needs have been sent.
         place: for the results, or a URI; a folder is looked at in the nearest one above it that is there.
         trial_bytes: of memory that a trial takes.
 
@@ -188,7 +189,7 @@ def describe(spec: Spec, place: Path | str, trial_bytes: int) -> str:
             place = place.parent
         if not os.access(place, os.W_OK):
             raise SpecError(f"--out {place}", ["cannot be written to; give another folder"])
-    nodes = survey(place)
+    nodes = survey(place, foreign.needed(spec.tables()))
     found = mistakes(nodes, place)
     lines = []
     for node in nodes:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,8 @@ def submit(
         The exit code that the job's `study run` gave; 1 if it gave none.
 
     Raises:
-        SpecError: if no job server answers there, or its Ray is of another version; if `out` would be lost with the job,
-            or `to` holds something else.
+        SpecError: if no job server answers there, or its Ray is of another version; if `out` would go with the job, or
+            `to` holds something else.
     """
     if not files.is_uri(out) and not Path(out).is_absolute():
         told = "a job begins in a folder that goes with it; give an absolute path that all nodes share, or a URI"
@@ -83,11 +84,11 @@ def submit(
 
 
 def _may_replace(to: Path, out: str) -> None:
-    """Raise a `SpecError` if a folder here holds anything but an earlier copy of a job's results, or these themselves."""
+    """Raise a `SpecError` if a folder here holds anything but a job's results, or an earlier copy of them."""
     from study.collect import provenance_of
 
     ran = shlex.split(str(provenance_of(to).get("command", "")))
-    if to.absolute() == Path(out) or ("--out", out) in zip(ran, ran[1:], strict=False):
+    if to.absolute() == Path(out) or ("--out", out) in pairwise(ran):
         return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         told = f"is no copy of {out} and would be replaced by one; give another folder, which is not there yet"

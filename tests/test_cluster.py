@@ -22,7 +22,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import analysis
-from study import cluster, search
+from study import cluster, packing, search
 from study.spec import check
 from tests.nodes import Nodes, why_not
 from tests.test_cli import study
@@ -307,7 +307,9 @@ def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: py
         ray.shutdown()
     results = analysis.load(tmp_path / "both")
     trials, on_gpu = results.trials, results.trials["gpus"].str.len() == 1
-    assert (on_gpu == (trials["regime"] == "batch")).all()
+    sizes, workload = trials[["width", "depth", "batch_size"]].to_numpy().tolist(), spec.workload
+    small = [packing.small(workload.builder(w, d), workload.facts.in_shape, size) for w, d, size in sizes]
+    assert [not given for given in on_gpu] == small
     assert 0 < on_gpu.sum() < 16
     ends = trials["started"] + trials["wall_seconds"]
     others = trials[~on_gpu]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import sqlite3
 import threading
 import time
@@ -368,6 +369,15 @@ def test_an_address_where_nothing_listens_is_told_at_once() -> None:
     with pytest.raises(SpecError, match=r"--address 127.0.0.1:9: 1 mistake\n.*nothing answers.*ray start --head"):
         cluster.reach("127.0.0.1:9")
     cluster.reach("auto")
+
+
+def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would ask it for minutes, and then end the process."""
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(SpecError, match="what listens there is no Ray head, whose port is 6379"):
+            cluster.reach(address)
 
 
 def test_a_results_folder_is_never_written_into_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,10 +133,12 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
     except ValueError as error:
         expected, why = pd.DataFrame(), str(error)
 
-    cells, workers = len(all_found), times["worker"].nunique()
+    cells, workers = len(all_found), times["place"].nunique()
+    where = "GPU (trials that share one share its row), and per worker without one" if times["gpu"].any() else "worker"
+    what = "GPUs and workers" if times["gpu"].any() else "workers"
     shown_lines = "Each line is a cell" if cells <= MOST_LINES else f"{MOST_LINES} of {cells:,} cells, evenly by rank,"
     shown_workers = (
-        "One row per worker" if workers <= MOST_WORKERS else f"The {MOST_WORKERS} busiest of {workers} workers"
+        f"One row per {where}" if workers <= MOST_WORKERS else f"The {MOST_WORKERS} busiest of {workers} {what}"
     )
 
     def isolations() -> Figure:
@@ -375,10 +377,10 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
         Exhibit(
             "ledger",
             "timeline",
-            "Which worker did what when",
+            "Which GPU or worker did what when" if times["gpu"].any() else "Which worker did what when",
             f"{shown_workers}, one bar per trial from start to end, coloured by outcome; gaps are waiting, or the "
             "time between sessions.",
-            "Timeline of the trials of each worker.",
+            f"Timeline of the trials of {what}.",
             times,
             single(lambda ax: figures.trial_timeline(times, ax), PAGE_MM, 22 + 4.5 * min(MOST_WORKERS, workers)),
             "no trial has recorded when and where it ran",

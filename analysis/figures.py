@@ -10,6 +10,7 @@ Nothing is changed at import. Sizes suit a column (85 mm) or a page (180 mm) of 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -635,32 +636,39 @@ _OUTCOME_COLOURS = {
 }
 
 
+# Of a host in the name of a worker or a GPU: all after its own name.
+_DOMAIN = re.compile(r"(?<=[A-Za-z0-9-])\.[A-Za-z0-9.-]+(?=[: ])")
 _TIME_UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def trial_timeline(data: pd.DataFrame, ax: Axes, workers: int = MOST_WORKERS) -> Axes:
-    """Which worker ran which trial when: a row per worker, a bar per trial, coloured by outcome.
+    """What ran which trial when: a row per GPU, or per worker without one, a bar per trial, coloured by outcome.
+
+    Trials that share a GPU share its row.
 
     Args:
         data: from `analysis.series.timeline`.
         ax: where to draw.
         workers: most rows; those that worked longest are shown.
     """
-    lengths = (data["ended"] - data["started"]).groupby(data["worker"]).sum().sort_values(ascending=False)
-    shown = sorted(lengths.index[:workers])
+    lengths = (data["ended"] - data["started"]).groupby(data["place"]).sum().sort_values(ascending=False)
+    gpus = set(data["place"][data["gpu"]])
+    shown = sorted(lengths.index[:workers], key=lambda place: (place not in gpus, place))
     end = float(data["ended"].max()) if len(data) else 0.0
     scale, unit = next(pair for pair in _TIME_UNITS if end > 2 * pair[0] or pair[0] == 1)
     for outcome in [*_OUTCOME_COLOURS, *sorted(set(data["outcome"]) - set(_OUTCOME_COLOURS))]:
-        own = data[(data["outcome"] == outcome) & data["worker"].isin(shown)]
+        own = data[(data["outcome"] == outcome) & data["place"].isin(shown)]
         if len(own):
-            rows = [shown.index(worker) for worker in own["worker"]]
-            ax.barh(rows, (own["ended"] - own["started"]) / scale, left=own["started"] / scale, height=0.8,
+            height = 0.8 / own["slots"]
+            rows = np.array([shown.index(place) for place in own["place"]]) - 0.4 + (own["slot"] + 0.5) * height
+            ax.barh(rows, (own["ended"] - own["started"]) / scale, left=own["started"] / scale, height=height,
                     color=_OUTCOME_COLOURS.get(outcome, "#777777"), edgecolor="white", linewidth=0.3, label=outcome,
                     rasterized=len(data) > 500, zorder=2)  # fmt: skip
-    ax.set_yticks(range(len(shown)), [shortened(worker) for worker in shown], fontsize=6)
+    ax.set_yticks(range(len(shown)), [shortened(_DOMAIN.sub("", place)) for place in shown], fontsize=6)
     ax.invert_yaxis()
     ax.set_xlabel(f"time since the first trial began ({unit})")
-    ax.set_ylabel("worker (host:process)")
+    worker = "worker (host:process)"
+    ax.set_ylabel("GPU" if set(shown) <= gpus and gpus else f"GPU, or {worker}" if gpus else worker)
     return ax
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis import figures, series, tables
 from analysis.exhibits import PARTS, Exhibit, exhibits, unit_of, with_legend, write_file
-from analysis.results import CELL, OUTCOMES, Results, ResultsError, load, table_of
+from analysis.results import CELL, OUTCOMES, Results, ResultsError, had_gpus, load, table_of
 from analysis.wording import (
     cell_at_rate,
     cell_text,
@@ -142,6 +142,7 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
         "best": None if ranked.empty else cell_at_rate(ranked.iloc[0]),
         "course": course(results),
         "outcomes": outcome_counts(results),
+        "busy": _records(series.busy(series.timeline(results))),
         "failures": failures(results),
         "events": events(results),
         "metric": results.metric,
@@ -277,12 +278,14 @@ def _effect(comparison: tables.Comparison, metric: str) -> str:
 def _cost(results: Results) -> str:
     """Processor hours of all trials, such as `0.8 CPU-hours`; those of the confirmation included."""
     again = results.confirmation
-    seconds = float(results.trials["wall_seconds"].sum()) + (
-        float(again.trials["wall_seconds"].sum()) if again is not None else 0.0
-    )
+    both = [each.trials for each in (results, again) if each is not None]
+    seconds = {
+        "GPU": sum(float(trials["wall_seconds"][had_gpus(trials)].sum()) for trials in both),
+        "CPU": sum(float(trials["wall_seconds"].sum()) for trials in both),
+    }
     each = {"GPU": "gpus_per_trial", "CPU": "cpus_per_trial"}
     resources = {"cpus_per_trial": 1.0} | table_of(results.spec, "resources")
-    hours = {name: seconds * float(resources.get(key, 0)) / 3600 for name, key in each.items()}
+    hours = {name: seconds[name] * float(resources.get(key, 0)) / 3600 for name, key in each.items()}
     words = [
         f"{short(value)} {name}-hours" if value >= 0.1 else f"{short(60 * value)} {name}-minutes"
         for name, value in hours.items()
@@ -396,7 +399,7 @@ def course(results: Results) -> list[str]:
         f"The trials took {seconds_text(float(trials['wall_seconds'].sum()))} of trial time, "
         f"{seconds_text(float(trials['train_seconds'].sum()))} of which was training; that is {_cost(results)}{again}."
     )
-    busy = series.timeline(results)
+    busy = series.timeline(results).drop_duplicates("trial")
     if len(busy):
         ends = pd.concat([pd.Series(1, busy["started"]), pd.Series(-1, busy["ended"])]).sort_index(kind="stable")
         slots, span = int(ends.groupby(level=0).sum().cumsum().max()), float(busy["ended"].max())
@@ -479,6 +482,9 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
             f"{short(ranked['epochs'].max())} epochs and from {short(ranked['updates'].min())} to "
             f"{short(ranked['updates'].max())} updates: read the curves against the axis that you pay for."
         )
+    if 0 < (on_gpus := int(had_gpus(results.trials).sum())) < len(results.trials):
+        rest = len(results.trials) - on_gpus
+        found.append(f"{counted(on_gpus, 'trial')} had a GPU and {rest} had none: seconds compare within either alone.")
     lanes = results.lanes
     diverged = int((lanes["outcome"] == "diverged").sum())
     if diverged:

@@ -77,6 +77,9 @@ TRIALS = _schema(
     _column("wall_seconds", pa.float64(), "seconds from start to end, everything included"),
     _column("started", pa.float64(), "Unix time in seconds", optional=True),
     _column("worker", pa.string(), "host:process that ran it", optional=True),
+    _column(
+        "gpus", pa.list_(pa.string()), "host:id of each GPU that it had, or shared; none: CPUs alone", optional=True
+    ),
     _column("error", pa.string(), "what it raised, or why its worker died", optional=True),
 )
 """One row per trial; a trial appears when it ends."""
@@ -175,6 +178,11 @@ def parts(folder: Path) -> list[tuple[int, int, Path]]:
         if not kept or part[1] > kept[-1][1]:
             kept.append(part)
     return kept
+
+
+def had_gpus(trials: pd.DataFrame) -> pd.Series:
+    """Which trials had a GPU, by `trials.gpus`; where it is not recorded, whatever the spec gave them: true."""
+    return pd.Series([gpus is None or len(gpus) > 0 for gpus in trials["gpus"]], trials.index, dtype=bool)
 
 
 def regime(batch_size: int, training_examples: int) -> str:

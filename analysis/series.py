@@ -403,18 +403,64 @@ def loss_and_time(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def timeline(results: Results) -> pd.DataFrame:
-    """When which worker ran which trial.
+    """When which GPU, or which worker without one, ran which trial.
 
     Returns:
-        Columns trial, optimizer, outcome, worker, started and ended (seconds since the first trial started; pauses
-        between sessions included). Trials of which no time is recorded are left out.
+        Columns trial, optimizer, outcome, worker, node, gpu (whether `place` is one), place (the GPU or the worker),
+        started and ended (seconds since the first trial started; pauses between sessions included), slot (among the
+        trials that share a place at that time, from 0) and slots (that the place has). A trial with several GPUs has a
+        row for each. Trials of which no time is recorded are left out.
     """
     timed = results.trials.dropna(subset=["started", "worker"])
-    started = timed["started"] - timed["started"].min()
+    started, gpus = timed["started"] - timed["started"].min(), [_gpus(named) for named in timed["gpus"]]
     frame = timed[["trial", "optimizer", "outcome", "worker"]].assign(
-        started=started, ended=started + timed["wall_seconds"]
+        node=timed["worker"].str.rsplit(":", n=1).str[0],
+        gpu=np.array([bool(found) for found in gpus], dtype=bool),
+        place=pd.Series([found or [worker] for found, worker in zip(gpus, timed["worker"], strict=True)], timed.index),
+        started=started,
+        ended=started + timed["wall_seconds"],
     )
-    return frame.sort_values(["worker", "started"], ignore_index=True)
+    frame = frame.explode("place").sort_values(["gpu", "place", "started"], ascending=[False, True, True])
+    return _slots(frame.reset_index(drop=True))
+
+
+def _gpus(named: Sequence[str] | None) -> list[str]:
+    """The GPUs of a trial for readers; a study of an older program did not record them."""
+    return [] if named is None else [" GPU ".join(each.split(":", 1)) for each in named]
+
+
+def _slots(frame: pd.DataFrame) -> pd.DataFrame:
+    """Number the trials that share a place at a time: each takes the lowest slot that is free when it starts."""
+    slots: list[int] = []
+    free: dict[str, list[float]] = {}
+    for place, started, ended in zip(frame["place"], frame["started"], frame["ended"], strict=True):
+        ends = free.setdefault(place, [])
+        slot = next((slot for slot, end in enumerate(ends) if end <= started), len(ends))
+        ends[slot : slot + 1] = [ended]
+        slots.append(slot)
+    return frame.assign(slot=slots, slots=[len(free[place]) for place in frame["place"]])
+
+
+def busy(times: pd.DataFrame) -> pd.DataFrame:
+    """How much of the time each node, and each GPU, had at least one trial.
+
+    Args:
+        times: from `timeline`.
+
+    Returns:
+        Columns name, trials and share (of the time from the first trial's start to the last one's end), nodes first.
+    """
+    end = float(times["ended"].max()) if len(times) else 0.0
+    rows = []
+    for column, some in (("node", times), ("place", times[times["gpu"]])):
+        for name, own in some.groupby(column):
+            covered, until = 0.0, 0.0
+            for started, ended in own.sort_values("started")[["started", "ended"]].to_numpy(float):
+                covered += max(0.0, ended - max(started, until))
+                until = max(until, ended)
+            share = covered / end if end else 1.0
+            rows.append({"name": str(name), "trials": own["trial"].nunique(), "share": share})
+    return pd.DataFrame(rows, columns=["name", "trials", "share"])
 
 
 def gradient_noise(results: Results, table: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -39,15 +40,11 @@ class Place(Folder):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read one or the other; see the class."""
-        scheme, found, rest = str(value).partition("://")
-        if not found:
-            return super().convert(value, param, ctx)
-        if scheme not in files.SCHEMES:
-            valid = ", ".join(f"{each}://BUCKET/NAME" for each in files.SCHEMES)
-            self.fail(f"{value!r} is no place for results; valid: a folder (NFS too), {valid}")
-        if "@" in rest:  # it would stand in every message and in the provenance
-            self.fail(f"{scheme}://... has a password; put it where the SDK finds it, as into AWS_SECRET_ACCESS_KEY")
-        return files.join(str(value))
+        try:
+            place = files.place(value)
+        except ValueError as error:
+            self.fail(str(error))
+        return place if isinstance(place, str) else super().convert(value, param, ctx)
 
 
 class SpecName(click.ParamType):
@@ -291,7 +288,7 @@ def check(
     spec: str, trials: int | None, epochs: int | None, seeds: int | None, address: str | None, out: Path | str
 ) -> None:
     """Validate SPEC and print what running it means: cells, lanes, memory, time."""
-    from study import cluster, plan, preflight
+    from study import cluster, foreign, plan, preflight
 
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     if address:
@@ -301,8 +298,11 @@ def check(
     if proof := plan.proved(study):
         click.echo(proof)
     if address:
-        with cluster.connected(study, address):
-            click.echo(preflight.describe(study, out, max(probe.memory_bytes for probe in probes)))
+        with tempfile.TemporaryDirectory() as scratch:
+            study.bring(Path(scratch))
+            code = foreign.code_of(Path(scratch))
+            with cluster.connected(study, address, own=code):
+                click.echo(preflight.describe(study, out, max(probe.memory_bytes for probe in probes), code))
 
 
 @main.command(name="list")

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ NO_TOKEN = (
     "the cluster asks for a token, and there is none here, or another; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
     "what `ray get-auth-token` prints on its head"
 )
+_SAY_SIZE = "or set resources.gpu_memory_gib, or a number of GPUs"
 # Set in what Ray's job server starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# How HTTP/2 begins, which Ray's head speaks, and the kind of the frame with which a server answers (RFC 9113, 3.4).
+_HELLO, _SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]), b"\x04"
 # Our packages, which travel to the nodes of a cluster: all run the driver's code.
 _PACKAGES = ("study", "trainables", "analysis")
 
@@ -62,17 +65,33 @@ class Cluster:
         """Nothing: Ray Tune pickles searchers for snapshots from which nothing is resumed."""
         return {}
 
-    def room(self) -> int:
-        """Trials that may be under way now: what fits on each node, since a trial cannot straddle two.
+    def fits(self) -> int:
+        """Trials at once, by what fits on each node, since a trial cannot straddle two."""
+        self.look()
+        return fitting(self.resources, self._nodes.values())
+
+    def room(self, on_gpus: int = 0) -> int:
+        """Trials that may be under way now: what fits.
 
         On a cluster it is one more, which waits: so a node that joins is used at once, and one that scales itself sees
         that there is need.
+
+        Args:
+            on_gpus: trials under way that take a GPU. Where small cells do without, these may wait for their turn, up
+                to as many as have theirs: else the next small one would have to wait behind them.
         """
-        self.look()
-        return fitting(self.resources, self._nodes.values()) + self.joined
+        fit = self.fits()
+        if not self.resources.cpu_nodes:
+            return fit + self.joined
+        wait = max(0, on_gpus - fit)
+        return all_fitting(self.resources, self._nodes.values()) + self.joined + wait if wait < max(1, fit) else 0
 
     def gpu_bytes(self) -> int:
-        """Memory of the smallest GPU, by what nodes say that have one; 0 if none does."""
+        """Memory of the smallest GPU; a node's are taken to be alike. 0 if there is none.
+
+        Raises:
+            SpecError: if a node that has GPUs does not say how large they are: its could be smaller.
+        """
         import ray
 
         @ray.remote(num_cpus=0, num_gpus=0.001, max_retries=0)
@@ -84,8 +103,20 @@ class Cluster:
         with_gpus = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
         place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         asked = [answer.options(scheduling_strategy=place(node["NodeID"], soft=False)).remote() for node in with_gpus]
-        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
-        return min(filter(None, ray.get(ready)), default=0)
+        until, sizes, mistakes = time.monotonic() + ANSWER_SECONDS, [], []
+        for node, reference in zip(with_gpus, asked, strict=True):
+            try:
+                sizes.append(ray.get(reference, timeout=max(0.0, until - time.monotonic())))
+                why = "" if sizes[-1] else "torch sees none there; see that its driver suits torch"
+            except ray.exceptions.GetTimeoutError:
+                why = f"no answer within {ANSWER_SECONDS:.0f} s; all may be taken by others"
+            except ray.exceptions.RayError as error:
+                why = f"asking failed ({str(error).strip().splitlines()[-1]})"
+            if why:
+                mistakes.append(f'node {name_of(node)}: how large are its GPUs, for "auto"? {why}; {_SAY_SIZE}')
+        if mistakes:
+            raise SpecError("resources.gpus_per_trial", mistakes)
+        return min(sizes, default=0)
 
     def look(self) -> None:
         """See from time to time which nodes there are, and tell of those that came or went."""
@@ -151,7 +182,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
         raise SpecError(f"--address {address}", [_why(error)]) from error
     try:
         cluster, until = Cluster(spec.resources, joined=bool(address)), time.monotonic() + wait
-        while not (fits := cluster.room() - cluster.joined) and time.monotonic() < until:
+        while not (fits := cluster.fits()) and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
         if not fits:
             raise SpecError("resources", [_too_small(spec.resources, [n["Resources"] for n in ray.nodes()])])
@@ -167,7 +198,7 @@ def code(own: Path | None = None) -> list[str]:
 
 
 def reach(address: str) -> None:
-    """Ask once whether anything listens; Ray itself would go on asking for minutes.
+    """Ask once whether something listens that could be Ray; Ray itself would go on asking for minutes.
 
     Raises:
         SpecError: if nothing does, or the address is of a kind at which no study can run.
@@ -178,11 +209,16 @@ def reach(address: str) -> None:
     host, _, port = address.rpartition(":")
     if address in ("auto", "local") or not port.isdigit():
         return
+    advice, answer = "start Ray there with `ray start --head`, or correct the address", b""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as there:
+            there.sendall(_HELLO)
+            with suppress(OSError):  # it may hang up on us, or say nothing
+                answer = there.recv(9)
     except (OSError, OverflowError) as error:
-        advice = "start Ray there with `ray start --head`, or correct the address"
         raise SpecError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
+    if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
+        raise SpecError(f"--address {address}", [f"what listens there is no Ray head, whose port is 6379; {advice}"])
 
 
 def _why(error: Exception) -> str:
@@ -195,11 +231,22 @@ def _why(error: Exception) -> str:
     return f"{lines[0] if lines else type(error).__name__}; is a cluster running, and this machine a node of it?"
 
 
+def all_fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
+    """As `fitting`, with small cells where they do without a GPU: as many trials as CPUs let."""
+    without = resources.model_copy(update={"gpus_per_trial": 0.0, "cpu_nodes": False})
+    return fitting(without if resources.cpu_nodes else resources, nodes)
+
+
 def fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
-    """Trials at once on nodes, as `ray.nodes()` gives them."""
+    """Trials at once on nodes, as `ray.nodes()` gives them, each with all that the resources say."""
     wanted = _wanted(resources)
     has = [node["Resources"] for node in nodes]
-    return sum(min(math.floor(node.get(kind, 0.0) / need) for kind, need in wanted.items() if need) for node in has)
+    return sum(min(_times(node.get(kind, 0.0), need) for kind, need in wanted.items() if need) for node in has)
+
+
+def _times(has: float, need: float) -> int:
+    """How often a need can be met; a part is one of a single GPU."""
+    return math.floor(has) * math.floor(1 / need) if need < 1 else math.floor(has / need)
 
 
 def _wanted(resources: Resources) -> dict[str, float]:

@@ -312,6 +312,7 @@ class Collector(tune.Callback):
             "wall_seconds": result.get("wall_seconds", 0.0),
             "started": result.get("started"),
             "worker": result.get("worker"),
+            "gpus": result.get("gpus"),
             "error": error,
         }
 

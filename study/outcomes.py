@@ -67,7 +67,7 @@ class TruthfulSearch(Searcher):
         space: the cells.
         study: Optuna's; only the driver talks to it. Trials that wait in it are suggested first.
         redo: numbers of trials that Optuna knows the end of but whose rows were lost; they run again, before all.
-        room: trials that may be under way now.
+        room: trials that may be under way now, if so many of them are for GPUs.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class TruthfulSearch(Searcher):
         space: Space,
         study: optuna.Study,
         redo: list[int] | None = None,
-        room: Callable[[], int] = lambda: sys.maxsize,
+        room: Callable[[int], int] = lambda on_gpus: sys.maxsize,
     ) -> None:
         super().__init__(metric="value", mode="max" if space.spec.workload.metric == "accuracy" else "min")
         self.space, self.study, self.redo, self.room = space, study, list(redo or []), room
-        self.under_way: set[int] = set()
+        self.under_way: dict[int, str] = {}  # and the kind of device
         self.several = len(study.directions) > 1
         self.running: dict[int, optuna.Trial] = {}
         trials = study.get_trials(deepcopy=False)
@@ -95,17 +95,15 @@ class TruthfulSearch(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's configuration: one that is to be done again, one that waits, or a new one."""
-        if len(self.under_way) >= self.room():
+        if len(self.under_way) >= self.room(list(self.under_way.values()).count("cuda")):
             return None
         if self.redo:
             number = self.redo.pop(0)
-            self.under_way.add(number)
             cell = self.space.suggest(optuna.trial.FixedTrial(self.params.pop(number)))
-            return self.space.configuration(cell, number, self.replicates.get(number, 0))
+            return self._under_way(self.space.configuration(cell, number, self.replicates.get(number, 0)))
         number = self.waiting.pop(0) if self.waiting else self.asked
         self.study.sampler = sampler(self.space.spec, number)
         trial = self.running[number] = self._go_on(number) if number < self.asked else self._ask(number)
-        self.under_way.add(number)
         self.asked = max(self.asked, number + 1)
         cell = self.space.suggest(trial)
         if number not in self.replicates:
@@ -114,7 +112,11 @@ class TruthfulSearch(Searcher):
             self.replicates[number] = min(set(range(len(taken) + 1)) - taken)
             taken.add(self.replicates[number])
             trial.set_user_attr("replicate", self.replicates[number])
-        return self.space.configuration(cell, number, self.replicates[number])
+        return self._under_way(self.space.configuration(cell, number, self.replicates[number]))
+
+    def _under_way(self, configuration: dict[str, Any]) -> dict[str, Any]:
+        self.under_way[configuration["trial"]] = configuration["device"]
+        return configuration
 
     def _ask(self, number: int) -> optuna.Trial:
         if turn := fair_optimizer(self.space.spec, number):
@@ -163,7 +165,7 @@ class TruthfulSearch(Searcher):
 
     def end(self, number: int, ended: str, result: dict[str, Any], error: str | None = None) -> None:
         """Tell Optuna how a trial ended; a trial that it knows the end of is left as it is."""
-        self.under_way.discard(number)
+        self.under_way.pop(number, None)
         trial = self.running.pop(number, None)
         if trial is None:
             return

@@ -1,4 +1,4 @@
-"""How many trials share a GPU, where the spec leaves it open: as many as the largest cell's memory lets."""
+"""How many trials share a GPU, where the spec leaves it open, and which cells do without one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import torch
 
 from study.cluster import Cluster
 from study.spec import SHARING, Spec, SpecError
-from trainables import engines
+from trainables import engines, models
 from trainables.rules import named
-from trainables.stack import Stack, grid
+from trainables.stack import Builder, Stack, grid
 
 # What a process of its own takes on a GPU, before it has a single tensor there.
 CONTEXT_BYTES = 600 << 20
+# An update of a small network takes no more multiplications, forward and backward: of 48 lanes together about a
+# millisecond of a core, by what `engines` reckons with. Where a GPU would be as slow has not been measured.
+SMALL_MULTIPLICATIONS = 100_000
 
 
 def resolved(spec: Spec, on: Cluster) -> Spec:
@@ -31,7 +34,9 @@ def resolved(spec: Spec, on: Cluster) -> Spec:
         )
         raise SpecError("resources.gpus_per_trial", [told])
     with spec.workload.modules():
-        largest = max(needs(spec, *corner) for corner in spec.corners())
+        largest: float = max(needs(spec, *corner) for corner in spec.corners())
+        if any(named(name).solo for name in spec.search.optimizers()):
+            largest = memory  # nobody knows what such an optimizer keeps (LBFGS some hundred gradients): one of its own
     return spec.model_copy(
         update={"resources": spec.resources.model_copy(update={"gpus_per_trial": share(largest, memory)})}
     )
@@ -46,6 +51,17 @@ def share(needed: float, memory: float) -> float:
     """
     together = min(SHARING, int(engines.MEMORY_SHARE * memory // needed))
     return math.floor(1e4 / together) / 1e4 if together > 1 else 1.0  # Ray counts in ten-thousandths
+
+
+def small(build: Builder, in_shape: tuple[int, ...], batch_size: int) -> bool:
+    """Whether a cell is one that `resources.cpu_nodes` lets do without a GPU: a function of the cell alone.
+
+    Args:
+        build: makes one of its networks.
+        in_shape: shape of one example.
+        batch_size: examples per update.
+    """
+    return 3 * models.multiplications(build(), in_shape) * batch_size <= SMALL_MULTIPLICATIONS
 
 
 def needs(spec: Spec, batch_size: int, width: int, depth: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from analysis.results import regime
+from study import packing
 from study.search import planned_trials
 from study.spec import Spec
 from trainables import data, engines, equality, lanes, models
@@ -36,6 +37,7 @@ class Probe:
         memory_bytes: parameters, gradients, the rule's buffers, one block's activations, and the data.
         engine: that such a trial takes on a processor.
         at_once: lanes in a pass.
+        small: whether `resources.cpu_nodes` lets it do without a GPU.
     """
 
     batch_size: int
@@ -44,6 +46,7 @@ class Probe:
     memory_bytes: int
     engine: str
     at_once: int
+    small: bool
 
 
 def probed(spec: Spec) -> list[Probe]:
@@ -83,6 +86,9 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     if fewest < lane_count:
         rows.append(("", f"in passes of {fewest} where memory does not hold all"))
     rows.append(("engine", " or ".join(sorted({p.engine for p in probes})) + ", by the size of the trial"))
+    if spec.resources.cpu_nodes:
+        small = sum(p.small for p in probes)
+        rows.append(("devices", f"{small} of {len(probes)} cells at the corners of the space are small: on CPUs alone"))
     memory = max(p.memory_bytes for p in probes) / 2**20
     rows.append(("memory", f"about {memory:,.0f} MiB a trial at most, its data included"))
     rows.append(("time", _time(spec, probes, trials)))
@@ -136,7 +142,8 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     numbers = (facts.train + facts.validation + facts.test) * math.prod(facts.in_shape)
     at_once = engines.fitting(network, facts.in_shape, batch_size, stack)
     memory = kept * len(stack.lanes) + working * at_once + numbers * stack.parameters.element_size()
-    return Probe(batch_size, updates, seconds, memory, engine.name, at_once)
+    small = packing.small(build, facts.in_shape, batch_size)
+    return Probe(batch_size, updates, seconds, memory, engine.name, at_once, small)
 
 
 def _examples(spec: Spec, stack: Stack) -> Split:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study.cluster import fitting, name_of
+from study import foreign
+from study.cluster import all_fitting, name_of
 from study.spec import Spec, SpecError
 from trainables import files
 
@@ -176,13 +177,14 @@ def refuse(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
         raise SpecError("the cluster", found)
 
 
-def describe(spec: Spec, place: Path | str, trial_bytes: int) -> str:
+def describe(spec: Spec, place: Path | str, trial_bytes: int, code: Path | None = None) -> str:
     """The nodes that this process is connected to, for people, if all of them are fit.
 
     Args:
         spec: whose trials are to run there.
         place: for the results, or a URI; a folder is looked at in the nearest one above it that is there.
         trial_bytes: of memory that a trial takes.
+        code: folder of users' modules; Ray has sent it along.
 
     Raises:
         SpecError: if one is not.
@@ -193,11 +195,11 @@ def describe(spec: Spec, place: Path | str, trial_bytes: int) -> str:
             place = place.parent
         if not os.access(place, os.W_OK):
             raise SpecError(f"--out {place}", ["cannot be written to; give another folder"])
-    nodes = survey(place)
+    nodes = survey(place, foreign.needed(spec.tables()), code)
     found = mistakes(nodes, place)
     lines = []
     for node in nodes:
-        at_once = fitting(spec.resources, [{"Resources": node.resources}])
+        at_once = all_fitting(spec.resources, [{"Resources": node.resources}])
         if spec.resources.gpus == 0 and at_once * trial_bytes > node.free_bytes > 0:
             found.append(
                 f"node {node.name}: {at_once} trials at once take {at_once * trial_bytes / 2**30:.1f} GiB, "
@@ -205,9 +207,10 @@ def describe(spec: Spec, place: Path | str, trial_bytes: int) -> str:
             )
         kind = next((name.split(":", 1)[1] for name in node.resources if name.startswith("accelerator_type:")), "")
         gpus = node.resources.get("GPU", 0)
+        small = spec.resources.cpu_nodes and not gpus
         lines.append(
             f"  node    {node.name}: {node.resources.get('CPU', 0):g} CPUs, {gpus:g} GPUs{f' ({kind})' * bool(kind)}, "
-            f"{node.free_bytes / 2**30:.1f} GiB free, {at_once} trials at once"
+            f"{node.free_bytes / 2**30:.1f} GiB free, {at_once} {'small ' * small}trials at once"
         )
     if found:
         raise SpecError("the cluster", found)

@@ -49,7 +49,7 @@ class ProgressDisplay:
         self.best: dict[str, Any] | None = None
         self.interval: Interval | None = None
         self.scored = self.lanes = self.before = 0
-        self.seconds = 0.0  # of workers, in trials that ended
+        self.seconds, self.gpu_seconds = 0.0, 0.0  # of workers, in trials that ended; of those with GPUs
         self.started = self.shown = time.monotonic()
         self.console = Console(
             stderr=show != "json",
@@ -148,7 +148,9 @@ class ProgressDisplay:
 
     def numbers(self) -> dict[str, Any]:
         """Everything that is shown, as plain numbers; None where there is none."""
-        busy = self.seconds + sum(last.get("wall_seconds", 0.0) for last in self.running.values())
+        running = self.running.values()
+        busy = self.seconds + sum(last.get("wall_seconds", 0.0) for last in running)
+        on_gpus = self.gpu_seconds + sum(last.get("wall_seconds", 0.0) for last in running if last.get("gpus") != [])
         elapsed, since = time.monotonic() - self.started, self.done - self.before
         best = self.best or {}
         return {
@@ -162,7 +164,7 @@ class ProgressDisplay:
             "best_high": self.interval.high if self.interval else None,
             "lanes_per_second": self.lanes / elapsed if elapsed > 0 else 0.0,
             "cpu_hours": busy * self.spec.resources.cpus_per_trial / 3600,
-            "gpu_hours": busy * self.spec.resources.gpus / 3600,
+            "gpu_hours": on_gpus * self.spec.resources.gpus / 3600,
             "seconds_left": elapsed * (self.planned - self.done) / since if since else None,
         }
 
@@ -203,6 +205,7 @@ class ProgressDisplay:
         """Count a trial; whether it is the best so far."""
         self.counts[row["outcome"]] += 1
         self.seconds += row["wall_seconds"]
+        self.gpu_seconds += row["wall_seconds"] if row.get("gpus") != [] else 0.0  # unknown in older tables
         value = row["value"]
         if value is None or math.isnan(value):
             return False

@@ -76,7 +76,7 @@ def has_study(place: str) -> bool:
         return True
     try:
         stream = files.read(join(place, "spec.toml"))
-    except OSError:
+    except (OSError, ValueError):  # Arrow's word for a query that it does not know
         return is_uri(place)
     if stream:
         stream.close()
@@ -101,12 +101,16 @@ def mirrored(place: Path | str, command: str, say: Callable[[str], None], *, new
         yield place
         return
     spool = _spool(place)
-    spool.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(spool.parent / "lock", timeout=1)
     try:
+        spool.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise SpecError(place, [f"a study runs in it: {running(place)}; wait for it, or stop it"]) from None
+        who = running(place) or "a process of this machine that is about to begin, or to end"
+        raise SpecError(place, [f"a study runs in it: {who}; wait for it, or stop it"]) from None
+    except OSError as error:
+        told = f"results are gathered in {spool.parent} first, which cannot be written ({error.strerror})"
+        raise SpecError(place, [f"{told}; set XDG_CACHE_HOME to a folder that can"]) from error
     try:
         mirror = _claimed(place, spool, command, say, new=new)
         _URIS[spool] = place

@@ -288,13 +288,11 @@ def _with_report(outcome: Outcome) -> Outcome:
 
 
 def _place(place: str | Path) -> Path | str:
-    """A results folder as a path, or the URI of one as text."""
-    if not files.is_uri(place):
-        return Path(place)
-    if str(place).partition("://")[0] not in files.SCHEMES:
-        valid = ", ".join(f"{each}://BUCKET/NAME" for each in files.SCHEMES)
-        raise SpecError(str(place), [f"no place for results; valid: a folder, {valid}"])
-    return files.join(place)
+    """As `files.place`, whose errors become a `SpecError`."""
+    try:
+        return files.place(place)
+    except ValueError as error:
+        raise SpecError("the results folder", [str(error)]) from error
 
 
 def _tell(text: str) -> None:
@@ -502,10 +500,15 @@ def _trials(
         on.note = tell
         collector = Collector(spec, folder, search, listeners, tick, display.say, tell, final=rounds == 1)
         mode = search.mode
-        resources = {"cpu": spec.resources.cpus_per_trial, "gpu": spec.resources.gpus}
+
+        cpus, gpus = float(spec.resources.cpus_per_trial), spec.resources.gpus
+
+        def takes(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus if config["device"] == "cuda" else 0.0}])
+
         shutil.rmtree(folder / "tune", ignore_errors=True)
         tuner = tune.Tuner(
-            tune.with_resources(trainable(spec.workload.model), resources),
+            tune.with_resources(trainable(spec.workload.model), takes),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=scheduler(spec, mode, past, stopped),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import optuna
 from optuna.distributions import BaseDistribution
 from scipy.stats import qmc
 
+from study import packing
 from study.spec import Choice, Dimension, Range, Spec
-from trainables import files
+from trainables import files, models
 
 Cell = dict[str, Any]
 """optimizer, batch_size, width, depth as the spec writes them, and the optimizer's settings as `adam.beta1`."""
@@ -69,7 +71,7 @@ class Space:
             "batch_size": batch_size,
             "data": workload.data,
             "model": workload.model,
-            "model_args": workload.arguments() | _under("model", cell),
+            "model_args": self._arguments(cell),
             "metric": workload.metric,
             "loss": workload.loss or "",
             "score": workload.score or "",
@@ -79,7 +81,7 @@ class Space:
             "data_seed": seeds[0] if workload.redraw else 0,
             "data_folder": self.data_folder,
             "dtype": workload.dtype,
-            "device": "cuda" if resources.gpus else "cpu",
+            "device": self._device(cell, batch_size),
             "share": min(1.0, resources.gpus) or 1.0,
             "threads": resources.cpus_per_trial,
             "rates": (rate, rate, 1) if rate else spec.rates(cell["optimizer"]),
@@ -97,6 +99,22 @@ class Space:
             "checkpoint": self.checkpoint(number),
             "checkpoint_seconds": spec.recording.checkpoint_seconds,
         }
+
+    def _arguments(self, cell: Cell) -> dict[str, Any]:
+        return self.spec.workload.arguments() | _under("model", cell)
+
+    def _device(self, cell: Cell, batch_size: int) -> str:
+        """The kind of device on which a cell trains."""
+        resources, workload = self.spec.resources, self.spec.workload
+        if not resources.gpus:
+            return "cpu"
+        shape, outputs = workload.facts.in_shape, workload.facts.out_features
+        size = {"width": cell.get("width", 0), "depth": cell.get("depth", 0), **self._arguments(cell)}
+        build = partial(models.build, workload.model, shape, outputs, **size)
+        if not resources.cpu_nodes:
+            return "cuda"
+        with workload.modules():
+            return "cpu" if packing.small(build, shape, batch_size) else "cuda"
 
     def checkpoint(self, number: int) -> str:
         """The file in which a running trial keeps its state."""

@@ -553,11 +553,23 @@ class Resources(Section):
         cpus_per_trial: also its threads.
         gpus_per_trial: a number; or auto, which a run replaces by the share that its largest cell needs.
         gpu_memory_gib: of each GPU, for auto; asked of the GPUs if not given.
+        cpu_nodes: whether small cells train on CPUs alone, of nodes without a GPU too. Which are small follows from the
+            cell, so that it never depends on what is free on which kind of device a trial gets its numbers.
     """
 
     cpus_per_trial: Positive = 1
     gpus_per_trial: Annotated[float | Literal["auto"], BeforeValidator(_gpus)] = 0.0
     gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    cpu_nodes: bool = False
+
+    @model_validator(mode="after")
+    def _large_ones_take_gpus(self) -> Resources:
+        if self.cpu_nodes and not self.gpus:
+            raise ValueError(
+                "cpu_nodes = true lets small cells do without a GPU, and no trial takes one; set gpus_per_trial to 1, "
+                '0.25, "auto" ..., or leave cpu_nodes out'
+            )
+        return self
 
     @property
     def gpus(self) -> float:
@@ -768,6 +780,21 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
         found += _setting_mistakes(search)
     if tuning and search:
         found += _tuning_mistakes(tuning, workload, search, budget, lanes)
+    resources: Resources | None = valid.get("resources")
+    if resources and resources.cpu_nodes:
+        found += _two_kinds_mistakes(tuning, budget, lanes)
+    return found
+
+
+def _two_kinds_mistakes(tuning: Tuning | None, budget: Budget | None, lanes: Lanes | None) -> list[str]:
+    """What cannot be where some cells train on GPUs and others on CPUs: it would compare the devices."""
+    found, advice = [], "leave out resources.cpu_nodes"
+    if budget and budget.seconds:
+        found.append(f"budget.seconds = {budget.seconds:g}: a CPU's second is not a GPU's; give epochs, or {advice}")
+    if tuning and "train_seconds" in tuning.objectives:
+        found.append(f"tuning.objectives: train_seconds of a CPU and of a GPU do not compare; drop it, or {advice}")
+    if lanes and lanes.engine == "cuda-graph":
+        found.append(f"lanes.engine: cuda-graph is for GPUs, and small cells train on CPUs; valid: auto; or {advice}")
     return found
 
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,14 @@ def submit(
         The exit code that the job's `study run` gave; 1 if it gave none.
 
     Raises:
-        SpecError: if no job server answers there, or its Ray is of another version.
+        SpecError: if no job server answers there, or its Ray is of another version; if `out` would go with the job, or
+            `to` holds something else.
     """
+    if not files.is_uri(out) and not Path(out).is_absolute():
+        told = "a job begins in a folder that goes with it; give an absolute path that all nodes share, or a URI"
+        raise SpecError(f"--out {out}", [told])
+    if to and not files.is_uri(out):
+        _may_replace(to, out)
     client = _client(address)
     command = ["python", "-m", "study", "run", "spec.toml", "--resume", "--out", out, "--address", "auto", "--plain"]
     with tempfile.TemporaryDirectory() as sent:
@@ -70,9 +77,22 @@ def submit(
         )
     say(f"job {job}, from now on the cluster's: Ctrl-C here leaves it running")
     ended = _follow(client, job, say)
-    if to and not files.is_uri(out) and ended in (0, 1, 130):
+    if to and not files.is_uri(out) and ended in (0, 1, 130) and to.absolute() != Path(out):
+        _may_replace(to, out)
         fetch(client, out, to)
     return ended
+
+
+def _may_replace(to: Path, out: str) -> None:
+    """Raise a `SpecError` if a folder here holds anything but a job's results, or an earlier copy of them."""
+    from study.collect import provenance_of
+
+    ran = shlex.split(str(provenance_of(to).get("command", "")))
+    if to.absolute() == Path(out) or ("--out", out) in pairwise(ran):
+        return
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        told = f"is no copy of {out} and would be replaced by one; give another folder, which is not there yet"
+        raise SpecError(f"--to {to}", [told])
 
 
 def _client(address: str) -> JobSubmissionClient:

@@ -37,14 +37,15 @@ def status(folder: Path | str) -> str:
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:
         state = f"interrupted; `study resume {folder}` goes on"
-    both = [each.trials["wall_seconds"].sum() / 3600 for each in (found, again) if each]
-    hours, taken = float(sum(both)), spec.resources
+    both, taken = [each.trials for each in (found, again) if each], spec.resources
+    hours = sum(float(trials["wall_seconds"].sum()) for trials in both) / 3600
+    on_gpus = sum(float(trials["wall_seconds"][results.had_gpus(trials)].sum()) for trials in both) / 3600
     lines = [
         f"{found.name}: {state}",
         f"  trials  {_counts(found)}",
         *([f"  confirm {_counts(again)}"] if again else []),
         f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
-        f"  cost    {cost(hours * taken.cpus_per_trial, hours * taken.gpus)}",
+        f"  cost    {cost(hours * taken.cpus_per_trial, on_gpus * taken.gpus)}",
         *_best(found, spec, ""),
         *(_best(again, spec, "confirmed: ") if again else []),
     ]

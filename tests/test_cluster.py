@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import analysis
-from study import cluster, search
+from study import cluster, packing, search
 from study.spec import check
 from tests.nodes import Nodes, why_not
 from tests.test_cli import study
@@ -288,6 +289,38 @@ def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypat
     ends = trials["started"] + trials["wall_seconds"]
     at_once = [int(((trials["started"] <= when) & (ends > when)).sum()) for when in trials["started"]]
     assert max(at_once) == 2
+    assert {tuple(gpus) for gpus in trials["gpus"]} == {(f"{platform.node()}:0",)}
+
+
+@pytest.mark.long
+@pytest.mark.alone
+def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)
+    tables = tomllib.loads(SPEC.replace("epochs = 400", "epochs = 20"))
+    ray.init(num_cpus=3, num_gpus=1, include_dashboard=False, logging_level="ERROR")
+    try:
+        for name, resources in (("both", {"gpus_per_trial": 1, "cpu_nodes": True}), ("alike", {})):
+            spec = search.with_trials(check(tables | {"resources": resources}), 16)
+            outcome = search.session(spec, tmp_path / name, tmp_path, cluster.Cluster(spec.resources), "", show="quiet")
+            assert outcome.scored == 16
+    finally:
+        ray.shutdown()
+    results = analysis.load(tmp_path / "both")
+    trials, on_gpu = results.trials, results.trials["gpus"].str.len() == 1
+    sizes, workload = trials[["width", "depth", "batch_size"]].to_numpy().tolist(), spec.workload
+    small = [packing.small(workload.builder(w, d), workload.facts.in_shape, size) for w, d, size in sizes]
+    assert [not given for given in on_gpu] == small
+    assert 0 < on_gpu.sum() < 16
+    ends = trials["started"] + trials["wall_seconds"]
+    others = trials[~on_gpu]
+    assert any(
+        ((others["started"] < ends[n]) & (others["started"] > trials["started"][n])).any() for n in trials.index[on_gpu]
+    )
+    for mine, theirs in zip(numbers(tmp_path / "both"), numbers(tmp_path / "alike"), strict=True):
+        pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+    busy = analysis.busy(analysis.timeline(results))
+    assert list(busy["name"]) == [platform.node(), f"{platform.node()} GPU 0"]
+    assert list(busy["trials"]) == [16, on_gpu.sum()]
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
@@ -296,6 +329,21 @@ def test_a_port_through_which_no_study_is_driven_is_told(address: str, spec: Pat
     assert found.returncode == 2
     assert "study submit" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_submit_loses_nothing_of_the_users(spec: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "results" / "apart"
+    mine.mkdir(parents=True)
+    (mine / "spec.toml").write_text("of another study")
+    there = ["--address", "http://127.0.0.1:9", "--out"]
+    found = study("submit", str(spec), *there, "/x", folder=tmp_path)
+    assert found.returncode == 2
+    assert "--to results/apart: 1 mistake\n  is no copy of /x and would be replaced by one" in found.stderr
+    (mine / "provenance.json").write_text('{"command": "study run spec.toml --resume --out /x --address auto"}')
+    assert "no job server answers" in study("submit", str(spec), *there, "/x", folder=tmp_path).stderr
+    found = study("submit", str(spec), *there, "results/there", folder=tmp_path)
+    assert found.returncode == 2
+    assert "give an absolute path that all nodes share" in found.stderr
 
 
 def test_where_no_job_server_answers_is_told(spec: Path, tmp_path: Path) -> None:

@@ -281,10 +281,22 @@ def test_the_front_of_loss_and_time_is_drawn(ax: Axes, study: Any) -> None:
 @pytest.mark.parametrize(("length", "unit"), [(1.0, "s"), (500.0, "min"), (20_000.0, "h"), (1e6, "days")])
 def test_the_timeline_has_a_row_per_worker(ax: Axes, length: float, unit: str) -> None:
     data = pd.DataFrame({"worker": ["a", "b", "a"], "outcome": ["completed", "failed", "strange"], "started": 0.0})
+    data = data.assign(place=data["worker"], gpu=False, slot=0, slots=1)
     figures.trial_timeline(data.assign(ended=length), ax)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
     assert ax.get_legend_handles_labels()[1] == ["completed", "failed", "strange"]
     assert ax.get_xlabel() == f"time since the first trial began ({unit})"
+    draw(ax)
+
+
+def test_trials_that_share_a_gpu_share_its_row(ax: Axes) -> None:
+    places = ["a.far.example GPU 0", "a.far.example GPU 0", "a.far.example:7"]
+    data = pd.DataFrame({"place": places, "gpu": [True, True, False], "outcome": "completed", "started": 0.0})
+    figures.trial_timeline(data.assign(ended=5.0, slot=[0, 1, 0], slots=[2, 2, 1]), ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a GPU 0", "a:7"]
+    bars = [(bar.get_y(), bar.get_height()) for bar in ax.patches]
+    assert_allclose(bars, [(-0.4, 0.4), (0.0, 0.4), (0.6, 0.8)], atol=1e-12)
+    assert ax.get_ylabel() == "GPU, or worker (host:process)"
     draw(ax)
 
 

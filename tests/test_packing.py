@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from study import packing
 from study.cluster import Cluster, fitting
+from study.space import Space
 from study.spec import SHARING, Resources, Spec, SpecError, check
 from tests.test_spec import changed
 from trainables.engines import MEMORY_SHARE
@@ -54,6 +56,45 @@ def test_what_is_open_becomes_a_number_of_the_largest_cell() -> None:
     on.memory = 0
     with pytest.raises(SpecError, match=r"no GPU here tells how much memory it has; set resources\.gpu_memory_gib"):
         packing.resolved(spec(), on)
+
+
+def test_small_cells_do_without_a_gpu_wherever_they_run() -> None:
+    small, large = ({"optimizer": "adam", "batch_size": 32, "width": width, "depth": 1} for width in (8, 4096))
+    for resources, kinds in (
+        ({"cpu_nodes": True}, ["cpu", "cuda"]),
+        ({}, ["cuda", "cuda"]),
+        ({"gpus_per_trial": 0}, ["cpu"] * 2),
+    ):
+        space = Space(spec(**resources), "", "")
+        assert [space.configuration(cell, 0)["device"] for cell in (small, large)] == kinds
+        confirmed = Space(spec(**resources), "", "", {0: 0.1})
+        assert [confirmed.configuration(cell, 0)["device"] for cell in (small, large)] == kinds
+
+
+def test_trials_for_gpus_wait_but_no_more_than_run() -> None:
+    on = Cluster(spec(gpus_per_trial=0.5, cpu_nodes=True).resources)
+    on._nodes = {"a": {"Resources": {"CPU": 4.0, "GPU": 1.0}}, "b": {"Resources": {"CPU": 8.0}}}
+    on._looked = math.inf
+    assert on.fits() == 2
+    assert [on.room(on_gpus) for on_gpus in range(5)] == [12, 12, 12, 13, 0]
+    assert Cluster(spec(gpus_per_trial=0.5).resources, _nodes=on._nodes, _looked=math.inf).room(9) == 2
+
+
+def test_what_does_not_go_with_small_cells_on_cpus_is_told() -> None:
+    with pytest.raises(SpecError, match=r"cpu_nodes = true lets small cells do without a GPU, and no trial takes one"):
+        spec(gpus_per_trial=0, cpu_nodes=True)
+    with pytest.raises(SpecError) as told:
+        check(
+            changed(
+                resources={"gpus_per_trial": 1, "cpu_nodes": True},
+                budget={"trials": 4, "seconds": 5.0},
+                tuning={"objectives": ["metric", "train_seconds"], "scheduler": "none"},
+                lanes={"engine": "cuda-graph"},
+            )
+        )
+    assert [mistake.split(" ")[0].rstrip(":") for mistake in told.value.mistakes] == [
+        "budget.seconds", "tuning.objectives", "lanes.engine",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", ["all", 1.5, -1, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -368,7 +369,10 @@ def test_readers_follow_a_study_that_merges_its_parts(s3: S3, tmp_path: Path) ->
     ("uri", "told"),
     [
         ("ftp://host/x", "no place for results; valid: a folder (NFS too), s3://BUCKET/NAME, gs://BUCKET/NAME"),
-        ("s3://key:secret@bucket/x", "has a password; put it where the SDK finds it"),
+        ("s3://key:secret@bucket/x", "has a user or password; put it where the SDK finds it"),
+        ("s3://", "names no bucket; valid: a folder"),
+        ("s3:/bucket/x", "is no URI, it lacks a slash"),
+        ("s3://bucket/x#1", "has characters that no place may have"),
     ],
 )
 def test_a_uri_that_cannot_be_one_is_told(uri: str, told: str) -> None:
@@ -376,6 +380,10 @@ def test_a_uri_that_cannot_be_one_is_told(uri: str, told: str) -> None:
     assert found.exit_code == 2
     assert told in " ".join(found.output.split())
     assert "secret" not in found.output
+    for ask in (lambda: search.run("quick", uri), lambda: search.resume(Path(uri) if uri == "s3:/bucket/x" else uri)):
+        with pytest.raises(SpecError, match=re.escape(told)) as one:
+            ask()
+        assert "secret" not in str(one.value)
 
 
 def test_the_database_is_that_of_one_uri(s3: S3, postgres: Postgres, quickly: None, tmp_path: Path) -> None:

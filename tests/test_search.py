@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import sqlite3
 import threading
 import time
@@ -36,7 +37,7 @@ class Narrow(cluster.Cluster):
 
     at_once: int = 2
 
-    def room(self) -> int:
+    def room(self, on_gpus: int = 0) -> int:
         return self.at_once
 
 
@@ -358,6 +359,8 @@ def test_a_trial_cannot_straddle_two_nodes() -> None:
     assert cluster.fitting(SPEC.resources, nodes({"CPU": 7.0})) == 7
     shared = SPEC.resources.model_copy(update={"gpus_per_trial": 0.25})
     assert cluster.fitting(shared, nodes({"CPU": 64.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 9.0})) == 11
+    odd = SPEC.resources.model_copy(update={"gpus_per_trial": 0.4})  # a part lies on one GPU, too
+    assert cluster.fitting(odd, nodes({"CPU": 64.0, "GPU": 2.0})) == 4
     wide = SPEC.resources.model_copy(update={"cpus_per_trial": 4})
     assert cluster.fitting(wide, nodes({"CPU": 3.0}, {"CPU": 3.0})) == 0
 
@@ -366,6 +369,15 @@ def test_an_address_where_nothing_listens_is_told_at_once() -> None:
     with pytest.raises(SpecError, match=r"--address 127.0.0.1:9: 1 mistake\n.*nothing answers.*ray start --head"):
         cluster.reach("127.0.0.1:9")
     cluster.reach("auto")
+
+
+def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would ask it for minutes, and then end the process."""
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(SpecError, match="what listens there is no Ray head, whose port is 6379"):
+            cluster.reach(address)
 
 
 def test_a_results_folder_is_never_written_into_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,6 +345,29 @@ def test_the_timeline_begins_with_the_first_trial() -> None:
     ]
     frame = series.timeline(made(trials, [], []))
     assert frame[["trial", "started", "ended"]].to_numpy().tolist() == [[1, 2.0, 3.0], [0, 0.0, 5.0]]
+    assert list(frame["place"]) == ["a:1", "b:1"]
+
+
+def test_gpus_are_busy_while_a_trial_has_them() -> None:
+    def on(number: int, started: float, seconds: float, worker: str, *gpus: str) -> dict[str, Any]:
+        return trial_row(trial=number, started=started, wall_seconds=seconds, worker=worker, gpus=list(gpus))
+
+    trials = [
+        on(0, 0.0, 4.0, "a:1", "a:0"),
+        on(1, 2.0, 4.0, "a:2", "a:0"),  # shares it
+        on(2, 5.0, 1.0, "a:3", "a:0"),  # where the first was
+        on(3, 0.0, 2.0, "a:4", "a:1", "a:2"),
+        on(4, 9.0, 1.0, "b:5"),
+    ]
+    frame = series.timeline(made(trials, [], []))
+    assert frame[["trial", "place", "gpu", "slot", "slots"]].to_numpy().tolist() == [
+        [0, "a GPU 0", True, 0, 2], [1, "a GPU 0", True, 1, 2], [2, "a GPU 0", True, 0, 2],
+        [3, "a GPU 1", True, 0, 1], [3, "a GPU 2", True, 0, 1], [4, "b:5", False, 0, 1],
+    ]  # fmt: skip
+    assert series.busy(frame).to_numpy().tolist() == [
+        ["a", 4, 0.6], ["b", 1, 0.1], ["a GPU 0", 3, 0.6], ["a GPU 1", 1, 0.2], ["a GPU 2", 1, 0.2],
+    ]  # fmt: skip
+    assert series.busy(series.timeline(made([], [], []))).empty
 
 
 def test_importance_has_its_spread_over_repeats() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,38 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 SCHEMES = ("s3", "gs")
+
+
+# What a URI is made of; what would have to be written with % has another name in a store's own tools.
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([A-Za-z0-9/._~!$&'()*+,;=:@-]*)(\?[^#]*)?")
+# A path that was meant as one: the slashes of a URI become one in a `Path`.
+_SLIP = re.compile(rf"({'|'.join(SCHEMES)}):")
+
+
+def place(given: str | Path) -> Path | str:
+    """A results folder as a path, or the URI of one as text.
+
+    Raises:
+        ValueError: if it can be neither; the message says what is wrong and what is valid.
+    """
+    text, valid = str(given), "valid: a folder (NFS too), " + ", ".join(f"{each}://BUCKET/NAME" for each in SCHEMES)
+    if not is_uri(text):
+        if _SLIP.match(text):
+            raise ValueError(f"{text!r} is no URI, it lacks a slash, and as a folder it is a slip; {valid}")
+        return Path(text)
+    scheme, _, rest = text.partition("://")
+    if scheme not in SCHEMES:
+        raise ValueError(f"{text!r} is no place for results; {valid}")
+    if "@" in rest.split("/")[0]:  # it would stand in every message and in the provenance
+        told = "has a user or password; put it where the SDK finds it, as into AWS_SECRET_ACCESS_KEY"
+        raise ValueError(f"{scheme}://... {told}")
+    if not (found := _URI.fullmatch(text)):
+        raise ValueError(
+            f"{text!r} has characters that no place may have; valid: letters, digits, / and -._~!$&'()*+,;=:@"
+        )
+    if not found[2]:
+        raise ValueError(f"{text!r} names no bucket; {valid}")
+    return join(text)
 
 
 def is_uri(place: str | Path) -> bool:

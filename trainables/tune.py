@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
+import ray
 import torch
 from ray import tune
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
@@ -333,6 +334,7 @@ class LaneTrainable(tune.Trainable):
             "started": self.started,
             "wall_seconds": self._wall_seconds(),
             "worker": f"{platform.node()}:{os.getpid()}",
+            "gpus": _gpus(),
         }
         if self.warnings:
             result["warning"] = "; ".join(self.warnings)
@@ -606,6 +608,13 @@ def _failure(error: Exception) -> dict[str, Any]:
         "outcome": "out of memory" if out_of_memory(error) else "failed",
         "error": "".join(traceback.format_exception(error)),
     }
+
+
+def _gpus() -> list[str]:
+    """The GPUs, or that one of which a share, that Ray has given this worker: host:id each."""
+    if not ray.is_initialized():
+        return []
+    return [f"{platform.node()}:{each}" for each in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
 
 
 def _device(wanted: str) -> str:

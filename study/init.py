@@ -16,8 +16,10 @@ import click
 import jinja2
 import tomlkit
 
+from study import foreign
 from study.spec import SAMPLERS, SCHEDULERS, SpecError, check
-from trainables.data import CATALOGUE
+from trainables.data import CATALOGUE, Facts
+from trainables.foreign import is_foreign
 from trainables.rules import RULES, SOLO
 
 # In the order in which they are asked.
@@ -32,6 +34,8 @@ QUESTIONS = {
 }
 # Data sets with more training examples get larger batches, and no full one: an epoch, or its one update, takes long.
 _SMALL = 10_000
+# What a user's model may take of its size, tried in this order.
+_SEARCHED = (("width", "depth"), ("width",), ("depth",), ())
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Answers:
     """What a new spec is made from; the defaults are those of small real data that need no download.
 
     Attributes:
-        data: a data set of `trainables.data.CATALOGUE`.
-        model: a model family.
+        data: a data set of `trainables.data.CATALOGUE`, or the import path of a user's.
+        model: a model family, or the import path of a user's model.
         optimizers: that are compared.
         trials: cells to try.
         epochs: per lane.
@@ -61,7 +65,13 @@ def offered(data: str) -> tuple[str, ...]:
     """The model families that suit a data set, the usual one first; a linear model of images is valid besides."""
     if data == "quadratic":
         return ("quadratic",)
-    return ("cnn", "mlp") if len(CATALOGUE[data].in_shape) == 3 else ("mlp", "linear")
+    facts = _facts(data)
+    return ("cnn", "mlp") if facts and len(facts.in_shape) == 3 else ("mlp", "linear")
+
+
+def _facts(data: str) -> Facts | None:
+    """What is known of a data set; a user's is tried for that. None if there is no such data set."""
+    return CATALOGUE.get(data) or foreign.inspect({"workload": {"data": data}}, Path.cwd(), {}).facts
 
 
 def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
@@ -103,18 +113,30 @@ def render(answers: Answers) -> str:
         autoescape=False,  # no HTML: what comes from users goes through `toml`
     )
     environment.filters["toml"] = _toml
-    facts = CATALOGUE.get(answers.data)
-    text = environment.get_template("init.j2").render(
-        answers=answers,
-        accuracy=facts is not None and facts.task == "classification",
-        small=facts is not None and facts.train <= _SMALL,
-        catalogue=CATALOGUE,
-        rules=RULES,
-        solo=SOLO,
-        samplers=SAMPLERS,
-        schedulers=SCHEDULERS,
-    )
-    check(tomllib.loads(text), "study init")
+    facts = _facts(answers.data)
+    small = facts is not None and facts.train <= _SMALL
+    sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train]
+    for searched in _SEARCHED if is_foreign(answers.model) else [()]:
+        text = environment.get_template("init.j2").render(
+            answers=answers,
+            own=is_foreign(answers.model),
+            searched=searched,
+            accuracy=facts is not None and facts.task == "classification",
+            sizes=[*sizes, *(['"full"'] if small else [])],
+            catalogue=CATALOGUE,
+            rules=RULES,
+            solo=SOLO,
+            samplers=SAMPLERS,
+            schedulers=SCHEDULERS,
+        )
+        try:
+            check(tomllib.loads(text), "study init", Path.cwd())
+        except SpecError as error:
+            # A model that takes no depth, say.
+            if not searched or not any("cannot be called with" in mistake for mistake in error.mistakes):
+                raise
+        else:
+            break
     return text
 
 
@@ -157,7 +179,7 @@ def _completed(given: Mapping[str, Any], default: Answers) -> Answers:
         suitable = _data_sets(given)
         if default.data not in suitable:
             answers = replace(answers, data=suitable[0])
-    if "model" not in given and answers.data in CATALOGUE:
+    if "model" not in given and (answers.data in CATALOGUE or is_foreign(answers.data)):
         answers = replace(answers, model=offered(answers.data)[0])
     if isinstance(answers.optimizers, str):
         names = tuple(name.strip() for name in answers.optimizers.split(","))
@@ -167,7 +189,7 @@ def _completed(given: Mapping[str, Any], default: Answers) -> Answers:
 
 def _data_sets(given: Mapping[str, Any]) -> list[str]:
     """The data sets that suit a given model; all if none is given, or one that suits none."""
-    suitable = [name for name in CATALOGUE if given.get("model") in offered(name)]
+    suitable = [name for name in CATALOGUE if given.get("model") in offered(name) or is_foreign(given.get("model", ""))]
     return suitable or list(CATALOGUE)
 
 

@@ -21,6 +21,7 @@ import analysis
 from study import init, spec
 from study.cli import main
 from study.spec import SpecError
+from tests import brought
 from tests.test_cli import HEAVY
 from tests.test_readme import commands
 from trainables.data import CATALOGUE
@@ -402,3 +403,23 @@ complete -p study
     completions, hook = found.stdout.splitlines()
     assert completions == "digits-cnn dig.toml", found.stderr
     assert "-F _study_completion study" in hook
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [(["--data", "brought:waves"], ['model = "mlp"', 'metric = "loss"', 'batch_size = [16, 64, "full"]']),
+     (["--data", "brought:waves", "--model", "brought:flat"], ["width = {low = 8, high = 64, log = true}"])],
+    ids=["data", "model"],
+)  # fmt: skip
+def test_what_users_bring_makes_a_spec_that_suits_it(
+    arguments: list[str], lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = "\n\ndef flat(in_shape, out_features, width):\n    return plain(in_shape, out_features, width, 1)\n"
+    (tmp_path / "brought.py").write_text(Path(brought.__file__).read_text() + flat)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["init", "own.toml", "--yes", *arguments])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "own.toml").read_text()
+    for line in lines:
+        assert f"{line}\n" in text
+    assert ("\ndepth = " in text) == ("--model" not in arguments)

@@ -168,7 +168,14 @@ class Inspection:
     def _network(self, arguments: dict[str, Any], facts: Facts, sample: torch.Tensor, size: str) -> None:
         request = self.request
         build = partial(models.build, request.model, facts.in_shape, facts.out_features, **arguments)
-        manner = manner_of(build, sample[:4], request.model)
+        try:
+            manner = manner_of(build, sample[:4], request.model)
+        except ForeignError as error:
+            if request.standardize and "index out of range" in str(error):
+                raise ForeignError(
+                    f"{error}; inputs are standardised, token ids too, unless standardize = false"
+                ) from error
+            raise
         network = initialise(build, 0).to(sample.dtype).eval()
         with torch.no_grad():
             outputs = network(sample)

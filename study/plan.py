@@ -16,6 +16,7 @@ from study.spec import Spec
 from trainables import data, engines, equality, lanes, models
 from trainables.data import Split
 from trainables.foreign import ForeignError, is_foreign
+from trainables.general import TRIED_EXAMPLES
 from trainables.rules import named
 from trainables.stack import Batches, Lane, Stack, grid
 
@@ -104,7 +105,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     network = build()
     updates, seconds = budget.total_updates(batch_size, facts.train), None
     examples = _examples(spec, stack)
-    sample = examples.inputs[:4]
+    sample = examples.inputs[:TRIED_EXAMPLES]
     engine = engines.choose(
         build, facts.in_shape, criterion, batch_size, stack, updates, spec.lanes.engine, sample=sample
     )

@@ -12,7 +12,7 @@ import functools
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from trainables import compiled
 from trainables.criterion import Criterion
 from trainables.data import Split, Task
-from trainables.general import Copies, Manner, Rows, Turns, drawing, manner_of, updated
+from trainables.foreign import in_use
+from trainables.general import TRIED_EXAMPLES, Copies, Manner, Rows, Turns, drawing, manner_of, updated
 from trainables.models import Fixed, Shift, activations, layered, multiplications
 from trainables.rules import RULES, Number
 from trainables.stack import Batches, Builder, Stack
@@ -619,7 +620,7 @@ def choose(
         stack: all lanes of the trial.
         updates: of each lane; None if the budget is in seconds.
         wanted: one of `NAMES`, or auto: compiled if that saves more than compiling costs, a recorded graph on a GPU.
-        sample: four examples or so on which to try a user's model; noise if not given.
+        sample: `general.TRIED_EXAMPLES` or so on which to try a user's model; noise if not given.
         name: of that model, for messages.
 
     Raises:
@@ -654,6 +655,9 @@ def choose(
     return (Graph if wanted == "cuda-graph" else Eager)(network, in_shape, criterion, block)
 
 
+_MANNERS: dict[Hashable, Manner] = {}
+
+
 def _general(
     build: Builder,
     in_shape: tuple[int, ...],
@@ -668,10 +672,15 @@ def _general(
     if wanted not in ("auto", "solo"):
         raise ValueError(f"the engine {wanted} knows the layers of the shipped models only; for {name} choose auto")
     if sample is None:
-        noise = torch.randn(4, *in_shape, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(TRIED_EXAMPLES, *in_shape, generator=torch.Generator().manual_seed(0))
         sample = noise.to(stack.parameters)
     network = build().to(stack.parameters.device, stack.parameters.dtype)
-    engine = General(network, manner_of(build, sample, name), criterion, block)
+    # Workers train many trials of a model, and trying a large one takes seconds.
+    key = (in_use(), repr(build), tuple(sample.shape), sample.dtype, sample.device.type)
+    manner = _MANNERS.get(key) or manner_of(build, sample, name)
+    if isinstance(build, functools.partial):  # whose text says all of it
+        _MANNERS[key] = manner
+    engine = General(network, manner, criterion, block)
     return Solo(network, criterion, engine) if stack.rule.solo else engine
 
 

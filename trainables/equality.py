@@ -14,7 +14,7 @@ from torch import Tensor
 from trainables import engines, lanes
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
-from trainables.general import drawing, updated
+from trainables.general import TRIED_EXAMPLES, drawing, updated
 from trainables.models import trained
 from trainables.rules import Rule
 from trainables.stack import Batches, Builder, Lane, Stack, batch_order, initialise
@@ -81,7 +81,7 @@ def _together(
     build: Builder, rule: Rule, data: Data, batch_size: int, few: list[Lane], criterion: Criterion, name: str
 ) -> tuple[Stack, Callable[[int], str]]:
     stack = Stack.build(build, few, rule, data.train.inputs.dtype, torch.device("cpu"))
-    sample = data.train.inputs[:4]
+    sample = data.train.inputs[:TRIED_EXAMPLES]
     engine = engines.choose(build, data.in_shape, criterion, batch_size, stack, None, "auto", sample=sample, name=name)
     batches = Batches(data.train, batch_size, stack)
 

@@ -23,8 +23,8 @@ from trainables.stack import Builder, initialise, out_of_memory, stream
 # Losses of each example in each lane, (K, B), of outputs (K, B, out_features) and targets.
 Losses = Callable[[Tensor, Tensor], Tensor]
 
-# Updates on which it is tried how lanes can run, and their size.
-TRIED_UPDATES, TRIED_STEP = 3, 1e-3
+# Examples and updates on which it is tried how lanes can run, and the size of these.
+TRIED_EXAMPLES, TRIED_UPDATES, TRIED_STEP = 16, 3, 1e-3
 
 
 @dataclass(frozen=True)
@@ -264,24 +264,30 @@ def manner_of(build: Builder, sample: Tensor, name: str = "the model") -> Manner
 
     Args:
         build: makes one network.
-        sample: four examples or so, (n, *in_shape), on the lanes' device and in their type.
+        sample: `TRIED_EXAMPLES` or so, (n, *in_shape), on the lanes' device and in their type; it is tried in float64
+            if the network takes that.
         name: what to call it in messages.
 
     Raises:
         ForeignError: if the network does not even run alone, or lanes of it would not be lanes.
     """
-    half = max(1, len(sample) // 2)
-    x = torch.stack([sample[:half], sample[len(sample) - half :]])
-    try:
-        expected = _alone(build, x, name)
-    except (ForeignError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if out_of_memory(error):
+    # What float32 rounds differently, networks may magnify a million times, as batch norm over two examples does.
+    kinds = list(dict.fromkeys((torch.float64, sample.dtype)))
+    for kind in kinds:
+        sample = sample.to(kind)
+        half = max(1, len(sample) // 2)
+        x = torch.stack([sample[:half], sample[len(sample) - half :]])
+        try:
+            expected = _alone(build, x, name)
+            break
+        except (ForeignError, MemoryError, torch.OutOfMemoryError):
             raise
-        raise ForeignError(
-            f"{name}: cannot be run and differentiated: {told(error, name.partition(':')[0])}"
-        ) from error
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            if kind == kinds[-1]:
+                why = told(error, name.partition(":")[0])
+                raise ForeignError(f"{name}: cannot be run and differentiated: {why}") from error
     changes = any(values.ne(before).any() for values, before in zip(*_buffers(build, sample, expected), strict=True))
     draws, why = expected.draws, ""
     if draws:
@@ -446,7 +452,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
         return False
     if not a.is_floating_point():
         return torch.equal(a, b)
-    limit = 1e-9 if a.dtype == torch.float64 else 1e-3
+    limit = 1e-6 if a.dtype == torch.float64 else 1e-3
     largest = float(b.nan_to_num(0, 0, 0).abs().max()) if b.numel() else 0.0
     return bool(torch.allclose(a, b, rtol=limit, atol=limit * max(1.0, largest), equal_nan=True))
 

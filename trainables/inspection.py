@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 # How long each may take, in seconds.
 IMPORT_SECONDS, DATA_SECONDS, RUN_SECONDS = 60, 1800, 120
-EXAMPLES = 8
+EXAMPLES = 16
 # Updates by which an optimizer is tried: more than those after which some look ahead or average. Relative, float64.
 TRIED_UPDATES, TOLERANCE = 25, 1e-9
 
@@ -169,7 +169,7 @@ class Inspection:
         request = self.request
         build = partial(models.build, request.model, facts.in_shape, facts.out_features, **arguments)
         try:
-            manner = manner_of(build, sample[:4], request.model)
+            manner = manner_of(build, sample, request.model)
         except ForeignError as error:
             if request.standardize and "index out of range" in str(error):
                 raise ForeignError(

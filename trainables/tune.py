@@ -36,6 +36,7 @@ from trainables import data, engines, files, lanes, models
 from trainables.augment import Augment
 from trainables.criterion import Criterion
 from trainables.foreign import copy_on_node, is_foreign, use
+from trainables.general import TRIED_EXAMPLES
 from trainables.lanes import Predictions
 from trainables.rules import named
 from trainables.stack import Lane, Stack, beyond, grid, out_of_memory
@@ -255,7 +256,7 @@ class LaneTrainable(tune.Trainable):
             stack,
             updates,
             trial.engine,
-            sample=self.data.train.inputs[:4],
+            sample=self.data.train.inputs[:TRIED_EXAMPLES],
             name=trial.model,
         )
         stack.at_once = engines.fitting(network, shape, trial.batch_size, stack, trial.share)

@@ -296,6 +296,7 @@ def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypat
 @pytest.mark.alone
 def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)
+    monkeypatch.setattr(packing, "SMALL_MULTIPLICATIONS", 1000)
     tables = tomllib.loads(SPEC.replace("epochs = 400", "epochs = 20"))
     ray.init(num_cpus=3, num_gpus=1, include_dashboard=False, logging_level="ERROR")
     try:
@@ -311,11 +312,6 @@ def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: py
     small = [packing.small(workload.builder(w, d), workload.facts.in_shape, size) for w, d, size in sizes]
     assert [not given for given in on_gpu] == small
     assert 0 < on_gpu.sum() < 16
-    ends = trials["started"] + trials["wall_seconds"]
-    others = trials[~on_gpu]
-    assert any(
-        ((others["started"] < ends[n]) & (others["started"] > trials["started"][n])).any() for n in trials.index[on_gpu]
-    )
     for mine, theirs in zip(numbers(tmp_path / "both"), numbers(tmp_path / "alike"), strict=True):
         pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
     busy = analysis.busy(analysis.timeline(results))

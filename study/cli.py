@@ -295,8 +295,11 @@ def check(
         cluster.reach(address)
     probes = plan.probed(study)
     click.echo(plan.describe(study, probes))
-    if proof := plan.proved(study):
+    proof, equal = plan.proved(study)
+    if proof:
         click.echo(proof)
+    if not equal:
+        raise SystemExit(1)
     if address:
         with tempfile.TemporaryDirectory() as scratch:
             study.bring(Path(scratch))

@@ -161,14 +161,17 @@ def _examples(spec: Spec, stack: Stack) -> Split:
     return Split(inputs, zeros if facts.task == "regression" else torch.zeros(count).long())
 
 
-def proved(spec: Spec) -> str:
-    """Whether lanes of users' models or rules equal torch.optim, tried on this machine's CPU, in words; empty for ours.
+def proved(spec: Spec) -> tuple[str, bool]:
+    """Whether lanes of users' models or rules equal torch.optim, tried on this machine's CPU.
 
     The cell is the smallest of the space; the optimizer the first that has a rule over lanes, if there is one.
+
+    Returns:
+        It in words, which are empty for models and rules of ours; and whether they do.
     """
     names = spec.search.optimizers()
     if not is_foreign(spec.workload.model) and not any(map(is_foreign, names)):
-        return ""
+        return "", True
     with spec.workload.modules():
         ruled = sorted(names, key=lambda name: (named(name).solo, not is_foreign(name)))[0]
         dtype = "float64"
@@ -183,18 +186,18 @@ def proved(spec: Spec) -> str:
         how = f"{proof.lanes} lanes run one after another"
     else:
         how = f"{proof.lanes} lanes together are {proof.speed:.1f} times as fast as one after another"
-    if proof.difference <= LANE_EQUALITY[dtype]:
-        fine, advice = "equal", ""
-    else:
-        fine = "DIFFER from"
+    equal = proof.difference <= LANE_EQUALITY[dtype]
+    fine, advice = "equal" if equal else "DIFFER from", ""
+    if not equal:
         advice = (
-            "\n          do not trust a study of these: try another optimizer, to learn which of the two it is; a rule "
-            "must compute what its torch_class does"
+            "\n          do not trust a study of these. With adam alone, is it the same? Then it is the model: see "
+            "that all it keeps is parameters and buffers; else the rule, which must compute what its torch_class does"
         )
-    return (
+    text = (
         f"  lanes   {fine} what each computes alone: {proof.difference:.0e} after {equality.UPDATES} updates of "
         f"{ruled} at batch size {batch}, {dtype}; {how}{advice}"
     )
+    return text, equal
 
 
 def _proof(spec: Spec, optimizer: str, dtype: str) -> tuple[int, equality.Proof]:

@@ -431,9 +431,9 @@ def test_workers_have_the_code_that_the_study_began_with_or_none(
 def test_a_worker_takes_each_trials_modules_from_its_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever lies in the folder that Ray was started in, or was imported for an earlier trial."""
     for name, outputs in (("here", 30), ("first", 10), ("second", 20)):
-        write(tmp_path / name, {"own": NET.replace("numel(), out", f"numel(), {outputs} * out")})
+        write(tmp_path / name, {"worn": NET.replace("numel(), out", f"numel(), {outputs} * out")})
     monkeypatch.syspath_prepend(str(tmp_path / "here"))
-    config = {"model": "own:Net", "data": "digits", "optimizer": "sgd", "batch_size": 32, "width": 4, "depth": 1}
+    config = {"model": "worn:Net", "data": "digits", "optimizer": "sgd", "batch_size": 32, "width": 4, "depth": 1}
     config |= {"rates": (1e-3, 1e-3, 1), "seeds": (0,), "budget": {"updates": 1}}
     trial = tune.ModelTrainable({**config, "code": str(tmp_path / "first")})
     try:

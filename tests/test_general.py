@@ -139,6 +139,58 @@ class Remembering(Net):
         return out
 
 
+class Drawn(Net):
+    """Features that are drawn at the beginning and kept as no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waves = [torch.randn(IN, IN, dtype=torch.float64)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x @ self.waves[0])
+        return out
+
+
+class Lazily(Net):
+    def hidden(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "mask"):
+            self.register_buffer("mask", torch.ones(8))
+        out: Tensor = super().hidden(x) * self.mask
+        return out
+
+
+class Teacher(Net):
+    """Follows itself, so slowly that a few updates hardly show it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = nn.Linear(IN, 8).requires_grad_(False)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.slow.weight.lerp_(self.first.weight, 1e-6)
+        return super().hidden(x) + torch.tanh(self.slow(x))
+
+
+class Cached(Net):
+    """Keeps its weights from one evaluation to the next, until it trains."""
+
+    kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            out: Tensor = super().forward(x)
+            return out
+        if self.kept is None:
+            self.kept = self.last.weight.detach().clone()
+        return torch.nn.functional.linear(self.hidden(x), self.kept, self.last.bias)
+
+
 class ByNumpy(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -148,6 +200,71 @@ class ByNumpy(Net):
 class ByPython(Net):
     def hidden(self, x: Tensor) -> Tensor:
         return super().hidden(x) * (random.random() < 0.9)
+
+
+class Frozen(Net):
+    """A first layer that is drawn and stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(IN, IN).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(torch.tanh(self.before(x)))
+        return out
+
+
+class Skipping(Net):
+    """A layer that takes part in every other batch: torch's optimizers leave it alone in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Linear(8, 8)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        h = super().hidden(x)
+        return h + self.extra(h) if torch.rand(()) < 0.5 else h
+
+
+class MaxNorm(Net):
+    """Bounds its weights in the forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first.weight.data = torch.renorm(self.first.weight.data, 2, 0, 0.5)
+        out: Tensor = super().forward(x)
+        return out
+
+
+class InPlace(Net):
+    """Writes into its inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x.div_(2).sub_(0.1))
+        return out
+
+
+def rectified() -> nn.Module:
+    """Writes into its inputs what writing again does not change."""
+    return nn.Sequential(nn.ReLU(inplace=True), nn.LayerNorm(IN), nn.Linear(IN, OUT))
+
+
+class Scaled(Net):
+    """A parameter without dimensions, of zero at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.hidden(x) * (1 + self.scale))
+        return out
+
+
+class Coupled(Net):
+    """Every example but the first depends on the first."""
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return super().hidden(x - x[:1])
 
 
 def weight_normed() -> nn.Module:
@@ -167,7 +284,9 @@ def hooked_chain() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "engine"),
     [(Checkpointed, "loop"), (Reassigned, "loop"), (Clipped, "loop"), (Halved, "loop"), (Twice, "vmap"),
-     (Seldom, "loop"), (weight_normed, "vmap"), (hooked_chain, "vmap")],
+     (Seldom, "loop"), (Frozen, "vmap"), (Skipping, "loop"), (MaxNorm, "loop"), (InPlace, "loop"), (rectified, "loop"),
+     (Scaled, "vmap"),
+     (Coupled, "vmap"), (weight_normed, "vmap"), (hooked_chain, "vmap")],
 )  # fmt: skip
 def test_awkward_models_train_as_alone(
     build: Callable[[], nn.Module], engine: str, optimizer: str, examples: Data
@@ -175,6 +294,28 @@ def test_awkward_models_train_as_alone(
     proof = prove(build, named(optimizer), examples, 10, grid(1e-3, 1e-2, 2, [3, 4]), Criterion("regression"), "own")
     assert proof.difference < 1e-9
     assert proof.engine == ("solo" if optimizer == "Rprop" else engine)
+
+
+def test_one_seed_s_frozen_layer_is_its_own(examples: Data) -> None:
+    few = [Lane(0.01, 7)]
+    proof = prove(Frozen, RULES["adam"], examples, 10, few, Criterion("regression"), "own")
+    assert proof.difference < 1e-9
+
+
+@pytest.mark.parametrize("build", [InPlace, rectified])
+def test_inputs_that_a_model_writes_into_stay_as_they_were(build: Callable[[], nn.Module], examples: Data) -> None:
+    stack = Stack.build(build, [Lane(0.01, 0)], RULES["sgd"], torch.float64, torch.device("cpu"))
+    before = [split.inputs.clone() for split in (examples.train, examples.validation, examples.test)]
+    for size in (10, 30):
+        engine = engines.choose(build, (IN,), "regression", size, stack, None, "auto")
+        list(lanes.train(stack, engine, examples, size, lanes.Budget(epochs=2)))
+    after = [split.inputs for split in (examples.train, examples.validation, examples.test)]
+    assert all(map(torch.equal, before, after))
+
+
+def test_batches_of_a_model_that_couples_them_stay_whole(examples: Data) -> None:
+    assert manner_of(Coupled, examples.train.inputs[:16]).whole
+    assert not manner_of(Scaled, examples.train.inputs[:16]).whole
 
 
 def test_gradients_that_hooks_change_are_used(examples: Data) -> None:
@@ -189,7 +330,11 @@ def test_gradients_that_hooks_change_are_used(examples: Data) -> None:
 @pytest.mark.parametrize(
     ("build", "told"),
     [(Counting, r"own: calls changes from update to update \(2 to 3\).*register_buffer\('calls', torch.tensor\(1\)\)"),
-     (Remembering, "own: keeps something between updates that is neither a parameter nor a buffer"),
+     (Remembering, "own: has something besides parameters and buffers .* make it a buffer"),
+     (Drawn, "own: has something besides parameters and buffers that it draws at its beginning"),
+     (Lazily, "own: mask becomes a buffer, or none, as it runs; register it in __init__"),
+     (Teacher, "own: changes slow.weight, a parameter that is not trained; make it a buffer"),
+     (Cached, "own: has something besides parameters and buffers"),
      (ByNumpy, "own: two networks of one seed begin with other values of last.bias"),
      (ByPython, "own: draws random numbers that are not torch's")],
 )  # fmt: skip

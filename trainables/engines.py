@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from trainables import compiled
 from trainables.criterion import Criterion
 from trainables.data import Split, Task
-from trainables.foreign import in_use
+from trainables.foreign import in_use, is_foreign
 from trainables.general import TRIED_EXAMPLES, Copies, Manner, Rows, Turns, drawing, manner_of, updated
 from trainables.models import Fixed, Shift, activations, layered, multiplications
 from trainables.rules import RULES, Number
-from trainables.stack import Batches, Builder, Stack
+from trainables.stack import Batches, Builder, Stack, initialise
 
 NAMES = ("eager", "compiled", "cuda-graph", "solo")
 Forward = Callable[[Sequence[Tensor], Tensor], Tensor]
@@ -186,7 +186,7 @@ class Eager:
                     loss, parts = compiled.gradients(
                         self.dense, leaves, x, y, 1 / count, self.criterion.task, wide=True
                     )
-            flat = torch.cat([part.flatten(1) for part in parts], 1)
+            flat = torch.cat([part.reshape(len(part), -1) for part in parts], 1)
             losses = loss if losses is None else losses + loss
             gradients = flat if gradients is None else gradients.add_(flat)
         assert losses is not None
@@ -520,7 +520,7 @@ class General(Eager):
                 leaves, x, y, forward.rows, self.criterion.losses, count, training=forward.training
             )
             losses += loss
-            gradients += torch.cat([part.flatten(1) for part in parts], 1)
+            gradients += torch.cat([part.reshape(len(part), -1) for part in parts], 1)
         return losses, gradients
 
 
@@ -544,18 +544,22 @@ class Pass:
 
 
 class Solo:
-    """Any torch optimizer, lane by lane: for those that no rule knows. Evaluation is stacked all the same.
+    """Lane by lane, by ordinary torch: for optimizers that no rule knows, and models whose lanes cannot run at once.
+
+    Evaluation is stacked where it can be.
 
     Args:
         network: one network, on the lanes' device and in their type.
         criterion: what outputs are judged by.
         stacked: an engine for all but the updates.
+        name: solo, or loop if it is for the model's sake.
+        may_draw: whether the network or the optimizer may draw random numbers.
     """
 
-    name = "solo"
-
-    def __init__(self, network: nn.Module, criterion: Criterion, stacked: Eager) -> None:
-        self.turns, self.criterion, self.may_draw = Turns(network), criterion, not layered(network)
+    def __init__(
+        self, network: nn.Module, criterion: Criterion, stacked: Eager, name: str = "solo", *, may_draw: bool = False
+    ) -> None:
+        self.turns, self.criterion, self.name, self.may_draw = Turns(network), criterion, name, may_draw
         self.evaluate, self.predict, self.noise = stacked.evaluate, stacked.predict, stacked.noise
 
     def warm_up(self, stack: Stack, batches: Batches) -> None:
@@ -566,10 +570,12 @@ class Solo:
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """As `Engine.advance`."""
         losses = stack.parameters.new_empty(stop - stack.update, rows.stop - rows.start)
-        network, parameters = self.turns.network.train(), self.turns.parameters
+        network, parameters = self.turns.network, self.turns.parameters
+        network.train()
         for row in range(rows.start, rows.stop):
             lane, extras = stack.alive[row], {name: extra[row] for name, extra in stack.extras.items()}
-            self.turns.enter([leaf[0] for leaf in stack.leaves(slice(row, row + 1))], extras)
+            own = [leaf.detach()[0] for leaf in stack.leaves(slice(row, row + 1))]
+            self.turns.enter(own, extras)
             optimizers = self._optimizers(stack, parameters, lane)
             for update in range(stack.update, stop):
                 x, y = batches.take(batches.rows(update), slice(row, row + 1))
@@ -579,8 +585,7 @@ class Solo:
 
                 with drawing(stack.lanes[lane].seed, update, x.device, when=self.may_draw):
                     losses[update - stack.update, row - rows.start] = updated(network, optimizers, loss)
-            stack.parameters[row] = torch.cat([parameter.detach().flatten() for parameter in parameters])
-            self.turns.leave(extras)
+            self.turns.leave(own, extras)
             stack.solo[lane] = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
         return losses
 
@@ -588,7 +593,7 @@ class Solo:
     def _optimizers(stack: Stack, parameters: list[nn.Parameter], lane: int) -> list[torch.optim.Optimizer]:
         """The lane's optimizers, as far as they had come."""
         mine = stack.lanes[lane]
-        found = stack.rule.optimizers(parameters, mine.learning_rate, dict(mine.settings))
+        found = stack.rule.reference(parameters, mine.learning_rate, dict(mine.settings))
         for optimizer, state in zip(found, stack.solo.get(lane, []), strict=False):
             optimizer.load_state_dict(copy.deepcopy(state))  # the optimizer would go on in these very tensors
         return found
@@ -639,7 +644,8 @@ def choose(
         return _general(build, in_shape, criterion, stack, wanted, block, sample, name)
     if stack.rule.solo:
         network = network.to(stack.parameters.device, stack.parameters.dtype)
-        return Solo(network, criterion, Eager(network, in_shape, criterion, block))
+        stacked = Eager(network, in_shape, criterion, block)
+        return Solo(network, criterion, stacked, may_draw=is_foreign(stack.rule.name))
     written = not criterion.loss and stack.rule.name in RULES
     if wanted == "compiled" and not written:
         raise ValueError("the engine compiled knows neither users' losses nor their rules; choose auto")
@@ -674,14 +680,16 @@ def _general(
     if sample is None:
         noise = torch.randn(TRIED_EXAMPLES, *in_shape, generator=torch.Generator().manual_seed(0))
         sample = noise.to(stack.parameters)
-    network = build().to(stack.parameters.device, stack.parameters.dtype)
+    network = initialise(build, 0).to(stack.parameters.device, stack.parameters.dtype)
     # Workers train many trials of a model, and trying a large one takes seconds.
     key = (in_use(), repr(build), tuple(sample.shape), sample.dtype, sample.device.type)
     manner = _MANNERS.get(key) or manner_of(build, sample, name)
     if isinstance(build, functools.partial):  # whose text says all of it
         _MANNERS[key] = manner
     engine = General(network, manner, criterion, block)
-    return Solo(network, criterion, engine) if stack.rule.solo else engine
+    if manner.together and not stack.rule.solo:
+        return engine
+    return Solo(network, criterion, engine, "solo" if stack.rule.solo else "loop", may_draw=True)
 
 
 def lane_bytes(network: nn.Module, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> tuple[int, int]:

@@ -96,7 +96,8 @@ def _alone(
     build: Builder, rule: Rule, train: Split, batch_size: int, lane: Lane, criterion: Criterion, updates: int
 ) -> dict[str, Tensor]:
     """Parameters, buffers too, of one lane that torch.optim trains, by an ordinary loop."""
-    network = initialise(build, lane.seed).to(train.inputs.dtype).train()
+    network = initialise(build, lane.seed).to(train.inputs.dtype)
+    network.train()
     optimizers = rule.reference(list(trained(network).values()), lane.learning_rate, dict(lane.settings))
     size = min(batch_size, len(train))
     per_epoch = -(-len(train) // size)
@@ -111,14 +112,17 @@ def _alone(
                 return criterion.losses(network(train.inputs[rows])[None], train.targets[rows][None]).mean()
 
             updated(network, optimizers, loss)
-    return {name: tensor.detach() for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
+    # What takes no part in the outputs decays with some rules and stays as it was with torch's classes.
+    idle = {name for name, parameter in trained(network).items() if parameter.grad is None}
+    named = [*network.named_parameters(), *network.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named if name not in idle}
 
 
 def _difference(stack: Stack, row: int, alone: dict[str, Tensor]) -> float:
     leaves = zip(stack.names, stack.leaves(slice(row, row + 1)), strict=True)
     together = {name: leaf.detach()[0] for name, leaf in leaves}
     together |= {name: extra[row] for name, extra in stack.extras.items()}
-    return max(relative(value, alone[name]) for name, value in together.items())
+    return max(relative(value, alone[name]) for name, value in together.items() if name in alone)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:

@@ -18,13 +18,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainables.foreign import ForeignError, told
 from trainables.models import hooked, trained
-from trainables.stack import Builder, initialise, out_of_memory, stream
+from trainables.stack import Builder, extras_of, initialise, out_of_memory, stream
 
 # Losses of each example in each lane, (K, B), of outputs (K, B, out_features) and targets.
 Losses = Callable[[Tensor, Tensor], Tensor]
 
 # Examples and updates on which it is tried how lanes can run, and the size of these.
 TRIED_EXAMPLES, TRIED_UPDATES, TRIED_STEP = 16, 3, 1e-3
+# What stands for parameters of zeros meanwhile.
+TRIED_FILLING = 0.01
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,10 @@ class Turns:
             self.network.get_submodule(owner)._buffers[leaf] = self.buffers[name].copy_(values)
 
     @torch.no_grad()
-    def leave(self, extras: Mapping[str, Tensor]) -> None:
-        """Write the buffers that the network has now over those with which it became the lane."""
+    def leave(self, parameters: Sequence[Tensor], extras: Mapping[str, Tensor]) -> None:
+        """Write what the network is now, buffers that it has replaced too, over that with which it became the lane."""
+        for values, own in zip(parameters, self.parameters, strict=True):
+            values.copy_(own)
         now = dict(self.network.named_buffers())
         for name in extras.keys() - self.frozen.keys():
             if now[name].shape != extras[name].shape:
@@ -176,11 +180,12 @@ class Copies:
         """Become lane after lane: its inputs and its place. Evaluation leaves its buffers as they were."""
         for lane, seed in enumerate(rows.seeds):
             extras = {name: extra[lane] for name, extra in rows.extras.items()}
-            self.turns.enter([parameter[lane] for parameter in parameters], extras)
+            own = [parameter[lane] for parameter in parameters]
+            self.turns.enter(own, extras)
             with drawing(seed, rows.update, x.device, when=self.manner.draws):
-                yield x[lane if len(x) > 1 else 0], lane
+                yield x[lane if len(x) > 1 else 0].clone(), lane  # a network may write into its inputs
             if training:
-                self.turns.leave(extras)
+                self.turns.leave(own, extras)
 
 
 def updated(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], loss: Callable[[], Tensor]) -> Tensor:
@@ -247,10 +252,14 @@ class _Course:
     Attributes:
         tensors: (2, ...) each: all that must be equal however they run.
         draws: whether random numbers were drawn.
+        changes: whether a buffer changed.
+        partly: a parameter that had a gradient in some updates only, if there is one.
     """
 
     tensors: dict[str, Tensor]
     draws: bool = False
+    changes: bool = False
+    partly: str = ""
 
     def differs(self, other: _Course) -> str:
         """What differs most noticeably, or nothing."""
@@ -288,36 +297,47 @@ def manner_of(build: Builder, sample: Tensor, name: str = "the model") -> Manner
             if kind == kinds[-1]:
                 why = told(error, name.partition(":")[0])
                 raise ForeignError(f"{name}: cannot be run and differentiated: {why}") from error
-    changes = any(values.ne(before).any() for values, before in zip(*_buffers(build, sample, expected), strict=True))
     draws, why = expected.draws, ""
     if draws:
         why = "it draws random numbers, as dropout does"
+    elif expected.partly:
+        why = f"{expected.partly} takes part in some updates only"
     elif hooked(_made(build, sample)):
         why = "it has hooks"
     else:
+        shown = x.clone()
         try:
-            differs = expected.differs(_side_by_side(build, x, Manner(True, True)))
+            differs = expected.differs(_side_by_side(build, shown, Manner(True, True)))
         except Exception as error:  # noqa: BLE001  whatever torch.func cannot do
             why = f"torch.func cannot batch it: {_short(error)}"
         else:
-            if not differs:
-                return Manner(True, whole=changes or _coupled(build, x))
+            if not differs and torch.equal(shown, x):
+                return Manner(True, whole=expected.changes or _coupled(build, x))
             why = f"its copies at once give other numbers than one by one ({differs})"
+        if not torch.equal(shown, x):
+            why = "it writes into its inputs"
     try:
         differs = expected.differs(_side_by_side(build, x, Manner(False, True, draws=draws)))
     except Exception as error:
         raise ForeignError(f"{name}: {told(error, name.partition(':')[0])}, where lanes take turns") from error
     if differs:
         raise ForeignError(
-            f"{name}: keeps something between updates that is neither a parameter nor a buffer, which lanes would "
-            f"share and a resumed trial would not have ({differs} differ); make it a buffer by register_buffer"
+            f"{name}: has something besides parameters and buffers that it draws at its beginning or keeps from one "
+            f"pass to the next, which lanes would share and a resumed trial would not have ({differs} differ); make it "
+            "a buffer, by register_buffer in __init__"
         )
     return Manner(False, whole=True, draws=draws, why=why)
 
 
-def _made(build: Builder, sample: Tensor) -> nn.Module:
-    """A network of seed 0, as it trains."""
-    return initialise(build, 0).to(sample.device, sample.dtype).train()
+def _made(build: Builder, sample: Tensor, seed: int = 0) -> nn.Module:
+    """A network of a seed, as it trains. Parameters of zeros, which would hide what comes before them, are filled."""
+    network = initialise(build, seed).to(sample.device, sample.dtype)
+    network.train()
+    with torch.no_grad():
+        for parameter in trained(network).values():
+            if not parameter.any():
+                parameter.fill_(TRIED_FILLING)
+    return network
 
 
 def _nothing(outputs: Tensor, _: Tensor) -> Tensor:
@@ -333,95 +353,127 @@ def _step(parameter: Tensor, gradient: Tensor) -> None:
 def _alone(build: Builder, x: Tensor, name: str) -> _Course:
     """Two networks, each by an ordinary loop."""
     courses: list[dict[str, Tensor]] = []
-    first: list[dict[str, Tensor]] = []
-    draws, others = False, _other_generators()
-    for lane in range(len(x)):
-        network, found = _made(build, x), {}
-        parameters = trained(network)
-        first.append({key: p.detach().clone() for key, p in parameters.items()})
+    draws, changes, others = False, False, _other_generators()
+    without: list[set[str]] = []
+    first, again = (dict([*n.named_parameters(), *n.named_buffers()]) for n in (_made(build, x), _made(build, x)))
+    for key in first.keys() & again.keys():
+        if not torch.equal(first[key].nan_to_num(), again[key].nan_to_num()):
+            raise ForeignError(
+                f"{name}: two networks of one seed begin with other values of {key}; draw them from torch's global "
+                "generator alone, or lanes could not be paired and no trial repeated"
+            )
+    for seed in range(len(x)):
+        network, found = _made(build, x, seed), {}
+        parameters, buffers = trained(network), {key: b.clone() for key, b in network.named_buffers()}
+        frozen = {key: p.clone() for key, p in network.named_parameters() if not p.requires_grad}
         counts: dict[tuple[str, str], Any] = {}
         for update in range(TRIED_UPDATES):
             counts, before = _numbers(network), counts
-            with drawing(0, update, x.device), _plainly():
+            with drawing(seed, update, x.device), _plainly():
                 network.zero_grad()
-                outputs = network(x[lane])
+                outputs = network(x[seed].clone())
                 if not isinstance(outputs, Tensor) or not outputs.ndim:
                     raise ForeignError(
                         f"{name}: gives {type(outputs).__name__}; expected a tensor (n, out_features): a number for "
                         "each class, or each number to be predicted"
                     )
                 _nothing(outputs[None], outputs).sum().backward()
-                draws |= _drew(0, update, x.device)
+                draws |= _drew(seed, update, x.device)
             found[f"outputs of update {update + 1}"] = outputs.detach()
+            without.append({key for key, parameter in parameters.items() if parameter.grad is None})
             for key, parameter in parameters.items():
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
                 found[f"gradients of {key}, update {update + 1},"] = gradient
                 with torch.no_grad():
                     _step(parameter, gradient)
-        after = _numbers(network)
-        changed = [key for key, value in after.items() if str(counts.get(key, value)) != str(value) and key in before]
-        if changed:
-            owner, key = changed[0]
-            raise ForeignError(
-                f"{name}: {f'{owner}.' if owner else ''}{key} changes from update to update ({counts[changed[0]]} to "
-                f"{after[changed[0]]}), which lanes would share and a resumed trial would not have; make it a buffer: "
-                f"self.register_buffer({key!r}, torch.tensor({before[changed[0]]}))"
-            )
-        found |= {f"buffer {key}": value.detach().clone() for key, value in network.named_buffers()}
-        network.eval()
-        with drawing(0, TRIED_UPDATES, x.device), torch.no_grad(), _plainly():
-            found["outputs in evaluation"] = network(x[lane])
-            draws |= _drew(0, TRIED_UPDATES, x.device)
-        courses.append(found)
-    if differs := next((key for key, value in first[0].items() if not torch.equal(value, first[1][key])), ""):
-        raise ForeignError(
-            f"{name}: two networks of one seed begin with other values of {differs}; draw them from torch's global "
-            "generator alone, or lanes could not be paired and no trial repeated"
+        _refuse_counts(name, before, counts, _numbers(network))
+        now = dict(network.named_buffers())
+        if lazily := sorted(now.keys() ^ buffers.keys()):
+            raise ForeignError(f"{name}: {lazily[0]} becomes a buffer, or none, as it runs; register it in __init__")
+        for key, value in network.named_parameters():
+            if key in frozen and not torch.equal(value, frozen[key]):
+                raise ForeignError(f"{name}: changes {key}, a parameter that is not trained; make it a buffer")
+        changes |= any(
+            value.shape != now[key].shape or bool(value.ne(now[key]).any()) for key, value in buffers.items()
         )
+        found |= {f"buffer {key}": value.detach().clone() for key, value in now.items()}
+        network.eval()
+        for what, inputs in (("", x[seed]), (" once more", x[seed]), (" one by one", x[0]), (" of the same", x[0])):
+            with drawing(seed, TRIED_UPDATES, x.device), torch.no_grad(), _plainly():
+                found[f"outputs in evaluation{what}"] = network(inputs.clone())
+                draws |= _drew(seed, TRIED_UPDATES, x.device)
+        courses.append(found)
     if others != _other_generators():
         raise ForeignError(
             f"{name}: draws random numbers that are not torch's, by random or numpy, so no trial could be repeated; "
             "draw them by torch"
         )
-    return _Course({key: torch.stack([course[key] for course in courses]) for key in courses[0]}, draws)
+    partly = sorted({key for each in without for key in each if not all(key in other for other in without)})
+    tensors = {key: torch.stack([course[key] for course in courses]) for key in courses[0]}
+    return _Course(tensors, draws, changes, partly[0] if partly else "")
+
+
+def _refuse_counts(
+    name: str,
+    first: Mapping[tuple[str, str], Any],
+    second: Mapping[tuple[str, str], Any],
+    third: Mapping[tuple[str, str], Any],
+) -> None:
+    """Refuse a network whose own numbers, as they were at the beginnings of three updates, go on changing."""
+    for owner, key in third:
+        now, then, before = (str(each.get((owner, key))) for each in (third, second, first))
+        if (owner, key) in first and now != then:
+            raise ForeignError(
+                f"{name}: {f'{owner}.' if owner else ''}{key} changes from update to update ({then} to {now}), which "
+                "lanes would share and a resumed trial would not have; make it a buffer: "
+                f"self.register_buffer({key.partition('.')[0]!r}, torch.tensor({before}))"
+            )
 
 
 def _side_by_side(build: Builder, x: Tensor, manner: Manner) -> _Course:
     """The same, as lanes, and as if each update were made by another worker, to which no more came than a stack has."""
-    first, found = _made(build, x), {}
-    named, buffers = trained(first), dict(first.named_buffers())
-    parameters = [p.detach().repeat(len(x), *[1] * p.ndim).requires_grad_() for p in named.values()]
-    extras = {key: value.detach().repeat(len(x), *[1] * value.ndim) for key, value in buffers.items()}
-    seeds = [0] * len(x)
+    seeds, found = list(range(len(x))), {}
+    networks = {seed: _made(build, x, seed) for seed in seeds}
+    named = {seed: trained(network) for seed, network in networks.items()}
+    names, extras = list(named[0]), extras_of(networks, seeds, x.dtype, x.device)
+    parameters = [torch.stack([named[seed][key].detach() for seed in seeds]).requires_grad_() for key in names]
     for update in range(TRIED_UPDATES):
         copies, rows = Copies(_made(build, x), manner), Rows(extras, seeds, update)
         outputs, _, gradients = copies.gradients(parameters, x, x, rows, _nothing, 1, training=True)
         found[f"outputs of update {update + 1}"] = outputs
-        for key, parameter, gradient in zip(named, parameters, gradients, strict=True):
+        for key, parameter, gradient in zip(names, parameters, gradients, strict=True):
             found[f"gradients of {key}, update {update + 1},"] = gradient
             with torch.no_grad():
                 _step(parameter, gradient)
-    found |= {f"buffer {key}": value.clone() for key, value in extras.items()}
-    rows = Rows({key: value.clone() for key, value in extras.items()}, seeds, TRIED_UPDATES)
+    buffers = {key for key, _ in networks[0].named_buffers()}
+    found |= {f"buffer {key}": value.clone() for key, value in extras.items() if key in buffers}
     copies = Copies(_made(build, x), manner)
-    found["outputs in evaluation"] = copies.outputs(parameters, x, rows, training=False).detach()
+
+    def evaluated(lanes: list[int], inputs: Tensor) -> Tensor:
+        rows = Rows({key: value[lanes] for key, value in extras.items()}, [seeds[n] for n in lanes], TRIED_UPDATES)
+        return copies.outputs([p[lanes] for p in parameters], inputs, rows, training=False).detach()
+
+    back = seeds[::-1]
+    found["outputs in evaluation"] = evaluated(seeds, x.clone())
+    # By the same copies, as lanes come and go: nothing may be left of those before.
+    found["outputs in evaluation once more"] = evaluated(back, x[back])[back]
+    found["outputs in evaluation one by one"] = torch.cat([evaluated([lane], x[:1].clone()) for lane in seeds])
+    found["outputs in evaluation of the same"] = evaluated(seeds, x[:1].clone())
     return _Course(found)
 
 
 def _numbers(network: nn.Module) -> dict[tuple[str, str], Any]:
-    """Numbers that modules keep in plain attributes: (module, attribute) -> number."""
-    return {
-        (owner, key): value
-        for owner, module in network.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, int | float) and key != "training"
-    }
-
-
-def _buffers(build: Builder, sample: Tensor, course: _Course) -> tuple[list[Tensor], list[Tensor]]:
-    """The buffers at the end of a course, (2, ...), and at its beginning."""
-    named = dict(_made(build, sample).named_buffers())
-    return [course.tensors[f"buffer {key}"] for key in named], list(named.values())
+    """Numbers that modules keep in plain attributes, and in dicts and lists there: (module, attribute) -> number."""
+    found = {}
+    for owner, module in network.named_modules():
+        for key, value in vars(module).items():
+            if key.startswith("_") and hasattr(nn.Module(), key):
+                continue  # torch's own
+            many = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+            for place, each in [("", value), *((f".{place}", each) for place, each in many)]:
+                if isinstance(each, int | float) and key != "training":
+                    found[owner, f"{key}{place}"] = each
+    return found
 
 
 def _drew(seed: int, update: int, device: torch.device) -> bool:
@@ -438,23 +490,25 @@ def _other_generators() -> tuple[Any, ...]:
 
 
 def _coupled(build: Builder, x: Tensor) -> bool:
-    """Whether an example's outputs depend on the others of its batch."""
+    """Whether an example's outputs depend on the others of its batch: those in parts must be those of the whole."""
     with torch.no_grad():
-        many = _made(build, x)(x[0])
+        whole, half = _made(build, x)(x[0].clone()), max(1, x.shape[1] // 2)
+        parts = [slice(0, 1), slice(x.shape[1] - 1, x.shape[1]), slice(0, half), slice(half, x.shape[1])]
         try:
-            return not _close(_made(build, x)(x[0, :1])[0], many[0])
+            return not all(_close(_made(build, x)(x[0, p].clone()), whole[p]) for p in parts if len(whole[p]))
         except Exception:  # noqa: BLE001  normalising over a batch of one is an error
             return True
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding, by the size of the second."""
     if a.shape != b.shape:
         return False
     if not a.is_floating_point():
         return torch.equal(a, b)
-    limit = 1e-6 if a.dtype == torch.float64 else 1e-3
+    limit, floor = (1e-7, 1e-12) if a.dtype == torch.float64 else (1e-3, 1e-5)
     largest = float(b.nan_to_num(0, 0, 0).abs().max()) if b.numel() else 0.0
-    return bool(torch.allclose(a, b, rtol=limit, atol=limit * max(1.0, largest), equal_nan=True))
+    return bool(torch.allclose(a, b, rtol=0, atol=limit * largest + floor, equal_nan=True))
 
 
 def _short(error: Exception) -> str:

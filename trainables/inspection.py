@@ -33,6 +33,7 @@ Result = TypeVar("Result")
 # How long each may take, in seconds.
 IMPORT_SECONDS, DATA_SECONDS, RUN_SECONDS = 60, 1800, 120
 EXAMPLES = 16
+_PARTS = (slice(0, 1), slice(-1, None), slice(0, EXAMPLES // 2), slice(EXAMPLES // 2, None))
 # Updates by which an optimizer is tried: more than those after which some look ahead or average. Relative, float64.
 TRIED_UPDATES, TOLERANCE = 25, 1e-9
 
@@ -176,7 +177,8 @@ class Inspection:
                     f"{error}; inputs are standardised, token ids too, unless standardize = false"
                 ) from error
             raise
-        network = initialise(build, 0).to(sample.dtype).eval()
+        network = initialise(build, 0).to(sample.dtype)
+        network.eval()
         with torch.no_grad():
             outputs = network(sample)
         wanted, got = (len(sample), facts.out_features), tuple(outputs.shape)
@@ -189,9 +191,14 @@ class Inspection:
         note = f"{request.model} runs lane by lane, which takes longer: {manner.why}"
         if not manner.together and note not in self.answer.notes:
             self.answer.notes.append(note)
+        first, second = (list(models.trained(initialise(build, seed)).values()) for seed in (0, 1))
+        if all(map(torch.equal, first, second)):
+            note = f"{request.model} begins with the same parameters whatever the seed ({size})"
+            self.answer.notes += [note] if note not in self.answer.notes else []
         if manner.whole:
             try:
-                network.train()(sample[:1])
+                network.train()
+                network(sample[:1])
             except Exception as error:  # noqa: BLE001  whatever the user's module raises
                 self.answer.lone = told(error, request.model.partition(":")[0])
 
@@ -205,7 +212,8 @@ def _judge(path: str, what: str, facts: Facts, targets: torch.Tensor) -> None:
     if not found.isfinite().all() or low < 0 or (what == "score" and high > 1):
         wanted = "numbers from 0 to 1, larger is better" if what == "score" else "finite losses that are not negative"
         raise ForeignError(f"{path}: gives {low:g} to {high:g} on the first examples; expected {wanted}")
-    if not torch.allclose(found[:1], called_on(path, what, outputs[:1], targets[:1]).double(), rtol=1e-3):
+    parts = [called_on(path, what, outputs[part], targets[part]).double() for part in _PARTS]
+    if not all(torch.allclose(found[part], each, rtol=1e-3) for part, each in zip(_PARTS, parts, strict=True)):
         raise ForeignError(f"{path}: what it gives for an example depends on the others; return each its own")
 
 
@@ -218,12 +226,13 @@ def _about(path: str) -> str:
 def _try_optimizer(path: str) -> None:
     """Some updates of a few numbers, which must be the same however lanes are cut and put together."""
     rule = named(path)
+    gradients = torch.randn(TRIED_UPDATES, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    gradients = torch.randn(TRIED_UPDATES, 2, 3, 4, dtype=torch.float64)
     doing = "an update"
     try:
         if rule.solo:
             found, doing = _by_torch(rule, gradients[:, 0]), "going on from its state_dict"
+            torch.manual_seed(0)
             if relative(_by_torch(rule, gradients[:, 0], cut=True), found) > TOLERANCE:
                 raise ForeignError(
                     f"{path}: goes on differently where its state_dict is loaded into a new one, so no interrupted "
@@ -275,7 +284,12 @@ def _by_rule(rule: Rule, gradients: torch.Tensor) -> torch.Tensor:
     state, rates = rule.state(parameters), torch.full_like(parameters[:, :1], 1e-3)
     for column, gradient in enumerate(gradients):
         row = {name: float(values[column, 0]) for name, values in rule.coefficients(1, len(gradients)).items()}
+        kept = dict(state)
         rule.step(parameters, gradient.clone(), state, rates, row, rule.settings)
+        if anew := [name for name, tensor in kept.items() if state[name] is not tensor]:
+            raise ForeignError(
+                f"{rule.name}: puts another tensor in the place of state[{anew[0]!r}]; change it in place"
+            )
     return parameters
 
 

@@ -204,6 +204,7 @@ def build(
         network = called(family, "model", imported(family, "model"), offered)
         if not isinstance(network, nn.Module):
             raise ForeignError(f"{family}: returned {type(network).__name__}; expected a torch.nn.Module")
+        _refuse_kinds(family, network)
         if not trained(network):
             raise ForeignError(
                 f"{family}: its module has no parameters that require gradients; nothing is to be trained"
@@ -217,6 +218,15 @@ def build(
     if family not in makers:
         raise ModelError(f"no model family is called {family!r}; there are {', '.join(FAMILIES)}")
     return makers[family](in_shape, out_features, width=width, depth=depth, **arguments)
+
+
+def _refuse_kinds(path: str, network: nn.Module) -> None:
+    """Refuse kinds of parameters and buffers that lanes do not have."""
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise ForeignError(f"{path}: {name} has no size yet, as lazy layers'; give the layer its sizes")
+        if tensor.is_complex():
+            raise ForeignError(f"{path}: {name} is complex; keep its real view, and torch.view_as_complex in forward")
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -275,16 +285,17 @@ def _known(layer: nn.Module) -> bool:
     return type(layer) in (nn.ReLU, Shift, Fixed)
 
 
-def _example(module: nn.Module, in_shape: tuple[int, ...]) -> Tensor:
+def _examples(module: nn.Module, in_shape: tuple[int, ...]) -> Tensor:
+    """Two, of zeros: statistics of a batch want more than one."""
     like = next(module.parameters())
-    return torch.zeros(1, *in_shape, dtype=like.dtype, device=like.device)
+    return torch.zeros(2, *in_shape, dtype=like.dtype, device=like.device)
 
 
 def activations(module: nn.Module, in_shape: tuple[int, ...]) -> int:
     """Numbers that one example leaves behind in a forward pass, its inputs included."""
-    x = _example(module, in_shape)
+    x = _examples(module, in_shape)
     if layered(module):
-        return x.numel() + sum(y.numel() for _, y in _layer_by_layer(module, x))
+        return (x.numel() + sum(y.numel() for _, y in _layer_by_layer(module, x))) // len(x)
     own, kept = {p.untyped_storage().data_ptr() for p in module.parameters()}, [x.numel()]
 
     def keep(tensor: Tensor) -> Tensor:
@@ -294,18 +305,18 @@ def activations(module: nn.Module, in_shape: tuple[int, ...]) -> int:
 
     with _evaluating(module), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         module(x)
-    return sum(kept)
+    return sum(kept) // len(x)
 
 
 def multiplications(module: nn.Module, in_shape: tuple[int, ...]) -> int:
     """Multiplications of one network's forward pass for one example, those of its linear maps and convolutions."""
-    x, total = _example(module, in_shape), 0
+    x, total = _examples(module, in_shape), 0
     if not layered(module):
         from torch.utils.flop_counter import FlopCounterMode
 
         with _evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
             module(x)
-        return max(1, int(counter.get_total_flops()) // 2)
+        return max(1, int(counter.get_total_flops()) // 2 // len(x))
     for layer, y in _layer_by_layer(module, x):
         if isinstance(layer, nn.Linear):
             total += layer.weight.numel()
@@ -318,11 +329,13 @@ def multiplications(module: nn.Module, in_shape: tuple[int, ...]) -> int:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """A network as it is for evaluation, for as long as the context lasts."""
+    """A network as it is for evaluation, for as long as the context lasts; what it cannot run is told of."""
     before = module.training
     module.eval()
     try:
         yield
+    except RuntimeError as error:
+        raise ForeignError(f"{type(module).__name__}: cannot be measured on two examples of zeros: {error}") from error
     finally:
         module.train(before)
 

@@ -169,21 +169,24 @@ class _Alone(torch.optim.Optimizer):
 
     def __init__(self, parameters: list[nn.Parameter], rule: Rule, rate: float, settings: Mapping[str, float]) -> None:
         super().__init__(parameters, {"lr": rate})
-        self.rule, self.settings, self.update = rule, {**rule.settings, **settings}, 0
-        self.row = torch.cat([p.detach().flatten() for p in parameters])[None]
-        self.memory = rule.state(self.row)
+        self.rule, self.settings = rule, {**rule.settings, **settings}
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """One update."""
-        self.update += 1
         parameters, rate = self.param_groups[0]["params"], self.param_groups[0]["lr"]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])[None]
-        table = self.rule.coefficients(self.update, self.update, self.settings)
-        row = {name: column.item() for name, column in table.items()}
-        self.rule.step(self.row, flat, self.memory, self.row.new_full((1, 1), rate), row, self.settings)
-        for parameter, values in zip(parameters, self.row[0].split([p.numel() for p in parameters]), strict=True):
+        row = torch.cat([p.flatten() for p in parameters])[None]
+        # All parameters' state is the first one's, as torch keeps none of a whole network.
+        kept = self.state[parameters[0]]
+        if not kept:
+            kept.update(update=0, **self.rule.state(row))
+        kept["update"] += 1
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])[None]
+        table = self.rule.coefficients(kept["update"], kept["update"], self.settings)
+        coefficients = {name: column.item() for name, column in table.items()}
+        memory = {name: kept[name] for name in self.rule.buffers}
+        self.rule.step(row, flat, memory, row.new_full((1, 1), rate), coefficients, self.settings)
+        for parameter, values in zip(parameters, row[0].split([p.numel() for p in parameters]), strict=True):
             parameter.copy_(values.view_as(parameter))
 
 

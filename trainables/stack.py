@@ -138,13 +138,15 @@ class Stack:
             if name not in rule.settings:
                 raise ValueError(f"{rule.name} has no setting {name!r}; it has {', '.join(rule.settings) or 'none'}")
         rows = {seed: initialise(build, seed) for seed in dict.fromkeys(lane.seed for lane in lanes)}
+        # What is frozen is a lane's own if it differs from seed to seed, be there but one.
+        compared = rows if len(rows) > 1 or layered(next(iter(rows.values()))) else _with_another(rows, build)
         flat = {
             seed: torch.cat([p.detach().to(dtype).flatten() for p in trained(net).values()])
             for seed, net in rows.items()
         }
         parameters = torch.stack([flat[lane.seed] for lane in lanes]).to(device)
         named = trained(next(iter(rows.values())))
-        extras = _extras(rows, [lane.seed for lane in lanes], dtype, device)
+        extras = extras_of(compared, [lane.seed for lane in lanes], dtype, device)
         state, shapes = rule.state(parameters), [p.shape for p in named.values()]
         return cls(rule, list(lanes), list(range(len(lanes))), parameters, state, shapes, list(named), extras)
 
@@ -360,10 +362,22 @@ def initialise(build: Builder, seed: int) -> nn.Module:
         return build()
 
 
-def _extras(
+def _with_another(networks: dict[int, nn.Module], build: Builder) -> dict[int, nn.Module]:
+    other = max(networks) + 1
+    return {**networks, other: initialise(build, other)}
+
+
+def extras_of(
     networks: dict[int, nn.Module], seeds: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
-    """What of users' networks is not trained and yet a lane's own: see `Stack.extras`."""
+    """What of users' networks is not trained and yet a lane's own: see `Stack.extras`.
+
+    Args:
+        networks: seed -> network; two or more tell what differs.
+        seeds: of the lanes.
+        dtype: type of what is floating.
+        device: where it is to be.
+    """
     first = next(iter(networks.values()))
     if layered(first):
         return {}

@@ -137,6 +137,14 @@ def inspect(tables: Mapping[str, Any], folder: Path, sizes: Mapping[str, Sequenc
     record = {"files": copy.files, "sources": copy.sources, "answers": answers}
     if code and not kept and os.access(code, os.W_OK):
         _write(code, record)
+    if kept:
+        edited = [
+            file for file, was in answer.elsewhere.items() if not Path(file).is_file() or hash_of(Path(file)) != was
+        ]
+        copy.notes += [
+            f"{file} is no part of the copy and has been edited since the study began; trials run it as it is now"
+            for file in edited
+        ]
     facts = answer.facts and Facts(**{**answer.facts, "in_shape": tuple(answer.facts["in_shape"])})
     return Brought(
         str(copy.folder), digest, record, facts or None, notes=[*copy.notes, *answer.notes], lone=answer.lone

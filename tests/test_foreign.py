@@ -446,6 +446,17 @@ def test_a_worker_takes_each_trials_modules_from_its_study(tmp_path: Path, monke
         use("")
 
 
+def test_a_module_beyond_the_copy_that_was_edited_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"beyond/helping": "", "spec/own": "import helping\n" + NET})
+    monkeypatch.syspath_prepend(str(tmp_path / "beyond"))
+    spec = check(TABLES, "own.toml", tmp_path / "spec")
+    assert spec.bring(tmp_path / "results") == []
+    assert check(TABLES, "own.toml", tmp_path / "results").workload.brought.notes == []
+    write(tmp_path, {"beyond/helping": "x = 1"})
+    [told] = check(TABLES, "own.toml", tmp_path / "results").workload.brought.notes
+    assert told.startswith(f"{tmp_path / 'beyond' / 'helping.py'} is no part of the copy and has been edited")
+
+
 @pytest.mark.parametrize("where", ["Path(__file__).with_name('table.npy')", "'table.npy'"])
 def test_a_file_that_is_left_behind_is_named(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = f"from pathlib import Path\nimport numpy as np\nx = np.load({where})\n"

@@ -255,6 +255,18 @@ def own_files(folders: Iterable[str]) -> set[str]:
     return found
 
 
+def files_elsewhere() -> dict[str, str]:
+    """The files of modules that are neither installed nor in the copy in use, as along PYTHONPATH: path -> hash."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not file or name.partition(".")[0] in (*OURS, "__main__", "__mp_main__"):
+            continue
+        if Path(file).is_file() and not _installed(module) and not (_now and _lies_in(module, _now)):
+            found[file] = hash_of(Path(file))
+    return found
+
+
 def hash_of(file: Path) -> str:
     """Of what a file holds."""
     return hashlib.sha256(file.read_bytes()).hexdigest()

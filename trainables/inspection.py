@@ -23,7 +23,7 @@ from trainables import data, models
 from trainables.criterion import called_on
 from trainables.data import DataError, Facts
 from trainables.equality import relative
-from trainables.foreign import ForeignError, imported, is_foreign, own_files, told, use
+from trainables.foreign import ForeignError, files_elsewhere, imported, is_foreign, own_files, told, use
 from trainables.general import manner_of, updated
 from trainables.rules import Rule, named
 from trainables.stack import initialise
@@ -81,6 +81,7 @@ class Answer:
         mistakes: what cannot be used, with its key in the spec and what was expected.
         notes: what should be known before the study runs.
         lacking: modules and packages that were imported and that the copy lacks.
+        elsewhere: files of modules that were imported and are neither in the copy nor installed: path -> hash.
         lone: why the model cannot train on a single example, as where it normalises over the batch; empty if it can.
     """
 
@@ -88,6 +89,7 @@ class Answer:
     mistakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
+    elsewhere: dict[str, str] = field(default_factory=dict)
     lone: str = ""
 
 
@@ -123,7 +125,7 @@ class Inspection:
                     doing = f"building and running {request.model} of {size}"
                     self._try("workload.model", request.model, doing, RUN_SECONDS,
                               partial(self._network, network, facts, sample, size))  # fmt: skip
-        self.answer.lacking = sorted(own_files(request.folders))
+        self.answer.lacking, self.answer.elsewhere = sorted(own_files(request.folders)), files_elsewhere()
         return self.answer
 
     def _try(self, key: str, path: str, doing: str, seconds: float, work: Callable[[], Result]) -> Result | None:

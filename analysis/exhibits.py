@@ -346,7 +346,7 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
             "isolation",
             "Each hyperparameter by itself",
             f"Validation {metric} of every cell at its tuned rate against each hyperparameter that varied, the others "
-            f"being whatever they were; dark: the best of each value. Points are {mean}s over {seeds[2]}; no band.",
+            f"being whatever they were; dark: the best of each value. Each point is a {mean} over {seeds[2]}; no band.",
             f"Panels of validation {metric} against {', '.join(columns)}.",
             all_found if columns else all_found.head(0),
             isolations,

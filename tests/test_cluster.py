@@ -273,7 +273,7 @@ class OnTheProcessor(MLPTrainable):
 def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Ray's own accounting: of one GPU two trials take half each, however many processors there are."""
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)
-    tables = tomllib.loads(SPEC.replace("epochs = 400", "epochs = 300")) | {"resources": resources}
+    tables = tomllib.loads(SPEC.replace("epochs = 400", "epochs = 150")) | {"resources": resources}
     spec = search.with_trials(check(tables), 6)
     ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, logging_level="ERROR")
     try:

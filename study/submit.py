@@ -60,6 +60,7 @@ def submit(
         SpecError: if no job server answers there, or its Ray is of another version; if `out` would go with the job, or
             `to` holds something else.
     """
+    _use_token()
     if not files.is_uri(out) and not Path(out).is_absolute():
         told = "a job begins in a folder that goes with it; give an absolute path that all nodes share, or a URI"
         raise SpecError(f"--out {out}", [told])
@@ -95,11 +96,14 @@ def _may_replace(to: Path, out: str) -> None:
         raise SpecError(f"--to {to}", [told])
 
 
-def _client(address: str) -> JobSubmissionClient:
-    # Ray sends its token of itself where it joins a cluster, but not to a job server.
+def _use_token() -> None:
+    """Let Ray send its token to a job server, too, if it has one; it looks at this as it is imported."""
     token = Path.home() / ".ray" / "auth_token"
     if token.is_file() or "RAY_AUTH_TOKEN" in os.environ:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _client(address: str) -> JobSubmissionClient:
     import ray
 
     # Ray would let these override the address.

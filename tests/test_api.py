@@ -116,7 +116,8 @@ def test_a_uri_of_no_store_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        study.SpecError, match="ftp://host/mine: 1 mistake\n  no place for results; valid: a folder, s3://"
+        study.SpecError,
+        match="the results folder: 1 mistake\n  'ftp://host/mine' is no place for results; valid: a folder",
     ):
         start("ftp://host/mine")
     assert list(tmp_path.iterdir()) == []

@@ -313,6 +313,22 @@ def test_inputs_that_a_model_writes_into_stay_as_they_were(build: Callable[[], n
     assert all(map(torch.equal, before, after))
 
 
+class ScaledSeldom(Scaled):
+    def hidden(self, x: Tensor) -> Tensor:
+        return super().hidden(x) * (torch.rand(()) < 0.9) if self.training else super().hidden(x)
+
+
+def test_the_gradient_s_noise_is_the_same_in_turn_and_together(examples: Data) -> None:
+    found = []
+    for build in (Scaled, ScaledSeldom):
+        stack = Stack.build(build, [Lane(0.1, 0), Lane(0.1, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
+        engine = engines.choose(build, (IN,), "regression", 10, stack, None, "auto")
+        found.append((engine.name, *engine.noise(stack, slice(0, 2), examples.train)))
+    assert [name for name, *_ in found] == ["vmap", "loop"]
+    for ours, theirs in zip(found[0][1:], found[1][1:], strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9)
+
+
 def test_batches_of_a_model_that_couples_them_stay_whole(examples: Data) -> None:
     assert manner_of(Coupled, examples.train.inputs[:16]).whole
     assert not manner_of(Scaled, examples.train.inputs[:16]).whole

@@ -177,21 +177,24 @@ class Eager:
         """As `gradient`, for `count` examples block by block."""
         losses = gradients = None
         for x, y in blocks:
-            if self.dense is None:
-                each = self.criterion.losses(forward(leaves, x), y).sum(1) / count
-                loss, parts = each.detach(), list(torch.autograd.grad(each.sum(), leaves, materialize_grads=True))
-            else:
-                with torch.no_grad():
-                    x, y = x.movedim(1, -1), y.movedim(1, -1)
-                    loss, parts = compiled.gradients(
-                        self.dense, leaves, x, y, 1 / count, self.criterion.task, wide=True
-                    )
+            loss, parts = self._differentiated(forward, leaves, x, y, count)
             flat = torch.cat([part.reshape(len(part), -1) for part in parts], 1)
             losses = loss if losses is None else losses + loss
             gradients = flat if gradients is None else gradients.add_(flat)
         assert losses is not None
         assert gradients is not None
         return losses, gradients
+
+    def _differentiated(
+        self, forward: Forward, leaves: Sequence[Tensor], x: Tensor, y: Tensor, count: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A block's share of the losses of a batch of `count` examples, (k,), and of their gradients, each (k, ...)."""
+        if self.dense is None:
+            each = self.criterion.losses(forward(leaves, x), y).sum(1) / count
+            return each.detach(), list(torch.autograd.grad(each.sum(), leaves, materialize_grads=True))
+        with torch.no_grad():
+            x, y = x.movedim(1, -1), y.movedim(1, -1)
+            return compiled.gradients(self.dense, leaves, x, y, 1 / count, self.criterion.task, wide=True)
 
     def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
         """As `Engine.evaluate`."""
@@ -475,7 +478,7 @@ class Update:
 
 
 class General(Eager):
-    """Any module of a user's: all lanes at once by torch.func, or one after another if that cannot be.
+    """Any module of a user's: all lanes at once by torch.func. If that cannot be, it evaluates for `Solo`, in turn.
 
     Args:
         network: one of the user's, on the lanes' device and in their type.
@@ -484,8 +487,9 @@ class General(Eager):
         block: examples to pass at a time where a batch may be cut.
     """
 
+    name = "vmap"
+
     def __init__(self, network: nn.Module, manner: Manner, criterion: Criterion, block: int) -> None:
-        self.name = "vmap" if manner.together else "loop"
         self.copies, self.manner, self.criterion, self.dense = Copies(network, manner), manner, criterion, None
         self.block = block
 
@@ -504,24 +508,14 @@ class General(Eager):
         seeds = [stack.lanes[lane].seed for lane in stack.alive[rows]]
         return Pass(self.copies, Rows(extras, seeds, update), training)
 
-    def _summed(
-        self, forward: Forward, leaves: Sequence[Tensor], blocks: Iterable[tuple[Tensor, Tensor]], count: int
-    ) -> tuple[Tensor, Tensor]:
-        """As `Eager._summed`; lanes that take turns are differentiated in their turn."""
-        if self.manner.together:
-            return super()._summed(forward, leaves, blocks, count)
+    def _differentiated(
+        self, forward: Forward, leaves: Sequence[Tensor], x: Tensor, y: Tensor, count: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `Eager._differentiated`; lanes that take turns are differentiated in their turn."""
         assert isinstance(forward, Pass)
-        losses, gradients = (
-            leaves[0].new_zeros(len(leaves[0])),
-            torch.zeros_like(torch.cat([p.flatten(1) for p in leaves], 1)),
-        )
-        for x, y in blocks:
-            _, loss, parts = forward.copies.gradients(
-                leaves, x, y, forward.rows, self.criterion.losses, count, training=forward.training
-            )
-            losses += loss
-            gradients += torch.cat([part.reshape(len(part), -1) for part in parts], 1)
-        return losses, gradients
+        losses = self.criterion.losses
+        _, loss, parts = self.copies.gradients(leaves, x, y, forward.rows, losses, count, training=forward.training)
+        return loss, parts
 
 
 @dataclass(frozen=True)

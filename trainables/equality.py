@@ -61,8 +61,9 @@ def prove(
     stack, advance = _together(build, rule, data, batch_size, few, criterion, name)
     for pause in (*PAUSES, UPDATES):
         advance(pause - stack.update)
+    names = list(trained(build()))
     largest = max(
-        _difference(stack, row, _alone(build, rule, data.train, batch_size, lane, criterion, UPDATES))
+        _difference(stack, names, row, _alone(build, rule, data.train, batch_size, lane, criterion, UPDATES))
         for row, lane in enumerate(few)
     )
     stack, advance = _together(build, rule, data, batch_size, all_lanes, criterion, name)
@@ -118,8 +119,8 @@ def _alone(
     return {name: tensor.detach() for name, tensor in named if name not in idle}
 
 
-def _difference(stack: Stack, row: int, alone: dict[str, Tensor]) -> float:
-    leaves = zip(stack.names, stack.leaves(slice(row, row + 1)), strict=True)
+def _difference(stack: Stack, names: list[str], row: int, alone: dict[str, Tensor]) -> float:
+    leaves = zip(names, stack.leaves(slice(row, row + 1)), strict=True)
     together = {name: leaf.detach()[0] for name, leaf in leaves}
     together |= {name: extra[row] for name, extra in stack.extras.items()}
     return max(relative(value, alone[name]) for name, value in together.items() if name in alone)

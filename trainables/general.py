@@ -27,6 +27,8 @@ Losses = Callable[[Tensor, Tensor], Tensor]
 TRIED_EXAMPLES, TRIED_UPDATES, TRIED_STEP = 16, 3, 1e-3
 # What stands for parameters of zeros meanwhile.
 TRIED_FILLING = 0.01
+# Attributes that every module has.
+_TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -467,11 +469,11 @@ def _numbers(network: nn.Module) -> dict[tuple[str, str], Any]:
     found = {}
     for owner, module in network.named_modules():
         for key, value in vars(module).items():
-            if key.startswith("_") and hasattr(nn.Module(), key):
-                continue  # torch's own
+            if key in _TORCHS_OWN:
+                continue
             many = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
             for place, each in [("", value), *((f".{place}", each) for place, each in many)]:
-                if isinstance(each, int | float) and key != "training":
+                if isinstance(each, int | float):
                     found[owner, f"{key}{place}"] = each
     return found
 

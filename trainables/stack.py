@@ -77,7 +77,6 @@ class Stack:
         parameters: (K, P), each row one network.
         state: the rule's buffers, each (K, P).
         shapes: shape of each parameter, in the module's order.
-        names: of these.
         extras: what else a user's network has, by name, each (K, *shape): buffers, and frozen parameters where they
             differ from seed to seed.
         update: updates made.
@@ -98,7 +97,6 @@ class Stack:
     parameters: Tensor
     state: State
     shapes: list[torch.Size]
-    names: list[str] = field(default_factory=list)
     extras: dict[str, Tensor] = field(default_factory=dict)
     update: int = 0
     reports: int = 0
@@ -145,10 +143,9 @@ class Stack:
             for seed, net in rows.items()
         }
         parameters = torch.stack([flat[lane.seed] for lane in lanes]).to(device)
-        named = trained(next(iter(rows.values())))
+        shapes = [p.shape for p in trained(next(iter(rows.values()))).values()]
         extras = extras_of(compared, [lane.seed for lane in lanes], dtype, device)
-        state, shapes = rule.state(parameters), [p.shape for p in named.values()]
-        return cls(rule, list(lanes), list(range(len(lanes))), parameters, state, shapes, list(named), extras)
+        return cls(rule, list(lanes), list(range(len(lanes))), parameters, rule.state(parameters), shapes, extras)
 
     def leaves(self, rows: slice) -> list[Tensor]:
         """The parameters of some rows one by one, (k, *shape), as views that share memory and ask gradients."""

@@ -137,14 +137,6 @@ def inspect(tables: Mapping[str, Any], folder: Path, sizes: Mapping[str, Sequenc
     record = {"files": copy.files, "sources": copy.sources, "answers": answers}
     if code and not kept and os.access(code, os.W_OK):
         _write(code, record)
-    if kept:
-        edited = [
-            file for file, was in answer.elsewhere.items() if not Path(file).is_file() or hash_of(Path(file)) != was
-        ]
-        copy.notes += [
-            f"{file} is no part of the copy and has been edited since the study began; trials run it as it is now"
-            for file in edited
-        ]
     facts = answer.facts and Facts(**{**answer.facts, "in_shape": tuple(answer.facts["in_shape"])})
     return Brought(
         str(copy.folder), digest, record, facts or None, notes=[*copy.notes, *answer.notes], lone=answer.lone
@@ -181,6 +173,13 @@ def edited(folder: Path) -> list[Path]:
         if file.is_file() and hash_of(file) != digest:
             found.append(file)
     return found
+
+
+def edited_elsewhere(folder: Path) -> list[Path]:
+    """The modules that are neither in the `code/` of a results folder nor installed and are not as they were tried."""
+    answers = recorded(code).get("answers", {}) if (code := code_of(folder)) else {}
+    hashes = {Path(file): digest for answer in answers.values() for file, digest in answer.get("elsewhere", {}).items()}
+    return [file for file, digest in hashes.items() if not file.is_file() or hash_of(file) != digest]
 
 
 def _begun_with(code: Path) -> _Copy:

@@ -244,6 +244,8 @@ def _resume(folder: Path, more: int, address: str | None, wait: float, command: 
             raise SpecError(
                 f"--trials {more}", [f"tuning.fair shares them among {count}; valid: {more - rest + count}"]
             )
+    for file in foreign.edited_elsewhere(folder):
+        _tell(f"note: {file} is no part of the copy and has been edited since; trials run it as it is now")
     if edited := foreign.edited(folder):
         which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
         begun = files.join(remote.home(folder), CODE)

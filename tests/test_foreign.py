@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -451,10 +452,9 @@ def test_a_module_beyond_the_copy_that_was_edited_is_told_of(tmp_path: Path, mon
     monkeypatch.syspath_prepend(str(tmp_path / "beyond"))
     spec = check(TABLES, "own.toml", tmp_path / "spec")
     assert spec.bring(tmp_path / "results") == []
-    assert check(TABLES, "own.toml", tmp_path / "results").workload.brought.notes == []
+    assert foreign.edited_elsewhere(tmp_path / "results") == []
     write(tmp_path, {"beyond/helping": "x = 1"})
-    [told] = check(TABLES, "own.toml", tmp_path / "results").workload.brought.notes
-    assert told.startswith(f"{tmp_path / 'beyond' / 'helping.py'} is no part of the copy and has been edited")
+    assert foreign.edited_elsewhere(tmp_path / "results") == [tmp_path / "beyond" / "helping.py"]
 
 
 @pytest.mark.parametrize("where", ["Path(__file__).with_name('table.npy')", "'table.npy'"])
@@ -527,22 +527,24 @@ def test_a_study_of_all_that_users_bring(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_study_goes_on_with_the_code_it_began_with(tmp_path: Path) -> None:
+def test_a_study_goes_on_with_the_code_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the folder where the module lies, which has been edited since."""
     wider = NET.replace("nn.Linear(torch.Size(in_shape).numel(),", "nn.Sequential(nn.Linear(64, 30), nn.Linear(30,")
     wider = wider.replace("out_features)\n", "out_features))\n")
-    write(tmp_path, {"own": NET})
+    write(tmp_path, {"own": "import helping\n" + NET, "beyond/helping": ""})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "beyond"), prepend=os.pathsep)
     tables = {**TABLES, "lanes": {"rates": 2, "seeds": 2, "extensions": 0}, "tuning": {"sampler": "qmc"}}
     (tmp_path / "own.toml").write_text(tomlkit.dumps(tables))
     module = [sys.executable, "-m", "study"]  # which has the current folder before all others
     again = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, check=False)
     ran = again([*module, "run", "own.toml", "--plain"])
     assert ran.returncode == 0, ran.stderr
-    write(tmp_path, {"own": wider})
+    write(tmp_path, {"own": wider, "beyond/helping": "x = 1"})
     more = again([*module, "extend", "results/own", "--trials", "2", "--plain"])
     assert more.returncode == 0, more.stderr
     begun = f"note: {tmp_path / 'own.py'} has been edited since; the study goes on with the code it began with, in "
     assert f"{begun}{tmp_path / 'results' / 'own' / 'code'}" in more.stderr
+    assert f"note: {tmp_path / 'beyond' / 'helping.py'} is no part of the copy and has been edited since" in more.stderr
     trials = analysis.load(tmp_path / "results" / "own").trials
     assert list(trials["outcome"]) == ["completed"] * 4
     assert trials["parameters"].nunique() == 1

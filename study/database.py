@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, _CachedStorage, get_storage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -70,12 +71,10 @@ class PatientStorage(_CachedStorage):
             try:
                 answer = ask()
             except (StorageInternalError, DBAPIError) as error:
-                cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-                waited = time.monotonic() - begun
-                if not isinstance(cause, OperationalError | InterfaceError) or waited > PATIENCE_SECONDS:
+                why, waited = _unanswered(error), time.monotonic() - begun
+                if why is None or waited > PATIENCE_SECONDS:
                     raise
                 if not away:
-                    why = " ".join(str(cause.orig).split())
                     self._say(f"Optuna's database does not answer ({why}); waiting up to an hour for it ...")
                 away = True
                 time.sleep(pause)
@@ -84,6 +83,22 @@ class PatientStorage(_CachedStorage):
                 if away:
                     self._say(f"Optuna's database answers again, after {time.monotonic() - begun:.0f} s")
                 return answer
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        """Create a study, once."""
+        tries = 0
+
+        def create() -> int:
+            nonlocal tries
+            tries += 1
+            try:
+                return super(PatientStorage, self).create_new_study(directions, study_name)
+            except DuplicatedStudyError:
+                if tries == 1 or study_name is None:
+                    raise
+                return self.get_study_id_from_name(study_name)
+
+        return self._patiently(create)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create a trial, once."""
@@ -116,6 +131,18 @@ class PatientStorage(_CachedStorage):
             return changed or (tries > 1 and self.get_trial(trial_id).state == state)
 
         return self._patiently(change)
+
+
+def _unanswered(error: BaseException) -> str | None:
+    """What the driver said, if an error comes of a server that did not answer.
+
+    It need not be the error's cause: Optuna asks once more within the transaction that broke, and SQLAlchemy then only
+    says that it did.
+    """
+    reason: BaseException | None = error
+    while reason is not None and not isinstance(reason, OperationalError | InterfaceError):
+        reason = reason.__cause__ or reason.__context__
+    return " ".join(str(reason.orig).split()) if reason is not None else None
 
 
 def _patient(name: str) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
+import sqlalchemy
 import tomlkit
 from click.testing import CliRunner
 from optuna.storages import RDBStorage
@@ -444,3 +445,56 @@ def test_a_trial_whose_creation_was_not_answered_is_created_once(
     )
     with pytest.raises(database.OperationalError):
         storage.get_all_studies()
+
+
+def test_a_connection_that_is_cut_at_any_statement_changes_nothing(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each statement and each commit of a course in turn finds that the server has ended its connection."""
+    heard: list[str] = []
+    storage = database.opened(postgres.url, heard.append)
+    assert isinstance(storage, database.PatientStorage)
+    engine, others = storage._backend.engine, sqlalchemy.create_engine(postgres.url)
+    asked = cut = silent = 0
+
+    def before(connection: sqlalchemy.Connection, *_: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == cut:
+            driver: Any = connection.connection.dbapi_connection
+            with others.connect() as other:
+                gone = sqlalchemy.text("SELECT pg_terminate_backend(:pid, 5000)")
+                assert other.execute(gone, {"pid": driver.info.backend_pid}).scalar()
+
+    def course() -> None:
+        study = optuna.create_study(storage=storage, study_name=f"cut-{cut}")
+        for value in (1.0, 2.0):
+            trial = study.ask()
+            trial.suggest_float("rate", 0.0, 1.0)
+            trial.report(0.5, 1)
+            trial.set_user_attr("seed", 3)
+            assert len(study.trials) == value  # looks anew at those that run
+            study.tell(trial, value)
+
+    for event in ("before_cursor_execute", "commit"):
+        sqlalchemy.event.listen(engine, event, before)
+    course()
+    statements = asked
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for cut in range(1, statements + 1):
+        asked = 0
+        heard.clear()
+        course()
+        told = [line.split(" (")[0].split(",")[0] for line in heard]
+        # Optuna itself tries more than once to create a trial.
+        assert told in ([], ["Optuna's database does not answer", "Optuna's database answers again"]), cut
+        silent += not told
+    assert silent < statements / 4
+    afresh = RDBStorage(postgres.url)
+    for at in range(statements + 1):
+        trials = optuna.load_study(storage=afresh, study_name=f"cut-{at}").trials
+        assert [(each.number, each.value, each.intermediate_values, each.user_attrs) for each in trials] == [
+            (number, number + 1.0, {1: 0.5}, {"seed": 3}) for number in range(2)
+        ], at
+    for each in (afresh.engine, others):
+        each.dispose()

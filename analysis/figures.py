@@ -333,7 +333,8 @@ def noise_against_speed(data: pd.DataFrame, ax: Axes) -> Axes:
                 ax.plot([low, high] if np.isfinite(high) else [x, x], [y, y], color=colour, alpha=0.35, linewidth=0.8)
             for x, y, low, high in reached[["examples", "noise", "noise_low", "noise_high"]].to_numpy():
                 ax.plot([x, x], [low, high] if np.isfinite(high) else [y, y], color=colour, alpha=0.35, linewidth=0.8)
-            ax.plot(reached["examples"], reached["noise"], linestyle="", color=colour, marker=marker, markersize=5)
+            ax.plot(reached["examples"], reached["noise"], linestyle="", color=colour, marker=marker, markersize=5,
+                    clip_on=False)  # fmt: skip
             late = own[~np.isfinite(own["examples"])]
             side = ax.get_yaxis_transform()
             ax.plot(np.full(len(late), 1.02), late["noise"], linestyle="", color=colour, marker=marker,

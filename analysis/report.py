@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis import figures, series, tables
 from analysis.exhibits import PARTS, Exhibit, exhibits, unit_of, with_legend, write_file
-from analysis.results import CELL, OUTCOMES, Results, ResultsError, had_gpus, load, table_of
+from analysis.results import CELL, OUTCOMES, Results, ResultsError, load, spent, stints, table_of
 from analysis.wording import (
     cell_at_rate,
     cell_text,
@@ -279,13 +279,10 @@ def _cost(results: Results) -> str:
     """Processor hours of all trials, such as `0.8 CPU-hours`; those of the confirmation included."""
     again = results.confirmation
     both = [each.trials for each in (results, again) if each is not None]
-    seconds = {
-        "GPU": sum(float(trials["wall_seconds"][had_gpus(trials)].sum()) for trials in both),
-        "CPU": sum(float(trials["wall_seconds"].sum()) for trials in both),
-    }
-    each = {"GPU": "gpus_per_trial", "CPU": "cpus_per_trial"}
-    resources = {"cpus_per_trial": 1.0} | table_of(results.spec, "resources")
-    hours = {name: seconds[name] * float(resources.get(key, 0)) / 3600 for name, key in each.items()}
+    resources = {"cpus_per_trial": 1, "gpus_per_trial": 0} | table_of(results.spec, "resources")
+    given = (float(resources["cpus_per_trial"]), 1.0 if (gpus := resources["gpus_per_trial"]) == "auto" else gpus)
+    taken = [spent(row, *given) for trials in both for row in trials.to_dict("records")]
+    hours = {"GPU": sum(each for _, each in taken) / 3600, "CPU": sum(each for each, _ in taken) / 3600}
     words = [
         f"{short(value)} {name}-hours" if value >= 0.1 else f"{short(60 * value)} {name}-minutes"
         for name, value in hours.items()
@@ -399,14 +396,14 @@ def course(results: Results) -> list[str]:
         f"The trials took {seconds_text(float(trials['wall_seconds'].sum()))} of trial time, "
         f"{seconds_text(float(trials['train_seconds'].sum()))} of which was training; that is {_cost(results)}{again}."
     )
-    busy = series.timeline(results).drop_duplicates("trial")
+    busy = series.timeline(results).drop_duplicates(["confirming", "trial", "started"])
     if len(busy):
         ends = pd.concat([pd.Series(1, busy["started"]), pd.Series(-1, busy["ended"])]).sort_index(kind="stable")
-        slots, span = int(ends.groupby(level=0).sum().cumsum().max()), float(busy["ended"].max())
+        slots, span = int(ends.groupby(level=0).sum().cumsum().max()), series.covered(busy)
         share = min(1.0, float((busy["ended"] - busy["started"]).sum()) / (slots * span)) if slots * span > 0 else 1.0
         lines.append(
             f"{counted(busy['worker'].nunique(), 'worker')} ran them, {slots} at once at most; such a place was busy "
-            f"{share:.0%} of the time from the first trial's start to the last one's end, pauses included."
+            f"{share:.0%} of the time in which any trial ran."
         )
     grown = results.pooled.trials.groupby("cell")["extensions"].max()
     if (grown > 0).any():
@@ -482,9 +479,11 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
             f"{short(ranked['epochs'].max())} epochs and from {short(ranked['updates'].min())} to "
             f"{short(ranked['updates'].max())} updates: read the curves against the axis that you pay for."
         )
-    if 0 < (on_gpus := int(had_gpus(results.trials).sum())) < len(results.trials):
-        rest = len(results.trials) - on_gpus
-        found.append(f"{counted(on_gpus, 'trial')} had a GPU and {rest} had none: seconds compare within either alone.")
+    stays = stints(results.trials).dropna(subset=["gpus"])
+    on_gpus = stays["trial"][stays["gpus"].map(len) > 0].nunique()
+    if 0 < on_gpus < (ran := stays["trial"].nunique()):
+        told = f"{counted(on_gpus, 'trial')} had a GPU and {ran - on_gpus} had none"
+        found.append(f"{told}: seconds compare within either alone.")
     lanes = results.lanes
     diverged = int((lanes["outcome"] == "diverged").sum())
     if diverged:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,19 @@ def _column(name: str, kind: pa.DataType, description: str, *, optional: bool = 
 def _schema(*columns: pa.Field) -> pa.Schema:
     return pa.schema(columns, metadata={"version": str(SCHEMA_VERSION)})
 
+
+STINT = pa.struct(
+    [
+        ("started", pa.float64()),
+        ("ended", pa.float64()),
+        ("worker", pa.string()),
+        ("gpus", pa.list_(pa.string())),
+        ("share", pa.float64()),
+        ("cpus", pa.int64()),
+    ]
+)
+"""A stay of a trial on one worker: Unix times in seconds; host:process; host:id of each GPU, the share that it had of
+each; processors. A worker that was killed counts until the trial's last checkpoint."""
 
 TRIALS = _schema(
     _column("trial", pa.int64(), "number of the trial, Optuna's"),
@@ -76,10 +90,14 @@ TRIALS = _schema(
     _column("train_seconds", pa.float64(), "seconds of training of the whole stack, evaluation excluded"),
     _column("wall_seconds", pa.float64(), "seconds from start to end, everything included"),
     _column("started", pa.float64(), "Unix time in seconds", optional=True),
-    _column("worker", pa.string(), "host:process that ran it", optional=True),
+    _column("worker", pa.string(), "host:process that ran it, at last", optional=True),
     _column(
-        "gpus", pa.list_(pa.string()), "host:id of each GPU that it had, or shared; none: CPUs alone", optional=True
+        "gpus",
+        pa.list_(pa.string()),
+        "host:id of each GPU that it had there, or shared; none: CPUs alone",
+        optional=True,
     ),
+    _column("stints", pa.list_(STINT), "its stays on workers, one after another", optional=True),
     _column("error", pa.string(), "what it raised, or why its worker died", optional=True),
 )
 """One row per trial; a trial appears when it ends."""
@@ -180,9 +198,39 @@ def parts(folder: Path) -> list[tuple[int, int, Path]]:
     return kept
 
 
-def had_gpus(trials: pd.DataFrame) -> pd.Series:
-    """Which trials had a GPU, by `trials.gpus`; where it is not recorded, whatever the spec gave them: true."""
-    return pd.Series([gpus is None or len(gpus) > 0 for gpus in trials["gpus"]], trials.index, dtype=bool)
+def stints(trials: pd.DataFrame) -> pd.DataFrame:
+    """When, where and on what trials ran.
+
+    Returns:
+        Columns trial and those of `STINT`, a row for each stay on a worker. Trials that no worker told of have none;
+        one that an older program ran has one, from its start, as if it had never been interrupted.
+    """
+    rows: list[dict[str, Any]] = []
+    for row in trials.to_dict("records"):
+        if row["stints"] is not None:
+            rows += [{"trial": row["trial"], **stint} for stint in row["stints"]]
+        elif pd.notna(row["worker"]) and pd.notna(row["started"]):
+            ended = row["started"] + row["wall_seconds"]
+            rows.append({name: row[name] for name in ("trial", "started", "worker", "gpus")} | {"ended": ended})
+    return pd.DataFrame(rows, columns=["trial", *STINT.names])
+
+
+def spent(trial: Mapping[Any, Any], cpus: float, gpus: float) -> tuple[float, float]:
+    """CPU-seconds and GPU-seconds of a trial: of what it had, whatever the spec says now.
+
+    Args:
+        trial: its row, or its last result.
+        cpus: that the spec gives a trial, for those of an older program.
+        gpus: likewise.
+    """
+    if (found := trial.get("stints")) is None:
+        seconds, none = trial.get("wall_seconds", 0.0), trial.get("gpus") is not None and not len(trial["gpus"])
+        return seconds * cpus, 0.0 if none else seconds * gpus
+    lengths = [stint["ended"] - stint["started"] for stint in found]
+    return (
+        sum(length * stint["cpus"] for length, stint in zip(lengths, found, strict=True)),
+        sum(length * stint["share"] * len(stint["gpus"]) for length, stint in zip(lengths, found, strict=True)),
+    )
 
 
 def regime(batch_size: int, training_examples: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from analysis.results import REGIMES, Results, table_of
+from analysis.results import REGIMES, Results, stints, table_of
 from analysis.statistics import (
     UNKNOWN_EXAMPLES,
     best_so_far,
@@ -403,22 +403,32 @@ def loss_and_time(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def timeline(results: Results) -> pd.DataFrame:
-    """When which GPU, or which worker without one, ran which trial.
+    """When which GPU, or which worker without one, ran which trial, those of the confirmation included.
 
     Returns:
-        Columns trial, optimizer, outcome, worker, node, gpu (whether `place` is one), place (the GPU or the worker),
-        started and ended (seconds since the first trial started; pauses between sessions included), slot (among the
-        trials that share a place at that time, from 0) and slots (that the place has). A trial with several GPUs has a
-        row for each. Trials of which no time is recorded are left out.
+        Columns trial, confirming, optimizer, outcome, worker, node, gpu (whether `place` is one), place (the GPU or the
+        worker), started and ended (seconds since the first trial started; pauses between sessions included), slot
+        (among the trials that share a place at that time, from 0) and slots (that the place has). A trial that went on
+        elsewhere has a row for each stay, one with several GPUs for each of them. Trials of which no time is recorded
+        are left out.
     """
-    timed = results.trials.dropna(subset=["started", "worker"])
-    started, gpus = timed["started"] - timed["started"].min(), [_gpus(named) for named in timed["gpus"]]
-    frame = timed[["trial", "optimizer", "outcome", "worker"]].assign(
+    parts = [
+        stints(each.trials).merge(each.trials[["trial", "optimizer", "outcome"]], on="trial").assign(confirming=again)
+        for again, each in enumerate((results, results.confirmation))
+        if each is not None and len(each.trials)
+    ]
+    timed = (
+        pd.concat(parts, ignore_index=True)
+        if parts
+        else stints(results.trials).assign(optimizer="", outcome="", confirming=0)
+    )
+    gpus = [_gpus(named) for named in timed["gpus"]]
+    frame = timed[["trial", "confirming", "optimizer", "outcome", "worker"]].assign(
         node=timed["worker"].str.rsplit(":", n=1).str[0],
         gpu=np.array([bool(found) for found in gpus], dtype=bool),
         place=pd.Series([found or [worker] for found, worker in zip(gpus, timed["worker"], strict=True)], timed.index),
-        started=started,
-        ended=started + timed["wall_seconds"],
+        started=timed["started"] - timed["started"].min(),
+        ended=timed["ended"] - timed["started"].min(),
     )
     frame = frame.explode("place").sort_values(["gpu", "place", "started"], ascending=[False, True, True])
     return _slots(frame.reset_index(drop=True))
@@ -448,19 +458,32 @@ def busy(times: pd.DataFrame) -> pd.DataFrame:
         times: from `timeline`.
 
     Returns:
-        Columns name, trials and share (of the time from the first trial's start to the last one's end), nodes first.
+        Columns name, trials, share (of the time in which any trial ran) and together (trials at once while there were
+        some, on average), nodes first.
     """
-    end = float(times["ended"].max()) if len(times) else 0.0
-    rows = []
-    for column, some in (("node", times), ("place", times[times["gpu"]])):
+    whole, rows = covered(times), []
+    nodes = times.drop_duplicates(["confirming", "trial", "started"])  # a trial with several GPUs is one
+    for column, some in (("node", nodes), ("place", times[times["gpu"]])):
         for name, own in some.groupby(column):
-            covered, until = 0.0, 0.0
-            for started, ended in own.sort_values("started")[["started", "ended"]].to_numpy(float):
-                covered += max(0.0, ended - max(started, until))
-                until = max(until, ended)
-            share = covered / end if end else 1.0
-            rows.append({"name": str(name), "trials": own["trial"].nunique(), "share": share})
-    return pd.DataFrame(rows, columns=["name", "trials", "share"])
+            seconds, lengths = covered(own), own["ended"] - own["started"]
+            rows.append(
+                {
+                    "name": str(name),
+                    "trials": len(own.drop_duplicates(["confirming", "trial"])),
+                    "share": seconds / whole if whole else 1.0,
+                    "together": float(lengths.sum()) / seconds if seconds else 1.0,
+                }
+            )
+    return pd.DataFrame(rows, columns=["name", "trials", "share", "together"])
+
+
+def covered(times: pd.DataFrame) -> float:
+    """Seconds in which at least one of some trials ran; `times` is from `timeline`."""
+    total, until = 0.0, -math.inf
+    for started, ended in times.sort_values("started")[["started", "ended"]].to_numpy(float):
+        total += max(0.0, ended - max(started, until))
+        until = max(until, ended)
+    return total
 
 
 def gradient_noise(results: Results, table: pd.DataFrame) -> pd.DataFrame:

@@ -313,6 +313,7 @@ class Collector(tune.Callback):
             "started": result.get("started"),
             "worker": result.get("worker"),
             "gpus": result.get("gpus"),
+            "stints": result.get("stints"),
             "error": error,
         }
 

@@ -49,7 +49,7 @@ class ProgressDisplay:
         self.best: dict[str, Any] | None = None
         self.interval: Interval | None = None
         self.scored = self.lanes = self.before = 0
-        self.seconds, self.gpu_seconds = 0.0, 0.0  # of workers, in trials that ended; of those with GPUs
+        self.cpu_seconds = self.gpu_seconds = 0.0  # of trials that ended
         self.started = self.shown = time.monotonic()
         self.console = Console(
             stderr=show != "json",
@@ -149,8 +149,8 @@ class ProgressDisplay:
     def numbers(self) -> dict[str, Any]:
         """Everything that is shown, as plain numbers; None where there is none."""
         running = self.running.values()
-        busy = self.seconds + sum(last.get("wall_seconds", 0.0) for last in running)
-        on_gpus = self.gpu_seconds + sum(last.get("wall_seconds", 0.0) for last in running if last.get("gpus") != [])
+        spent = [(self.cpu_seconds, self.gpu_seconds), *map(self._spent, running)]
+        cpu, gpu = (sum(seconds) for seconds in zip(*spent, strict=True))
         elapsed, since = time.monotonic() - self.started, self.done - self.before
         best = self.best or {}
         return {
@@ -163,8 +163,8 @@ class ProgressDisplay:
             "best_low": self.interval.low if self.interval else None,
             "best_high": self.interval.high if self.interval else None,
             "lanes_per_second": self.lanes / elapsed if elapsed > 0 else 0.0,
-            "cpu_hours": busy * self.spec.resources.cpus_per_trial / 3600,
-            "gpu_hours": on_gpus * self.spec.resources.gpus / 3600,
+            "cpu_hours": cpu / 3600,
+            "gpu_hours": gpu / 3600,
             "seconds_left": elapsed * (self.planned - self.done) / since if since else None,
         }
 
@@ -201,11 +201,15 @@ class ProgressDisplay:
         interval = (self.interval.low, self.interval.high) if self.interval else None
         return best_line(self.spec.workload.metric, self.best, interval)
 
+    def _spent(self, trial: dict[str, Any]) -> tuple[float, float]:
+        return results.spent(trial, self.spec.resources.cpus_per_trial, self.spec.resources.gpus)
+
     def _count(self, row: dict[str, Any]) -> bool:
         """Count a trial; whether it is the best so far."""
         self.counts[row["outcome"]] += 1
-        self.seconds += row["wall_seconds"]
-        self.gpu_seconds += row["wall_seconds"] if row.get("gpus") != [] else 0.0  # unknown in older tables
+        cpu, gpu = self._spent(row)
+        self.cpu_seconds += cpu
+        self.gpu_seconds += gpu
         value = row["value"]
         if value is None or math.isnan(value):
             return False

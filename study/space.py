@@ -114,7 +114,10 @@ class Space:
         if not resources.cpu_nodes:
             return "cuda"
         with workload.modules():
-            return "cpu" if packing.small(build, shape, batch_size) else "cuda"
+            try:
+                return "cpu" if packing.small(build, shape, batch_size) else "cuda"
+            except Exception:  # noqa: BLE001  a model that cannot be built is for its trial to tell of
+                return "cuda"
 
     def checkpoint(self, number: int) -> str:
         """The file in which a running trial keeps its state."""

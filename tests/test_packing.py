@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from study import packing
 from study.cluster import Cluster, fitting
 from study.space import Space
 from study.spec import SHARING, Resources, Spec, SpecError, check
 from tests.test_spec import changed
+from trainables import models
 from trainables.engines import MEMORY_SHARE
+from trainables.models import multiplications
 
 
 def spec(**resources: Any) -> Spec:
@@ -69,6 +74,42 @@ def test_small_cells_do_without_a_gpu_wherever_they_run() -> None:
         assert [space.configuration(cell, 0)["device"] for cell in (small, large)] == kinds
         confirmed = Space(spec(**resources), "", "", {0: 0.1})
         assert [confirmed.configuration(cell, 0)["device"] for cell in (small, large)] == kinds
+
+
+class Sequences(nn.Module):
+    """Reads 16 numbers one after another."""
+
+    def __init__(self, reader: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.reader = nn.Linear(1, 256), reader
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = self.reader(self.embed(x[..., None]))
+        last: Tensor = (read[0] if isinstance(read, tuple) else read)[:, -1]
+        return last
+
+
+@pytest.mark.parametrize(
+    ("reader", "products"),
+    [
+        # Per step: from input and from state to four gates; attention's four maps and two more, without the scores.
+        (partial(nn.LSTM, 256, 256, batch_first=True), 4 * 2 * 256 * 256),
+        (partial(nn.TransformerEncoderLayer, 256, 8, 1024, batch_first=True), 4 * 256 * 256 + 2 * 256 * 1024),
+    ],
+)
+def test_fused_operations_are_counted(reader: Callable[[], nn.Module], products: int) -> None:
+    counted = multiplications(Sequences(reader()), (16,))
+    assert 16 * (256 + products) <= counted <= 1.05 * 16 * (256 + products)
+    assert not packing.small(lambda: Sequences(reader()), (16,), 1)
+
+
+def test_a_cell_whose_model_cannot_be_built_is_for_its_trial_to_tell_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> nn.Module:
+        raise ValueError("width must be even")
+
+    monkeypatch.setattr(models, "build", broken)
+    cell = {"optimizer": "adam", "batch_size": 32, "width": 9, "depth": 1}
+    assert Space(spec(cpu_nodes=True), "", "").configuration(cell, 0)["device"] == "cuda"
 
 
 def test_trials_for_gpus_wait_but_no_more_than_run() -> None:

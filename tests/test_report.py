@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -631,3 +632,18 @@ print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
     # In KiB; getrusage would count what the parent, which ran other tests, had before the child's program began.
     assert int(found.stdout) < 2 * 1024**2
     assert (folder / "report/index.html").stat().st_size < 15e6
+
+
+def test_that_some_trials_had_a_gpu_and_some_none_is_told_of_those_that_ran(quick_study: Path) -> None:
+    results = analysis.load(quick_study)
+
+    def told(*each_had: list[str] | None) -> list[str]:
+        stints: list[object] = [
+            None if had is None else [{"started": 0.0, "ended": 1.0, "worker": "a:1", "gpus": had}] for had in each_had
+        ]
+        trials = results.trials.assign(stints=stints + [None] * (len(results.trials) - len(stints)), worker=None)
+        other = replace(results, trials=trials)
+        return [each for each in report.warnings(other, analysis.cells(other)) if "had a GPU" in each]
+
+    assert told(["a:0"], [], []) == ["1 trial had a GPU and 2 had none: seconds compare within either alone."]
+    assert told([], None) == told(["a:0"], None) == []  # one that nothing ran, as it was cut off before

@@ -19,7 +19,7 @@ from scipy import stats
 
 import analysis
 from analysis import Results, series, statistics
-from analysis.results import CURVES, LANES, TRIALS
+from analysis.results import CURVES, LANES, TRIALS, spent
 from tests.conftest import curve_row, lane_row, trial_row, write_study
 
 
@@ -348,6 +348,35 @@ def test_the_timeline_begins_with_the_first_trial() -> None:
     assert list(frame["place"]) == ["a:1", "b:1"]
 
 
+def stay(started: float, ended: float, worker: str, *gpus: str, share: float = 1.0) -> dict[str, Any]:
+    return {"started": started, "ended": ended, "worker": worker, "gpus": list(gpus), "share": share, "cpus": 2}
+
+
+def test_a_trial_that_went_on_elsewhere_was_busy_where_and_when_it_ran() -> None:
+    stays = [stay(0.0, 3600.0, "a:1", "a:0", share=0.25), stay(9000.0, 10800.0, "e:7", "e:0", share=0.5)]
+    trials = [
+        trial_row(trial=0, started=0.0, wall_seconds=5400.0, worker="e:7", gpus=["e:0"], stints=stays),
+        trial_row(trial=1, stints=[stay(9000.0, 9900.0, "e:8")]),
+        trial_row(trial=2, outcome="interrupted", wall_seconds=0.0),  # cut off before a worker told of it
+    ]
+    results = made(trials, [], [])
+    again = made([trial_row(trial=0, stints=[stay(10800.0, 12600.0, "a:9", "a:0")])], [], [])
+    results.__dict__["_confirmed"] = (again, "")
+    frame = series.timeline(results)
+    assert frame[["trial", "confirming", "place", "started", "ended"]].to_numpy().tolist() == [
+        [0, 0, "a GPU 0", 0.0, 3600.0],
+        [0, 1, "a GPU 0", 10800.0, 12600.0],
+        [0, 0, "e GPU 0", 9000.0, 10800.0],
+        [1, 0, "e:8", 9000.0, 9900.0],
+    ]
+    # The pause, in which nothing ran, does not count.
+    assert series.busy(frame).to_numpy().tolist() == [
+        ["a", 2, 0.75, 1.0], ["e", 2, 0.25, 1.5], ["a GPU 0", 2, 0.75, 1.0], ["e GPU 0", 1, 0.25, 1.0],
+    ]  # fmt: skip
+    rows = results.trials.to_dict("records")
+    assert [spent(row, 1.0, 1.0) for row in rows] == [(2 * 5400.0, 0.25 * 3600 + 0.5 * 1800), (2 * 900.0, 0.0), (0, 0)]
+
+
 def test_gpus_are_busy_while_a_trial_has_them() -> None:
     def on(number: int, started: float, seconds: float, worker: str, *gpus: str) -> dict[str, Any]:
         return trial_row(trial=number, started=started, wall_seconds=seconds, worker=worker, gpus=list(gpus))
@@ -365,7 +394,8 @@ def test_gpus_are_busy_while_a_trial_has_them() -> None:
         [3, "a GPU 1", True, 0, 1], [3, "a GPU 2", True, 0, 1], [4, "b:5", False, 0, 1],
     ]  # fmt: skip
     assert series.busy(frame).to_numpy().tolist() == [
-        ["a", 4, 0.6], ["b", 1, 0.1], ["a GPU 0", 3, 0.6], ["a GPU 1", 1, 0.2], ["a GPU 2", 1, 0.2],
+        ["a", 4, 6 / 7, 11 / 6], ["b", 1, 1 / 7, 1.0],
+        ["a GPU 0", 3, 6 / 7, 9 / 6], ["a GPU 1", 1, 2 / 7, 1.0], ["a GPU 2", 1, 2 / 7, 1.0],
     ]  # fmt: skip
     assert series.busy(series.timeline(made([], [], []))).empty
 

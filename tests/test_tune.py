@@ -286,6 +286,9 @@ def test_a_trial_goes_on_from_its_own_file_bit_for_bit(
     assert not any("warning" in result for result in begun + rest)
     assert told(begun + rest) == told(far)
     assert begun[0]["started"] == rest[0]["started"]
+    before, now = rest[-1]["stints"]
+    assert begun[-1]["stints"][0]["started"] == before["started"] < before["ended"] <= now["started"] < now["ended"]
+    assert rest[-1]["wall_seconds"] == sum(stint["ended"] - stint["started"] for stint in (before, now))
     assert [result["payload"].whole for result in rest] == [True] + [False] * (len(rest) - 1)
     # The driver that saw it all and one that lost its memory know the same.
     expected = course([result["payload"] for result in far])

@@ -291,6 +291,18 @@ def _examples(module: nn.Module, in_shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(2, *in_shape, dtype=like.dtype, device=like.device)
 
 
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Without the fused operations, of attention and LSTM, that a counter of multiplications does not see."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with torch.enable_grad():  # without derivatives attention takes a path of its own
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
 def activations(module: nn.Module, in_shape: tuple[int, ...]) -> int:
     """Numbers that one example leaves behind in a forward pass, its inputs included."""
     x = _examples(module, in_shape)
@@ -309,14 +321,18 @@ def activations(module: nn.Module, in_shape: tuple[int, ...]) -> int:
 
 
 def multiplications(module: nn.Module, in_shape: tuple[int, ...]) -> int:
-    """Multiplications of one network's forward pass for one example, those of its linear maps and convolutions."""
+    """Multiplications of one network's forward pass for one example, those of its linear maps and convolutions.
+
+    Of a user's network at least as many as it has parameters: operations that no counter knows are not free.
+    """
     x, total = _examples(module, in_shape), 0
     if not layered(module):
         from torch.utils.flop_counter import FlopCounterMode
 
-        with _evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with _evaluating(module), _unfused(), FlopCounterMode(display=False) as counter:
             module(x)
-        return max(1, int(counter.get_total_flops()) // 2 // len(x))
+        parameters = sum(each.numel() for each in module.parameters())
+        return max(1, parameters, int(counter.get_total_flops()) // 2 // len(x))
     for layer, y in _layer_by_layer(module, x):
         if isinstance(layer, nn.Linear):
             total += layer.weight.numel()

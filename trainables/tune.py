@@ -180,7 +180,7 @@ class LaneTrainable(tune.Trainable):
         engine: of the last stack.
         training: the reports to come.
         failure: what `step` reports if the trial has failed.
-        started: Unix time at which the trial began, on whatever worker.
+        earlier: its stints, as `analysis.results.STINT` has them, on the workers that had it before this one.
         points, traces, predictions: all that was reported, if the trial keeps a checkpoint of its own.
         reported: the value after each part of the budget.
         whole: whether the next payload tells the whole course.
@@ -193,7 +193,8 @@ class LaneTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Build the lanes. What goes wrong is kept for `step` to report: raising would cost the actor and a retry."""
         self.trial = Trial.of(config)
-        self.started, self.begun, self.earlier_seconds = time.time(), time.monotonic(), 0.0
+        self.began, self.begun = time.time(), time.monotonic()
+        self.earlier: list[dict[str, Any]] = []
         self.failure: dict[str, Any] | None = None
         self.warnings: list[str] = []
         self.points: list[lanes.Point] = []
@@ -331,11 +332,13 @@ class LaneTrainable(tune.Trainable):
             # A driver that lost its memory gets the course of a trial that fails at once when it goes on.
             course = (list(self.points), list(self.traces)) if self.whole else ([], [])
             result = {**self.failure, "payload": Payload(*course, [], whole=self.whole), DONE: True}
+        stints = self._stints()
         result |= {
-            "started": self.started,
-            "wall_seconds": self._wall_seconds(),
-            "worker": f"{platform.node()}:{os.getpid()}",
-            "gpus": _gpus(),
+            "started": stints[0]["started"],
+            "wall_seconds": sum(stint["ended"] - stint["started"] for stint in stints),
+            "worker": stints[-1]["worker"],
+            "gpus": stints[-1]["gpus"],
+            "stints": stints,
         }
         if self.warnings:
             result["warning"] = "; ".join(self.warnings)
@@ -397,8 +400,17 @@ class LaneTrainable(tune.Trainable):
         self.whole = False
         return payload
 
-    def _wall_seconds(self) -> float:
-        return self.earlier_seconds + time.monotonic() - self.begun
+    def _stints(self) -> list[dict[str, Any]]:
+        """When, where and on what the trial ran, this worker until now; `analysis.results.STINT`."""
+        now = {
+            "started": self.began,
+            "ended": self.began + time.monotonic() - self.begun,
+            "worker": f"{platform.node()}:{os.getpid()}",
+            "gpus": _gpus(),
+            "share": self.trial.share,
+            "cpus": self.trial.threads,
+        }
+        return [*self.earlier, now]
 
     def cleanup(self) -> None:
         """Keep what a trial has done that is cut off in mid-course; Ray Tune calls this when it stops a worker."""
@@ -459,8 +471,7 @@ class LaneTrainable(tune.Trainable):
         """Everything as tensors, numbers, strings, lists and dicts, for `torch.save`."""
         return {
             "trial": self.trial.identity(),
-            "started": self.started,
-            "wall_seconds": self._wall_seconds(),
+            "stints": self._stints(),
             "reported": self.reported,
             "stacks": [stack.state_dict() for stack in self.stacks],
             "points": [point.plain() for point in self.points],
@@ -476,7 +487,7 @@ class LaneTrainable(tune.Trainable):
         points = [lanes.Point.of(plain) for plain in state["points"]]
         traces = [lanes.Trace.of(plain) for plain in state["traces"]]
         predictions = [Predictions.of(plain) for plain in state["predictions"]]
-        self.started, self.earlier_seconds = state["started"], state["wall_seconds"]
+        self.earlier = state["stints"]
         self.reported = state["reported"]
         # Last, so that of a state that turns out to be incomplete nothing stays.
         self.points, self.traces, self.predictions = points, traces, predictions

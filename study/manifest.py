@@ -168,10 +168,14 @@ def label(name: str) -> str:
 
 
 def _cpus(spec: Spec, gpus: int) -> int:
-    """CPUs for the trials that fit on a node's GPUs at once; without GPUs, 8 or as many more as trials fill."""
+    """CPUs for the trials that fit on a node's GPUs at once; without GPUs, 8 or as many more as trials fill.
+
+    Where small cells take CPUs alone, there are as many again, so that they keep no GPU from work.
+    """
     each = spec.resources.cpus_per_trial
     if spec.resources.gpus:
-        return each * max(1, math.floor(gpus / spec.resources.gpus))
+        on_gpus = max(1, math.floor(gpus / spec.resources.gpus))
+        return each * on_gpus * (2 if spec.resources.cpu_nodes else 1)
     return each * math.ceil(8 / each)
 
 

@@ -115,6 +115,12 @@ def test_a_trial_fits_on_the_default_node(gpus: float) -> None:
     assert machine["resources"]["CPU"] >= 2
 
 
+def test_small_cells_on_cpus_keep_no_gpu_from_work() -> None:
+    for beside, cpus in ((False, 8), (True, 16)):
+        resources = {"cpus_per_trial": 2, "gpus_per_trial": 0.5, "cpu_nodes": beside}
+        assert f"cpus-per-task={cpus}\n" in render("slurm", spec_of(resources=resources), gpus_per_node=2)
+
+
 def test_machines_are_listed_from_the_cheapest() -> None:
     assert list(MACHINES) == sorted(MACHINES)
 

@@ -142,7 +142,7 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
         "best": None if ranked.empty else cell_at_rate(ranked.iloc[0]),
         "course": course(results),
         "outcomes": outcome_counts(results),
-        "busy": _records(series.busy(series.timeline(results))),
+        "busy": _records(series.busy(series.timeline(results), _nodes(results))),
         "failures": failures(results),
         "events": events(results),
         "metric": results.metric,
@@ -410,6 +410,15 @@ def course(results: Results) -> list[str]:
         some = counted(int((grown > 0).sum()), "cell")
         lines.append(f"The learning-rate grid of {some} grew, its best rate being on the edge.")
     return lines
+
+
+def _nodes(results: Results) -> dict[str, int]:
+    """The nodes of all sessions, and the most GPUs that each had."""
+    found: dict[str, int] = {}
+    for session in results.provenance.get("sessions") or []:
+        for node, gpus in (session.get("nodes") or {}).items():
+            found[node] = max(gpus, found.get(node, 0))
+    return found
 
 
 def outcome_counts(results: Results) -> list[tuple[str, int, int]]:

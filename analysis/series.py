@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,7 @@ from analysis.tables import (
     tuned_lanes,
     tuned_rows,
 )
+from analysis.wording import counted
 
 ADAPTIVE = ("tpe", "gp", "nsga2")
 """Samplers that learn from earlier trials."""
@@ -451,19 +453,20 @@ def _slots(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(slot=slots, slots=[len(free[place]) for place in frame["place"]])
 
 
-def busy(times: pd.DataFrame) -> pd.DataFrame:
+def busy(times: pd.DataFrame, nodes: Mapping[str, int] = MappingProxyType({})) -> pd.DataFrame:
     """How much of the time each node, and each GPU, had at least one trial.
 
     Args:
         times: from `timeline`.
+        nodes: those that were there, and how many GPUs each had: what had no trial is in the answer, too.
 
     Returns:
         Columns name, trials, share (of the time in which any trial ran) and together (trials at once while there were
         some, on average), nodes first.
     """
     whole, rows = covered(times), []
-    nodes = times.drop_duplicates(["confirming", "trial", "started"])  # a trial with several GPUs is one
-    for column, some in (("node", nodes), ("place", times[times["gpu"]])):
+    stays = times.drop_duplicates(["confirming", "trial", "started"])  # with several GPUs, too, it is one
+    for column, some in (("node", stays), ("place", times[times["gpu"]])):
         for name, own in some.groupby(column):
             seconds, lengths = covered(own), own["ended"] - own["started"]
             rows.append(
@@ -474,6 +477,12 @@ def busy(times: pd.DataFrame) -> pd.DataFrame:
                     "together": float(lengths.sum()) / seconds if seconds else 1.0,
                 }
             )
+    ran = [str(row["name"]) for row in rows]
+    idle = [node for node in nodes if node not in ran]
+    for node, gpus in nodes.items():
+        if (without := gpus - sum(name.startswith(f"{node} GPU ") for name in ran)) > 0:
+            idle.append(f"{node}, {counted(without, 'idle GPU')}")
+    rows += [{"name": name, "trials": 0, "share": 0.0, "together": 0.0} for name in idle]
     return pd.DataFrame(rows, columns=["name", "trials", "share", "together"])
 
 

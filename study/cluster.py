@@ -53,11 +53,13 @@ class Cluster:
         resources: that a trial takes.
         joined: whether others started it; then nodes come and go.
         note: is told what happens to nodes: the kind of event, and words.
+        seen: host names of all nodes that there have been, and the most GPUs that each had.
     """
 
     resources: Resources
     joined: bool = False
     note: Callable[[str, str], None] = lambda kind, text: None
+    seen: dict[str, int] = field(default_factory=dict)
     _looked: float = field(default=-math.inf, repr=False)
     _nodes: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
@@ -132,6 +134,9 @@ class Cluster:
             if not first:
                 self.note("node joined", f"node {name_of(nodes[new])} has joined")
         self._nodes = nodes
+        for node in nodes.values():
+            host = node["NodeManagerHostname"]
+            self.seen[host] = max(self.seen.get(host, 0), int(node["Resources"].get("GPU", 0)))
 
 
 def name_of(node: Mapping[str, Any]) -> str:

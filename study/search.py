@@ -418,6 +418,7 @@ def session(spec: Spec, folder: Path, data_folder: Path, on: Cluster, command: s
     with held(folder, command), _disk(folder):
         text = spec.to_toml()
         sessions = [*(collect.provenance_of(folder).get("sessions") or []), collect.session(command)]
+        sessions[-1]["nodes"] = on.seen  # as they come
         collect.write_text(folder / "spec.toml", text)
         collect.write_provenance(folder, spec, sessions, finished=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import socket
@@ -282,6 +283,7 @@ def test_a_finished_study_is_extended_confirmed_and_reported(run: Any, tmp_path:
     assert list(seeds) == [(0, 1)] * 4 + [(2, 3)] * 4
     assert set(analysis.cells(found)["n"]) == {4}
     assert len(found.provenance["sessions"]) == 2
+    assert all(platform.node() in session["nodes"] for session in found.provenance["sessions"])
     assert found.confirmation is not None
     assert found.confirmation.lanes.head(len(before)).equals(before)
     states = {trial.state for trial in optuna_trials(outcome.folder)}

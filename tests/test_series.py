@@ -373,6 +373,10 @@ def test_a_trial_that_went_on_elsewhere_was_busy_where_and_when_it_ran() -> None
     assert series.busy(frame).to_numpy().tolist() == [
         ["a", 2, 0.75, 1.0], ["e", 2, 0.25, 1.5], ["a GPU 0", 2, 0.75, 1.0], ["e GPU 0", 1, 0.25, 1.0],
     ]  # fmt: skip
+    nodes = {"a": 2, "b": 4, "e": 1, "f": 0}
+    assert series.busy(frame, nodes).to_numpy().tolist()[4:] == [
+        ["b", 0, 0.0, 0.0], ["f", 0, 0.0, 0.0], ["a, 1 idle GPU", 0, 0.0, 0.0], ["b, 4 idle GPUs", 0, 0.0, 0.0],
+    ]  # fmt: skip
     rows = results.trials.to_dict("records")
     assert [spent(row, 1.0, 1.0) for row in rows] == [(2 * 5400.0, 0.25 * 3600 + 0.5 * 1800), (2 * 900.0, 0.0), (0, 0)]
 

@@ -305,7 +305,8 @@ def check(
             study.bring(Path(scratch))
             code = foreign.code_of(Path(scratch))
             with cluster.connected(study, address, own=code):
-                click.echo(preflight.describe(study, out, max(probe.memory_bytes for probe in probes), code))
+                nodes = preflight.fit_nodes(out, foreign.needed(study.tables()), code)
+                click.echo(preflight.describe(study.resources, nodes, max(probe.memory_bytes for probe in probes)))
 
 
 @main.command(name="list")

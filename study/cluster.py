@@ -185,7 +185,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
         while not (fits := cluster.fits()) and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
         if not fits:
-            raise SpecError("resources", [_too_small(spec.resources, [n["Resources"] for n in ray.nodes()])])
+            raise SpecError("resources", [_too_small(spec.resources, [node for node in ray.nodes() if node["Alive"]])])
         yield cluster
     finally:
         ray.shutdown()
@@ -253,9 +253,12 @@ def _wanted(resources: Resources) -> dict[str, float]:
     return {"CPU": float(resources.cpus_per_trial), "GPU": resources.gpus}
 
 
-def _too_small(resources: Resources, nodes: list[dict[str, float]]) -> str:
-    has = "; ".join(", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in _wanted(resources)) for node in nodes)
+def _too_small(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> str:
+    has = []
+    for node in nodes:
+        each = ", ".join(f"{node['Resources'].get(kind, 0.0):g} {kind}s" for kind in _wanted(resources))
+        has.append(f"{name_of(node)} {each}")
     return (
         f"a trial takes {resources.cpus_per_trial} CPUs and {resources.gpus:g} GPUs, "
-        f"the nodes have: {has}; lower resources.cpus_per_trial or resources.gpus_per_trial"
+        f"the nodes have: {'; '.join(has)}; lower resources.cpus_per_trial or resources.gpus_per_trial"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study import foreign
 from study.cluster import all_fitting, name_of
-from study.spec import Spec, SpecError
+from study.spec import Resources, SpecError
 from trainables import files
 
 # What numbers depend on, beside our own code, which travels. That Ray and Python are the same, Ray sees to.
@@ -108,7 +106,7 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
     try:
         files.write(mark, lambda stream: stream.write(b"seen"))
     except (OSError, ValueError) as error:
-        raise SpecError(f"--out {place}", [f"cannot be written to from here ({error})"]) from error
+        raise SpecError(f"--out {place}", [f"cannot be written to from here ({error}); give another place"]) from error
     try:
         asked = {
             ray.remote(answer)
@@ -170,44 +168,49 @@ def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
     return found
 
 
-def refuse(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> None:
-    """Raise a `SpecError` with all that keeps a study with some modules from running on the cluster."""
-    nodes = survey(place, modules, code)
-    if found := mistakes(nodes, place):
-        raise SpecError("the cluster", found)
-
-
-def describe(spec: Spec, place: Path | str, trial_bytes: int, code: Path | None = None) -> str:
-    """The nodes that this process is connected to, for people, if all of them are fit.
+def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> list[Node]:
+    """The nodes of the cluster that this process is connected to, if a study with some modules can run on all of them.
 
     Args:
-        spec: whose trials are to run there.
         place: for the results, or a URI; a folder is looked at in the nearest one above it that is there.
-        trial_bytes: of memory that a trial takes.
-        code: folder of users' modules; Ray has sent it along.
+        modules: as for `survey`.
+        code: likewise.
 
     Raises:
-        SpecError: if one is not.
+        SpecError: with all that keeps it from running.
     """
     if isinstance(place, Path):
         place = place.absolute()
         while not place.is_dir():
             place = place.parent
-        if not os.access(place, os.W_OK):
-            raise SpecError(f"--out {place}", ["cannot be written to; give another folder"])
-    nodes = survey(place, foreign.needed(spec.tables()), code)
-    found = mistakes(nodes, place)
-    lines = []
+    nodes = survey(place, modules, code)
+    if found := mistakes(nodes, place):
+        raise SpecError("the cluster", found)
+    return nodes
+
+
+def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> str:
+    """Nodes for people, if their memory suffices.
+
+    Args:
+        resources: that a trial takes.
+        nodes: of `fit_nodes`.
+        trial_bytes: of memory that a trial takes.
+
+    Raises:
+        SpecError: if a node has too little memory for as many trials as its CPUs let.
+    """
+    lines, found = [], []
     for node in nodes:
-        at_once = all_fitting(spec.resources, [{"Resources": node.resources}])
-        if spec.resources.gpus == 0 and at_once * trial_bytes > node.free_bytes > 0:
+        at_once = all_fitting(resources, [{"Resources": node.resources}])
+        if resources.gpus == 0 and at_once * trial_bytes > node.free_bytes > 0:
             found.append(
                 f"node {node.name}: {at_once} trials at once take {at_once * trial_bytes / 2**30:.1f} GiB, "
                 f"{node.free_bytes / 2**30:.1f} GiB are free; raise resources.cpus_per_trial"
             )
         kind = next((name.split(":", 1)[1] for name in node.resources if name.startswith("accelerator_type:")), "")
         gpus = node.resources.get("GPU", 0)
-        small = spec.resources.cpu_nodes and not gpus
+        small = resources.cpu_nodes and not gpus
         lines.append(
             f"  node    {node.name}: {node.resources.get('CPU', 0):g} CPUs, {gpus:g} GPUs{f' ({kind})' * bool(kind)}, "
             f"{node.free_bytes / 2**30:.1f} GiB free, {at_once} {'small ' * small}trials at once"

@@ -377,7 +377,7 @@ def _look_over(on: Cluster, spec: Spec, folder: Path) -> None:
     if on.joined:
         from study import preflight
 
-        preflight.refuse(remote.home(folder), foreign.needed(spec.tables()), foreign.code_of(folder))
+        preflight.fit_nodes(remote.home(folder), foreign.needed(spec.tables()), foreign.code_of(folder))
 
 
 def with_trials(spec: Spec, trials: int) -> Spec:

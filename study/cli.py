@@ -7,6 +7,7 @@ import shlex
 import sys
 import tempfile
 import tomllib
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -288,25 +289,28 @@ def check(
     spec: str, trials: int | None, epochs: int | None, seeds: int | None, address: str | None, out: Path | str
 ) -> None:
     """Validate SPEC and print what running it means: cells, lanes, memory, time."""
-    from study import cluster, foreign, plan, preflight
+    from study import cluster, foreign, packing, plan, preflight
 
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
-    if address:
-        cluster.reach(address)
-    probes = plan.probed(study)
-    click.echo(plan.describe(study, probes))
-    proof, equal = plan.proved(study)
-    if proof:
-        click.echo(proof)
-    if not equal:
-        raise SystemExit(1)
-    if address:
-        with tempfile.TemporaryDirectory() as scratch:
-            study.bring(Path(scratch))
-            code = foreign.code_of(Path(scratch))
-            with cluster.connected(study, address, own=code):
-                nodes = preflight.fit_nodes(out, foreign.needed(study.tables()), code)
-                click.echo(preflight.describe(study.resources, nodes, max(probe.memory_bytes for probe in probes)))
+    nodes = []
+    with ExitStack() as stack:
+        if address:  # first: what is wrong there is told before anything is measured here, which takes longer
+            cluster.reach(address)
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            study.bring(scratch)
+            code = foreign.code_of(scratch)
+            on = stack.enter_context(cluster.connected(study, address, own=code))
+            nodes = preflight.fit_nodes(out, foreign.needed(study.tables()), code)
+            study = packing.resolved(study, on)
+        probes = plan.probed(study)
+        click.echo(plan.describe(study, probes))
+        proof, equal = plan.proved(study)
+        if proof:
+            click.echo(proof)
+        if not equal:
+            raise SystemExit(1)
+        if address:
+            click.echo(preflight.describe(study.resources, nodes, max(probe.memory_bytes for probe in probes)))
 
 
 @main.command(name="list")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study.cluster import all_fitting, name_of
+from study.cluster import all_fitting, fitting, name_of
 from study.spec import Resources, SpecError
 from trainables import files
 
@@ -202,18 +202,22 @@ def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> s
     """
     lines, found = [], []
     for node in nodes:
-        at_once = all_fitting(resources, [{"Resources": node.resources}])
+        has = [{"Resources": node.resources}]
+        on_gpus, at_once = fitting(resources, has), all_fitting(resources, has)
         if resources.gpus == 0 and at_once * trial_bytes > node.free_bytes > 0:
             found.append(
                 f"node {node.name}: {at_once} trials at once take {at_once * trial_bytes / 2**30:.1f} GiB, "
                 f"{node.free_bytes / 2**30:.1f} GiB are free; raise resources.cpus_per_trial"
             )
         kind = next((name.split(":", 1)[1] for name in node.resources if name.startswith("accelerator_type:")), "")
-        gpus = node.resources.get("GPU", 0)
-        small = resources.cpu_nodes and not gpus
+        gpus, many = node.resources.get("GPU", 0), f"{at_once} trials at once"
+        if resources.cpu_nodes:
+            many = f"{at_once} small trials at once"
+            if on_gpus:
+                many = f"trials at once: {on_gpus} on GPUs, up to {at_once} in all"
         lines.append(
             f"  node    {node.name}: {node.resources.get('CPU', 0):g} CPUs, {gpus:g} GPUs{f' ({kind})' * bool(kind)}, "
-            f"{node.free_bytes / 2**30:.1f} GiB free, {at_once} {'small ' * small}trials at once"
+            f"{node.free_bytes / 2**30:.1f} GiB free, {many}"
         )
     if found:
         raise SpecError("the cluster", found)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
+from click.testing import CliRunner, Result
 
-from study import cluster, preflight
+from study import cluster, plan, preflight
+from study.cli import main
+from study.cluster import Cluster
 from study.preflight import Node
-from study.spec import Resources, SpecError
+from study.spec import Resources, Spec, SpecError
+from tests.test_spec import changed
 
 HERE = {package: importlib.metadata.version(package) for package in preflight.PACKAGES}
 FIT = Node("a (10.0.0.1)", {"CPU": 4.0}, HERE, free_bytes=8 << 30)
@@ -53,6 +60,60 @@ def test_too_little_memory_is_one_message_that_names_the_node() -> None:
     assert told.value.mistakes == [
         "node b (10.0.0.2): 4 trials at once take 4.0 GiB, 3.0 GiB are free; raise resources.cpus_per_trial"
     ]
+
+
+def test_trials_at_once_are_told_on_gpus_and_in_all() -> None:
+    both = [replace(FIT, resources={"CPU": 16.0, "GPU": 1.0, "accelerator_type:H100": 1.0}), FIT]
+    told = preflight.describe(Resources(gpus_per_trial=0.5, cpu_nodes=True), both, 0).splitlines()
+    assert "16 CPUs, 1 GPUs (H100), 8.0 GiB free, trials at once: 2 on GPUs, up to 16 in all" in told[0]
+    assert "4 CPUs, 0 GPUs, 8.0 GiB free, 4 small trials at once" in told[1]
+    told = preflight.describe(Resources(gpus_per_trial=0.5), both, 0).splitlines()
+    assert [line.split(", ")[-1] for line in told] == ["2 trials at once", "0 trials at once"]
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """A cluster at every address, of one node with a GPU of two GiB."""
+
+    @contextmanager
+    def connected(spec: Spec, address: str, own: Path | None) -> Iterator[Cluster]:
+        yield on
+
+    on = Cluster(Resources())
+    monkeypatch.setattr(on, "gpu_bytes", lambda: 2 << 30)
+    monkeypatch.setattr(cluster, "reach", lambda address: None)
+    monkeypatch.setattr(cluster, "connected", connected)
+    node = replace(FIT, resources={"CPU": 16.0, "GPU": 1.0})
+    monkeypatch.setattr(preflight, "survey", lambda *of: [node])
+    return on
+
+
+def checked(folder: Path, **tables: Any) -> Result:
+    file = folder / "spec.toml"
+    file.write_text(tomlkit.dumps(changed(workload={"data": "linear", "model": "mlp"}, **tables)))
+    return CliRunner().invoke(main, ["check", str(file), "--address", "a:6379", "--out", str(folder)])
+
+
+def test_check_asks_how_many_trials_share_a_gpu_as_run_does(
+    there: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = checked(tmp_path, resources={"gpus_per_trial": "auto"})
+    assert found.exit_code == 0, found.output
+    assert "1 GPUs, 8.0 GiB free, 2 trials at once" in found.output
+    monkeypatch.setattr(there, "gpu_bytes", lambda: 0)
+    found = checked(tmp_path, resources={"gpus_per_trial": "auto"})
+    assert found.exit_code == 2
+    assert "no GPU here tells how much memory it has; set resources.gpu_memory_gib" in found.output
+
+
+def test_check_tells_what_is_wrong_with_the_cluster_before_it_measures(
+    there: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "survey", lambda *of: [replace(FIT, sees=False)])
+    monkeypatch.setattr(plan, "probed", lambda spec: pytest.fail("measured first"))
+    found = checked(tmp_path)
+    assert found.exit_code == 2, found.output
+    assert "node a (10.0.0.1): cannot write into" in found.output
 
 
 def ray_node(name: str, **resources: float) -> dict[str, Any]:

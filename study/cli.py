@@ -310,7 +310,9 @@ def check(
         if not equal:
             raise SystemExit(1)
         if address:
-            click.echo(preflight.describe(study.resources, nodes, max(probe.memory_bytes for probe in probes)))
+            taken = study.resources
+            on_cpus = [p.memory_bytes for p in probes if not taken.gpus or (taken.cpu_nodes and p.small)]
+            click.echo(preflight.describe(taken, nodes, max(on_cpus, default=0)))
 
 
 @main.command(name="list")

@@ -195,7 +195,7 @@ def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> s
     Args:
         resources: that a trial takes.
         nodes: of `fit_nodes`.
-        trial_bytes: of memory that a trial takes.
+        trial_bytes: of memory that a trial takes which has no GPU; 0 if all have.
 
     Raises:
         SpecError: if a node has too little memory for as many trials as its CPUs let.
@@ -204,7 +204,7 @@ def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> s
     for node in nodes:
         has = [{"Resources": node.resources}]
         on_gpus, at_once = fitting(resources, has), all_fitting(resources, has)
-        if resources.gpus == 0 and at_once * trial_bytes > node.free_bytes > 0:
+        if at_once * trial_bytes > node.free_bytes > 0:
             found.append(
                 f"node {node.name}: {at_once} trials at once take {at_once * trial_bytes / 2**30:.1f} GiB, "
                 f"{node.free_bytes / 2**30:.1f} GiB are free; raise resources.cpus_per_trial"

@@ -71,6 +71,21 @@ def test_trials_at_once_are_told_on_gpus_and_in_all() -> None:
     assert [line.split(", ")[-1] for line in told] == ["2 trials at once", "0 trials at once"]
 
 
+def test_small_cells_may_fill_a_nodes_cpus_and_need_its_memory(
+    there: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probed(spec: Spec) -> list[plan.Probe]:
+        """Of a small cell that takes 1 GiB, and a large one that takes 100."""
+        return [plan.Probe(8, 1, 1.0, memory << 30, "eager", 6, small) for memory, small in ((1, True), (100, False))]
+
+    monkeypatch.setattr(plan, "probed", probed)
+    found = checked(tmp_path, resources={"gpus_per_trial": 0.5})
+    assert found.exit_code == 0, found.output
+    found = checked(tmp_path, resources={"gpus_per_trial": 0.5, "cpu_nodes": True})
+    assert found.exit_code == 2, found.output
+    assert "a (10.0.0.1): 16 trials at once take 16.0 GiB, 8.0 GiB are free; raise" in found.output
+
+
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """A cluster at every address, of one node with a GPU of two GiB."""

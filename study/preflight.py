@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,11 @@ from trainables import files
 
 # What numbers depend on, beside our own code, which travels. That Ray and Python are the same, Ray sees to.
 PACKAGES = ("torch", "numpy")
+# For what takes no import of torch: that a node is silent is told within half a minute.
 ANSWER_SECONDS = 20.0
+# For users' modules, which import it, the first time perhaps from a slow disk of the network.
+IMPORT_SECONDS = 60.0
+PAUSE_SECONDS = 1.0
 # The report's timeline shows what workers' clocks say.
 CLOCK_SECONDS = 5.0
 
@@ -59,13 +63,24 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
         SpecError: if the URI cannot be written to from here.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def answer(packages: Sequence[str], mark: str, modules: Sequence[str], code: str) -> dict[str, Any]:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    found = next(told for told in _asked(nodes, place, modules, code, PAUSE_SECONDS) if told is not None)
+    return sorted(found, key=lambda node: node.name)
+
+
+def _asked(
+    nodes: Sequence[dict[str, Any]], place: Path | str, modules: Sequence[str], code: Path | None, pause: float
+) -> Iterator[list[Node] | None]:
+    """As `survey`, some nodes of `ray.nodes()`: None after every pause, in seconds, until all is known of all of them.
+
+    Users' modules are asked for when nothing else is wrong.
+    """
+
+    def facts(packages: Sequence[str], mark: str) -> dict[str, Any]:
         # Travels as it stands, with nothing of ours: the node may lack it.
         import importlib.metadata
         import os
-        import sys
         import time
         from pathlib import Path
 
@@ -90,6 +105,13 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
                 sees = True
             except (ImportError, OSError, ValueError):
                 sees = False
+        return {"versions": versions, "free_bytes": free, "sees": sees, "clock": time.time()}
+
+    def imports(modules: Sequence[str], code: str) -> dict[str, Any]:
+        import importlib
+        import sys
+        from pathlib import Path
+
         missing = {}
         # Before the folder that the study was started in; a trial then sees to it that it has the right ones.
         sent = [place for entry in sys.path if (place := Path(entry, "code")).joinpath("inspected.json").is_file()]
@@ -99,35 +121,62 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
                 importlib.import_module(module)
             except Exception as error:  # noqa: BLE001  whatever a user's module raises there
                 missing[module] = f"{type(error).__name__}: {error}"
-        return {"versions": versions, "free_bytes": free, "sees": sees, "missing": missing, "clock": time.time()}
+        return {"missing": missing}
 
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     mark = files.join(place, f".seen-{uuid.uuid4().hex}")
     try:
         files.write(mark, lambda stream: stream.write(b"seen"))
     except (OSError, ValueError) as error:
         raise SpecError(f"--out {place}", [f"cannot be written to from here ({error}); give another place"]) from error
     try:
-        asked = {
-            ray.remote(answer)
-            .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False))
-            .remote(PACKAGES, mark, list(modules), str(code or "")): node
-            for key, node in nodes.items()
-        }
-        found, waiting, until = [], list(asked), time.monotonic() + ANSWER_SECONDS
-        while waiting and (left := until - time.monotonic()) > 0:
-            ready, waiting = ray.wait(waiting, timeout=left)
-            for each in ready:
-                found.append(_told(asked[each], each))
-        silent = f"has not answered within {ANSWER_SECONDS:.0f} s; look at its logs, or take it out of the cluster"
-        found += [Node(name_of(asked[each]), asked[each]["Resources"], problem=silent) for each in waiting]
+        found = yield from _answers(facts, (PACKAGES, mark), nodes, ANSWER_SECONDS, pause, "answered")
     finally:
         with suppress(OSError):
             files.delete(mark)
-    return sorted(found, key=lambda node: node.name)
+    if modules and not mistakes(found, place):
+        what = f"imported {', '.join(modules)}"
+        can = yield from _answers(imports, (list(modules), str(code or "")), nodes, IMPORT_SECONDS, pause, what)
+        found = [replace(a, missing=b.missing, problem=b.problem) for a, b in zip(found, can, strict=True)]
+    yield found
 
 
-def _told(node: dict[str, Any], reference: Any) -> Node:
+def _answers(
+    question: Callable[..., dict[str, Any]],
+    about: tuple[Any, ...],
+    nodes: Sequence[dict[str, Any]],
+    seconds: float,
+    pause: float,
+    what: str,
+) -> Generator[None, None, list[Node]]:
+    """What nodes answer to a question, in their order; until then nothing after every pause."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {
+        ray.remote(question)
+        .options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        )
+        .remote(*about): node
+        for node in nodes
+    }
+    silent = f"has not {what} within {seconds:.0f} s; look at its logs, or take it out of the cluster"
+    found = {node["NodeID"]: Node(name_of(node), node["Resources"], problem=silent) for node in nodes}
+    waiting, looked, until = list(asked), time.time(), time.monotonic() + seconds
+    while waiting and time.monotonic() < until:
+        ready, waiting = ray.wait(waiting, timeout=pause)
+        for each in ready:
+            found[asked[each]["NodeID"]] = _told(asked[each], each, looked)
+        looked = time.time()
+        if waiting:
+            yield
+    return [found[node["NodeID"]] for node in nodes]
+
+
+def _told(node: dict[str, Any], reference: Any, looked: float) -> Node:
+    """A node's answer, which came after that time."""
     import ray
 
     try:
@@ -135,8 +184,9 @@ def _told(node: dict[str, Any], reference: Any) -> Node:
     except ray.exceptions.RayError as error:
         why = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         return Node(name_of(node), node["Resources"], problem=f"cannot run anything ({why.strip()}); look at its logs")
-    ahead = told.pop("clock") - time.time()
-    return Node(name_of(node), node["Resources"], ahead_seconds=ahead, **told)
+    if clock := told.pop("clock", None):
+        told["ahead_seconds"] = clock - min(max(clock, looked), time.time())
+    return Node(name_of(node), node["Resources"], **told)
 
 
 def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:

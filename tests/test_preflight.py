@@ -17,7 +17,7 @@ from study import cluster, plan, preflight
 from study.cli import main
 from study.cluster import Cluster
 from study.preflight import Node
-from study.spec import Resources, Spec, SpecError
+from study.spec import Resources, Spec, SpecError, check
 from tests.test_spec import changed
 
 HERE = {package: importlib.metadata.version(package) for package in preflight.PACKAGES}
@@ -142,3 +142,39 @@ def test_a_cluster_without_gpus_is_told_with_its_nodes() -> None:
         "a trial takes 1 CPUs and 0.5 GPUs, the nodes have: a (10.0.0.1) 4 CPUs, 0 GPUs; "
         "lower resources.cpus_per_trial or resources.gpus_per_trial"
     )
+
+
+@pytest.fixture(scope="module")
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Ray of one node, and modules: one takes its time, one never ends, one lacks what it needs."""
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "slow.py").write_text("import time\ntime.sleep(6)\n")
+    (folder / "stuck.py").write_text("import time\ntime.sleep(600)\n")
+    (folder / "broken.py").write_text("import nowhere\n")
+    with cluster.connected(check(changed()), None):
+        yield folder
+
+
+def test_users_modules_may_take_longer_than_an_answer(
+    ray_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preflight.survey(tmp_path)  # so that there are workers
+    monkeypatch.setattr(preflight, "ANSWER_SECONDS", 4.0)
+    (node,) = preflight.survey(tmp_path, ["slow"], ray_here)
+    assert preflight.mistakes([node], tmp_path) == []
+    assert node.versions == HERE
+    assert not list(tmp_path.iterdir())
+    (node,) = preflight.survey(tmp_path, ["broken"], ray_here)
+    assert node.missing == {"broken": "ModuleNotFoundError: No module named 'nowhere'"}
+    monkeypatch.setattr(preflight, "IMPORT_SECONDS", 1.0)
+    (node,) = preflight.survey(tmp_path, ["stuck"], ray_here)
+    assert node.problem.startswith("has not imported stuck within 1 s; look at its logs")
+
+
+def test_what_is_wrong_without_modules_is_told_before_they_are_asked_for(
+    ray_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "CLOCK_SECONDS", -1.0)
+    (node,) = preflight.survey(tmp_path, ["broken"], ray_here)
+    assert not node.missing
+    assert len(preflight.mistakes([node], tmp_path)) == 1

@@ -258,7 +258,11 @@ def _too_small(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> str:
     for node in nodes:
         each = ", ".join(f"{node['Resources'].get(kind, 0.0):g} {kind}s" for kind in _wanted(resources))
         has.append(f"{name_of(node)} {each}")
+    which, advice = "a trial", "lower resources.cpus_per_trial or resources.gpus_per_trial"
+    if resources.cpu_nodes:
+        which = "resources.cpu_nodes serves small cells alone, and a trial of a large one"
+        advice = f"add a node that has as much, or {advice}"
     return (
-        f"a trial takes {resources.cpus_per_trial} CPUs and {resources.gpus:g} GPUs, "
-        f"the nodes have: {'; '.join(has)}; lower resources.cpus_per_trial or resources.gpus_per_trial"
+        f"{which} takes {resources.cpus_per_trial} CPUs and {resources.gpus:g} GPUs, "
+        f"the nodes have: {'; '.join(has)}; {advice}"
     )

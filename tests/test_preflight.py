@@ -142,6 +142,12 @@ def test_a_cluster_without_gpus_is_told_with_its_nodes() -> None:
         "a trial takes 1 CPUs and 0.5 GPUs, the nodes have: a (10.0.0.1) 4 CPUs, 0 GPUs; "
         "lower resources.cpus_per_trial or resources.gpus_per_trial"
     )
+    told = cluster._too_small(Resources(gpus_per_trial=1, cpu_nodes=True), [ray_node("a", CPU=4.0)])
+    assert told == (
+        "resources.cpu_nodes serves small cells alone, and a trial of a large one takes 1 CPUs and 1 GPUs, "
+        "the nodes have: a (10.0.0.1) 4 CPUs, 0 GPUs; "
+        "add a node that has as much, or lower resources.cpus_per_trial or resources.gpus_per_trial"
+    )
 
 
 @pytest.fixture(scope="module")

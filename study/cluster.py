@@ -53,13 +53,16 @@ class Cluster:
         resources: that a trial takes.
         joined: whether others started it; then nodes come and go.
         note: is told what happens to nodes: the kind of event, and words.
+        look_over: what is wrong with a node that has joined, or None for as long as it has not told.
     """
 
     resources: Resources
     joined: bool = False
     note: Callable[[str, str], None] = lambda kind, text: None
+    look_over: Callable[[dict[str, Any]], Iterator[list[str] | None]] = lambda node: iter([[]])
     _looked: float = field(default=-math.inf, repr=False)
     _nodes: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _asked: dict[str, Iterator[list[str] | None]] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune pickles searchers for snapshots from which nothing is resumed."""
@@ -128,10 +131,17 @@ class Cluster:
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for gone in self._nodes.keys() - nodes.keys():
             self.note("node lost", f"node {name_of(self._nodes[gone])} is gone")
+            self._asked.pop(gone, None)
         for new in nodes.keys() - self._nodes.keys():
             if not first:
                 self.note("node joined", f"node {name_of(nodes[new])} has joined")
+                self._asked[new] = self.look_over(nodes[new])
         self._nodes = nodes
+        for key, answers in list(self._asked.items()):
+            if (mistakes := next(answers)) is not None:
+                del self._asked[key]
+                for mistake in mistakes:
+                    self.note("node unfit", f"{mistake}; the study uses it all the same")
 
 
 def name_of(node: Mapping[str, Any]) -> str:

@@ -65,16 +65,42 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    found = next(told for told in _asked(nodes, place, modules, code, PAUSE_SECONDS) if told is not None)
-    return sorted(found, key=lambda node: node.name)
+    mark = files.join(place, f".seen-{uuid.uuid4().hex}")
+    try:
+        files.write(mark, lambda stream: stream.write(b"seen"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"--out {place}", [f"cannot be written to from here ({error}); give another place"]) from error
+    try:
+        asked = _asked(nodes, place, mark, modules, code, PAUSE_SECONDS)
+        return sorted(next(found for found in asked if found is not None), key=lambda node: node.name)
+    finally:
+        with suppress(OSError):
+            files.delete(mark)
+
+
+def joined(
+    node: dict[str, Any], place: Path | str, modules: Sequence[str] = (), code: Path | None = None
+) -> Iterator[list[str] | None]:
+    """`mistakes` of a node that has joined while a study runs; None, at once, for as long as it has not told.
+
+    Where results go to a store, whether the node reaches it is not asked: the study must not wait for the store.
+    """
+    mark = "" if files.is_uri(place) else files.join(place, "spec.toml")
+    for found in _asked([node], place, mark, modules, code, pause=0.0):
+        yield None if found is None else mistakes(found, place)
 
 
 def _asked(
-    nodes: Sequence[dict[str, Any]], place: Path | str, modules: Sequence[str], code: Path | None, pause: float
+    nodes: Sequence[dict[str, Any]],
+    place: Path | str,
+    mark: str,
+    modules: Sequence[str],
+    code: Path | None,
+    pause: float,
 ) -> Iterator[list[Node] | None]:
     """As `survey`, some nodes of `ray.nodes()`: None after every pause, in seconds, until all is known of all of them.
 
-    Users' modules are asked for when nothing else is wrong.
+    Users' modules are asked for when nothing else is wrong; the place, if there is a mark, a file in it.
     """
 
     def facts(packages: Sequence[str], mark: str) -> dict[str, Any]:
@@ -92,7 +118,7 @@ def _asked(
                 versions[package] = ""
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
         if "://" not in mark:
-            sees = Path(mark).exists() and os.access(Path(mark).parent, os.W_OK)
+            sees = not mark or (Path(mark).exists() and os.access(Path(mark).parent, os.W_OK))
         else:
             try:
                 from pyarrow.fs import FileSystem
@@ -123,16 +149,7 @@ def _asked(
                 missing[module] = f"{type(error).__name__}: {error}"
         return {"missing": missing}
 
-    mark = files.join(place, f".seen-{uuid.uuid4().hex}")
-    try:
-        files.write(mark, lambda stream: stream.write(b"seen"))
-    except (OSError, ValueError) as error:
-        raise SpecError(f"--out {place}", [f"cannot be written to from here ({error}); give another place"]) from error
-    try:
-        found = yield from _answers(facts, (PACKAGES, mark), nodes, ANSWER_SECONDS, pause, "answered")
-    finally:
-        with suppress(OSError):
-            files.delete(mark)
+    found = yield from _answers(facts, (PACKAGES, mark), nodes, ANSWER_SECONDS, pause, "answered")
     if modules and not mistakes(found, place):
         what = f"imported {', '.join(modules)}"
         can = yield from _answers(imports, (list(modules), str(code or "")), nodes, IMPORT_SECONDS, pause, what)
@@ -165,11 +182,13 @@ def _answers(
     silent = f"has not {what} within {seconds:.0f} s; look at its logs, or take it out of the cluster"
     found = {node["NodeID"]: Node(name_of(node), node["Resources"], problem=silent) for node in nodes}
     waiting, looked, until = list(asked), time.time(), time.monotonic() + seconds
-    while waiting and time.monotonic() < until:
-        ready, waiting = ray.wait(waiting, timeout=pause)
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=pause)
         for each in ready:
             found[asked[each]["NodeID"]] = _told(asked[each], each, looked)
         looked = time.time()
+        if time.monotonic() > until:
+            break
         if waiting:
             yield
     return [found[node["NodeID"]] for node in nodes]

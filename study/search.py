@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -402,11 +403,13 @@ def _packed(spec: Spec, on: Cluster) -> Spec:
 
 
 def _look_over(on: Cluster, spec: Spec, folder: Path) -> None:
-    """See whether the nodes are fit, where others started them."""
+    """See whether the nodes are fit, where others started them, and those that join later."""
     if on.joined:
         from study import preflight
 
-        preflight.fit_nodes(remote.home(folder), foreign.needed(spec.tables()), foreign.code_of(folder))
+        place, modules, code = remote.home(folder), foreign.needed(spec.tables()), foreign.code_of(folder)
+        preflight.fit_nodes(place, modules, code)
+        on.look_over = partial(preflight.joined, place=place, modules=modules, code=code)
 
 
 def with_trials(spec: Spec, trials: int) -> Spec:

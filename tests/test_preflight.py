@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import tomlkit
 from click.testing import CliRunner, Result
 
-from study import cluster, plan, preflight
+from study import cluster, plan, preflight, search
 from study.cli import main
 from study.cluster import Cluster
 from study.preflight import Node
@@ -131,6 +133,34 @@ def test_check_tells_what_is_wrong_with_the_cluster_before_it_measures(
     assert "node a (10.0.0.1): cannot write into" in found.output
 
 
+def test_a_node_that_joins_is_looked_over_and_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, asked, nodes = [], [], {name: ray_node(name, CPU=1.0) | {"NodeID": name} for name in "abc"}
+
+    def look_over(node: dict[str, Any]) -> Iterator[list[str] | None]:
+        asked.append(node["NodeID"])
+        yield from (None, [f"node {node['NodeID']}: has no torch; install it"])
+
+    def look(*there: str) -> list[str]:
+        monkeypatch.setattr(ray, "nodes", lambda: [nodes[name] for name in there])
+        said.clear()
+        on.look()
+        return sorted(said)
+
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", -1.0)
+    on = Cluster(Resources(), note=lambda kind, text: said.append(f"{kind}: {text}"), look_over=look_over)
+    assert look("a") == []
+    assert look("a", "b", "c") == [
+        "node joined: node b (10.0.0.1) has joined",
+        "node joined: node c (10.0.0.1) has joined",
+    ]
+    assert look("a", "b") == [
+        "node lost: node c (10.0.0.1) is gone",
+        "node unfit: node b: has no torch; install it; the study uses it all the same",
+    ]
+    assert look("a", "b") == []
+    assert sorted(asked) == ["b", "c"]
+
+
 def ray_node(name: str, **resources: float) -> dict[str, Any]:
     """As `ray.nodes()` tells of one."""
     return {"NodeManagerHostname": name, "NodeManagerAddress": "10.0.0.1", "Resources": resources, "Alive": True}
@@ -184,3 +214,26 @@ def test_what_is_wrong_without_modules_is_told_before_they_are_asked_for(
     (node,) = preflight.survey(tmp_path, ["broken"], ray_here)
     assert not node.missing
     assert len(preflight.mistakes([node], tmp_path)) == 1
+
+
+def test_a_node_that_joins_is_asked_without_waiting_for_it(
+    ray_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = Cluster(Resources(), joined=True)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(preflight, "fit_nodes", lambda *of: [])
+    search._look_over(on, check(changed()), tmp_path / "out")
+    preflight.survey(tmp_path)  # so that there are workers
+    monkeypatch.setattr(preflight, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(preflight, "CLOCK_SECONDS", 1.0)
+    for there in (False, True):
+        if there:
+            (tmp_path / "out/spec.toml").touch()
+        begun = time.monotonic()
+        answers = on.look_over(ray.nodes()[0])
+        assert next(answers) is None
+        assert time.monotonic() - begun < 2
+        time.sleep(3)  # The driver has something else to do: neither a silent node nor a clock that is behind.
+        found = next(mistakes for mistakes in answers if mistakes is not None)
+        assert ("cannot write into" in "".join(found)) is not there
+        assert len(found) == int(not there)

@@ -7,6 +7,7 @@ import shlex
 import sys
 import tempfile
 import tomllib
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -288,24 +289,30 @@ def check(
     spec: str, trials: int | None, epochs: int | None, seeds: int | None, address: str | None, out: Path | str
 ) -> None:
     """Validate SPEC and print what running it means: cells, lanes, memory, time."""
-    from study import cluster, foreign, plan, preflight
+    from study import cluster, foreign, packing, plan, preflight
 
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
-    if address:
-        cluster.reach(address)
-    probes = plan.probed(study)
-    click.echo(plan.describe(study, probes))
-    proof, equal = plan.proved(study)
-    if proof:
-        click.echo(proof)
-    if not equal:
-        raise SystemExit(1)
-    if address:
-        with tempfile.TemporaryDirectory() as scratch:
-            study.bring(Path(scratch))
-            code = foreign.code_of(Path(scratch))
-            with cluster.connected(study, address, own=code):
-                click.echo(preflight.describe(study, out, max(probe.memory_bytes for probe in probes), code))
+    nodes = []
+    with ExitStack() as stack:
+        if address:  # first: what is wrong there is told before anything is measured here, which takes longer
+            cluster.reach(address)
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            study.bring(scratch)
+            code = foreign.code_of(scratch)
+            on = stack.enter_context(cluster.connected(study, address, own=code))
+            nodes = preflight.fit_nodes(out, foreign.needed(study.tables()), code)
+            study = packing.resolved(study, on)
+        probes = plan.probed(study)
+        click.echo(plan.describe(study, probes))
+        proof, equal = plan.proved(study)
+        if proof:
+            click.echo(proof)
+        if not equal:
+            raise SystemExit(1)
+        if address:
+            taken = study.resources
+            on_cpus = [p.memory_bytes for p in probes if not taken.gpus or (taken.cpu_nodes and p.small)]
+            click.echo(preflight.describe(taken, nodes, max(on_cpus, default=0)))
 
 
 @main.command(name="list")

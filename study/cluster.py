@@ -54,14 +54,17 @@ class Cluster:
         joined: whether others started it; then nodes come and go.
         note: is told what happens to nodes: the kind of event, and words.
         seen: host names of all nodes that there have been, and the most GPUs that each had.
+        look_over: what is wrong with a node that has joined, or None for as long as it has not told.
     """
 
     resources: Resources
     joined: bool = False
     note: Callable[[str, str], None] = lambda kind, text: None
     seen: dict[str, int] = field(default_factory=dict)
+    look_over: Callable[[dict[str, Any]], Iterator[list[str] | None]] = lambda node: iter([[]])
     _looked: float = field(default=-math.inf, repr=False)
     _nodes: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _asked: dict[str, Iterator[list[str] | None]] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune pickles searchers for snapshots from which nothing is resumed."""
@@ -130,13 +133,20 @@ class Cluster:
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for gone in self._nodes.keys() - nodes.keys():
             self.note("node lost", f"node {name_of(self._nodes[gone])} is gone")
+            self._asked.pop(gone, None)
         for new in nodes.keys() - self._nodes.keys():
             if not first:
                 self.note("node joined", f"node {name_of(nodes[new])} has joined")
+                self._asked[new] = self.look_over(nodes[new])
         self._nodes = nodes
         for node in nodes.values():
             host = node["NodeManagerHostname"]
             self.seen[host] = max(self.seen.get(host, 0), int(node["Resources"].get("GPU", 0)))
+        for key, answers in list(self._asked.items()):
+            if (mistakes := next(answers)) is not None:
+                del self._asked[key]
+                for mistake in mistakes:
+                    self.note("node unfit", f"{mistake}; the study uses it all the same")
 
 
 def name_of(node: Mapping[str, Any]) -> str:
@@ -190,7 +200,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
         while not (fits := cluster.fits()) and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
         if not fits:
-            raise SpecError("resources", [_too_small(spec.resources, [n["Resources"] for n in ray.nodes()])])
+            raise SpecError("resources", [_too_small(spec.resources, [node for node in ray.nodes() if node["Alive"]])])
         yield cluster
     finally:
         ray.shutdown()
@@ -258,9 +268,16 @@ def _wanted(resources: Resources) -> dict[str, float]:
     return {"CPU": float(resources.cpus_per_trial), "GPU": resources.gpus}
 
 
-def _too_small(resources: Resources, nodes: list[dict[str, float]]) -> str:
-    has = "; ".join(", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in _wanted(resources)) for node in nodes)
+def _too_small(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> str:
+    has = []
+    for node in nodes:
+        each = ", ".join(f"{node['Resources'].get(kind, 0.0):g} {kind}s" for kind in _wanted(resources))
+        has.append(f"{name_of(node)} {each}")
+    which, advice = "a trial", "lower resources.cpus_per_trial or resources.gpus_per_trial"
+    if resources.cpu_nodes:
+        which = "resources.cpu_nodes serves small cells alone, and a trial of a large one"
+        advice = f"add a node that has as much, or {advice}"
     return (
-        f"a trial takes {resources.cpus_per_trial} CPUs and {resources.gpus:g} GPUs, "
-        f"the nodes have: {has}; lower resources.cpus_per_trial or resources.gpus_per_trial"
+        f"{which} takes {resources.cpus_per_trial} CPUs and {resources.gpus:g} GPUs, "
+        f"the nodes have: {'; '.join(has)}; {advice}"
     )

@@ -425,6 +425,11 @@ def deciding(spec: Spec) -> dict[str, Any]:
     return dict(_flat(tables))
 
 
+def flat(spec: Spec) -> dict[str, Any]:
+    """All that a spec says, likewise; what it leaves out is not there."""
+    return dict(_flat(spec.model_dump(mode="json", exclude_none=True)))
+
+
 def _flat(tables: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in tables.items():
         if isinstance(value, dict):

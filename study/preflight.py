@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from study import foreign
-from study.cluster import all_fitting, name_of
-from study.spec import Spec, SpecError
+from study.cluster import all_fitting, fitting, name_of
+from study.spec import Resources, SpecError
 from trainables import files
 
 # What numbers depend on, beside our own code, which travels. That Ray and Python are the same, Ray sees to.
 PACKAGES = ("torch", "numpy")
+# For what takes no import of torch: that a node is silent is told within half a minute.
 ANSWER_SECONDS = 20.0
+# For users' modules, which import it, the first time perhaps from a slow disk of the network.
+IMPORT_SECONDS = 60.0
+PAUSE_SECONDS = 1.0
 # The report's timeline shows what workers' clocks say.
 CLOCK_SECONDS = 5.0
 
@@ -61,13 +63,50 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
         SpecError: if the URI cannot be written to from here.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def answer(packages: Sequence[str], mark: str, modules: Sequence[str], code: str) -> dict[str, Any]:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    mark = files.join(place, f".seen-{uuid.uuid4().hex}")
+    try:
+        files.write(mark, lambda stream: stream.write(b"seen"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"--out {place}", [f"cannot be written to from here ({error}); give another place"]) from error
+    try:
+        asked = _asked(nodes, place, mark, modules, code, PAUSE_SECONDS)
+        return sorted(next(found for found in asked if found is not None), key=lambda node: node.name)
+    finally:
+        with suppress(OSError):
+            files.delete(mark)
+
+
+def joined(
+    node: dict[str, Any], place: Path | str, modules: Sequence[str] = (), code: Path | None = None
+) -> Iterator[list[str] | None]:
+    """`mistakes` of a node that has joined while a study runs; None, at once, for as long as it has not told.
+
+    Where results go to a store, whether the node reaches it is not asked: the study must not wait for the store.
+    """
+    mark = "" if files.is_uri(place) else files.join(place, "spec.toml")
+    for found in _asked([node], place, mark, modules, code, pause=0.0):
+        yield None if found is None else mistakes(found, place)
+
+
+def _asked(
+    nodes: Sequence[dict[str, Any]],
+    place: Path | str,
+    mark: str,
+    modules: Sequence[str],
+    code: Path | None,
+    pause: float,
+) -> Iterator[list[Node] | None]:
+    """As `survey`, some nodes of `ray.nodes()`: None after every pause, in seconds, until all is known of all of them.
+
+    Users' modules are asked for when nothing else is wrong; the place, if there is a mark, a file in it.
+    """
+
+    def facts(packages: Sequence[str], mark: str) -> dict[str, Any]:
         # Travels as it stands, with nothing of ours: the node may lack it.
         import importlib.metadata
         import os
-        import sys
         import time
         from pathlib import Path
 
@@ -79,7 +118,7 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
                 versions[package] = ""
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
         if "://" not in mark:
-            sees = Path(mark).exists() and os.access(Path(mark).parent, os.W_OK)
+            sees = not mark or (Path(mark).exists() and os.access(Path(mark).parent, os.W_OK))
         else:
             try:
                 from pyarrow.fs import FileSystem
@@ -92,6 +131,13 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
                 sees = True
             except (ImportError, OSError, ValueError):
                 sees = False
+        return {"versions": versions, "free_bytes": free, "sees": sees, "clock": time.time()}
+
+    def imports(modules: Sequence[str], code: str) -> dict[str, Any]:
+        import importlib
+        import sys
+        from pathlib import Path
+
         missing = {}
         # Before the folder that the study was started in; a trial then sees to it that it has the right ones.
         sent = [place for entry in sys.path if (place := Path(entry, "code")).joinpath("inspected.json").is_file()]
@@ -101,35 +147,55 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
                 importlib.import_module(module)
             except Exception as error:  # noqa: BLE001  whatever a user's module raises there
                 missing[module] = f"{type(error).__name__}: {error}"
-        return {"versions": versions, "free_bytes": free, "sees": sees, "missing": missing, "clock": time.time()}
+        return {"missing": missing}
 
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    mark = files.join(place, f".seen-{uuid.uuid4().hex}")
-    try:
-        files.write(mark, lambda stream: stream.write(b"seen"))
-    except (OSError, ValueError) as error:
-        raise SpecError(f"--out {place}", [f"cannot be written to from here ({error})"]) from error
-    try:
-        asked = {
-            ray.remote(answer)
-            .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False))
-            .remote(PACKAGES, mark, list(modules), str(code or "")): node
-            for key, node in nodes.items()
-        }
-        found, waiting, until = [], list(asked), time.monotonic() + ANSWER_SECONDS
-        while waiting and (left := until - time.monotonic()) > 0:
-            ready, waiting = ray.wait(waiting, timeout=left)
-            for each in ready:
-                found.append(_told(asked[each], each))
-        silent = f"has not answered within {ANSWER_SECONDS:.0f} s; look at its logs, or take it out of the cluster"
-        found += [Node(name_of(asked[each]), asked[each]["Resources"], problem=silent) for each in waiting]
-    finally:
-        with suppress(OSError):
-            files.delete(mark)
-    return sorted(found, key=lambda node: node.name)
+    found = yield from _answers(facts, (PACKAGES, mark), nodes, ANSWER_SECONDS, pause, "answered")
+    if modules and not mistakes(found, place):
+        what = f"imported {', '.join(modules)}"
+        can = yield from _answers(imports, (list(modules), str(code or "")), nodes, IMPORT_SECONDS, pause, what)
+        found = [replace(a, missing=b.missing, problem=b.problem) for a, b in zip(found, can, strict=True)]
+    yield found
 
 
-def _told(node: dict[str, Any], reference: Any) -> Node:
+def _answers(
+    question: Callable[..., dict[str, Any]],
+    about: tuple[Any, ...],
+    nodes: Sequence[dict[str, Any]],
+    seconds: float,
+    pause: float,
+    what: str,
+) -> Generator[None, None, list[Node]]:
+    """What nodes answer to a question, in their order; until then nothing after every pause."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {
+        ray.remote(question)
+        .options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        )
+        .remote(*about): node
+        for node in nodes
+    }
+    silent = f"has not {what} within {seconds:.0f} s; look at its logs, or take it out of the cluster"
+    found = {node["NodeID"]: Node(name_of(node), node["Resources"], problem=silent) for node in nodes}
+    waiting, looked, until = list(asked), time.time(), time.monotonic() + seconds
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=pause)
+        for each in ready:
+            found[asked[each]["NodeID"]] = _told(asked[each], each, looked)
+        looked = time.time()
+        if time.monotonic() > until:
+            break
+        if waiting:
+            yield
+    return [found[node["NodeID"]] for node in nodes]
+
+
+def _told(node: dict[str, Any], reference: Any, looked: float) -> Node:
+    """A node's answer, which came after that time."""
     import ray
 
     try:
@@ -137,8 +203,9 @@ def _told(node: dict[str, Any], reference: Any) -> Node:
     except ray.exceptions.RayError as error:
         why = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         return Node(name_of(node), node["Resources"], problem=f"cannot run anything ({why.strip()}); look at its logs")
-    ahead = told.pop("clock") - time.time()
-    return Node(name_of(node), node["Resources"], ahead_seconds=ahead, **told)
+    if clock := told.pop("clock", None):
+        told["ahead_seconds"] = clock - min(max(clock, looked), time.time())
+    return Node(name_of(node), node["Resources"], **told)
 
 
 def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
@@ -170,47 +237,56 @@ def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
     return found
 
 
-def refuse(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> None:
-    """Raise a `SpecError` with all that keeps a study with some modules from running on the cluster."""
-    nodes = survey(place, modules, code)
-    if found := mistakes(nodes, place):
-        raise SpecError("the cluster", found)
-
-
-def describe(spec: Spec, place: Path | str, trial_bytes: int, code: Path | None = None) -> str:
-    """The nodes that this process is connected to, for people, if all of them are fit.
+def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> list[Node]:
+    """The nodes of the cluster that this process is connected to, if a study with some modules can run on all of them.
 
     Args:
-        spec: whose trials are to run there.
         place: for the results, or a URI; a folder is looked at in the nearest one above it that is there.
-        trial_bytes: of memory that a trial takes.
-        code: folder of users' modules; Ray has sent it along.
+        modules: as for `survey`.
+        code: likewise.
 
     Raises:
-        SpecError: if one is not.
+        SpecError: with all that keeps it from running.
     """
     if isinstance(place, Path):
         place = place.absolute()
         while not place.is_dir():
             place = place.parent
-        if not os.access(place, os.W_OK):
-            raise SpecError(f"--out {place}", ["cannot be written to; give another folder"])
-    nodes = survey(place, foreign.needed(spec.tables()), code)
-    found = mistakes(nodes, place)
-    lines = []
+    nodes = survey(place, modules, code)
+    if found := mistakes(nodes, place):
+        raise SpecError("the cluster", found)
+    return nodes
+
+
+def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> str:
+    """Nodes for people, if their memory suffices.
+
+    Args:
+        resources: that a trial takes.
+        nodes: of `fit_nodes`.
+        trial_bytes: of memory that a trial takes which has no GPU; 0 if all have.
+
+    Raises:
+        SpecError: if a node has too little memory for as many trials as its CPUs let.
+    """
+    lines, found = [], []
     for node in nodes:
-        at_once = all_fitting(spec.resources, [{"Resources": node.resources}])
-        if spec.resources.gpus == 0 and at_once * trial_bytes > node.free_bytes > 0:
+        has = [{"Resources": node.resources}]
+        on_gpus, at_once = fitting(resources, has), all_fitting(resources, has)
+        if at_once * trial_bytes > node.free_bytes > 0:
             found.append(
                 f"node {node.name}: {at_once} trials at once take {at_once * trial_bytes / 2**30:.1f} GiB, "
                 f"{node.free_bytes / 2**30:.1f} GiB are free; raise resources.cpus_per_trial"
             )
         kind = next((name.split(":", 1)[1] for name in node.resources if name.startswith("accelerator_type:")), "")
-        gpus = node.resources.get("GPU", 0)
-        small = spec.resources.cpu_nodes and not gpus
+        gpus, many = node.resources.get("GPU", 0), f"{at_once} trials at once"
+        if resources.cpu_nodes:
+            many = f"{at_once} small trials at once"
+            if on_gpus:
+                many = f"trials at once: {on_gpus} on GPUs, up to {at_once} in all"
         lines.append(
             f"  node    {node.name}: {node.resources.get('CPU', 0):g} CPUs, {gpus:g} GPUs{f' ({kind})' * bool(kind)}, "
-            f"{node.free_bytes / 2**30:.1f} GiB free, {at_once} {'small ' * small}trials at once"
+            f"{node.free_bytes / 2**30:.1f} GiB free, {many}"
         )
     if found:
         raise SpecError("the cluster", found)

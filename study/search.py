@@ -6,6 +6,7 @@ import errno
 import itertools
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,7 +16,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from study import cluster, foreign, remote
@@ -209,6 +212,7 @@ def resume(
     with remote.mirrored(_place(folder), command, _tell) as here:
         if like:
             same(like, here)
+            _tell_what_stays(like, here)
         return _resume(here, more, address, wait, command, show)
 
 
@@ -350,9 +354,35 @@ def same(spec: Spec, folder: Path) -> None:
     from study.collect import deciding
 
     there, asked = deciding(read(folder / "spec.toml")), deciding(spec)
-    if changed := sorted(key for key, value in asked.items() if there.get(key) != value):
+    if changed := sorted(key for key in asked | there if there.get(key) != asked.get(key)):
         advice = "give a folder of its own, or the spec as it was"
         raise SpecError(f"--out {remote.home(folder)}", [f"holds a study with another {', '.join(changed)}; {advice}"])
+
+
+def _tell_what_stays(spec: Spec, folder: Path) -> None:
+    """Tell what a spec asks of a study in a results folder that may change, and that only its own spec.toml changes."""
+    from study.collect import flat
+
+    there, asked = read(folder / "spec.toml"), _with_absolute_storage(with_trials(spec, planned_trials(spec)))
+    if asked.resources.gpus_per_trial == "auto":  # what a run has made of it is there
+        stays = {"gpus_per_trial": there.resources.gpus_per_trial}
+        asked = asked.model_copy(update={"resources": asked.resources.model_copy(update=stays)})
+    old, new = flat(there), flat(asked)
+    changed = sorted(key for key in old | new if old.get(key) != new.get(key))
+    if not changed:
+        return
+    home, advice = remote.home(folder), []
+    if changed != ["budget.trials"]:
+        advice.append(f"to change that, edit {folder / 'spec.toml'} and go on with it")
+    if (more := asked.budget.trials - there.budget.trials) > 0:
+        advice.append(f"`{shlex.join(['study', 'extend', str(home)])} --trials {more}` adds trials")
+    told = ", ".join(f"{key} = {_value(old.get(key))} (asked for: {_value(new.get(key))})" for key in changed)
+    _tell("; ".join([f"note: {home} goes on with its own {told}", *advice]))
+
+
+def _value(value: Any) -> str:
+    """A value of a spec in a message: short, and without the password of a URL."""
+    return "none" if value is None else re.sub(r"//[^/@]*@", "//***@", shorten(str(value), 80))
 
 
 def _data_folder(spec: Spec) -> Path:
@@ -373,11 +403,13 @@ def _packed(spec: Spec, on: Cluster) -> Spec:
 
 
 def _look_over(on: Cluster, spec: Spec, folder: Path) -> None:
-    """See whether the nodes are fit, where others started them."""
+    """See whether the nodes are fit, where others started them, and those that join later."""
     if on.joined:
         from study import preflight
 
-        preflight.refuse(remote.home(folder), foreign.needed(spec.tables()), foreign.code_of(folder))
+        place, modules, code = remote.home(folder), foreign.needed(spec.tables()), foreign.code_of(folder)
+        preflight.fit_nodes(place, modules, code)
+        on.look_over = partial(preflight.joined, place=place, modules=modules, code=code)
 
 
 def with_trials(spec: Spec, trials: int) -> Spec:

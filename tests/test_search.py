@@ -438,6 +438,42 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
         search.resume(tmp_path, more=3)
 
 
+def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(**changes: Any) -> str:
+        search.resume(tmp_path, like=check(changed(**changes)))
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(search, "_resume", lambda *how: None)
+    begun = {"resources": {"gpus_per_trial": 0.25}, "tuning": {"storage": "postgresql://me:secret@there/db"}}
+    collect.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
+    assert told(**begun) == ""
+    assert told(**begun | {"resources": {"gpus_per_trial": "auto"}}) == ""
+    assert told(**begun, budget__trials=9) == (
+        f"study: note: {tmp_path} goes on with its own budget.trials = 4 (asked for: 9); "
+        f"`study extend {tmp_path} --trials 5` adds trials\n"
+    )
+    assert told(recording={"tensorboard": True}, resources={"gpus_per_trial": 0.5}, budget__trials=2) == (
+        f"study: note: {tmp_path} goes on with its own budget.trials = 4 (asked for: 2), "
+        "recording.tensorboard = False (asked for: True), resources.gpus_per_trial = 0.25 (asked for: 0.5), "
+        "tuning.storage = postgresql://***@there/db (asked for: none); "
+        f"to change that, edit {tmp_path}/spec.toml and go on with it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [{"search__settings": {"adam": {"beta1": 0.8}}}, {"lanes": {"learning_rate": {"low": 1e-3, "high": 0.1}}}],
+    ids=["settings", "rates"],
+)
+def test_a_study_begun_with_more_in_its_spec_is_another(begun: dict[str, Any], tmp_path: Path) -> None:
+    collect.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
+    with pytest.raises(SpecError, match=r"holds a study with another (search.settings.adam|lanes.learning_rate)"):
+        search.same(check(changed()), tmp_path)
+    search.same(check(changed(**begun)), tmp_path)
+
+
 def test_a_database_holds_each_study_once(tmp_path: Path) -> None:
     tuning = SPEC.tuning.model_copy(update={"storage": f"sqlite:///{tmp_path}/studies.db"})
     spec = SPEC.model_copy(update={"tuning": tuning})

@@ -1,0 +1,239 @@
+"""What is wrong with a cluster's nodes, from what they say of themselves."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import tomlkit
+from click.testing import CliRunner, Result
+
+from study import cluster, plan, preflight, search
+from study.cli import main
+from study.cluster import Cluster
+from study.preflight import Node
+from study.spec import Resources, Spec, SpecError, check
+from tests.test_spec import changed
+
+HERE = {package: importlib.metadata.version(package) for package in preflight.PACKAGES}
+FIT = Node("a (10.0.0.1)", {"CPU": 4.0}, HERE, free_bytes=8 << 30)
+NFS = Path("/nfs/out")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            {"versions": {**HERE, "torch": "1.0"}},
+            f"has torch 1.0, here it is {HERE['torch']}; numbers would differ, install the same version everywhere",
+        ),
+        ({"versions": {**HERE, "numpy": ""}}, f"has no numpy; install numpy {HERE['numpy']} there"),
+        ({"ahead_seconds": 90.0}, "its clock is 90 s ahead; set it by NTP"),
+        ({"ahead_seconds": -7.0}, "its clock is 7 s behind; set it by NTP"),
+        (
+            {"missing": {"own": "ModuleNotFoundError: No module named 'timm'"}},
+            "cannot import own (ModuleNotFoundError: No module named 'timm'); install there what it needs",
+        ),
+        ({"sees": False}, "cannot write into /nfs/out; give a folder that all nodes share (NFS) with --out"),
+        # Of one that is silent nothing else is known.
+        (
+            {"problem": "has not answered within 20 s; look at its logs", "versions": {}, "sees": False},
+            "has not answered within 20 s; look at its logs",
+        ),
+    ],
+)
+def test_each_mistake_is_one_message_that_names_the_node(wrong: dict[str, Any], told: str) -> None:
+    assert preflight.mistakes([FIT], NFS) == []
+    unfit = replace(FIT, name="b (10.0.0.2)", **wrong)
+    assert preflight.mistakes([FIT, unfit], NFS) == [f"node b (10.0.0.2): {told}"]
+
+
+def test_too_little_memory_is_one_message_that_names_the_node() -> None:
+    assert "4 trials at once" in preflight.describe(Resources(), [FIT], 2 << 30)
+    with pytest.raises(SpecError) as told:
+        preflight.describe(Resources(), [FIT, replace(FIT, name="b (10.0.0.2)", free_bytes=3 << 30)], 1 << 30)
+    assert told.value.mistakes == [
+        "node b (10.0.0.2): 4 trials at once take 4.0 GiB, 3.0 GiB are free; raise resources.cpus_per_trial"
+    ]
+
+
+def test_trials_at_once_are_told_on_gpus_and_in_all() -> None:
+    both = [replace(FIT, resources={"CPU": 16.0, "GPU": 1.0, "accelerator_type:H100": 1.0}), FIT]
+    told = preflight.describe(Resources(gpus_per_trial=0.5, cpu_nodes=True), both, 0).splitlines()
+    assert "16 CPUs, 1 GPUs (H100), 8.0 GiB free, trials at once: 2 on GPUs, up to 16 in all" in told[0]
+    assert "4 CPUs, 0 GPUs, 8.0 GiB free, 4 small trials at once" in told[1]
+    told = preflight.describe(Resources(gpus_per_trial=0.5), both, 0).splitlines()
+    assert [line.split(", ")[-1] for line in told] == ["2 trials at once", "0 trials at once"]
+
+
+def test_small_cells_may_fill_a_nodes_cpus_and_need_its_memory(
+    there: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probed(spec: Spec) -> list[plan.Probe]:
+        """Of a small cell that takes 1 GiB, and a large one that takes 100."""
+        return [plan.Probe(8, 1, 1.0, memory << 30, "eager", 6, small) for memory, small in ((1, True), (100, False))]
+
+    monkeypatch.setattr(plan, "probed", probed)
+    found = checked(tmp_path, resources={"gpus_per_trial": 0.5})
+    assert found.exit_code == 0, found.output
+    found = checked(tmp_path, resources={"gpus_per_trial": 0.5, "cpu_nodes": True})
+    assert found.exit_code == 2, found.output
+    assert "a (10.0.0.1): 16 trials at once take 16.0 GiB, 8.0 GiB are free; raise" in found.output
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """A cluster at every address, of one node with a GPU of two GiB."""
+
+    @contextmanager
+    def connected(spec: Spec, address: str, own: Path | None) -> Iterator[Cluster]:
+        yield on
+
+    on = Cluster(Resources())
+    monkeypatch.setattr(on, "gpu_bytes", lambda: 2 << 30)
+    monkeypatch.setattr(cluster, "reach", lambda address: None)
+    monkeypatch.setattr(cluster, "connected", connected)
+    node = replace(FIT, resources={"CPU": 16.0, "GPU": 1.0})
+    monkeypatch.setattr(preflight, "survey", lambda *of: [node])
+    return on
+
+
+def checked(folder: Path, **tables: Any) -> Result:
+    file = folder / "spec.toml"
+    file.write_text(tomlkit.dumps(changed(workload={"data": "linear", "model": "mlp"}, **tables)))
+    return CliRunner().invoke(main, ["check", str(file), "--address", "a:6379", "--out", str(folder)])
+
+
+def test_check_asks_how_many_trials_share_a_gpu_as_run_does(
+    there: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = checked(tmp_path, resources={"gpus_per_trial": "auto"})
+    assert found.exit_code == 0, found.output
+    assert "1 GPUs, 8.0 GiB free, 2 trials at once" in found.output
+    monkeypatch.setattr(there, "gpu_bytes", lambda: 0)
+    found = checked(tmp_path, resources={"gpus_per_trial": "auto"})
+    assert found.exit_code == 2
+    assert "no GPU here tells how much memory it has; set resources.gpu_memory_gib" in found.output
+
+
+def test_check_tells_what_is_wrong_with_the_cluster_before_it_measures(
+    there: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "survey", lambda *of: [replace(FIT, sees=False)])
+    monkeypatch.setattr(plan, "probed", lambda spec: pytest.fail("measured first"))
+    found = checked(tmp_path)
+    assert found.exit_code == 2, found.output
+    assert "node a (10.0.0.1): cannot write into" in found.output
+
+
+def test_a_node_that_joins_is_looked_over_and_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, asked, nodes = [], [], {name: ray_node(name, CPU=1.0) | {"NodeID": name} for name in "abc"}
+
+    def look_over(node: dict[str, Any]) -> Iterator[list[str] | None]:
+        asked.append(node["NodeID"])
+        yield from (None, [f"node {node['NodeID']}: has no torch; install it"])
+
+    def look(*there: str) -> list[str]:
+        monkeypatch.setattr(ray, "nodes", lambda: [nodes[name] for name in there])
+        said.clear()
+        on.look()
+        return sorted(said)
+
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", -1.0)
+    on = Cluster(Resources(), note=lambda kind, text: said.append(f"{kind}: {text}"), look_over=look_over)
+    assert look("a") == []
+    assert look("a", "b", "c") == [
+        "node joined: node b (10.0.0.1) has joined",
+        "node joined: node c (10.0.0.1) has joined",
+    ]
+    assert look("a", "b") == [
+        "node lost: node c (10.0.0.1) is gone",
+        "node unfit: node b: has no torch; install it; the study uses it all the same",
+    ]
+    assert look("a", "b") == []
+    assert sorted(asked) == ["b", "c"]
+
+
+def ray_node(name: str, **resources: float) -> dict[str, Any]:
+    """As `ray.nodes()` tells of one."""
+    return {"NodeManagerHostname": name, "NodeManagerAddress": "10.0.0.1", "Resources": resources, "Alive": True}
+
+
+def test_a_cluster_without_gpus_is_told_with_its_nodes() -> None:
+    told = cluster._too_small(Resources(gpus_per_trial=0.5), [ray_node("a", CPU=4.0)])
+    assert told == (
+        "a trial takes 1 CPUs and 0.5 GPUs, the nodes have: a (10.0.0.1) 4 CPUs, 0 GPUs; "
+        "lower resources.cpus_per_trial or resources.gpus_per_trial"
+    )
+    told = cluster._too_small(Resources(gpus_per_trial=1, cpu_nodes=True), [ray_node("a", CPU=4.0)])
+    assert told == (
+        "resources.cpu_nodes serves small cells alone, and a trial of a large one takes 1 CPUs and 1 GPUs, "
+        "the nodes have: a (10.0.0.1) 4 CPUs, 0 GPUs; "
+        "add a node that has as much, or lower resources.cpus_per_trial or resources.gpus_per_trial"
+    )
+
+
+@pytest.fixture(scope="module")
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Ray of one node, and modules: one takes its time, one never ends, one lacks what it needs."""
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "slow.py").write_text("import time\ntime.sleep(6)\n")
+    (folder / "stuck.py").write_text("import time\ntime.sleep(600)\n")
+    (folder / "broken.py").write_text("import nowhere\n")
+    with cluster.connected(check(changed()), None):
+        yield folder
+
+
+def test_users_modules_may_take_longer_than_an_answer(
+    ray_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preflight.survey(tmp_path)  # so that there are workers
+    monkeypatch.setattr(preflight, "ANSWER_SECONDS", 4.0)
+    (node,) = preflight.survey(tmp_path, ["slow"], ray_here)
+    assert preflight.mistakes([node], tmp_path) == []
+    assert node.versions == HERE
+    assert not list(tmp_path.iterdir())
+    (node,) = preflight.survey(tmp_path, ["broken"], ray_here)
+    assert node.missing == {"broken": "ModuleNotFoundError: No module named 'nowhere'"}
+    monkeypatch.setattr(preflight, "IMPORT_SECONDS", 1.0)
+    (node,) = preflight.survey(tmp_path, ["stuck"], ray_here)
+    assert node.problem.startswith("has not imported stuck within 1 s; look at its logs")
+
+
+def test_what_is_wrong_without_modules_is_told_before_they_are_asked_for(
+    ray_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "CLOCK_SECONDS", -1.0)
+    (node,) = preflight.survey(tmp_path, ["broken"], ray_here)
+    assert not node.missing
+    assert len(preflight.mistakes([node], tmp_path)) == 1
+
+
+def test_a_node_that_joins_is_asked_without_waiting_for_it(
+    ray_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = Cluster(Resources(), joined=True)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(preflight, "fit_nodes", lambda *of: [])
+    search._look_over(on, check(changed()), tmp_path / "out")
+    preflight.survey(tmp_path)  # so that there are workers
+    monkeypatch.setattr(preflight, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(preflight, "CLOCK_SECONDS", 1.0)
+    for there in (False, True):
+        if there:
+            (tmp_path / "out/spec.toml").touch()
+        begun = time.monotonic()
+        answers = on.look_over(ray.nodes()[0])
+        assert next(answers) is None
+        assert time.monotonic() - begun < 2
+        time.sleep(3)  # The driver has something else to do: neither a silent node nor a clock that is behind.
+        found = next(mistakes for mistakes in answers if mistakes is not None)
+        assert ("cannot write into" in "".join(found)) is not there
+        assert len(found) == int(not there)

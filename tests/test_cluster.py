@@ -210,6 +210,23 @@ def test_what_is_wrong_with_a_cluster_is_told_before_anything_runs(nodes: Nodes,
 
 @pytest.mark.long
 @pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_what_is_wrong_with_a_node_that_joins_is_told(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
+    nodes.start("head")
+    out, said = nodes.folder / "mine", tmp_path / "said"  # a folder that is the head's alone
+    with said.open("w") as log:
+        command = [*STUDY, "run", str(spec), "--out", str(out), "--address", nodes.head, "--plain"]
+        running = nodes.process("head", command, cwd=tmp_path, stdout=log, stderr=log)
+        wait_for(lambda: "/60 trials" in said.read_text(), running)
+        nodes.start("b")
+        wait_for(lambda: f"node b (10.77.0.2): cannot write into {out}" in said.read_text(), running)
+        os.killpg(running.pid, signal.SIGTERM)
+        assert running.wait(60) == 130, said.read_text()
+    assert said.read_text().count("cannot write into") == 1
+
+
+@pytest.mark.long
+@pytest.mark.alone
 def test_a_cluster_of_another_version_is_told(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
     head = "import ray; ray.__version__ = '2.1.0'; from ray.scripts.scripts import main; main()"
     nodes.start("head", program=[sys.executable, "-c", head])

@@ -174,7 +174,7 @@ def _run(spec: Spec, out: Path | None, address: str | None, wait: float, command
             _tell(f"note: {note}")
         with _stoppable(), cluster.connected(spec, address, wait, foreign.code_of(folder)) as on, _stoppable():
             _look_over(on, spec, folder)
-            outcome = session(_packed(spec, on), folder, data_folder, on, command, show=show)
+            outcome = session(spec, folder, data_folder, on, command, show=show)
     finally:
         # No trial's result was written if Ray did not start.
         if folder.is_dir() and {file.name for file in folder.iterdir()} <= {CODE}:
@@ -257,7 +257,7 @@ def _resume(folder: Path, more: int, address: str | None, wait: float, command: 
     data_folder = _data_folder(spec)
     with _stoppable(), cluster.connected(spec, address, wait, foreign.code_of(folder)) as on, _stoppable():
         _look_over(on, spec, folder)
-        outcome = session(_packed(spec, on), folder, data_folder, on, command, show=show)
+        outcome = session(spec, folder, data_folder, on, command, show=show)
     return _with_report(outcome)
 
 
@@ -364,9 +364,6 @@ def _tell_what_stays(spec: Spec, folder: Path) -> None:
     from study.collect import flat
 
     there, asked = read(folder / "spec.toml"), _with_absolute_storage(with_trials(spec, planned_trials(spec)))
-    if asked.resources.gpus_per_trial == "auto":  # what a run has made of it is there
-        stays = {"gpus_per_trial": there.resources.gpus_per_trial}
-        asked = asked.model_copy(update={"resources": asked.resources.model_copy(update=stays)})
     old, new = flat(there), flat(asked)
     changed = sorted(key for key in old | new if old.get(key) != new.get(key))
     if not changed:
@@ -446,6 +443,7 @@ def session(spec: Spec, folder: Path, data_folder: Path, on: Cluster, command: s
     from study import collect, confirm
     from study.recovery import held
 
+    packed = _packed(spec, on)  # what is open stays so in the folder: another session may have other GPUs
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, command), _disk(folder):
         text = spec.to_toml()
@@ -460,13 +458,13 @@ def session(spec: Spec, folder: Path, data_folder: Path, on: Cluster, command: s
             with suppress(OSError):
                 collect.write_provenance(folder, spec, sessions, finished=False)
 
-        outcome = _trials(spec, folder, data_folder, on, show, note)
+        outcome = _trials(packed, folder, data_folder, on, show, note)
         if spec.confirm and not outcome.interrupted and outcome.scored:
             winners = confirm.winners(spec, folder)
             below, final = folder / confirm.FOLDER, confirm.confirmation(spec, len(winners))
             collect.write_text(below / "spec.toml", final.to_toml())
             collect.write_provenance(below, final, sessions, finished=False)
-            confirmed = _trials(final, below, data_folder, on, show, note, winners)
+            confirmed = _trials(confirm.confirmation(packed, len(winners)), below, data_folder, on, show, note, winners)
             collect.write_provenance(below, final, sessions, finished=not confirmed.interrupted)
             total = outcome.ended + confirmed.ended, outcome.planned + confirmed.planned
             outcome = Outcome(folder, *total, outcome.scored)

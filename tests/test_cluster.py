@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import analysis
-from study import cluster, packing, search
+from study import cluster, packing, search, watch
 from study.spec import check
 from tests.nodes import Nodes, why_not
 from tests.test_cli import study
@@ -296,14 +297,18 @@ def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypat
     ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, logging_level="ERROR")
     try:
         on = cluster.Cluster(spec.resources)
-        spec = search._packed(spec, on)
-        assert spec.resources.gpus_per_trial == 0.5
-        assert on.room() == 2
         outcome = search.session(spec, tmp_path / "out", tmp_path, on, "", show="quiet")
+        assert on.resources.gpus_per_trial == 0.5
+        assert on.room() == 2
     finally:
         ray.shutdown()
     assert outcome.scored == 6
-    trials = analysis.load(tmp_path / "out").trials
+    results = analysis.load(tmp_path / "out")
+    trials = results.trials
+    # What was left open still is: another session may have other GPUs.
+    assert results.spec["resources"]["gpus_per_trial"] == resources["gpus_per_trial"]
+    assert {stint["share"] for stints in trials["stints"] for stint in stints} == {0.5}
+    assert re.search(r"cost .*CPU-hours, .*GPU-hours", watch.status(tmp_path / "out"))
     ends = trials["started"] + trials["wall_seconds"]
     at_once = [int(((trials["started"] <= when) & (ends > when)).sum()) for when in trials["started"]]
     assert max(at_once) == 2

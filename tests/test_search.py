@@ -449,7 +449,6 @@ def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
     begun = {"resources": {"gpus_per_trial": 0.25}, "tuning": {"storage": "postgresql://me:secret@there/db"}}
     collect.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
     assert told(**begun) == ""
-    assert told(**begun | {"resources": {"gpus_per_trial": "auto"}}) == ""
     assert told(**begun, budget__trials=9) == (
         f"study: note: {tmp_path} goes on with its own budget.trials = 4 (asked for: 9); "
         f"`study extend {tmp_path} --trials 5` adds trials\n"

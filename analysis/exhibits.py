@@ -378,8 +378,8 @@ def exhibits(results: Results, table: pd.DataFrame) -> list[Exhibit]:
             "ledger",
             "timeline",
             "Which GPU or worker did what when" if times["gpu"].any() else "Which worker did what when",
-            f"{shown_workers}, one bar per trial from start to end, coloured by outcome; gaps are waiting, or the "
-            "time between sessions.",
+            f"{shown_workers}, one bar for each stay of a trial there, those of a confirmation too, coloured by "
+            "outcome; gaps are waiting, or the time between sessions.",
             f"Timeline of the trials of {what}.",
             times,
             single(lambda ax: figures.trial_timeline(times, ax), PAGE_MM, 22 + 4.5 * min(MOST_WORKERS, workers)),

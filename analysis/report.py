@@ -415,10 +415,16 @@ def course(results: Results) -> list[str]:
 def _nodes(results: Results) -> dict[str, int]:
     """The nodes of all sessions, and the most GPUs that each had."""
     found: dict[str, int] = {}
-    for session in results.provenance.get("sessions") or []:
-        for node, gpus in (session.get("nodes") or {}).items():
-            found[node] = max(gpus, found.get(node, 0))
+    for session in _sessions(results):
+        for node, gpus in table_of(session, "nodes").items():
+            found[node] = max(int(gpus), found.get(node, 0))
     return found
+
+
+def _sessions(results: Results) -> list[dict[str, Any]]:
+    """What provenance tells of each session; of a damaged one, what is left."""
+    sessions = results.provenance.get("sessions")
+    return [each for each in sessions if isinstance(each, dict)] if isinstance(sessions, list) else []
 
 
 def outcome_counts(results: Results) -> list[tuple[str, int, int]]:
@@ -566,21 +572,20 @@ def _when(time: Any) -> str:
 
 def events(results: Results) -> list[tuple[str, str]]:
     """What befell nodes and workers while the study ran: (time, words), in order."""
-    sessions = results.provenance.get("sessions")
     found = []
-    for session in sessions if isinstance(sessions, list) else []:
+    for session in _sessions(results):
         for event in session.get("events") or []:
             found.append((_when(event.get("time")), str(event.get("text"))))
     return found
 
 
 def _flattened(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
-    """Provenance as rows (dotted name, text), but for `events`."""
+    """Provenance as rows (dotted name, text), but for `events` and `nodes`, which have tables of their own."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = dict(enumerate(value, start=1))
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            if key == "events":
+            if key in ("events", "nodes"):
                 continue
             yield from _flattened(inner, f"{name}.{key}" if name else str(key))
     elif name:

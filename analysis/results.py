@@ -212,7 +212,8 @@ def stints(trials: pd.DataFrame) -> pd.DataFrame:
         elif pd.notna(row["worker"]) and pd.notna(row["started"]):
             ended = row["started"] + row["wall_seconds"]
             rows.append({name: row[name] for name in ("trial", "started", "worker", "gpus")} | {"ended": ended})
-    return pd.DataFrame(rows, columns=["trial", *STINT.names])
+    frame = pd.DataFrame(rows, columns=["trial", *STINT.names])
+    return frame.astype({"trial": "int64", "started": "float64", "ended": "float64"})  # if it is empty, too
 
 
 def spent(trial: Mapping[Any, Any], cpus: float, gpus: float) -> tuple[float, float]:

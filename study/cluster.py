@@ -53,7 +53,7 @@ class Cluster:
         resources: that a trial takes.
         joined: whether others started it; then nodes come and go.
         note: is told what happens to nodes: the kind of event, and words.
-        seen: host names of all nodes that there have been, and the most GPUs that each had.
+        seen: host names of all nodes with processors that there have been, and the most GPUs that each had.
         look_over: what is wrong with a node that has joined, or None for as long as it has not told.
     """
 
@@ -131,6 +131,10 @@ class Cluster:
             return
         first, self._looked = not self._nodes, time.monotonic()
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        for node in nodes.values():
+            if node["Resources"].get("CPU"):  # a head often has none: no trial is to run there
+                host = node["NodeManagerHostname"]
+                self.seen[host] = max(self.seen.get(host, 0), int(node["Resources"].get("GPU", 0)))
         for gone in self._nodes.keys() - nodes.keys():
             self.note("node lost", f"node {name_of(self._nodes[gone])} is gone")
             self._asked.pop(gone, None)
@@ -139,9 +143,6 @@ class Cluster:
                 self.note("node joined", f"node {name_of(nodes[new])} has joined")
                 self._asked[new] = self.look_over(nodes[new])
         self._nodes = nodes
-        for node in nodes.values():
-            host = node["NodeManagerHostname"]
-            self.seen[host] = max(self.seen.get(host, 0), int(node["Resources"].get("GPU", 0)))
         for key, answers in list(self._asked.items()):
             if (mistakes := next(answers)) is not None:
                 del self._asked[key]

@@ -170,12 +170,15 @@ def label(name: str) -> str:
 def _cpus(spec: Spec, gpus: int) -> int:
     """CPUs for the trials that fit on a node's GPUs at once; without GPUs, 8 or as many more as trials fill.
 
-    Where small cells take CPUs alone, there are as many again, so that they keep no GPU from work.
+    Where small cells take CPUs alone, there are as many again, so that they keep no GPU from work, if machines with
+    these GPUs have as many.
     """
     each = spec.resources.cpus_per_trial
     if spec.resources.gpus:
-        on_gpus = max(1, math.floor(gpus / spec.resources.gpus))
-        return each * on_gpus * (2 if spec.resources.cpu_nodes else 1)
+        cpus = each * max(1, math.floor(gpus / spec.resources.gpus))
+        machine, larger = _machine(cpus, gpus), _machine(2 * cpus, gpus)
+        roomy = machine and larger and machine[0] == larger[0]
+        return 2 * cpus if spec.resources.cpu_nodes and roomy else cpus
     return each * math.ceil(8 / each)
 
 

@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from study import cluster, foreign, remote
@@ -369,8 +368,10 @@ def _tell_what_stays(spec: Spec, folder: Path) -> None:
     if not changed:
         return
     home, advice = remote.home(folder), []
-    if changed != ["budget.trials"]:
-        advice.append(f"to change that, edit {folder / 'spec.toml'} and go on with it")
+    if any(key.split(".")[0] in ("resources", "recording", "confirm") for key in changed):
+        advice.append(
+            f"to change resources, recording or confirm, edit {files.join(home, 'spec.toml')} and go on with it"
+        )
     if (more := asked.budget.trials - there.budget.trials) > 0:
         advice.append(f"`{shlex.join(['study', 'extend', str(home)])} --trials {more}` adds trials")
     told = ", ".join(f"{key} = {_value(old.get(key))} (asked for: {_value(new.get(key))})" for key in changed)
@@ -379,7 +380,9 @@ def _tell_what_stays(spec: Spec, folder: Path) -> None:
 
 def _value(value: Any) -> str:
     """A value of a spec in a message: short, and without the password of a URL."""
-    return "none" if value is None else re.sub(r"//[^/@]*@", "//***@", shorten(str(value), 80))
+    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = re.sub(r"password=[^&]*", "password=***", re.sub(r"//.*@", "//***@", text))
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _data_folder(spec: Spec) -> Path:

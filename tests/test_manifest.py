@@ -119,6 +119,11 @@ def test_small_cells_on_cpus_keep_no_gpu_from_work() -> None:
     for beside, cpus in ((False, 8), (True, 16)):
         resources = {"cpus_per_trial": 2, "gpus_per_trial": 0.5, "cpu_nodes": beside}
         assert f"cpus-per-task={cpus}\n" in render("slurm", spec_of(resources=resources), gpus_per_node=2)
+    # But no machine is rented that has more GPUs, and none is asked for that there is not.
+    spec = spec_of(resources={"cpus_per_trial": 2, "gpus_per_trial": "auto", "cpu_nodes": True})
+    for gpus in (4, 8):
+        machine = documents("ray-up", spec, gpus_per_node=gpus)[0]["available_node_types"]["trials"]
+        assert machine["resources"]["GPU"] == gpus
 
 
 def test_machines_are_listed_from_the_cheapest() -> None:

@@ -135,6 +135,7 @@ def test_check_tells_what_is_wrong_with_the_cluster_before_it_measures(
 
 def test_a_node_that_joins_is_looked_over_and_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said, asked, nodes = [], [], {name: ray_node(name, CPU=1.0) | {"NodeID": name} for name in "abc"}
+    nodes["head"] = ray_node("head") | {"NodeID": "head"}  # on which no trial is to run
 
     def look_over(node: dict[str, Any]) -> Iterator[list[str] | None]:
         asked.append(node["NodeID"])
@@ -147,18 +148,24 @@ def test_a_node_that_joins_is_looked_over_and_told_of_once(monkeypatch: pytest.M
         return sorted(said)
 
     monkeypatch.setattr(cluster, "LOOK_SECONDS", -1.0)
-    on = Cluster(Resources(), note=lambda kind, text: said.append(f"{kind}: {text}"), look_over=look_over)
-    assert look("a") == []
-    assert look("a", "b", "c") == [
+
+    def note(kind: str, text: str) -> None:
+        said.append(f"{kind}: {text}")
+        assert kind != "node joined" or {"b", "c"} <= on.seen.keys()  # what is kept then has them
+
+    on = Cluster(Resources(), note=note, look_over=look_over)
+    assert look("a", "head") == []
+    assert look("a", "head", "b", "c") == [
         "node joined: node b (10.0.0.1) has joined",
         "node joined: node c (10.0.0.1) has joined",
     ]
-    assert look("a", "b") == [
+    assert look("a", "head", "b") == [
         "node lost: node c (10.0.0.1) is gone",
         "node unfit: node b: has no torch; install it; the study uses it all the same",
     ]
-    assert look("a", "b") == []
+    assert look("a", "head", "b") == []
     assert sorted(asked) == ["b", "c"]
+    assert on.seen == {"a": 0, "b": 0, "c": 0}
 
 
 def ray_node(name: str, **resources: float) -> dict[str, Any]:

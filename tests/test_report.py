@@ -647,3 +647,12 @@ def test_that_some_trials_had_a_gpu_and_some_none_is_told_of_those_that_ran(quic
 
     assert told(["a:0"], [], []) == ["1 trial had a GPU and 2 had none: seconds compare within either alone."]
     assert told([], None) == told(["a:0"], None) == []  # one that nothing ran, as it was cut off before
+
+
+@pytest.mark.parametrize("sessions", [{"a": 1}, ["x"], [{"nodes": ["b"]}], [{"nodes": {"b": 2}, "events": None}]])
+def test_sessions_of_a_damaged_provenance_leave_a_report(sessions: object, tmp_path: Path) -> None:
+    folder = write_study(tmp_path, **SMALL)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    (folder / "provenance.json").write_text(json.dumps(provenance | {"sessions": sessions}))
+    text = squeezed(read(analysis.write_report(folder)))
+    assert ("b, 2 idle GPUs" in text) == (sessions == [{"nodes": {"b": 2}, "events": None}])

@@ -70,7 +70,7 @@ def wait_for(folder: Path, what: Callable[[], bool], running: subprocess.Popen[s
 def numbers(folder: Path) -> dict[str, Any]:
     """Everything that a study computed, times aside."""
     found = analysis.load(folder / "results/good")
-    timed = {"worker", "started"}
+    timed = {"worker", "started", "stints"}
     frames = {"trials": found.trials, "lanes": found.lanes, "curves": found.curves}
     return {
         name: frame.drop(columns=[c for c in frame if "seconds" in c or c in timed]).to_csv()

@@ -455,9 +455,9 @@ def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
     )
     assert told(recording={"tensorboard": True}, resources={"gpus_per_trial": 0.5}, budget__trials=2) == (
         f"study: note: {tmp_path} goes on with its own budget.trials = 4 (asked for: 2), "
-        "recording.tensorboard = False (asked for: True), resources.gpus_per_trial = 0.25 (asked for: 0.5), "
+        "recording.tensorboard = false (asked for: true), resources.gpus_per_trial = 0.25 (asked for: 0.5), "
         "tuning.storage = postgresql://***@there/db (asked for: none); "
-        f"to change that, edit {tmp_path}/spec.toml and go on with it\n"
+        f"to change resources, recording or confirm, edit {tmp_path}/spec.toml and go on with it\n"
     )
 
 

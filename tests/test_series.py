@@ -401,7 +401,8 @@ def test_gpus_are_busy_while_a_trial_has_them() -> None:
         ["a", 4, 6 / 7, 11 / 6], ["b", 1, 1 / 7, 1.0],
         ["a GPU 0", 3, 6 / 7, 9 / 6], ["a GPU 1", 1, 2 / 7, 1.0], ["a GPU 2", 1, 2 / 7, 1.0],
     ]  # fmt: skip
-    assert series.busy(series.timeline(made([], [], []))).empty
+    for trials in ([], [trial_row(started=None, worker=None)]):
+        assert series.busy(series.timeline(made(trials, [], []))).empty
 
 
 def test_importance_has_its_spread_over_repeats() -> None:

@@ -294,13 +294,14 @@ def _examples(module: nn.Module, in_shape: tuple[int, ...]) -> Tensor:
 @contextmanager
 def _unfused() -> Iterator[None]:
     """Without the fused operations, of attention and LSTM, that a counter of multiplications does not see."""
-    before = torch._C._get_mkldnn_enabled()
+    lstm, attention = torch._C._get_mkldnn_enabled(), torch.backends.mha.get_fastpath_enabled()
     torch._C._set_mkldnn_enabled(False)
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.enable_grad():  # without derivatives attention takes a path of its own
-            yield
+        yield
     finally:
-        torch._C._set_mkldnn_enabled(before)
+        torch._C._set_mkldnn_enabled(lstm)
+        torch.backends.mha.set_fastpath_enabled(attention)
 
 
 def activations(module: nn.Module, in_shape: tuple[int, ...]) -> int:
@@ -329,7 +330,7 @@ def multiplications(module: nn.Module, in_shape: tuple[int, ...]) -> int:
     if not layered(module):
         from torch.utils.flop_counter import FlopCounterMode
 
-        with _evaluating(module), _unfused(), FlopCounterMode(display=False) as counter:
+        with _evaluating(module), _unfused(), torch.no_grad(), FlopCounterMode(display=False) as counter:
             module(x)
         parameters = sum(each.numel() for each in module.parameters())
         return max(1, parameters, int(counter.get_total_flops()) // 2 // len(x))

@@ -487,9 +487,9 @@ class LaneTrainable(tune.Trainable):
         points = [lanes.Point.of(plain) for plain in state["points"]]
         traces = [lanes.Trace.of(plain) for plain in state["traces"]]
         predictions = [Predictions.of(plain) for plain in state["predictions"]]
-        self.earlier = state["stints"]
-        self.reported = state["reported"]
+        earlier, reported = state["stints"], state["reported"]
         # Last, so that of a state that turns out to be incomplete nothing stays.
+        self.earlier, self.reported = earlier, reported
         self.points, self.traces, self.predictions = points, traces, predictions
         # Ray Tune's checkpoints hold no course, unless the trial keeps it for one of its own.
         self.whole = self.trial.checkpoint is not None

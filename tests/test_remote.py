@@ -37,7 +37,7 @@ from tests.test_resume import KILLED
 from trainables import files
 
 STUDY = ("-m", "study")
-TRIALS = 8
+TRIALS = 12
 # Long enough for a second run to be started, and refused, in the meantime.
 TABLES = KILLED | {"budget": {"trials": TRIALS, "epochs": 400}, "recording": {"checkpoint_seconds": 0.5}}
 # A program that gives a store up that does not answer after a moment.

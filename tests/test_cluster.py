@@ -102,7 +102,7 @@ def hosts(folder: Path) -> Counter[str]:
 
 @pytest.mark.long
 @pytest.mark.alone
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_nodes_die_are_cut_off_and_join_and_nothing_is_lost(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     done = study("run", str(spec), "--out", str(alone), "--quiet", folder=tmp_path)
@@ -126,7 +126,7 @@ def test_nodes_die_are_cut_off_and_join_and_nothing_is_lost(nodes: Nodes, spec: 
         assert running.wait(60) == 130, said.read_text()
         assert 10 < sum(hosts(out).values()) < 60
         again = nodes.process("e", [*STUDY, "resume", str(out), *there], **options)
-        assert again.wait(300) == 0, said.read_text()
+        assert again.wait(700) == 0, said.read_text()
 
     for mine, theirs in zip(numbers(out), numbers(alone), strict=True):
         pd.testing.assert_frame_equal(mine, theirs, check_exact=True)

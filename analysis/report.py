@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis import figures, series, tables
 from analysis.exhibits import PARTS, Exhibit, exhibits, unit_of, with_legend, write_file
-from analysis.results import CELL, OUTCOMES, Results, ResultsError, load, spent, stints, table_of
+from analysis.results import CELL, OUTCOMES, Results, ResultsError, hours, load, stints, table_of
 from analysis.wording import (
     cell_at_rate,
     cell_text,
@@ -277,15 +277,12 @@ def _effect(comparison: tables.Comparison, metric: str) -> str:
 
 def _cost(results: Results) -> str:
     """Processor hours of all trials, such as `0.8 CPU-hours`; those of the confirmation included."""
-    again = results.confirmation
-    both = [each.trials for each in (results, again) if each is not None]
     resources = {"cpus_per_trial": 1, "gpus_per_trial": 0} | table_of(results.spec, "resources")
     given = (float(resources["cpus_per_trial"]), 1.0 if (gpus := resources["gpus_per_trial"]) == "auto" else gpus)
-    taken = [spent(row, *given) for trials in both for row in trials.to_dict("records")]
-    hours = {"GPU": sum(each for _, each in taken) / 3600, "CPU": sum(each for each, _ in taken) / 3600}
+    on_cpus, on_gpus = hours(results, *given)
     words = [
         f"{short(value)} {name}-hours" if value >= 0.1 else f"{short(60 * value)} {name}-minutes"
-        for name, value in hours.items()
+        for name, value in (("GPU", on_gpus), ("CPU", on_cpus))
         if value > 0
     ]
     return " and ".join(words) or "no time"

@@ -234,6 +234,13 @@ def spent(trial: Mapping[Any, Any], cpus: float, gpus: float) -> tuple[float, fl
     )
 
 
+def hours(results: Results, cpus: float, gpus: float) -> tuple[float, float]:
+    """CPU-hours and GPU-hours of all trials, those of the confirmation included; arguments as of `spent`."""
+    both = [each.trials for each in (results, results.confirmation) if each is not None]
+    taken = [spent(row, cpus, gpus) for trials in both for row in trials.to_dict("records")]
+    return sum(cpu for cpu, _ in taken) / 3600, sum(gpu for _, gpu in taken) / 3600
+
+
 def regime(batch_size: int, training_examples: int) -> str:
     """The regime that a batch size means: stochastic at 1, batch at the whole training split, else mini-batch."""
     if batch_size >= training_examples:

@@ -417,13 +417,9 @@ def timeline(results: Results) -> pd.DataFrame:
     parts = [
         stints(each.trials).merge(each.trials[["trial", "optimizer", "outcome"]], on="trial").assign(confirming=again)
         for again, each in enumerate((results, results.confirmation))
-        if each is not None and len(each.trials)
+        if each is not None
     ]
-    timed = (
-        pd.concat(parts, ignore_index=True)
-        if parts
-        else stints(results.trials).assign(optimizer="", outcome="", confirming=0)
-    )
+    timed = pd.concat(parts, ignore_index=True)
     gpus = [_gpus(named) for named in timed["gpus"]]
     frame = timed[["trial", "confirming", "optimizer", "outcome", "worker"]].assign(
         node=timed["worker"].str.rsplit(":", n=1).str[0],

@@ -37,14 +37,12 @@ def status(folder: Path | str) -> str:
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:
         state = f"interrupted; `study resume {folder}` goes on"
-    rows = [row for each in (found, again) if each for row in each.trials.to_dict("records")]
-    taken = [results.spent(row, spec.resources.cpus_per_trial, spec.resources.gpus) for row in rows]
     lines = [
         f"{found.name}: {state}",
         f"  trials  {_counts(found)}",
         *([f"  confirm {_counts(again)}"] if again else []),
         f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
-        f"  cost    {cost(*(sum(seconds) / 3600 for seconds in zip((0.0, 0.0), *taken, strict=True)))}",
+        f"  cost    {cost(*results.hours(found, spec.resources.cpus_per_trial, spec.resources.gpus))}",
         *_best(found, spec, ""),
         *(_best(again, spec, "confirmed: ") if again else []),
     ]

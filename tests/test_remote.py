@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,12 @@ from study.search import Halted
 from study.spec import SpecError, check
 from tests.conftest import write_study
 from tests.servers import S3, Postgres
-from tests.test_resume import KILLED
+from tests.test_resume import KILLED, held
 from trainables import files
 
 STUDY = ("-m", "study")
 TRIALS = 12
-# Long enough for a second run to be started, and refused, in the meantime.
-TABLES = KILLED | {"budget": {"trials": TRIALS, "epochs": 400}, "recording": {"checkpoint_seconds": 0.5}}
+TABLES = KILLED | {"budget": {"trials": TRIALS, "epochs": 60}, "recording": {"checkpoint_seconds": 0.1}}
 # A program that gives a store up that does not answer after a moment.
 IMPATIENT = ("-c", "from study import cli, remote; remote.PATIENCE_SECONDS = 3.0; cli.main()")
 
@@ -114,11 +114,15 @@ def wait_for(what: Callable[[], bool], running: subprocess.Popen[str], folder: P
         time.sleep(0.1)
 
 
-def under_way(folder: Path, place: str, trials: int, program: tuple[str, ...] = STUDY) -> subprocess.Popen[str]:
-    """A study that so many trials have ended of."""
-    running = begun(folder, "run", "spec.toml", "--out", place, program=program)
-    wait_for(lambda: ended(place) >= trials, running, folder)
-    return running
+@contextmanager
+def under_way(folder: Path, uri: str, trials: int, program: tuple[str, ...] = STUDY) -> Iterator[subprocess.Popen[str]]:
+    """A study that so many trials have ended of, at its URI too; no other one does meanwhile."""
+    running = begun(folder, "run", "spec.toml", "--out", uri, program=program)
+    wait_for(lambda: ended(cache_folder(uri, "spool") / "results") >= trials, running, folder)
+    with held(running):
+        wait_for(lambda: ended(uri) >= trials, running, folder)
+        assert ended(uri) < TRIALS
+        yield running
 
 
 def kill(running: subprocess.Popen[str]) -> None:
@@ -132,15 +136,14 @@ def test_a_study_at_a_uri_is_killed_and_goes_on_from_another_machine(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     uri = s3.uri("deep/killed")
-    running = under_way(tmp_path, uri, 3)
-    assert f"good: running, process {running.pid} on " in watch.status(uri)
-    # A second run, which knows nothing of the first one's spool, and a third, which does.
-    for cache in (str(tmp_path / "elsewhere"), os.environ["XDG_CACHE_HOME"]):
-        refused = begun(tmp_path, "resume", uri, XDG_CACHE_HOME=cache)
-        assert refused.wait(60) == 2, said(tmp_path)
-    assert said(tmp_path).count(f"a study runs in it: process {running.pid} on ") == 2
-    assert ended(uri) < TRIALS
-    kill(running)
+    with under_way(tmp_path, uri, 3) as running:
+        assert f"good: running, process {running.pid} on " in watch.status(uri)
+        # A second run, which knows nothing of the first one's spool, and a third, which does.
+        caches = (str(tmp_path / "elsewhere"), os.environ["XDG_CACHE_HOME"])
+        for refused in [begun(tmp_path, "resume", uri, XDG_CACHE_HOME=cache) for cache in caches]:
+            assert refused.wait(120) == 2, said(tmp_path)
+        assert said(tmp_path).count(f"a study runs in it: process {running.pid} on ") == 2
+        kill(running)
     shutil.rmtree(cache_folder(uri, "spool"))
     before = ended(uri)
     assert f"interrupted; `study resume {uri}` goes on" in watch.status(uri)
@@ -162,9 +165,9 @@ def test_a_store_that_goes_away_is_told_of_and_waited_for(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     uri = s3.uri("away")
-    running = under_way(tmp_path, uri, 2)
-    s3.stop()
-    time.sleep(15)
+    with under_way(tmp_path, uri, 2) as running:
+        s3.stop()
+    wait_for(lambda: "cannot be written to" in said(tmp_path), running, tmp_path)
     s3.start()
     assert running.wait(280) == 0, said(tmp_path)
     assert said(tmp_path).count("cannot be written to (When") == 1
@@ -179,9 +182,9 @@ def test_a_store_that_stays_away_ends_a_study_that_can_be_resumed(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     uri = s3.uri("gone")
-    running = under_way(tmp_path, uri, 2, IMPATIENT)
-    there = ended(uri)
-    s3.stop()
+    with under_way(tmp_path, uri, 2, IMPATIENT) as running:
+        there = ended(uri)
+        s3.stop()
     try:
         assert running.wait(280) == 1, said(tmp_path)
     finally:
@@ -208,9 +211,9 @@ def test_a_database_that_goes_away_is_waited_for_and_a_killed_driver_goes_on(
     out = tmp_path / "out"
     running = begun(tmp_path, "run", "spec.toml", "--out", "out")
     wait_for(lambda: ended(out) >= 2, running, tmp_path)
-    postgres.stop()
+    with held(running):
+        postgres.stop()
     wait_for(lambda: "Optuna's database does not answer (" in said(tmp_path), running, tmp_path)
-    time.sleep(5)
     there = ended(out)
     postgres.start()
     wait_for(lambda: ended(out) > there, running, tmp_path)

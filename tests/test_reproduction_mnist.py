@@ -275,7 +275,7 @@ def check(out: Path, *, real: bool) -> Section:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
-@pytest.mark.usefixtures("_without_mnist")
+@pytest.mark.usefixtures("_without_mnist", "_few_lanes")
 def test_a_tiny_run_on_digits_is_whole_and_reused(tmp_path: Path) -> None:
     run(tmp_path)
     found = check(tmp_path, real=False)
@@ -287,8 +287,16 @@ def test_a_tiny_run_on_digits_is_whole_and_reused(tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.parquet") if file.is_file()} == before
 
 
+@pytest.fixture
+def _few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seeds wherever the experiment would take more: what is evaluated takes far longer than a tiny training."""
+    monkeypatch.setattr(reproduce_mnist, "UNREFUTED", 2)
+    monkeypatch.setattr(reproduce_mnist, "LANES", 4)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
+@pytest.mark.usefixtures("_few_lanes")
 def test_a_tiny_run_on_mnist_has_the_report_s_layers(
     tmp_path: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -450,6 +450,7 @@ def test_a_trial_whose_creation_was_not_answered_is_created_once(
         storage.get_all_studies()
 
 
+@pytest.mark.long
 def test_a_connection_that_is_cut_at_any_statement_changes_nothing(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

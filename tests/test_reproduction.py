@@ -485,6 +485,8 @@ def outlined(page: Path) -> str:
     return text
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Experiment 1 in full with few seeds: its weights, its verdicts, and that nothing runs twice."""
     said: list[str] = []

@@ -184,6 +184,8 @@ def fetch(client: JobSubmissionClient, out: str, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent) as held:
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            archive.extractall(held, filter="data")
+            # As an argument it is unknown to Python before 3.11.4, which has no such filter.
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(held)
         shutil.rmtree(to, ignore_errors=True)
         (Path(held) / "results").replace(to)

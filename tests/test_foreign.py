@@ -595,4 +595,4 @@ def test_modules_travel_to_nodes_of_a_cluster(tmp_path: Path) -> None:
     trials = analysis.load(out).trials
     assert list(trials["outcome"]) == ["completed"] * 4
     assert json.loads((out / "code" / "inspected.json").read_text())
-    assert {file.name for file in (out / "code").iterdir()} == {"brought.py", "inspected.json"}
+    assert {file.name for file in (out / "code").iterdir()} - {"__pycache__"} == {"brought.py", "inspected.json"}

@@ -247,9 +247,9 @@ def drawn(section: Section) -> Iterator[tuple[str, Any]]:
             yield drawing.name, drawing.draw()
 
 
-def run(out: Path) -> None:
+def run(out: Path, seeds: int = 2) -> None:
     with search.one_ray() as on:
-        run_mnist(out, on, 2, plan=TINY, show="quiet")
+        run_mnist(out, on, seeds, plan=TINY, show="quiet")
 
 
 def check(out: Path, *, real: bool) -> Section:
@@ -301,5 +301,5 @@ def test_a_tiny_run_on_mnist_has_the_report_s_layers(
     tmp_path: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUDY_DATA", str(mnist_folder))
-    run(tmp_path)
+    run(tmp_path, seeds=1)
     check(tmp_path, real=True)

@@ -186,7 +186,7 @@ def test_a_signal_saves_what_runs_and_says_how_to_go_on(study: Path, undisturbed
 @pytest.mark.timeout(900)
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
     # Trials that take longer than a worker to start, or one worker would run all while the other is replaced.
-    tables = KILLED | {"budget": {"trials": 16, "epochs": 100}}
+    tables = KILLED | {"budget": {"trials": 12, "epochs": 60}}
     undisturbed, study = whole(tmp_path / "undisturbed", tables), tmp_path / "killed"
     study.mkdir()
     (study / "spec.toml").write_text(tomlkit.dumps(tables))
@@ -198,7 +198,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
         return not lost or lost <= set(analysis.load(study / "results/good").trials["trial"])
 
     killed = 0
-    for moment in (1, 5, 9):
+    for moment in (1, 4, 7):
         wait_for(
             study, lambda moment=moment: ended(study) >= moment and recovered() and bool(workers(running)), running
         )  # type: ignore[misc]
@@ -208,7 +208,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
     assert running.wait(280) == 0, (study / "output.txt").read_text()
     assert killed >= 2
     assert re.search(LOST, (study / "output.txt").read_text())
-    check_equal(study, undisturbed, 16)
+    check_equal(study, undisturbed, 12)
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -67,12 +68,14 @@ def test_files_that_it_names_exist() -> None:
 @pytest.mark.long
 @pytest.mark.alone  # its `ray stop` stops every Ray
 @pytest.mark.timeout(1200)
-def test_every_command_and_snippet_runs(tmp_path: Path) -> None:
+def test_every_command_and_snippet_runs(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """One folder, in the README's order; `make` is what called this."""
     for name, text in files().items():
         (tmp_path / name).write_text(text)
     bin_folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    stop = ["bash", "-c", "ray stop"]
+    request.addfinalizer(partial(subprocess.run, stop, env=environment, capture_output=True, check=False))
     shell, python = commands()[2:], [code for code in blocks("python") if code not in files().values()]
     assert {command.split()[0] for command in shell} == {"study", "ray", "eval"}
     for command in [*(["bash", "-c", line] for line in shell), *([sys.executable, "-c", code] for code in python)]:

@@ -181,6 +181,7 @@ class Collector(tune.Callback):
         self.warned: set[int] = set()
         self.final, self.orphans, self.cut_off, self.ended = final, 0, 0, 0
         self.nodes: Counter[int] = Counter()
+        self.recovered = (-1, -1)
         self.broken: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -226,6 +227,7 @@ class Collector(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died or could not be reached, and another takes over."""
         number, node = trial.config["trial"], _node_died(trial)
+        self.recovered = iteration, number
         if node and self.nodes[number] < MAX_NODES:
             self.nodes[number] += 1
             trial.run_metadata.num_failures -= 1
@@ -241,7 +243,10 @@ class Collector(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died for the last time, or between two trials, when Ray Tune does not try again: we do."""
         number = trial.config["trial"]
-        if self.final or (getattr(trial, "num_failures", 0) > MAX_FAILURES and not _node_died(trial)):
+        # Of a worker that dies while it is given its next trial Ray Tune tells in the same step twice, and gives up.
+        once = self.recovered == (iteration, number)
+        spent = getattr(trial, "num_failures", 0) > MAX_FAILURES and not once
+        if self.final or (spent and not _node_died(trial)):
             self.tell("set aside", f"trial {number}: its worker died again; the trial is set aside as failed")
             self._end(trial, "failed", _reason(trial))
         else:

@@ -260,6 +260,19 @@ def test_a_worker_that_cannot_start_is_a_trial_that_failed(tmp_path: Path) -> No
     assert driver.study.trials[0].state == TrialState.FAIL
 
 
+@pytest.mark.parametrize(("later", "outcome"), [(0, "interrupted"), (1, "failed")])
+def test_a_worker_that_dies_between_two_trials_dies_once(later: int, outcome: str, tmp_path: Path) -> None:
+    """Ray Tune tells of it in one step twice, as if the trial had lost a second worker."""
+    driver = Driver(tmp_path / "study")
+    driver.collector.final = False
+    trial = driver.begin()
+    trial.num_failures = 2
+    driver.collector.on_trial_recover(7, [], trial)
+    driver.collector.on_trial_error(7 + later, [], trial)
+    assert list(results.load(driver.folder).trials["outcome"]) == [outcome]
+    assert driver.collector.orphans == 1 - later
+
+
 def test_a_worker_that_begins_anew_counts_once(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "study")
     trial = driver.begin()

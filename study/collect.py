@@ -260,6 +260,8 @@ class Collector(tune.Callback):
             if trial.config["trial"] in self.courses.keys() | self.search.running.keys():
                 self.cut_off += 1
                 self._end(trial, "interrupted", None)
+        if not self.broken:
+            self.search.close()
 
     def _end(self, trial: Trial, ended: str, error: str | None) -> None:
         number = trial.config["trial"]

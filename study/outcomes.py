@@ -82,6 +82,7 @@ class TruthfulSearch(Searcher):
         self.under_way: dict[int, str] = {}  # and the kind of device
         self.several = len(study.directions) > 1
         self.running: dict[int, optuna.Trial] = {}
+        self.interrupted: list[optuna.Trial] = []
         trials = study.get_trials(deepcopy=False)
         self.asked = len(trials)
         self.waiting = sorted(trial.number for trial in trials if trial.state == TrialState.WAITING)
@@ -164,7 +165,10 @@ class TruthfulSearch(Searcher):
             trial.set_user_attr("stopped", part)
 
     def end(self, number: int, ended: str, result: dict[str, Any], error: str | None = None) -> None:
-        """Tell Optuna how a trial ended; a trial that it knows the end of is left as it is."""
+        """Tell Optuna how a trial ended; a trial that it knows the end of is left as it is.
+
+        One that was interrupted goes on running for Optuna until `close`: `ask` would take it for a new one.
+        """
         self.under_way.pop(number, None)
         trial = self.running.pop(number, None)
         if trial is None:
@@ -173,8 +177,14 @@ class TruthfulSearch(Searcher):
         if error:
             trial.set_user_attr("error", error.strip().splitlines()[-1])
         if ended == "interrupted":
-            self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            self.interrupted.append(trial)
             return
         told = values(self.space.spec.tuning.objectives, result) if ended == "completed" else None
         # A pruned trial takes its last intermediate value, which is its honest one.
         self.study.tell(trial, told, state=STATES[ended])
+
+    def close(self) -> None:
+        """Let the trials that were interrupted wait, now that no other is asked for."""
+        while self.interrupted:
+            trial = self.interrupted.pop()
+            self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)

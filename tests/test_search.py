@@ -254,6 +254,29 @@ def test_every_end_is_told_as_what_it_was_everywhere(run: Any, monkeypatch: pyte
     assert {trial.state for trial in optuna_trials(outcome.folder)[7:]} == {TrialState.COMPLETE}
 
 
+class KilledOnce(MLPTrainable):
+    """A worker that is killed when it is about to become trial 3."""
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        import os
+
+        alive = Path(new_config["data_folder"]) / "alive"
+        if new_config["trial"] == 3 and alive.exists():
+            alive.unlink()
+            os._exit(1)
+        return super().reset_config(new_config)
+
+
+def test_a_trial_that_a_dead_worker_was_given_is_run(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", KilledOnce)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/alive").touch()
+    outcome = run(SPEC, at_once=1)
+    assert not (tmp_path / "data/alive").exists()
+    assert list(analysis.load(outcome.folder).trials["outcome"]) == ["completed"] * 6
+    assert [trial.state for trial in optuna_trials(outcome.folder)] == [TrialState.COMPLETE] * 6
+
+
 def test_a_finished_study_is_extended_confirmed_and_reported(run: Any, tmp_path: Path) -> None:
     confirm = {"top": 2, "seeds": 3}
     grid = {"batch_size": [8, "full"], "optimizer": ["sgd", "adam"], "width": 4, "depth": 1}

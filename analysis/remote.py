@@ -11,10 +11,8 @@ import platformdirs
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from analysis.results import ResultsError
+from analysis.results import TRIES, ResultsError
 
-# A study that runs merges parts of its tables while they are fetched.
-TRIES = 5
 # What readers do without.
 UNREAD = ("checkpoints", "damaged", "report", "tensorboard")
 

@@ -30,6 +30,8 @@ CELL = ["optimizer", "width", "depth", "batch_size", "settings"]
 """What makes a cell."""
 OBJECTIVES = ("metric", "train_seconds", "updates", "examples", "parameters")
 """What a search can pursue; all but the metric are to be small."""
+# How often parts are listed where a study that runs merges them while they are read.
+TRIES = 5
 
 
 class ResultsError(ValueError):
@@ -442,18 +444,30 @@ def table_of(tables: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _read(table: str, folder: Path) -> pd.DataFrame:
-    schema = TABLES[table]
-    pieces = [_piece(file, table, schema) for _, _, file in parts(folder / FOLDERS[table])]
-    frame: pd.DataFrame = pa.concat_tables(pieces or [schema.empty_table()]).to_pandas()
+    frame: pd.DataFrame = pa.concat_tables(_pieces(table, folder / FOLDERS[table])).to_pandas()
     # A worker that was resumed reports again what it had not yet saved: the same numbers, so either row will do.
     keys = KEYS[table]
     return frame.drop_duplicates(keys, keep="last").sort_values(keys, ignore_index=True)
+
+
+def _pieces(table: str, folder: Path) -> list[pa.Table]:
+    """The parts of a table. A study that runs may merge some after they were listed; the list is then made again."""
+    schema, left = TABLES[table], TRIES
+    while True:
+        try:
+            return [_piece(file, table, schema) for _, _, file in parts(folder)] or [schema.empty_table()]
+        except FileNotFoundError as error:
+            left -= 1
+            if not left:
+                raise ResultsError(f"{error}: listed, but not there; move it away to go on without") from error
 
 
 def _piece(file: Path, table: str, schema: pa.Schema) -> pa.Table:
     """The rows of one file, in the table's columns."""
     try:
         piece = pq.read_table(file)
+    except FileNotFoundError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
         raise ResultsError(
             f"{file}: cannot be read ({error}); move it away to go on without the rows it held"

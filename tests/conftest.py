@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hypothesis import settings
 
 import analysis
 from analysis.results import CURVES, FOLDERS, LANES, TABLES, TRIALS, regime
+from tests import processes
 
 settings.register_profile("study", deadline=None)  # a busy machine is no failure
 settings.load_profile("study")
@@ -251,6 +252,13 @@ def write_confirmation(
     write_provenance(folder / "confirm")
     write_tables(folder / "confirm", trials=trials, lanes=lanes)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on() -> Iterator[None]:
+    """A test that fails leaves no study running beside the next."""
+    yield
+    processes.end_all()
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,8 @@ import analysis
 from study import cluster, packing, search, watch
 from study.spec import check
 from tests.nodes import Nodes, why_not
+from tests.processes import held
 from tests.test_cli import study
-from tests.test_resume import held
 from trainables import tune as trainables_tune
 from trainables.tune import MLPTrainable
 

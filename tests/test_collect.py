@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,6 +79,32 @@ def test_a_crash_while_merging_leaves_every_row_once(tmp_path: Path, monkeypatch
     again = Table("lanes", tmp_path)
     again.append(rows(8, 1))
     assert stored(tmp_path) == list(range(9))
+
+
+def test_a_reader_follows_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table("lanes", tmp_path)
+    for number in range(7):
+        table.append(rows(number, 1))
+    read, asked = pq.read_table, []
+
+    def merged_meanwhile(file: Path) -> pa.Table:
+        asked.append(file.name)
+        if len(asked) == 2:
+            with monkeypatch.context() as patch:
+                patch.setattr(pq, "read_table", read)
+                table.append(rows(7, 1))
+        return read(file)
+
+    monkeypatch.setattr(pq, "read_table", merged_meanwhile)
+    assert stored(tmp_path) == list(range(8))
+    assert asked == ["0000001-0000001.parquet", "0000002-0000002.parquet", "0000001-0000008.parquet"]
+
+
+def test_a_part_that_is_listed_but_not_there_is_named(tmp_path: Path) -> None:
+    Table("lanes", tmp_path)
+    (tmp_path / "lanes.parquet/0000001-0000001.parquet").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(results.ResultsError, match=r"lanes\.parquet/0000001-0000001\.parquet: listed, but not there"):
+        stored(tmp_path)
 
 
 def test_a_part_that_was_not_finished_is_not_read(tmp_path: Path) -> None:

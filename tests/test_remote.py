@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,11 +32,11 @@ from study.cli import main
 from study.search import Halted
 from study.spec import SpecError, check
 from tests.conftest import write_study
+from tests.processes import STUDY, held, said, started
 from tests.servers import S3, Postgres
-from tests.test_resume import KILLED, held
+from tests.test_resume import KILLED
 from trainables import files
 
-STUDY = ("-m", "study")
 TRIALS = 12
 TABLES = KILLED | {"budget": {"trials": TRIALS, "epochs": 60}, "recording": {"checkpoint_seconds": 0.1}}
 # A program that gives a store up that does not answer after a moment.
@@ -70,26 +69,8 @@ def spec(tmp_path: Path) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "spec.toml").write_text(tomlkit.dumps(TABLES))
-    assert begun(folder, "run", "spec.toml", "--out", "out").wait(280) == 0, said(folder)
+    assert started(folder, "run", "spec.toml", "--out", "out").wait(280) == 0, said(folder)
     return lanes(folder / "out")
-
-
-def begun(folder: Path, *arguments: str, program: tuple[str, ...] = STUDY, **environment: str) -> subprocess.Popen[str]:
-    """A `study` command in a process group of its own; what it says is added to a file."""
-    with (folder / "said").open("a") as output:
-        return subprocess.Popen(
-            [sys.executable, *program, *arguments, "--plain"],
-            cwd=folder,
-            env=os.environ | environment,
-            stdout=output,
-            stderr=output,
-            text=True,
-            start_new_session=True,
-        )
-
-
-def said(folder: Path) -> str:
-    return (folder / "said").read_text()
 
 
 def lanes(place: Path | str) -> pd.DataFrame:
@@ -117,7 +98,7 @@ def wait_for(what: Callable[[], bool], running: subprocess.Popen[str], folder: P
 @contextmanager
 def under_way(folder: Path, uri: str, trials: int, program: tuple[str, ...] = STUDY) -> Iterator[subprocess.Popen[str]]:
     """A study that so many trials have ended of, at its URI too; no other one does meanwhile."""
-    running = begun(folder, "run", "spec.toml", "--out", uri, program=program)
+    running = started(folder, "run", "spec.toml", "--out", uri, program=program)
     wait_for(lambda: ended(cache_folder(uri, "spool") / "results") >= trials, running, folder)
     with held(running):
         wait_for(lambda: ended(uri) >= trials, running, folder)
@@ -140,14 +121,14 @@ def test_a_study_at_a_uri_is_killed_and_goes_on_from_another_machine(
         assert f"good: running, process {running.pid} on " in watch.status(uri)
         # A second run, which knows nothing of the first one's spool, and a third, which does.
         caches = (str(tmp_path / "elsewhere"), os.environ["XDG_CACHE_HOME"])
-        for refused in [begun(tmp_path, "resume", uri, XDG_CACHE_HOME=cache) for cache in caches]:
+        for refused in [started(tmp_path, "resume", uri, XDG_CACHE_HOME=cache) for cache in caches]:
             assert refused.wait(120) == 2, said(tmp_path)
         assert said(tmp_path).count(f"a study runs in it: process {running.pid} on ") == 2
         kill(running)
     shutil.rmtree(cache_folder(uri, "spool"))
     before = ended(uri)
     assert f"interrupted; `study resume {uri}` goes on" in watch.status(uri)
-    assert begun(tmp_path, "resume", uri).wait(280) == 0, said(tmp_path)
+    assert started(tmp_path, "resume", uri).wait(280) == 0, said(tmp_path)
     assert f"good: {before} of {TRIALS} trials have ended" in said(tmp_path)
     pd.testing.assert_frame_equal(lanes(uri), undisturbed, check_exact=True)
     assert f"report:  {uri}/report/index.html" in said(tmp_path)
@@ -195,7 +176,7 @@ def test_a_store_that_stays_away_ends_a_study_that_can_be_resumed(
     assert ended(uri) < TRIALS
     assert ended(uri) >= there
     pd.testing.assert_frame_equal(lanes(spool), undisturbed, check_exact=True)
-    assert begun(tmp_path, "resume", uri).wait(280) == 0, said(tmp_path)
+    assert started(tmp_path, "resume", uri).wait(280) == 0, said(tmp_path)
     pd.testing.assert_frame_equal(lanes(uri), undisturbed, check_exact=True)
     assert not spool.exists()
     assert "Traceback" not in said(tmp_path)
@@ -209,7 +190,7 @@ def test_a_database_that_goes_away_is_waited_for_and_a_killed_driver_goes_on(
     tables = TABLES | {"tuning": {**TABLES["tuning"], "storage": postgres.url}}
     (tmp_path / "spec.toml").write_text(tomlkit.dumps(tables))
     out = tmp_path / "out"
-    running = begun(tmp_path, "run", "spec.toml", "--out", "out")
+    running = started(tmp_path, "run", "spec.toml", "--out", "out")
     wait_for(lambda: ended(out) >= 2, running, tmp_path)
     with held(running):
         postgres.stop()
@@ -219,7 +200,7 @@ def test_a_database_that_goes_away_is_waited_for_and_a_killed_driver_goes_on(
     wait_for(lambda: ended(out) > there, running, tmp_path)
     assert said(tmp_path).count("does not answer") == said(tmp_path).count("answers again") == 1
     kill(running)
-    assert begun(tmp_path, "resume", "out").wait(280) == 0, said(tmp_path)
+    assert started(tmp_path, "resume", "out").wait(280) == 0, said(tmp_path)
     pd.testing.assert_frame_equal(lanes(out), undisturbed, check_exact=True)
     trials = optuna.load_study(study_name="good", storage=database.opened(postgres.url)).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * TRIALS

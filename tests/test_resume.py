@@ -8,14 +8,12 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import tomlkit
 from optuna.trial import TrialState
@@ -23,6 +21,7 @@ from optuna.trial import TrialState
 import analysis
 from study.search import open_storage
 from study.spec import read
+from tests.processes import said, started, workers
 from tests.test_spec import changed
 
 KILLED = changed(
@@ -43,15 +42,6 @@ KILLED = changed(
 LOST = r"trial (\d+): its worker was lost; the trial goes on in another"
 
 
-def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A `study` command in a process group of its own, as a shell or a cluster starts it."""
-    command = [sys.executable, "-m", "study", *arguments]
-    with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(
-            command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-
-
 def ended(folder: Path) -> int:
     try:
         return len(analysis.load(folder / "results/good").trials.query("outcome != 'interrupted'"))
@@ -62,7 +52,7 @@ def ended(folder: Path) -> int:
 def wait_for(folder: Path, what: Callable[[], bool], running: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 240
     while not what():
-        assert time.monotonic() < deadline, (folder / "output.txt").read_text()
+        assert time.monotonic() < deadline, said(folder)
         if running.poll() is not None:
             return
         time.sleep(0.02)
@@ -86,35 +76,11 @@ def states(folder: Path) -> dict[int, TrialState]:
     return {trial.number: trial.state for trial in open_storage(read(results / "spec.toml"), results).trials}
 
 
-def workers(running: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The Ray workers of a study on this machine that train trials."""
-    found = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(running.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found += [process] if "Trainable" in "".join(process.cmdline()[:1]) else []
-    return found
-
-
-@contextlib.contextmanager
-def held(running: subprocess.Popen[str]) -> Iterator[None]:
-    """Let no trial of a study get on meanwhile."""
-    still = workers(running)
-    for process in still:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in still:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
-
-
 def whole(folder: Path, tables: dict[str, Any]) -> Path:
     """Run a study that nothing disturbs in a folder."""
     folder.mkdir(exist_ok=True)
     (folder / "spec.toml").write_text(tomlkit.dumps(tables))
-    assert started(folder, "run", "spec.toml").wait(280) == 0, (folder / "output.txt").read_text()
+    assert started(folder, "run", "spec.toml").wait(280) == 0, said(folder)
     assert set(states(folder).values()) == {TrialState.COMPLETE}
     return folder
 
@@ -141,7 +107,7 @@ def run_with(folder: Path, disturb: Callable[[subprocess.Popen[str]], None], tim
         time.sleep(rng.random() / 2)
         disturb(running)
         arguments = ["resume", "results/good"]
-    assert started(folder, *arguments).wait(280) == 0, (folder / "output.txt").read_text()
+    assert started(folder, *arguments).wait(280) == 0, said(folder)
 
 
 def check_equal(folder: Path, undisturbed: Path, trials: int = 40) -> None:
@@ -178,7 +144,7 @@ def test_a_signal_saves_what_runs_and_says_how_to_go_on(study: Path, undisturbed
         assert set(analysis.load(study / "results/good").trials["outcome"]) <= {"completed", "interrupted"}
 
     run_with(study, stop, 1)
-    assert "`study resume results/good` goes on" in (study / "output.txt").read_text()
+    assert "`study resume results/good` goes on" in said(study)
     check_equal(study, undisturbed)
 
 
@@ -194,7 +160,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
 
     def recovered() -> bool:
         """Whether the trials that lost a worker have ended; one that lost two would be set aside."""
-        lost = {int(number) for number in re.findall(LOST, (study / "output.txt").read_text())}
+        lost = {int(number) for number in re.findall(LOST, said(study))}
         return not lost or lost <= set(analysis.load(study / "results/good").trials["trial"])
 
     killed = 0
@@ -205,9 +171,9 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> No
         for process in workers(running)[:1]:
             process.kill()
             killed += 1
-    assert running.wait(280) == 0, (study / "output.txt").read_text()
+    assert running.wait(280) == 0, said(study)
     assert killed >= 2
-    assert re.search(LOST, (study / "output.txt").read_text())
+    assert re.search(LOST, said(study))
     check_equal(study, undisturbed, 12)
 
 
@@ -226,7 +192,7 @@ def test_a_confirmation_is_killed_and_goes_on(tmp_path: Path) -> None:
             running.kill()
             assert running.wait(60) == -signal.SIGKILL
             running = started(folder, "resume", "results/good")
-        assert running.wait(280) == 0, (folder / "output.txt").read_text()
+        assert running.wait(280) == 0, said(folder)
         again = analysis.load(folder / "results/good").confirmation
         assert again
         assert list(again.trials["outcome"]) == ["completed"] * 4
@@ -265,15 +231,15 @@ def test_a_disk_that_fills_up_loses_at_most_what_was_running(tmp_path: Path, und
                 file.write(b"0" * 4096)
                 file.flush()
         assert running.wait(120) == 1
-        said = (tmp_path / "output.txt").read_text()
-        assert "nothing more can be written (No space left on device)" in said
-        assert f"`study resume {place / 'good'}`" in said
-        assert "Traceback" not in said
+        told = said(tmp_path)
+        assert "nothing more can be written (No space left on device)" in told
+        assert f"`study resume {place / 'good'}`" in told
+        assert "Traceback" not in told
         kept = numbers(tmp_path)["trials"].count("completed")
         assert 3 <= kept < 10
         filler.unlink()
-        assert started(tmp_path, "resume", str(place / "good")).wait(280) == 0, (tmp_path / "output.txt").read_text()
-        assert f"good: {kept} of 10 trials have ended" in (tmp_path / "output.txt").read_text()
+        assert started(tmp_path, "resume", str(place / "good")).wait(280) == 0, said(tmp_path)
+        assert f"good: {kept} of 10 trials have ended" in said(tmp_path)
         check_equal(tmp_path, undisturbed, 10)
     finally:
         subprocess.run(["umount", "-l", str(place)], check=False)
@@ -289,7 +255,7 @@ def test_damaged_files_are_told_of_and_what_they_held_runs_again(study: Path, un
     running.send_signal(signal.SIGSTOP)  # or it might end before the second process has started
     refused = started(study, "resume", "results/good")
     assert refused.wait(60) == 2
-    assert f"a study runs in it: process {running.pid} on " in (study / "output.txt").read_text()
+    assert f"a study runs in it: process {running.pid} on " in said(study)
     running.kill()
     running.wait()
     part = max((results / "lanes.parquet").iterdir())
@@ -303,10 +269,10 @@ def test_damaged_files_are_told_of_and_what_they_held_runs_again(study: Path, un
         (results / "tune" / snapshot).write_bytes(b"damaged")
     for checkpoint in (results / "checkpoints").glob("*"):
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert started(study, "resume", "results/good").wait(280) == 0, (study / "output.txt").read_text()
-    said = (study / "output.txt").read_text()
-    assert f"{part} is damaged" in said
-    assert f"line {len(lines) // 2 + 1} is damaged" in said
-    assert "Traceback" not in said
+    assert started(study, "resume", "results/good").wait(280) == 0, said(study)
+    told = said(study)
+    assert f"{part} is damaged" in told
+    assert f"line {len(lines) // 2 + 1} is damaged" in told
+    assert "Traceback" not in told
     assert len(list((results / "damaged").iterdir())) == 2
     check_equal(study, undisturbed)

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import analysis
 from analysis.results import CURVES, FOLDERS, LANES, TABLES, TRIALS, regime
 from tests import processes
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it in the background; tests send Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("study", deadline=None)  # a busy machine is no failure
 settings.load_profile("study")
 

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import threading
@@ -378,6 +379,18 @@ def test_a_results_folder_that_is_removed_ends_the_study_with_a_word(run: Any, t
 
 def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
     return [{"Resources": each} for each in resources]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("inherited", [signal.SIG_IGN, signal.default_int_handler])
+def test_signals_stop_what_a_shell_started_in_the_background_too(number: signal.Signals, inherited: Any) -> None:
+    before = signal.signal(signal.SIGINT, inherited)
+    try:
+        with pytest.raises(KeyboardInterrupt), search._stoppable():
+            signal.raise_signal(number)
+        assert signal.getsignal(signal.SIGINT) is inherited
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_trial_cannot_straddle_two_nodes() -> None:

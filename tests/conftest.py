@@ -264,6 +264,12 @@ def nothing_runs_on() -> Iterator[None]:
     processes.end_all()
 
 
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray counts one processor: what a small study costs is starting its workers, and few tests need two of them."""
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 1}')
+
+
 @pytest.fixture(scope="session")
 def quick_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished grid study of 48 cells, six rates and three seeds, in which adam at batch size 32 is best."""

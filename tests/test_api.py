@@ -157,10 +157,6 @@ assert not os.path.exists("other") and ray.is_initialized()
 ray.shutdown()
 before = handlers()  # Ray has set one
 
-more = study.resume(str(first.folder), more=1, show="quiet")
-assert (more.folder, more.ended, more.planned) == (first.folder, 4, 4)
-assert len(analysis.load(more.folder).trials) == 4
-
 def interrupt():
     while not (first.folder.parent / "mine-2" / "optuna.journal").is_file():
         time.sleep(0.1)
@@ -175,12 +171,14 @@ except KeyboardInterrupt as stop:
     assert stop.outcome.folder.name == "mine-2"
     assert handlers() == before
     print(stop)
-    again = study.resume(stop.outcome.folder)
-assert (again.ended, again.planned) == (3, 3)
+    again = study.resume(str(stop.outcome.folder), more=1, show="quiet")
+assert (again.folder, again.ended, again.planned) == (stop.outcome.folder, 4, 4)
+assert len(analysis.load(again.folder).trials) == 4
 """
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 def test_a_script_runs_studies_one_after_another_whatever_happens(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     found = subprocess.run(
@@ -211,6 +209,7 @@ def test_the_notebook_is_kept_without_outputs() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 def test_the_notebook_shows_progress_frames_and_figures(in_folder: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=280).execute()
@@ -239,6 +238,7 @@ def answer(client: Any, asked: str) -> dict[str, Any]:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 def test_interrupting_a_notebook_leaves_a_study_that_goes_on(in_folder: Path) -> None:
     manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3")
     try:
@@ -262,6 +262,7 @@ def test_interrupting_a_notebook_leaves_a_study_that_goes_on(in_folder: Path) ->
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 @pytest.mark.timeout(600)
 def test_the_wheel_holds_everything_that_a_study_needs(tmp_path: Path) -> None:
     """Built, installed beside this environment's packages, and run where this code cannot be found."""

@@ -212,6 +212,7 @@ def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 def test_mnist_from_the_shell(tmp_path: Path, mnist_folder: Path) -> None:
     tables = tomlkit.parse(read("mnist-cnn").to_toml()).unwrap()
     tables["search"] |= {"width": 8, "depth": 2, "batch_size": 16, "optimizer": ["momentum"]}

@@ -283,7 +283,7 @@ class OnTheProcessor(MLPTrainable):
         super().setup({**config, "device": "cpu"})
 
     def step(self) -> dict[str, Any]:
-        time.sleep(0.1)  # so that a trial takes longer than a worker to start
+        time.sleep(0.5)  # so that a trial takes longer than a worker to start
         return super().step()
 
 
@@ -295,8 +295,8 @@ class OnTheProcessor(MLPTrainable):
 def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Ray's own accounting: of one GPU two trials take half each, however many processors there are."""
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)
-    tables = tomllib.loads(SPEC.replace("epochs = 100", "epochs = 150")) | {"resources": resources}
-    spec = search.with_trials(check(tables), 6)
+    tables = tomllib.loads(SPEC.replace("epochs = 100", "epochs = 20")) | {"resources": resources}
+    spec = search.with_trials(check(tables), 4)
     ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, logging_level="ERROR")
     try:
         on = cluster.Cluster(spec.resources)
@@ -305,7 +305,7 @@ def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypat
         assert on.room() == 2
     finally:
         ray.shutdown()
-    assert outcome.scored == 6
+    assert outcome.scored == 4
     results = analysis.load(tmp_path / "out")
     trials = results.trials
     # What was left open still is: another session may have other GPUs.
@@ -323,13 +323,13 @@ def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypat
 def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)
     monkeypatch.setattr(packing, "SMALL_MULTIPLICATIONS", 1000)
-    tables = tomllib.loads(SPEC.replace("epochs = 100", "epochs = 20"))
+    tables = tomllib.loads(SPEC.replace("epochs = 100", "epochs = 5"))
     ray.init(num_cpus=3, num_gpus=1, include_dashboard=False, logging_level="ERROR")
     try:
         for name, resources in (("both", {"gpus_per_trial": 1, "cpu_nodes": True}), ("alike", {})):
-            spec = search.with_trials(check(tables | {"resources": resources}), 16)
+            spec = search.with_trials(check(tables | {"resources": resources}), 8)
             outcome = search.session(spec, tmp_path / name, tmp_path, cluster.Cluster(spec.resources), "", show="quiet")
-            assert outcome.scored == 16
+            assert outcome.scored == 8
     finally:
         ray.shutdown()
     results = analysis.load(tmp_path / "both")
@@ -337,12 +337,12 @@ def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: py
     sizes, workload = trials[["width", "depth", "batch_size"]].to_numpy().tolist(), spec.workload
     small = [packing.small(workload.builder(w, d), workload.facts.in_shape, size) for w, d, size in sizes]
     assert [not given for given in on_gpu] == small
-    assert 0 < on_gpu.sum() < 16
+    assert 0 < on_gpu.sum() < 8
     for mine, theirs in zip(numbers(tmp_path / "both"), numbers(tmp_path / "alike"), strict=True):
         pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
     busy = analysis.busy(analysis.timeline(results))
     assert list(busy["name"]) == [platform.node(), f"{platform.node()} GPU 0"]
-    assert list(busy["trials"]) == [16, on_gpu.sum()]
+    assert list(busy["trials"]) == [8, on_gpu.sum()]
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])

@@ -54,6 +54,7 @@ def test_the_points_are_deepobs_own_in_single_precision() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 def test_the_study_gives_what_was_published(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "study", "run", "deepobs-quadratic", "--out", "out"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)

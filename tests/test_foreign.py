@@ -481,6 +481,7 @@ def test_files_in_a_package_and_modules_by_names_in_no_source_travel(tmp_path: P
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "workload",
@@ -500,6 +501,7 @@ def test_a_study_of_a_model_that_users_bring(workload: dict[str, Any], tmp_path:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 @pytest.mark.timeout(600)
 def test_a_study_of_all_that_users_bring(tmp_path: Path) -> None:
     """Model, data, optimizer, loss and score; it is confirmed, and goes on without what the user has by then."""
@@ -527,6 +529,7 @@ def test_a_study_of_all_that_users_bring(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 def test_a_study_goes_on_with_the_code_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the folder where the module lies, which has been edited since."""
     wider = NET.replace("nn.Linear(torch.Size(in_shape).numel(),", "nn.Sequential(nn.Linear(64, 30), nn.Linear(30,")
@@ -556,6 +559,7 @@ def test_a_study_goes_on_with_the_code_it_began_with(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 def test_a_model_that_breaks_harms_no_other_trial(tmp_path: Path) -> None:
     here = bring(tmp_path, workload={"model": "brought:Fragile"}, budget={"epochs": 3})
     ran = study(here, "run", "../mine/own.toml", "--plain")

@@ -486,6 +486,7 @@ def outlined(page: Path) -> str:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 @pytest.mark.timeout(600)
 def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Experiment 1 in full with few seeds: its weights, its verdicts, and that nothing runs twice."""
@@ -583,6 +584,7 @@ def test_data_are_redrawn_by_trial_and_shared_within() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
 @pytest.mark.timeout(1500)
 def test_the_whole_in_small_is_interrupted_resumed_and_reused(tmp_path: Path) -> None:
     """All but the CNN, cut to two epochs and two seeds; killed by Ctrl-C in mid-course, then run again, twice."""

@@ -275,7 +275,7 @@ def check(out: Path, *, real: bool) -> Section:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
-@pytest.mark.usefixtures("_without_mnist", "_few_lanes")
+@pytest.mark.usefixtures("one_worker", "_without_mnist", "_few_lanes")
 def test_a_tiny_run_on_digits_is_whole_and_reused(tmp_path: Path) -> None:
     run(tmp_path)
     found = check(tmp_path, real=False)
@@ -296,7 +296,7 @@ def _few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
-@pytest.mark.usefixtures("_few_lanes")
+@pytest.mark.usefixtures("one_worker", "_few_lanes")
 def test_a_tiny_run_on_mnist_has_the_report_s_layers(
     tmp_path: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import tomlkit
 from optuna.trial import TrialState
@@ -21,7 +22,7 @@ from optuna.trial import TrialState
 import analysis
 from study.search import open_storage
 from study.spec import read
-from tests.processes import said, started, workers
+from tests.processes import held, said, started, workers
 from tests.test_spec import changed
 
 KILLED = changed(
@@ -37,7 +38,7 @@ KILLED = changed(
     tuning={"sampler": "qmc", "scheduler": "none"},
     recording={"checkpoint_seconds": 0.0},
 )
-
+CONFIRMED = KILLED | {"confirm": {"top": 4, "seeds": 3}}
 
 LOST = r"trial (\d+): its worker was lost; the trial goes on in another"
 
@@ -49,7 +50,7 @@ def ended(folder: Path) -> int:
         return 0
 
 
-def wait_for(folder: Path, what: Callable[[], bool], running: subprocess.Popen[str]) -> None:
+def wait_for(folder: Path, what: Callable[[], object], running: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 240
     while not what():
         assert time.monotonic() < deadline, said(folder)
@@ -87,7 +88,7 @@ def whole(folder: Path, tables: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return whole(tmp_path_factory.mktemp("undisturbed"), KILLED)
+    return whole(tmp_path_factory.mktemp("undisturbed"), CONFIRMED)
 
 
 @pytest.fixture
@@ -136,68 +137,48 @@ def test_a_driver_killed_at_five_moments_loses_nothing(study: Path, undisturbed:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_signal_saves_what_runs_and_says_how_to_go_on(study: Path, undisturbed: Path) -> None:
-    def stop(running: subprocess.Popen[str]) -> None:
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(120) == 130
-        assert TrialState.RUNNING not in states(study).values()
-        assert set(analysis.load(study / "results/good").trials["outcome"]) <= {"completed", "interrupted"}
-
-    run_with(study, stop, 1)
-    assert "`study resume results/good` goes on" in said(study)
-    check_equal(study, undisturbed)
+def test_a_signal_saves_what_runs_and_a_killed_confirmation_goes_on(tmp_path: Path, undisturbed: Path) -> None:
+    (tmp_path / "spec.toml").write_text(tomlkit.dumps(CONFIRMED))
+    running = started(tmp_path, "run", "spec.toml")
+    wait_for(tmp_path, lambda: ended(tmp_path) >= 10, running)
+    running.terminate()
+    assert running.wait(120) == 130
+    assert TrialState.RUNNING not in states(tmp_path).values()
+    outcomes = analysis.load(tmp_path / "results/good").trials["outcome"]
+    assert set(outcomes) <= {"completed", "interrupted"}
+    assert len(outcomes) < 40
+    assert "`study resume results/good` goes on" in said(tmp_path)
+    running = started(tmp_path, "resume", "results/good")
+    confirmation = tmp_path / "results/good/confirm"
+    wait_for(tmp_path, lambda: len(list(confirmation.glob("trials.parquet/*"))) > 1, running)
+    with held(running):
+        assert len(analysis.load(confirmation).trials) < 4
+        running.kill()
+        assert running.wait(60) == -signal.SIGKILL
+    assert started(tmp_path, "resume", "results/good").wait(280) == 0, said(tmp_path)
+    check_equal(tmp_path, undisturbed)
+    mine, theirs = (analysis.load(folder / "results/good").confirmation for folder in (tmp_path, undisturbed))
+    assert mine
+    assert theirs
+    assert list(mine.trials["outcome"]) == ["completed"] * 4
+    timed = [name for name in mine.lanes if "seconds" in name]
+    pd.testing.assert_frame_equal(mine.lanes.drop(columns=timed), theirs.lanes.drop(columns=timed), check_exact=True)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
-    # Trials that take longer than a worker to start, or one worker would run all while the other is replaced.
-    tables = KILLED | {"budget": {"trials": 12, "epochs": 60}}
-    undisturbed, study = whole(tmp_path / "undisturbed", tables), tmp_path / "killed"
-    study.mkdir()
-    (study / "spec.toml").write_text(tomlkit.dumps(tables))
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(study: Path, undisturbed: Path) -> None:
     running = started(study, "run", "spec.toml")
-
-    def recovered() -> bool:
-        """Whether the trials that lost a worker have ended; one that lost two would be set aside."""
-        lost = {int(number) for number in re.findall(LOST, said(study))}
-        return not lost or lost <= set(analysis.load(study / "results/good").trials["trial"])
-
-    killed = 0
-    for moment in (1, 4, 7):
-        wait_for(
-            study, lambda moment=moment: ended(study) >= moment and recovered() and bool(workers(running)), running
-        )  # type: ignore[misc]
-        for process in workers(running)[:1]:
-            process.kill()
-            killed += 1
+    for moment in (3, 20):
+        wait_for(study, lambda moment=moment: ended(study) >= moment and len(workers(running)) == 2, running)  # type: ignore[misc]
+        killed, other = before = workers(running)
+        other.suspend()  # it would run all trials before there is another worker
+        killed.kill()
+        wait_for(study, lambda before=before: set(workers(running)) - set(before), running)  # type: ignore[misc]
+        other.resume()
     assert running.wait(280) == 0, said(study)
-    assert killed >= 2
     assert re.search(LOST, said(study))
-    check_equal(study, undisturbed, 12)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(400)
-def test_a_confirmation_is_killed_and_goes_on(tmp_path: Path) -> None:
-    tables = KILLED | {"budget": {"trials": 4, "epochs": 8}, "confirm": {"top": 4, "seeds": 3}}
-    confirmed = []
-    for name in ("undisturbed", "killed"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "spec.toml").write_text(tomlkit.dumps(tables))
-        running = started(folder, "run", "spec.toml")
-        if name == "killed":
-            wait_for(folder, lambda: len(list((folder / "results/good/confirm").glob("trials.parquet/*"))) > 1, running)  # noqa: B023
-            running.kill()
-            assert running.wait(60) == -signal.SIGKILL
-            running = started(folder, "resume", "results/good")
-        assert running.wait(280) == 0, said(folder)
-        again = analysis.load(folder / "results/good").confirmation
-        assert again
-        assert list(again.trials["outcome"]) == ["completed"] * 4
-        confirmed.append(again.lanes.drop(columns=[c for c in again.lanes if "seconds" in c]).to_csv())
-    assert confirmed[0] == confirmed[1]
+    check_equal(study, undisturbed)
 
 
 SMALL = KILLED | {"budget": {"trials": 10, "epochs": 8}}

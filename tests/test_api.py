@@ -171,8 +171,9 @@ except KeyboardInterrupt as stop:
     assert stop.outcome.folder.name == "mine-2"
     assert handlers() == before
     print(stop)
-    again = study.resume(str(stop.outcome.folder), more=1, show="quiet")
-assert (again.folder, again.ended, again.planned) == (stop.outcome.folder, 4, 4)
+    left = stop.outcome.folder
+again = study.resume(str(left), more=1, show="quiet")
+assert (again.folder, again.ended, again.planned) == (left, 4, 4)
 assert len(analysis.load(again.folder).trials) == 4
 """
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 import pyarrow as pa
+from filelock import FileLock
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from analysis.results import TRIES, ResultsError
@@ -38,7 +39,15 @@ def fetch(uri: str, folder: Path | None = None, unread: tuple[str, ...] = UNREAD
     Raises:
         ResultsError: if there are no results, or they cannot be read.
     """
-    folder = folder or cache_folder(uri, "fetched")
+    if folder:
+        return _fetched(uri, folder, unread)
+    folder = cache_folder(uri, "fetched")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # another reader would delete what its older listing lacks
+        return _fetched(uri, folder, unread)
+
+
+def _fetched(uri: str, folder: Path, unread: tuple[str, ...]) -> Path:
     try:
         system, root = FileSystem.from_uri(uri)
         for left in reversed(range(TRIES)):

@@ -324,7 +324,10 @@ class Results:
     def importance(self) -> pd.DataFrame:
         """How much each parameter matters (`IMPORTANCE`); empty if trials were too few, or the program too old."""
         file = self.path / IMPORTANCE_FILE
-        piece = _piece(file, "importance", IMPORTANCE) if file.is_file() else IMPORTANCE.empty_table()
+        try:
+            piece = _piece(file, "importance", IMPORTANCE)
+        except FileNotFoundError:
+            piece = IMPORTANCE.empty_table()
         frame: pd.DataFrame = piece.to_pandas()
         return frame
 
@@ -452,10 +455,13 @@ def _read(table: str, folder: Path) -> pd.DataFrame:
 
 def _pieces(table: str, folder: Path) -> list[pa.Table]:
     """The parts of a table. A study that runs may merge some after they were listed; the list is then made again."""
-    schema, left = TABLES[table], TRIES
+    schema, left, read = TABLES[table], TRIES, dict[Path, pa.Table]()
     while True:
+        listed = [file for _, _, file in parts(folder)]
         try:
-            return [_piece(file, table, schema) for _, _, file in parts(folder)] or [schema.empty_table()]
+            # What was read stays so: a large part takes longer than the next merge of small ones is away.
+            read |= {file: _piece(file, table, schema) for file in reversed(listed) if file not in read}
+            return [read[file] for file in listed] or [schema.empty_table()]
         except FileNotFoundError as error:
             left -= 1
             if not left:

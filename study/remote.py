@@ -288,7 +288,9 @@ class _Mirror(threading.Thread):
             else:
                 pause = min(2 * pause, RETRY_SECONDS)
         if self.lost and not self._ended.is_set():
-            os.kill(os.getpid(), signal.SIGINT)  # the study ends as if it had been stopped
+            # The study ends as if it had been stopped; what a shell started in the background ignores SIGINT.
+            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
 
     def _pushed(self) -> bool:
         """Push, and tell when the store goes and comes back."""

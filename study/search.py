@@ -681,11 +681,15 @@ def _stoppable() -> Iterator[None]:
 
     All three have their own handlers again at the end.
     """
+    told = False
 
     def stop(number: int, frame: object) -> None:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for what runs in the background
+        nonlocal told
+        first, told = not told, True
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.raise_signal(signal.SIGINT)
+        elif first:  # a shell's background: SIGINT does nothing; a second signal does not disturb what saves
             raise KeyboardInterrupt
-        signal.raise_signal(signal.SIGINT)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,10 +257,8 @@ def write_confirmation(
     return folder
 
 
-@pytest.fixture(autouse=True)
-def nothing_runs_on() -> Iterator[None]:
-    """A test that fails leaves no study running beside the next."""
-    yield
+def pytest_runtest_teardown() -> None:
+    """A test that fails, or its set-up, leaves no study running beside the next."""
     processes.end_all()
 
 

@@ -172,7 +172,7 @@ except KeyboardInterrupt as stop:
     assert handlers() == before
     print(stop)
     left = stop.outcome.folder
-again = study.resume(str(left), more=1, show="quiet")
+again = study.resume(left, more=1)
 assert (again.folder, again.ended, again.planned) == (left, 4, 4)
 assert len(analysis.load(again.folder).trials) == 4
 """

@@ -282,8 +282,16 @@ class OnTheProcessor(MLPTrainable):
     def setup(self, config: dict[str, Any]) -> None:
         super().setup({**config, "device": "cpu"})
 
+
+class Together(OnTheProcessor):
+    """One that begins when another worker runs one too."""
+
     def step(self) -> dict[str, Any]:
-        time.sleep(0.5)  # so that a trial takes longer than a worker to start
+        there = Path(str(self.trial.data_folder))
+        (there / f"worker-{os.getpid()}").touch()
+        until = time.monotonic() + 100
+        while len(list(there.glob("worker-*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
         return super().step()
 
 
@@ -294,7 +302,7 @@ class OnTheProcessor(MLPTrainable):
 )
 def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Ray's own accounting: of one GPU two trials take half each, however many processors there are."""
-    monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)
+    monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", Together)
     tables = tomllib.loads(SPEC.replace("epochs = 100", "epochs = 20")) | {"resources": resources}
     spec = search.with_trials(check(tables), 4)
     ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, logging_level="ERROR")

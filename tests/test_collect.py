@@ -97,7 +97,7 @@ def test_a_reader_follows_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(pq, "read_table", merged_meanwhile)
     assert stored(tmp_path) == list(range(8))
-    assert asked == ["0000001-0000001.parquet", "0000002-0000002.parquet", "0000001-0000008.parquet"]
+    assert asked == ["0000007-0000007.parquet", "0000006-0000006.parquet", "0000001-0000008.parquet"]
 
 
 def test_a_part_that_is_listed_but_not_there_is_named(tmp_path: Path) -> None:

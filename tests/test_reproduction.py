@@ -43,6 +43,7 @@ from study import reproduce, search
 from study.parts import place
 from study.spec import SHIPPED, Spec, SpecError, read
 from tests.conftest import curve_row
+from tests.processes import said, started
 from tests.test_cli import study
 from trainables import data
 
@@ -591,19 +592,14 @@ def test_the_whole_in_small_is_interrupted_resumed_and_reused(tmp_path: Path) ->
     command = ["reproduce", "--seeds", "2", "--epochs", "2", "--out", "out", "--plain"]
     names = [name for name in reproduce.EXPERIMENTS if name != "mnist"]
     only = [word for name in names for word in ("--only", name)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "study", *command, *only],
-        cwd=tmp_path,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as running:
-        deadline = time.monotonic() + 600
-        while not list(tmp_path.glob("out/layers/layers/trials.parquet/*.parquet")):
-            assert time.monotonic() < deadline
-            assert running.poll() is None
-            time.sleep(0.05)
-        running.send_signal(signal.SIGINT)
-        assert running.wait(120) == 130
+    running = started(tmp_path, *command, *only)
+    deadline = time.monotonic() + 600
+    while not list(tmp_path.glob("out/layers/layers/trials.parquet/*.parquet")):
+        assert time.monotonic() < deadline, said(tmp_path)
+        assert running.poll() is None, said(tmp_path)
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(120) == 130, said(tmp_path)
     before = {path: path.stat().st_mtime for path in tmp_path.glob("out/*/*/trials.parquet/*.parquet")}
     resumed = subprocess.run(
         [sys.executable, "-m", "study", *command, *only], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -455,13 +455,12 @@ def _read(table: str, folder: Path) -> pd.DataFrame:
 
 def _pieces(table: str, folder: Path) -> list[pa.Table]:
     """The parts of a table. A study that runs may merge some after they were listed; the list is then made again."""
-    schema, left, read = TABLES[table], TRIES, dict[Path, pa.Table]()
+    schema, left = TABLES[table], TRIES
     while True:
-        listed = [file for _, _, file in parts(folder)]
         try:
-            # What was read stays so: a large part takes longer than the next merge of small ones is away.
-            read |= {file: _piece(file, table, schema) for file in reversed(listed) if file not in read}
-            return [read[file] for file in listed] or [schema.empty_table()]
+            # The newest first: they are the next to be merged, and the oldest take longest to read.
+            pieces = [_piece(file, table, schema) for _, _, file in reversed(parts(folder))]
+            return pieces[::-1] or [schema.empty_table()]
         except FileNotFoundError as error:
             left -= 1
             if not left:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,15 +22,18 @@ def started(
 ) -> subprocess.Popen[str]:
     """A `study` command in a process group of its own, as a shell or a cluster starts it; see `said`."""
     with (folder / "output.txt").open("a") as output:
-        running = subprocess.Popen(
+        return watched(
             [sys.executable, *program, *arguments],
             cwd=folder,
             env=os.environ | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
         )
+
+
+def watched(command: list[str], **options: Any) -> subprocess.Popen[str]:
+    """Any command, in a process group of its own that ends with the test at the latest."""
+    running = subprocess.Popen(command, text=True, start_new_session=True, **options)
     _started.append(running)
     return running
 

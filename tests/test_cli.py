@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 import analysis
 from study.cli import main
 from study.spec import read
-from tests.processes import said, started
+from tests.processes import watched
 from tests.test_spec import changed
 from trainables.foreign import ForeignError
 
@@ -187,16 +187,18 @@ def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(
 ) -> None:
     endless = changed(budget={"trials": 4, "epochs": 1_000_000}, tuning={"scheduler": "none"})
     (tmp_path / "endless.toml").write_text(tomlkit.dumps(endless))
-    running = started(tmp_path, "run", "endless.toml")
+    command = [sys.executable, "-m", "study", "run", "endless.toml"]
+    running = watched(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     journal = tmp_path / "results/good/optuna.journal"
     while not (journal.is_file() and journal.read_text().count('"batch_size"') >= 2):  # two trials were suggested
-        assert running.poll() is None, said(tmp_path)
+        assert running.poll() is None
         time.sleep(0.2)
     time.sleep(3)
     running.send_signal(signal.SIGINT)
-    assert running.wait(120) == 130, said(tmp_path)
-    assert "interrupted: 0 of 4 trials ended" in said(tmp_path)
-    assert "report:  results/good/report/index.html" in said(tmp_path)
+    said, told = running.communicate(timeout=120)
+    assert running.returncode == 130, told
+    assert "interrupted: 0 of 4 trials ended" in told
+    assert "report:  results/good/report/index.html" in said
     trials = analysis.load(tmp_path / "results/good").trials
     assert len(trials) >= 2
     assert set(trials["outcome"]) == {"interrupted"}

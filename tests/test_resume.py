@@ -97,20 +97,6 @@ def study(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_with(folder: Path, disturb: Callable[[subprocess.Popen[str]], None], times: int) -> None:
-    """Run a study and disturb it so often at random moments, spread over its trials; then let it end."""
-    rng = random.Random(4)
-    moments = sorted(rng.sample(range(1, 36), times))
-    arguments = ["run", "spec.toml"]
-    for moment in moments:
-        running = started(folder, *arguments)
-        wait_for(folder, lambda moment=moment: ended(folder) >= moment, running)  # type: ignore[misc]
-        time.sleep(rng.random() / 2)
-        disturb(running)
-        arguments = ["resume", "results/good"]
-    assert started(folder, *arguments).wait(280) == 0, said(folder)
-
-
 def check_equal(folder: Path, undisturbed: Path, trials: int = 40) -> None:
     """The study has so many trials, which are the first of the other's."""
     found, mine = states(folder), numbers(folder)
@@ -127,11 +113,16 @@ def check_equal(folder: Path, undisturbed: Path, trials: int = 40) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_driver_killed_at_five_moments_loses_nothing(study: Path, undisturbed: Path) -> None:
-    def kill(running: subprocess.Popen[str]) -> None:
+    rng = random.Random(4)
+    arguments = ["run", "spec.toml"]
+    for moment in sorted(rng.sample(range(1, 36), 5)):
+        running = started(study, *arguments)
+        wait_for(study, lambda moment=moment: ended(study) >= moment, running)  # type: ignore[misc]
+        time.sleep(rng.random() / 2)
         running.kill()
         assert running.wait(60) == -signal.SIGKILL
-
-    run_with(study, kill, 5)
+        arguments = ["resume", "results/good"]
+    assert started(study, *arguments).wait(280) == 0, said(study)
     check_equal(study, undisturbed)
 
 

@@ -2,8 +2,9 @@
 
 A results folder holds `spec.toml`, `provenance.json` and three tables. Each table is a folder of Parquet parts that
 only ever grows: a part is named `FIRST-LAST.parquet` after the appends that it holds, so a part that has been merged
-into a wider one is recognised by its name and skipped. Writer (`study.collect`) and reader share the schemas below.
-A fourth, `importance.parquet`, follows from the trials: it is one file, which `study.importance` writes anew.
+into a wider one is recognised by its name and skipped. Writer (`study.results.writer`) and reader share
+the schemas below.
+A fourth, `importance.parquet`, follows from the trials: it is one file, which `study.tuning.importance` writes anew.
 
 A subfolder `confirm/` is a results folder too: the winners run again on fresh seeds, each at its tuned learning rate.
 """

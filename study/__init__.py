@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         resume,
         run,
     )
-    from study.spec import (
+    from study.spec.model import (
         Spec,
         SpecError,
         check,
@@ -41,7 +41,7 @@ __all__ = [
     "run",
 ]
 
-_HOMES = ("study.spec", "trainables.data", "study.search")
+_HOMES = ("study.spec.model", "trainables.data", "study.search")
 """The modules that hold these names, the quickest to import first."""
 
 

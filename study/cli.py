@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from click.shell_completion import CompletionItem
 
-from trainables import files
+from trainables import storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from study.manifest import Kind
-    from study.progress import Show
+    from study.cluster.manifest import Kind
+    from study.progress.display import Show
     from study.search import Outcome
-    from study.spec import Spec
+    from study.spec.model import Spec
 
 
 class Folder(click.Path):
@@ -42,7 +42,7 @@ class Place(Folder):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read one or the other; see the class."""
         try:
-            place = files.place(value)
+            place = storage.place(value)
         except ValueError as error:
             self.fail(str(error))
         return place if isinstance(place, str) else super().convert(value, param, ctx)
@@ -138,7 +138,7 @@ def init(file: Path, yes: bool, **given: str | int | None) -> None:
 
     On a terminal it asks for what is not given; elsewhere that takes its default. A file that is there stays as it is.
     """
-    from study.init import make, on_terminal
+    from study.spec.init import make, on_terminal
 
     answers = {question: answer for question, answer in given.items() if answer is not None}
     make(file, answers, ask=not yes and on_terminal())
@@ -165,12 +165,13 @@ def run(
     show: str | None,
 ) -> None:
     """Run the study of SPEC, a TOML file or the name of a shipped one, and write its report."""
-    from study import remote, search
+    from study import search
+    from study.results import mirror
 
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     if go_on and out is None:
         raise click.UsageError("--resume needs --out, the folder to go on in")
-    there = go_on and remote.has_study(str(out))
+    there = go_on and mirror.has_study(str(out))
     if there:
         _go(search.resume, out, like=study, address=address, wait=wait, show=show)
     else:
@@ -216,12 +217,12 @@ def submit(
     wait: float,
 ) -> None:
     """Send the study of SPEC to a cluster as a job, follow it, and fetch its results; it goes on if it is there."""
-    from study import submit as jobs
+    from study.cluster import submit as jobs
 
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     to = to or Path("results") / study.name
     ended = jobs.submit(study, address, out, wait=wait, to=to, say=click.echo)
-    if files.is_uri(out):
+    if storage.is_uri(out):
         click.echo(f"results: {out}; `study report {shlex.quote(out)}` reads them there")
     elif (to / "spec.toml").is_file():
         click.echo(f"results: {_shown(to)}")
@@ -253,8 +254,8 @@ def manifest(
 
     All of them end in the same `study run`, and go on with a study that is there already.
     """
-    from study.manifest import render
-    from study.spec import read
+    from study.cluster.manifest import render
+    from study.spec.model import read
 
     text = render(
         kind,
@@ -275,7 +276,7 @@ def manifest(
 @click.option("--port", default=8080, show_default=True, help="Where to listen, on this machine alone.")
 def dashboard(folder: Path, port: int) -> None:
     """Start optuna-dashboard on the study in FOLDER, also while it runs."""
-    from study.dashboard import serve
+    from study.tuning.dashboard import serve
 
     serve(folder, port=port)
 
@@ -289,18 +290,21 @@ def check(
     spec: str, trials: int | None, epochs: int | None, seeds: int | None, address: str | None, out: Path | str
 ) -> None:
     """Validate SPEC and print what running it means: cells, lanes, memory, time."""
-    from study import cluster, foreign, packing, plan, preflight
+    from study import plan
+    from study.cluster import nodes as preflight
+    from study.cluster import packing, ray
+    from study.usercode import bundle
 
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     nodes = []
     with ExitStack() as stack:
         if address:  # first: what is wrong there is told before anything is measured here, which takes longer
-            cluster.reach(address)
+            ray.reach(address)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             study.bring(scratch)
-            code = foreign.code_of(scratch)
-            on = stack.enter_context(cluster.connected(study, address, own=code))
-            nodes = preflight.fit_nodes(out, foreign.needed(study.tables()), code)
+            code = bundle.code_of(scratch)
+            on = stack.enter_context(ray.connected(study, address, own=code))
+            nodes = preflight.fit_nodes(out, bundle.needed(study.tables()), code)
             study = packing.resolved(study, on)
         probes = plan.probed(study)
         click.echo(plan.describe(study, probes))
@@ -326,7 +330,7 @@ def list_specs() -> None:
 @click.argument("folder", type=_PLACE)
 def status(folder: Path | str) -> None:
     """Say how far the study in FOLDER, or at a URI, is: trials by outcome, and the best so far."""
-    from study import watch
+    from study.progress import status as watch
 
     click.echo(watch.status(folder))
 
@@ -335,7 +339,9 @@ def status(folder: Path | str) -> None:
 @click.argument("folders", type=_PLACE, nargs=-1, required=True, metavar="FOLDER...")
 def report(folders: tuple[Path | str, ...]) -> None:
     """Write the report of the studies in FOLDER..., or at URIs, into the first."""
-    from study import importance, remote, search
+    from study import search
+    from study.results import mirror
+    from study.tuning import importance
 
     for folder in folders:
         if isinstance(folder, Path):
@@ -344,8 +350,8 @@ def report(folders: tuple[Path | str, ...]) -> None:
     click.echo(f"report:  {_shown(page)}")
     if isinstance(first := folders[0], str):
         try:
-            remote.send(page.parent, files.join(first, page.parent.name))
-            click.echo(f"sent to: {files.join(first, page.parent.name, page.name)}")
+            mirror.send(page.parent, storage.join(first, page.parent.name))
+            click.echo(f"sent to: {storage.join(first, page.parent.name, page.name)}")
         except OSError as error:
             click.echo(f"study: {first}: the report could not be sent there ({error})", err=True)
 
@@ -362,8 +368,8 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
 
     Experiments are linear, cubic-linear, mlp, regimes, mnist and layers. What was finished before is not run again.
     """
-    from study import reproduce as reproduction
-    from study.spec import SpecError
+    from study.spec.model import SpecError
+    from study.verify import reproduce as reproduction
 
     if unknown := [name for name in only if name not in reproduction.EXPERIMENTS]:
         valid = ", ".join(reproduction.EXPERIMENTS)
@@ -387,7 +393,7 @@ def bench(only: str, device: str, out: Path | None) -> None:
     """Measure lanes and whole searches beside the usual ways, in one run on this machine."""
     from rich.console import Console
 
-    from study import bench as measurements
+    from study.verify import bench as measurements
 
     found = measurements.run(only, device)
     measurements.show(found, Console())
@@ -397,7 +403,7 @@ def bench(only: str, device: str, out: Path | None) -> None:
 
 def _shipped(pattern: str) -> dict[str, str]:
     """Shipped specs by name, each with a line about it."""
-    folder = Path(__file__).parent / "specs"
+    folder = Path(__file__).parent / "spec" / "shipped"
     specs = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.glob(pattern))}
     return {name: tomllib.loads(file.read_text(encoding="utf-8"))["description"] for name, file in specs.items()}
 
@@ -433,7 +439,7 @@ def _show(chosen: str | None) -> Show:
 
 
 def _read(spec: str, *, trials: int | None, epochs: int | None, seeds: int | None) -> Spec:
-    from study.spec import read
+    from study.spec.model import read
 
     budget = {"trials": trials, "epochs": epochs}
     changes = {"budget": {key: value for key, value in budget.items() if value is not None}}
@@ -447,6 +453,6 @@ def _command() -> str:
 
 
 def _shown(place: Path | str) -> str:
-    from study import remote
+    from study.results import mirror
 
-    return remote.typed(place)
+    return mirror.typed(place)

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 import torch
 
 from analysis.results import regime
-from study import packing
+from study.cluster import packing
 from study.search import planned_trials
-from study.spec import Spec
-from trainables import data, engines, equality, lanes, models
+from study.spec.model import Spec
+from trainables import data, models
 from trainables.data import Split
-from trainables.foreign import ForeignError, is_foreign
-from trainables.general import TRIED_EXAMPLES
+from trainables.engines import eager as engines
+from trainables.lanes import equality
+from trainables.lanes import train as lanes
+from trainables.lanes.stack import Batches, Lane, Stack, grid
 from trainables.rules import named
-from trainables.stack import Batches, Lane, Stack, grid
+from trainables.usercode.importing import ForeignError, is_foreign
+from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
 # A probe times so many seconds of updates, on batches of at most so many examples, and scales.
 PROBE_SECONDS = 0.2

@@ -20,11 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study import cluster, foreign, remote
-from study.cluster import Cluster
-from study.spec import Spec, SpecError, check, read
-from trainables import data, files
-from trainables.foreign import CODE, is_foreign
+from study.cluster import ray
+from study.cluster.ray import Cluster
+from study.results import mirror
+from study.spec.model import Spec, SpecError, check, read
+from study.usercode import bundle
+from trainables import data
+from trainables import storage as files
+from trainables.usercode.importing import CODE, is_foreign
 
 if TYPE_CHECKING:
     import optuna
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from study.confirm import Winner
-    from study.progress import Show
-    from study.trackers import Listener
+    from study.progress.display import Show
+    from study.progress.trackers import Listener
 
 
 # Optuna's tqdm and Ray ask for ipywidgets in a notebook; our progress does without.
@@ -155,7 +158,7 @@ def run(
     place = None if out is None else _place(out)
     if place is None:
         return _run(spec, None, address, wait, command, show)
-    with remote.mirrored(place, command, _tell, new=True) as folder:
+    with mirror.mirrored(place, command, _tell, new=True) as folder:
         return _run(spec, folder, address, wait, command, show)
 
 
@@ -171,7 +174,7 @@ def _run(spec: Spec, out: Path | None, address: str | None, wait: float, command
         # Ray sets handlers of its own in between.
         for note in spec.bring(folder):
             _tell(f"note: {note}")
-        with _stoppable(), cluster.connected(spec, address, wait, foreign.code_of(folder)) as on, _stoppable():
+        with _stoppable(), ray.connected(spec, address, wait, bundle.code_of(folder)) as on, _stoppable():
             _look_over(on, spec, folder)
             outcome = session(spec, folder, data_folder, on, command, show=show)
     finally:
@@ -208,7 +211,7 @@ def resume(
         SpecError, DataError, Halted, Interrupted: as `run`; SpecError also if the folder holds no study, or another
             process runs it.
     """
-    with remote.mirrored(_place(folder), command, _tell) as here:
+    with mirror.mirrored(_place(folder), command, _tell) as here:
         if like:
             same(like, here)
             _tell_what_stays(like, here)
@@ -217,9 +220,9 @@ def resume(
 
 def _resume(folder: Path, more: int, address: str | None, wait: float, command: str, show: Show) -> Outcome:
     """As `resume`, in a folder of this machine."""
-    from study.collect import deciding, provenance_of
     from study.confirm import FOLDER
-    from study.recovery import held
+    from study.results.recovery import held
+    from study.results.writer import deciding, provenance_of
 
     file = folder / "spec.toml"
     if not file.is_file():
@@ -247,14 +250,14 @@ def _resume(folder: Path, more: int, address: str | None, wait: float, command: 
             raise SpecError(
                 f"--trials {more}", [f"tuning.fair shares them among {count}; valid: {more - rest + count}"]
             )
-    for file in foreign.edited_elsewhere(folder):
+    for file in bundle.edited_elsewhere(folder):
         _tell(f"note: {file} is no part of the copy and has been edited since; trials run it as it is now")
-    if edited := foreign.edited(folder):
+    if edited := bundle.edited(folder):
         which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
-        begun = files.join(remote.home(folder), CODE)
+        begun = files.join(mirror.home(folder), CODE)
         _tell(f"note: {which} {have} been edited since; the study goes on with the code it began with, in {begun}")
     data_folder = _data_folder(spec)
-    with _stoppable(), cluster.connected(spec, address, wait, foreign.code_of(folder)) as on, _stoppable():
+    with _stoppable(), ray.connected(spec, address, wait, bundle.code_of(folder)) as on, _stoppable():
         _look_over(on, spec, folder)
         outcome = session(spec, folder, data_folder, on, command, show=show)
     return _with_report(outcome)
@@ -269,7 +272,7 @@ def write_report(folders: Sequence[Path | str]) -> Path:
     from analysis import report
 
     again = shlex.join(
-        ["study", "report", *(str(each if isinstance(each, str) else remote.home(each)) for each in folders)]
+        ["study", "report", *(str(each if isinstance(each, str) else mirror.home(each)) for each in folders)]
     )
     try:
         return report.write_report(folders, command=again)
@@ -286,7 +289,7 @@ def _with_report(outcome: Outcome) -> Outcome:
     assert isinstance(outcome.folder, Path)
     report = None if results.load(outcome.folder).trials.empty else write_report([outcome.folder])
     # Where everybody finds them, should the folder be the spool of a URI.
-    outcome = replace(outcome, folder=remote.home(outcome.folder), report=report and remote.home(report))
+    outcome = replace(outcome, folder=mirror.home(outcome.folder), report=report and mirror.home(report))
     if outcome.interrupted:
         raise Interrupted(outcome)
     return outcome
@@ -313,7 +316,7 @@ def one_ray() -> Iterator[Callable[[Spec], Cluster]]:
         def on(spec: Spec) -> Cluster:
             if not found:
                 stack.enter_context(_stoppable())
-                found.append(stack.enter_context(cluster.connected(spec, None)))
+                found.append(stack.enter_context(ray.connected(spec, None)))
                 stack.enter_context(_stoppable())
             return found[0]
 
@@ -350,24 +353,24 @@ def run_all(
 
 def same(spec: Spec, folder: Path) -> None:
     """Raise a `SpecError` unless the study in a results folder is that of a spec."""
-    from study.collect import deciding
+    from study.results.writer import deciding
 
     there, asked = deciding(read(folder / "spec.toml")), deciding(spec)
     if changed := sorted(key for key in asked | there if there.get(key) != asked.get(key)):
         advice = "give a folder of its own, or the spec as it was"
-        raise SpecError(f"--out {remote.home(folder)}", [f"holds a study with another {', '.join(changed)}; {advice}"])
+        raise SpecError(f"--out {mirror.home(folder)}", [f"holds a study with another {', '.join(changed)}; {advice}"])
 
 
 def _tell_what_stays(spec: Spec, folder: Path) -> None:
     """Tell what a spec asks of a study in a results folder that may change, and that only its own spec.toml changes."""
-    from study.collect import flat
+    from study.results.writer import flat
 
     there, asked = read(folder / "spec.toml"), _with_absolute_storage(with_trials(spec, planned_trials(spec)))
     old, new = flat(there), flat(asked)
     changed = sorted(key for key in old | new if old.get(key) != new.get(key))
     if not changed:
         return
-    home, advice = remote.home(folder), []
+    home, advice = mirror.home(folder), []
     if any(key.split(".")[0] in ("resources", "recording", "confirm") for key in changed):
         advice.append(
             f"to change resources, recording or confirm, edit {files.join(home, 'spec.toml')} and go on with it"
@@ -395,7 +398,7 @@ def _data_folder(spec: Spec) -> Path:
 
 def _packed(spec: Spec, on: Cluster) -> Spec:
     """The spec with the share of a GPU that a trial takes, which the cluster then counts by too."""
-    from study import packing
+    from study.cluster import packing
 
     spec = packing.resolved(spec, on)
     on.resources = spec.resources
@@ -405,11 +408,11 @@ def _packed(spec: Spec, on: Cluster) -> Spec:
 def _look_over(on: Cluster, spec: Spec, folder: Path) -> None:
     """See whether the nodes are fit, where others started them, and those that join later."""
     if on.joined:
-        from study import preflight
+        from study.cluster import nodes
 
-        place, modules, code = remote.home(folder), foreign.needed(spec.tables()), foreign.code_of(folder)
-        preflight.fit_nodes(place, modules, code)
-        on.look_over = partial(preflight.joined, place=place, modules=modules, code=code)
+        place, modules, code = mirror.home(folder), bundle.needed(spec.tables()), bundle.code_of(folder)
+        nodes.fit_nodes(place, modules, code)
+        on.look_over = partial(nodes.joined, place=place, modules=modules, code=code)
 
 
 def with_trials(spec: Spec, trials: int) -> Spec:
@@ -441,38 +444,39 @@ def session(spec: Spec, folder: Path, data_folder: Path, on: Cluster, command: s
         data_folder: where downloaded data lie, absolute.
         on: that Ray.
         command: for the provenance.
-        show: see `study.progress.Show`.
+        show: see `study.progress.display.Show`.
     """
-    from study import collect, confirm
-    from study.recovery import held
+    from study import confirm
+    from study.results import writer
+    from study.results.recovery import held
 
     packed = _packed(spec, on)  # what is open stays so in the folder: another session may have other GPUs
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, command), _disk(folder):
         text = spec.to_toml()
-        sessions = [*(collect.provenance_of(folder).get("sessions") or []), collect.session(command)]
+        sessions = [*(writer.provenance_of(folder).get("sessions") or []), writer.session(command)]
         sessions[-1]["nodes"] = on.seen  # as they come
-        collect.write_text(folder / "spec.toml", text)
-        collect.write_provenance(folder, spec, sessions, finished=False)
+        writer.write_text(folder / "spec.toml", text)
+        writer.write_provenance(folder, spec, sessions, finished=False)
 
         def note(kind: str, text: str) -> None:
             """Keep what befell nodes and workers for the report; what cannot be written now is with the next."""
-            sessions[-1]["events"].append({"time": collect.now(), "kind": kind, "text": text})
+            sessions[-1]["events"].append({"time": writer.now(), "kind": kind, "text": text})
             with suppress(OSError):
-                collect.write_provenance(folder, spec, sessions, finished=False)
+                writer.write_provenance(folder, spec, sessions, finished=False)
 
         outcome = _trials(packed, folder, data_folder, on, show, note)
         if spec.confirm and not outcome.interrupted and outcome.scored:
             winners = confirm.winners(spec, folder)
             below, final = folder / confirm.FOLDER, confirm.confirmation(spec, len(winners))
-            collect.write_text(below / "spec.toml", final.to_toml())
-            collect.write_provenance(below, final, sessions, finished=False)
+            writer.write_text(below / "spec.toml", final.to_toml())
+            writer.write_provenance(below, final, sessions, finished=False)
             confirmed = _trials(confirm.confirmation(packed, len(winners)), below, data_folder, on, show, note, winners)
-            collect.write_provenance(below, final, sessions, finished=not confirmed.interrupted)
+            writer.write_provenance(below, final, sessions, finished=not confirmed.interrupted)
             total = outcome.ended + confirmed.ended, outcome.planned + confirmed.planned
             outcome = Outcome(folder, *total, outcome.scored)
-        sessions[-1]["ended"] = collect.now()
-        collect.write_provenance(folder, spec, sessions, finished=not outcome.interrupted)
+        sessions[-1]["ended"] = writer.now()
+        writer.write_provenance(folder, spec, sessions, finished=not outcome.interrupted)
         return outcome
 
 
@@ -493,19 +497,19 @@ def _trials(
     # Ray, Optuna and Tune are imported once cluster.connected has set their environment.
     from ray import tune
 
-    from study import importance
-    from study.collect import MAX_FAILURES, Collector
-    from study.outcomes import TruthfulSearch
-    from study.progress import ProgressDisplay
-    from study.recovery import reconcile, repair_files
-    from study.schedulers import scheduler
-    from study.space import Space
+    from study.progress.display import ProgressDisplay
+    from study.results.recovery import reconcile, repair_files
+    from study.results.writer import MAX_FAILURES, Collector
+    from study.tuning import importance
+    from study.tuning.schedulers import scheduler
+    from study.tuning.searcher import TruthfulSearch
+    from study.tuning.space import Space
     from trainables.tune import trainable
 
     planned = spec.budget.trials
     (folder / "checkpoints").mkdir(exist_ok=True)
-    checkpoints = files.join(remote.home(folder), "checkpoints")
-    fixed, code = {n: w.learning_rate for n, w in enumerate(winners or [])}, foreign.code_of(folder)
+    checkpoints = files.join(mirror.home(folder), "checkpoints")
+    fixed, code = {n: w.learning_rate for n, w in enumerate(winners or [])}, bundle.code_of(folder)
     space = Space(spec, str(data_folder), checkpoints, fixed, str(code) if code else "")
     display = ProgressDisplay(spec, planned, show)
     repair_files(folder, display.say)
@@ -598,16 +602,16 @@ def open_storage(spec: Spec, folder: Path, say: Callable[[str], None] = lambda t
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    from study.outcomes import directions
-    from study.recovery import JOURNAL
+    from study.results.recovery import JOURNAL
+    from study.tuning.searcher import directions
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = _database(spec, say) or JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     towards = directions(spec.tuning.objectives, spec.workload.metric)
     study = optuna.create_study(storage=storage, study_name=spec.name, directions=towards, load_if_exists=True)
     if spec.tuning.storage:
-        of, here = study.user_attrs.get("results"), str(remote.home(folder))
-        if of and of != here and remote.has_study(of):
+        of, here = study.user_attrs.get("results"), str(mirror.home(folder))
+        if of and of != here and mirror.has_study(of):
             raise SpecError("tuning.storage", [f"its study {spec.name} is that of {of}, not of {here}"])
         if of != here:  # new, or moved
             study.set_user_attr("results", here)
@@ -622,7 +626,7 @@ def claim_storage(spec: Spec, folder: Path) -> None:
     """
     import optuna
 
-    from study.outcomes import directions
+    from study.tuning.searcher import directions
 
     if database := _database(spec):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -635,7 +639,7 @@ def claim_storage(spec: Spec, folder: Path) -> None:
         except optuna.exceptions.DuplicatedStudyError as error:
             message = f"holds a study called {name} already; change the spec's name, or `study resume` its folder"
             raise SpecError("tuning.storage", [message]) from error
-        study.set_user_attr("results", str(remote.home(folder)))
+        study.set_user_attr("results", str(mirror.home(folder)))
 
 
 def release_storage(spec: Spec) -> None:
@@ -649,7 +653,7 @@ def release_storage(spec: Spec) -> None:
 def _database(spec: Spec, say: Callable[[str], None] = lambda text: None) -> BaseStorage | None:
     import sqlalchemy.exc
 
-    from study import database
+    from study.tuning import storage as database
 
     if not spec.tuning.storage:
         return None
@@ -661,7 +665,7 @@ def _database(spec: Spec, say: Callable[[str], None] = lambda text: None) -> Bas
 
 
 def _trackers(spec: Spec, folder: Path, display: Any) -> list[Listener]:
-    from study import trackers
+    from study.progress import trackers
 
     found: list[Listener] = []
     if spec.recording.tensorboard:
@@ -718,7 +722,7 @@ def _disk(folder: Path) -> Iterator[None]:
         # Optuna's name for whatever a database says.
         databases = [each for each in chain if type(each).__name__ == "StorageInternalError"]
         why += [str(each.__cause__ or each).splitlines()[0] for each in databases if each]
-        if files.is_uri(home := remote.home(folder)):  # Arrow's errors have no number
+        if files.is_uri(home := mirror.home(folder)):  # Arrow's errors have no number
             why += [str(each) for each in chain if isinstance(each, OSError)]
         if not why:
             raise

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread a process, before torch is imported, and inherited by what tests start: the test workers' threads would
+# spin against one another, which makes small updates ten times as expensive.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what tests start would compile torch from source each time
+
 import itertools
 import json
 import math
-import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainables import data, engines, lanes, models
+from trainables import data, models
 from trainables.data import Data
-from trainables.lanes import Budget
+from trainables.engines import eager
+from trainables.lanes import train
+from trainables.lanes.stack import Builder, Lane, Stack, batch_order, initialise
+from trainables.lanes.train import Budget
 from trainables.rules import named
-from trainables.stack import Builder, Lane, Stack, batch_order, initialise
 
 CPU = torch.device("cpu")
 TRAINING = 100  # not a multiple of 32: every epoch ends in a short batch
@@ -37,9 +39,9 @@ def builder(family: str) -> Builder:
     return partial(models.build, family, facts.in_shape, facts.out_features, **arguments)
 
 
-def made(family: str, batch_size: int, stack: Stack, engine: str = "eager") -> engines.Engine:
+def made(family: str, batch_size: int, stack: Stack, engine: str = "eager") -> eager.Engine:
     facts = data.CATALOGUE[FAMILIES[family][0]]
-    return engines.choose(builder(family), facts.in_shape, facts.task, batch_size, stack, None, engine)
+    return eager.choose(builder(family), facts.in_shape, facts.task, batch_size, stack, None, engine)
 
 
 def trained(
@@ -56,7 +58,7 @@ def trained(
     stack = Stack.build(builder(family), configurations, named(rule), torch.float64, CPU)
     stack.at_once = at_once or stack.at_once
     workload, maker = small(FAMILIES[family][0]), made(family, batch_size, stack, engine)
-    for _ in lanes.train(stack, maker, workload, batch_size, Budget(updates=updates), **how):
+    for _ in train.train(stack, maker, workload, batch_size, Budget(updates=updates), **how):
         pass
     return stack
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 from rich.console import Console
 
-import trainables.bench
-from study import bench
-from trainables.bench import WORKS, Work
+import trainables.engines.bench
+from study.verify import bench
+from trainables.engines.bench import WORKS, Work
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("work", WORKS, ids=[work.name for work in WORKS])
 def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainables.bench, "TURN_SECONDS", 1e-3)
+    monkeypatch.setattr(trainables.engines.bench, "TURN_SECONDS", 1e-3)
     small = dataclasses.replace(work, lanes=4, examples=min(work.examples, 300), batch_size=min(work.batch_size, 300))
-    rows = trainables.bench.measure(small, torch.device("cpu"), rounds=1)
+    rows = trainables.engines.bench.measure(small, torch.device("cpu"), rounds=1)
     assert [row.engine for row in rows] == ["eager", "compiled"]
     for row in rows:
         assert row.name == work.name
@@ -34,10 +34,12 @@ def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.Mon
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")  # caches are off on purpose
 def test_the_regime_figure_is_summed_over_its_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainables.bench, "TURN_SECONDS", 1e-3)
-    small = [(dataclasses.replace(work, lanes=4, seeds=2), updates) for work, updates in trainables.bench.FIGURE[:2]]
-    monkeypatch.setattr(trainables.bench, "FIGURE", small)
-    found = trainables.bench.figure(rounds=1)
+    monkeypatch.setattr(trainables.engines.bench, "TURN_SECONDS", 1e-3)
+    small = [
+        (dataclasses.replace(work, lanes=4, seeds=2), updates) for work, updates in trainables.engines.bench.FIGURE[:2]
+    ]
+    monkeypatch.setattr(trainables.engines.bench, "FIGURE", small)
+    found = trainables.engines.bench.figure(rounds=1)
     assert found.ratio == pytest.approx(found.loop_seconds / found.lane_seconds)
     assert found.loop_seconds > 1
     console = Console(width=80, file=io.StringIO(), record=True)
@@ -47,10 +49,10 @@ def test_the_regime_figure_is_summed_over_its_updates(monkeypatch: pytest.Monkey
 
 def test_operations_are_two_per_product_and_three_passes() -> None:
     mlp = next(work for work in WORKS if work.name == "2-16-8-1 MLP, batch 32")
-    assert trainables.bench.operations(mlp) == 6 * 32 * (2 * 16 + 16 * 8 + 8)
+    assert trainables.engines.bench.operations(mlp) == 6 * 32 * (2 * 16 + 16 * 8 + 8)
     cnn = next(work for work in WORKS if work.name == "4-8 channel CNN, batch 4")
     products = 25 * 4 * 24 * 24 + 25 * 4 * 8 * 8 * 8 + 128 * 32 + 32 * 16 + 16 * 10
-    assert trainables.bench.operations(cnn) == 6 * 4 * products
+    assert trainables.engines.bench.operations(cnn) == 6 * 4 * products
 
 
 def test_the_torch_part_needs_torch_and_numpy_alone(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from optuna.trial import TrialState
 
 import analysis
 from study.cli import main
-from study.spec import read
+from study.spec.model import read
 from tests.processes import watched
 from tests.test_spec import changed
-from trainables.foreign import ForeignError
+from trainables.usercode.importing import ForeignError
 
 HEAVY = ("torch", "ray", "matplotlib", "optuna", "pandas", "pydantic")
 TINY = changed(

@@ -23,8 +23,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import analysis
-from study import cluster, packing, search, watch
-from study.spec import check
+from study import search
+from study.cluster import packing
+from study.cluster import ray as cluster
+from study.progress import status
+from study.spec.model import check
 from tests.nodes import Nodes, why_not
 from tests.processes import held
 from tests.test_cli import study
@@ -319,7 +322,7 @@ def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypat
     # What was left open still is: another session may have other GPUs.
     assert results.spec["resources"]["gpus_per_trial"] == resources["gpus_per_trial"]
     assert {stint["share"] for stints in trials["stints"] for stint in stints} == {0.5}
-    assert re.search(r"cost .*CPU-hours, .*GPU-hours", watch.status(tmp_path / "out"))
+    assert re.search(r"cost .*CPU-hours, .*GPU-hours", status.status(tmp_path / "out"))
     ends = trials["started"] + trials["wall_seconds"]
     at_once = [int(((trials["started"] <= when) & (ends > when)).sum()) for when in trials["started"]]
     assert max(at_once) == 2

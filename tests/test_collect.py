@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import results
-from study import collect
-from study.collect import Table
-from study.spec import check
+from study.results import writer
+from study.results.writer import Table
+from study.spec.model import check
 from tests.conftest import lane_row
 from tests.test_spec import changed
 
@@ -53,11 +53,11 @@ def test_a_lane_ends_in_its_own_way_or_with_its_trial(
     diverged: int | None, stopped: int | None, ended: str, outcome: str
 ) -> None:
     lane = {"diverged_update": diverged, "stopped_update": stopped}
-    assert collect._lane_outcome(lane, ended) == outcome
+    assert writer._lane_outcome(lane, ended) == outcome
 
 
 def test_every_updates_loss_becomes_a_curve() -> None:
-    progress = collect.Course()
+    progress = writer.Course()
     progress.add(7, [0, 2], (5, 160, 0.5, 1.25), "batch", "loss", [0.1, 0.2])
     assert progress.curves["lane"] == [0, 2]
     assert progress.curves["value"] == [0.1, 0.2]
@@ -144,15 +144,15 @@ def test_a_row_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
 
 def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
     spec = check(changed(tuning__seed=3, lanes__seeds=2, confirm={"seeds": 2}))
-    sessions = [collect.session("study run good") | {"started": "2026-01-02T00:00:00+00:00"}]
-    collect.write_provenance(tmp_path, spec, sessions, finished=False)
+    sessions = [writer.session("study run good") | {"started": "2026-01-02T00:00:00+00:00"}]
+    writer.write_provenance(tmp_path, spec, sessions, finished=False)
     found = json.loads((tmp_path / "provenance.json").read_text())
     assert found["command"] == "study run good"
     assert found["started"] == "2026-01-02T00:00:00+00:00"
     assert found["finished"] is None
     assert found["seeds"] == {"root": 3, "lanes": [3_000_000, 3_000_001], "confirm": [3_500_000, 3_500_001]}
-    assert collect.provenance_of(tmp_path)["sessions"] == sessions
-    assert found["spec"] == json.loads(json.dumps(collect.deciding(spec)))
+    assert writer.provenance_of(tmp_path)["sessions"] == sessions
+    assert found["spec"] == json.loads(json.dumps(writer.deciding(spec)))
     assert found["spec"]["lanes.seeds"] == 2
     first = found["sessions"][0]
     assert {"python", "torch", "ray", "optuna"} <= set(first["versions"])
@@ -160,7 +160,7 @@ def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
     assert first["hardware"]["memory_bytes"] > 2**28
     assert found["data"]["loss"] == "mean squared error in variances of y"
     plain = check(changed(workload__standardize=False))
-    collect.write_provenance(tmp_path, plain, sessions, finished=True)
+    writer.write_provenance(tmp_path, plain, sessions, finished=True)
     found = json.loads((tmp_path / "provenance.json").read_text())
     assert found["data"]["loss"] == "mean squared error"
     assert found["finished"]
@@ -168,8 +168,8 @@ def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "spec.toml"
-    collect.write_text(file, "old")
+    writer.write_text(file, "old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        collect.write_text(file, "new")
+        writer.write_text(file, "new")
     assert file.read_text() == "old"

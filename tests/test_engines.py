@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from tests.solo import CPU, FAMILIES, TRAINING, builder, difference, made, small, solo, trained
-from trainables import compiled, engines, lanes, models
+from trainables import models
 from trainables.criterion import Criterion
 from trainables.data import CATALOGUE, Split
-from trainables.lanes import Budget
+from trainables.engines import compiled, eager
+from trainables.lanes import train as lanes
+from trainables.lanes.stack import Batches, Lane, Stack, batch_order, grid, initialise
+from trainables.lanes.train import Budget
 from trainables.rules import RULES, SOLO, named
-from trainables.stack import Batches, Lane, Stack, batch_order, grid, initialise
 
 SIZES = (1, 32, TRAINING)
 
@@ -161,7 +163,7 @@ def test_memory_that_does_not_hold_one_lane_is_an_error(monkeypatch: pytest.Monk
     def full(*arguments: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engines.Eager, "advance", full)
+    monkeypatch.setattr(eager.Eager, "advance", full)
     with pytest.raises(torch.OutOfMemoryError):
         trained("mlp", "sgd", 32, grid(1e-3, 1e-2, 4, [0]), 10)
 
@@ -266,10 +268,10 @@ def test_the_engine_is_chosen_by_what_compiling_saves() -> None:
     def chosen(updates: int | None, rule: str = "adam", family: str = "mlp") -> str:
         stack = Stack.build(builder(family), grid(1e-4, 1e-2, 8, range(5)), named(rule), torch.float64, CPU)
         in_shape = CATALOGUE[FAMILIES[family][0]].in_shape
-        return engines.choose(builder(family), in_shape, "regression", 32, stack, updates, "auto").name
+        return eager.choose(builder(family), in_shape, "regression", 32, stack, updates, "auto").name
 
     assert chosen(100) == "eager"
-    assert chosen(1_000_000) == ("compiled" if engines.compiler() else "eager")
+    assert chosen(1_000_000) == ("compiled" if eager.compiler() else "eager")
     assert chosen(None) == "eager"
     assert chosen(1_000_000, "LBFGS") == "solo"
     assert chosen(1_000_000, family="quadratic") == "eager"
@@ -324,7 +326,7 @@ def test_a_wide_network_sees_the_whole_split_and_short_batches() -> None:
 
     def parameters(engine: str, batch_size: int) -> torch.Tensor:
         stack = Stack.build(build, grid(1e-3, 1e-2, 3, [0, 1]), RULES["adam"], torch.float64, CPU)
-        maker = engines.choose(build, (1, 8, 8), "classification", batch_size, stack, None, engine)
+        maker = eager.choose(build, (1, 8, 8), "classification", batch_size, stack, None, engine)
         list(lanes.train(stack, maker, workload, batch_size, Budget(updates=10)))
         return stack.parameters
 
@@ -354,7 +356,7 @@ def test_blocks_of_examples_leave_the_gradient_as_it_is(family: str) -> None:
     everything = torch.arange(TRAINING).expand(3, -1)
 
     def gradient(batch: torch.Tensor | None, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-        engine = engines.Eager(builder(family)(), workload.in_shape, Criterion(workload.task), block)
+        engine = eager.Eager(builder(family)(), workload.in_shape, Criterion(workload.task), block)
         return engine.gradient(stack, stack.leaves(every), batches, batch, every, 0)
 
     expected = gradient(None, TRAINING)
@@ -366,8 +368,8 @@ def test_blocks_of_examples_leave_the_gradient_as_it_is(family: str) -> None:
 def test_evaluation_is_the_mean_over_the_split() -> None:
     workload = small("digits")
     stack = Stack.build(builder("cnn"), [Lane(0.1, 0), Lane(0.1, 1)], RULES["sgd"], torch.float64, CPU)
-    forward = engines.stacked(builder("cnn")())
-    found = engines.evaluation(forward, stack.leaves(slice(0, 2)), workload.validation, Criterion("classification"), 7)
+    forward = eager.stacked(builder("cnn")())
+    found = eager.evaluation(forward, stack.leaves(slice(0, 2)), workload.validation, Criterion("classification"), 7)
     for row, seed in enumerate((0, 1)):
         outputs = initialise(builder("cnn"), seed).double()(workload.validation.inputs)
         loss = nn.functional.cross_entropy(outputs, workload.validation.targets)
@@ -378,25 +380,25 @@ def test_evaluation_is_the_mean_over_the_split() -> None:
 
 def test_a_layer_that_lanes_do_not_know_is_named() -> None:
     with pytest.raises(TypeError, match="BatchNorm1d"):
-        engines.stacked(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+        eager.stacked(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
 
 
 def test_memory_is_reckoned_from_parameters_buffers_and_activations() -> None:
     stack = Stack.build(builder("mlp"), [Lane(0.1, 0)] * 4, RULES["adam"], torch.float64, CPU)
     network = builder("mlp")()
-    kept, working = engines.lane_bytes(network, (2,), 32, stack)
+    kept, working = eager.lane_bytes(network, (2,), 32, stack)
     assert kept == 193 * 3 * 8
     assert working == (3 * 193 + 2 * 32 * models.activations(network, (2,))) * 8
-    assert engines.fitting(network, (2,), 32, stack) == 4
+    assert eager.fitting(network, (2,), 32, stack) == 4
 
 
 def test_lanes_that_memory_does_not_hold_go_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = Stack.build(builder("mlp"), [Lane(0.1, 0)] * 64, RULES["adam"], torch.float64, CPU)
-    kept, working = engines.lane_bytes(builder("mlp")(), (2,), 32, stack)
-    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int((64 * kept + 10.5 * working) / engines.MEMORY_SHARE)}
-    monkeypatch.setattr(engines.os, "sysconf", pages.__getitem__)
-    monkeypatch.setattr(engines.os, "cpu_count", lambda: 1)
-    assert engines.fitting(builder("mlp")(), (2,), 32, stack) == 10
+    kept, working = eager.lane_bytes(builder("mlp")(), (2,), 32, stack)
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int((64 * kept + 10.5 * working) / eager.MEMORY_SHARE)}
+    monkeypatch.setattr(eager.os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(eager.os, "cpu_count", lambda: 1)
+    assert eager.fitting(builder("mlp")(), (2,), 32, stack) == 10
 
 
 def test_the_whole_split_is_not_copied_for_every_lane() -> None:

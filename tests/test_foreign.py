@@ -19,17 +19,19 @@ import tomlkit
 import torch
 
 import analysis
-from study import foreign
-from study.spec import SpecError, check, read
+from study.spec.model import SpecError, check, read
+from study.usercode import bundle
 from tests import brought
 from tests.nodes import Nodes, why_not
-from trainables import data, engines, lanes, models, tune
+from trainables import data, models, tune
 from trainables.criterion import Criterion
-from trainables.equality import prove
-from trainables.foreign import ForeignError, copy_on_node, digest_of, hash_of, imported, use, using
-from trainables.general import manner_of
+from trainables.engines import eager
+from trainables.lanes import train
+from trainables.lanes.equality import prove
+from trainables.lanes.stack import Batches, Lane, Stack, grid
 from trainables.rules import RULES, Rule, named
-from trainables.stack import Batches, Lane, Stack, grid
+from trainables.usercode.importing import ForeignError, copy_on_node, digest_of, hash_of, imported, use, using
+from trainables.usercode.vmap_support import manner_of
 
 MODELS = ["Residual", "Vision", "Normed", "Dropped", "plain"]
 SCALED = Rule("scaled", RULES["adam"].unit_update, torch.optim.Adam, (1e-3, 1e-1), ("exp_avg", "exp_avg_sq"),
@@ -71,8 +73,8 @@ def test_a_network_comes_out_the_same_however_it_is_cut(model: str, digits: data
             )
             stack.load_state_dict(saved)
             stack.at_once = at_once or len(those)
-            engine = engines.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
-            lanes.advance(stack, engine, Batches(digits.train, 100, stack), stop)
+            engine = eager.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
+            train.advance(stack, engine, Batches(digits.train, 100, stack), stop)
         return stack
 
     whole = trained(all_lanes)
@@ -88,8 +90,8 @@ def test_a_network_comes_out_the_same_however_it_is_cut(model: str, digits: data
 def test_batch_norm_trains_on_batches_and_is_evaluated_by_its_running_means(digits: data.Data) -> None:
     build = maker("Normed", digits)
     stack = Stack.build(build, [Lane(0.01, 0), Lane(0.01, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
-    engine = engines.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
-    lanes.advance(stack, engine, Batches(digits.train, 100, stack), 5)
+    engine = eager.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
+    train.advance(stack, engine, Batches(digits.train, 100, stack), 5)
     assert stack.extras["body.1.num_batches_tracked"].tolist() == [5, 5]
     before = {name: extra.clone() for name, extra in stack.extras.items()}
     found = engine.evaluate(stack, slice(0, 2), digits.validation)
@@ -110,9 +112,9 @@ def test_what_is_frozen_stays_as_it_was(digits: data.Data) -> None:
     stack = Stack.build(build, [Lane(0.01, 0), Lane(0.01, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
     first = {name: extra.clone() for name, extra in stack.extras.items()}
     assert set(first) == {"first.weight", "first.bias"}  # they differ from seed to seed
-    engine = engines.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
+    engine = eager.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
     before = stack.parameters.clone()
-    lanes.advance(stack, engine, Batches(digits.train, 100, stack), 5)
+    train.advance(stack, engine, Batches(digits.train, 100, stack), 5)
     assert all(torch.equal(stack.extras[name], extra) for name, extra in first.items())
     assert not torch.equal(before, stack.parameters)
 
@@ -225,13 +227,13 @@ def test_what_is_wrong_with_a_users_module_is_one_message(wrong: str, tmp_path: 
 
 def test_a_module_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.py").write_text("import time\ntime.sleep(600)\n")
-    patience = foreign._stage
+    patience = bundle._stage
 
     def hurried(file: Path) -> dict[str, Any] | None:
         found = patience(file)
         return found and {**found, "seconds": 1.0}
 
-    monkeypatch.setattr(foreign, "_stage", hurried)
+    monkeypatch.setattr(bundle, "_stage", hurried)
     with pytest.raises(SpecError, match=r"own:Net: importing own:Net took more than 1 s; do less there"):
         check(TABLES, "own.toml", tmp_path)
 
@@ -299,7 +301,7 @@ def write(folder: Path, files: Mapping[str, str]) -> Path:
 
 def copied(folder: Path, *paths: str, beside: Path | None = None) -> Any:
     """What is copied for some import paths, with the current folder elsewhere or `beside`."""
-    return foreign._copied(dict.fromkeys(paths, "workload.model"), (), [folder, *([beside] if beside else [])])
+    return bundle._copied(dict.fromkeys(paths, "workload.model"), (), [folder, *([beside] if beside else [])])
 
 
 def test_all_that_a_module_imports_is_copied_and_nothing_else(tmp_path: Path) -> None:
@@ -358,7 +360,7 @@ def test_a_module_that_was_loaded_in_the_place_of_ones_own_is_told_of(tmp_path: 
 
 
 def test_large_files_of_a_package_are_left_out_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(bundle, "MOST_BYTES", 1 << 20)
     write(tmp_path, {"nets/__init__": ""})
     for name, size in (("a-large", 1 << 21), ("b-small", 10), ("z-small", 10)):
         (tmp_path / "nets" / name).write_bytes(bytes(size))
@@ -405,10 +407,10 @@ def test_two_studies_in_one_process_and_an_edited_module(tmp_path: Path, monkeyp
     assert check(tables, "own.toml", tmp_path / "2").workload.facts.out_features == 7
     # The results go on with what they began with, and nothing is tried again.
     (tmp_path / "results-2" / "spec.toml").write_text(specs[0].to_toml())
-    monkeypatch.setattr(foreign, "_asked", pytest.fail)
+    monkeypatch.setattr(bundle, "_asked", pytest.fail)
     assert read(tmp_path / "results-2" / "spec.toml") == specs[0]
-    assert foreign.edited(tmp_path / "results-2") == [tmp_path / "2" / "own.py"]
-    assert foreign.edited(tmp_path / "results-5") == []
+    assert bundle.edited(tmp_path / "results-2") == [tmp_path / "2" / "own.py"]
+    assert bundle.edited(tmp_path / "results-5") == []
 
 
 def test_workers_have_the_code_that_the_study_began_with_or_none(
@@ -452,9 +454,9 @@ def test_a_module_beyond_the_copy_that_was_edited_is_told_of(tmp_path: Path, mon
     monkeypatch.syspath_prepend(str(tmp_path / "beyond"))
     spec = check(TABLES, "own.toml", tmp_path / "spec")
     assert spec.bring(tmp_path / "results") == []
-    assert foreign.edited_elsewhere(tmp_path / "results") == []
+    assert bundle.edited_elsewhere(tmp_path / "results") == []
     write(tmp_path, {"beyond/helping": "x = 1"})
-    assert foreign.edited_elsewhere(tmp_path / "results") == [tmp_path / "beyond" / "helping.py"]
+    assert bundle.edited_elsewhere(tmp_path / "results") == [tmp_path / "beyond" / "helping.py"]
 
 
 @pytest.mark.parametrize("where", ["Path(__file__).with_name('table.npy')", "'table.npy'"])

@@ -20,8 +20,8 @@ from optuna.trial import TrialState
 
 import analysis
 from analysis.results import IMPORTANCE, IMPORTANCE_FILE
-from study import importance
 from study.cli import main
+from study.tuning import importance
 from tests.conftest import trial_row, write_spec, write_tables
 
 Objective = Callable[[optuna.Trial], float | list[float]]

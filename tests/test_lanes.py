@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.solo import CPU, TRAINING, builder, difference, made, small, trained
-from trainables import data, engines, lanes, models
+from trainables import data, models
 from trainables.augment import Augment
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
-from trainables.lanes import Budget
+from trainables.engines import eager
+from trainables.lanes import train as lanes
+from trainables.lanes.stack import Batches, Lane, Stack, batch_order, grid, initialise
+from trainables.lanes.train import Budget
 from trainables.rules import RULES
-from trainables.stack import Batches, Lane, Stack, batch_order, grid, initialise
 
 
 def test_divergence_is_dated_by_the_update_that_was_not_finite() -> None:
@@ -34,7 +36,7 @@ def test_divergence_is_dated_by_the_update_that_was_not_finite() -> None:
     stack = Stack.build(build, [Lane(5e9, 0), Lane(0.1, 0)], RULES["sgd"], torch.float64, CPU)
     weight = sum(stack.parameters[0].tolist())
     reports = list(
-        lanes.train(stack, engines.Eager(build(), (1,), Criterion("regression"), 4), workload, 4, Budget(updates=100))
+        lanes.train(stack, eager.Eager(build(), (1,), Criterion("regression"), 4), workload, 4, Budget(updates=100))
     )
     # The sum s of weight and bias is the output, and shrinks or grows by the factor 1 - 4 lr per update.
     expected = math.ceil((154.127 - math.log10(abs(weight))) / math.log10(4 * 5e9)) + 1
@@ -248,7 +250,7 @@ def test_batch_gradient_descent_on_linear_finds_least_squares() -> None:
     build = partial(models.build, "linear", (10,), 1)
     stack = Stack.build(build, [Lane(0.1, 0)], RULES["gradient-descent"], torch.float64, CPU)
     for _ in lanes.train(
-        stack, engines.Eager(build(), (10,), Criterion("regression"), 100), workload, 100, Budget(updates=2000)
+        stack, eager.Eager(build(), (10,), Criterion("regression"), 100), workload, 100, Budget(updates=2000)
     ):
         pass
     ones = torch.ones(100, 1, dtype=torch.float64)

@@ -25,8 +25,8 @@ from click.testing import CliRunner
 
 import analysis
 from study.cli import main
-from study.manifest import MACHINES, Kind, label, render
-from study.spec import Spec, SpecError, check
+from study.cluster.manifest import MACHINES, Kind, label, render
+from study.spec.model import Spec, SpecError, check
 from tests.test_spec import changed
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

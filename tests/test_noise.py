@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from study.collect import Course
+from study.results.writer import Course
 from tests.solo import CPU, FAMILIES, builder, difference, made, small, trained
-from trainables import engines, lanes, models
+from trainables import models
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
-from trainables.engines import Eager
-from trainables.lanes import NOISE, Budget, Point
+from trainables.engines import eager
+from trainables.engines.eager import Eager
+from trainables.lanes import train
+from trainables.lanes.stack import Lane, Stack, grid
+from trainables.lanes.train import NOISE, Budget, Point
 from trainables.rules import RULES, named
-from trainables.stack import Lane, Stack, grid
 from trainables.tune import MLPTrainable
 
 LANES = [*grid(1e-3, 1e-2, 2, [0, 1]), Lane(1e200, 0)]
@@ -59,7 +61,7 @@ def test_the_estimates_are_those_of_gradients_example_by_example(family: str, co
 def test_the_estimates_are_right_on_average(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Of (w x + b - y)^2 for x ~ N(0, 1) in n dimensions and y = e ~ N(0, s^2), the gradient is 2 (w x + b - e) (x, 1):
     # its mean is 2 (w, b), and its mean square 4 (w^2 (n + 3) + (b^2 + s^2) (n + 1)).
-    monkeypatch.setattr(engines, "CHUNKS", 8)  # of 101 examples, some have 12 and some 13
+    monkeypatch.setattr(eager, "CHUNKS", 8)  # of 101 examples, some have 12 and some 13
     n, s = 3, 0.5
     network = models.linear((n,), 1)
     stack = Stack.build(lambda: network, [Lane(0.1, 0), Lane(0.1, 1)], RULES["sgd"], torch.float64, CPU)
@@ -101,11 +103,11 @@ def split(points: list[Point]) -> tuple[list[Any], list[Any]]:
     ],
 )
 def test_recording_it_changes_no_other_number(engine: str, rule: str, family: str, every_update: bool) -> None:
-    def run(gradient_noise: bool) -> tuple[Stack, list[lanes.Report]]:
+    def run(gradient_noise: bool) -> tuple[Stack, list[train.Report]]:
         stack = Stack.build(builder(family), LANES, named(rule), torch.float64, CPU)
         options = {"every_update": every_update, "gradient_noise": gradient_noise}
         workload, maker = small(FAMILIES[family][0]), made(family, 32, stack, engine)
-        return stack, list(lanes.train(stack, maker, workload, 32, Budget(epochs=2), halving="loss", **options))
+        return stack, list(train.train(stack, maker, workload, 32, Budget(epochs=2), halving="loss", **options))
 
     (plain, reports), (recorded, others) = run(False), run(True)
     assert torch.equal(plain.parameters, recorded.parameters)
@@ -127,7 +129,7 @@ def test_it_is_of_the_training_examples_that_are_evaluated() -> None:
     stack = Stack.build(builder("mlp"), [Lane(0.01, 0)], RULES["sgd"], torch.float64, CPU)
     workload, engine = small("cubic"), made("mlp", 32, stack)
     expected = engine.noise(stack, slice(0, 1), workload.train)
-    first = next(lanes.train(stack, engine, workload, 32, Budget(epochs=1), gradient_noise=True)).points[1]
+    first = next(train.train(stack, engine, workload, 32, Budget(epochs=1), gradient_noise=True)).points[1]
     assert list(first.values.values()) == [numbers.tolist() for numbers in expected]
 
 
@@ -139,7 +141,7 @@ def test_a_lane_without_a_finite_value_has_none_and_trains_on() -> None:
     stack = Stack.build(lambda: network, [Lane(1e-30, 0), Lane(1e-30, 1)], RULES["sgd"], torch.float64, CPU)
     stack.parameters[:] = torch.tensor([[1e143, 0.0], [1.0, 0.0]], dtype=torch.float64)
     workload, engine = Data("linear", "regression", far, far, far), Eager(network, (1,), Criterion("regression"), 4)
-    points = next(lanes.train(stack, engine, workload, 4, Budget(updates=1), gradient_noise=True)).points
+    points = next(train.train(stack, engine, workload, 4, Budget(updates=1), gradient_noise=True)).points
     assert [point.lanes for point in points[:2]] == [[0, 1], [1]]
     assert stack.alive == [0, 1]
 
@@ -150,7 +152,7 @@ def test_passes_do_not_change_it(family: str) -> None:
         stack = Stack.build(builder(family), LANES, RULES["sgd"], torch.float64, CPU)
         stack.at_once = at_once
         workload, engine = small(FAMILIES[family][0]), made(family, 32, stack)
-        reports = lanes.train(stack, engine, workload, 32, Budget(updates=8), gradient_noise=True)
+        reports = train.train(stack, engine, workload, 32, Budget(updates=8), gradient_noise=True)
         found = [point for report in reports for point in report.points if ("train", NOISE[0]) in point.values]
         return torch.tensor([numbers for point in found[1:] for numbers in point.values.values()])
 

@@ -9,10 +9,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study.outcomes import TruthfulSearch, directions, outcome
 from study.search import planned_trials
-from study.space import Space
-from study.spec import Spec, check
+from study.spec.model import Spec, check
+from study.tuning.searcher import TruthfulSearch, directions, outcome
+from study.tuning.space import Space
 from tests.test_spec import changed
 
 RUNNING = {"outcome": "running", "value": 0.5}

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from study import packing
-from study.cluster import Cluster, fitting
-from study.space import Space
-from study.spec import SHARING, Resources, Spec, SpecError, check
+from study.cluster import packing
+from study.cluster.ray import Cluster, fitting
+from study.spec.model import SHARING, Resources, Spec, SpecError, check
+from study.tuning.space import Space
 from tests.test_spec import changed
 from trainables import models
-from trainables.engines import MEMORY_SHARE
+from trainables.engines.eager import MEMORY_SHARE
 from trainables.models import multiplications
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from study import plan, watch
-from study.collect import write_provenance, write_text
-from study.spec import check
+from study import plan
+from study.progress import status
+from study.results.writer import write_provenance, write_text
+from study.spec.model import check
 from tests.test_spec import changed
 
 
@@ -45,7 +46,7 @@ def test_the_status_of_a_study_that_has_just_begun(tmp_path: Path) -> None:
     spec = check(changed())
     write_text(tmp_path / "spec.toml", spec.to_toml())
     write_provenance(tmp_path, spec, [{"command": "", "started": "", "ended": None}], finished=False)
-    assert watch.status(tmp_path).splitlines() == [
+    assert status.status(tmp_path).splitlines() == [
         f"good: interrupted; `study resume {tmp_path}` goes on",
         "  trials  0 of 4: none ended yet",
         "  lanes   0, 0 diverged",

@@ -15,11 +15,13 @@ import ray
 import tomlkit
 from click.testing import CliRunner, Result
 
-from study import cluster, plan, preflight, search
+from study import plan, search
 from study.cli import main
-from study.cluster import Cluster
-from study.preflight import Node
-from study.spec import Resources, Spec, SpecError, check
+from study.cluster import nodes as preflight
+from study.cluster import ray as cluster
+from study.cluster.nodes import Node
+from study.cluster.ray import Cluster
+from study.spec.model import Resources, Spec, SpecError, check
 from tests.test_spec import changed
 
 HERE = {package: importlib.metadata.version(package) for package in preflight.PACKAGES}

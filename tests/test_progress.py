@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from study.progress import ProgressDisplay, Show
-from study.recovery import State
-from study.spec import check
-from study.watch import best_line, describe, duration
+from study.progress.display import ProgressDisplay, Show
+from study.progress.status import best_line, describe, duration
+from study.results.recovery import State
+from study.spec.model import check
 from tests.conftest import lane_row, trial_row, write_study
 from tests.test_spec import changed
 

@@ -12,10 +12,10 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 from scipy import stats
 
-from study.outcomes import TruthfulSearch
-from study.schedulers import Halving, scheduler
-from study.space import Design, Space, settings
-from study.spec import Spec, check
+from study.spec.model import Spec, check
+from study.tuning.schedulers import Halving, scheduler
+from study.tuning.searcher import TruthfulSearch
+from study.tuning.space import Design, Space, settings
 from tests.test_spec import changed
 
 OPTIMIZERS = ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]

@@ -17,15 +17,15 @@ import pytest
 from optuna.trial import TrialState
 
 from analysis import results
-from study import recovery
-from study.collect import Collector
-from study.outcomes import TruthfulSearch
-from study.recovery import State, held, holder, is_held, reconcile, repair_files
+from study.results import recovery
+from study.results.recovery import State, held, holder, is_held, reconcile, repair_files
+from study.results.writer import Collector
 from study.search import open_storage
-from study.space import Space
-from study.spec import SpecError, check
+from study.spec.model import SpecError, check
+from study.tuning.searcher import TruthfulSearch
+from study.tuning.space import Space
 from tests.test_spec import changed
-from trainables.lanes import Point
+from trainables.lanes.train import Point
 from trainables.tune import Payload
 
 SPEC = check(
@@ -238,7 +238,7 @@ def test_a_full_disk_ends_the_session_and_loses_no_trial(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("study.collect.secure", full)
+        patch.setattr("study.results.writer.secure", full)
         with pytest.raises(OSError, match="No space left"):
             driver.collector.on_trial_complete(0, [], trial)
         driver.collector.on_experiment_end([trial])  # Ray Tune's clean-up; writes nothing more
@@ -313,14 +313,14 @@ def test_a_folder_that_takes_no_files_is_told_of(tmp_path: Path, monkeypatch: py
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("study.recovery.write_text", full)
+    monkeypatch.setattr("study.results.recovery.write_text", full)
     with pytest.raises(SpecError, match="cannot be written to: No space left on device; make space"):
         held(tmp_path, "study resume").__enter__()
     monkeypatch.undo()
     with held(tmp_path, "study run"):
         pass  # the lock was let go
     (tmp_path / ".holder.json").write_text('{"pid": 1, "host": "h", "since": "s", "command": "c"}')
-    monkeypatch.setattr("study.recovery.FileLock.acquire", full)
+    monkeypatch.setattr("study.results.recovery.FileLock.acquire", full)
     assert is_held(tmp_path)
     (tmp_path / ".holder.json").unlink()
     assert not is_held(tmp_path)

@@ -27,15 +27,18 @@ from optuna.trial import TrialState
 
 import analysis
 from analysis.remote import cache_folder, fetch, listing
-from study import database, remote, search, watch
+from study import search
 from study.cli import main
+from study.progress import status
+from study.results import mirror
 from study.search import Halted
-from study.spec import SpecError, check
+from study.spec.model import SpecError, check
+from study.tuning import storage as database
 from tests.conftest import write_study
 from tests.processes import STUDY, held, said, started
 from tests.servers import S3, Postgres
 from tests.test_resume import KILLED
-from trainables import files
+from trainables import storage as files
 
 TRIALS = 12
 TABLES = KILLED | {"budget": {"trials": TRIALS, "epochs": 60}, "recording": {"checkpoint_seconds": 0.1}}
@@ -118,7 +121,7 @@ def test_a_study_at_a_uri_is_killed_and_goes_on_from_another_machine(
 ) -> None:
     uri = s3.uri("deep/killed")
     with under_way(tmp_path, uri, 3) as running:
-        assert f"good: running, process {running.pid} on " in watch.status(uri)
+        assert f"good: running, process {running.pid} on " in status.status(uri)
         # A second run, which knows nothing of the first one's spool, and a third, which does.
         caches = (str(tmp_path / "elsewhere"), os.environ["XDG_CACHE_HOME"])
         for refused in [started(tmp_path, "resume", uri, XDG_CACHE_HOME=cache) for cache in caches]:
@@ -127,7 +130,7 @@ def test_a_study_at_a_uri_is_killed_and_goes_on_from_another_machine(
         kill(running)
     shutil.rmtree(cache_folder(uri, "spool"))
     before = ended(uri)
-    assert f"interrupted; `study resume {uri}` goes on" in watch.status(uri)
+    assert f"interrupted; `study resume {uri}` goes on" in status.status(uri)
     assert started(tmp_path, "resume", uri).wait(280) == 0, said(tmp_path)
     assert f"good: {before} of {TRIALS} trials have ended" in said(tmp_path)
     pd.testing.assert_frame_equal(lanes(uri), undisturbed, check_exact=True)
@@ -208,26 +211,26 @@ def test_a_database_that_goes_away_is_waited_for_and_a_killed_driver_goes_on(
 
 
 def opened(uri: str, *, new: bool = False, heard: list[str] | None = None) -> Any:
-    return remote.mirrored(uri, "the command", (heard if heard is not None else []).append, new=new)
+    return mirror.mirrored(uri, "the command", (heard if heard is not None else []).append, new=new)
 
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PUSH_SECONDS", 0.05)
-    monkeypatch.setattr(remote, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(remote, "DEAD_SECONDS", 3.0)
+    monkeypatch.setattr(mirror, "PUSH_SECONDS", 0.05)
+    monkeypatch.setattr(mirror, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(mirror, "DEAD_SECONDS", 3.0)
 
 
 def holder_at(uri: str, **changed: Any) -> None:
     """Put another run's mark there."""
     held = {"session": "x", "host": "far", "pid": 1, "since": "9:00", "command": "study run", "beat": 1, "ended": ""}
-    remote._put(f"{uri}/.holder.json", remote.json.dumps(held | changed).encode())
+    mirror._put(f"{uri}/.holder.json", mirror.json.dumps(held | changed).encode())
 
 
 def test_what_is_at_a_uri_follows_the_spool(s3: S3, quickly: None) -> None:
     uri = s3.uri("follows")
     with opened(uri, new=True) as spool:
-        assert remote.home(spool / "confirm") == f"{uri}/confirm"
+        assert mirror.home(spool / "confirm") == f"{uri}/confirm"
         write_study(spool)
         (spool / "optuna.journal").write_bytes(b'{"op_code": 1}\n{"op_co')
         (spool / ".lock").touch()
@@ -244,7 +247,7 @@ def test_what_is_at_a_uri_follows_the_spool(s3: S3, quickly: None) -> None:
         part = next((spool / "curves").glob("*.parquet"))
         shutil.copy(part, part.with_name("0000001-0000008.parquet"))
         part.unlink()
-    assert remote.home(spool) == spool
+    assert mirror.home(spool) == spool
     assert set(listing(*files.at(uri))) == {
         "spec.toml", "provenance.json", "optuna.journal", "curves/0000001-0000008.parquet",
         "lanes.parquet/0000001-0000001.parquet", "trials.parquet/0000001-0000001.parquet",
@@ -266,10 +269,10 @@ def test_a_uri_is_held_by_one(s3: S3, quickly: None, monkeypatch: pytest.MonkeyP
     heard: list[str] = []
     with opened(uri, new=True, heard=heard):  # the other one is dead
         assert "held by process 1 on far since 9:00 (study run); waiting up to 3 s" in heard[0]
-        assert "process " + str(os.getpid()) in (remote.running(uri) or "")
+        assert "process " + str(os.getpid()) in (mirror.running(uri) or "")
         with pytest.raises(SpecError, match=f"a study runs in it: process {os.getpid()} on "), opened(uri):
             pass
-    assert remote.running(uri) is None
+    assert mirror.running(uri) is None
     assert files.names(uri) == []  # nothing came of it, and nothing is left
     holder_at(uri)
     threading.Timer(1.0, holder_at, [uri], {"beat": 2}).start()
@@ -296,7 +299,7 @@ def test_a_run_that_was_taken_for_dead_ends(s3: S3, quickly: None) -> None:
     with pytest.raises(Halted, match="another run has taken it over: process 1 on far"):
         interrupted(uri)
     assert list(listing(*files.at(uri))) == []
-    remote._put(f"{uri}/spec.toml", b"its own")
+    mirror._put(f"{uri}/spec.toml", b"its own")
     holder_at(uri, ended="9:30")
     with opened(uri, heard=heard) as spool:
         assert "was gone on with elsewhere" in heard[0]
@@ -315,8 +318,8 @@ def test_what_was_not_sent_is_gone_on_with(s3: S3, quickly: None, monkeypatch: p
     with opened(uri, new=True) as spool:
         write_study(spool)
     with monkeypatch.context() as patch:
-        patch.setattr(remote, "PATIENCE_SECONDS", 0.0)
-        patch.setattr(remote._Mirror, "_pushed", lambda self: False)
+        patch.setattr(mirror, "PATIENCE_SECONDS", 0.0)
+        patch.setattr(mirror._Mirror, "_pushed", lambda self: False)
         with pytest.raises(Halted, match=r"what was not sent is safe in .*`study resume"):
             unsent(uri)
     assert "later" not in listing(*files.at(uri))
@@ -329,13 +332,13 @@ def test_what_was_not_sent_is_gone_on_with(s3: S3, quickly: None, monkeypatch: p
 
 def test_readers_follow_a_study_that_merges_its_parts(s3: S3, tmp_path: Path) -> None:
     uri, system = s3.uri("merged"), files.at(s3.uri("merged"))
-    remote.send(write_study(tmp_path / "study", widths=(8,), depths=(1,)), uri)
+    mirror.send(write_study(tmp_path / "study", widths=(8,), depths=(1,)), uri)
     first = analysis.load(uri)
     assert first.path.is_relative_to(os.environ["XDG_CACHE_HOME"])
     part = f"{uri}/curves/0000001-0000001.parquet"
     content = files.read(part)
     assert content
-    remote._put(f"{uri}/curves/0000001-0000008.parquet", content.read())
+    mirror._put(f"{uri}/curves/0000001-0000008.parquet", content.read())
     files.delete(part)
     assert analysis.load(uri).curves.equals(first.curves)
     assert sorted(file.name for file in (first.path / "curves").iterdir()) == ["0000001-0000008.parquet"]

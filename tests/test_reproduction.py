@@ -39,9 +39,10 @@ from analysis.reproduction.section import (
     spans,
 )
 from analysis.statistics import Interval
-from study import reproduce, search
-from study.parts import place
-from study.spec import SHIPPED, Spec, SpecError, read
+from study import search
+from study.spec.model import SHIPPED, Spec, SpecError, read
+from study.verify import reproduce
+from study.verify.parts import place
 from tests.conftest import curve_row
 from tests.processes import said, started
 from tests.test_cli import study
@@ -571,7 +572,7 @@ def test_damaged_files_leave_the_others_on_the_page(tmp_path: Path) -> None:
 
 
 def test_data_are_redrawn_by_trial_and_shared_within() -> None:
-    from study.space import Space
+    from study.tuning.space import Space
 
     def seeds(spec: Spec) -> list[tuple[int, int]]:
         space = Space(spec, "", "")

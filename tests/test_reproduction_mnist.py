@@ -16,10 +16,11 @@ from torch import nn
 import analysis
 from analysis.reproduction import inference, mnist
 from analysis.reproduction.section import Section
-from study import reproduce_mnist, search
-from study.reproduce_mnist import Plan, run_mnist
-from study.space import Space
-from study.spec import read
+from study import search
+from study.spec.model import read
+from study.tuning.space import Space
+from study.verify import reproduce_mnist
+from study.verify.reproduce_mnist import Plan, run_mnist
 from trainables import data, models
 
 REPORT = Path(__file__).parents[2] / "shared" / "reference" / "report-numbers.json"

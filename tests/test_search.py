@@ -25,16 +25,20 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import analysis
-from study import cluster, collect, confirm, importance, search, watch
+from study import confirm, search
+from study.cluster import ray
+from study.progress import status as watch
+from study.results import writer
 from study.search import Outcome
-from study.spec import Confirm, SpecError, check
+from study.spec.model import Confirm, SpecError, check
+from study.tuning import importance
 from tests.test_spec import changed
 from trainables import tune as trainables_tune
 from trainables.tune import MLPTrainable
 
 
 @dataclass
-class Narrow(cluster.Cluster):
+class Narrow(ray.Cluster):
     """A Ray on which no more trials are under way than the test wants."""
 
     at_once: int = 2
@@ -46,7 +50,7 @@ class Narrow(cluster.Cluster):
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
     """One Ray for the whole module, two CPUs; starting it takes longer than the studies."""
-    with cluster.connected(SPEC, None):
+    with ray.connected(SPEC, None):
         yield
 
 
@@ -397,28 +401,28 @@ def test_signals_stop_what_a_shell_started_in_the_background_too(number: signal.
 
 
 def test_a_trial_cannot_straddle_two_nodes() -> None:
-    assert cluster.fitting(SPEC.resources, nodes({"CPU": 7.0})) == 7
+    assert ray.fitting(SPEC.resources, nodes({"CPU": 7.0})) == 7
     shared = SPEC.resources.model_copy(update={"gpus_per_trial": 0.25})
-    assert cluster.fitting(shared, nodes({"CPU": 64.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 9.0})) == 11
+    assert ray.fitting(shared, nodes({"CPU": 64.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 9.0})) == 11
     odd = SPEC.resources.model_copy(update={"gpus_per_trial": 0.4})  # a part lies on one GPU, too
-    assert cluster.fitting(odd, nodes({"CPU": 64.0, "GPU": 2.0})) == 4
+    assert ray.fitting(odd, nodes({"CPU": 64.0, "GPU": 2.0})) == 4
     wide = SPEC.resources.model_copy(update={"cpus_per_trial": 4})
-    assert cluster.fitting(wide, nodes({"CPU": 3.0}, {"CPU": 3.0})) == 0
+    assert ray.fitting(wide, nodes({"CPU": 3.0}, {"CPU": 3.0})) == 0
 
 
 def test_an_address_where_nothing_listens_is_told_at_once() -> None:
     with pytest.raises(SpecError, match=r"--address 127.0.0.1:9: 1 mistake\n.*nothing answers.*ray start --head"):
-        cluster.reach("127.0.0.1:9")
-    cluster.reach("auto")
+        ray.reach("127.0.0.1:9")
+    ray.reach("auto")
 
 
 def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray would ask it for minutes, and then end the process."""
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(ray, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(SpecError, match="what listens there is no Ray head, whose port is 6379"):
-            cluster.reach(address)
+            ray.reach(address)
 
 
 def test_a_results_folder_is_never_written_into_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,27 +456,27 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
         search.resume(tmp_path)
     with pytest.raises(SpecError, match="no such folder"):
         search.resume(tmp_path / "nowhere")
-    collect.write_provenance(tmp_path, SPEC, [{"command": "", "started": "", "ended": None}], finished=False)
+    writer.write_provenance(tmp_path, SPEC, [{"command": "", "started": "", "ended": None}], finished=False)
     changed_spec = SPEC.model_copy(update={"lanes": SPEC.lanes.model_copy(update={"seeds": 9})})
-    collect.write_text(tmp_path / "spec.toml", changed_spec.to_toml())
+    writer.write_text(tmp_path / "spec.toml", changed_spec.to_toml())
     message = rf"spec.toml: 1 mistake\n  lanes.seeds = 9: was {SPEC.lanes.seeds} when the study ran; put it back"
     with pytest.raises(SpecError, match=message):
         search.resume(tmp_path)
     free = {"description": "x", "resources": {"cpus_per_trial": 2}, "confirm": {"seeds": 4}, "budget__trials": 9}
     free |= {"recording": {"tensorboard": True}, "tuning__storage": "sqlite:///elsewhere.db"}
-    assert collect.deciding(check(changed(**free))) == collect.deciding(check(changed()))
-    collect.write_text(tmp_path / "spec.toml", SPEC.model_copy(update={"confirm": Confirm(seeds=9)}).to_toml())
+    assert writer.deciding(check(changed(**free))) == writer.deciding(check(changed()))
+    writer.write_text(tmp_path / "spec.toml", SPEC.model_copy(update={"confirm": Confirm(seeds=9)}).to_toml())
     (tmp_path / "confirm").mkdir()
-    collect.write_text(tmp_path / "confirm/provenance.json", '{"spec": {"lanes.seeds": 4}}')
+    writer.write_text(tmp_path / "confirm/provenance.json", '{"spec": {"lanes.seeds": 4}}')
     with pytest.raises(SpecError, match=r"confirm.seeds = 9: was 4 when winners were confirmed; put it back"):
         search.resume(tmp_path)
-    collect.write_text(tmp_path / "confirm/winners.json", '[{"cell": {}')
+    writer.write_text(tmp_path / "confirm/winners.json", '[{"cell": {}')
     with pytest.raises(SpecError, match=r"winners.json: .*\n.*is damaged .*; move .*confirm away to confirm anew"):
         confirm.winners(SPEC, tmp_path)
-    collect.write_text(tmp_path / "provenance.json", '{"spec": "of an earlier version", "sessions": [{}]}')
+    writer.write_text(tmp_path / "provenance.json", '{"spec": "of an earlier version", "sessions": [{}]}')
     fair = check(changed(tuning={"fair": True}))
-    collect.write_text(tmp_path / "spec.toml", fair.to_toml())
-    collect.write_provenance(tmp_path, fair, [{"command": "", "started": "", "ended": None}], finished=False)
+    writer.write_text(tmp_path / "spec.toml", fair.to_toml())
+    writer.write_provenance(tmp_path, fair, [{"command": "", "started": "", "ended": None}], finished=False)
     with pytest.raises(SpecError, match=r"--trials 3: .*\n.*shares them among 2; valid: 4"):
         search.resume(tmp_path, more=3)
 
@@ -486,7 +490,7 @@ def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
 
     monkeypatch.setattr(search, "_resume", lambda *how: None)
     begun = {"resources": {"gpus_per_trial": 0.25}, "tuning": {"storage": "postgresql://me:secret@there/db"}}
-    collect.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
+    writer.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
     assert told(**begun) == ""
     assert told(**begun, budget__trials=9) == (
         f"study: note: {tmp_path} goes on with its own budget.trials = 4 (asked for: 9); "
@@ -506,7 +510,7 @@ def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
     ids=["settings", "rates"],
 )
 def test_a_study_begun_with_more_in_its_spec_is_another(begun: dict[str, Any], tmp_path: Path) -> None:
-    collect.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
+    writer.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
     with pytest.raises(SpecError, match=r"holds a study with another (search.settings.adam|lanes.learning_rate)"):
         search.same(check(changed()), tmp_path)
     search.same(check(changed(**begun)), tmp_path)

@@ -10,8 +10,8 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study import spec
-from study.spec import SpecError
+from study.spec import model
+from study.spec.model import SpecError
 from trainables.rules import RULES
 
 GOOD: dict[str, Any] = {
@@ -43,15 +43,17 @@ def quadratic(**changes: Any) -> dict[str, Any]:
 
 
 def test_seeds_of_replicates_and_of_the_confirmation_never_meet() -> None:
-    studies = [spec.check(changed(tuning={"seed": seed}, confirm={"seeds": 10}, lanes={"seeds": 3})) for seed in (0, 1)]
+    studies = [
+        model.check(changed(tuning={"seed": seed}, confirm={"seeds": 10}, lanes={"seeds": 3})) for seed in (0, 1)
+    ]
     found = [seed for each in studies for replicate in range(50) for seed in each.lane_seeds(replicate)]
     found += [seed for each in studies for seed in each.confirm_seeds()]
     assert len(set(found)) == len(found) == 2 * (50 * 3 + 10)
 
 
 def test_fair_grids_do_not_grow_unless_it_is_asked_for() -> None:
-    assert spec.check(GOOD).lanes.extensions == 2
-    assert spec.check(changed(tuning={"fair": True})).lanes.extensions == 0
+    assert model.check(GOOD).lanes.extensions == 2
+    assert model.check(changed(tuning={"fair": True})).lanes.extensions == 0
 
 
 MNIST_CNN = {"workload": {"data": "mnist", "model": "cnn"}}
@@ -207,7 +209,7 @@ BAD = {
 @pytest.mark.parametrize(("tables", "message"), BAD.values(), ids=BAD)
 def test_a_mistake_is_one_line_with_key_value_and_what_is_valid(tables: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as caught:
-        spec.check(tables, "my.toml")
+        model.check(tables, "my.toml")
     assert str(caught.value).startswith("my.toml: 1 mistake\n  ")
     assert message in str(caught.value)
     assert len(caught.value.mistakes) == 1
@@ -218,7 +220,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         workload__data="minst", search__width=-1, search__optimizer="adm", budget__trials="ten", lanes__seeds=0, extra=1
     )
     with pytest.raises(SpecError, match="6 mistakes"):
-        spec.check(tables)
+        model.check(tables)
 
 
 def test_files_that_are_no_spec(tmp_path: Path) -> None:
@@ -232,46 +234,46 @@ def test_files_that_are_no_spec(tmp_path: Path) -> None:
         ("none.toml", "no such file, and no shipped spec of that name; shipped: deepobs-quadratic, digits-cnn, mlp"),
     ):
         with pytest.raises(SpecError, match=message):
-            spec.read(tmp_path / name)
+            model.read(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", [file.stem for file in spec.SHIPPED.glob("*.toml")])
+@pytest.mark.parametrize("name", [file.stem for file in model.SHIPPED.glob("*.toml")])
 def test_a_shipped_spec_is_valid_and_named_after_its_file(name: str) -> None:
-    found = spec.read(name)
+    found = model.read(name)
     assert found.name == name
     assert found.description
 
 
-@pytest.mark.parametrize("name", [file.stem for file in spec.SHIPPED.glob("*.toml")])
+@pytest.mark.parametrize("name", [file.stem for file in model.SHIPPED.glob("*.toml")])
 def test_a_resolved_spec_reads_back_as_itself(name: str) -> None:
-    found = spec.read(name)
-    assert spec.check(tomllib.loads(found.to_toml())) == found
+    found = model.read(name)
+    assert model.check(tomllib.loads(found.to_toml())) == found
 
 
 def test_changes_replace_what_the_file_says(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text(tomlkit.dumps(changed(budget__epochs=None, budget__updates=7)))
-    found = spec.read(file, {"budget": {"trials": 2, "epochs": 1}, "lanes": {"seeds": 2}})
+    found = model.read(file, {"budget": {"trials": 2, "epochs": 1}, "lanes": {"seeds": 2}})
     assert (found.budget.trials, found.budget.epochs, found.budget.updates, found.lanes.seeds) == (2, 1, None, 2)
 
 
 def test_a_classification_is_judged_by_accuracy_and_a_regression_by_loss() -> None:
-    assert spec.check(GOOD).workload.metric == "loss"
-    assert spec.check(changed(**MNIST_CNN)).workload.metric == "accuracy"
-    assert spec.check(changed(workload={"data": "mnist", "model": "cnn", "metric": "loss"})).workload.metric == "loss"
+    assert model.check(GOOD).workload.metric == "loss"
+    assert model.check(changed(**MNIST_CNN)).workload.metric == "accuracy"
+    assert model.check(changed(workload={"data": "mnist", "model": "cnn", "metric": "loss"})).workload.metric == "loss"
 
 
 @given(st.integers(0, 50), st.integers(1, 20), st.integers(0, 50), st.integers(1, 20))
 def test_studies_with_other_root_seeds_share_no_seeds(root: int, count: int, other: int, other_count: int) -> None:
-    seeds = spec.check(changed(tuning__seed=root, lanes__seeds=count)).lane_seeds()
-    others = spec.check(changed(tuning__seed=other, lanes__seeds=other_count)).lane_seeds()
+    seeds = model.check(changed(tuning__seed=root, lanes__seeds=count)).lane_seeds()
+    others = model.check(changed(tuning__seed=other, lanes__seeds=other_count)).lane_seeds()
     assert len(set(seeds)) == count
     assert root == other or not set(seeds) & set(others)
 
 
 def test_cells_and_rates() -> None:
-    found = spec.check(changed(search__depth={"low": 1, "high": 3}))
+    found = model.check(changed(search__depth={"low": 1, "high": 3}))
     assert found.cells() == 2 * 3 * 3 * 2
     assert found.rates("adam") == (*RULES["adam"].rates, 8)
-    own = spec.check(changed(lanes__learning_rate={"low": 0.1, "high": 1, "count": 3}))
+    own = model.check(changed(lanes__learning_rate={"low": 0.1, "high": 1, "count": 3}))
     assert own.rates("adam") == (0.1, 1, 3)

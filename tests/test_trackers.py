@@ -27,9 +27,9 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from analysis.results import ResultsError
-from study import dashboard
-from study.spec import SpecError
-from study.trackers import Listener, MLflow, TensorBoard
+from study.progress.trackers import Listener, MLflow, TensorBoard
+from study.spec.model import SpecError
+from study.tuning import dashboard
 from tests.conftest import trial_row
 
 START_SECONDS = 120.0

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from analysis.tables import tuned_rates
+from trainables.lanes.stack import Stack, beyond, grid
 from trainables.rules import RULES
-from trainables.stack import Stack, beyond, grid
 from trainables.tune import TRAINABLES, CNNTrainable, LaneTrainable, MLPTrainable, Payload, Trial, lane_rows, tuned
 
 CONFIG: dict[str, Any] = {

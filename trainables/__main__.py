@@ -3,6 +3,6 @@
 import json
 import sys
 
-from trainables.bench import run
+from trainables.engines.bench import run
 
 print(json.dumps(run(*sys.argv[1:2]), indent=1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.data import Task
-from trainables.foreign import EXPECTED, ForeignError, function, told
+from trainables.usercode.importing import EXPECTED, ForeignError, function, told
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trainables import deepobs
-from trainables.foreign import EXPECTED, ForeignError, called, imported, in_use, is_foreign
+from trainables.usercode.importing import EXPECTED, ForeignError, called, imported, in_use, is_foreign
 
 CPU = torch.device("cpu")
 Task = Literal["regression", "classification"]
@@ -157,7 +157,7 @@ def load(
     """Load a data set; a second call in the same process answers from memory.
 
     Args:
-        name: one of `CATALOGUE`, or the import path of a user's data set (`trainables.foreign`).
+        name: one of `CATALOGUE`, or the import path of a user's data set (`trainables.usercode.importing`).
         folder: where downloaded data lie; `data_folder()` if not given.
         standardize: subtract the training split's mean and divide by its standard deviation: inputs per column, or per
             channel of an image; a regression's targets too, so that its loss is in variances of y.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables import deepobs
-from trainables.foreign import ForeignError, called, imported, is_foreign
+from trainables.usercode.importing import ForeignError, called, imported, is_foreign
 
 FAMILIES = ("linear", "mlp", "cnn", "quadratic")
 CNN_HEAD = (32, 16)
@@ -187,7 +187,7 @@ def build(
     """A network of a family, initialised from torch's global generator.
 
     Args:
-        family: one of `FAMILIES`, or the import path of a user's model (`trainables.foreign`).
+        family: one of `FAMILIES`, or the import path of a user's model (`trainables.usercode.importing`).
         in_shape: shape of one example.
         out_features: outputs.
         width: see `mlp` and `cnn`; the linear and the quadratic model have none. A user's model is told if it is not 0.

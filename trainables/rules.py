@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.foreign import EXPECTED, ForeignError, imported, is_foreign
+from trainables.usercode.importing import EXPECTED, ForeignError, imported, is_foreign
 
 Number: TypeAlias = "float | Tensor"
 State = dict[str, Tensor]

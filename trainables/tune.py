@@ -32,14 +32,16 @@ import torch
 from ray import tune
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
-from trainables import data, engines, files, lanes, models
+from trainables import data, models, storage
 from trainables.augment import Augment
 from trainables.criterion import Criterion
-from trainables.foreign import copy_on_node, is_foreign, use
-from trainables.general import TRIED_EXAMPLES
-from trainables.lanes import Predictions
+from trainables.engines import eager
+from trainables.lanes import train as lanes
+from trainables.lanes.stack import Lane, Stack, beyond, grid, out_of_memory
+from trainables.lanes.train import Predictions
 from trainables.rules import named
-from trainables.stack import Lane, Stack, beyond, grid, out_of_memory
+from trainables.usercode.importing import copy_on_node, is_foreign, use
+from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
 __all__ = ["CNNTrainable", "MLPTrainable", "Trial"]
 
@@ -249,7 +251,7 @@ class LaneTrainable(tune.Trainable):
         dtype = getattr(torch, trial.dtype)
         stack = Stack.build(self.build, configurations, named(trial.optimizer), dtype, self.device)
         updates = self.schedule.total
-        self.engine = engines.choose(
+        self.engine = eager.choose(
             self.build,
             shape,
             self.criterion,
@@ -260,7 +262,7 @@ class LaneTrainable(tune.Trainable):
             sample=self.data.train.inputs[:TRIED_EXAMPLES],
             name=trial.model,
         )
-        stack.at_once = engines.fitting(network, shape, trial.batch_size, stack, trial.share)
+        stack.at_once = eager.fitting(network, shape, trial.batch_size, stack, trial.share)
         if not self.stacks:
             self.parameters, self.engine_name = stack.parameters.shape[1], self.engine.name
         self.stacks.append(stack)
@@ -421,7 +423,7 @@ class LaneTrainable(tune.Trainable):
         """Write the trial's own checkpoint. If that fails, the trial goes on all the same, and says so."""
         self.saved = begun = time.monotonic()
         try:
-            files.write(place, partial(torch.save, self._state()))
+            storage.write(place, partial(torch.save, self._state()))
             self.unsaved = False
         except Exception as error:  # noqa: BLE001  nothing that keeps a checkpoint from being written harms the trial
             # A store that does not answer may take its time to say so: trying it may cost a tenth of training.
@@ -434,7 +436,7 @@ class LaneTrainable(tune.Trainable):
             return False
         place = self.trial.checkpoint
         try:
-            if not (stream := files.read(place)):
+            if not (stream := storage.read(place)):
                 return False
             with stream:
                 state = _read(stream)

@@ -1,4 +1,4 @@
-"""Experiment 5 of the source report, its CNN on MNIST: what it printed beside what `study.reproduce_mnist` trained.
+"""Experiment 5 of the source report, its CNN on MNIST: printed beside what `study.verify.reproduce_mnist` trained.
 
 `mnist(out)` reads `out/mnist`:
 

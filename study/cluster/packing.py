@@ -1,0 +1,79 @@
+"""How many trials share a GPU, where the spec leaves it open, and which cells do without one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from study.cluster.ray import Cluster
+from study.spec.model import SHARING, Spec, SpecError
+from trainables import models
+from trainables.engines import eager
+from trainables.lanes.stack import Builder, Stack, grid
+from trainables.rules import named
+
+# What a process of its own takes on a GPU, before it has a single tensor there.
+CONTEXT_BYTES = 600 << 20
+# An update of a small network takes no more multiplications, forward and backward: of 48 lanes together about a
+# millisecond of a core, by what `engines` reckons with. Where a GPU would be as slow has not been measured.
+SMALL_MULTIPLICATIONS = 100_000
+
+
+def resolved(spec: Spec, on: Cluster) -> Spec:
+    """A spec whose trials take so much of a GPU as the largest of its cells needs; as it was if it says so itself.
+
+    Raises:
+        SpecError: if no GPU of the cluster tells how much memory it has.
+    """
+    if spec.resources.gpus_per_trial != "auto":
+        return spec
+    memory = (spec.resources.gpu_memory_gib or 0) * 2**30 or on.gpu_bytes()
+    if not memory:
+        told = (
+            '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'
+        )
+        raise SpecError("resources.gpus_per_trial", [told])
+    with spec.workload.modules():
+        largest: float = max(needs(spec, *corner) for corner in spec.corners())
+        if any(named(name).solo for name in spec.search.optimizers()):
+            largest = memory  # nobody knows what such an optimizer keeps (LBFGS some hundred gradients): one of its own
+    return spec.model_copy(
+        update={"resources": spec.resources.model_copy(update={"gpus_per_trial": share(largest, memory)})}
+    )
+
+
+def share(needed: float, memory: float) -> float:
+    """The part of a GPU that a trial takes: 1 / n, the largest n up to `SHARING` of which all fit, or all of it.
+
+    Args:
+        needed: by a trial, in bytes.
+        memory: of the GPU, in bytes.
+    """
+    together = min(SHARING, int(eager.MEMORY_SHARE * memory // needed))
+    return math.floor(1e4 / together) / 1e4 if together > 1 else 1.0  # Ray counts in ten-thousandths
+
+
+def small(build: Builder, in_shape: tuple[int, ...], batch_size: int) -> bool:
+    """Whether a cell is one that `resources.cpu_nodes` lets do without a GPU: a function of the cell alone.
+
+    Args:
+        build: makes one of its networks.
+        in_shape: shape of one example.
+        batch_size: examples per update.
+    """
+    return 3 * models.multiplications(build(), in_shape) * batch_size <= SMALL_MULTIPLICATIONS
+
+
+def needs(spec: Spec, batch_size: int, width: int, depth: int) -> int:
+    """Bytes of a GPU that a trial of a cell takes with all its lanes at once, its data and its process included."""
+    workload, facts = spec.workload, spec.workload.facts
+    build = workload.builder(width, depth)
+    heaviest = max(spec.search.optimizers(), key=lambda name: len(named(name).buffers))
+    # On the device "meta" tensors take no memory, and blocks are as large as on a GPU.
+    lanes = grid(*spec.rates(heaviest), spec.lane_seeds())
+    stack = Stack.build(build, lanes, named(heaviest), getattr(torch, workload.dtype), torch.device("meta"))
+    kept, working = eager.lane_bytes(build(), facts.in_shape, batch_size, stack)
+    examples = facts.train + facts.validation + facts.test
+    numbers = examples * math.prod(facts.in_shape) * stack.parameters.element_size()
+    return CONTEXT_BYTES + numbers + (kept + working) * len(lanes)

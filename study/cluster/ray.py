@@ -1,0 +1,284 @@
+"""Everything that knows of Ray's cluster: starting or joining it, and what a trial takes of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from study.spec.model import Resources, Spec, SpecError
+
+CONNECT_SECONDS = 10.0
+# Between two looks at which nodes there are.
+LOOK_SECONDS = 2.0
+# For a worker to start and import torch.
+ANSWER_SECONDS = 60.0
+
+# Read when Ray is imported or started: no per-trial logger files, no usage report, quiet output, no snapshots of all
+# trials (a study resumes from its own tables), and no bound of Tune's on trials that wait for a worker: `Cluster.room`
+# has one that follows the nodes.
+_ENVIRONMENT = {
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000000",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+NO_TOKEN = (
+    "the cluster asks for a token, and there is none here, or another; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
+    "what `ray get-auth-token` prints on its head"
+)
+_SAY_SIZE = "or set resources.gpu_memory_gib, or a number of GPUs"
+# Set in what Ray's job server starts.
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# How HTTP/2 begins, which Ray's head speaks, and the kind of the frame with which a server answers (RFC 9113, 3.4).
+_HELLO, _SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]), b"\x04"
+# Our packages, which travel to the nodes of a cluster: all run the driver's code.
+_PACKAGES = ("study", "trainables", "analysis")
+
+
+@dataclass
+class Cluster:
+    """The Ray that this process is connected to.
+
+    Attributes:
+        resources: that a trial takes.
+        joined: whether others started it; then nodes come and go.
+        note: is told what happens to nodes: the kind of event, and words.
+        seen: host names of all nodes with processors that there have been, and the most GPUs that each had.
+        look_over: what is wrong with a node that has joined, or None for as long as it has not told.
+    """
+
+    resources: Resources
+    joined: bool = False
+    note: Callable[[str, str], None] = lambda kind, text: None
+    seen: dict[str, int] = field(default_factory=dict)
+    look_over: Callable[[dict[str, Any]], Iterator[list[str] | None]] = lambda node: iter([[]])
+    _looked: float = field(default=-math.inf, repr=False)
+    _nodes: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _asked: dict[str, Iterator[list[str] | None]] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune pickles searchers for snapshots from which nothing is resumed."""
+        return {}
+
+    def fits(self) -> int:
+        """Trials at once, by what fits on each node, since a trial cannot straddle two."""
+        self.look()
+        return fitting(self.resources, self._nodes.values())
+
+    def room(self, on_gpus: int = 0) -> int:
+        """Trials that may be under way now: what fits.
+
+        On a cluster it is one more, which waits: so a node that joins is used at once, and one that scales itself sees
+        that there is need.
+
+        Args:
+            on_gpus: trials under way that take a GPU. Where small cells do without, these may wait for their turn, up
+                to as many as have theirs: else the next small one would have to wait behind them.
+        """
+        fit = self.fits()
+        if not self.resources.cpu_nodes:
+            return fit + self.joined
+        wait = max(0, on_gpus - fit)
+        return all_fitting(self.resources, self._nodes.values()) + self.joined + wait if wait < max(1, fit) else 0
+
+    def gpu_bytes(self) -> int:
+        """Memory of the smallest GPU; a node's are taken to be alike. 0 if there is none.
+
+        Raises:
+            SpecError: if a node that has GPUs does not say how large they are: its could be smaller.
+        """
+        import ray
+
+        @ray.remote(num_cpus=0, num_gpus=0.001, max_retries=0)
+        def answer() -> int:
+            import torch
+
+            return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
+
+        with_gpus = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+        place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        asked = [answer.options(scheduling_strategy=place(node["NodeID"], soft=False)).remote() for node in with_gpus]
+        until, sizes, mistakes = time.monotonic() + ANSWER_SECONDS, [], []
+        for node, reference in zip(with_gpus, asked, strict=True):
+            try:
+                sizes.append(ray.get(reference, timeout=max(0.0, until - time.monotonic())))
+                why = "" if sizes[-1] else "torch sees none there; see that its driver suits torch"
+            except ray.exceptions.GetTimeoutError:
+                why = f"no answer within {ANSWER_SECONDS:.0f} s; all may be taken by others"
+            except ray.exceptions.RayError as error:
+                why = f"asking failed ({str(error).strip().splitlines()[-1]})"
+            if why:
+                mistakes.append(f'node {name_of(node)}: how large are its GPUs, for "auto"? {why}; {_SAY_SIZE}')
+        if mistakes:
+            raise SpecError("resources.gpus_per_trial", mistakes)
+        return min(sizes, default=0)
+
+    def look(self) -> None:
+        """See from time to time which nodes there are, and tell of those that came or went."""
+        import ray
+
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        first, self._looked = not self._nodes, time.monotonic()
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        for node in nodes.values():
+            if node["Resources"].get("CPU"):  # a head often has none: no trial is to run there
+                host = node["NodeManagerHostname"]
+                self.seen[host] = max(self.seen.get(host, 0), int(node["Resources"].get("GPU", 0)))
+        for gone in self._nodes.keys() - nodes.keys():
+            self.note("node lost", f"node {name_of(self._nodes[gone])} is gone")
+            self._asked.pop(gone, None)
+        for new in nodes.keys() - self._nodes.keys():
+            if not first:
+                self.note("node joined", f"node {name_of(nodes[new])} has joined")
+                self._asked[new] = self.look_over(nodes[new])
+        self._nodes = nodes
+        for key, answers in list(self._asked.items()):
+            if (mistakes := next(answers)) is not None:
+                del self._asked[key]
+                for mistake in mistakes:
+                    self.note("node unfit", f"{mistake}; the study uses it all the same")
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """A node of `ray.nodes()` for readers."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+
+
+@contextmanager
+def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | None = None) -> Iterator[Cluster]:
+    """Join the cluster at an address, or start Ray on this machine.
+
+    Args:
+        spec: whose resources a trial takes.
+        address: auto, or host:port of the cluster's head; none starts Ray here, on loopback.
+        wait: seconds to wait for nodes on which a trial fits.
+        own: folder of the modules that users brought, which goes to the cluster's nodes with ours.
+
+    Raises:
+        SpecError: if not even one trial fits, or no cluster answers at the address.
+    """
+    if address:
+        reach(address)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Whoever reaches Ray's ports can run code: a Ray for this machine alone listens on loopback alone, as it does on
+    # the systems for which this switch was made.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(bool(address)))
+    import ray
+    from ray._private import ray_constants
+
+    if ray.is_initialized():
+        raise SpecError("ray", ["runs in this process already, and a study starts its own; call ray.shutdown() first"])
+
+    ray_constants.ENABLE_RAY_CLUSTER = bool(address)  # it may have been imported before
+
+    # What it would say of a worker that died, we say in one line.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    if address and _JOB not in os.environ:  # a job's code has been sent with it
+        options["runtime_env"] = {"py_modules": code(own)}
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+    except SystemExit as error:
+        raise KeyboardInterrupt from error  # what Ray makes of SIGTERM while it starts
+    except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, TimeoutError) as error:
+        if not address:
+            raise
+        raise SpecError(f"--address {address}", [_why(error)]) from error
+    try:
+        cluster, until = Cluster(spec.resources, joined=bool(address)), time.monotonic() + wait
+        while not (fits := cluster.fits()) and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
+        if not fits:
+            raise SpecError("resources", [_too_small(spec.resources, [node for node in ray.nodes() if node["Alive"]])])
+        yield cluster
+    finally:
+        ray.shutdown()
+
+
+def code(own: Path | None = None) -> list[str]:
+    """The folders of our packages, and of users' modules, for the nodes' runtime environment."""
+    here = Path(__file__).absolute().parents[2]
+    return [*(str(here / name) for name in _PACKAGES), *([str(own)] if own else [])]
+
+
+def reach(address: str) -> None:
+    """Ask once whether something listens that could be Ray; Ray itself would go on asking for minutes.
+
+    Raises:
+        SpecError: if nothing does, or the address is of a kind at which no study can run.
+    """
+    if address.startswith(("ray://", "http://", "https://")):
+        advice = "give host:6379 on a node of the cluster, or send the study there: `study submit --address http://HEAD:8265`"
+        raise SpecError(f"--address {address}", [f"a study cannot be driven through this port; {advice}"])
+    host, _, port = address.rpartition(":")
+    if address in ("auto", "local") or not port.isdigit():
+        return
+    advice, answer = "start Ray there with `ray start --head`, or correct the address", b""
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as there:
+            there.sendall(_HELLO)
+            with suppress(OSError):  # it may hang up on us, or say nothing
+                answer = there.recv(9)
+    except (OSError, OverflowError) as error:
+        raise SpecError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
+    if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
+        raise SpecError(f"--address {address}", [f"what listens there is no Ray head, whose port is 6379; {advice}"])
+
+
+def _why(error: Exception) -> str:
+    """Why Ray could not join, in one line with what to do."""
+    if type(error).__name__ == "AuthenticationError":
+        return NO_TOKEN
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Version mismatch" in str(error):
+        return f"{' '.join(lines)}; install the cluster's versions here, or ours there"
+    return f"{lines[0] if lines else type(error).__name__}; is a cluster running, and this machine a node of it?"
+
+
+def all_fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
+    """As `fitting`, with small cells where they do without a GPU: as many trials as CPUs let."""
+    without = resources.model_copy(update={"gpus_per_trial": 0.0, "cpu_nodes": False})
+    return fitting(without if resources.cpu_nodes else resources, nodes)
+
+
+def fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
+    """Trials at once on nodes, as `ray.nodes()` gives them, each with all that the resources say."""
+    wanted = _wanted(resources)
+    has = [node["Resources"] for node in nodes]
+    return sum(min(_times(node.get(kind, 0.0), need) for kind, need in wanted.items() if need) for node in has)
+
+
+def _times(has: float, need: float) -> int:
+    """How often a need can be met; a part is one of a single GPU."""
+    return math.floor(has) * math.floor(1 / need) if need < 1 else math.floor(has / need)
+
+
+def _wanted(resources: Resources) -> dict[str, float]:
+    return {"CPU": float(resources.cpus_per_trial), "GPU": resources.gpus}
+
+
+def _too_small(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> str:
+    has = []
+    for node in nodes:
+        each = ", ".join(f"{node['Resources'].get(kind, 0.0):g} {kind}s" for kind in _wanted(resources))
+        has.append(f"{name_of(node)} {each}")
+    which, advice = "a trial", "lower resources.cpus_per_trial or resources.gpus_per_trial"
+    if resources.cpu_nodes:
+        which = "resources.cpu_nodes serves small cells alone, and a trial of a large one"
+        advice = f"add a node that has as much, or {advice}"
+    return (
+        f"{which} takes {resources.cpus_per_trial} CPUs and {resources.gpus:g} GPUs, "
+        f"the nodes have: {'; '.join(has)}; {advice}"
+    )

@@ -1,0 +1,191 @@
+"""Sends a study to a cluster through Ray's job server, follows it, and fetches its results."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import shlex
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from study.cluster.ray import NO_TOKEN, code
+from study.spec.model import Spec, SpecError
+from study.usercode import bundle
+from trainables import storage
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+# A job that prints a folder as a base64 text between two marks: the job server hands out nothing but logs.
+_BEGIN, _END = "-----BEGIN RESULTS-----", "-----END RESULTS-----"
+_PACK = f"""
+import base64, io, sys, tarfile
+held = io.BytesIO()
+with tarfile.open(fileobj=held, mode="w:gz") as archive:
+    keep = lambda entry: None if entry.name.split("/")[1:2] in (["checkpoints"], ["tune"], [".lock"]) else entry
+    archive.add(sys.argv[1], arcname="results", filter=keep)
+print("{_BEGIN}")
+print(base64.encodebytes(held.getvalue()).decode())
+print("{_END}")
+"""
+POLL_SECONDS = 0.5
+
+
+def submit(
+    spec: Spec, address: str, out: str, *, wait: float = 0.0, to: Path | None = None, say: Callable[[str], None] = print
+) -> int:
+    """Run a study as a job of a cluster; one that is in `out` already goes on.
+
+    Args:
+        spec: the study.
+        address: of the job server, `http://HEAD:8265`.
+        out: results folder, as the cluster's nodes see it, or a URI.
+        wait: as for `search.run`.
+        to: where to put the results here; nowhere if not given, or if they are at a URI.
+        say: prints a line, the job's own among them.
+
+    Returns:
+        The exit code that the job's `study run` gave; 1 if it gave none.
+
+    Raises:
+        SpecError: if no job server answers there, or its Ray is of another version; if `out` would go with the job, or
+            `to` holds something else.
+    """
+    _use_token()
+    if not storage.is_uri(out) and not Path(out).is_absolute():
+        told = "a job begins in a folder that goes with it; give an absolute path that all nodes share, or a URI"
+        raise SpecError(f"--out {out}", [told])
+    if to and not storage.is_uri(out):
+        _may_replace(to, out)
+    client = _client(address)
+    command = ["python", "-m", "study", "run", "spec.toml", "--resume", "--out", out, "--address", "auto", "--plain"]
+    with tempfile.TemporaryDirectory() as sent:
+        (Path(sent) / "spec.toml").write_text(spec.to_toml(), encoding="utf-8")
+        spec.bring(Path(sent))
+        job = client.submit_job(
+            entrypoint=shlex.join([*command, "--wait", f"{wait:g}"]),
+            runtime_env={"working_dir": sent, "py_modules": code(bundle.code_of(Path(sent)))},
+            metadata={"study": spec.name},
+        )
+    say(f"job {job}, from now on the cluster's: Ctrl-C here leaves it running")
+    ended = _follow(client, job, say)
+    if to and not storage.is_uri(out) and ended in (0, 1, 130) and to.absolute() != Path(out):
+        _may_replace(to, out)
+        fetch(client, out, to)
+    return ended
+
+
+def _may_replace(to: Path, out: str) -> None:
+    """Raise a `SpecError` if a folder here holds anything but a job's results, or an earlier copy of them."""
+    from study.results.writer import provenance_of
+
+    ran = shlex.split(str(provenance_of(to).get("command", "")))
+    if to.absolute() == Path(out) or ("--out", out) in pairwise(ran):
+        return
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        told = f"is no copy of {out} and would be replaced by one; give another folder, which is not there yet"
+        raise SpecError(f"--to {to}", [told])
+
+
+def _use_token() -> None:
+    """Let Ray send its token to a job server, too, if it has one; it looks at this as it is imported."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() or "RAY_AUTH_TOKEN" in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _client(address: str) -> JobSubmissionClient:
+    import ray
+
+    # Ray would let these override the address.
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)
+    try:
+        from ray.job_submission import JobSubmissionClient
+
+        client = JobSubmissionClient(address)
+    except ray.exceptions.AuthenticationError as error:
+        raise SpecError(f"--address {address}", [NO_TOKEN]) from error
+    except ConnectionError as error:
+        advice = "is the dashboard running there, or a tunnel to it (`ssh -L 8265:127.0.0.1:8265 HEAD`)?"
+        raise SpecError(f"--address {address}", [f"no job server answers; {advice}"]) from error
+    except (RuntimeError, ValueError) as error:
+        if "ray[default]" in str(error):
+            advice = "pip install 'optimizer-study[cluster]'"
+            raise SpecError("study submit", [f"needs Ray's job client; {advice}"]) from error
+        raise SpecError(f"--address {address}", [f"{error}; valid: http://HEAD:8265"]) from error
+    theirs = client._server_ray_version
+    if theirs != ray.__version__:
+        advice = f"install ray=={theirs} here, or ray=={ray.__version__} there"
+        raise SpecError(f"--address {address}", [f"the cluster has Ray {theirs}, here is {ray.__version__}; {advice}"])
+    return client
+
+
+def _follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -> int:
+    """Print what a job prints until it ends; its exit code."""
+
+    async def logs() -> None:
+        rest = ""
+        async for text in client.tail_job_logs(job):
+            *lines, rest = (rest + text).split("\n")
+            for line in lines:
+                say(line)
+        if rest:
+            say(rest)
+
+    try:
+        with suppress(RuntimeError):  # a connection that was cut: what counts is how the job ends
+            asyncio.run(logs())
+        info = _ended(client, job)
+    except KeyboardInterrupt:
+        address = client.get_address()
+        say(f"the job goes on; to follow it: ray job logs --follow --address {address} {job}")
+        say(f"to end it: ray job stop --address {address} {job}")
+        raise
+    if info.driver_exit_code is None and info.message:
+        say(str(info.message))
+    return 1 if info.driver_exit_code is None else int(info.driver_exit_code)
+
+
+def _ended(client: JobSubmissionClient, job: str) -> JobDetails:
+    """How a job ended, once it has."""
+    while not (info := client.get_job_info(job)).status.is_terminal():
+        time.sleep(POLL_SECONDS)
+    return info
+
+
+def fetch(client: JobSubmissionClient, out: str, to: Path) -> None:
+    """Copy a results folder of the cluster's head to this machine.
+
+    Args:
+        client: of its job server.
+        out: the folder there.
+        to: the folder here; what it holds of an earlier copy is replaced.
+
+    Raises:
+        SpecError: if it could not be had.
+    """
+    job = client.submit_job(entrypoint=shlex.join(["python", "-c", _PACK, out]))
+    info, text = _ended(client, job), client.get_job_logs(job)
+    if info.driver_exit_code != 0:
+        why = [str(info.message), *text.strip().splitlines()][-1]
+        raise SpecError(f"--to {to}", [f"{out} could not be fetched ({why}); copy it by hand"])
+    # The log begins with the command, in which the marks are too.
+    content = base64.b64decode(text.rsplit(_BEGIN, 1)[1].rsplit(_END, 1)[0])
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent) as held:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            # As an argument it is unknown to Python before 3.11.4, which has no such filter.
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(held)
+        shutil.rmtree(to, ignore_errors=True)
+        (Path(held) / "results").replace(to)

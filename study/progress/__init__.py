@@ -1,0 +1,1 @@
+"""What a running study shows: display, status and trackers."""

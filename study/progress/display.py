@@ -1,0 +1,235 @@
+"""Shows how a study goes: live on a terminal and in a notebook, plain lines elsewhere, JSON lines, or nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from analysis import results
+from analysis.statistics import Interval, metric_interval
+from study.progress.status import best_line, cost, duration
+from study.results.recovery import State
+from study.spec.model import Spec
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
+
+PLAIN_SECONDS = 15.0
+NOTEBOOK_SECONDS = 0.5
+
+Show: TypeAlias = Literal["auto", "plain", "json", "quiet"]
+"""auto: live on a terminal and in a notebook, plain elsewhere; json: one object a line on standard output."""
+
+
+class ProgressDisplay:
+    """Counts trials by outcome, remembers the best with its interval and what all cost, and shows it.
+
+    Args:
+        spec: the study's.
+        planned: trials that there will be.
+        show: how.
+    """
+
+    def __init__(self, spec: Spec, planned: int, show: Show) -> None:
+        self.spec, self.planned, self.show = spec, planned, show
+        self.maximize = spec.workload.metric == "accuracy"
+        self.counts: Counter[str] = Counter()
+        self.running: dict[int, dict[str, Any]] = {}
+        self.best: dict[str, Any] | None = None
+        self.interval: Interval | None = None
+        self.scored = self.lanes = self.before = 0
+        self.cpu_seconds = self.gpu_seconds = 0.0  # of trials that ended
+        self.started = self.shown = time.monotonic()
+        self.console = Console(
+            stderr=show != "json",
+            quiet=show == "quiet",
+            soft_wrap=True,
+            highlight=False,
+            force_jupyter=None if show == "auto" else False,  # otherwise a line is a line, in a notebook too
+        )
+        self.live = Live(console=self.console, get_renderable=self._lines, refresh_per_second=4, transient=True)
+        self.is_live = show == "auto" and self.console.is_terminal
+        self.output: DisplayHandle | None = None  # of a notebook's cell
+
+    @property
+    def done(self) -> int:
+        """Trials that ended, in whatever way but interruption."""
+        return self.counts.total() - self.counts["interrupted"]
+
+    def go_on(self, state: State, folder: Path) -> None:
+        """Count what earlier sessions did.
+
+        Args:
+            state: how far the study is.
+            folder: its results folder.
+        """
+        for row in state.rows.values():
+            self._count(row)
+        self.before = self.done
+        if self.best:
+            lanes = results.load(folder).lanes
+            self.interval = self._over_seeds(lanes[lanes["trial"] == self.best["trial"]].to_dict("records"))
+        if state.rows or state.begun or state.redo:
+            parts = [f"{self.done} of {self.planned} trials have ended"]
+            parts += [f"{len(state.begun)} go on where they were"] if state.begun else []
+            parts += [f"{len(state.redo)} run again, whose rows were lost"] if state.redo else []
+            self.say(f"{self.spec.name}: {', '.join(parts)}")
+
+    def say(self, message: str) -> None:
+        """Tell the user something at once."""
+        if self.show == "json":
+            self._object("message", text=message)
+        else:
+            self.console.print(message, markup=False)
+
+    def __enter__(self) -> ProgressDisplay:
+        self.started = time.monotonic()
+        if self.is_live:
+            self.live.start()
+        elif self.console.is_jupyter:  # Live would need ipywidgets there
+            from IPython.display import DisplayHandle
+
+            self.output = DisplayHandle()
+            self.output.display(self._lines())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+        if self.show == "json":
+            self._object("end", **self.numbers())
+        elif self.output:
+            self.output.update(Text(self.summary()))
+        else:
+            self.console.print(self.summary(), markup=False)
+
+    def began(self, trial: int, config: dict[str, Any]) -> None:
+        """Count a trial as running."""
+        self.running[trial] = {}
+
+    def reported(self, trial: int, result: dict[str, Any]) -> None:
+        """Keep what a trial last said."""
+        self.running[trial] = result
+
+    def ended(self, row: dict[str, Any]) -> None:
+        """Count a trial by how it ended, and keep the best."""
+        last = self.running.pop(row["trial"], {})
+        if self._count(row):
+            self.interval = self._over_seeds(last["payload"].lanes) if last else None
+        self.lanes += row["lanes"] or 0
+        if self.show == "json":
+            keep = ("trial", "outcome", "value", "learning_rate", "optimizer", "batch_size", "width", "depth", "error")
+            self._object("trial", **{name: row[name] for name in keep}, **self.numbers())
+
+    def tick(self) -> None:
+        """Show something from time to time even while no trial ends."""
+        if self.output:
+            if time.monotonic() - self.shown > NOTEBOOK_SECONDS:
+                self.shown = time.monotonic()
+                self.output.update(self._lines())
+        elif not self.is_live and self.show in ("auto", "plain") and time.monotonic() - self.shown > PLAIN_SECONDS:
+            self.shown = time.monotonic()
+            self.console.print(self.summary(), markup=False)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything that is shown, as plain numbers; None where there is none."""
+        running = self.running.values()
+        spent = [(self.cpu_seconds, self.gpu_seconds), *map(self._spent, running)]
+        cpu, gpu = (sum(seconds) for seconds in zip(*spent, strict=True))
+        elapsed, since = time.monotonic() - self.started, self.done - self.before
+        best = self.best or {}
+        return {
+            "done": self.done,
+            "planned": self.planned,
+            "running": len(self.running),
+            "outcomes": dict(self.counts),
+            "best": best.get("value"),
+            "best_trial": best.get("trial"),
+            "best_low": self.interval.low if self.interval else None,
+            "best_high": self.interval.high if self.interval else None,
+            "lanes_per_second": self.lanes / elapsed if elapsed > 0 else 0.0,
+            "cpu_hours": cpu / 3600,
+            "gpu_hours": gpu / 3600,
+            "seconds_left": elapsed * (self.planned - self.done) / since if since else None,
+        }
+
+    def summary(self) -> str:
+        """One line: counts, best, speed, cost and the time left."""
+        now = self.numbers()
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
+        parts = [f"{self.done}/{self.planned} trials" + (f" ({counts})" if counts else "")]
+        parts += [f"{now['running']} running"] if self.running else []
+        parts += [f"{now['lanes_per_second']:.1f} lanes/s"] if self.lanes else []
+        parts += [cost(now["cpu_hours"], now["gpu_hours"])]
+        parts += [f"about {duration(now['seconds_left'])} left"] if now["seconds_left"] else []
+        return ", ".join(parts) + (f"; {self._best()}" if self.best else "")
+
+    def _lines(self) -> Table:
+        """What is shown live: a bar, the counts, the best; each line is cut to the terminal's width."""
+        now = self.numbers()
+        left = f"about {duration(now['seconds_left'])} left" if now["seconds_left"] else ""
+        bar = Table.grid(padding=(0, 1))
+        elapsed = duration(time.monotonic() - self.started)
+        progress = ProgressBar(self.planned, self.done, width=24)
+        bar.add_row("trials", progress, f"{self.done}/{self.planned}", elapsed, left)
+        counts = [f"{len(self.running)} running", *(f"{count} {name}" for name, count in self.counts.items())]
+        speed = [f"{now['lanes_per_second']:.1f} lanes/s"] if self.lanes else []
+        second = " · ".join([*counts, *speed, cost(now["cpu_hours"], now["gpu_hours"])])
+        lines = Table.grid()
+        lines.add_row(bar)
+        for text in (second, self._best() if self.best else ""):
+            lines.add_row(Text(text, no_wrap=True, overflow="ellipsis"))
+        return lines
+
+    def _best(self) -> str:
+        assert self.best
+        interval = (self.interval.low, self.interval.high) if self.interval else None
+        return best_line(self.spec.workload.metric, self.best, interval)
+
+    def _spent(self, trial: dict[str, Any]) -> tuple[float, float]:
+        return results.spent(trial, self.spec.resources.cpus_per_trial, self.spec.resources.gpus)
+
+    def _count(self, row: dict[str, Any]) -> bool:
+        """Count a trial; whether it is the best so far."""
+        self.counts[row["outcome"]] += 1
+        cpu, gpu = self._spent(row)
+        self.cpu_seconds += cpu
+        self.gpu_seconds += gpu
+        value = row["value"]
+        if value is None or math.isnan(value):
+            return False
+        self.scored += 1
+        better = self.best is None or (value > self.best["value"]) == self.maximize
+        if better and row["outcome"] == "completed":
+            self.best = row
+            return True
+        return False
+
+    def _over_seeds(self, lanes: list[dict[str, Any]]) -> Interval:
+        """The best trial's interval over the seeds at its tuned rate."""
+        assert self.best
+        metric = self.spec.workload.metric
+        mine = [lane for lane in lanes if lane["learning_rate"] == self.best["learning_rate"]]
+        values = [lane[f"validation_{metric}"] for lane in mine]
+        found = [value for value in values if value is not None]
+        return metric_interval(found, metric, self.spec.workload.facts.validation)
+
+    def _object(self, event: str, **content: Any) -> None:
+        """Print a JSON line; what is not a number, as JSON knows them, is null."""
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+        self.console.out(json.dumps({"event": event, "study": self.spec.name, **plain}), highlight=False)

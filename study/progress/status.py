@@ -1,0 +1,129 @@
+"""How far a study is, read from its results folder alone, so that any shell can ask."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import pandas as pd
+
+import analysis.results as results
+from analysis.statistics import metric_interval
+from analysis.tables import pareto
+from study.results import mirror
+from study.results.recovery import holder, is_held
+from study.spec.model import Spec, check
+
+
+def status(folder: Path | str) -> str:
+    """Some lines of text: trials by outcome, lanes that diverged, the best so far, the cost, and what can be done next.
+
+    Args:
+        folder: the results folder, or its URI.
+
+    Raises:
+        analysis.results.ResultsError: if the folder holds no results.
+    """
+    found = results.load(folder)
+    spec = check(found.spec, str(found.path / "spec.toml"), found.path)
+    again, lanes = found.confirmation, found.lanes
+    if who := _running(folder):
+        state = f"running, {who}"
+    elif found.provenance.get("finished"):
+        state = f"finished; `study extend {folder} --trials N` adds trials"
+    else:
+        state = f"interrupted; `study resume {folder}` goes on"
+    lines = [
+        f"{found.name}: {state}",
+        f"  trials  {_counts(found)}",
+        *([f"  confirm {_counts(again)}"] if again else []),
+        f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
+        f"  cost    {cost(*results.hours(found, spec.resources.cpus_per_trial, spec.resources.gpus))}",
+        *_best(found, spec, ""),
+        *(_best(again, spec, "confirmed: ") if again else []),
+    ]
+    if len(spec.tuning.objectives) > 1:
+        lines += _front(spec, _completed(found))
+    trials = found.trials
+    for _, trial in trials[trials["error"].notna()].head(3).iterrows():
+        reason = shorten(trial["error"].strip().splitlines()[-1], 160, placeholder=" ...")
+        lines.append(f"  failed  trial {trial['trial']}: {reason}")
+    return "\n".join(lines)
+
+
+def _running(folder: Path | str) -> str | None:
+    """Who runs the study, in words; None if nobody does."""
+    if isinstance(folder, str):
+        return mirror.running(folder)
+    return (holder(folder) or "by an unknown process") if is_held(folder) else None
+
+
+def _counts(found: results.Results) -> str:
+    """How many trials of how many have ended, and how."""
+    counts = found.trials["outcome"].value_counts()
+    ended = len(found.trials) - int(counts.get("interrupted", 0))
+    by_outcome = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"{ended} of {found.spec['budget']['trials']}: {by_outcome or 'none ended yet'}"
+
+
+def _completed(found: results.Results) -> pd.DataFrame:
+    return found.trials[(found.trials["outcome"] == "completed") & found.trials["value"].notna()]
+
+
+def _best(found: results.Results, spec: Spec, where: str) -> list[str]:
+    """The line of the best trial; none if there is none."""
+    completed, lanes = _completed(found), found.lanes
+    if completed.empty:
+        return []
+    best = completed.sort_values("value", ascending=not found.maximize).iloc[0]
+    at = lanes[(lanes["trial"] == best["trial"]) & (lanes["learning_rate"] == best["learning_rate"])]
+    spread = metric_interval(at[f"validation_{found.metric}"], found.metric, spec.workload.facts.validation)
+    row: dict[Any, Any] = best.to_dict()
+    return [f"  {where}{best_line(found.metric, row, (spread.low, spread.high))} (trial {best['trial']})"]
+
+
+def _front(spec: Spec, completed: pd.DataFrame) -> list[str]:
+    """The trials that none beats in every objective."""
+    objectives, lines = spec.tuning.objectives, []
+    table = completed.rename(columns={"value": "validation"})
+    for row in completed[pareto(table, objectives, spec.workload.metric == "accuracy")].to_dict("records"):
+        found = [row["value" if name == "metric" else name] for name in objectives]
+        numbers = ", ".join(f"{name} {n:.4g}" for name, n in zip(objectives, found, strict=True))
+        lines.append(f"  front   {numbers}: {describe(row, row['learning_rate'])} (trial {row['trial']})")
+    return lines
+
+
+def best_line(metric: str, row: Mapping[Any, Any], interval: tuple[float, float] | None) -> str:
+    """The best trial in a few words, with its interval over seeds if there is one."""
+    limits = ""
+    if interval and all(map(math.isfinite, interval)):
+        limits = f" [{interval[0]:.4g}, {interval[1]:.4g}]"
+    return f"best {metric} {row['value']:.4g}{limits}: {describe(row, row['learning_rate'])}"
+
+
+def describe(config: Mapping[Any, Any], rate: float | None) -> str:
+    """A cell in a few words, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
+    size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
+    tuned = f", rate {rate:.2g}" if rate is not None else ""
+    own = config.get("settings")
+    own = json.loads(own) if isinstance(own, str) and own else own if isinstance(own, dict) else {}
+    settings = "".join(
+        f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}" for name, value in own.items()
+    )
+    return f"{config['optimizer']}{settings}, batch {config['batch_size']}{size}{tuned}"
+
+
+def cost(cpu_hours: float, gpu_hours: float) -> str:
+    """What was paid, in words."""
+    return f"{cpu_hours:.3g} CPU-hours" + (f", {gpu_hours:.3g} GPU-hours" if gpu_hours else "")
+
+
+def duration(seconds: float) -> str:
+    """A time that people can read."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""The results folder: written, recovered, locked and mirrored to a URI."""

@@ -1,0 +1,1 @@
+"""The spec: what to search, how long, and on what."""

@@ -1,0 +1,96 @@
+"""optuna-dashboard on a study's storage: for looking, also while the study runs, never for changing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import analysis.results as results
+from study.progress.trackers import mistake, require
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A browser opens connections that it does not use yet; each has a thread, so none holds up the others."""
+
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print no line per request."""
+
+
+def serve(folder: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
+    """Show a study in the browser until Ctrl-C.
+
+    Args:
+        folder: the results folder.
+        host: address to listen on; the default is reached from this machine alone.
+        port: port to listen on; 0 takes a free one, which is printed.
+
+    Raises:
+        analysis.results.ResultsError: if the folder holds no results.
+        study.spec.SpecError: if it holds no study of Optuna's, the port is taken, or optuna-dashboard is missing.
+    """
+    require("optuna_dashboard", "dashboard")
+    found = results.load(folder)
+    storage = _storage(folder, found.spec.get("tuning", {}).get("storage"), found.name)
+    from optuna_dashboard import wsgi
+
+    try:
+        server = make_server(host, port, _read_only(wsgi(storage)), server_class=_Server, handler_class=_Handler)
+    except (OSError, OverflowError) as error:
+        raise mistake("dashboard", f"cannot listen on {host}:{port} ({error}); give another port") from error
+    with server:
+        print(f"dashboard: http://{host}:{server.server_port}/  (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+def _storage(folder: Path, url: str | None, study: str) -> BaseStorage:
+    """Optuna's storage, opened so that nothing is written to it, not even tables.
+
+    Raises:
+        study.spec.SpecError: if it cannot be read, or does not hold the study.
+    """
+    from optuna.exceptions import StorageInternalError
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+    from sqlalchemy.exc import SQLAlchemyError
+
+    journal = folder / "optuna.journal"
+    if not url and not journal.is_file():  # opening it would make it
+        raise mistake(str(folder), "has no optuna.journal; the study has not begun, or its journal was moved away")
+    try:
+        storage: BaseStorage = (
+            RDBStorage(url, skip_table_creation=True) if url else JournalStorage(JournalFileBackend(str(journal)))
+        )
+        names = [held.study_name for held in storage.get_all_studies()]
+    except (StorageInternalError, SQLAlchemyError, RuntimeError, ImportError, ValueError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise mistake(str(folder), f"Optuna's storage cannot be read ({reason})") from error
+    if study not in names:
+        raise mistake(str(folder), f"Optuna's storage does not hold the study {study}; it holds {names}")
+    return storage
+
+
+def _read_only(application: Application) -> Application:
+    """Refuse whatever would change the storage: a running study would trip over it, its tables would not know of it."""
+
+    def reading(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            start_response("403 Forbidden", [("Content-Type", "application/json")])
+            return [b'{"reason": "study dashboard only shows; nothing was changed"}']
+        return application(environ, start_response)
+
+    return reading

@@ -1,0 +1,1 @@
+"""User code: copied with the study, and probed in a child process."""

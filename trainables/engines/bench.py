@@ -1,0 +1,273 @@
+"""What an update of a lane costs, beside the loop that one would write otherwise, in one run on the same work.
+
+The solo loop is the fair baseline: one configuration, tensors in memory, batches by index, torch.optim, one thread. It
+and the engines take turns, so that a machine whose speed drifts is unfair to none; ratios are taken turn by turn.
+`python -m trainables` runs this with torch and numpy alone.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._inductor import config as inductor
+
+from trainables import models
+from trainables.data import Split, Task
+from trainables.engines import eager
+from trainables.lanes import stack
+from trainables.lanes import train as lanes
+from trainables.rules import RULES
+
+ROUNDS = 5
+TURN_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Work:
+    """One line of the table.
+
+    Attributes:
+        name: what it is called.
+        family, in_shape, out_features, width, depth: the network.
+        batch_size: examples per update.
+        examples: training examples; random numbers, since times do not depend on them.
+        lanes: lanes of the stack.
+        dtype: of the parameters.
+        seeds: among the lanes; those with the same one share their batches.
+    """
+
+    name: str
+    family: str
+    in_shape: tuple[int, ...]
+    out_features: int
+    width: int
+    depth: int
+    batch_size: int
+    examples: int
+    lanes: int
+    dtype: str
+    seeds: int = 4
+
+    @property
+    def task(self) -> Task:
+        """Regression with one output, else classification."""
+        return "regression" if self.out_features == 1 else "classification"
+
+    def build(self) -> nn.Module:
+        """One network."""
+        size = {"width": self.width, "depth": self.depth}
+        return models.build(self.family, self.in_shape, self.out_features, **size)
+
+
+_MLP: tuple[str, tuple[int, ...], int, int, int] = ("mlp", (2,), 1, 16, 2)
+_WIDE: tuple[str, tuple[int, ...], int, int, int] = ("mlp", (1, 28, 28), 10, 128, 2)
+_CNN: tuple[str, tuple[int, ...], int, int, int] = ("cnn", (1, 28, 28), 10, 4, 2)
+# Examples in whole batches, so that short ones do not blur the picture.
+WORKS = (
+    Work("2-16-8-1 MLP, batch 1", *_MLP, 1, 10_000, 512, "float64"),
+    Work("2-16-8-1 MLP, batch 32", *_MLP, 32, 10_016, 512, "float64"),
+    Work("2-16-8-1 MLP, batch 10,000", *_MLP, 10_000, 10_000, 48, "float64"),
+    Work("784-128-64-10 MLP, batch 32", *_WIDE, 32, 2_048, 16, "float32"),
+    Work("784-128-64-10 MLP, batch 256", *_WIDE, 256, 2_048, 16, "float32"),
+    Work("4-8 channel CNN, batch 4", *_CNN, 4, 2_048, 32, "float32"),
+    Work("4-8 channel CNN, batch 64", *_CNN, 64, 2_048, 32, "float32"),
+)
+
+
+# The source report's figure of three regimes: 10 epochs of 10,000 examples each, every lane a seed of its own.
+FIGURE_SEEDS = 64
+FIGURE = (
+    (Work("regime figure, batch 1", *_MLP, 1, 10_000, FIGURE_SEEDS, "float64", FIGURE_SEEDS), 100_000),
+    (Work("regime figure, batch 32", *_MLP, 32, 10_016, FIGURE_SEEDS, "float64", FIGURE_SEEDS), 3_130),
+    (Work("regime figure, batch 10,000", *_MLP, 10_000, 10_000, FIGURE_SEEDS, "float64", FIGURE_SEEDS), 10),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a `Work` with an engine, medians over the rounds.
+
+    Attributes:
+        name, engine, lanes, device: what ran.
+        cold_seconds: of the first update, with what is compiled or recorded first and no cache of it anywhere.
+        solo_us: microseconds of an update of the solo loop.
+        lane_us: microseconds of an update of the stack, by its lanes.
+        ratio: solo over lane, the median of each round's.
+        bound_us: microseconds that the arithmetic of a lane's update would take at the speed of the device's matrix
+            product.
+    """
+
+    name: str
+    engine: str
+    lanes: int
+    device: str
+    cold_seconds: float
+    solo_us: float
+    lane_us: float
+    ratio: float
+    bound_us: float
+
+
+def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[Row]:
+    """Time the solo loop and the stack with each engine of the device in turn, with Adam; one row an engine."""
+    names = ["eager", "cuda-graph" if device.type == "cuda" else "compiled"]
+    if device.type == "cpu" and not eager.compiler():
+        names.remove("compiled")
+    solo, stacks = _solo(work, device), {name: _stack(work, device, name) for name in names}
+    solo(1)  # what is paid once is paid here
+    cold = {name: _seconds(stacks[name], 1, device) for name in names}
+    for name in names:
+        stacks[name](2 * eager.MOST_UPDATES)
+    turns = []
+    for _ in range(rounds):
+        one = _per_update(solo, device)
+        turns.append((one, {name: _per_update(stacks[name], device) / work.lanes for name in names}))
+    bound = operations(work) / _speed(device, getattr(torch, work.dtype)) * 1e6
+    return [
+        Row(
+            work.name,
+            name,
+            work.lanes,
+            str(device),
+            cold[name],
+            statistics.median(one for one, _ in turns) * 1e6,
+            statistics.median(lane[name] for _, lane in turns) * 1e6,
+            statistics.median(one / lane[name] for one, lane in turns),
+            bound,
+        )
+        for name in names
+    ]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What the regime figure costs per seed, compiling aside.
+
+    Attributes:
+        seeds: that ours trains side by side.
+        loop_seconds: of the solo loop, which lacks what the report's own keeps count of besides.
+        lane_seconds: of a lane, by the fastest engine in each regime.
+        ratio: loop over lane.
+        cold_seconds: of compiling, once for all seeds.
+    """
+
+    seeds: int
+    loop_seconds: float
+    lane_seconds: float
+    ratio: float
+    cold_seconds: float
+
+
+def figure(device: str = "cpu", rounds: int = 3) -> Figure:
+    """Measure the regime figure, regime by regime, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with inductor.patch(force_disable_caches=True):
+            measured = [(measure(work, torch.device(device), rounds), updates) for work, updates in FIGURE]
+    finally:
+        torch.set_num_threads(before)
+    best = [(min(rows, key=lambda row: row.lane_us), updates) for rows, updates in measured]
+    loop, lane = (sum(getattr(row, key) * n for row, n in best) / 1e6 for key in ("solo_us", "lane_us"))
+    cold = sum(row.cold_seconds for row, _ in best)
+    return Figure(FIGURE_SEEDS, loop, lane, loop / lane, cold)
+
+
+def operations(work: Work) -> int:
+    """Floating-point operations of one update: two per multiplication, three passes (forward, and both gradients)."""
+    return 6 * models.multiplications(work.build(), work.in_shape) * work.batch_size
+
+
+def _examples(work: Work, device: torch.device) -> Split:
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(work.examples, *work.in_shape, generator=random)
+    if work.task == "regression":
+        targets = torch.randn(work.examples, 1, generator=random)
+    else:
+        targets = torch.randint(work.out_features, (work.examples,), generator=random)
+    return Split(inputs, targets).to(device, getattr(torch, work.dtype))
+
+
+def _solo(work: Work, device: torch.device) -> Callable[[int], None]:
+    examples, dtype = _examples(work, device), getattr(torch, work.dtype)
+    network = stack.initialise(work.build, 0).to(device, dtype)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    criterion = nn.MSELoss() if work.task == "regression" else nn.CrossEntropyLoss()
+    per_epoch = work.examples // work.batch_size
+    order = torch.randperm(work.examples).to(device)
+
+    def updates(count: int) -> None:
+        for number in range(count):
+            place = number % per_epoch * work.batch_size
+            rows = order[place : place + work.batch_size]
+            optimizer.zero_grad()
+            criterion(network(examples.inputs[rows]), examples.targets[rows]).backward()
+            optimizer.step()
+
+    return updates
+
+
+def _stack(work: Work, device: torch.device, engine: str) -> Callable[[int], None]:
+    examples = _examples(work, device)
+    configurations = stack.grid(1e-5, 1e-4, work.lanes // work.seeds, range(work.seeds))
+    side = stack.Stack.build(work.build, configurations, RULES["adam"], getattr(torch, work.dtype), device)
+    batches = stack.Batches(examples, work.batch_size, side)
+    chosen = eager.choose(work.build, work.in_shape, work.task, work.batch_size, side, None, engine)
+
+    def updates(count: int) -> None:
+        lanes.advance(side, chosen, batches, side.update + count)
+
+    return updates
+
+
+def _seconds(updates: Callable[[int], None], count: int, device: torch.device) -> float:
+    started = time.perf_counter()
+    updates(count)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _per_update(updates: Callable[[int], None], device: torch.device) -> float:
+    """Seconds of an update, over about `TURN_SECONDS`; compiled programs make several at once."""
+    count = eager.MOST_UPDATES
+    while True:
+        spent = _seconds(updates, count, device)
+        if spent > TURN_SECONDS / 2:
+            return spent / count
+        more = int(count * TURN_SECONDS / max(spent, 1e-6)) // eager.MOST_UPDATES * eager.MOST_UPDATES
+        count = max(2 * count, more)
+
+
+def _speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product."""
+    size = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device, dtype=dtype)
+
+    def products(count: int) -> None:
+        for _ in range(count):
+            a @ a
+
+    return 2 * size**3 / _per_update(products, device)
+
+
+def run(device: str = "cpu", only: str = "") -> dict[str, Any]:
+    """Measure every work whose name contains `only`, on one thread; what `study bench` prints and writes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # A cold start is a cold start: nothing compiled is taken from an earlier run.
+        with inductor.patch(force_disable_caches=True):
+            found = [row for work in WORKS if only in work.name for row in measure(work, torch.device(device))]
+    finally:
+        torch.set_num_threads(before)
+    hardware = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    rows = [asdict(row) for row in found]
+    return {"torch": torch.__version__, "python": platform.python_version(), "hardware": hardware, "rows": rows}

@@ -1,0 +1,1 @@
+"""The training of stacked lanes, and the ordinary loop that each lane equals."""

@@ -1,0 +1,1 @@
+"""User code as trials use it: imported, and probed in a child process."""

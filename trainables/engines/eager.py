@@ -24,11 +24,12 @@ from torch.nn import functional as F
 from trainables.criterion import Criterion
 from trainables.data import Split, Task
 from trainables.engines import compiled
+from trainables.engines.vmapped import Copies, Manner, Rows, Turns, drawing, updated
 from trainables.lanes.stack import Batches, Builder, Stack, initialise
 from trainables.models import Fixed, Shift, activations, layered, multiplications
 from trainables.rules import RULES, Number
 from trainables.usercode.importing import in_use, is_foreign
-from trainables.usercode.vmap_support import TRIED_EXAMPLES, Copies, Manner, Rows, Turns, drawing, manner_of, updated
+from trainables.usercode.vmap_support import TRIED_EXAMPLES, manner_of
 
 NAMES = ("eager", "compiled", "cuda-graph", "solo")
 Forward = Callable[[Sequence[Tensor], Tensor], Tensor]

@@ -14,11 +14,12 @@ from torch import Tensor
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
 from trainables.engines import eager
+from trainables.engines.vmapped import drawing, updated
 from trainables.lanes import train as lanes
 from trainables.lanes.stack import Batches, Builder, Lane, Stack, batch_order, initialise
 from trainables.models import trained
 from trainables.rules import Rule
-from trainables.usercode.vmap_support import TRIED_EXAMPLES, drawing, updated
+from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
 UPDATES = 20
 # Where training pauses in between, as it does for evaluation.

@@ -22,11 +22,12 @@ import torch
 from trainables import data, models
 from trainables.criterion import called_on
 from trainables.data import DataError, Facts
+from trainables.engines.vmapped import updated
 from trainables.lanes.equality import relative
 from trainables.lanes.stack import initialise
 from trainables.rules import Rule, named
 from trainables.usercode.importing import ForeignError, files_elsewhere, imported, is_foreign, own_files, told, use
-from trainables.usercode.vmap_support import manner_of, updated
+from trainables.usercode.vmap_support import manner_of
 
 Result = TypeVar("Result")
 

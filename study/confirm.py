@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from analysis import results, tables
-from study.results.writer import write_text
 from study.spec.model import Confirm, Lanes, Spec, SpecError, Tuning
 from study.tuning.space import Cell, Space
+from trainables.storage import write_text
 
 FOLDER, WINNERS = "confirm", "winners.json"
 

@@ -221,8 +221,9 @@ def resume(
 def _resume(folder: Path, more: int, address: str | None, wait: float, command: str, show: Show) -> Outcome:
     """As `resume`, in a folder of this machine."""
     from study.confirm import FOLDER
+    from study.results.provenance import read_provenance
     from study.results.recovery import held
-    from study.results.writer import deciding, provenance_of
+    from study.spec.compare import fixed_settings
 
     file = folder / "spec.toml"
     if not file.is_file():
@@ -232,13 +233,13 @@ def _resume(folder: Path, more: int, address: str | None, wait: float, command: 
     with held(folder, command):
         pass  # refused at once if another process runs it, and not after Ray has started
     # A key that the study was begun without is one that a later version has added.
-    asked, advice = deciding(spec), "put it back, or run the changed spec into a folder of its own"
-    ran = provenance_of(folder).get("spec")
+    asked, advice = fixed_settings(spec), "put it back, or run the changed spec into a folder of its own"
+    ran = read_provenance(folder).get("spec")
     ran = ran if isinstance(ran, dict) else {}  # earlier versions recorded something else
     if changed := [key for key, was in ran.items() if asked.get(key) != was]:
         told = [f"{key} = {asked.get(key)}: was {ran[key]} when the study ran; {advice}" for key in changed]
         raise SpecError(str(file), told)
-    confirmed = provenance_of(folder / FOLDER).get("spec") if spec.confirm else None
+    confirmed = read_provenance(folder / FOLDER).get("spec") if spec.confirm else None
     seeds = confirmed.get("lanes.seeds") if isinstance(confirmed, dict) else None
     if spec.confirm and seeds not in (None, spec.confirm.seeds):
         told = [f"confirm.seeds = {spec.confirm.seeds}: was {seeds} when winners were confirmed; put it back"]
@@ -353,21 +354,20 @@ def run_all(
 
 def same(spec: Spec, folder: Path) -> None:
     """Raise a `SpecError` unless the study in a results folder is that of a spec."""
-    from study.results.writer import deciding
+    from study.spec.compare import differences, fixed_settings
 
-    there, asked = deciding(read(folder / "spec.toml")), deciding(spec)
-    if changed := sorted(key for key in asked | there if there.get(key) != asked.get(key)):
+    there = fixed_settings(read(folder / "spec.toml"))
+    if changed := differences(there, fixed_settings(spec)):
         advice = "give a folder of its own, or the spec as it was"
         raise SpecError(f"--out {mirror.home(folder)}", [f"holds a study with another {', '.join(changed)}; {advice}"])
 
 
 def _tell_what_stays(spec: Spec, folder: Path) -> None:
     """Tell what a spec asks of a study in a results folder that may change, and that only its own spec.toml changes."""
-    from study.results.writer import flat
+    from study.spec.compare import all_settings, differences
 
     there, asked = read(folder / "spec.toml"), _with_absolute_storage(with_trials(spec, planned_trials(spec)))
-    old, new = flat(there), flat(asked)
-    changed = sorted(key for key in old | new if old.get(key) != new.get(key))
+    changed = differences(all_settings(there), all_settings(asked))
     if not changed:
         return
     home, advice = mirror.home(folder), []
@@ -377,7 +377,7 @@ def _tell_what_stays(spec: Spec, folder: Path) -> None:
         )
     if (more := asked.budget.trials - there.budget.trials) > 0:
         advice.append(f"`{shlex.join(['study', 'extend', str(home)])} --trials {more}` adds trials")
-    told = ", ".join(f"{key} = {_value(old.get(key))} (asked for: {_value(new.get(key))})" for key in changed)
+    told = ", ".join(f"{key} = {_value(old)} (asked for: {_value(new)})" for key, (old, new) in changed.items())
     _tell("; ".join([f"note: {home} goes on with its own {told}", *advice]))
 
 
@@ -447,36 +447,36 @@ def session(spec: Spec, folder: Path, data_folder: Path, on: Cluster, command: s
         show: see `study.progress.display.Show`.
     """
     from study import confirm
-    from study.results import writer
+    from study.results import provenance
     from study.results.recovery import held
 
     packed = _packed(spec, on)  # what is open stays so in the folder: another session may have other GPUs
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, command), _disk(folder):
         text = spec.to_toml()
-        sessions = [*(writer.provenance_of(folder).get("sessions") or []), writer.session(command)]
+        sessions = [*(provenance.read_provenance(folder).get("sessions") or []), provenance.new_session(command)]
         sessions[-1]["nodes"] = on.seen  # as they come
-        writer.write_text(folder / "spec.toml", text)
-        writer.write_provenance(folder, spec, sessions, finished=False)
+        files.write_text(folder / "spec.toml", text)
+        provenance.write_provenance(folder, spec, sessions, finished=False)
 
         def note(kind: str, text: str) -> None:
             """Keep what befell nodes and workers for the report; what cannot be written now is with the next."""
-            sessions[-1]["events"].append({"time": writer.now(), "kind": kind, "text": text})
+            sessions[-1]["events"].append({"time": provenance.now(), "kind": kind, "text": text})
             with suppress(OSError):
-                writer.write_provenance(folder, spec, sessions, finished=False)
+                provenance.write_provenance(folder, spec, sessions, finished=False)
 
         outcome = _trials(packed, folder, data_folder, on, show, note)
         if spec.confirm and not outcome.interrupted and outcome.scored:
             winners = confirm.winners(spec, folder)
             below, final = folder / confirm.FOLDER, confirm.confirmation(spec, len(winners))
-            writer.write_text(below / "spec.toml", final.to_toml())
-            writer.write_provenance(below, final, sessions, finished=False)
+            files.write_text(below / "spec.toml", final.to_toml())
+            provenance.write_provenance(below, final, sessions, finished=False)
             confirmed = _trials(confirm.confirmation(packed, len(winners)), below, data_folder, on, show, note, winners)
-            writer.write_provenance(below, final, sessions, finished=not confirmed.interrupted)
+            provenance.write_provenance(below, final, sessions, finished=not confirmed.interrupted)
             total = outcome.ended + confirmed.ended, outcome.planned + confirmed.planned
             outcome = Outcome(folder, *total, outcome.scored)
-        sessions[-1]["ended"] = writer.now()
-        writer.write_provenance(folder, spec, sessions, finished=not outcome.interrupted)
+        sessions[-1]["ended"] = provenance.now()
+        provenance.write_provenance(folder, spec, sessions, finished=not outcome.interrupted)
         return outcome
 
 

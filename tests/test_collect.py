@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import results
-from study.results import writer
+from study.results import provenance, writer
 from study.results.writer import Table
+from study.spec.compare import fixed_settings
 from study.spec.model import check
 from tests.conftest import lane_row
 from tests.test_spec import changed
+from trainables import storage
 
 
 def rows(first: int, count: int) -> dict[str, list[Any]]:
@@ -70,8 +72,15 @@ def test_a_crash_while_merging_leaves_every_row_once(tmp_path: Path, monkeypatch
     table = Table("lanes", tmp_path)
     for number in range(7):
         table.append(rows(number, 1))
+    unlink = Path.unlink
+
+    def crash(file: Path, missing_ok: bool = False) -> None:
+        if file.suffix == ".parquet":
+            raise KeyboardInterrupt
+        unlink(file, missing_ok)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Path, "unlink", crash)
         with pytest.raises(KeyboardInterrupt):
             table.append(rows(7, 1))
     assert len(list((tmp_path / "lanes.parquet").iterdir())) == 9
@@ -110,7 +119,7 @@ def test_a_part_that_is_listed_but_not_there_is_named(tmp_path: Path) -> None:
 def test_a_part_that_was_not_finished_is_not_read(tmp_path: Path) -> None:
     table = Table("lanes", tmp_path)
     table.append(rows(0, 1))
-    (tmp_path / "lanes.parquet/0000002-0000002.tmp").write_bytes(b"half")
+    (tmp_path / "lanes.parquet/0000002-0000002.parquet.host.1.tmp").write_bytes(b"half")
     assert stored(tmp_path) == [0]
     table.append(rows(1, 1))
     assert stored(tmp_path) == [0, 1]
@@ -144,15 +153,15 @@ def test_a_row_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
 
 def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
     spec = check(changed(tuning__seed=3, lanes__seeds=2, confirm={"seeds": 2}))
-    sessions = [writer.session("study run good") | {"started": "2026-01-02T00:00:00+00:00"}]
-    writer.write_provenance(tmp_path, spec, sessions, finished=False)
+    sessions = [provenance.new_session("study run good") | {"started": "2026-01-02T00:00:00+00:00"}]
+    provenance.write_provenance(tmp_path, spec, sessions, finished=False)
     found = json.loads((tmp_path / "provenance.json").read_text())
     assert found["command"] == "study run good"
     assert found["started"] == "2026-01-02T00:00:00+00:00"
     assert found["finished"] is None
     assert found["seeds"] == {"root": 3, "lanes": [3_000_000, 3_000_001], "confirm": [3_500_000, 3_500_001]}
-    assert writer.provenance_of(tmp_path)["sessions"] == sessions
-    assert found["spec"] == json.loads(json.dumps(writer.deciding(spec)))
+    assert provenance.read_provenance(tmp_path)["sessions"] == sessions
+    assert found["spec"] == json.loads(json.dumps(fixed_settings(spec)))
     assert found["spec"]["lanes.seeds"] == 2
     first = found["sessions"][0]
     assert {"python", "torch", "ray", "optuna"} <= set(first["versions"])
@@ -160,7 +169,7 @@ def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
     assert first["hardware"]["memory_bytes"] > 2**28
     assert found["data"]["loss"] == "mean squared error in variances of y"
     plain = check(changed(workload__standardize=False))
-    writer.write_provenance(tmp_path, plain, sessions, finished=True)
+    provenance.write_provenance(tmp_path, plain, sessions, finished=True)
     found = json.loads((tmp_path / "provenance.json").read_text())
     assert found["data"]["loss"] == "mean squared error"
     assert found["finished"]
@@ -168,8 +177,8 @@ def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "spec.toml"
-    writer.write_text(file, "old")
+    storage.write_text(file, "old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        writer.write_text(file, "new")
+        storage.write_text(file, "new")
     assert file.read_text() == "old"

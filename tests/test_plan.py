@@ -7,9 +7,10 @@ import pytest
 
 from study import plan
 from study.progress import status
-from study.results.writer import write_provenance, write_text
+from study.results.provenance import write_provenance
 from study.spec.model import check
 from tests.test_spec import changed
+from trainables.storage import write_text
 
 
 def test_more_lanes_take_more_memory_and_more_updates_more_time() -> None:

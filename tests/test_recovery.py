@@ -238,7 +238,7 @@ def test_a_full_disk_ends_the_session_and_loses_no_trial(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("study.results.writer.secure", full)
+        patch.setattr("trainables.storage.write", full)
         with pytest.raises(OSError, match="No space left"):
             driver.collector.on_trial_complete(0, [], trial)
         driver.collector.on_experiment_end([trial])  # Ray Tune's clean-up; writes nothing more
@@ -313,7 +313,7 @@ def test_a_folder_that_takes_no_files_is_told_of(tmp_path: Path, monkeypatch: py
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("study.results.recovery.write_text", full)
+    monkeypatch.setattr("trainables.storage.write", full)
     with pytest.raises(SpecError, match="cannot be written to: No space left on device; make space"):
         held(tmp_path, "study resume").__enter__()
     monkeypatch.undo()
@@ -330,7 +330,7 @@ def test_the_second_process_is_refused_and_told_who_holds_the_folder(tmp_path: P
     code = f"""
 import sys
 from pathlib import Path
-from study.recovery import held
+from study.results.recovery import held
 with held(Path({str(tmp_path)!r}), "study run other"):
     print("held", flush=True)
     sys.stdin.read()

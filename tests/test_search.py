@@ -28,11 +28,13 @@ import analysis
 from study import confirm, search
 from study.cluster import ray
 from study.progress import status as watch
-from study.results import writer
+from study.results import provenance
 from study.search import Outcome
+from study.spec.compare import fixed_settings
 from study.spec.model import Confirm, SpecError, check
 from study.tuning import importance
 from tests.test_spec import changed
+from trainables import storage as files
 from trainables import tune as trainables_tune
 from trainables.tune import MLPTrainable
 
@@ -456,27 +458,27 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
         search.resume(tmp_path)
     with pytest.raises(SpecError, match="no such folder"):
         search.resume(tmp_path / "nowhere")
-    writer.write_provenance(tmp_path, SPEC, [{"command": "", "started": "", "ended": None}], finished=False)
+    provenance.write_provenance(tmp_path, SPEC, [{"command": "", "started": "", "ended": None}], finished=False)
     changed_spec = SPEC.model_copy(update={"lanes": SPEC.lanes.model_copy(update={"seeds": 9})})
-    writer.write_text(tmp_path / "spec.toml", changed_spec.to_toml())
+    files.write_text(tmp_path / "spec.toml", changed_spec.to_toml())
     message = rf"spec.toml: 1 mistake\n  lanes.seeds = 9: was {SPEC.lanes.seeds} when the study ran; put it back"
     with pytest.raises(SpecError, match=message):
         search.resume(tmp_path)
     free = {"description": "x", "resources": {"cpus_per_trial": 2}, "confirm": {"seeds": 4}, "budget__trials": 9}
     free |= {"recording": {"tensorboard": True}, "tuning__storage": "sqlite:///elsewhere.db"}
-    assert writer.deciding(check(changed(**free))) == writer.deciding(check(changed()))
-    writer.write_text(tmp_path / "spec.toml", SPEC.model_copy(update={"confirm": Confirm(seeds=9)}).to_toml())
+    assert fixed_settings(check(changed(**free))) == fixed_settings(check(changed()))
+    files.write_text(tmp_path / "spec.toml", SPEC.model_copy(update={"confirm": Confirm(seeds=9)}).to_toml())
     (tmp_path / "confirm").mkdir()
-    writer.write_text(tmp_path / "confirm/provenance.json", '{"spec": {"lanes.seeds": 4}}')
+    files.write_text(tmp_path / "confirm/provenance.json", '{"spec": {"lanes.seeds": 4}}')
     with pytest.raises(SpecError, match=r"confirm.seeds = 9: was 4 when winners were confirmed; put it back"):
         search.resume(tmp_path)
-    writer.write_text(tmp_path / "confirm/winners.json", '[{"cell": {}')
+    files.write_text(tmp_path / "confirm/winners.json", '[{"cell": {}')
     with pytest.raises(SpecError, match=r"winners.json: .*\n.*is damaged .*; move .*confirm away to confirm anew"):
         confirm.winners(SPEC, tmp_path)
-    writer.write_text(tmp_path / "provenance.json", '{"spec": "of an earlier version", "sessions": [{}]}')
+    files.write_text(tmp_path / "provenance.json", '{"spec": "of an earlier version", "sessions": [{}]}')
     fair = check(changed(tuning={"fair": True}))
-    writer.write_text(tmp_path / "spec.toml", fair.to_toml())
-    writer.write_provenance(tmp_path, fair, [{"command": "", "started": "", "ended": None}], finished=False)
+    files.write_text(tmp_path / "spec.toml", fair.to_toml())
+    provenance.write_provenance(tmp_path, fair, [{"command": "", "started": "", "ended": None}], finished=False)
     with pytest.raises(SpecError, match=r"--trials 3: .*\n.*shares them among 2; valid: 4"):
         search.resume(tmp_path, more=3)
 
@@ -490,7 +492,7 @@ def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
 
     monkeypatch.setattr(search, "_resume", lambda *how: None)
     begun = {"resources": {"gpus_per_trial": 0.25}, "tuning": {"storage": "postgresql://me:secret@there/db"}}
-    writer.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
+    files.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
     assert told(**begun) == ""
     assert told(**begun, budget__trials=9) == (
         f"study: note: {tmp_path} goes on with its own budget.trials = 4 (asked for: 9); "
@@ -510,7 +512,7 @@ def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
     ids=["settings", "rates"],
 )
 def test_a_study_begun_with_more_in_its_spec_is_another(begun: dict[str, Any], tmp_path: Path) -> None:
-    writer.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
+    files.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
     with pytest.raises(SpecError, match=r"holds a study with another (search.settings.adam|lanes.learning_rate)"):
         search.same(check(changed()), tmp_path)
     search.same(check(changed(**begun)), tmp_path)

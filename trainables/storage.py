@@ -1,8 +1,8 @@
-"""Files in a folder or at a URI of an object store, s3://bucket/name: what any node of a cluster needs of them.
+"""Reads and writes files in a folder or at a URI of an object store (s3://bucket/name), from any node of a cluster.
 
-A file's place is a path or a URI, as text. An object store shows a file once it is whole, so that writing one there is
-in one go as it is. Credentials, and the store's address if it is not the cloud's own, are those that its SDK finds
-(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, an instance's role ...), or the URI's query says them as Arrow reads it.
+A file's place is a path or a URI, as text. Writes are atomic: object stores show a file only when it is complete.
+Credentials and the endpoint come from where the store's SDK looks (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, an
+instance's role ...), or from the URI's query as Arrow reads it.
 """
 
 from __future__ import annotations
@@ -80,23 +80,22 @@ def _file_system(bucket: str, query: str) -> Any:
     return FileSystem.from_uri(f"{bucket}?{'&'.join(filter(None, [query, once]))}")[0]
 
 
-def write(place: str, fill: Callable[[BinaryIO], object]) -> None:
-    """Write a file in one go: whoever reads it finds the old one or the whole new one.
+def write(place: str | Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file atomically: readers find the old one or the whole new one, also after a loss of power.
 
     Args:
-        place: of the file. The folder is made if it is not there, but not its parents: one that was removed stays so.
+        place: path or URI of the file; its folder must exist.
         fill: writes the content.
     """
     if is_uri(place):
-        held = io.BytesIO()
-        fill(held)
-        system, path = at(place)
+        buffer = io.BytesIO()
+        fill(buffer)
+        system, path = at(str(place))
         with system.open_output_stream(path) as stream:
-            stream.write(held.getbuffer())
+            stream.write(buffer.getbuffer())
         return
     file = Path(place)
-    file.parent.mkdir(exist_ok=True)
-    # A worker that was given up may live on and write into the same folder.
+    # A worker that Ray has given up may still write the same file.
     unfinished = file.with_name(f"{file.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         with unfinished.open("wb") as stream:
@@ -106,6 +105,21 @@ def write(place: str, fill: Callable[[BinaryIO], object]) -> None:
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, must survive a loss of power
+    finally:
+        os.close(folder)
+
+
+def write_bytes(place: str | Path, content: bytes) -> None:
+    """Write a file's content atomically."""
+    write(place, lambda stream: stream.write(content))
+
+
+def write_text(place: str | Path, text: str) -> None:
+    """Write a file's text atomically, as UTF-8."""
+    write_bytes(place, text.encode())
 
 
 def read(place: str) -> BinaryIO | None:

@@ -86,9 +86,9 @@ def submit(
 
 def _may_replace(to: Path, out: str) -> None:
     """Raise a `SpecError` if a folder here holds anything but a job's results, or an earlier copy of them."""
-    from study.results.writer import provenance_of
+    from study.results.provenance import read_provenance
 
-    ran = shlex.split(str(provenance_of(to).get("command", "")))
+    ran = shlex.split(str(read_provenance(to).get("command", "")))
     if to.absolute() == Path(out) or ("--out", out) in pairwise(ran):
         return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):

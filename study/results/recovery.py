@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.results import FOLDERS, TABLES, parts
-from study.results.writer import Table, now, write_text
+from study.results.provenance import now
+from study.results.writer import Table
 from study.spec.model import SpecError
 from study.tuning.searcher import STATES, values
 from study.tuning.space import Space, fair_optimizer
@@ -56,7 +57,7 @@ def held(folder: Path, command: str) -> Iterator[None]:
     try:
         who = {"host": platform.node(), "pid": os.getpid(), "since": now(), "command": command}
         try:
-            write_text(folder / HOLDER, json.dumps(who) + "\n")
+            files.write_text(folder / HOLDER, json.dumps(who) + "\n")
         except OSError as error:
             told = f"cannot be written to: {error.strerror}; make space or mend that, then try again"
             raise SpecError(str(folder), [told]) from error

@@ -6,17 +6,11 @@ removed. Whatever is cut off in between is found by `study.results.recovery` whe
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import math
-import os
-import platform
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +35,6 @@ MERGE = 8
 MAX_FAILURES = 1
 # Nodes that may die under a trial, which is not its fault, before each counts as a worker.
 MAX_NODES = 10
-PACKAGES = ("optimizer-study", "torch", "torchvision", "ray", "optuna", "numpy", "pandas")
 
 
 class Table:
@@ -87,13 +80,7 @@ class Table:
 
     def _write(self, table: pa.Table, first: int, last: int) -> None:
         file = self._file(first, last)
-        unfinished = file.with_suffix(".tmp")
-        try:
-            pq.write_table(table, unfinished, compression="zstd")
-            secure(unfinished, file)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+        storage.write(file, lambda stream: pq.write_table(table, stream, compression="zstd"))
 
     def _file(self, first: int, last: int) -> Path:
         return self.folder / f"{first:07d}-{last:07d}.parquet"
@@ -365,151 +352,3 @@ def _node_died(trial: Trial) -> bool:
 
 # Ray's words for a node that died, was taken away, or could not be reached any more.
 _NODE_DIED = ("its node has died", "node was terminated", "node was preempted", "died because its node")
-
-
-def session(command: str) -> dict[str, Any]:
-    """What provenance tells of a session that begins now: its numbers come from this code, on this machine."""
-    return {
-        "command": command,
-        "started": now(),
-        "ended": None,
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-        "events": [],
-    }
-
-
-def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *, finished: bool) -> None:
-    """Write `provenance.json`: where the numbers come from.
-
-    Args:
-        folder: the results folder.
-        spec: the study's.
-        sessions: one for each run, resumption and extension, of `session`.
-        finished: whether every trial has ended.
-    """
-    facts = spec.workload.facts
-    loss = f"mean of {spec.workload.loss}" if spec.workload.loss else "cross-entropy in nats"
-    if facts.task == "regression" and not spec.workload.loss:
-        loss = "mean squared error" + (" in variances of y" if spec.workload.standardize else "")
-    content = {
-        "command": sessions[0]["command"],
-        "started": sessions[0]["started"],
-        "finished": now() if finished else None,
-        "sessions": sessions,
-        "spec": deciding(spec),
-        "seeds": {"root": spec.tuning.seed, "lanes": spec.lane_seeds(), "confirm": spec.confirm_seeds()},
-        "data": {
-            "name": spec.workload.data,
-            "about": facts.about,
-            "task": facts.task,
-            "train": facts.train,
-            "validation": facts.validation,
-            "test": facts.test,
-            "loss": loss,
-        },
-    }
-    write_text(folder / "provenance.json", json.dumps(content, indent=1) + "\n")
-
-
-def provenance_of(folder: Path) -> dict[str, Any]:
-    """What `provenance.json` holds; nothing if it is missing or damaged."""
-    try:
-        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def deciding(spec: Spec) -> dict[str, Any]:
-    """What of a spec decides its trials and their numbers, as `section.key` -> value; all of it must stay as it is.
-
-    How many trials there are, where they run, what watches them and which of them are confirmed may change.
-    """
-    free = {"description": True, "confirm": True, "recording": True, "resources": True}
-    tables = spec.model_dump(mode="json", exclude=free | {"budget": {"trials"}, "tuning": {"storage"}})
-    return dict(_flat(tables))
-
-
-def flat(spec: Spec) -> dict[str, Any]:
-    """All that a spec says, likewise; what it leaves out is not there."""
-    return dict(_flat(spec.model_dump(mode="json", exclude_none=True)))
-
-
-def _flat(tables: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in tables.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
-
-
-def now() -> str:
-    """The time, in UTC, to the second."""
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file in one go: readers see the old one or the whole new one."""
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    secure(unfinished, file)
-
-
-def secure(unfinished: Path, file: Path) -> None:
-    """Give a written file its name once its bytes are on disk, so that no loss of power leaves half of it."""
-    with unfinished.open("rb+") as written:
-        os.fsync(written.fileno())
-    unfinished.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):  # our own, where the code came to a cluster with the job
-            found[name] = metadata.version(name)
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, memory and GPUs of this machine."""
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        named = (line for line in info.read_text().splitlines() if line.startswith("model name"))
-        cpu = next((line.split(":", 1)[1].strip() for line in named), cpu)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return {
-        "cpu": cpu,
-        "cpus": os.cpu_count(),
-        "memory_bytes": memory,
-        "gpus": gpus,
-        "system": platform.platform(),
-    }
-
-
-def commit() -> str | None:
-    """The commit of this code, with a mark if it was changed since; none where it was installed as a package."""
-    here = Path(__file__).parent
-    try:
-        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name]
-        subprocess.run(tracked, check=True, capture_output=True)
-        shown = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return shown.stdout.strip() or None

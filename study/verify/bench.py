@@ -30,9 +30,10 @@ import trainables.engines.bench
 from analysis import results
 from study import search
 from study.cluster import ray
-from study.results.writer import commit, hardware, versions, write_text
+from study.results.provenance import commit, hardware, versions
 from study.spec.model import Spec, check
 from trainables import data, models
+from trainables.storage import write_text
 
 # Peers run so many (configuration, seed) runs, and are scaled; they would take hours for all.
 RAY_RUNS, OPTUNA_RUNS = 8, 24

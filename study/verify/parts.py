@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study import search
-from study.results import writer
+from study.results.provenance import read_provenance
+from study.spec.compare import fixed_settings
 from study.spec.model import Spec, SpecError, read
 
 if TYPE_CHECKING:
@@ -72,10 +73,10 @@ def place(spec: Spec, parent: Path) -> tuple[Path, bool]:
             return folder, False
         with suppress(SpecError):
             if _key(read(folder / "spec.toml")) == _key(spec):
-                return folder, bool(writer.provenance_of(folder).get("finished"))
+                return folder, bool(read_provenance(folder).get("finished"))
     raise AssertionError("unreachable")
 
 
 def _key(spec: Spec) -> Any:
     """All of a spec by which its numbers could differ."""
-    return writer.deciding(spec), spec.budget.trials, spec.confirm
+    return fixed_settings(spec), spec.budget.trials, spec.confirm

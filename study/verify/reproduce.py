@@ -24,12 +24,13 @@ from analysis.reproduction.page import folders_in
 from analysis.reproduction.section import read_truth
 from analysis.results import ResultsError
 from study import search
-from study.results import writer
+from study.results.provenance import read_provenance
 from study.spec.model import Spec, SpecError, read
 from study.verify.parts import finish
 from study.verify.reproduce_mnist import run_mnist
 from trainables import data, models
 from trainables.lanes.stack import batch_order, initialise
+from trainables.storage import write_text
 
 if TYPE_CHECKING:
     from study.progress.display import Show
@@ -92,7 +93,7 @@ def run(
         found |= {read(folder / "spec.toml").name: str(folder.relative_to(out)) for folder in parts.folders}
         for folder in found.values():
             _add_truth(read(out / folder / "spec.toml"), out / folder)
-        writer.write_text(out / reproduction.PARTS, json.dumps(found, indent=1) + "\n")
+        write_text(out / reproduction.PARTS, json.dumps(found, indent=1) + "\n")
         if "layers" in found and ("layers" in chosen or not (out / found["layers"] / "report").exists()):
             try:
                 write_report(out / found["layers"])
@@ -156,7 +157,7 @@ def recorded(out: Path) -> dict[str, str]:
                 continue
             there = [file.parent for file in out.glob(f"{experiment}/{name}*/spec.toml")]
             done = {folder: spec.budget.epochs or 0 for folder in there if (spec := _named(folder, name))}
-            ends = {folder: str(writer.provenance_of(folder).get("finished") or "") for folder in done}
+            ends = {folder: str(read_provenance(folder).get("finished") or "") for folder in done}
             if whole := [folder for folder in done if ends[folder]]:
                 best = max(whole, key=lambda folder: (done[folder], ends[folder]))
                 found[name] = str(best.relative_to(out))
@@ -185,7 +186,7 @@ def _add_truth(spec: Spec, folder: Path) -> None:
     if [entry["seed"] for entry in found] == draws and all(_whole(entry, first) for entry in found):
         return
     told = [first, *({"seed": seed, **tell(spec, seed)} for seed in draws[1:])]
-    writer.write_text(folder / reproduction.TRUTH, json.dumps(told) + "\n")
+    write_text(folder / reproduction.TRUTH, json.dumps(told) + "\n")
 
 
 def _whole(entry: dict[str, Any], like: dict[str, Any]) -> bool:

@@ -27,13 +27,13 @@ from torch import nn
 
 from analysis.reproduction.inference import candidates, kept, losses, ordered
 from analysis.results import load
-from study.results.writer import write_text
 from study.spec.model import Spec, read
 from study.verify.parts import finish
 from trainables import data, models
 from trainables.augment import Augment
 from trainables.data import Data, Split
 from trainables.lanes.stack import batch_order
+from trainables.storage import write_text
 
 if TYPE_CHECKING:
     from study.cluster.ray import Cluster

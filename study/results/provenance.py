@@ -1,0 +1,122 @@
+"""Writes `provenance.json`: which code, versions and machines the numbers of a results folder come from."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from study.spec.compare import fixed_settings
+from study.spec.model import Spec
+from trainables import storage
+
+FILE = "provenance.json"
+PACKAGES = ("optimizer-study", "torch", "torchvision", "ray", "optuna", "numpy", "pandas")
+
+
+def new_session(command: str) -> dict[str, Any]:
+    """The record of a session that begins now: its command, code, versions and hardware."""
+    return {
+        "command": command,
+        "started": now(),
+        "ended": None,
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+        "events": [],
+    }
+
+
+def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *, finished: bool) -> None:
+    """Write `provenance.json`.
+
+    Args:
+        folder: the results folder.
+        spec: the study's.
+        sessions: one record of `new_session` for each run, resume and extension.
+        finished: whether every trial has ended.
+    """
+    facts = spec.workload.facts
+    loss = f"mean of {spec.workload.loss}" if spec.workload.loss else "cross-entropy in nats"
+    if facts.task == "regression" and not spec.workload.loss:
+        loss = "mean squared error" + (" in variances of y" if spec.workload.standardize else "")
+    content = {
+        "command": sessions[0]["command"],
+        "started": sessions[0]["started"],
+        "finished": now() if finished else None,
+        "sessions": sessions,
+        "spec": fixed_settings(spec),
+        "seeds": {"root": spec.tuning.seed, "lanes": spec.lane_seeds(), "confirm": spec.confirm_seeds()},
+        "data": {
+            "name": spec.workload.data,
+            "about": facts.about,
+            "task": facts.task,
+            "train": facts.train,
+            "validation": facts.validation,
+            "test": facts.test,
+            "loss": loss,
+        },
+    }
+    storage.write_text(folder / FILE, json.dumps(content, indent=1) + "\n")
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """The content of `provenance.json`; empty if it is missing or damaged."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def now() -> str:
+    """The time in UTC, to the second, in ISO format."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that affect numbers."""
+    installed = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # our own, where the code came to a cluster with the job
+            installed[name] = metadata.version(name)
+    return installed
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, memory and GPUs of this machine."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = (line for line in info.read_text().splitlines() if line.startswith("model name"))
+        cpu = next((line.split(":", 1)[1].strip() for line in models), cpu)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu,
+        "cpus": os.cpu_count(),
+        "memory_bytes": memory,
+        "gpus": gpus,
+        "system": platform.platform(),
+    }
+
+
+def commit() -> str | None:
+    """The git commit of this code, marked if it has changes; None where it is installed as a package."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, capture_output=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        shown = subprocess.run(describe, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return shown.stdout.strip() or None

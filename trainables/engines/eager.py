@@ -1,8 +1,9 @@
 """Engines: ways to make the updates of a stack. All compute the same, within lane equality's tolerance.
 
-`Eager` runs operation by operation and starts at once. `Compiled` runs programs (`trainables.engines.compiled`) that are
-many times faster on small networks and take some seconds to compile. `Graph` records one update of a GPU and replays it.
-`choose` picks one from the trial and the kind of device alone, so that the same trial always takes the same.
+`Eager` runs operation by operation and starts at once. `Compiled` runs programs (`trainables.engines.compiled`) that
+are many times faster on small networks and take some seconds to compile. `Graph` records one update of a GPU and
+replays it. `choose` picks one from the trial and the kind of device alone, so that the same trial always takes the
+same.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from trainables.engines import eager as engines
 from trainables.lanes import equality
 from trainables.lanes import train as lanes
 from trainables.lanes.stack import Batches, Lane, Stack, grid
-from trainables.rules import named
 from trainables.usercode.importing import ForeignError, is_foreign
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
@@ -55,8 +54,7 @@ class Probe:
 
 def probed(spec: Spec) -> list[Probe]:
     """The cells at the corners of the space, each tried briefly."""
-    with spec.workload.modules():
-        return [probe(spec, *corner) for corner in spec.corners()]
+    return [probe(spec, *corner) for corner in spec.corners()]
 
 
 def describe(spec: Spec, probes: list[Probe]) -> str:
@@ -68,8 +66,7 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     """
     facts, trials = spec.workload.facts, planned_trials(spec)
     scheduler = "no scheduler" if spec.tuning.scheduler == "none" else f"{spec.tuning.scheduler} scheduler"
-    with spec.workload.modules():
-        lane_count = len(_lanes(spec))
+    lane_count = len(_lanes(spec))
     rows = [
         ("data", f"{spec.workload.data}: {facts.about}"),
         ("", f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"),
@@ -102,7 +99,7 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
 def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     """Try a cell briefly, with the optimizer that takes the most time, or else memory."""
     workload, facts, budget = spec.workload, spec.workload.facts, lanes.Budget(**spec.budget.limit())
-    rule, device = named(_heaviest(spec)), torch.device("cpu")
+    rule, device = spec.rule(_heaviest(spec)), torch.device("cpu")
     build, criterion = workload.builder(width, depth), workload.criterion()
     stack = Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), device)
     network = build()
@@ -155,7 +152,11 @@ def _examples(spec: Spec, stack: Stack) -> Split:
     workload, facts, count = spec.workload, spec.workload.facts, 2 * PROBE_EXAMPLES
     if is_foreign(workload.data):
         train = data.load(
-            workload.data, data.data_folder(), standardize=workload.standardize, dtype=stack.parameters.dtype
+            workload.data,
+            data.data_folder(),
+            standardize=workload.standardize,
+            dtype=stack.parameters.dtype,
+            code=workload.code,
         ).train
         rows = torch.arange(count) % len(train)
         return Split(train.inputs[rows], train.targets[rows])
@@ -175,16 +176,15 @@ def proved(spec: Spec) -> tuple[str, bool]:
     names = spec.search.optimizers()
     if not is_foreign(spec.workload.model) and not any(map(is_foreign, names)):
         return "", True
-    with spec.workload.modules():
-        ruled = sorted(names, key=lambda name: (named(name).solo, not is_foreign(name)))[0]
-        dtype = "float64"
-        try:
-            batch, proof = _proof(spec, ruled, dtype)
-        except (ForeignError, RuntimeError):
-            if spec.workload.dtype == dtype:
-                raise
-            dtype = spec.workload.dtype  # a model may be made for that alone
-            batch, proof = _proof(spec, ruled, dtype)
+    ruled = sorted(names, key=lambda name: (spec.rule(name).solo, not is_foreign(name)))[0]
+    dtype = "float64"
+    try:
+        batch, proof = _proof(spec, ruled, dtype)
+    except (ForeignError, RuntimeError):
+        if spec.workload.dtype == dtype:
+            raise
+        dtype = spec.workload.dtype  # a model may be made for that alone
+        batch, proof = _proof(spec, ruled, dtype)
     if math.isnan(proof.speed):
         how = f"{proof.lanes} lanes run one after another"
     else:
@@ -207,11 +207,15 @@ def _proof(spec: Spec, optimizer: str, dtype: str) -> tuple[int, equality.Proof]
     """The batch size of the smallest cell, and what came of trying it."""
     workload, corners = spec.workload, spec.corners()
     found = data.load(
-        workload.data, data.data_folder().absolute(), standardize=workload.standardize, dtype=getattr(torch, dtype)
+        workload.data,
+        data.data_folder().absolute(),
+        standardize=workload.standardize,
+        dtype=getattr(torch, dtype),
+        code=workload.code,
     )
     batch, build = min(size for size, _, _ in corners), workload.builder(*corners[0][1:], end=0)
     all_lanes = grid(*spec.rates(optimizer), spec.lane_seeds())
-    proof = equality.prove(build, named(optimizer), found, batch, all_lanes, workload.criterion(), workload.model)
+    proof = equality.prove(build, spec.rule(optimizer), found, batch, all_lanes, workload.criterion(), workload.model)
     return batch, proof
 
 
@@ -224,7 +228,7 @@ def _cells(spec: Spec) -> str:
 
 
 def _heaviest(spec: Spec) -> str:
-    return max(spec.search.optimizers(), key=lambda name: (named(name).solo, len(named(name).buffers)))
+    return max(spec.search.optimizers(), key=lambda name: (spec.rule(name).solo, len(spec.rule(name).buffers)))
 
 
 def _lanes(spec: Spec) -> list[Lane]:

@@ -30,7 +30,7 @@ from trainables.lanes import train
 from trainables.lanes.equality import prove
 from trainables.lanes.stack import Batches, Lane, Stack, grid
 from trainables.rules import RULES, Rule, named
-from trainables.usercode.importing import ForeignError, copy_on_node, digest_of, hash_of, imported, use, using
+from trainables.usercode.importing import ForeignError, copy_on_node, digest_of, hash_of, imported
 from trainables.usercode.vmap_support import manner_of
 
 MODELS = ["Residual", "Vision", "Normed", "Dropped", "plain"]
@@ -330,13 +330,8 @@ def test_one_file_under_two_names_is_two_modules(tmp_path: Path) -> None:
     write(tmp_path, {"nets/residual": "from nets import parts", "nets/__init__": "", "nets/parts": ""})
     found = copied(tmp_path / "nets", "residual:Net", "nets.residual:Net", beside=tmp_path)
     assert set(found.files) == {"residual.py", "nets/__init__.py", "nets/residual.py", "nets/parts.py"}
-    with using(str(found.folder)):
-        assert imported_file("residual:__file__") == found.folder / "residual.py"
-        assert imported_file("nets.residual:__file__") == found.folder / "nets" / "residual.py"
-
-
-def imported_file(path: str) -> Path:
-    return Path(imported(path, "model"))
+    assert imported("residual:__file__", str(found.folder)) == str(found.folder / "residual.py")
+    assert imported("nets.residual:__file__", str(found.folder)) == str(found.folder / "nets" / "residual.py")
 
 
 @pytest.mark.parametrize("name", ["code", "random", "analysis"])
@@ -350,13 +345,45 @@ def test_a_name_that_is_taken_is_told_of(name: str, tmp_path: Path) -> None:
     assert not copied(tmp_path, "fine:Net").mistakes
 
 
-def test_a_module_that_was_loaded_in_the_place_of_ones_own_is_told_of(tmp_path: Path) -> None:
+def test_module_of_a_bundle_may_have_the_name_of_an_installed_one(tmp_path: Path) -> None:
     write(tmp_path, {"own": "from yaml import thing", "yaml": "thing = 3"})
     import yaml
 
-    with using(str(tmp_path)), pytest.raises(ForeignError, match=rf"yaml is another module .*{yaml.__file__}.*rename"):
-        imported("own:thing", "model")
+    assert imported("own:thing", str(tmp_path)) == 3
     assert sys.modules["yaml"] is yaml
+
+
+def test_imports_of_every_kind_look_in_the_bundle_first(tmp_path: Path) -> None:
+    write(
+        tmp_path, {"nets/__init__": "", "nets/layers": "from . import parts", "nets/parts": "n = 7", "helper": "n = 8"}
+    )
+    own = [
+        "import importlib, importlib.util, json, nets.layers, nets.parts as parts",
+        "from importlib import import_module",
+        "from nets import layers",
+        "lazy = lambda: __import__('helper').n",
+        "dynamic = importlib.import_module('nets.' + 'parts').n",
+        "relative = import_module('.parts', nets.__name__).n",
+        "numbers = [nets.layers.parts.n, parts.n, layers.parts.n, dynamic, relative]",
+        "found = importlib.util.find_spec('json') is json.__spec__",
+        "def later():\n    import helper\n    return helper.n",
+    ]
+    write(tmp_path, {"own": "\n".join(own)})
+    code = str(tmp_path)
+    assert imported("own:numbers", code) == [7] * 5
+    assert imported("own:later", code)() == imported("own:lazy", code)() == 8
+    assert imported("own:found", code)
+    assert not {"own", "nets", "helper"} & set(sys.modules)
+
+
+def test_messages_name_modules_of_a_bundle_as_users_do(tmp_path: Path) -> None:
+    write(tmp_path, {"own": "import helper", "helper": "from other import nothing", "other": ""})
+    write(tmp_path, {"lost": "import nets.gone", "nets/__init__": ""})
+    with pytest.raises(ForeignError, match=r"own failed: ImportError: cannot import .* from 'other'") as own:
+        imported("own:f", str(tmp_path))
+    assert str(own.value).endswith("[own.py:1]")
+    with pytest.raises(ForeignError, match=r"lost failed: ModuleNotFoundError: No module named 'nets\.gone'"):
+        imported("lost:f", str(tmp_path))
 
 
 def test_large_files_of_a_package_are_left_out_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,13 +407,10 @@ def test_each_copy_has_modules_of_its_own_and_the_process_keeps_its_own(
     monkeypatch.delitem(sys.modules, "own", raising=False)
     monkeypatch.delitem(sys.modules, "helper", raising=False)
     mine, path = importlib.import_module("own"), list(sys.path)
-    with using(str(tmp_path / "a")):
-        first = imported("own:which", "model")
-        assert first() == "a"
-        with using(str(tmp_path / "b")):
-            assert imported("own:which", "model")() == "b"
-        assert imported("own:which", "model") is first
-        assert importlib.import_module("own").which is first
+    first = imported("own:which", str(tmp_path / "a"))
+    assert first() == "a"
+    assert imported("own:which", str(tmp_path / "b"))() == "b"
+    assert imported("own:which", str(tmp_path / "a")) is first
     assert importlib.import_module("own") is mine
     assert mine.which() == "c"
     assert sys.path == path
@@ -439,14 +463,11 @@ def test_a_worker_takes_each_trials_modules_from_its_study(tmp_path: Path, monke
     config = {"model": "worn:Net", "data": "digits", "optimizer": "sgd", "batch_size": 32, "width": 4, "depth": 1}
     config |= {"rates": (1e-3, 1e-3, 1), "seeds": (0,), "budget": {"updates": 1}}
     trial = tune.ModelTrainable({**config, "code": str(tmp_path / "first")})
-    try:
-        assert trial.step()["parameters"] == 100 * 65
-        trial.reset_config({**config, "code": str(tmp_path / "second")})
-        assert trial.step()["parameters"] == 200 * 65
-        trial.reset_config(config)
-        assert trial.step()["parameters"] == 300 * 65
-    finally:
-        use("")
+    assert trial.step()["parameters"] == 100 * 65
+    trial.reset_config({**config, "code": str(tmp_path / "second")})
+    assert trial.step()["parameters"] == 200 * 65
+    trial.reset_config(config)
+    assert trial.step()["parameters"] == 300 * 65
 
 
 def test_a_module_beyond_the_copy_that_was_edited_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

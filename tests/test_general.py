@@ -24,7 +24,7 @@ from trainables.lanes.equality import prove, relative
 from trainables.lanes.stack import Batches, Lane, Stack, grid
 from trainables.rules import RULES, Rule, named
 from trainables.usercode.importing import ForeignError
-from trainables.usercode.probe import _try_optimizer
+from trainables.usercode.probe import try_optimizer
 from trainables.usercode.vmap_support import manner_of
 
 IN, OUT = 6, 3
@@ -431,11 +431,11 @@ NORMED = Rule("normed", normed, None, (1e-3, 1.0))
 def test_optimizers_are_tried(examples: Data) -> None:
     here = "tests.test_general"
     with pytest.raises(ForeignError, match="Forgetful: goes on differently where its state_dict is loaded"):
-        _try_optimizer(f"{here}:Forgetful")
+        try_optimizer(f"{here}:Forgetful")
     with pytest.raises(ForeignError, match="MIXING: a lane's update depends on the lanes beside it; take norms"):
-        _try_optimizer(f"{here}:MIXING")
+        try_optimizer(f"{here}:MIXING")
     for name in ("WithoutClosure", "Asking", "NORMED"):
-        _try_optimizer(f"{here}:{name}")
+        try_optimizer(f"{here}:{name}")
 
 
 @pytest.mark.parametrize("name", ["WithoutClosure", "Asking", "NORMED"])

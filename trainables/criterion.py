@@ -21,11 +21,13 @@ class Criterion:
         task: squared error, meaned over outputs, or cross-entropy in nats and the share of right classes.
         loss: import path of a user's loss, in place of the task's.
         score: import path of a user's score, likewise.
+        code: folder of the user code's bundle.
     """
 
     task: Task
     loss: str = ""
     score: str = ""
+    code: str = ""
 
     @property
     def scored(self) -> bool:
@@ -40,7 +42,7 @@ class Criterion:
             targets: (K or 1, B, out_features) for regression, class numbers (K or 1, B) for classification.
         """
         if self.loss:
-            return _each(self.loss, "loss", outputs, targets)
+            return self._each(self.loss, "loss", outputs, targets)
         if self.task == "regression":
             return (outputs - targets).square().mean(2)
         lanes, batch, classes = outputs.shape
@@ -50,7 +52,7 @@ class Criterion:
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Score of each example in each lane, (K, B), floating or boolean; shapes as of `losses`."""
         if self.score:
-            return _each(self.score, "score", outputs, targets)
+            return self._each(self.score, "score", outputs, targets)
         return outputs.argmax(2) == targets
 
     def refuse(self, metric: str, means: np.ndarray) -> None:
@@ -69,21 +71,27 @@ class Criterion:
             what = "loss" if metric == "loss" else "score"
             raise ForeignError(f"{path}: gives a mean of {bad[0]:g} in training; expected {EXPECTED[what]}")
 
+    def _each(self, path: str, what: str, outputs: Tensor, targets: Tensor) -> Tensor:
+        """A user's loss or score of all lanes' examples, (K, B), computed as one batch of K B examples."""
+        lanes, count = outputs.shape[:2]
+        targets = targets.expand(lanes, *targets.shape[1:]).flatten(0, 1)
+        return called_on(path, what, outputs.flatten(0, 1), targets, self.code).view(lanes, count)
 
-def _each(path: str, what: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    """What a user's function says of all lanes' examples, which it sees in one row."""
-    lanes, count = outputs.shape[:2]
-    found = called_on(path, what, outputs.flatten(0, 1), targets.expand(lanes, *targets.shape[1:]).flatten(0, 1))
-    return found.view(lanes, count)
 
+def called_on(path: str, what: str, outputs: Tensor, targets: Tensor, code: str = "") -> Tensor:
+    """A user's loss or score of n examples, (n,).
 
-def called_on(path: str, what: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    """A user's loss or score of (n, ...) outputs and targets, (n,).
+    Args:
+        path: import path.
+        what: loss or score.
+        outputs: (n, out_features).
+        targets: (n, ...).
+        code: folder of the bundle.
 
     Raises:
         ForeignError: if it raises, or returns something else.
     """
-    made = function(path, what)
+    made = function(path, what, code)
     try:
         found = made(outputs, targets)
     except (MemoryError, torch.OutOfMemoryError):

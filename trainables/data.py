@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trainables import deepobs
-from trainables.usercode.importing import EXPECTED, ForeignError, called, imported, in_use, is_foreign
+from trainables.usercode.importing import EXPECTED, ForeignError, called, imported, is_foreign
 
 CPU = torch.device("cpu")
 Task = Literal["regression", "classification"]
@@ -153,6 +153,7 @@ def load(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
+    code: str = "",
 ) -> Data:
     """Load a data set; a second call in the same process answers from memory.
 
@@ -164,13 +165,13 @@ def load(
         seed: draws the data that are made, and splits the others.
         dtype: floating type of inputs and regression targets.
         device: where all splits stay.
+        code: folder of the bundle that has a user's data set.
 
     Raises:
         DataError: if the data cannot be had, or not standardised.
         ForeignError: if a user's data set cannot be used.
     """
-    code = in_use() if is_foreign(name) else ""
-    return _load(name, folder or data_folder(), standardize, seed, dtype, device, code)
+    return _load(name, folder or data_folder(), standardize, seed, dtype, device, code if is_foreign(name) else "")
 
 
 @cache
@@ -179,7 +180,7 @@ def _load(
 ) -> Data:
     """As `load`; the same name may be another data set in another copy of users' modules."""
     if is_foreign(name):
-        splits, task, outputs = _foreign(name, folder, seed)
+        splits, task, outputs = _foreign(name, folder, seed, code)
     elif name not in CATALOGUE:
         raise DataError(f"no data set is called {name!r}; there are {', '.join(CATALOGUE)}")
     elif standardize and name == "quadratic":
@@ -202,18 +203,18 @@ def facts_of(data: Data, about: str = "") -> Facts:
     return Facts(data.task, data.in_shape, data.out_features, *sizes, about)
 
 
-def takes_seed(name: str) -> bool:
+def takes_seed(name: str, code: str = "") -> bool:
     """Whether a data set is another one for another seed."""
     if not is_foreign(name):
         return True
-    parameters = inspect.signature(imported(name, "data")).parameters.values()
+    parameters = inspect.signature(imported(name, code)).parameters.values()
     return any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _foreign(path: str, folder: Path, seed: int) -> tuple[list[Split], Task, int]:
+def _foreign(path: str, folder: Path, seed: int, code: str) -> tuple[list[Split], Task, int]:
     """A user's splits, their task, and the outputs that a model of them needs."""
     names = ("train", "validation", "test")
-    given = called(path, "data", imported(path, "data"), {"seed": seed, "folder": folder}, optional=("seed", "folder"))
+    given = called(path, "data", {"seed": seed, "folder": folder}, optional=("seed", "folder"), code=code)
     if not isinstance(given, Mapping) or set(given) != set(names):
         got = f"a dict of {', '.join(map(str, given))}" if isinstance(given, Mapping) else type(given).__name__
         raise ForeignError(f"{path}: returned {got}; expected {EXPECTED['data']}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables import deepobs
-from trainables.usercode.importing import ForeignError, called, imported, is_foreign
+from trainables.usercode.importing import ForeignError, called, is_foreign
 
 FAMILIES = ("linear", "mlp", "cnn", "quadratic")
 CNN_HEAD = (32, 16)
@@ -182,6 +182,7 @@ def build(
     *,
     width: int = 0,
     depth: int = 0,
+    bundle: str = "",
     **arguments: object,
 ) -> nn.Module:
     """A network of a family, initialised from torch's global generator.
@@ -192,6 +193,7 @@ def build(
         out_features: outputs.
         width: see `mlp` and `cnn`; the linear and the quadratic model have none. A user's model is told if it is not 0.
         depth: likewise.
+        bundle: folder of the bundle that has a user's model.
         arguments: the family's own: `shape` of an MLP, `kernel` and `padding` of a CNN.
 
     Raises:
@@ -201,7 +203,7 @@ def build(
     if is_foreign(family):
         size = {name: value for name, value in (("width", width), ("depth", depth)) if value}
         offered = {"in_shape": in_shape, "out_features": out_features, **size, **arguments}
-        network = called(family, "model", imported(family, "model"), offered)
+        network = called(family, "model", offered, code=bundle)
         if not isinstance(network, nn.Module):
             raise ForeignError(f"{family}: returned {type(network).__name__}; expected a torch.nn.Module")
         _refuse_kinds(family, network)

@@ -337,8 +337,12 @@ RULES: dict[str, Rule] = {
 }
 
 
-def named(name: str) -> Rule:
+def named(name: str, code: str = "") -> Rule:
     """The rule of this name, or any class of `torch.optim`, which then runs lane by lane; or a user's, of either kind.
+
+    Args:
+        name: of a rule or class, or an import path.
+        code: folder of the bundle that has a user's optimizer.
 
     Raises:
         KeyError: if there is neither.
@@ -347,7 +351,7 @@ def named(name: str) -> Rule:
     if name in RULES:
         return RULES[name]
     if is_foreign(name):
-        found = imported(name, "optimizer")
+        found = imported(name, code)
         if isinstance(found, Rule):
             return replace(found, name=name)
         if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):

@@ -40,7 +40,7 @@ from trainables.lanes import train as lanes
 from trainables.lanes.stack import Lane, Stack, beyond, grid, out_of_memory
 from trainables.lanes.train import Predictions
 from trainables.rules import named
-from trainables.usercode.importing import copy_on_node, is_foreign, use
+from trainables.usercode.importing import copy_on_node, is_foreign
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
 __all__ = ["CNNTrainable", "MLPTrainable", "Trial"]
@@ -143,7 +143,7 @@ class Trial:
 
     def lanes(self) -> list[Lane]:
         """The trial's lanes: rates x seeds."""
-        low, high, count = self.rates or (*named(self.optimizer).rates, 8)
+        low, high, count = self.rates or (*named(self.optimizer, self.code).rates, 8)
         settings = tuple(sorted(self.settings.items()))
         return [replace(lane, settings=settings) for lane in grid(low, high, count, self.seeds)]
 
@@ -211,7 +211,8 @@ class LaneTrainable(tune.Trainable):
             self.failure = _failure(error)
 
     def _build(self, trial: Trial) -> None:
-        use(copy_on_node(trial.code, trial.digest) if trial.code else "")
+        if trial.code:
+            trial = self.trial = replace(trial, code=copy_on_node(trial.code, trial.digest))
         family = trial.model or next(iter(self.families), "")
         if family not in self.families and not (is_foreign(family) and not self.families):
             raise ValueError(f"{type(self).__name__} trains {' and '.join(self.families)}, not {family!r}")
@@ -232,12 +233,13 @@ class LaneTrainable(tune.Trainable):
             seed=trial.data_seed,
             dtype=dtype,
             device=self.device,
+            code=trial.code,
         )
         shape, outputs = self.data.in_shape, self.data.out_features
-        size = {"width": trial.width, "depth": trial.depth}
+        size: dict[str, Any] = {"width": trial.width, "depth": trial.depth, "bundle": trial.code}
         self.build = partial(models.build, family, shape, outputs, **size, **trial.model_args)
         self.cost = models.multiplications(self.build(), shape)
-        self.criterion = Criterion(self.data.task, trial.loss, trial.score)
+        self.criterion = Criterion(self.data.task, trial.loss, trial.score, trial.code)
         self.budget = lanes.Budget(**trial.budget)
         self.schedule = lanes.Schedule(self.budget, trial.batch_size, len(self.data.train))
         if not self._resume():
@@ -249,7 +251,7 @@ class LaneTrainable(tune.Trainable):
         """A further stack, to be trained from now on, with an engine of its own."""
         trial, network, shape = self.trial, self.build(), self.data.in_shape
         dtype = getattr(torch, trial.dtype)
-        stack = Stack.build(self.build, configurations, named(trial.optimizer), dtype, self.device)
+        stack = Stack.build(self.build, configurations, named(trial.optimizer, trial.code), dtype, self.device)
         updates = self.schedule.total
         self.engine = eager.choose(
             self.build,

@@ -11,7 +11,6 @@ from study.spec.model import SHARING, Spec, SpecError
 from trainables import models
 from trainables.engines import eager
 from trainables.lanes.stack import Builder, Stack, grid
-from trainables.rules import named
 
 # What a process of its own takes on a GPU, before it has a single tensor there.
 CONTEXT_BYTES = 600 << 20
@@ -34,10 +33,9 @@ def resolved(spec: Spec, on: Cluster) -> Spec:
             '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'
         )
         raise SpecError("resources.gpus_per_trial", [told])
-    with spec.workload.modules():
-        largest: float = max(needs(spec, *corner) for corner in spec.corners())
-        if any(named(name).solo for name in spec.search.optimizers()):
-            largest = memory  # nobody knows what such an optimizer keeps (LBFGS some hundred gradients): one of its own
+    largest: float = max(needs(spec, *corner) for corner in spec.corners())
+    if any(spec.rule(name).solo for name in spec.search.optimizers()):
+        largest = memory  # nobody knows what such an optimizer keeps (LBFGS some hundred gradients): one of its own
     return spec.model_copy(
         update={"resources": spec.resources.model_copy(update={"gpus_per_trial": share(largest, memory)})}
     )
@@ -69,10 +67,10 @@ def needs(spec: Spec, batch_size: int, width: int, depth: int) -> int:
     """Bytes of a GPU that a trial of a cell takes with all its lanes at once, its data and its process included."""
     workload, facts = spec.workload, spec.workload.facts
     build = workload.builder(width, depth)
-    heaviest = max(spec.search.optimizers(), key=lambda name: len(named(name).buffers))
+    heaviest = max(spec.search.optimizers(), key=lambda name: len(spec.rule(name).buffers))
     # On the device "meta" tensors take no memory, and blocks are as large as on a GPU.
     lanes = grid(*spec.rates(heaviest), spec.lane_seeds())
-    stack = Stack.build(build, lanes, named(heaviest), getattr(torch, workload.dtype), torch.device("meta"))
+    stack = Stack.build(build, lanes, spec.rule(heaviest), getattr(torch, workload.dtype), torch.device("meta"))
     kept, working = eager.lane_bytes(build(), facts.in_shape, batch_size, stack)
     examples = facts.train + facts.validation + facts.test
     numbers = examples * math.prod(facts.in_shape) * stack.parameters.element_size()

@@ -10,7 +10,7 @@ import itertools
 import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
@@ -37,8 +37,8 @@ from trainables.data import CATALOGUE, Facts
 from trainables.engines.eager import NAMES
 from trainables.lanes import train as training
 from trainables.lanes.stack import Builder
-from trainables.rules import RULES, SOLO, named
-from trainables.usercode.importing import is_foreign, using
+from trainables.rules import RULES, SOLO, Rule, named
+from trainables.usercode.importing import is_foreign
 
 # Studies whose root seeds differ share no lane's seed; a study has no more than half of these for its search.
 SEEDS = 1_000_000
@@ -342,9 +342,10 @@ class Workload(Section):
         """The copy of the modules that users brought, and what is known of them."""
         return self._brought
 
-    def modules(self) -> AbstractContextManager[None]:
-        """A context in which import paths mean what users brought to this spec."""
-        return using(self._brought.code)
+    @property
+    def code(self) -> str:
+        """Folder of the bundle of user code; empty if there is none."""
+        return self._brought.code
 
     @model_validator(mode="after")
     def _tried(self, info: ValidationInfo) -> Workload:
@@ -373,14 +374,14 @@ class Workload(Section):
         return self.model_args.model_dump(exclude_none=True) | fixed
 
     def builder(self, width: int, depth: int, end: int = -1) -> Builder:
-        """What makes one network, in the context of `modules`; of arguments that are searched, the value at `end`."""
+        """What makes one network; of arguments that are searched, the value at `end`."""
         searched = {name.removeprefix("model."): dimension.ends()[end] for name, dimension in self.searched().items()}
         size = {"width": width, "depth": depth, **self.arguments(), **searched}
-        return partial(models.build, self.model, self.facts.in_shape, self.facts.out_features, **size)
+        return partial(models.build, self.model, self.facts.in_shape, self.facts.out_features, bundle=self.code, **size)
 
     def criterion(self) -> Criterion:
         """What outputs are judged by."""
-        return Criterion(self.facts.task, self.loss or "", self.score or "")
+        return Criterion(self.facts.task, self.loss or "", self.score or "", self.code)
 
     def searched(self) -> dict[str, Dimension]:
         """The arguments of a user's model that are searched, by their names in a cell: `model.heads`."""
@@ -609,8 +610,11 @@ class Spec(Section):
         """Lowest and highest learning rate of an optimizer's grid, and how many."""
         if grid := self.lanes.learning_rate:
             return grid.low, grid.high, grid.count
-        with self.workload.modules():
-            return (*named(optimizer).rates, self.lanes.rates)
+        return (*self.rule(optimizer).rates, self.lanes.rates)
+
+    def rule(self, optimizer: str) -> Rule:
+        """The update rule of an optimizer."""
+        return named(optimizer, self.workload.code)
 
     def dimensions(self) -> dict[str, Dimension]:
         """What every cell has, by name."""
@@ -705,11 +709,6 @@ def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None =
     brought = bundle.inspect(tables, folder or Path.cwd(), sizes_in(tables))
     if brought.mistakes:
         raise SpecError(source, brought.mistakes)
-    with using(brought.code):
-        return _checked(tables, source, brought)
-
-
-def _checked(tables: Mapping[str, Any], source: str, brought: bundle.Brought) -> Spec:
     mistakes: list[str] = []
     valid: dict[str, Any] = {}
     for name in Spec.model_fields:
@@ -726,7 +725,7 @@ def _checked(tables: Mapping[str, Any], source: str, brought: bundle.Brought) ->
         valid["lanes"] = lanes.model_copy(update={"extensions": 0})
     known = list(Spec.model_fields)
     mistakes += [f"{key}: unknown key; valid: {', '.join(known)}" for key in tables if key not in known]
-    mistakes += _between_sections(valid)
+    mistakes += _between_sections(valid, brought.code)
     if mistakes:
         raise SpecError(source, mistakes)
     return Spec(**valid)
@@ -753,7 +752,7 @@ def _validated(name: str, value: object, brought: bundle.Brought) -> object:
     return adapter.validate_python(value, context=brought)
 
 
-def _between_sections(valid: Mapping[str, Any]) -> list[str]:
+def _between_sections(valid: Mapping[str, Any], code: str) -> list[str]:
     """Mistakes that only two entries together make; judged on the sections that are valid."""
     workload: Workload | None = valid.get("workload")
     search: Search | None = valid.get("search")
@@ -763,7 +762,7 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
         found += _workload_mistakes(workload)
     lanes: Lanes | None = valid.get("lanes")
     if search and lanes:
-        found += _engine_mistakes(workload, search, lanes)
+        found += _engine_mistakes(workload, search, lanes, code)
     budget: Budget | None = valid.get("budget")
     if lanes and budget and lanes.halving and training.Budget(**budget.limit()).reports < 2:
         found.append("lanes.halving: rates are given up between reports and this budget has one; give 2 epochs or more")
@@ -777,7 +776,7 @@ def _between_sections(valid: Mapping[str, Any]) -> list[str]:
     if workload and recording and recording.predictions and workload.facts.task == "regression":
         found.append(f"recording.predictions = true: they are of classes, and {workload.data} has none; leave it out")
     if search:
-        found += _setting_mistakes(search)
+        found += _setting_mistakes(search, code)
     if tuning and search:
         found += _tuning_mistakes(tuning, workload, search, budget, lanes)
     resources: Resources | None = valid.get("resources")
@@ -798,14 +797,15 @@ def _two_kinds_mistakes(tuning: Tuning | None, budget: Budget | None, lanes: Lan
     return found
 
 
-def _setting_mistakes(search: Search) -> list[str]:
+def _setting_mistakes(search: Search, code: str) -> list[str]:
     found = []
     for optimizer, settings in search.settings.items():
         if optimizer not in search.optimizers():
             valid = ", ".join(search.optimizers())
             found.append(f"search.settings.{optimizer}: not among the optimizers of the search; valid: {valid}")
             continue
-        known = named(optimizer).adjustable()
+        rule = named(optimizer, code)
+        known = rule.adjustable()
         for name, dimension in settings.items():
             key = f"search.settings.{optimizer}.{name}"
             if name not in known:
@@ -813,7 +813,7 @@ def _setting_mistakes(search: Search) -> list[str]:
                 found.append(f"{key}: {optimizer} has no such setting; valid: {usual}")
                 continue
             for value in dimension.ends():
-                if message := named(optimizer).refused(name, float(value)):
+                if message := rule.refused(name, float(value)):
                     found.append(f"{key} = {_show(_plain(dimension))}: {message}")
                     break
     return found
@@ -852,16 +852,17 @@ def _tuning_mistakes(
     return found
 
 
-def _engine_mistakes(workload: Workload | None, search: Search, lanes: Lanes) -> list[str]:
+def _engine_mistakes(workload: Workload | None, search: Search, lanes: Lanes, code: str) -> list[str]:
     """An engine that some optimizer of the search, or the model, cannot have."""
     names = search.optimizers()
-    if lanes.engine not in ("auto", "solo") and (solo := [name for name in names if named(name).solo]):
+    solo = [name for name in names if named(name, code).solo]
+    if lanes.engine not in ("auto", "solo") and solo:
         return [f"lanes.engine: {lanes.engine} does not train {', '.join(solo)}, which runs lane by lane; valid: auto"]
     if lanes.engine not in ("auto", "solo") and workload and is_foreign(workload.model):
         return [f"lanes.engine: {lanes.engine} is for the shipped models; valid with {workload.model}: auto"]
     if lanes.engine == "compiled" and workload and (workload.loss or any(map(is_foreign, names))):
         return ["lanes.engine: compiled knows the shipped losses and optimizers only; valid: auto, eager"]
-    if lanes.engine == "solo" and (ruled := [name for name in names if not named(name).solo]):
+    if lanes.engine == "solo" and (ruled := [name for name in names if name not in solo]):
         return [f"lanes.engine: solo is for {', '.join(SOLO)}; {', '.join(ruled)} trains as lanes; valid: auto"]
     return []
 

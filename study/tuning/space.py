@@ -110,14 +110,13 @@ class Space:
             return "cpu"
         shape, outputs = workload.facts.in_shape, workload.facts.out_features
         size = {"width": cell.get("width", 0), "depth": cell.get("depth", 0), **self._arguments(cell)}
-        build = partial(models.build, workload.model, shape, outputs, **size)
+        build = partial(models.build, workload.model, shape, outputs, bundle=workload.code, **size)
         if not resources.cpu_nodes:
             return "cuda"
-        with workload.modules():
-            try:
-                return "cpu" if packing.small(build, shape, batch_size) else "cuda"
-            except Exception:  # noqa: BLE001  a model that cannot be built is for its trial to tell of
-                return "cuda"
+        try:
+            return "cpu" if packing.small(build, shape, batch_size) else "cuda"
+        except Exception:  # noqa: BLE001  a model that cannot be built is for its trial to tell of
+            return "cuda"
 
     def checkpoint(self, number: int) -> str:
         """The file in which a running trial keeps its state."""

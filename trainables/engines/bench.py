@@ -62,8 +62,7 @@ class Work:
 
     def build(self) -> nn.Module:
         """One network."""
-        size = {"width": self.width, "depth": self.depth}
-        return models.build(self.family, self.in_shape, self.out_features, **size)
+        return models.build(self.family, self.in_shape, self.out_features, width=self.width, depth=self.depth)
 
 
 _MLP: tuple[str, tuple[int, ...], int, int, int] = ("mlp", (2,), 1, 16, 2)

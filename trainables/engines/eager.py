@@ -29,7 +29,7 @@ from trainables.engines.vmapped import Copies, Manner, Rows, Turns, drawing, upd
 from trainables.lanes.stack import Batches, Builder, Stack, initialise
 from trainables.models import Fixed, Shift, activations, layered, multiplications
 from trainables.rules import RULES, Number
-from trainables.usercode.importing import in_use, is_foreign
+from trainables.usercode.importing import is_foreign
 from trainables.usercode.vmap_support import TRIED_EXAMPLES, manner_of
 
 NAMES = ("eager", "compiled", "cuda-graph", "solo")
@@ -678,7 +678,7 @@ def _general(
         sample = noise.to(stack.parameters)
     network = initialise(build, 0).to(stack.parameters.device, stack.parameters.dtype)
     # Workers train many trials of a model, and trying a large one takes seconds.
-    key = (in_use(), repr(build), tuple(sample.shape), sample.dtype, sample.device.type)
+    key = (repr(build), tuple(sample.shape), sample.dtype, sample.device.type)
     manner = _MANNERS.get(key) or manner_of(build, sample, name)
     if isinstance(build, functools.partial):  # whose text says all of it
         _MANNERS[key] = manner

@@ -1,30 +1,33 @@
-"""What users bring: models, data sets, optimizers, losses and scores, which a spec names as `package.module:name`.
+"""User code: models, data sets, optimizers, losses and scores that a spec names as `package.module:name`.
 
-- A model: called with `in_shape`, `out_features`, `width` and `depth` if the spec searches them, and what is under
-  `model_args`, all by keyword; returns a `torch.nn.Module` from (n, *in_shape) to (n, out_features).
-- A data set: called with those of `seed` and `folder` that it takes; returns {"train": (inputs, targets),
-  "validation": ..., "test": ...} of arrays or tensors. Targets of whole numbers are classes.
-- An optimizer: a subclass of `torch.optim.Optimizer`, which runs lane by lane, or a `trainables.rules.Rule`.
-- A loss: (outputs (n, out_features), targets (n, ...)) -> (n,), of each example by itself, to be small and positive.
-- A score: the same arguments -> (n,) numbers from 0 to 1, larger is better; it takes the place of accuracy.
+- A model is called with `in_shape`, `out_features`, `width` and `depth` if the spec searches them, and the keys of
+  `model_args`, all by keyword. It returns a `torch.nn.Module` from (n, *in_shape) to (n, out_features).
+- A data set is called with `seed` and `folder`, if it takes them. It returns {"train": (inputs, targets),
+  "validation": ..., "test": ...} of arrays or tensors. Integer targets are classes.
+- An optimizer is a subclass of `torch.optim.Optimizer`, which runs lane by lane, or a `trainables.rules.Rule`.
+- A loss maps outputs (n, out_features) and targets (n, ...) to (n,) losses, one per example, none negative.
+- A score takes the same arguments and returns (n,) numbers from 0 to 1, larger is better. It replaces accuracy.
 
-A study runs a copy of the modules that these are made of. `use` says which copy a process takes them from.
+A study runs a copy of the modules, its bundle: a folder, given here as `code`. Each bundle is imported as a package of
+its own, so bundles do not clash with each other, nor with modules of the same name elsewhere in the process.
 """
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import hashlib
 import importlib
 import inspect
 import json
 import os
+import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,21 +42,17 @@ EXPECTED = {
 
 OURS = ("study", "trainables", "analysis")
 CODE, RECORD = "code", "inspected.json"
-"""The folder of modules in a results folder, and what is recorded of them in it: `files`, each with its hash."""
-_INSTALLED = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-
-_now = ""
-_loaded: dict[str, dict[str, ModuleType]] = {}
-_aside: dict[str, ModuleType] = {}
-
+"""Name of the bundle in a results folder, and of its record: `files` with their hashes, `sources`, `answers`."""
 LEFT_BEHIND = (
     "a study runs a copy of its modules from another folder: put the module and its files into a package, which is "
     "copied whole, or give an absolute path"
 )
+_INSTALLED = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_PREFIX = "study_bundle_"
 
 
 class ForeignError(ValueError):
-    """Something of the user's that cannot be used; the message names it and says what was expected."""
+    """User code cannot be used; the message names it and says what is expected."""
 
 
 def is_foreign(name: str) -> bool:
@@ -61,67 +60,132 @@ def is_foreign(name: str) -> bool:
     return ":" in name
 
 
-def imported(path: str, what: str) -> Any:
-    """What an import path names, in the copy that is in use.
+class _Bundle:
+    """Imports the modules of one bundle as a package of their own.
 
-    Args:
-        path: `package.module:name`.
-        what: a key of `EXPECTED`.
+    As in `torch.package`, each module gets an `__import__` that looks in the bundle first, so that `import helper`
+    means the same as beside the spec.
 
-    Raises:
-        ForeignError: if it cannot be imported or is nothing that can be called.
+    Attributes:
+        package: name of the package in `sys.modules`.
+        names: top-level modules and packages in the folder.
+        builtins: the built-in names that the modules see.
     """
-    return _imported(path, _now)
+
+    def __init__(self, folder: str) -> None:
+        self.package = _PREFIX + hashlib.sha256(folder.encode()).hexdigest()[:16]
+        self.names = _top_level(folder)
+        self.builtins = {**vars(builtins), "__import__": self._import}
+        self._importlib = ModuleType("importlib")
+        vars(self._importlib).update(import_module=self.import_module, __getattr__=partial(getattr, importlib))
+        root = ModuleType(self.package)
+        root.__path__ = [folder]
+        sys.modules[self.package] = root
+
+    def import_module(self, name: str, package: str | None = None) -> ModuleType:
+        """Like `importlib.import_module`, but looks in the bundle first."""
+        return importlib.import_module(self._full(name), package)
+
+    def _full(self, name: str) -> str:
+        return f"{self.package}.{name}" if name.partition(".")[0] in self.names else name
+
+    def _import(
+        self,
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        """Replaces the built-in `__import__` in the bundle's modules."""
+        full = name if level else self._full(name)
+        found = builtins.__import__(full, globals, locals, fromlist or (), level)
+        if found is importlib:
+            return self._importlib
+        # Without a fromlist, as in `import nets.layers`, the top-level module is returned.
+        return found if full == name or fromlist else sys.modules[f"{self.package}.{name.partition('.')[0]}"]
+
+
+class _Loader(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module's source with the bundle's built-in names."""
+        vars(module)["__builtins__"] = _packages[module.__name__.partition(".")[0]].builtins
+        super().exec_module(module)
+
+
+class _Finder:
+    """Finds the modules of all bundles, at their full names."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """As `importlib.abc.MetaPathFinder.find_spec`."""
+        if name.partition(".")[0] not in _packages:
+            return None
+        found = PathFinder.find_spec(name, path, target)
+        if found and isinstance(found.loader, SourceFileLoader):
+            found.loader = _Loader(found.loader.name, found.loader.path)
+        return found
+
+
+_packages: dict[str, _Bundle] = {}
+sys.meta_path.insert(0, _Finder)
 
 
 @cache
-def _imported(path: str, folder: str) -> Any:
-    module_name, _, name = path.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
+def _bundle(folder: str) -> _Bundle:
+    importlib.invalidate_caches()  # the folder may be new
+    made = _Bundle(folder)
+    _packages[made.package] = made
+    return made
+
+
+@cache
+def imported(path: str, code: str = "") -> Any:
+    """The object that an import path names.
+
+    Args:
+        path: `package.module:name`.
+        code: folder of the bundle; modules that it lacks are imported as usual.
+
+    Raises:
+        ForeignError: if it cannot be imported.
+    """
+    module, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
         raise ForeignError(f"{path}: not an import path; write package.module:name")
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = (_bundle(code) if code else importlib).import_module(module)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:
-        _refuse_others(path, folder)
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and (module_name == missing or module_name.startswith(f"{missing}.")):
+        missing = _plain(error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        if missing and (module == missing or module.startswith(f"{missing}.")):
             places = "beside the spec, in the current folder and among the installed packages"
             raise ForeignError(f"{path}: there is no module {missing}; it is looked for {places}") from error
-        raise ForeignError(f"{path}: importing {module_name} failed: {told(error, module_name)}") from error
-    _refuse_others(path, folder)
+        raise ForeignError(f"{path}: importing {module} failed: {told(error, module)}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, dir(found), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ForeignError(f"{path}: {module_name} has no {part}{hint}")
+            raise ForeignError(f"{path}: {module} has no {part}{hint}")
         found = getattr(found, part)
     return found
 
 
-def _refuse_others(path: str, folder: str) -> None:
-    """Refuse what was loaded in the place of a module of a copy."""
-    for name in _names(folder):
-        module = sys.modules.get(name)
-        if module and not _lies_in(module, folder):
-            place = next(iter(_places(module)), "built in")
-            raise ForeignError(f"{path}: {name} is another module here ({place}), imported before yours; rename yours")
-
-
-def called(path: str, what: str, maker: Any, offered: dict[str, Any], optional: Iterable[str] = ()) -> Any:
-    """The result of calling something of the user's by keyword.
+def called(path: str, what: str, offered: dict[str, Any], optional: Iterable[str] = (), code: str = "") -> Any:
+    """The result of calling user code by keyword.
 
     Args:
-        path: of it.
+        path: import path.
         what: a key of `EXPECTED`.
-        maker: what `path` names.
         offered: the arguments.
-        optional: names of those that are left out if it does not take them.
+        optional: names of arguments that are left out if the callable does not take them.
+        code: folder of the bundle.
 
     Raises:
-        ForeignError: if it does not take these arguments, or raises.
+        ForeignError: if the callable cannot be imported, does not take these arguments, or raises.
     """
+    maker = imported(path, code)
     if not callable(maker):
         raise ForeignError(f"{path}: is no callable; expected {EXPECTED[what]}")
     try:
@@ -145,126 +209,75 @@ def called(path: str, what: str, maker: Any, offered: dict[str, Any], optional: 
         raise ForeignError(f"{path}: raised {told(error, path.partition(':')[0])}") from error
 
 
-def told(error: BaseException, module: str) -> str:
-    """An error in one line, with the file and line of the user's own code that led to it."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{text if error.filename in text else f'{text} [{Path(error.filename).name}:{error.lineno}]'}"
-    frames = traceback.extract_tb(error.__traceback__)
-    here = str(Path(__file__).parents[1])
-    own = [f for f in frames if not f.filename.startswith((here, "<")) and "site-packages" not in f.filename]
-    own = [f for f in own if Path(f.filename).stem in (*module.split("."), "__init__")] or own
-    text = f"{text} [{Path(own[-1].filename).name}:{own[-1].lineno}]" if own else text
-    return f"{text}; {LEFT_BEHIND}" if _left_behind(error) else text
-
-
-def _left_behind(error: BaseException | None) -> bool:
-    """Whether an error comes of a file that is not there, and might be where the modules were copied from."""
-    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str):
-        place = Path(error.filename)
-        return not place.is_absolute() or bool(_now and place.is_relative_to(_now))
-    return error is not None and (_left_behind(error.__cause__) or _left_behind(error.__context__))
-
-
-def function(path: str, what: str) -> Callable[..., Any]:
-    """A loss or score."""
-    found = imported(path, what)
+def function(path: str, what: str, code: str = "") -> Callable[..., Any]:
+    """A loss or score of the user's."""
+    found = imported(path, code)
     if not callable(found) or isinstance(found, type):
         raise ForeignError(f"{path}: is {type(found).__name__}; expected {EXPECTED[what]}")
     return found  # type: ignore[no-any-return]
 
 
-def use(folder: str) -> None:
-    """Take users' modules from a folder from now on, before all others, and from no copy that was used before.
-
-    What this process has imported under the names of its modules from elsewhere is put aside until another is used.
+def told(error: BaseException, module: str) -> str:
+    """An error in one line, with the file and line of the user code that caused it.
 
     Args:
-        folder: of a copy, which does not change any more; none if empty.
+        error: raised by user code.
+        module: of the import path, `package.module`; its own lines are named first.
     """
-    global _now
-    if folder == _now:
-        return
-    if _now:
-        _loaded[_now] = _taken(_now)
-        sys.modules.update(_aside)
-        sys.path[:] = [entry for entry in sys.path if entry != _now]
-    _now = folder
-    _aside.clear()
-    if folder:
-        _aside.update(_taken(folder))
-        sys.modules.update(_loaded.get(folder, {}))
-        sys.path.insert(0, folder)
-    importlib.invalidate_caches()
+    text = _plain(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+    if isinstance(error, SyntaxError) and error.filename:
+        return text if error.filename in text else f"{text} [{Path(error.filename).name}:{error.lineno}]"
+    ours = str(Path(__file__).parents[1])
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith((ours, "<", *_INSTALLED))]
+    own = [f for f in own if Path(f.filename).stem in (*module.split("."), "__init__")] or own
+    text = f"{text} [{Path(own[-1].filename).name}:{own[-1].lineno}]" if own else text
+    return f"{text}; {LEFT_BEHIND}" if _left_behind(error) else text
 
 
-@contextmanager
-def using(folder: str) -> Iterator[None]:
-    """`use` a folder for as long as the context lasts."""
-    before = _now
-    use(folder)
-    try:
-        yield
-    finally:
-        use(before)
+def _plain(text: str) -> str:
+    """A text with the names of modules as users know them."""
+    return re.sub(rf"{_PREFIX}\w+\.", "", text)
 
 
-def in_use() -> str:
-    """The folder that users' modules are taken from; empty if there is none."""
-    return _now
+def _left_behind(error: BaseException | None) -> bool:
+    """Whether a missing file caused an error, and it may lie where the modules were copied from."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str):
+        place = Path(error.filename)
+        folders = [folder for package in _packages for folder in sys.modules[package].__path__]
+        return not place.is_absolute() or any(map(place.is_relative_to, folders))
+    return error is not None and (_left_behind(error.__cause__) or _left_behind(error.__context__))
 
 
-def _taken(folder: str) -> dict[str, ModuleType]:
-    """Take the modules that have the names of a folder's out of `sys.modules`, but for what is installed."""
-    names = _names(folder)
-    found = {name: m for name, m in sys.modules.items() if name.partition(".")[0] in names and not _installed(m)}
-    for name in found:
-        del sys.modules[name]
-    return found
-
-
-def _names(folder: str) -> set[str]:
-    """Of the modules and packages in a folder."""
-    there = Path(folder).iterdir() if folder and Path(folder).is_dir() else ()
-    found = {each.name.partition(".")[0] for each in there if each.suffix in (".py", ".so") or each.is_dir()}
+def _top_level(folder: str) -> set[str]:
+    """Names of the modules and packages in a folder."""
+    files = Path(folder).iterdir() if Path(folder).is_dir() else ()
+    found = {file.name.partition(".")[0] for file in files if file.suffix in (".py", ".so") or file.is_dir()}
     return {name for name in found if name.isidentifier()} - {*OURS, "__pycache__"}
 
 
-def _places(module: ModuleType) -> list[str]:
-    return [str(place) for place in (getattr(module, "__file__", None), *getattr(module, "__path__", ())) if place]
+def _loaded() -> dict[str, Path]:
+    """Top-level name and file of all modules that were imported from files, without ours and those of bundles."""
+    skipped = {*OURS, "__main__", "__mp_main__", *_packages}
+    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    return {name: Path(file) for name, file in files.items() if file and name.partition(".")[0] not in skipped}
 
 
-def _lies_in(module: ModuleType, folder: str) -> bool:
-    return any(Path(place).is_relative_to(folder) for place in _places(module))
-
-
-def _installed(module: ModuleType) -> bool:
-    places = _places(module)
-    return not places or any(place.startswith(_INSTALLED) for place in places)
-
-
-def own_files(folders: Iterable[str]) -> set[str]:
-    """The names of modules and packages that have been imported from some folders."""
+def modules_from(folders: Iterable[str]) -> set[str]:
+    """Top-level names of modules that were imported from some folders, not from a bundle."""
     found = set()
-    for name, module in list(sys.modules.items()):
-        file, top = getattr(module, "__file__", None), name.partition(".")[0]
-        if file and top not in (*OURS, "__main__"):
-            inside = [Path(file).relative_to(each).parts[0] for each in folders if Path(file).is_relative_to(each)]
-            if {top, f"{top}.py"} & set(inside):
-                found.add(top)
+    for name, file in _loaded().items():
+        top = name.partition(".")[0]
+        inside = [file.relative_to(folder).parts[0] for folder in folders if file.is_relative_to(folder)]
+        if {top, f"{top}.py"} & set(inside):
+            found.add(top)
     return found
 
 
 def files_elsewhere() -> dict[str, str]:
-    """The files of modules that are neither installed nor in the copy in use, as along PYTHONPATH: path -> hash."""
-    found = {}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not file or name.partition(".")[0] in (*OURS, "__main__", "__mp_main__"):
-            continue
-        if Path(file).is_file() and not _installed(module) and not (_now and _lies_in(module, _now)):
-            found[file] = hash_of(Path(file))
-    return found
+    """Hashes of imported files that are neither installed nor in a bundle, as those along PYTHONPATH."""
+    files = (file for file in _loaded().values() if not str(file).startswith(_INSTALLED) and file.is_file())
+    return {str(file): hash_of(file) for file in files}
 
 
 def hash_of(file: Path) -> str:

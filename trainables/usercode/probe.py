@@ -1,7 +1,9 @@
-"""Tries what users bring, in a process of its own: `python -m trainables.inspection REQUEST ANSWER STAGE`.
+"""Tries a user's code in a process of its own, so that nothing it does can harm or stop the study.
 
-Whatever a user's module does, hangs, exits or takes all memory, it does to this process alone. REQUEST is a JSON file
-of `Request`; ANSWER is written at the end, and STAGE says at any time what is being tried and how long that may take.
+    python -m trainables.usercode.probe REQUEST ANSWER STAGE
+
+REQUEST and ANSWER are JSON files of a `Request` and an `Answer`. STAGE is rewritten before each step, so that the
+parent process knows what was running when this one died or exceeded its time.
 """
 
 from __future__ import annotations
@@ -26,35 +28,36 @@ from trainables.engines.vmapped import updated
 from trainables.lanes.equality import relative
 from trainables.lanes.stack import initialise
 from trainables.rules import Rule, named
-from trainables.usercode.importing import ForeignError, files_elsewhere, imported, is_foreign, own_files, told, use
+from trainables.usercode.importing import ForeignError, files_elsewhere, imported, is_foreign, modules_from, told
 from trainables.usercode.vmap_support import manner_of
 
 Result = TypeVar("Result")
 
-# How long each may take, in seconds.
+# Time limits of the steps.
 IMPORT_SECONDS, DATA_SECONDS, RUN_SECONDS = 60, 1800, 120
 EXAMPLES = 16
 _PARTS = (slice(0, 1), slice(-1, None), slice(0, EXAMPLES // 2), slice(EXAMPLES // 2, None))
-# Updates by which an optimizer is tried: more than those after which some look ahead or average. Relative, float64.
-TRIED_UPDATES, TOLERANCE = 25, 1e-9
+# Updates that an optimizer is tried on: enough for those that look ahead or average every few updates.
+TRIED_UPDATES = 25
+TOLERANCE = 1e-9  # relative, float64
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be tried.
+    """What to try.
 
     Attributes:
-        code: folder of the copy of the user's modules.
-        folders: where they were copied from; modules that the copy lacks are looked for there, last.
-        data: a data set, of the catalogue or a user's.
-        facts: of the catalogue's, as its fields; none of a user's.
-        data_folder: where downloaded data lie.
-        redraw: whether the data are to be drawn anew for each trial.
-        model: import path of a user's; empty if it is a shipped family.
+        code: folder of the bundle.
+        folders: where its modules were copied from; they come last on the path, to find modules the bundle lacks.
+        data: name in the catalogue, or import path.
+        facts: of a data set in the catalogue, as fields of `Facts`; None for a user's.
+        data_folder: folder of downloaded data.
+        redraw: whether each trial draws the data again.
+        model: import path; empty for a shipped family.
         networks: width, depth and arguments of the networks to build.
-        optimizers, loss, score: import paths of a user's; empty if there are none.
+        optimizers, loss, score: import paths; empty if there are none.
         standardize, dtype: of the workload.
-        memory_bytes: that may be taken.
+        memory_bytes: limit of the process.
     """
 
     code: str
@@ -75,15 +78,15 @@ class Request:
 
 @dataclass
 class Answer:
-    """What came of it.
+    """The result of a probe.
 
     Attributes:
         facts: of a user's data set, as fields of `Facts`.
-        mistakes: what cannot be used, with its key in the spec and what was expected.
-        notes: what should be known before the study runs.
-        lacking: modules and packages that were imported and that the copy lacks.
-        elsewhere: files of modules that were imported and are neither in the copy nor installed: path -> hash.
-        lone: why the model cannot train on a single example, as where it normalises over the batch; empty if it can.
+        mistakes: what cannot be used, with its key in the spec and what is expected.
+        notes: what the user should know before the study runs.
+        lacking: top-level modules that were imported and that the bundle lacks.
+        elsewhere: hashes of imported files that are neither in the bundle nor installed.
+        lone: why the model cannot train on one example, as with batch normalisation; empty if it can.
     """
 
     facts: dict[str, Any] | None = None
@@ -94,43 +97,42 @@ class Answer:
     lone: str = ""
 
 
-class Inspection:
-    """One request on its way to its answer."""
+@dataclass(frozen=True)
+class Sample:
+    """A few training examples: facts of their data set, inputs (n, *in_shape), targets (n, ...)."""
+
+    facts: Facts
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+
+class Probe:
+    """Answers one request."""
 
     def __init__(self, request: Request, stage: Path) -> None:
         self.request, self.stage, self.answer = request, stage, Answer()
 
     def run(self) -> Answer:
-        """Try everything, as far as it depends on nothing that failed."""
-        request = self.request
-        paths = [("workload.data", "data", request.data), ("workload.model", "model", request.model)]
-        paths += [("workload.loss", "loss", request.loss), ("workload.metric", "score", request.score)]
-        paths += [("search.optimizer", "optimizer", path) for path in request.optimizers]
-        for key, what, path in paths:
+        """Import everything, then try everything whose requirements did not fail."""
+        request, code = self.request, self.request.code
+        paths = [("workload.data", request.data), ("workload.model", request.model), ("workload.loss", request.loss)]
+        paths += [("workload.metric", request.score), *(("search.optimizer", path) for path in request.optimizers)]
+        for key, path in paths:
             if is_foreign(path):
-                self._try(key, path, f"importing {path}", IMPORT_SECONDS, partial(imported, path, what))
+                self._try(key, path, f"importing {path}", IMPORT_SECONDS, partial(imported, path, code))
         if not self.answer.mistakes:
-            splits = self._data()
+            sample = self._sample()
             for path in request.optimizers:
-                self._try("search.optimizer", path, f"trying {path}", RUN_SECONDS, partial(_try_optimizer, path))
-            if splits:
-                facts, sample, targets = splits
-                for key, what, path in (("loss", "loss", request.loss), ("metric", "score", request.score)):
-                    if path:
-                        judge = partial(_judge, path, what, facts, targets)
-                        self._try(f"workload.{key}", path, f"trying {path}", RUN_SECONDS, judge)
-                for network in request.networks:
-                    if self.answer.mistakes:
-                        break
-                    size = ", ".join(f"{name} {value}" for name, value in network.items()) or "its size"
-                    doing = f"building and running {request.model} of {size}"
-                    self._try("workload.model", request.model, doing, RUN_SECONDS,
-                              partial(self._network, network, facts, sample, size))  # fmt: skip
-        self.answer.lacking, self.answer.elsewhere = sorted(own_files(request.folders)), files_elsewhere()
+                work = partial(try_optimizer, path, code)
+                self._try("search.optimizer", path, f"trying {path}", RUN_SECONDS, work)
+            if sample:
+                self._functions(sample)
+                self._networks(sample)
+        self.answer.lacking, self.answer.elsewhere = sorted(modules_from(request.folders)), files_elsewhere()
         return self.answer
 
     def _try(self, key: str, path: str, doing: str, seconds: float, work: Callable[[], Result]) -> Result | None:
-        """Do something; what goes wrong is a mistake of a key."""
+        """The result of a step; None if it failed, which becomes a mistake of the key."""
         self.stage.write_text(json.dumps({"key": key, "path": path, "doing": doing, "seconds": seconds}))
         try:
             return work()
@@ -143,92 +145,117 @@ class Inspection:
             self.answer.mistakes.append(f"{key}: {path}: {doing} took more memory than the {limit:.1f} GiB there are")
         return None
 
-    def _data(self) -> tuple[Facts, torch.Tensor, torch.Tensor] | None:
-        """Facts of the data set, and a few examples: a user's own, or noise in the place of the catalogue's."""
+    def _note(self, text: str) -> None:
+        if text not in self.answer.notes:
+            self.answer.notes.append(text)
+
+    def _sample(self) -> Sample | None:
+        """Examples of a user's data set, or noise of the shape of a shipped one; None if the data cannot be used."""
         request, dtype = self.request, getattr(torch, self.request.dtype)
         if request.facts:
             facts = Facts(**{**request.facts, "in_shape": tuple(request.facts["in_shape"])})
-            sample = torch.randn(EXAMPLES, *facts.in_shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-            targets = sample.new_zeros(EXAMPLES, facts.out_features)
-            return facts, sample, targets if facts.task == "regression" else torch.zeros(EXAMPLES).long()
-        make = partial(data.load, request.data, Path(request.data_folder), standardize=request.standardize, dtype=dtype)
-        found = self._try("workload.data", request.data, f"loading {request.data}", DATA_SECONDS, make)
+            inputs = torch.randn(EXAMPLES, *facts.in_shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+            targets = inputs.new_zeros(EXAMPLES, facts.out_features)
+            return Sample(facts, inputs, targets if facts.task == "regression" else torch.zeros(EXAMPLES).long())
+        folder, name, code = Path(request.data_folder), request.data, request.code
+        load = partial(data.load, name, folder, standardize=request.standardize, dtype=dtype, code=code)
+        found = self._try("workload.data", name, f"loading {name}", DATA_SECONDS, load)
         if found is None:
             return None
-        facts = data.facts_of(found, about=_about(request.data))
+        about = (getattr(imported(name, code), "__doc__", None) or "").strip() or f"from {name}"
+        facts = data.facts_of(found, about=about.splitlines()[0])
         self.answer.facts = dataclasses.asdict(facts)
-        if request.redraw and not data.takes_seed(request.data):
+        if request.redraw and not data.takes_seed(name, code):
             self.answer.mistakes.append(
-                f"workload.redraw = true: {request.data} takes no seed by which it could be drawn anew; give it one"
+                f"workload.redraw = true: {name} takes no seed by which it could be drawn anew; give it one"
             )
         if facts.task == "classification":
-            self.answer.notes.append(
-                f"{request.data} has whole numbers as targets, so they are {facts.out_features} classes; those "
-                "of a regression are floats"
+            self._note(
+                f"{name} has whole numbers as targets, so they are {facts.out_features} classes; those of a "
+                "regression are floats"
             )
         few = found.train.head(EXAMPLES)
-        return facts, few.inputs, few.targets
+        return Sample(facts, few.inputs, few.targets)
 
-    def _network(self, arguments: dict[str, Any], facts: Facts, sample: torch.Tensor, size: str) -> None:
-        request = self.request
-        build = partial(models.build, request.model, facts.in_shape, facts.out_features, **arguments)
+    def _functions(self, sample: Sample) -> None:
+        """Try the user's loss and score."""
+        for key, what, path in (("loss", "loss", self.request.loss), ("metric", "score", self.request.score)):
+            if path:
+                work = partial(_try_function, path, what, sample, self.request.code)
+                self._try(f"workload.{key}", path, f"trying {path}", RUN_SECONDS, work)
+
+    def _networks(self, sample: Sample) -> None:
+        """Try networks until one has a mistake: larger ones would repeat it."""
+        for arguments in self.request.networks:
+            if self.answer.mistakes:
+                return
+            size = ", ".join(f"{name} {value}" for name, value in arguments.items()) or "its size"
+            doing, work = f"building and running {self.request.model} of {size}", partial(self._network, sample, size)
+            self._try("workload.model", self.request.model, doing, RUN_SECONDS, partial(work, arguments))
+
+    def _network(self, sample: Sample, size: str, arguments: dict[str, Any]) -> None:
+        path, facts, inputs = self.request.model, sample.facts, sample.inputs
+        build = partial(models.build, path, facts.in_shape, facts.out_features, bundle=self.request.code, **arguments)
         try:
-            manner = manner_of(build, sample, request.model)
+            manner = manner_of(build, inputs, path)
         except ForeignError as error:
-            if request.standardize and "index out of range" in str(error):
+            if self.request.standardize and "index out of range" in str(error):
                 raise ForeignError(
                     f"{error}; inputs are standardised, token ids too, unless standardize = false"
                 ) from error
             raise
-        network = initialise(build, 0).to(sample.dtype)
-        network.eval()
-        with torch.no_grad():
-            outputs = network(sample)
-        wanted, got = (len(sample), facts.out_features), tuple(outputs.shape)
-        if got != wanted:
-            gives = f"gives {got} for {len(sample)} examples of {facts.in_shape} ({size}); expected {wanted}"
-            raise ForeignError(f"{request.model}: {gives}: a number for each class, or each number to be predicted")
-        if not outputs.isfinite().all():
-            raise ForeignError(f"{request.model}: gives values that are not finite before any update ({size})")
+        network = initialise(build, 0).to(inputs.dtype)
+        _check_outputs(network, sample, path, size)
         models.activations(network, facts.in_shape)
-        note = f"{request.model} runs lane by lane, which takes longer: {manner.why}"
-        if not manner.together and note not in self.answer.notes:
-            self.answer.notes.append(note)
+        if not manner.together:
+            self._note(f"{path} runs lane by lane, which takes longer: {manner.why}")
         first, second = (list(models.trained(initialise(build, seed)).values()) for seed in (0, 1))
         if all(map(torch.equal, first, second)):
-            note = f"{request.model} begins with the same parameters whatever the seed ({size})"
-            self.answer.notes += [note] if note not in self.answer.notes else []
+            self._note(f"{path} begins with the same parameters whatever the seed ({size})")
         if manner.whole:
             try:
                 network.train()
-                network(sample[:1])
+                network(inputs[:1])
             except Exception as error:  # noqa: BLE001  whatever the user's module raises
-                self.answer.lone = told(error, request.model.partition(":")[0])
+                self.answer.lone = told(error, path.partition(":")[0])
 
 
-def _judge(path: str, what: str, facts: Facts, targets: torch.Tensor) -> None:
-    """Try a user's loss or score on outputs that are noise."""
-    noise = torch.randn(len(targets), facts.out_features, generator=torch.Generator().manual_seed(1))
+def _check_outputs(network: torch.nn.Module, sample: Sample, path: str, size: str) -> None:
+    """Raise a `ForeignError` unless the outputs in evaluation have the right shape and are finite."""
+    network.eval()
+    with torch.no_grad():
+        outputs = network(sample.inputs)
+    expected, shape = (len(sample.inputs), sample.facts.out_features), tuple(outputs.shape)
+    if shape != expected:
+        given = f"gives {shape} for {len(sample.inputs)} examples of {sample.facts.in_shape} ({size})"
+        meaning = "a number for each class, or each number to be predicted"
+        raise ForeignError(f"{path}: {given}; expected {expected}: {meaning}")
+    if not outputs.isfinite().all():
+        raise ForeignError(f"{path}: gives values that are not finite before any update ({size})")
+
+
+def _try_function(path: str, what: str, sample: Sample, code: str) -> None:
+    """Raise a `ForeignError` unless a loss or score of noise has valid values, each example's own."""
+    targets = sample.targets
+    noise = torch.randn(len(targets), sample.facts.out_features, generator=torch.Generator().manual_seed(1))
     outputs = noise.to(targets.dtype if targets.is_floating_point() else torch.float32)
-    found = called_on(path, what, outputs, targets).double()
+    found = called_on(path, what, outputs, targets, code).double()
     low, high = float(found.min()), float(found.max())
     if not found.isfinite().all() or low < 0 or (what == "score" and high > 1):
-        wanted = "numbers from 0 to 1, larger is better" if what == "score" else "finite losses that are not negative"
-        raise ForeignError(f"{path}: gives {low:g} to {high:g} on the first examples; expected {wanted}")
-    parts = [called_on(path, what, outputs[part], targets[part]).double() for part in _PARTS]
-    if not all(torch.allclose(found[part], each, rtol=1e-3) for part, each in zip(_PARTS, parts, strict=True)):
-        raise ForeignError(f"{path}: what it gives for an example depends on the others; return each its own")
+        valid = "numbers from 0 to 1, larger is better" if what == "score" else "finite losses that are not negative"
+        raise ForeignError(f"{path}: gives {low:g} to {high:g} on the first examples; expected {valid}")
+    for part in _PARTS:
+        alone = called_on(path, what, outputs[part], targets[part], code).double()
+        if not torch.allclose(found[part], alone, rtol=1e-3):
+            raise ForeignError(f"{path}: what it gives for an example depends on the others; return each its own")
 
 
-def _about(path: str) -> str:
-    """The first line of what a user's data set says of itself."""
-    text = (getattr(imported(path, "data"), "__doc__", None) or "").strip()
-    return text.splitlines()[0] if text else f"from {path}"
+def try_optimizer(path: str, code: str = "") -> None:
+    """Raise a `ForeignError` unless lanes of an optimizer are independent, and an interrupted one could resume.
 
-
-def _try_optimizer(path: str) -> None:
-    """Some updates of a few numbers, which must be the same however lanes are cut and put together."""
-    rule = named(path)
+    A torch optimizer must continue from its `state_dict`; a rule must update two lanes as it updates each alone.
+    """
+    rule = named(path, code)
     gradients = torch.randn(TRIED_UPDATES, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     doing = "an update"
@@ -259,9 +286,14 @@ def _try_optimizer(path: str) -> None:
 
 
 def _by_torch(rule: Rule, gradients: torch.Tensor, *, cut: bool = False) -> torch.Tensor:
-    """Parameters of ones, (3, 4), after updates with given gradients; cut, each by a new optimizer with the old state.
+    """Parameters, (3, 4), that start at one, after updates with given gradients, (updates, 3, 4).
 
-    One that asks for the loss gets that of a linear function, whose gradient stays.
+    The loss is linear, so an optimizer that evaluates it again gets the same gradient.
+
+    Args:
+        rule: of a torch optimizer.
+        gradients: one per update.
+        cut: whether each update is made by a new optimizer with the state of the one before.
     """
     module = torch.nn.Linear(4, 3, bias=False).double()
     weight = list(module.parameters())
@@ -282,30 +314,28 @@ def _by_torch(rule: Rule, gradients: torch.Tensor, *, cut: bool = False) -> torc
 
 
 def _by_rule(rule: Rule, gradients: torch.Tensor) -> torch.Tensor:
-    """Parameters of ones, (lanes, 12), after updates with given gradients, (updates, lanes, 12)."""
+    """Parameters, (lanes, 12), that start at one, after updates with given gradients, (updates, lanes, 12)."""
     parameters = torch.ones_like(gradients[0])
     state, rates = rule.state(parameters), torch.full_like(parameters[:, :1], 1e-3)
     for column, gradient in enumerate(gradients):
         row = {name: float(values[column, 0]) for name, values in rule.coefficients(1, len(gradients)).items()}
         kept = dict(state)
         rule.step(parameters, gradient.clone(), state, rates, row, rule.settings)
-        if anew := [name for name, tensor in kept.items() if state[name] is not tensor]:
+        if replaced := [name for name, tensor in kept.items() if state[name] is not tensor]:
             raise ForeignError(
-                f"{rule.name}: puts another tensor in the place of state[{anew[0]!r}]; change it in place"
+                f"{rule.name}: puts another tensor in the place of state[{replaced[0]!r}]; change it in place"
             )
     return parameters
 
 
 def main() -> None:
-    """See the module."""
+    """Answer the request that the command line names."""
     request_file, answer_file, stage = map(Path, sys.argv[1:])
     request = Request(**json.loads(request_file.read_text(encoding="utf-8")))
     resource.setrlimit(resource.RLIMIT_DATA, (request.memory_bytes, resource.RLIM_INFINITY))
     torch.set_num_threads(1)
     sys.path += request.folders
-    use(request.code)
-    answer = Inspection(request, stage).run()
-    answer_file.write_text(json.dumps(dataclasses.asdict(answer)), encoding="utf-8")
+    answer_file.write_text(json.dumps(dataclasses.asdict(Probe(request, stage).run())), encoding="utf-8")
 
 
 if __name__ == "__main__":

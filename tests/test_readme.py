@@ -1,4 +1,4 @@
-"""Every command and snippet of the README, run as it stands there."""
+"""Every command and snippet of the README and of docs/, run as they stand there."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from study.spec.model import read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+# In the order in which a reader meets them: later pages use what earlier ones made.
+PAGES = ("running", "results", "user-code", "cluster", "performance", "reproduction", "contributing")
+DOCS = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in PAGES}
+TEXT = "\n".join([README, *DOCS.values()])
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -35,7 +39,7 @@ def test_the_two_commands_are_there_and_in_the_makefile() -> None:
 
 
 def files() -> dict[str, str]:
-    """What the README has as files, by the names in their first lines."""
+    """The blocks that are files, by the names in their first lines."""
     found = [(re.match(r"# (\S+\.(?:py|toml))\n", text), text) for text in [*blocks("python"), *blocks("toml")]]
     return {name[1]: text for name, text in found if name}
 
@@ -50,15 +54,16 @@ def test_the_specs_are_valid(tmp_path: Path) -> None:
 
 def test_its_figures_are_made_by_a_command() -> None:
     recipe = (ROOT / "Makefile").read_text().split("\nfigures: ")[1].split("\n\n")[0]
-    assert "`make figures`" in README
+    assert "make figures" in " ".join(TEXT.split())
     shown = re.findall(r"!\[[^]]*\]\((\S+)\.png\)", README)
     assert len(shown) == 2
     assert all(f" {figure}\n" in f"{recipe}\n" for figure in shown)
 
 
 def test_files_that_it_names_exist() -> None:
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    named = re.findall(r"`((?:trainables|study|analysis|tests)/[\w./]+)`", README)
+    assert set(DOCS) == {path.stem for path in (ROOT / "docs").glob("*.md")}
+    links = re.findall(r"\]\(([^)]+)\)", TEXT)
+    named = re.findall(r"`((?:trainables|study|analysis|tests)/[\w./]+)`", TEXT)
     assert links
     assert named
     for path in links + named:
@@ -69,7 +74,7 @@ def test_files_that_it_names_exist() -> None:
 @pytest.mark.alone  # its `ray stop` stops every Ray
 @pytest.mark.timeout(1200)
 def test_every_command_and_snippet_runs(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """One folder, in the README's order; `make` is what called this."""
+    """In one folder and in the pages' order; `make` is left out, as it is what runs the tests."""
     for name, text in files().items():
         (tmp_path / name).write_text(text)
     bin_folder = Path(sys.executable).parent

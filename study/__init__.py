@@ -11,16 +11,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from study.search import (
+    from study.errors import (
+        ClusterError,
         Halted,
         Interrupted,
+        SpecError,
+        StorageError,
+        StudyError,
+        UsageError,
+    )
+    from study.search import (
         Outcome,
         resume,
         run,
     )
     from study.spec.model import (
         Spec,
-        SpecError,
         check,
         read,
     )
@@ -29,19 +35,23 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ClusterError",
     "DataError",
     "Halted",
     "Interrupted",
     "Outcome",
     "Spec",
     "SpecError",
+    "StorageError",
+    "StudyError",
+    "UsageError",
     "check",
     "read",
     "resume",
     "run",
 ]
 
-_HOMES = ("study.spec.model", "trainables.data", "study.search")
+_HOMES = ("study.errors", "study.spec.model", "trainables.data", "study.search")
 """The modules that hold these names, the quickest to import first."""
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from click.shell_completion import CompletionItem
 
+from study.errors import Interrupted, StudyError, UsageError
 from trainables import storage
 
 if TYPE_CHECKING:
@@ -81,11 +82,14 @@ class Group(click.Group):
         except (KeyboardInterrupt, click.Abort) as error:  # click makes the one into the other at a question
             click.echo("study: interrupted", err=True)
             raise SystemExit(130) from error
+        except StudyError as error:
+            click.echo(f"study: {error}", err=True)
+            raise SystemExit(error.exit_code) from error
         except Exception as error:
-            mistakes = {"SpecError": 2, "DataError": 2, "ForeignError": 2, "ResultsError": 2, "Halted": 1}
-            if code := mistakes.get(type(error).__name__):
+            # Matched by name: their modules take seconds to import.
+            if type(error).__name__ in ("DataError", "ForeignError", "ResultsError"):
                 click.echo(f"study: {error}", err=True)
-                raise SystemExit(code) from error
+                raise SystemExit(2) from error
             raise
 
 
@@ -368,12 +372,11 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
 
     Experiments are linear, cubic-linear, mlp, regimes, mnist and layers. What was finished before is not run again.
     """
-    from study.spec.model import SpecError
     from study.verify import reproduce as reproduction
 
     if unknown := [name for name in only if name not in reproduction.EXPERIMENTS]:
         valid = ", ".join(reproduction.EXPERIMENTS)
-        raise SpecError(f"--only {unknown[0]}", [f"no such experiment; valid: {valid}"])
+        raise UsageError(f"--only {unknown[0]}", [f"no such experiment; valid: {valid}"])
     say = partial(click.echo, err=True)
     ended = reproduction.run(out, only=only, seeds=seeds, epochs=epochs, command=_command(), show=_show(show), say=say)
     if ended.page:
@@ -410,8 +413,6 @@ def _shipped(pattern: str) -> dict[str, str]:
 
 def _go(start: Callable[..., Outcome], *what: Any, show: str | None, **options: Any) -> None:
     """Run or resume a study, say where everything is, and end with the right exit code."""
-    from study.search import Interrupted
-
     try:
         outcome = start(*what, command=_command(), show=_show(show), **options)
     except Interrupted as stop:

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from analysis import results, tables
-from study.spec.model import Confirm, Lanes, Spec, SpecError, Tuning
+from study.errors import StorageError
+from study.spec.model import Confirm, Lanes, Spec, Tuning
 from study.tuning.space import Cell, Space
 from trainables.storage import write_text
 
@@ -45,7 +46,7 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
         found = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
     except (ValueError, TypeError) as error:
         told = f"is damaged ({error}); move {file.parent} away to confirm anew"
-        raise SpecError(str(file), [told]) from error
+        raise StorageError(str(file), [told]) from error
     study = results.load(folder)
     ranked = tables.rank(tables.cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == "completed"]

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from study.cluster import ray
 from study.cluster.ray import Cluster
+from study.errors import Halted, Interrupted, SpecError, StorageError, UsageError
 from study.results import mirror
-from study.spec.model import Spec, SpecError, check, read
+from study.spec.model import Spec, check, read
 from study.usercode import bundle
 from trainables import data
 from trainables import storage as files
@@ -45,10 +46,6 @@ logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)
 
 # Times that trials are tried again which lost their worker, in a row in which none ended.
 ROUNDS = 3
-
-
-class Halted(RuntimeError):
-    """A study that could not go on for want of something outside it; the message says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +72,6 @@ class Outcome:
         return self.ended < self.planned
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, SIGTERM or SIGUSR1 ended a study, which can go on.
-
-    Attributes:
-        outcome: how far it came, and where it is.
-    """
-
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        how = f"study.resume({str(outcome.folder)!r}) goes on"
-        super().__init__(f"{outcome.ended} of {outcome.planned} trials ended; {how}")
-
-
 def planned_trials(spec: Spec) -> int:
     """Trials that a run makes: the budget's, but no more than a grid has cells."""
     if spec.tuning.sampler != "grid":
@@ -103,17 +87,17 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
     Making it is what claims it: two runs that start together get two folders.
 
     Raises:
-        SpecError: if `out` has something in it already, or cannot be made.
+        StorageError: if `out` has something in it already, or cannot be made.
     """
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
             held = sorted(path.name for path in out.iterdir())
         except OSError as error:
-            raise SpecError(str(out), [f"cannot be made: {error.strerror}; give another folder"]) from error
+            raise StorageError(str(out), [f"cannot be made: {error.strerror}; give another folder"]) from error
         if held:
             what = "already holds a study" if "spec.toml" in held else f"is not empty, it holds {held[0]}"
-            raise SpecError(str(out), [f"{what}; give a folder that does not exist yet"])
+            raise StorageError(str(out), [f"{what}; give a folder that does not exist yet"])
         return out
     for number in itertools.count(1):
         folder = Path("results") / (spec.name if number == 1 else f"{spec.name}-{number}")
@@ -122,7 +106,9 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise SpecError(str(folder), [f"cannot be made: {error.strerror}; give another folder as out"]) from error
+            raise StorageError(
+                str(folder), [f"cannot be made: {error.strerror}; give another folder as out"]
+            ) from error
         return folder
     raise AssertionError("unreachable")
 
@@ -148,7 +134,7 @@ def run(
         show: auto: live on a terminal and in a notebook, plain lines elsewhere; plain; json: one object a line; quiet.
 
     Raises:
-        SpecError: if the study cannot start with this spec, folder or cluster.
+        SpecError, StorageError, ClusterError: if the study cannot start with this spec, folder or cluster.
         DataError: if the data cannot be had.
         Halted: if it cannot go on, for want of disk space.
         Interrupted: if Ctrl-C or a signal ended it; `resume` goes on.
@@ -208,8 +194,8 @@ def resume(
         show: likewise.
 
     Raises:
-        SpecError, DataError, Halted, Interrupted: as `run`; SpecError also if the folder holds no study, or another
-            process runs it.
+        SpecError, StorageError, ClusterError, DataError, Halted, Interrupted: as `run`; StorageError also if the folder
+            holds no study, or another process runs it.
     """
     with mirror.mirrored(_place(folder), command, _tell) as here:
         if like:
@@ -228,7 +214,7 @@ def _resume(folder: Path, more: int, address: str | None, wait: float, command: 
     file = folder / "spec.toml"
     if not file.is_file():
         what = "not a results folder, it has no spec.toml" if folder.is_dir() else "no such folder"
-        raise SpecError(str(folder), [f"{what}; give the results folder that `study run` printed"])
+        raise StorageError(str(folder), [f"{what}; give the results folder that `study run` printed"])
     spec, folder = read(file), folder.absolute()
     with held(folder, command):
         pass  # refused at once if another process runs it, and not after Ray has started
@@ -248,7 +234,7 @@ def _resume(folder: Path, more: int, address: str | None, wait: float, command: 
         spec = with_trials(spec, spec.budget.trials + more)
         if spec.tuning.fair and (rest := more % len(spec.search.optimizers())):
             count = len(spec.search.optimizers())
-            raise SpecError(
+            raise UsageError(
                 f"--trials {more}", [f"tuning.fair shares them among {count}; valid: {more - rest + count}"]
             )
     for file in bundle.edited_elsewhere(folder):
@@ -297,11 +283,11 @@ def _with_report(outcome: Outcome) -> Outcome:
 
 
 def _place(place: str | Path) -> Path | str:
-    """As `files.place`, whose errors become a `SpecError`."""
+    """As `files.place`, whose errors become a `StorageError`."""
     try:
         return files.place(place)
     except ValueError as error:
-        raise SpecError("the results folder", [str(error)]) from error
+        raise StorageError("the results folder", [str(error)]) from error
 
 
 def _tell(text: str) -> None:
@@ -339,7 +325,7 @@ def run_all(
         How each ended; those after the first that was interrupted are left out.
 
     Raises:
-        SpecError, DataError, Halted: as `run`.
+        SpecError, ClusterError, DataError, Halted: as `run`.
     """
     data_folder = data.data_folder().absolute()
     for spec, _ in studies:
@@ -353,13 +339,15 @@ def run_all(
 
 
 def same(spec: Spec, folder: Path) -> None:
-    """Raise a `SpecError` unless the study in a results folder is that of a spec."""
+    """Raise a `StorageError` unless the study in a results folder is that of a spec."""
     from study.spec.compare import differences, fixed_settings
 
     there = fixed_settings(read(folder / "spec.toml"))
     if changed := differences(there, fixed_settings(spec)):
         advice = "give a folder of its own, or the spec as it was"
-        raise SpecError(f"--out {mirror.home(folder)}", [f"holds a study with another {', '.join(changed)}; {advice}"])
+        raise StorageError(
+            f"--out {mirror.home(folder)}", [f"holds a study with another {', '.join(changed)}; {advice}"]
+        )
 
 
 def _tell_what_stays(spec: Spec, folder: Path) -> None:
@@ -596,7 +584,7 @@ def open_storage(spec: Spec, folder: Path, say: Callable[[str], None] = lambda t
         say: told when the server of its database goes away, and when it is back.
 
     Raises:
-        SpecError: if its database cannot be opened.
+        StorageError: if its database cannot be opened.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -612,7 +600,7 @@ def open_storage(spec: Spec, folder: Path, say: Callable[[str], None] = lambda t
     if spec.tuning.storage:
         of, here = study.user_attrs.get("results"), str(mirror.home(folder))
         if of and of != here and mirror.has_study(of):
-            raise SpecError("tuning.storage", [f"its study {spec.name} is that of {of}, not of {here}"])
+            raise StorageError("tuning.storage", [f"its study {spec.name} is that of {of}, not of {here}"])
         if of != here:  # new, or moved
             study.set_user_attr("results", here)
     return study
@@ -622,7 +610,7 @@ def claim_storage(spec: Spec, folder: Path) -> None:
     """Make the study in the database, if the spec names one: of two runs that start together one is refused.
 
     Raises:
-        SpecError: if it holds a study of this name already, or its confirmation's, or cannot be opened.
+        StorageError: if it holds a study of this name already, or its confirmation's, or cannot be opened.
     """
     import optuna
 
@@ -638,7 +626,7 @@ def claim_storage(spec: Spec, folder: Path) -> None:
             study = optuna.create_study(storage=database, study_name=(name := spec.name), directions=towards)
         except optuna.exceptions.DuplicatedStudyError as error:
             message = f"holds a study called {name} already; change the spec's name, or `study resume` its folder"
-            raise SpecError("tuning.storage", [message]) from error
+            raise StorageError("tuning.storage", [message]) from error
         study.set_user_attr("results", str(mirror.home(folder)))
 
 
@@ -661,7 +649,7 @@ def _database(spec: Spec, say: Callable[[str], None] = lambda text: None) -> Bas
         return database.opened(spec.tuning.storage, say)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         message = f"cannot be opened: {str(error).splitlines()[0]}; correct the URL, or install its driver"
-        raise SpecError("tuning.storage", [message]) from error
+        raise StorageError("tuning.storage", [message]) from error
 
 
 def _trackers(spec: Spec, folder: Path, display: Any) -> list[Listener]:

@@ -116,7 +116,7 @@ def test_a_uri_of_no_store_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        study.SpecError,
+        study.StorageError,
         match="the results folder: 1 mistake\n  'ftp://host/mine' is no place for results; valid: a folder",
     ):
         start("ftp://host/mine")
@@ -145,13 +145,13 @@ assert first.report == first.folder / "report" / "index.html" and first.report.i
 assert handlers() == before
 try:
     study.run(spec, str(first.folder))
-except study.SpecError as error:
+except study.StorageError as error:
     assert "already holds a study" in str(error)
 
 ray.init(log_to_driver=False)
 try:
     study.run(spec, "other")
-except study.SpecError as error:
+except study.ClusterError as error:
     assert "call ray.shutdown() first" in str(error)
 assert not os.path.exists("other") and ray.is_initialized()
 ray.shutdown()
@@ -186,7 +186,7 @@ def test_a_script_runs_studies_one_after_another_whatever_happens(tmp_path: Path
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert re.fullmatch(r"[0-2] of 3 trials ended; study\.resume\('.*/results/mine-2'\) goes on\n", found.stdout)
+    assert re.fullmatch(r"[0-2] of 3 trials ended; study\.resume\('.*/results/mine-2'\) continues it\n", found.stdout)
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["mine", "mine-2"]
     assert "Traceback" not in found.stderr
     assert "Warning" not in found.stderr
@@ -252,7 +252,7 @@ def test_interrupting_a_notebook_leaves_a_study_that_goes_on(in_folder: Path) ->
         manager.interrupt_kernel()
         said = answer(client, asked)
         assert (said["status"], said["ename"]) == ("error", "Interrupted")
-        assert re.fullmatch(r"[0-2] of 3 trials ended; study\.resume\('.*/results/mine'\) goes on", said["evalue"])
+        assert re.fullmatch(r"[0-2] of 3 trials ended; study\.resume\('.*/results/mine'\) continues it", said["evalue"])
         assert set(analysis.load(in_folder / "results/mine").trials["outcome"]) <= {"interrupted", "completed"}
         asked = client.execute("assert study.resume('results/mine').ended == 3")
         assert answer(client, asked)["status"] == "ok"

@@ -19,7 +19,8 @@ import tomlkit
 import torch
 
 import analysis
-from study.spec.model import SpecError, check, read
+from study.errors import SpecError
+from study.spec.model import check, read
 from study.usercode import bundle
 from tests import brought
 from tests.nodes import Nodes, why_not

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from study.spec.model import SpecError, check
+from study.errors import SpecError
+from study.spec.model import check
 from trainables import data, models
 from trainables.criterion import Criterion
 from trainables.data import Data, Split

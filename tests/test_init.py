@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 import analysis
 from study.cli import main
+from study.errors import SpecError
 from study.spec import init
 from study.spec import model as spec
-from study.spec.model import SpecError
 from tests import brought
 from tests.test_cli import HEAVY
 from tests.test_readme import commands

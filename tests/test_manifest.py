@@ -26,7 +26,8 @@ from click.testing import CliRunner
 import analysis
 from study.cli import main
 from study.cluster.manifest import MACHINES, Kind, label, render
-from study.spec.model import Spec, SpecError, check
+from study.errors import UsageError
+from study.spec.model import Spec, check
 from tests.test_spec import changed
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -269,7 +270,7 @@ def test_bad_options_are_one_message_and_exit_code_2(
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    with pytest.raises(SpecError) as told:
+    with pytest.raises(UsageError) as told:
         render("kuberay", spec_of(), out="x", time="1", image="", cpus_per_node=0)
     assert len(told.value.mistakes) == 4
 

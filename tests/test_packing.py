@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from study.cluster import packing
 from study.cluster.ray import Cluster, fitting
-from study.spec.model import SHARING, Resources, Spec, SpecError, check
+from study.errors import ClusterError, SpecError
+from study.spec.model import SHARING, Resources, Spec, check
 from study.tuning.space import Space
 from tests.test_spec import changed
 from trainables import models
@@ -59,7 +60,7 @@ def test_what_is_open_becomes_a_number_of_the_largest_cell() -> None:
     fixed = check(changed(resources={"gpus_per_trial": 0.5}))
     assert packing.resolved(fixed, on) is fixed
     on.memory = 0
-    with pytest.raises(SpecError, match=r"no GPU here tells how much memory it has; set resources\.gpu_memory_gib"):
+    with pytest.raises(ClusterError, match=r"no GPU here tells how much memory it has; set resources\.gpu_memory_gib"):
         packing.resolved(spec(), on)
 
 

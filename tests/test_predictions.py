@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from analysis.results import PREDICTIONS, load
+from study.errors import SpecError
 from study.results.writer import Course, Table
-from study.spec.model import SpecError, check
+from study.spec.model import check
 from tests.conftest import trial_row, write_spec, write_tables
 from tests.test_spec import changed
 from trainables import data, models

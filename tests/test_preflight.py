@@ -21,7 +21,8 @@ from study.cluster import nodes as preflight
 from study.cluster import ray as cluster
 from study.cluster.nodes import Node
 from study.cluster.ray import Cluster
-from study.spec.model import Resources, Spec, SpecError, check
+from study.errors import ClusterError
+from study.spec.model import Resources, Spec, check
 from tests.test_spec import changed
 
 HERE = {package: importlib.metadata.version(package) for package in preflight.PACKAGES}
@@ -59,7 +60,7 @@ def test_each_mistake_is_one_message_that_names_the_node(wrong: dict[str, Any], 
 
 def test_too_little_memory_is_one_message_that_names_the_node() -> None:
     assert "4 trials at once" in preflight.describe(Resources(), [FIT], 2 << 30)
-    with pytest.raises(SpecError) as told:
+    with pytest.raises(ClusterError) as told:
         preflight.describe(Resources(), [FIT, replace(FIT, name="b (10.0.0.2)", free_bytes=3 << 30)], 1 << 30)
     assert told.value.mistakes == [
         "node b (10.0.0.2): 4 trials at once take 4.0 GiB, 3.0 GiB are free; raise resources.cpus_per_trial"

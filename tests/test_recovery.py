@@ -17,11 +17,12 @@ import pytest
 from optuna.trial import TrialState
 
 from analysis import results
+from study.errors import StorageError
 from study.results import recovery
 from study.results.recovery import State, held, holder, is_held, reconcile, repair_files
 from study.results.writer import Collector
 from study.search import open_storage
-from study.spec.model import SpecError, check
+from study.spec.model import check
 from study.tuning.searcher import TruthfulSearch
 from study.tuning.space import Space
 from tests.test_spec import changed
@@ -314,7 +315,7 @@ def test_a_folder_that_takes_no_files_is_told_of(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("trainables.storage.write", full)
-    with pytest.raises(SpecError, match="cannot be written to: No space left on device; make space"):
+    with pytest.raises(StorageError, match="cannot be written to: No space left on device; make space"):
         held(tmp_path, "study resume").__enter__()
     monkeypatch.undo()
     with held(tmp_path, "study run"):
@@ -340,7 +341,7 @@ with held(Path({str(tmp_path)!r}), "study run other"):
     assert other.stdout
     assert other.stdout.readline() == "held\n"
     assert is_held(tmp_path)
-    with pytest.raises(SpecError, match=rf"a study runs in it: process {other.pid} on .*\(study run other\)"), \
+    with pytest.raises(StorageError, match=rf"a study runs in it: process {other.pid} on .*\(study run other\)"), \
             held(tmp_path, "study resume"):  # fmt: skip
         pass
     other.kill()

@@ -29,10 +29,10 @@ import analysis
 from analysis.remote import cache_folder, fetch, listing
 from study import search
 from study.cli import main
+from study.errors import Halted, StorageError
 from study.progress import status
 from study.results import mirror
-from study.search import Halted
-from study.spec.model import SpecError, check
+from study.spec.model import check
 from study.tuning import storage as database
 from tests.conftest import write_study
 from tests.processes import STUDY, held, said, started
@@ -257,7 +257,7 @@ def test_what_is_at_a_uri_follows_the_spool(s3: S3, quickly: None) -> None:
     assert journal.read() == b'{"op_code": 1}\n'
     assert not spool.exists()
     assert len(analysis.load(uri).trials) == 48
-    with pytest.raises(SpecError, match="already holds a study"), opened(uri, new=True):
+    with pytest.raises(StorageError, match="already holds a study"), opened(uri, new=True):
         pass
     with opened(uri) as spool:
         assert len(analysis.load(spool).trials) == 48
@@ -270,13 +270,13 @@ def test_a_uri_is_held_by_one(s3: S3, quickly: None, monkeypatch: pytest.MonkeyP
     with opened(uri, new=True, heard=heard):  # the other one is dead
         assert "held by process 1 on far since 9:00 (study run); waiting up to 3 s" in heard[0]
         assert "process " + str(os.getpid()) in (mirror.running(uri) or "")
-        with pytest.raises(SpecError, match=f"a study runs in it: process {os.getpid()} on "), opened(uri):
+        with pytest.raises(StorageError, match=f"a study runs in it: process {os.getpid()} on "), opened(uri):
             pass
     assert mirror.running(uri) is None
     assert files.names(uri) == []  # nothing came of it, and nothing is left
     holder_at(uri)
     threading.Timer(1.0, holder_at, [uri], {"beat": 2}).start()
-    with pytest.raises(SpecError, match="a study runs in it: process 1 on far"), opened(uri, new=True):
+    with pytest.raises(StorageError, match="a study runs in it: process 1 on far"), opened(uri, new=True):
         pass
     holder_at(uri, host=platform.node(), pid=2**22 + 1)  # of this machine, and known to be dead
     began = time.monotonic()
@@ -369,7 +369,7 @@ def test_a_uri_that_cannot_be_one_is_told(uri: str, told: str) -> None:
     assert told in " ".join(found.output.split())
     assert "secret" not in found.output
     for ask in (lambda: search.run("quick", uri), lambda: search.resume(Path(uri) if uri == "s3:/bucket/x" else uri)):
-        with pytest.raises(SpecError, match=re.escape(told)) as one:
+        with pytest.raises(StorageError, match=re.escape(told)) as one:
             ask()
         assert "secret" not in str(one.value)
 
@@ -382,7 +382,7 @@ def test_the_database_is_that_of_one_uri(s3: S3, postgres: Postgres, quickly: No
         assert search.open_storage(spec, spool).user_attrs["results"] == uri
         spool.mkdir()
         (spool / "spec.toml").write_text(spec.to_toml())
-    with pytest.raises(SpecError, match=f"its study owned is that of {uri}"):
+    with pytest.raises(StorageError, match=f"its study owned is that of {uri}"):
         search.open_storage(spec, tmp_path)
     search.release_storage(spec)
 

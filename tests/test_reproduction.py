@@ -40,7 +40,8 @@ from analysis.reproduction.section import (
 )
 from analysis.statistics import Interval
 from study import search
-from study.spec.model import SHIPPED, Spec, SpecError, read
+from study.errors import UsageError
+from study.spec.model import SHIPPED, Spec, read
 from study.verify import reproduce
 from study.verify.parts import place
 from tests.conftest import curve_row
@@ -520,7 +521,7 @@ def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pyte
     spec = reproduce.sized(read("reproduce/linear"), 4, None)
     assert place(spec, tmp_path / "linear") == (tmp_path / "linear/linear-2", False)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
-    with pytest.raises(SpecError, match=r"holds linear with 20 epochs.*another --out"):
+    with pytest.raises(UsageError, match=r"holds linear with 20 epochs.*another --out"):
         reproduce.run(tmp_path, only=["linear"], seeds=3, epochs=2, show="quiet")
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 

@@ -27,11 +27,12 @@ from optuna.trial import TrialState
 import analysis
 from study import confirm, search
 from study.cluster import ray
+from study.errors import ClusterError, Halted, SpecError, StorageError, UsageError
 from study.progress import status as watch
 from study.results import provenance
 from study.search import Outcome
 from study.spec.compare import fixed_settings
-from study.spec.model import Confirm, SpecError, check
+from study.spec.model import Confirm, check
 from study.tuning import importance
 from tests.test_spec import changed
 from trainables import storage as files
@@ -352,7 +353,7 @@ def test_a_database_that_fails_ends_the_session_and_loses_no_trial(run: Any, tmp
 
     thread = threading.Thread(target=hold)
     thread.start()
-    with pytest.raises(search.Halted, match=r"database is locked.*Every trial that had ended is safe"):
+    with pytest.raises(Halted, match=r"database is locked.*Every trial that had ended is safe"):
         run(spec, at_once=1)
     thread.join()
     holds.rollback()
@@ -377,7 +378,7 @@ def test_a_results_folder_that_is_removed_ends_the_study_with_a_word(run: Any, t
 
     thread = threading.Thread(target=remove)
     thread.start()
-    with pytest.raises(search.Halted, match="results: was removed while the study ran in it; run the study again"):
+    with pytest.raises(Halted, match="results: was removed while the study ran in it; run the study again"):
         run(spec)
     thread.join()
     assert not folder.exists()
@@ -413,7 +414,7 @@ def test_a_trial_cannot_straddle_two_nodes() -> None:
 
 
 def test_an_address_where_nothing_listens_is_told_at_once() -> None:
-    with pytest.raises(SpecError, match=r"--address 127.0.0.1:9: 1 mistake\n.*nothing answers.*ray start --head"):
+    with pytest.raises(ClusterError, match=r"--address 127.0.0.1:9: 1 mistake\n.*nothing answers.*ray start --head"):
         ray.reach("127.0.0.1:9")
     ray.reach("auto")
 
@@ -423,7 +424,7 @@ def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ray, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
-        with pytest.raises(SpecError, match="what listens there is no Ray head, whose port is 6379"):
+        with pytest.raises(ClusterError, match="what listens there is no Ray head, whose port is 6379"):
             ray.reach(address)
 
 
@@ -441,22 +442,22 @@ def test_a_results_folder_is_never_written_into_twice(tmp_path: Path, monkeypatc
         ("file", "cannot be made: File exists"),
         ("file/below", "cannot be made: Not a directory"),
     ):
-        with pytest.raises(SpecError, match=message):
+        with pytest.raises(StorageError, match=message):
             search.claim_folder(SPEC, Path(out))
 
 
 def test_what_could_not_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SpecError, match="nothing answers"):
+    with pytest.raises(ClusterError, match="nothing answers"):
         search.run(SPEC, address="127.0.0.1:9")
     assert list(Path("results").iterdir()) == []
 
 
 def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SpecError, match=r"not a results folder, it has no spec\.toml"):
+    with pytest.raises(StorageError, match=r"not a results folder, it has no spec\.toml"):
         search.resume(tmp_path)
-    with pytest.raises(SpecError, match="no such folder"):
+    with pytest.raises(StorageError, match="no such folder"):
         search.resume(tmp_path / "nowhere")
     provenance.write_provenance(tmp_path, SPEC, [{"command": "", "started": "", "ended": None}], finished=False)
     changed_spec = SPEC.model_copy(update={"lanes": SPEC.lanes.model_copy(update={"seeds": 9})})
@@ -473,13 +474,13 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(SpecError, match=r"confirm.seeds = 9: was 4 when winners were confirmed; put it back"):
         search.resume(tmp_path)
     files.write_text(tmp_path / "confirm/winners.json", '[{"cell": {}')
-    with pytest.raises(SpecError, match=r"winners.json: .*\n.*is damaged .*; move .*confirm away to confirm anew"):
+    with pytest.raises(StorageError, match=r"winners.json: .*\n.*is damaged .*; move .*confirm away to confirm anew"):
         confirm.winners(SPEC, tmp_path)
     files.write_text(tmp_path / "provenance.json", '{"spec": "of an earlier version", "sessions": [{}]}')
     fair = check(changed(tuning={"fair": True}))
     files.write_text(tmp_path / "spec.toml", fair.to_toml())
     provenance.write_provenance(tmp_path, fair, [{"command": "", "started": "", "ended": None}], finished=False)
-    with pytest.raises(SpecError, match=r"--trials 3: .*\n.*shares them among 2; valid: 4"):
+    with pytest.raises(UsageError, match=r"--trials 3: .*\n.*shares them among 2; valid: 4"):
         search.resume(tmp_path, more=3)
 
 
@@ -513,7 +514,7 @@ def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
 )
 def test_a_study_begun_with_more_in_its_spec_is_another(begun: dict[str, Any], tmp_path: Path) -> None:
     files.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
-    with pytest.raises(SpecError, match=r"holds a study with another (search.settings.adam|lanes.learning_rate)"):
+    with pytest.raises(StorageError, match=r"holds a study with another (search.settings.adam|lanes.learning_rate)"):
         search.same(check(changed()), tmp_path)
     search.same(check(changed(**begun)), tmp_path)
 
@@ -523,7 +524,7 @@ def test_a_database_holds_each_study_once(tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"tuning": tuning})
     here = tmp_path / "here"
     search.claim_storage(spec, here)
-    with pytest.raises(SpecError, match="holds a study called good already"):
+    with pytest.raises(StorageError, match="holds a study called good already"):
         search.claim_storage(spec, tmp_path / "there")
     first = search.open_storage(spec, here)
     assert search.open_storage(spec, here)._study_id == first._study_id
@@ -531,14 +532,14 @@ def test_a_database_holds_each_study_once(tmp_path: Path) -> None:
     assert moved.user_attrs["results"] == str(tmp_path / "moved")
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved/spec.toml").touch()
-    with pytest.raises(SpecError, match=r"its study good is that of .*moved, not of .*there"):
+    with pytest.raises(StorageError, match=r"its study good is that of .*moved, not of .*there"):
         search.open_storage(spec, tmp_path / "there")
     search.release_storage(spec)
     search.claim_storage(spec, here)
     search.open_storage(spec.model_copy(update={"name": "other-confirm"}), tmp_path)
-    with pytest.raises(SpecError, match="holds a study called other-confirm already"):
+    with pytest.raises(StorageError, match="holds a study called other-confirm already"):
         search.claim_storage(spec.model_copy(update={"name": "other"}), here)
     for url in ("nonsense", "sqlite:////nowhere/studies.db", "postgresql://nobody@127.0.0.1:9/none", "redis://x"):
         bad = SPEC.model_copy(update={"tuning": SPEC.tuning.model_copy(update={"storage": url})})
-        with pytest.raises(SpecError, match=r"tuning.storage: 1 mistake\n  cannot be opened: "):
+        with pytest.raises(StorageError, match=r"tuning.storage: 1 mistake\n  cannot be opened: "):
             search.open_storage(bad, tmp_path)

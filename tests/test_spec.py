@@ -10,8 +10,8 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
+from study.errors import SpecError
 from study.spec import model
-from study.spec.model import SpecError
 from trainables.rules import RULES
 
 GOOD: dict[str, Any] = {

@@ -27,8 +27,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from analysis.results import ResultsError
+from study.errors import StorageError, UsageError
 from study.progress.trackers import Listener, MLflow, TensorBoard
-from study.spec.model import SpecError
 from study.tuning import dashboard
 from tests.conftest import trial_row
 
@@ -350,17 +350,17 @@ def test_the_dashboard_needs_a_study(tmp_path: Path) -> None:
         dashboard.serve(tmp_path / "none")
     folder = tmp_path / "results"
     _, file = stored(folder, "journal")
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SpecError, match="cannot listen"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="cannot listen"):
         dashboard.serve(folder, port=taken.getsockname()[1])
     (folder / "spec.toml").write_text(SPECS["journal"].replace("shown", "other"))
-    with pytest.raises(SpecError, match="does not hold the study other"):
+    with pytest.raises(StorageError, match="does not hold the study other"):
         dashboard.serve(folder)
     (folder / "spec.toml").write_text(SPECS["url"].format(folder=tmp_path))
-    with pytest.raises(SpecError, match="cannot be read"):
+    with pytest.raises(StorageError, match="cannot be read"):
         dashboard.serve(folder)
     file.unlink()
     (folder / "spec.toml").write_text(SPECS["journal"])
-    with pytest.raises(SpecError, match=r"no optuna\.journal"):
+    with pytest.raises(StorageError, match=r"no optuna\.journal"):
         dashboard.serve(folder)
     assert not file.exists()
 
@@ -377,12 +377,12 @@ def test_a_missing_package_is_named(
     package: str, extra: str, use: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SpecError, match=re.escape(f'pip install "optimizer-study[{extra}]"')):
+    with pytest.raises(UsageError, match=re.escape(f'pip install "optimizer-study[{extra}]"')):
         use(tmp_path)
 
 
 def test_an_address_that_is_no_server_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="no tracking server"):
+    with pytest.raises(UsageError, match="no tracking server"):
         MLflow("sqlite:///here.db", "name", tmp_path, "loss", print)
 
 

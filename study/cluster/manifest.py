@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import jinja2
 
-from study.spec.model import SHIPPED, Spec, SpecError
+from study.errors import UsageError
+from study.spec.model import SHIPPED, Spec
 
 Kind = Literal["slurm", "kuberay", "ray-up"]
 # Options that mean something to one kind only.
@@ -86,7 +87,7 @@ def render(
         time: that the job may take, HH:MM:SS; a day if not given.
 
     Raises:
-        SpecError: with every option that cannot be.
+        UsageError: with every option that cannot be.
     """
     asked = {"image": image, "time": time}
     mistakes = [
@@ -119,7 +120,7 @@ def render(
     if not source.isprintable():
         mistakes.append(f"{source!r}: the name of a spec cannot have control characters here; rename it")
     if mistakes:
-        raise SpecError(f"study manifest {kind}", mistakes)
+        raise UsageError(f"study manifest {kind}", mistakes)
     shipped = not Path(source).is_file() and (SHIPPED / f"{source}.toml").is_file()
     template = _environment().get_template(f"{kind}.j2")
     return template.render(

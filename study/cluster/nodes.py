@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from study.cluster.ray import all_fitting, fitting, name_of
-from study.spec.model import Resources, SpecError
+from study.errors import ClusterError, StorageError
+from study.spec.model import Resources
 from trainables import storage
 
 # What numbers depend on, beside our own code, which travels. That Ray and Python are the same, Ray sees to.
@@ -60,7 +61,7 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
         code: folder of users' modules, as it is here; Ray has sent it along.
 
     Raises:
-        SpecError: if the URI cannot be written to from here.
+        StorageError: if the URI cannot be written to from here.
     """
     import ray
 
@@ -69,7 +70,9 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
     try:
         storage.write(mark, lambda stream: stream.write(b"seen"))
     except (OSError, ValueError) as error:
-        raise SpecError(f"--out {place}", [f"cannot be written to from here ({error}); give another place"]) from error
+        raise StorageError(
+            f"--out {place}", [f"cannot be written to from here ({error}); give another place"]
+        ) from error
     try:
         asked = _asked(nodes, place, mark, modules, code, PAUSE_SECONDS)
         return sorted(next(found for found in asked if found is not None), key=lambda node: node.name)
@@ -246,7 +249,7 @@ def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None 
         code: likewise.
 
     Raises:
-        SpecError: with all that keeps it from running.
+        ClusterError: with all that keeps it from running.
     """
     if isinstance(place, Path):
         place = place.absolute()
@@ -254,7 +257,7 @@ def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None 
             place = place.parent
     nodes = survey(place, modules, code)
     if found := mistakes(nodes, place):
-        raise SpecError("the cluster", found)
+        raise ClusterError("the cluster", found)
     return nodes
 
 
@@ -267,7 +270,7 @@ def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> s
         trial_bytes: of memory that a trial takes which has no GPU; 0 if all have.
 
     Raises:
-        SpecError: if a node has too little memory for as many trials as its CPUs let.
+        ClusterError: if a node has too little memory for as many trials as its CPUs let.
     """
     lines, found = [], []
     for node in nodes:
@@ -289,5 +292,5 @@ def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> s
             f"{node.free_bytes / 2**30:.1f} GiB free, {many}"
         )
     if found:
-        raise SpecError("the cluster", found)
+        raise ClusterError("the cluster", found)
     return "\n".join(lines)

@@ -7,7 +7,8 @@ import math
 import torch
 
 from study.cluster.ray import Cluster
-from study.spec.model import SHARING, Spec, SpecError
+from study.errors import ClusterError
+from study.spec.model import SHARING, Spec
 from trainables import models
 from trainables.engines import eager
 from trainables.lanes.stack import Builder, Stack, grid
@@ -23,7 +24,7 @@ def resolved(spec: Spec, on: Cluster) -> Spec:
     """A spec whose trials take so much of a GPU as the largest of its cells needs; as it was if it says so itself.
 
     Raises:
-        SpecError: if no GPU of the cluster tells how much memory it has.
+        ClusterError: if no GPU of the cluster tells how much memory it has.
     """
     if spec.resources.gpus_per_trial != "auto":
         return spec
@@ -32,7 +33,7 @@ def resolved(spec: Spec, on: Cluster) -> Spec:
         told = (
             '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'
         )
-        raise SpecError("resources.gpus_per_trial", [told])
+        raise ClusterError("resources.gpus_per_trial", [told])
     largest: float = max(needs(spec, *corner) for corner in spec.corners())
     if any(spec.rule(name).solo for name in spec.search.optimizers()):
         largest = memory  # nobody knows what such an optimizer keeps (LBFGS some hundred gradients): one of its own

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study.spec.model import Resources, Spec, SpecError
+from study.errors import ClusterError
+from study.spec.model import Resources, Spec
 
 CONNECT_SECONDS = 10.0
 # Between two looks at which nodes there are.
@@ -95,7 +96,7 @@ class Cluster:
         """Memory of the smallest GPU; a node's are taken to be alike. 0 if there is none.
 
         Raises:
-            SpecError: if a node that has GPUs does not say how large they are: its could be smaller.
+            ClusterError: if a node that has GPUs does not say how large they are: its could be smaller.
         """
         import ray
 
@@ -120,7 +121,7 @@ class Cluster:
             if why:
                 mistakes.append(f'node {name_of(node)}: how large are its GPUs, for "auto"? {why}; {_SAY_SIZE}')
         if mistakes:
-            raise SpecError("resources.gpus_per_trial", mistakes)
+            raise ClusterError("resources.gpus_per_trial", mistakes)
         return min(sizes, default=0)
 
     def look(self) -> None:
@@ -166,7 +167,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
         own: folder of the modules that users brought, which goes to the cluster's nodes with ours.
 
     Raises:
-        SpecError: if not even one trial fits, or no cluster answers at the address.
+        ClusterError: if not even one trial fits, or no cluster answers at the address.
     """
     if address:
         reach(address)
@@ -179,7 +180,9 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
     from ray._private import ray_constants
 
     if ray.is_initialized():
-        raise SpecError("ray", ["runs in this process already, and a study starts its own; call ray.shutdown() first"])
+        raise ClusterError(
+            "ray", ["runs in this process already, and a study starts its own; call ray.shutdown() first"]
+        )
 
     ray_constants.ENABLE_RAY_CLUSTER = bool(address)  # it may have been imported before
 
@@ -195,13 +198,15 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
     except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, TimeoutError) as error:
         if not address:
             raise
-        raise SpecError(f"--address {address}", [_why(error)]) from error
+        raise ClusterError(f"--address {address}", [_why(error)]) from error
     try:
         cluster, until = Cluster(spec.resources, joined=bool(address)), time.monotonic() + wait
         while not (fits := cluster.fits()) and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
         if not fits:
-            raise SpecError("resources", [_too_small(spec.resources, [node for node in ray.nodes() if node["Alive"]])])
+            raise ClusterError(
+                "resources", [_too_small(spec.resources, [node for node in ray.nodes() if node["Alive"]])]
+            )
         yield cluster
     finally:
         ray.shutdown()
@@ -217,11 +222,11 @@ def reach(address: str) -> None:
     """Ask once whether something listens that could be Ray; Ray itself would go on asking for minutes.
 
     Raises:
-        SpecError: if nothing does, or the address is of a kind at which no study can run.
+        ClusterError: if nothing does, or the address is of a kind at which no study can run.
     """
     if address.startswith(("ray://", "http://", "https://")):
         advice = "give host:6379 on a node of the cluster, or send the study there: `study submit --address http://HEAD:8265`"
-        raise SpecError(f"--address {address}", [f"a study cannot be driven through this port; {advice}"])
+        raise ClusterError(f"--address {address}", [f"a study cannot be driven through this port; {advice}"])
     host, _, port = address.rpartition(":")
     if address in ("auto", "local") or not port.isdigit():
         return
@@ -232,9 +237,9 @@ def reach(address: str) -> None:
             with suppress(OSError):  # it may hang up on us, or say nothing
                 answer = there.recv(9)
     except (OSError, OverflowError) as error:
-        raise SpecError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
+        raise ClusterError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
     if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
-        raise SpecError(f"--address {address}", [f"what listens there is no Ray head, whose port is 6379; {advice}"])
+        raise ClusterError(f"--address {address}", [f"what listens there is no Ray head, whose port is 6379; {advice}"])
 
 
 def _why(error: Exception) -> str:

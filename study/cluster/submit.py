@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.cluster.ray import NO_TOKEN, code
-from study.spec.model import Spec, SpecError
+from study.errors import ClusterError, StorageError, UsageError
+from study.spec.model import Spec
 from study.usercode import bundle
 from trainables import storage
 
@@ -57,13 +58,14 @@ def submit(
         The exit code that the job's `study run` gave; 1 if it gave none.
 
     Raises:
-        SpecError: if no job server answers there, or its Ray is of another version; if `out` would go with the job, or
-            `to` holds something else.
+        ClusterError: if no job server answers there, or its Ray is of another version.
+        UsageError: if `out` would go with the job.
+        StorageError: if `to` holds something else.
     """
     _use_token()
     if not storage.is_uri(out) and not Path(out).is_absolute():
         told = "a job begins in a folder that goes with it; give an absolute path that all nodes share, or a URI"
-        raise SpecError(f"--out {out}", [told])
+        raise UsageError(f"--out {out}", [told])
     if to and not storage.is_uri(out):
         _may_replace(to, out)
     client = _client(address)
@@ -85,7 +87,7 @@ def submit(
 
 
 def _may_replace(to: Path, out: str) -> None:
-    """Raise a `SpecError` if a folder here holds anything but a job's results, or an earlier copy of them."""
+    """Raise a `StorageError` if a folder here holds anything but a job's results, or an earlier copy of them."""
     from study.results.provenance import read_provenance
 
     ran = shlex.split(str(read_provenance(to).get("command", "")))
@@ -93,7 +95,7 @@ def _may_replace(to: Path, out: str) -> None:
         return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         told = f"is no copy of {out} and would be replaced by one; give another folder, which is not there yet"
-        raise SpecError(f"--to {to}", [told])
+        raise StorageError(f"--to {to}", [told])
 
 
 def _use_token() -> None:
@@ -114,19 +116,21 @@ def _client(address: str) -> JobSubmissionClient:
 
         client = JobSubmissionClient(address)
     except ray.exceptions.AuthenticationError as error:
-        raise SpecError(f"--address {address}", [NO_TOKEN]) from error
+        raise ClusterError(f"--address {address}", [NO_TOKEN]) from error
     except ConnectionError as error:
         advice = "is the dashboard running there, or a tunnel to it (`ssh -L 8265:127.0.0.1:8265 HEAD`)?"
-        raise SpecError(f"--address {address}", [f"no job server answers; {advice}"]) from error
+        raise ClusterError(f"--address {address}", [f"no job server answers; {advice}"]) from error
     except (RuntimeError, ValueError) as error:
         if "ray[default]" in str(error):
             advice = "pip install 'optimizer-study[cluster]'"
-            raise SpecError("study submit", [f"needs Ray's job client; {advice}"]) from error
-        raise SpecError(f"--address {address}", [f"{error}; valid: http://HEAD:8265"]) from error
+            raise UsageError("study submit", [f"needs Ray's job client; {advice}"]) from error
+        raise ClusterError(f"--address {address}", [f"{error}; valid: http://HEAD:8265"]) from error
     theirs = client._server_ray_version
     if theirs != ray.__version__:
         advice = f"install ray=={theirs} here, or ray=={ray.__version__} there"
-        raise SpecError(f"--address {address}", [f"the cluster has Ray {theirs}, here is {ray.__version__}; {advice}"])
+        raise ClusterError(
+            f"--address {address}", [f"the cluster has Ray {theirs}, here is {ray.__version__}; {advice}"]
+        )
     return client
 
 
@@ -172,13 +176,13 @@ def fetch(client: JobSubmissionClient, out: str, to: Path) -> None:
         to: the folder here; what it holds of an earlier copy is replaced.
 
     Raises:
-        SpecError: if it could not be had.
+        StorageError: if it could not be had.
     """
     job = client.submit_job(entrypoint=shlex.join(["python", "-c", _PACK, out]))
     info, text = _ended(client, job), client.get_job_logs(job)
     if info.driver_exit_code != 0:
         why = [str(info.message), *text.strip().splitlines()][-1]
-        raise SpecError(f"--to {to}", [f"{out} could not be fetched ({why}); copy it by hand"])
+        raise StorageError(f"--to {to}", [f"{out} could not be fetched ({why}); copy it by hand"])
     # The log begins with the command, in which the marks are too.
     content = base64.b64decode(text.rsplit(_BEGIN, 1)[1].rsplit(_END, 1)[0])
     to.parent.mkdir(parents=True, exist_ok=True)

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from study.errors import UsageError
+
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    from study.spec.model import SpecError
 
 CELL = ("optimizer", "width", "depth", "batch_size", "model", "data", "replicate")
 # Outcomes whose value is the trial's last word; of the others nothing is logged as final.
@@ -52,18 +53,11 @@ def require(package: str, extra: str) -> None:
     """Check that an optional package is there, without importing it.
 
     Raises:
-        study.spec.SpecError: if it is not; the message says what to install.
+        UsageError: if it is not; the message says what to install.
     """
     if importlib.util.find_spec(package) is None:
         command = f'pip install "optimizer-study[{extra}]"'
-        raise mistake(extra, f"needs the package {package.replace('_', '-')}, which is not here; {command}")
-
-
-def mistake(source: str, text: str) -> SpecError:
-    """The error to raise; its module imports torch, for which nobody waits who makes no mistake."""
-    from study.spec.model import SpecError
-
-    return SpecError(source, [text])
+        raise UsageError(extra, [f"needs the package {package.replace('_', '-')}, which is not here; {command}"])
 
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +116,7 @@ class TensorBoard:
         metric: name of the workload's metric.
 
     Raises:
-        study.spec.SpecError: if tensorboard is not installed.
+        UsageError: if tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, metric: str) -> None:
@@ -239,13 +233,13 @@ class MLflow:
         say: told once, from that thread, that the server is not to be had or refuses something.
 
     Raises:
-        study.spec.SpecError: if mlflow is not installed, or the URI is no server's.
+        UsageError: if mlflow is not installed, or the URI is no server's.
     """
 
     def __init__(self, uri: str, study: str, folder: Path, metric: str, say: Callable[[str], None]) -> None:
         require("mlflow", "mlflow")
         if not uri.startswith(("http://", "https://")):
-            raise mistake("mlflow", f"{uri} is no tracking server; give its address, as http://host:5000")
+            raise UsageError("mlflow", [f"{uri} is no tracking server; give its address, as http://host:5000"])
         for name, value in _MLFLOW_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from analysis.remote import cache_folder, fetch, listing, reason
 from analysis.results import FOLDERS, ResultsError
-from study.spec.model import SpecError
+from study.errors import Halted, StorageError, StudyError
 from trainables import storage
 from trainables.storage import at, is_uri, join
 
@@ -94,8 +94,9 @@ def mirrored(place: Path | str, command: str, say: Callable[[str], None], *, new
         new: whether the study is to begin.
 
     Raises:
-        SpecError: if the URI cannot be used, another run holds it, or it has a study that is new, or none that is not.
-        study.search.Halted: if not everything could be sent; it is safe in the spool.
+        StorageError: if the URI cannot be used, another run holds it, or it has a study though `new`, or none though
+            not `new`.
+        Halted: if not everything could be sent; it is safe in the spool.
     """
     if isinstance(place, Path):
         yield place
@@ -107,10 +108,10 @@ def mirrored(place: Path | str, command: str, say: Callable[[str], None], *, new
         lock.acquire()
     except Timeout:
         who = running(place) or "a process of this machine that is about to begin, or to end"
-        raise SpecError(place, [f"a study runs in it: {who}; wait for it, or stop it"]) from None
+        raise StorageError(place, [f"a study runs in it: {who}; wait for it, or stop it"]) from None
     except OSError as error:
         told = f"results are gathered in {spool.parent} first, which cannot be written ({error.strerror})"
-        raise SpecError(place, [f"{told}; set XDG_CACHE_HOME to a folder that can"]) from error
+        raise StorageError(place, [f"{told}; set XDG_CACHE_HOME to a folder that can"]) from error
     try:
         mirror = _claimed(place, spool, command, say, new=new)
         _URIS[spool] = place
@@ -128,14 +129,14 @@ def running(uri: str) -> str | None:
     """Who runs a study at a URI, in words; None if nobody does, as far as can be told from here.
 
     Raises:
-        SpecError: if it cannot be read.
+        StorageError: if it cannot be read.
     """
     try:
         held = _holder(uri)
         system, path = at(join(uri, HOLDER))
         silent = bool(held) and time.time() - system.get_file_info(path).mtime_ns / 1e9 > 2 * DEAD_SECONDS
     except (OSError, ValueError) as error:
-        raise SpecError(uri, [f"cannot be read ({reason(error)}); is it there, and may you read it?"]) from error
+        raise StorageError(uri, [f"cannot be read ({reason(error)}); is it there, and may you read it?"]) from error
     return _words(held) if held and not held["ended"] and not silent and not _dead(held) else None
 
 
@@ -200,10 +201,10 @@ def _claimed(uri: str, spool: Path, command: str, say: Callable[[str], None], *,
             shutil.rmtree(spool, ignore_errors=True)
         if new and there:
             what = "already holds a study" if "spec.toml" in there else f"is not empty, it holds {min(there)}"
-            raise SpecError(f"--out {uri}", [f"{what}; give a URI where there is nothing yet"])
+            raise StorageError(f"--out {uri}", [f"{what}; give a URI where there is nothing yet"])
         if new and spool.exists():
             told = f"an earlier run could not send its results, they are in {spool}; `study resume {uri}` goes on"
-            raise SpecError(f"--out {uri}", [f"{told}; to begin anew, remove that folder"])
+            raise StorageError(f"--out {uri}", [f"{told}; to begin anew, remove that folder"])
         if not new and not spool.exists():
             fetch(uri, spool, unread=_OURS)
         for below in (spool, spool / CONFIRM):
@@ -216,12 +217,12 @@ def _claimed(uri: str, spool: Path, command: str, say: Callable[[str], None], *,
         time.sleep(SETTLE_SECONDS)
         mirror.beat()
     except (OSError, ValueError) as error:
-        if isinstance(error, SpecError | ResultsError):
+        if isinstance(error, StudyError | ResultsError):
             raise
         told = f"cannot be used ({reason(error)}); is it there, may you write to it, and does the store answer?"
-        raise SpecError(uri, [told]) from error
+        raise StorageError(uri, [told]) from error
     if mirror.lost:
-        raise SpecError(uri, [f"a study has begun in it: {mirror.lost}; give another URI"])
+        raise StorageError(uri, [f"a study has begun in it: {mirror.lost}; give another URI"])
     return mirror
 
 
@@ -236,7 +237,7 @@ def _wait_for_death(uri: str, held: dict[str, Any], say: Callable[[str], None]) 
     """Wait until it is sure that the run which holds a URI is dead; clocks of other machines are not believed.
 
     Raises:
-        SpecError: if it lives.
+        StorageError: if it lives.
     """
     if not held or held["ended"] or _dead(held):
         return
@@ -247,7 +248,9 @@ def _wait_for_death(uri: str, held: dict[str, Any], say: Callable[[str], None]) 
         if (current := _holder(uri)) != held:
             if current.get("ended"):
                 return
-            raise SpecError(uri, [f"a study runs in it: {_words(current)}; wait for it, or stop it with SIGTERM there"])
+            raise StorageError(
+                uri, [f"a study runs in it: {_words(current)}; wait for it, or stop it with SIGTERM there"]
+            )
 
 
 def _skipped(name: str) -> bool:
@@ -373,10 +376,8 @@ class _Mirror(threading.Thread):
         """Send the rest and let go of the URI; the spool is removed then.
 
         Raises:
-            study.search.Halted: if that could not be done; the spool stays.
+            Halted: if that could not be done; the spool stays.
         """
-        from study.search import Halted
-
         self._ended.set()
         self.join()
         until, kept = time.monotonic() + PATIENCE_SECONDS, f"what was not sent is safe in {self.spool}"

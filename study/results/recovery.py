@@ -24,9 +24,9 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.results import FOLDERS, TABLES, parts
+from study.errors import StorageError
 from study.results.provenance import now
 from study.results.writer import Table
-from study.spec.model import SpecError
 from study.tuning.searcher import STATES, values
 from study.tuning.space import Space, fair_optimizer
 from trainables import storage as files
@@ -42,25 +42,25 @@ def held(folder: Path, command: str) -> Iterator[None]:
     """Hold a results folder, so that no other run writes into it; the system lets go of it when this process dies.
 
     Raises:
-        SpecError: if another process holds it.
+        StorageError: if another process holds it.
     """
     lock = FileLock(folder / LOCK, timeout=LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout:
-        raise SpecError(
+        raise StorageError(
             str(folder),
             [f"a study runs in it: {holder(folder) or 'by an unknown process'}; wait for it, or stop it with SIGTERM"],
         ) from None
     except OSError as error:
-        raise SpecError(str(folder), [f"cannot be written to: {error.strerror}"]) from error
+        raise StorageError(str(folder), [f"cannot be written to: {error.strerror}"]) from error
     try:
         who = {"host": platform.node(), "pid": os.getpid(), "since": now(), "command": command}
         try:
             files.write_text(folder / HOLDER, json.dumps(who) + "\n")
         except OSError as error:
             told = f"cannot be written to: {error.strerror}; make space or mend that, then try again"
-            raise SpecError(str(folder), [told]) from error
+            raise StorageError(str(folder), [told]) from error
         yield
     finally:
         with suppress(OSError):

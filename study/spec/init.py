@@ -16,7 +16,8 @@ import click
 import jinja2
 import tomlkit
 
-from study.spec.model import SAMPLERS, SCHEDULERS, SpecError, check
+from study.errors import SpecError, UsageError
+from study.spec.model import SAMPLERS, SCHEDULERS, check
 from study.usercode import bundle
 from trainables.data import CATALOGUE, Facts
 from trainables.rules import RULES, SOLO
@@ -83,7 +84,8 @@ def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
         ask: whether to ask for the others; else they take their defaults.
 
     Raises:
-        SpecError: if the answers make no valid spec, or the file is there already or cannot be written.
+        SpecError: if the answers make no valid spec.
+        UsageError: if the file is there already or cannot be written.
     """
     with _told(file):  # before anybody is asked in vain
         if file.exists() or file.is_symlink():
@@ -207,6 +209,6 @@ def _told(file: Path) -> Iterator[None]:
         yield
     except FileExistsError as error:
         taken = "is there already and is never written over; give another name, as in `study init other.toml`"
-        raise SpecError(str(file), [taken]) from error
+        raise UsageError(str(file), [taken]) from error
     except OSError as error:
-        raise SpecError(str(file), [f"cannot be written: {error.strerror}"]) from error
+        raise UsageError(str(file), [f"cannot be written: {error.strerror}"]) from error

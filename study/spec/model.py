@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from analysis.results import OBJECTIVES
+from study.errors import SpecError
 from study.usercode import bundle
 from trainables import models
 from trainables.criterion import Criterion
@@ -46,15 +47,6 @@ SHIPPED = Path(__file__).parent / "shipped"
 # Trials that share a GPU, at most.
 SHARING = 8
 LIMITS = ("epochs", "updates", "examples", "seconds")
-
-
-class SpecError(ValueError):
-    """A spec that cannot be run; the message lists every mistake."""
-
-    def __init__(self, source: str, mistakes: Iterable[str]) -> None:
-        self.mistakes = list(mistakes)
-        count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
-        super().__init__(f"{source}: {count}\n" + "\n".join(f"  {mistake}" for mistake in self.mistakes))
 
 
 class Section(BaseModel):

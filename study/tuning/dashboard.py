@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import analysis.results as results
-from study.progress.trackers import mistake, require
+from study.errors import StorageError, UsageError
+from study.progress.trackers import require
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -38,7 +39,8 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
 
     Raises:
         analysis.results.ResultsError: if the folder holds no results.
-        study.spec.SpecError: if it holds no study of Optuna's, the port is taken, or optuna-dashboard is missing.
+        StorageError: if the folder holds no Optuna study.
+        UsageError: if the port is taken, or optuna-dashboard is missing.
     """
     require("optuna_dashboard", "dashboard")
     found = results.load(folder)
@@ -48,7 +50,7 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
     try:
         server = make_server(host, port, _read_only(wsgi(storage)), server_class=_Server, handler_class=_Handler)
     except (OSError, OverflowError) as error:
-        raise mistake("dashboard", f"cannot listen on {host}:{port} ({error}); give another port") from error
+        raise UsageError("dashboard", [f"cannot listen on {host}:{port} ({error}); give another port"]) from error
     with server:
         print(f"dashboard: http://{host}:{server.server_port}/  (Ctrl-C ends it)", flush=True)
         try:
@@ -61,7 +63,7 @@ def _storage(folder: Path, url: str | None, study: str) -> BaseStorage:
     """Optuna's storage, opened so that nothing is written to it, not even tables.
 
     Raises:
-        study.spec.SpecError: if it cannot be read, or does not hold the study.
+        StorageError: if it cannot be read, or does not hold the study.
     """
     from optuna.exceptions import StorageInternalError
     from optuna.storages import JournalStorage, RDBStorage
@@ -70,7 +72,9 @@ def _storage(folder: Path, url: str | None, study: str) -> BaseStorage:
 
     journal = folder / "optuna.journal"
     if not url and not journal.is_file():  # opening it would make it
-        raise mistake(str(folder), "has no optuna.journal; the study has not begun, or its journal was moved away")
+        raise StorageError(
+            str(folder), ["has no optuna.journal; the study has not begun, or its journal was moved away"]
+        )
     try:
         storage: BaseStorage = (
             RDBStorage(url, skip_table_creation=True) if url else JournalStorage(JournalFileBackend(str(journal)))
@@ -78,9 +82,9 @@ def _storage(folder: Path, url: str | None, study: str) -> BaseStorage:
         names = [held.study_name for held in storage.get_all_studies()]
     except (StorageInternalError, SQLAlchemyError, RuntimeError, ImportError, ValueError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise mistake(str(folder), f"Optuna's storage cannot be read ({reason})") from error
+        raise StorageError(str(folder), [f"Optuna's storage cannot be read ({reason})"]) from error
     if study not in names:
-        raise mistake(str(folder), f"Optuna's storage does not hold the study {study}; it holds {names}")
+        raise StorageError(str(folder), [f"Optuna's storage does not hold the study {study}; it holds {names}"])
     return storage
 
 

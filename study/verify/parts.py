@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study import search
+from study.errors import SpecError
 from study.results.provenance import read_provenance
 from study.spec.compare import fixed_settings
-from study.spec.model import Spec, SpecError, read
+from study.spec.model import Spec, read
 
 if TYPE_CHECKING:
     from study.cluster.ray import Cluster

@@ -24,8 +24,9 @@ from analysis.reproduction.page import folders_in
 from analysis.reproduction.section import read_truth
 from analysis.results import ResultsError
 from study import search
+from study.errors import InputError, SpecError, StorageError, UsageError
 from study.results.provenance import read_provenance
-from study.spec.model import Spec, SpecError, read
+from study.spec.model import Spec, read
 from study.verify.parts import finish
 from study.verify.reproduce_mnist import run_mnist
 from trainables import data, models
@@ -76,7 +77,8 @@ def run(
         say: prints a line.
 
     Raises:
-        SpecError: if the folder cannot be made, or its page has longer runs of what is to be cut.
+        StorageError: if the folder cannot be made.
+        UsageError: if its page has longer runs of what is to be cut.
     """
     chosen = [name for name in EXPERIMENTS if not only or name in only]
     specs = {name: [sized(read(f"reproduce/{spec}"), seeds, epochs) for spec in EXPERIMENTS[name]] for name in chosen}
@@ -84,7 +86,7 @@ def run(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SpecError(f"--out {out}", [f"cannot be made: {error.strerror}; give another folder"]) from error
+        raise StorageError(f"--out {out}", [f"cannot be made: {error.strerror}; give another folder"]) from error
     with search.one_ray() as on:
         parts = finish(
             [(spec, out / name) for name in chosen for spec in specs[name]], on, command=command, show=show, say=say
@@ -106,7 +108,7 @@ def run(
             else:
                 try:
                     cut = run_mnist(out, on, seeds, command=command, show=show, say=say)
-                except (ResultsError, SpecError) as error:
+                except (ResultsError, InputError) as error:
                     say(f"mnist: cannot go on, {error}")
     anything = found or mnist.is_whole(out)
     return Ended(reproduction.write_page(out, command, say) if anything else None, cut)
@@ -140,7 +142,7 @@ def _refuse_shorter(specs: Sequence[Spec], out: Path) -> None:
         before = read(out / there[spec.name] / "spec.toml").budget.epochs
         if before and spec.budget.epochs and spec.budget.epochs < before:
             mistake = f"{out} holds {spec.name} with {before} epochs, which its page would lose; give another --out"
-            raise SpecError(f"--epochs {spec.budget.epochs}", [mistake])
+            raise UsageError(f"--epochs {spec.budget.epochs}", [mistake])
 
 
 def recorded(out: Path) -> dict[str, str]:

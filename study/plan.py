@@ -98,7 +98,7 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
 
 def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     """Try a cell briefly, with the optimizer that takes the most time, or else memory."""
-    workload, facts, budget = spec.workload, spec.workload.facts, lanes.Budget(**spec.budget.limit())
+    workload, facts, budget = spec.workload, spec.workload.facts, spec.budget
     rule, device = spec.rule(_heaviest(spec)), torch.device("cpu")
     build, criterion = workload.builder(width, depth), workload.criterion()
     stack = Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), device)

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from trainables import data, models
+from trainables.config import Budget
 from trainables.data import Data
 from trainables.engines import eager
 from trainables.lanes import train
 from trainables.lanes.stack import Builder, Lane, Stack, batch_order, initialise
-from trainables.lanes.train import Budget
 from trainables.rules import named
 
 CPU = torch.device("cpu")

@@ -13,12 +13,12 @@ from torch import nn
 
 from tests.solo import CPU, FAMILIES, TRAINING, builder, difference, made, small, solo, trained
 from trainables import models
+from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import CATALOGUE, Split
 from trainables.engines import compiled, eager
 from trainables.lanes import train as lanes
 from trainables.lanes.stack import Batches, Lane, Stack, batch_order, grid, initialise
-from trainables.lanes.train import Budget
 from trainables.rules import RULES, SOLO, named
 
 SIZES = (1, 32, TRAINING)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from study.errors import SpecError
 from study.spec.model import check
 from trainables import data, models
+from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
 from trainables.engines import eager
@@ -311,7 +312,7 @@ def test_inputs_that_a_model_writes_into_stay_as_they_were(build: Callable[[], n
     before = [split.inputs.clone() for split in (examples.train, examples.validation, examples.test)]
     for size in (10, 30):
         engine = eager.choose(build, (IN,), "regression", size, stack, None, "auto")
-        list(lanes.train(stack, engine, examples, size, lanes.Budget(epochs=2)))
+        list(lanes.train(stack, engine, examples, size, Budget(epochs=2)))
     after = [split.inputs for split in (examples.train, examples.validation, examples.test)]
     assert all(map(torch.equal, before, after))
 
@@ -497,7 +498,7 @@ def test_a_loss_that_turns_negative_is_told(examples: Data) -> None:
     stack = Stack.build(Net, [Lane(0.05, 0)], RULES["adam"], torch.float64, torch.device("cpu"))
     engine = eager.choose(Net, (IN,), criterion, 10, stack, None, "auto")
     with pytest.raises(ForeignError, match=r"slips: gives a mean of -0\.\d+ .*expected"):
-        list(lanes.train(stack, engine, examples, 10, lanes.Budget(epochs=30)))
+        list(lanes.train(stack, engine, examples, 10, Budget(epochs=30)))
 
 
 class Batched(nn.Module):

@@ -16,12 +16,12 @@ from torch import nn
 from tests.solo import CPU, TRAINING, builder, difference, made, small, trained
 from trainables import data, models
 from trainables.augment import Augment
+from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
 from trainables.engines import eager
 from trainables.lanes import train as lanes
 from trainables.lanes.stack import Batches, Lane, Stack, batch_order, grid, initialise
-from trainables.lanes.train import Budget
 from trainables.rules import RULES
 
 

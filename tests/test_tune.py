@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from analysis.tables import tuned_rates
+from trainables.config import TrialConfig
 from trainables.lanes.stack import Stack, beyond, grid
 from trainables.rules import RULES
-from trainables.tune import TRAINABLES, CNNTrainable, LaneTrainable, MLPTrainable, Payload, Trial, lane_rows, tuned
+from trainables.tune import TRAINABLES, CNNTrainable, LaneTrainable, MLPTrainable, Payload, grid_lanes, lane_rows, tuned
 
 CONFIG: dict[str, Any] = {
     "optimizer": "adam",
@@ -161,7 +162,7 @@ def test_an_optimizer_without_a_rule_trains_and_resumes(optimizer: str, tmp_path
 
 
 def test_the_default_grid_is_the_rules_range() -> None:
-    found = Trial.of({"optimizer": "sgd", "batch_size": 1, "seeds": (7,), "surprise": 1}).lanes()
+    found = grid_lanes(TrialConfig.of({"optimizer": "sgd", "batch_size": 1, "seeds": (7,), "surprise": 1}))
     assert (found[0].learning_rate, found[-1].learning_rate) == pytest.approx(RULES["sgd"].rates)
     assert len(found) == 8
 
@@ -345,7 +346,7 @@ def test_a_damaged_file_is_ignored(keep: float | str, tmp_path: Path, far: list[
         file.unlink()
         file.mkdir()
     elif keep == "other zip":
-        torch.save({"trial": Trial.of(config).identity(), "stacks": [{}]}, file)
+        torch.save({"trial": TrialConfig.of(config).identity(), "stacks": [{}]}, file)
     elif keep == "flipped":
         place = raw.find(first.stack.parameters[0].numpy().tobytes())
         assert place > 0

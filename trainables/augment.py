@@ -14,26 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.config import Augmentation
+
 # Shares of red, green and blue in what the eye takes for brightness (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
-class Augment:
-    """What is done to a training image.
+class Augment(Augmentation):
+    """Applies random changes to training images.
 
     Attributes:
-        rotate: at most so many degrees either way.
-        translate: at most this share of the height and of the width, either way.
-        flip: whether left and right change places in half of the images.
-        jitter: brightness, contrast and, in colour, saturation are multiplied by 1 - jitter to 1 + jitter.
-        mean, std: of each channel, by which the images were standardised; what comes into view from outside is black.
+        mean, std: of each channel, by which the images were standardised; pixels from outside the image are black.
     """
 
-    rotate: float = 0.0
-    translate: float = 0.0
-    flip: bool = False
-    jitter: float = 0.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
@@ -50,11 +44,11 @@ class Augment:
         raw = images * std + mean
         if self.rotate or self.translate or self.flip:
             height, width = images.shape[2:]
-            turn = (2 * angle - 1) * math.radians(self.rotate)
+            turn = (2 * angle - 1) * math.radians(self.rotate or 0.0)
             sign = torch.where(mirror < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(mirror)
             cos, sin = turn.cos(), turn.sin()
             # Places run from -1 to 1 both ways, so a shift by the whole height is 2, and a turn must not shear.
-            x, y = ((2 * each - 1) * 2 * self.translate for each in (right, down))
+            x, y = ((2 * each - 1) * 2 * (self.translate or 0.0) for each in (right, down))
             first = torch.stack([sign * cos, -sign * sin * (height / width), sign * x], 1)
             second = torch.stack([sin * (width / height), cos, y], 1)
             places = F.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)

@@ -2,8 +2,8 @@
 
     tune.Tuner(MLPTrainable, param_space={"optimizer": "adam", "width": 16, "depth": 2, "batch_size": 32, ...})
 
-The configuration's keys are those of `Trial`. Actors are reused from trial to trial (`reuse_actors=True`), which makes
-a trial's own cost about 0.06 s instead of 3 s.
+The configuration's keys are the fields of `TrialConfig`. Actors are reused from trial to trial (`reuse_actors=True`),
+so that a trial costs about 0.06 s besides its training instead of 3 s.
 
 A trial trains a stack of lanes for the whole budget, and then, while its best learning rate lies on the edge of those
 tried, further stacks of rates beyond that edge. Its state is that of its stacks and what it has reported so far; it
@@ -12,7 +12,6 @@ goes to Ray Tune's checkpoints, or to a file of the trial's own, from which any 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -21,7 +20,7 @@ import traceback
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -34,6 +33,7 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from trainables import data, models, storage
 from trainables.augment import Augment
+from trainables.config import TrialConfig
 from trainables.criterion import Criterion
 from trainables.engines import eager
 from trainables.lanes import train as lanes
@@ -43,114 +43,7 @@ from trainables.rules import named
 from trainables.usercode.importing import copy_on_node, is_foreign
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
-__all__ = ["CNNTrainable", "MLPTrainable", "Trial"]
-
-# What a trial's numbers do not depend on, or not by more than lane equality allows.
-_INCIDENTAL = (
-    "checkpoint",
-    "checkpoint_seconds",
-    "code",
-    "data_folder",
-    "device",
-    "digest",
-    "share",
-    "threads",
-    "weights",
-)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A trial's configuration.
-
-    Attributes:
-        optimizer: an update rule, or a class of `torch.optim`.
-        batch_size: examples per update.
-        width, depth: of the network; the linear and the quadratic model have none.
-        data: one of `trainables.data.CATALOGUE`, or the import path of a user's data set.
-        model: model family, the trainable's first if not given; or the import path of a user's model.
-        model_args: the model's own arguments.
-        metric: `loss` or `accuracy`, on the validation split; what the trial reports as `value`.
-        loss, score: import paths of a user's, in place of the task's.
-        standardize: see `trainables.data.load`.
-        data_seed: likewise, its `seed`.
-        data_folder: where downloaded data lie.
-        dtype: float32 or float64.
-        device: cpu, cuda, or auto: cuda where the trial was given a GPU.
-        share: of that GPU, whose memory the trial may not go beyond.
-        threads: CPU threads of the trial.
-        rates: (lowest, highest, count) of the learning-rate grid; the rule's range at a count of 8 if not given.
-        seeds: one lane per seed at each rate.
-        budget: fields of `lanes.Budget`.
-        settings: of the optimizer, name -> value, where they are not its own.
-        engine: one of `engines.NAMES`, or auto.
-        halving: whether the worse rates are given up early.
-        extensions: how often, at most, rates are added beyond the edge of the grid on which the best one lies.
-        every_update: whether the curves hold every update's loss.
-        gradient_noise: whether the curves hold the gradient's noise.
-        weights: whether the rows of the lanes hold the parameters with which each ended.
-        predictions: whether the class that each lane predicts for each test example is told at the end.
-        evaluation_share: of training's cost that evaluating may take, see `lanes.Schedule`.
-        augment: fields of `Augment`, for the training images.
-        trial: the trial's number, for the tables.
-        code: folder of modules that users brought; empty if there are none.
-        digest: of its files; empty if whatever is in it will do.
-        checkpoint: file or URI in which the trial keeps its state, instead of asking Ray Tune to; whoever wants the
-            trial deletes it.
-        checkpoint_seconds: time between two checkpoints, at least; they are made at reports.
-    """
-
-    optimizer: str
-    batch_size: int
-    width: int = 0
-    depth: int = 0
-    data: str = "cubic"
-    model: str = ""
-    model_args: dict[str, Any] = field(default_factory=dict)
-    metric: str = "loss"
-    loss: str = ""
-    score: str = ""
-    standardize: bool = True
-    data_seed: int = 0
-    data_folder: str | None = None
-    dtype: str = "float32"
-    device: str = "auto"
-    share: float = 1.0
-    threads: int = 1
-    rates: tuple[float, float, int] | None = None
-    seeds: tuple[int, ...] = (0, 1, 2)
-    budget: dict[str, Any] = field(default_factory=lambda: {"epochs": 1})
-    settings: dict[str, float] = field(default_factory=dict)
-    engine: str = "auto"
-    halving: bool = False
-    extensions: int = 0
-    every_update: bool = False
-    gradient_noise: bool = False
-    weights: bool = False
-    predictions: bool = False
-    evaluation_share: float = lanes.EVALUATION_SHARE
-    augment: dict[str, Any] = field(default_factory=dict)
-    trial: int = 0
-    code: str = ""
-    digest: str = ""
-    checkpoint: str | None = None
-    checkpoint_seconds: float = 30.0
-
-    @classmethod
-    def of(cls, config: dict[str, Any]) -> Trial:
-        """Read a Ray Tune configuration; keys that are not ours are left alone."""
-        return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
-
-    def lanes(self) -> list[Lane]:
-        """The trial's lanes: rates x seeds."""
-        low, high, count = self.rates or (*named(self.optimizer, self.code).rates, 8)
-        settings = tuple(sorted(self.settings.items()))
-        return [replace(lane, settings=settings) for lane in grid(low, high, count, self.seeds)]
-
-    def identity(self) -> str:
-        """All that the trial's numbers depend on, as text."""
-        chosen = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
-        return json.dumps(chosen, sort_keys=True, default=repr)
+__all__ = ["CNNTrainable", "MLPTrainable", "TrialConfig"]
 
 
 @dataclass
@@ -194,7 +87,7 @@ class LaneTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the lanes. What goes wrong is kept for `step` to report: raising would cost the actor and a retry."""
-        self.trial = Trial.of(config)
+        self.trial = TrialConfig.of(config)
         self.began, self.begun = time.time(), time.monotonic()
         self.earlier: list[dict[str, Any]] = []
         self.failure: dict[str, Any] | None = None
@@ -210,7 +103,7 @@ class LaneTrainable(tune.Trainable):
         except Exception as error:  # noqa: BLE001  whatever a model or data set raises is that trial's outcome
             self.failure = _failure(error)
 
-    def _build(self, trial: Trial) -> None:
+    def _build(self, trial: TrialConfig) -> None:
         if trial.code:
             trial = self.trial = replace(trial, code=copy_on_node(trial.code, trial.digest))
         family = trial.model or next(iter(self.families), "")
@@ -240,11 +133,11 @@ class LaneTrainable(tune.Trainable):
         self.build = partial(models.build, family, shape, outputs, **size, **trial.model_args)
         self.cost = models.multiplications(self.build(), shape)
         self.criterion = Criterion(self.data.task, trial.loss, trial.score, trial.code)
-        self.budget = lanes.Budget(**trial.budget)
+        self.budget = trial.budget
         self.schedule = lanes.Schedule(self.budget, trial.batch_size, len(self.data.train))
         if not self._resume():
             self.stacks = []
-            self._add(trial.lanes())
+            self._add(grid_lanes(trial))
         self.training = self._train()
 
     def _add(self, configurations: list[Lane]) -> Stack:
@@ -278,7 +171,7 @@ class LaneTrainable(tune.Trainable):
     def _train(self) -> Iterator[lanes.Report]:
         """Train stack after stack; the last report of the last is the one that says finished."""
         trial = self.trial
-        augment = Augment(**trial.augment, mean=self.data.mean, std=self.data.std) if trial.augment else None
+        augment = Augment(**asdict(trial.augment), mean=self.data.mean, std=self.data.std) if trial.augment else None
         while True:
             before = sum(len(stack.lanes) for stack in self.stacks[:-1])
             for report in lanes.train(
@@ -352,7 +245,7 @@ class LaneTrainable(tune.Trainable):
     def _step(self) -> dict[str, Any]:
         self.unsaved = False  # what is cut off in the middle of a step is no state to go on from
         report = next(self.training)
-        main, spent = self.stacks[0], [stack for stack in self.stacks if self.budget.spent(stack)]
+        main, spent = self.stacks[0], [stack for stack in self.stacks if lanes.spent(self.budget, stack)]
         # Rates of an extension count once they have had the whole budget: none is better for being half trained.
         rate, value = self._tuned(spent or self.stacks)
         # A rate counts if every seed survives it, so once none counts, none ever will.
@@ -487,7 +380,7 @@ class LaneTrainable(tune.Trainable):
         """Become what `_state` told of; each further stack follows from those before it."""
         self.stacks = []
         for saved in state["stacks"]:
-            self._add(self._extension() if self.stacks else self.trial.lanes()).load_state_dict(saved)
+            self._add(self._extension() if self.stacks else grid_lanes(self.trial)).load_state_dict(saved)
         points = [lanes.Point.of(plain) for plain in state["points"]]
         traces = [lanes.Trace.of(plain) for plain in state["traces"]]
         predictions = [Predictions.of(plain) for plain in state["predictions"]]
@@ -525,6 +418,13 @@ TRAINABLES: dict[str, type[LaneTrainable]] = {
 def trainable(model: str) -> type[LaneTrainable]:
     """The trainable of a model family, or of a user's model."""
     return ModelTrainable if is_foreign(model) else TRAINABLES[model]
+
+
+def grid_lanes(trial: TrialConfig) -> list[Lane]:
+    """The lanes with which a trial begins: rates x seeds."""
+    low, high, count = trial.rates or (*named(trial.optimizer, trial.code).rates, 8)
+    settings = tuple(sorted(trial.settings.items()))
+    return [replace(lane, settings=settings) for lane in grid(low, high, count, trial.seeds)]
 
 
 def tuned(stacks: Sequence[Stack], metric: str, validation_examples: int) -> tuple[float | None, float]:

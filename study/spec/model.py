@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 import tomlkit
 from pydantic import (
@@ -32,15 +32,15 @@ from pydantic import (
 from analysis.results import OBJECTIVES
 from study.errors import SpecError
 from study.usercode import bundle
-from trainables import models
+from trainables import config, models
 from trainables.criterion import Criterion
 from trainables.data import CATALOGUE, Facts
 from trainables.engines.eager import NAMES
-from trainables.lanes import train as training
 from trainables.lanes.stack import Builder
 from trainables.rules import RULES, SOLO, Rule, named
 from trainables.usercode.importing import is_foreign
 
+T = TypeVar("T", config.Augmentation, config.Budget, config.Recording)
 # Studies whose root seeds differ share no lane's seed; a study has no more than half of these for its search.
 SEEDS = 1_000_000
 SHIPPED = Path(__file__).parent / "shipped"
@@ -53,6 +53,10 @@ class Section(BaseModel):
     """A table of the spec: unknown keys are mistakes, and text is no number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def part(self, kind: type[T]) -> T:
+        """The fields that this section inherits from a class of `trainables.config`, as an instance of it."""
+        return kind(**{name: getattr(self, name) for name in kind.__dataclass_fields__})
 
 
 class Choice(Section):
@@ -257,20 +261,8 @@ class ModelArgs(Section):
     padding: Annotated[int, Field(ge=0, le=1000)] | None = None
 
 
-class Augmentation(Section):
-    """Random changes of the training images, each example its own; none if nothing is given.
-
-    Attributes:
-        rotate: degrees either way, at most.
-        translate: share of height and width either way, at most.
-        flip: whether left and right change places in half of the images.
-        jitter: brightness, contrast and saturation times 1 - jitter to 1 + jitter.
-    """
-
-    rotate: Annotated[float, Field(gt=0, le=180)] | None = None
-    translate: Annotated[float, Field(gt=0, lt=1)] | None = None
-    flip: bool = False
-    jitter: Annotated[float, Field(gt=0, lt=1)] | None = None
+class Augmentation(Section, config.Augmentation):
+    """Random changes of the training images, drawn for each example; none by default."""
 
 
 class Workload(Section):
@@ -352,13 +344,9 @@ class Workload(Section):
 
     @model_validator(mode="after")
     def _images(self) -> Workload:
-        if self.augmentation() and len(self.facts.in_shape) != 3:
+        if self.augment and len(self.facts.in_shape) != 3:
             raise ValueError(f"augment is for images; {self.data} has inputs of shape {self.facts.in_shape}")
         return self
-
-    def augmentation(self) -> dict[str, Any]:
-        """What is done to the training images, as far as it was given."""
-        return {name: value for name, value in self.augment.model_dump(exclude_none=True).items() if value}
 
     def arguments(self) -> dict[str, Any]:
         """The model's arguments that were given and are not searched."""
@@ -442,23 +430,14 @@ class Lanes(Section):
     extensions: Annotated[int, Field(ge=0, le=10)] = 2
 
 
-class Budget(Section):
+class Budget(Section, config.Budget):
     """How many trials, and how long each lane trains: one of epochs, updates, examples, seconds.
 
     Attributes:
         trials: cells to try.
-        epochs, updates, examples, seconds: per lane; seconds are of training the whole stack.
-        min_updates: updates to make even so, so that full batches get more than one update an epoch's worth.
-        drop_last: whether an epoch leaves out its last batch if that is a short one.
     """
 
     trials: Positive = 64
-    epochs: Positive | None = None
-    updates: Positive | None = None
-    examples: Positive | None = None
-    seconds: Annotated[float, Field(gt=0)] | None = None
-    min_updates: Annotated[int, Field(ge=0)] = 0
-    drop_last: bool = False
 
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
@@ -467,31 +446,15 @@ class Budget(Section):
             raise ValueError(f"needs exactly one of {', '.join(LIMITS)}; {' and '.join(given) or 'none'} given")
         return self
 
-    def limit(self) -> dict[str, Any]:
-        """The fields of `trainables.lanes.train.Budget`."""
-        return self.model_dump(exclude_none=True, exclude={"trials"})
 
-
-class Recording(Section):
+class Recording(Section, config.Recording):
     """What is kept.
 
     Attributes:
-        every_update: whether the curves hold the loss of every update, instead of means between evaluations.
-        gradient_noise: whether the curves hold the gradient's squared norm and its noise at every evaluation.
-        weights: whether the lanes table holds the parameters with which each lane ended; for small networks.
-        predictions: whether the class that each lane predicts for each test example is kept, in a table of its own.
-        evaluation_share: of training's cost that evaluating between the ends of a budget's parts may take.
-        checkpoint_seconds: how often a running trial is saved, at the ends of parts of its budget.
         tensorboard: whether TensorBoard's event files are written, into `tensorboard/` of the results folder.
         mlflow: address of an MLflow tracking server.
     """
 
-    every_update: bool = False
-    gradient_noise: bool = False
-    weights: bool = False
-    predictions: bool = False
-    evaluation_share: Annotated[float, Field(ge=0)] = training.EVALUATION_SHARE
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     tensorboard: bool = False
     mlflow: str | None = None
 
@@ -756,7 +719,7 @@ def _between_sections(valid: Mapping[str, Any], code: str) -> list[str]:
     if search and lanes:
         found += _engine_mistakes(workload, search, lanes, code)
     budget: Budget | None = valid.get("budget")
-    if lanes and budget and lanes.halving and training.Budget(**budget.limit()).reports < 2:
+    if lanes and budget and lanes.halving and budget.reports < 2:
         found.append("lanes.halving: rates are given up between reports and this budget has one; give 2 epochs or more")
     if workload and search:
         found += _cell_mistakes(workload, search)

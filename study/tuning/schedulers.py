@@ -11,7 +11,6 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from study.spec.model import Spec
-from trainables.lanes.train import Budget
 
 REDUCTION = 3
 BRACKETS = {"asha": 1, "hyperband": 3}
@@ -31,7 +30,7 @@ def scheduler(spec: Spec, mode: str, past: Past, stopped: Mapping[int, int] | No
     """
     if spec.tuning.scheduler == "none":
         return InOrder()  # type: ignore[no-untyped-call]
-    return Halving(Budget(**spec.budget.limit()).reports, BRACKETS[spec.tuning.scheduler], mode, past, stopped)
+    return Halving(spec.budget.reports, BRACKETS[spec.tuning.scheduler], mode, past, stopped)
 
 
 class InOrder(FIFOScheduler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from scipy.stats import qmc
 
 from study.cluster import packing
 from study.spec.model import Choice, Dimension, Range, Spec
-from trainables import models, storage
+from trainables import config, models, storage
 
 Cell = dict[str, Any]
 """optimizer, batch_size, width, depth as the spec writes them, and the optimizer's settings as `adam.beta1`."""
@@ -48,7 +48,7 @@ class Space:
         return cell | {name: _suggest(trial, name, dimension) for name, dimension in own.items()}
 
     def configuration(self, cell: Cell, number: int, replicate: int = 0) -> dict[str, Any]:
-        """A trial's configuration, the fields of `trainables.tune.Trial`.
+        """A trial's configuration for Ray Tune: the fields of `TrialConfig`, replicate, and searched for the tables.
 
         Args:
             cell: what it runs.
@@ -60,45 +60,39 @@ class Space:
         batch_size = workload.facts.train if cell["batch_size"] == "full" else cell["batch_size"]
         rate = self.fixed.get(number)
         seeds = spec.confirm_seeds() if rate else spec.lane_seeds(replicate)
-        return {
-            "trial": number,
-            "replicate": replicate,
-            "optimizer": cell["optimizer"],
-            "settings": settings(cell),
-            "searched": searched(cell),
-            "width": cell.get("width", 0),
-            "depth": cell.get("depth", 0),
-            "batch_size": batch_size,
-            "data": workload.data,
-            "model": workload.model,
-            "model_args": self._arguments(cell),
-            "metric": workload.metric,
-            "loss": workload.loss or "",
-            "score": workload.score or "",
-            "code": self.code,
-            "digest": workload.brought.digest,
-            "standardize": workload.standardize,
-            "data_seed": seeds[0] if workload.redraw else 0,
-            "data_folder": self.data_folder,
-            "dtype": workload.dtype,
-            "device": self._device(cell, batch_size),
-            "share": min(1.0, resources.gpus) or 1.0,
-            "threads": resources.cpus_per_trial,
-            "rates": (rate, rate, 1) if rate else spec.rates(cell["optimizer"]),
-            "seeds": seeds,
-            "budget": spec.budget.limit(),
-            "engine": lanes.engine,
-            "halving": lanes.halving and not rate,
-            "extensions": lanes.extensions,
-            "every_update": spec.recording.every_update,
-            "gradient_noise": spec.recording.gradient_noise,
-            "weights": spec.recording.weights,
-            "predictions": spec.recording.predictions,
-            "evaluation_share": spec.recording.evaluation_share,
-            "augment": workload.augmentation(),
-            "checkpoint": self.checkpoint(number),
-            "checkpoint_seconds": spec.recording.checkpoint_seconds,
-        }
+        trial = config.TrialConfig(
+            optimizer=cell["optimizer"],
+            batch_size=batch_size,
+            width=cell.get("width", 0),
+            depth=cell.get("depth", 0),
+            data=workload.data,
+            model=workload.model,
+            model_args=self._arguments(cell),
+            settings=settings(cell),
+            metric=workload.metric,
+            loss=workload.loss or "",
+            score=workload.score or "",
+            standardize=workload.standardize,
+            data_seed=seeds[0] if workload.redraw else 0,
+            augment=workload.augment.part(config.Augmentation),
+            dtype=workload.dtype,
+            rates=(rate, rate, 1) if rate else spec.rates(cell["optimizer"]),
+            seeds=tuple(seeds),
+            budget=spec.budget.part(config.Budget),
+            engine=lanes.engine,
+            halving=lanes.halving and not rate,
+            extensions=lanes.extensions,
+            trial=number,
+            data_folder=self.data_folder,
+            code=self.code,
+            digest=workload.brought.digest,
+            device=self._device(cell, batch_size),
+            share=min(1.0, resources.gpus) or 1.0,
+            threads=resources.cpus_per_trial,
+            checkpoint=self.checkpoint(number),
+            **vars(spec.recording.part(config.Recording)),
+        )
+        return {**asdict(trial), "replicate": replicate, "searched": searched(cell)}
 
     def _arguments(self, cell: Cell) -> dict[str, Any]:
         return self.spec.workload.arguments() | _under("model", cell)

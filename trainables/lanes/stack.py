@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables.augment import Augment
+from trainables.config import examples_per_epoch, updates_per_epoch
 from trainables.data import Split
 from trainables.models import layered, trained
 from trainables.rules import Rule, State
@@ -392,17 +393,6 @@ def extras_of(
 def batch_order(seed: int, epoch: int, count: int) -> Tensor:
     """The order in which a lane with this seed sees the training split in an epoch, from 0: (count,) row numbers."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, 1, epoch)))
-
-
-def examples_per_epoch(batch_size: int, training_examples: int, *, drop_last: bool) -> int:
-    """Training examples that an epoch uses: all, or those in batches of full size if a short last one is dropped."""
-    short = training_examples % min(batch_size, training_examples)
-    return training_examples - short if drop_last else training_examples
-
-
-def updates_per_epoch(batch_size: int, examples: int) -> int:
-    """Updates in an epoch of so many examples, the last and perhaps short one included."""
-    return math.ceil(examples / batch_size)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -17,63 +17,19 @@ import torch
 from torch import Tensor
 
 from trainables.augment import Augment
+from trainables.config import Budget, Recording, examples_per_epoch, updates_per_epoch
 from trainables.data import Data, Split
 from trainables.engines.eager import Engine
-from trainables.lanes.stack import Batches, Stack, examples_per_epoch, updates_per_epoch
+from trainables.lanes.stack import Batches, Stack
 
-# Reports of a trial whose budget is not in epochs.
-REPORTS = 10
 # Training examples on which the loss is followed.
 TRAIN_SUBSET = 1000
 # The metrics of the gradient's noise there, as `Engine.noise` returns them.
 NOISE = ("gradient_square", "gradient_noise")
 # Unless told otherwise, evaluating may cost this share of training, plus so many multiplications a lane (some
 # hundredths of a second).
-EVALUATION_SHARE = 1 / 3
+EVALUATION_SHARE = Recording.evaluation_share
 FREE_MULTIPLICATIONS = 3e8
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long every lane trains: one of epochs, updates, examples or seconds.
-
-    Attributes:
-        epochs, updates, examples, seconds: the limit; seconds are of training, evaluation excluded.
-        min_updates: updates to make even so, for batches so large that the budget would end at once.
-        drop_last: whether an epoch leaves out its last batch if that is a short one.
-    """
-
-    epochs: int | None = None
-    updates: int | None = None
-    examples: int | None = None
-    seconds: float | None = None
-    min_updates: int = 0
-    drop_last: bool = False
-
-    def total_updates(self, batch_size: int, training_examples: int) -> int | None:
-        """Updates in the budget; None if it is in seconds."""
-        used = examples_per_epoch(batch_size, training_examples, drop_last=self.drop_last)
-        per_epoch = updates_per_epoch(batch_size, used)
-        if self.seconds is not None:
-            return None
-        if self.epochs is not None:
-            total = self.epochs * per_epoch
-        elif self.examples is not None:
-            whole, rest = divmod(self.examples, used)
-            total = whole * per_epoch + math.ceil(rest / batch_size)
-        else:
-            assert self.updates is not None
-            total = self.updates
-        return max(total, self.min_updates, 1)
-
-    @property
-    def reports(self) -> int:
-        """Reports in which a trial spends its budget, evenly: one per epoch, or `REPORTS`."""
-        return self.epochs or min(REPORTS, self.updates or REPORTS)
-
-    def spent(self, stack: Stack) -> bool:
-        """Whether a stack has had it all, or has no lane left."""
-        return stack.reports >= self.reports or not stack.alive
 
 
 @dataclass(frozen=True)
@@ -199,6 +155,11 @@ class Report:
         return replace(self, points=points, traces=traces, predictions=_shifted(self.predictions, by))
 
 
+def spent(budget: Budget, stack: Stack) -> bool:
+    """Whether a stack has used the whole budget or has no lane left."""
+    return stack.reports >= budget.reports or not stack.alive
+
+
 def _shifted(marks: list[Mark], by: int) -> list[Mark]:
     return [replace(mark, lanes=[by + lane for lane in mark.lanes]) for mark in marks]
 
@@ -288,11 +249,11 @@ def train(
         lanes = np.array(point.lanes)[finite].tolist()
         return [replace(point, lanes=lanes, values=lists)] if lanes else []
 
-    if not budget.spent(stack):
+    if not spent(budget, stack):
         engine.warm_up(stack, batches)
     points, traces = evaluate(None) if stack.update == 0 else [], []
     predicted: list[Predictions] = []
-    while not budget.spent(stack):
+    while not spent(budget, stack):
         while stack.alive and (stop := schedule.next_stop(stack)):
             first, seconds = stack.update + 1, stack.seconds
             losses = advance(stack, engine, batches, stop)
@@ -310,7 +271,7 @@ def train(
         if halving and stack.reports in rungs and stack.alive:
             stack.stop(_losers(stack, halving, len(data.validation), rungs[stack.reports]))
             batches.align(stack)
-        finished = budget.spent(stack)
+        finished = spent(budget, stack)
         if finished and stack.alive:
             for metric, numbers in values(data.test).items():
                 stack.last["test", metric] = np.full(len(stack.lanes), math.nan)

@@ -1,0 +1,208 @@
+"""What a trial is told; nothing else decides its numbers.
+
+Every group of settings is declared once, here. The section of the spec that offers a group inherits its fields
+(`study.spec.model`), and so does `TrialConfig`, whose keys are therefore flat, as Ray Tune's are. Constraints are those
+of `annotated_types`, which pydantic checks in a spec. This module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Positive = Annotated[int, Ge(1)]
+# Reports of a trial whose budget is not in epochs.
+REPORTS = 10
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long every lane trains; exactly one of epochs, updates, examples and seconds is set.
+
+    Attributes:
+        epochs, updates, examples, seconds: the limit; seconds are of training the whole stack, without evaluation.
+        min_updates: lower bound on updates, for batches so large that the budget would end at once.
+        drop_last: whether an epoch leaves out a last batch that is short.
+    """
+
+    epochs: Positive | None = None
+    updates: Positive | None = None
+    examples: Positive | None = None
+    seconds: Annotated[float, Gt(0)] | None = None
+    min_updates: Annotated[int, Ge(0)] = 0
+    drop_last: bool = False
+
+    def total_updates(self, batch_size: int, training_examples: int) -> int | None:
+        """Updates in the budget; None if it is in seconds."""
+        used = examples_per_epoch(batch_size, training_examples, drop_last=self.drop_last)
+        per_epoch = updates_per_epoch(batch_size, used)
+        if self.seconds is not None:
+            return None
+        if self.epochs is not None:
+            total = self.epochs * per_epoch
+        elif self.examples is not None:
+            whole, rest = divmod(self.examples, used)
+            total = whole * per_epoch + math.ceil(rest / batch_size)
+        else:
+            assert self.updates is not None
+            total = self.updates
+        return max(total, self.min_updates, 1)
+
+    @property
+    def reports(self) -> int:
+        """Equal parts of the budget, each followed by a report: one per epoch, or `REPORTS`."""
+        return self.epochs or min(REPORTS, self.updates or REPORTS)
+
+
+def examples_per_epoch(batch_size: int, training_examples: int, *, drop_last: bool) -> int:
+    """Training examples used in an epoch: all, or only those in full batches if a short last batch is dropped."""
+    short = training_examples % min(batch_size, training_examples)
+    return training_examples - short if drop_last else training_examples
+
+
+def updates_per_epoch(batch_size: int, examples: int) -> int:
+    """Updates in an epoch of this many examples, including the last one, which may be short."""
+    return math.ceil(examples / batch_size)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of the training images, drawn for each example; none by default.
+
+    Attributes:
+        rotate: at most this many degrees either way.
+        translate: at most this share of height and width either way.
+        flip: whether left and right change places in half of the images.
+        jitter: brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter.
+    """
+
+    rotate: Annotated[float, Gt(0), Le(180)] | None = None
+    translate: Annotated[float, Gt(0), Lt(1)] | None = None
+    flip: bool = False
+    jitter: Annotated[float, Gt(0), Lt(1)] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.rotate or self.translate or self.flip or self.jitter)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a trial keeps.
+
+    Attributes:
+        every_update: whether the curves hold the loss of every update, instead of means between evaluations.
+        gradient_noise: whether the curves hold the gradient's squared norm and its noise at every evaluation.
+        weights: whether the lanes table holds each lane's final parameters; for small networks.
+        predictions: whether each lane's predicted class of each test example is kept, in a table of its own.
+        evaluation_share: share of training's cost that evaluations between reports may take.
+        checkpoint_seconds: seconds between two checkpoints of a running trial, which are made at reports.
+    """
+
+    every_update: bool = False
+    gradient_noise: bool = False
+    weights: bool = False
+    predictions: bool = False
+    evaluation_share: Annotated[float, Ge(0)] = 1 / 3
+    checkpoint_seconds: Annotated[float, Ge(0)] = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig(Recording):
+    """A trial's configuration; the keys of a Ray Tune configuration are its fields.
+
+    Attributes:
+        optimizer: an update rule, a class of `torch.optim`, or the import path of the user's.
+        batch_size: examples per update.
+        width, depth: of the network; the linear and the quadratic model have none.
+        data: one of `trainables.data.CATALOGUE`, or the import path of a user's data set.
+        model: model family, the trainable's first if not given; or the import path of a user's model.
+        model_args: the model's own arguments.
+        settings: of the optimizer, name -> value, where they differ from its defaults.
+        metric: `loss` or `accuracy`, on the validation split; the trial reports it as `value`.
+        loss, score: import paths of a user's, which replace the task's.
+        standardize: see `trainables.data.load`.
+        data_seed: its `seed`.
+        augment: of the training images; may be given as a dict.
+        dtype: float32 or float64.
+        rates: (lowest, highest, count) of the learning-rate grid; the rule's range with a count of 8 if not given.
+        seeds: one lane per seed at each rate.
+        budget: how long each lane trains; may be given as a dict.
+        engine: how lanes are computed, or auto.
+        halving: whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget.
+        extensions: times, at most, that rates are added beyond the edge of the grid on which the best one lies.
+        trial: the trial's number, for the tables.
+        data_folder: of downloaded data.
+        code, digest: folder of user code, and the digest of its files; empty if there is none, or any will do.
+        device: cpu, cuda, or auto: cuda if the trial was given a GPU.
+        share: of that GPU; the trial may not use more of its memory.
+        threads: CPU threads of the trial.
+        checkpoint: file or URI in which the trial keeps its state, instead of Ray Tune's checkpoints; the owner of the
+            trial deletes it.
+    """
+
+    optimizer: str
+    batch_size: int
+    width: int = 0
+    depth: int = 0
+    data: str = "cubic"
+    model: str = ""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, float] = field(default_factory=dict)
+    metric: str = "loss"
+    loss: str = ""
+    score: str = ""
+    standardize: bool = True
+    data_seed: int = 0
+    augment: Augmentation = Augmentation()
+    dtype: str = "float32"
+
+    rates: tuple[float, float, int] | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    budget: Budget = Budget(epochs=1)
+    engine: str = "auto"
+    halving: bool = False
+    extensions: int = 0
+
+    trial: int = 0
+    data_folder: str | None = None
+    code: str = ""
+    digest: str = ""
+    device: str = "auto"
+    share: float = 1.0
+    threads: int = 1
+    checkpoint: str | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> TrialConfig:
+        """Read a Ray Tune configuration; other keys are ignored."""
+        given = {f.name: config[f.name] for f in fields(cls) if f.name in config}
+        for name, kind in (("budget", Budget), ("augment", Augmentation)):
+            if isinstance(given.get(name), Mapping):
+                given[name] = kind(**given[name])
+        return cls(**given)
+
+    def identity(self) -> str:
+        """All settings that affect the trial's numbers, as text; a checkpoint is of the trial that has the same."""
+        chosen = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
+        chosen["budget"] = {name: value for name, value in chosen["budget"].items() if value is not None}
+        chosen["augment"] = {name: value for name, value in chosen["augment"].items() if value}
+        return json.dumps(chosen, sort_keys=True, default=repr)
+
+
+# Settings that do not affect a trial's numbers, or not by more than lane equality allows.
+_INCIDENTAL = (
+    "checkpoint",
+    "checkpoint_seconds",
+    "code",
+    "data_folder",
+    "device",
+    "digest",
+    "share",
+    "threads",
+    "weights",
+)

@@ -2,19 +2,25 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: study test check figures api clean
+.PHONY: study test check nightly figures api clean
 
 study: .venv/installed
 	$(BIN)/study run quick
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not long and not nightly and not alone" -n auto --maxprocesses 4 --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/house.py
+
+# The tests that `test` and `.ci/run` leave out, an hour or more; those that need the whole machine run last, alone.
+nightly: .venv/installed
+	$(BIN)/python -m pytest -m "nightly and not alone" -n 2 --dist worksteal --durations=20
+	$(BIN)/python -m pytest -m "nightly and alone" --durations=20
 
 # Those of the README; pdftoppm is poppler's.
 figures: .venv/installed

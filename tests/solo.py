@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ FAMILIES: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 
+@cache
 def small(name: str) -> Data:
     """A workload's data, with few training examples."""
     full = data.load(name, standardize=name != "quadratic", dtype=torch.float64)
@@ -44,6 +45,11 @@ def made(family: str, batch_size: int, stack: Stack, engine: str = "eager") -> e
     return eager.choose(builder(family), facts.in_shape, facts.task, batch_size, stack, None, engine)
 
 
+def fresh(family: str, rule: str, configurations: list[Lane]) -> Stack:
+    """A stack before its first update, in float64."""
+    return Stack.build(builder(family), configurations, named(rule), torch.float64, CPU)
+
+
 def trained(
     family: str,
     rule: str,
@@ -55,7 +61,7 @@ def trained(
     **how: Any,
 ) -> Stack:
     """A stack after so many updates, in float64."""
-    stack = Stack.build(builder(family), configurations, named(rule), torch.float64, CPU)
+    stack = fresh(family, rule, configurations)
     stack.at_once = at_once or stack.at_once
     workload, maker = small(FAMILIES[family][0]), made(family, batch_size, stack, engine)
     for _ in train.train(stack, maker, workload, batch_size, Budget(updates=updates), **how):
@@ -63,8 +69,8 @@ def trained(
     return stack
 
 
-def solo(family: str, rule: str, batch_size: int, lane: Lane, updates: int) -> torch.Tensor:
-    """The parameters that an ordinary torch.optim loop ends with."""
+def solo(family: str, rule: str, batch_size: int, lane: Lane, *updates: int) -> list[torch.Tensor]:
+    """The parameters of an ordinary torch.optim loop after each of these numbers of updates."""
     workload, net = small(FAMILIES[family][0]), initialise(builder(family), lane.seed).double()
     settings: dict[str, Any] = {**named(rule).settings, **dict(lane.settings)}
     if "beta1" in settings:
@@ -74,14 +80,17 @@ def solo(family: str, rule: str, batch_size: int, lane: Lane, updates: int) -> t
     optimizer = named(rule).torch_class(net.parameters(), lr=lane.learning_rate, **settings)
     criterion = nn.MSELoss() if workload.task == "regression" else nn.CrossEntropyLoss()
     per_epoch = math.ceil(TRAINING / batch_size)
-    for update in range(updates):
+    found = []
+    for update in range(max(updates)):
         epoch, place = divmod(update, per_epoch)
         order = batch_order(lane.seed, epoch, TRAINING) if batch_size < TRAINING else torch.arange(TRAINING)
         rows = order[place * batch_size : (place + 1) * batch_size]
         optimizer.zero_grad()
         criterion(net(workload.train.inputs[rows]), workload.train.targets[rows]).backward()
         optimizer.step()
-    return torch.cat([p.detach().flatten() for p in net.parameters()])
+        if update + 1 in updates:
+            found.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    return found
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:

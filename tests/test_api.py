@@ -209,7 +209,7 @@ def test_the_notebook_is_kept_without_outputs() -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 def test_the_notebook_shows_progress_frames_and_figures(in_folder: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -238,7 +238,7 @@ def answer(client: Any, asked: str) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 def test_interrupting_a_notebook_leaves_a_study_that_goes_on(in_folder: Path) -> None:
     manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3")
@@ -262,7 +262,7 @@ def test_interrupting_a_notebook_leaves_a_study_that_goes_on(in_folder: Path) ->
         manager.shutdown_kernel(now=True)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 @pytest.mark.timeout(600)
 def test_the_wheel_holds_everything_that_a_study_needs(tmp_path: Path) -> None:

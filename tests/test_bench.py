@@ -18,7 +18,7 @@ from study.verify import bench
 from trainables.engines.bench import WORKS, Work
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.parametrize("work", WORKS, ids=[work.name for work in WORKS])
 def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainables.engines.bench, "TURN_SECONDS", 1e-3)
@@ -31,7 +31,7 @@ def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.Mon
         assert min(row.lane_us, row.bound_us, row.cold_seconds) > 0
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")  # caches are off on purpose
 def test_the_regime_figure_is_summed_over_its_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainables.engines.bench, "TURN_SECONDS", 1e-3)

@@ -104,7 +104,7 @@ def hosts(folder: Path) -> Counter[str]:
         return Counter()
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone
 @pytest.mark.timeout(1500)
 def test_nodes_die_are_cut_off_and_join_and_nothing_is_lost(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_nodes_die_are_cut_off_and_join_and_nothing_is_lost(nodes: Nodes, spec: 
         assert told in page, told
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_a_study_is_submitted_followed_and_fetched(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_study_is_submitted_followed_and_fetched(nodes: Nodes, spec: Path, tmp
     assert "holds a study with another budget.epochs" in said
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_what_is_wrong_with_a_cluster_is_told_before_anything_runs(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_what_is_wrong_with_a_cluster_is_told_before_anything_runs(nodes: Nodes,
     assert not (tmp_path / "gpu").exists()
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_what_is_wrong_with_a_node_that_joins_is_told(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_what_is_wrong_with_a_node_that_joins_is_told(nodes: Nodes, spec: Path, 
     assert said.read_text().count("cannot write into") == 1
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone
 def test_a_cluster_of_another_version_is_told(nodes: Nodes, spec: Path, tmp_path: Path) -> None:
     head = "import ray; ray.__version__ = '2.1.0'; from ray.scripts.scripts import main; main()"
@@ -270,7 +270,7 @@ with cluster.connected(read("quick"), None):
 """
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone
 def test_nothing_listens_beyond_loopback() -> None:
     found = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, check=True).stdout
@@ -298,7 +298,7 @@ class Together(OnTheProcessor):
         return super().step()
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone
 @pytest.mark.parametrize(
     "resources", [{"gpus_per_trial": 0.5}, {"gpus_per_trial": "auto", "gpu_memory_gib": 2.0}], ids=["half", "auto"]
@@ -329,7 +329,7 @@ def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypat
     assert {tuple(gpus) for gpus in trials["gpus"]} == {(f"{platform.node()}:0",)}
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone
 def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", OnTheProcessor)

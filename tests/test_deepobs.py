@@ -53,7 +53,7 @@ def test_the_points_are_deepobs_own_in_single_precision() -> None:
     assert torch.equal(loaded.validation.inputs, loaded.test.inputs)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 def test_the_study_gives_what_was_published(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "study", "run", "deepobs-quadratic", "--out", "out"]

@@ -504,7 +504,7 @@ def test_files_in_a_package_and_modules_by_names_in_no_source_travel(tmp_path: P
     assert there == {"nets/__init__.py", "nets/own.py", "nets/table.npy", "plugin.py", "further.py", "inspected.json"}
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
@@ -552,7 +552,7 @@ def test_a_study_of_all_that_users_bring(tmp_path: Path) -> None:
     assert "5 of 5" in study(here, "status", "results/own").stdout
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 def test_a_study_goes_on_with_the_code_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the folder where the module lies, which has been edited since."""
@@ -582,7 +582,7 @@ def test_a_study_goes_on_with_the_code_it_began_with(tmp_path: Path, monkeypatch
     assert f"{code}: is not what the study began with; put it back, or run what it is now into" in refused.stderr
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 def test_a_model_that_breaks_harms_no_other_trial(tmp_path: Path) -> None:
     here = bring(tmp_path, workload={"model": "brought:Fragile"}, budget={"epochs": 3})
@@ -595,7 +595,7 @@ def test_a_model_that_breaks_harms_no_other_trial(tmp_path: Path) -> None:
     assert broken["error"].str.contains("the flux capacitor is empty").all()
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_check_proves_lanes_equal_for_a_users_model(tmp_path: Path) -> None:
     said = study(bring(tmp_path), "check", "../mine/own.toml")
     assert said.returncode == 0, said.stderr
@@ -605,7 +605,7 @@ def test_check_proves_lanes_equal_for_a_users_model(tmp_path: Path) -> None:
     assert "times as fast as one after another" in line
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_modules_travel_to_nodes_of_a_cluster(tmp_path: Path) -> None:

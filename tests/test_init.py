@@ -324,7 +324,7 @@ def test_any_text_is_a_name_or_a_mistake(text: str) -> None:
         assert text in (tables["name"], tables["workload"]["data"], *tables["search"]["optimizer"])
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 def test_the_defaults_run_to_a_report(tmp_path: Path) -> None:
     for arguments in (["init", "--trials", "2", "--epochs", "1"], ["run", "study.toml"]):

@@ -474,7 +474,7 @@ def ray_folder() -> Iterator[str]:
         yield folder
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone  # two nodes of Ray that start beside another test may take longer than Ray waits for them
 @pytest.mark.timeout(900)
 def test_the_slurm_script_runs_a_study_on_two_nodes_is_interrupted_and_finishes(slurm: Slurm, ray_folder: str) -> None:

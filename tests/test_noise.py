@@ -99,7 +99,7 @@ def split(points: list[Point]) -> tuple[list[Any], list[Any]]:
         ("cuda-graph", "adam", "mlp", False),
         ("compiled", "adam", "mlp", False),
         ("solo", "Muon", "mlp", False),
-        pytest.param("compiled", "adam", "cnn", True, marks=pytest.mark.long),
+        pytest.param("compiled", "adam", "cnn", True, marks=pytest.mark.nightly),
     ],
 )
 def test_recording_it_changes_no_other_number(engine: str, rule: str, family: str, every_update: bool) -> None:

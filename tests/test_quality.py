@@ -61,7 +61,7 @@ def best_found(sampler: str, seed: int, trials: int) -> float:
     return min(values)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_tpe_beats_random_at_100_trials() -> None:
     found = {name: np.array([best_found(name, seed, 100) for seed in range(20)]) for name in ("tpe", "random")}

@@ -70,7 +70,7 @@ def test_files_that_it_names_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.alone  # its `ray stop` stops every Ray
 @pytest.mark.timeout(1200)
 def test_every_command_and_snippet_runs(tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -143,7 +143,7 @@ def test_a_study_at_a_uri_is_killed_and_goes_on_from_another_machine(
     assert "Traceback" not in said(tmp_path)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_store_that_goes_away_is_told_of_and_waited_for(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
@@ -160,7 +160,7 @@ def test_a_store_that_goes_away_is_told_of_and_waited_for(
     assert "Traceback" not in said(tmp_path)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_store_that_stays_away_ends_a_study_that_can_be_resumed(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
@@ -434,7 +434,7 @@ def test_a_trial_whose_creation_was_not_answered_is_created_once(
         storage.get_all_studies()
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_connection_that_is_cut_at_any_statement_changes_nothing(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -616,7 +616,7 @@ def test_it_is_valid_html(quick_report: Path) -> None:
     html5lib.HTMLParser(strict=True).parse(quick_report.read_text(encoding="utf-8"))
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_large_study_makes_a_small_report(tmp_path: Path) -> None:
     """A thousand trials with some 230,000 points; the time that it takes is not asserted."""
     sizes: dict[str, Any] = {"widths": range(4, 29), "depths": [1, 2], "batch_sizes": [1, 8, 32, 256, 10_000]}

@@ -586,7 +586,7 @@ def test_data_are_redrawn_by_trial_and_shared_within() -> None:
     assert seeds(fixed) == [(0, 0), (0, 1)]
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 @pytest.mark.timeout(1500)
 def test_the_whole_in_small_is_interrupted_resumed_and_reused(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def check(out: Path, *, real: bool) -> Section:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
 @pytest.mark.usefixtures("one_worker", "_without_mnist", "_few_lanes")
 def test_a_tiny_run_on_digits_is_whole_and_reused(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def _few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reproduce_mnist, "LANES", 4)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
 @pytest.mark.usefixtures("one_worker", "_few_lanes")
 def test_a_tiny_run_on_mnist_has_the_report_s_layers(

@@ -110,7 +110,7 @@ def check_equal(folder: Path, undisturbed: Path, trials: int = 40) -> None:
     assert analysis.load(folder / "results/good").provenance["finished"]
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_driver_killed_at_five_moments_loses_nothing(study: Path, undisturbed: Path) -> None:
     rng = random.Random(4)
@@ -195,7 +195,7 @@ def full_disk(folder: Path) -> Path:
     return place
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_disk_that_fills_up_loses_at_most_what_was_running(tmp_path: Path, undisturbed: Path) -> None:
     (tmp_path / "spec.toml").write_text(tomlkit.dumps(SMALL))
@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_loses_at_most_what_was_running(tmp_path: Path, und
         subprocess.run(["umount", "-l", str(place)], check=False)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_damaged_files_are_told_of_and_what_they_held_runs_again(study: Path, undisturbed: Path) -> None:
     """A killed study whose files are damaged as well, and a second process that wants in."""

@@ -137,7 +137,7 @@ def test_a_study_ends_with_the_importance_of_its_parameters(run: Any, monkeypatc
     assert analysis.load(outcome.folder).importance.empty
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_repeated_study_has_the_same_numbers(run: Any, tmp_path: Path) -> None:
     first = analysis.load(run(SPEC).folder)
     frames = [first.lanes, first.curves]
@@ -321,7 +321,7 @@ def test_a_finished_study_is_extended_confirmed_and_reported(run: Any, tmp_path:
     assert states == {TrialState.COMPLETE}
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_several_objectives_end_in_a_front(run: Any) -> None:
     tuning = SPEC.tuning.model_copy(update={"objectives": ["metric", "train_seconds", "parameters"]})
     outcome = run(SPEC.model_copy(update={"tuning": tuning}))

@@ -226,7 +226,7 @@ def mlflow_runs(address: str, study: str) -> dict[int, dict[str, Any]]:
     return runs
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_mlflow_has_a_run_for_each_trial(mlflow_server: tuple[Any, str], tmp_path: Path) -> None:
     address, said = mlflow_server[1], []  # type: ignore[var-annotated]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch._inductor import config as inductor
 
 from trainables import models
 from trainables.data import Split, Task
@@ -166,17 +166,26 @@ class Figure:
 
 def figure(device: str = "cpu", rounds: int = 3) -> Figure:
     """Measure the regime figure, regime by regime, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with inductor.patch(force_disable_caches=True):
-            measured = [(measure(work, torch.device(device), rounds), updates) for work, updates in FIGURE]
-    finally:
-        torch.set_num_threads(before)
+    with _measuring():
+        measured = [(measure(work, torch.device(device), rounds), updates) for work, updates in FIGURE]
     best = [(min(rows, key=lambda row: row.lane_us), updates) for rows, updates in measured]
     loop, lane = (sum(getattr(row, key) * n for row, n in best) / 1e6 for key in ("solo_us", "lane_us"))
     cold = sum(row.cold_seconds for row, _ in best)
     return Figure(FIGURE_SEEDS, loop, lane, loop / lane, cold)
+
+
+@contextmanager
+def _measuring() -> Iterator[None]:
+    """One thread, and without torch's caches of compiled code, so that the first update compiles."""
+    from torch._inductor import config  # here, because this import takes seconds
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with config.patch(force_disable_caches=True):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def operations(work: Work) -> int:
@@ -259,14 +268,8 @@ def _speed(device: torch.device, dtype: torch.dtype) -> float:
 
 def run(device: str = "cpu", only: str = "") -> dict[str, Any]:
     """Measure every work whose name contains `only`, on one thread; what `study bench` prints and writes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        # A cold start is a cold start: nothing compiled is taken from an earlier run.
-        with inductor.patch(force_disable_caches=True):
-            found = [row for work in WORKS if only in work.name for row in measure(work, torch.device(device))]
-    finally:
-        torch.set_num_threads(before)
+    with _measuring():
+        found = [row for work in WORKS if only in work.name for row in measure(work, torch.device(device))]
     hardware = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     rows = [asdict(row) for row in found]
     return {"torch": torch.__version__, "python": platform.python_version(), "hardware": hardware, "rows": rows}

@@ -1,4 +1,4 @@
-"""Studies in processes of their own; none outlives its test (see `conftest`)."""
+"""Commands of `study`: in this process, or in processes of their own, which end with the test (see `conftest`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+from click.testing import CliRunner, Result
+
+from study.cli import main
 
 STUDY = ("-m", "study")
 _started: list[subprocess.Popen[str]] = []
+
+
+def invoked(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> Result:
+    """A command in this process, which has imported what it needs, with the current folder as given."""
+    monkeypatch.chdir(folder)
+    return CliRunner().invoke(main, arguments)
 
 
 def started(

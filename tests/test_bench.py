@@ -60,11 +60,11 @@ def test_the_torch_part_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
 import sys
 for name in ("ray", "optuna", "pandas", "pydantic", "sklearn", "torchvision", "platformdirs", "pyarrow", "rich"):
     sys.modules[name] = None  # importing it raises
-import trainables.bench
-trainables.bench.TURN_SECONDS = 1e-3
-trainables.engines.compiler = lambda: False  # compiling takes long
+from trainables.engines import bench, eager
+bench.TURN_SECONDS = 1e-3
+eager.compiler = lambda: False  # compiling takes long
 import json
-print(json.dumps(trainables.bench.run("cpu", "2-16-8-1 MLP, batch 32")))
+print(json.dumps(bench.run("cpu", "2-16-8-1 MLP, batch 32")))
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     rows = json.loads(found.stdout)["rows"]

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 import analysis
 from study.cli import main
 from study.spec.model import read
-from tests.processes import watched
+from tests.processes import invoked, watched
 from tests.test_spec import changed
 from trainables.usercode.importing import ForeignError
 
@@ -117,11 +117,13 @@ def test_a_bad_spec_is_one_message_exit_code_2_and_nothing_left(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_data_that_cannot_be_had_leaves_no_results(tmp_path: Path) -> None:
+def test_data_that_cannot_be_had_leaves_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Port 9 of this machine refuses at once, as a proxy that leads nowhere.
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
-    found = study("run", "mnist-cnn", folder=tmp_path, STUDY_DATA=str(tmp_path / "data"), no_proxy="", **nowhere)
-    assert found.returncode == 2
+    for name, value in {**nowhere, "no_proxy": "", "STUDY_DATA": str(tmp_path / "data")}.items():
+        monkeypatch.setenv(name, value)
+    found = invoked(monkeypatch, tmp_path, "run", "mnist-cnn")
+    assert found.exit_code == 2
     assert found.stderr.startswith("study: mnist cannot be had:")
     assert str(tmp_path / "data/MNIST/raw") in found.stderr
     assert len(found.stderr.splitlines()) == 1
@@ -182,6 +184,7 @@ def test_a_study_from_the_shell_to_its_report(tmp_path: Path, monkeypatch: pytes
     assert "already holds a study" in refused.stderr
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

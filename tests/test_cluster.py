@@ -29,7 +29,7 @@ from study.cluster import ray as cluster
 from study.progress import status
 from study.spec.model import check
 from tests.nodes import Nodes, why_not
-from tests.processes import held
+from tests.processes import held, invoked
 from tests.test_cli import study
 from trainables import tune as trainables_tune
 from trainables.tune import MLPTrainable
@@ -260,11 +260,11 @@ def listening() -> set[str]:
 
 LISTENING = """
 import time
-from study import cluster
-from study.spec import read
+from study.cluster import ray
+from study.spec.model import read
 from tests.test_cluster import listening
 before = listening()
-with cluster.connected(read("quick"), None):
+with ray.connected(read("quick"), None):
     time.sleep(3)
     print(*(listening() - before))
 """
@@ -357,30 +357,32 @@ def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
-def test_a_port_through_which_no_study_is_driven_is_told(address: str, spec: Path, tmp_path: Path) -> None:
-    found = study("run", str(spec), "--address", address, folder=tmp_path)
-    assert found.returncode == 2
+def test_a_port_through_which_no_study_is_driven_is_told(
+    address: str, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = invoked(monkeypatch, tmp_path, "run", str(spec), "--address", address)
+    assert found.exit_code == 2
     assert "study submit" in found.stderr
     assert "Traceback" not in found.stderr
 
 
-def test_submit_loses_nothing_of_the_users(spec: Path, tmp_path: Path) -> None:
+def test_submit_loses_nothing_of_the_users(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = tmp_path / "results" / "apart"
     mine.mkdir(parents=True)
     (mine / "spec.toml").write_text("of another study")
     there = ["--address", "http://127.0.0.1:9", "--out"]
-    found = study("submit", str(spec), *there, "/x", folder=tmp_path)
-    assert found.returncode == 2
+    found = invoked(monkeypatch, tmp_path, "submit", str(spec), *there, "/x")
+    assert found.exit_code == 2
     assert "--to results/apart: 1 mistake\n  is no copy of /x and would be replaced by one" in found.stderr
     (mine / "provenance.json").write_text('{"command": "study run spec.toml --resume --out /x --address auto"}')
-    assert "no job server answers" in study("submit", str(spec), *there, "/x", folder=tmp_path).stderr
-    found = study("submit", str(spec), *there, "results/there", folder=tmp_path)
-    assert found.returncode == 2
+    assert "no job server answers" in invoked(monkeypatch, tmp_path, "submit", str(spec), *there, "/x").stderr
+    found = invoked(monkeypatch, tmp_path, "submit", str(spec), *there, "results/there")
+    assert found.exit_code == 2
     assert "give an absolute path that all nodes share" in found.stderr
 
 
-def test_where_no_job_server_answers_is_told(spec: Path, tmp_path: Path) -> None:
-    found = study("submit", str(spec), "--address", "http://127.0.0.1:9", "--out", "/x", folder=tmp_path)
-    assert found.returncode == 2
+def test_where_no_job_server_answers_is_told(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = invoked(monkeypatch, tmp_path, "submit", str(spec), "--address", "http://127.0.0.1:9", "--out", "/x")
+    assert found.exit_code == 2
     assert "no job server answers" in found.stderr
     assert "ssh -L" in found.stderr

@@ -154,7 +154,9 @@ def test_the_same_seed_gives_the_same_bit_for_bit(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, conditional, 40)
     importance.refresh(folder, quiet)
     expected = analysis.load(folder).importance
-    code = "import sys, pathlib; from study import importance; importance.refresh(pathlib.Path(sys.argv[1]), print)"
+    code = (
+        "import sys, pathlib; from study.tuning import importance; importance.refresh(pathlib.Path(sys.argv[1]), print)"
+    )
     code += "; assert not {'torch', 'ray'} & set(sys.modules)"
     # Another process orders its sets otherwise.
     environment = {**os.environ, "PYTHONHASHSEED": "7"}

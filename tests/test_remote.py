@@ -43,7 +43,7 @@ from trainables import storage as files
 TRIALS = 12
 TABLES = KILLED | {"budget": {"trials": TRIALS, "epochs": 60}, "recording": {"checkpoint_seconds": 0.1}}
 # A program that gives a store up that does not answer after a moment.
-IMPATIENT = ("-c", "from study import cli, remote; remote.PATIENCE_SECONDS = 3.0; cli.main()")
+IMPATIENT = ("-c", "from study import cli; from study.results import mirror; mirror.PATIENCE_SECONDS = 3.0; cli.main()")
 
 
 @pytest.fixture(scope="module")

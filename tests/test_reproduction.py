@@ -45,8 +45,7 @@ from study.spec.model import SHIPPED, Spec, read
 from study.verify import reproduce
 from study.verify.parts import place
 from tests.conftest import curve_row
-from tests.processes import said, started
-from tests.test_cli import study
+from tests.processes import invoked, said, started
 from trainables import data
 
 SPECS = [spec for specs in reproduce.EXPERIMENTS.values() for spec in specs]
@@ -473,9 +472,9 @@ def test_the_coefficients_are_those_of_the_data() -> None:
         assert (data.linear_coefficients(seed) != 0).sum() == 3
 
 
-def test_a_mistyped_experiment_is_told(tmp_path: Path) -> None:
-    found = study("reproduce", "--only", "mnits", folder=tmp_path)
-    assert found.returncode == 2
+def test_a_mistyped_experiment_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = invoked(monkeypatch, tmp_path, "reproduce", "--only", "mnits")
+    assert found.exit_code == 2
     assert "valid: linear, cubic-linear, mlp, regimes, mnist, layers" in found.stderr
     assert not (tmp_path / "results").exists()
 
@@ -526,14 +525,15 @@ def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pyte
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
-def test_an_out_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_an_out_that_is_a_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").touch()
-    found = study("reproduce", "--only", "linear", "--out", "out", folder=tmp_path)
-    assert found.returncode == 2
+    found = invoked(monkeypatch, tmp_path, "reproduce", "--only", "linear", "--out", "out")
+    assert found.exit_code == 2
     assert "--out out" in found.stderr
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.long
 def test_damaged_files_leave_the_others_on_the_page(tmp_path: Path) -> None:
     said: list[str] = []
     command, both = "study reproduce --seeds 1 --epochs 2", ["linear", "cubic-linear"]

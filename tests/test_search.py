@@ -87,6 +87,7 @@ def optuna_trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="good", storage=storage(folder)).trials
 
 
+@pytest.mark.long
 def test_a_study_fills_its_tables(run: Any) -> None:
     outcome = run(SPEC)
     assert (outcome.ended, outcome.planned, outcome.scored, outcome.interrupted) == (6, 6, 6, False)
@@ -123,6 +124,7 @@ def test_a_study_fills_its_tables(run: Any) -> None:
     assert analysis.write_report(outcome.folder).is_file()
 
 
+@pytest.mark.long
 def test_a_study_ends_with_the_importance_of_its_parameters(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = SPEC.recording.model_copy(update={"gradient_noise": True})
     spec = search.with_trials(SPEC.model_copy(update={"recording": recording}), 9)
@@ -148,6 +150,7 @@ def test_a_repeated_study_has_the_same_numbers(run: Any, tmp_path: Path) -> None
         assert ours.drop(columns=timed).equals(theirs.drop(columns=timed))
 
 
+@pytest.mark.long
 def test_asha_stops_trials_which_are_then_told_as_pruned(run: Any) -> None:
     spec = SPEC.model_copy(
         update={
@@ -215,6 +218,7 @@ ENDS = {
 }
 
 
+@pytest.mark.long
 def test_every_end_is_told_as_what_it_was_everywhere(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", Troubled)
     tuning = SPEC.tuning.model_copy(update={"scheduler": "asha"})
@@ -275,6 +279,7 @@ class KilledOnce(MLPTrainable):
         return super().reset_config(new_config)
 
 
+@pytest.mark.long
 def test_a_trial_that_a_dead_worker_was_given_is_run(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", KilledOnce)
     (tmp_path / "data").mkdir()
@@ -285,6 +290,7 @@ def test_a_trial_that_a_dead_worker_was_given_is_run(run: Any, monkeypatch: pyte
     assert [trial.state for trial in optuna_trials(outcome.folder)] == [TrialState.COMPLETE] * 6
 
 
+@pytest.mark.long
 def test_a_finished_study_is_extended_confirmed_and_reported(run: Any, tmp_path: Path) -> None:
     confirm = {"top": 2, "seeds": 3}
     grid = {"batch_size": [8, "full"], "optimizer": ["sgd", "adam"], "width": 4, "depth": 1}

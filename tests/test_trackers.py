@@ -255,6 +255,7 @@ def test_mlflow_has_a_run_for_each_trial(mlflow_server: tuple[Any, str], tmp_pat
     assert all(run["tags"]["folder"] == str(tmp_path) for run in runs.values())
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_mlflow_gets_later_what_it_did_not_take(
     mlflow_server: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -324,7 +325,7 @@ def test_the_dashboard_shows_and_changes_nothing(tmp_path: Path, kind: str) -> N
     folder = tmp_path / "results"
     study, file = stored(folder, kind)
     before = file.read_bytes()
-    code = "import sys; from pathlib import Path; from study.dashboard import serve; serve(Path(sys.argv[1]), port=0)"
+    code = "import sys, pathlib; from study.tuning.dashboard import serve; serve(pathlib.Path(sys.argv[1]), port=0)"
     log = tmp_path / "log"
     with running([sys.executable, "-c", code, str(folder)], log, "dashboard: ") as (process, address):
         (shown,) = ask(f"{address}/api/studies")["study_summaries"]
@@ -387,6 +388,6 @@ def test_an_address_that_is_no_server_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_nothing_is_imported_before_its_time() -> None:
-    code = "import sys, study.trackers; print({'torch', 'tensorboard', 'mlflow', 'optuna'} & set(sys.modules))"
+    code = "import sys, study.progress.trackers; print({'torch', 'tensorboard', 'mlflow', 'optuna'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -8,7 +8,7 @@ study: .venv/installed
 	$(BIN)/study run quick
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not long and not nightly and not alone" -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m "not long and not alone" -n auto --maxprocesses 4 --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -264,6 +264,14 @@ def write_confirmation(
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Nightly tests are long ones too, so `-m "not long"` leaves out both."""
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker("long")
+
+
 def pytest_runtest_teardown() -> None:
     """A test that fails, or its set-up, leaves no study running beside the next."""
     processes.end_all()

@@ -8,7 +8,7 @@ study: .venv/installed
 	$(BIN)/study run quick
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not long and not alone" -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m "not long and not alone" -n auto --maxprocesses 4 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -19,7 +19,7 @@ check: .venv/installed
 
 # The tests that `test` and `.ci/run` leave out, an hour or more; those that need the whole machine run last, alone.
 nightly: .venv/installed
-	$(BIN)/python -m pytest -m "nightly and not alone" -n 2 --dist worksteal --durations=20
+	$(BIN)/python -m pytest -m "nightly and not alone" -n 2 --dist loadfile --durations=20
 	$(BIN)/python -m pytest -m "nightly and alone" --durations=20
 
 # Those of the README; pdftoppm is poppler's.

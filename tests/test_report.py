@@ -236,7 +236,12 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize("study", STUDIES)
+DRAWN_SOON = ("one trial", "all diverged", "linear")  # drawing the others' figures takes longer
+
+
+@pytest.mark.parametrize(
+    "study", [each if each in DRAWN_SOON else pytest.param(each, marks=pytest.mark.long) for each in STUDIES]
+)
 def test_any_study_has_a_report(make_study: Callable[..., Path], study: str, drawn: None) -> None:
     text = squeezed(read(analysis.write_report(make_study(**STUDIES[study]))))
     assert SAYS[study] in text
@@ -378,6 +383,7 @@ def test_a_figure_that_fails_leaves_the_others(make_study: Callable[..., Path], 
     assert len(page.all("img")) > 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{"target": 1.5}, {"target": 1e-9}, {"noise": 1e-9}], ids=str)
 def test_every_figure_of_an_odd_study_is_drawn(tmp_path: Path, options: dict[str, Any], drawn: None) -> None:
     """A target met at initialisation, or never; no scatter. One trial took no time, one lane starts low."""
@@ -602,6 +608,7 @@ def test_a_planted_truth_is_what_the_report_says(tmp_path: Path) -> None:
     assert "The best cells lie at the low end of the searched batch size, 8: better ones may lie beyond." in text
 
 
+@pytest.mark.long
 def test_where_nothing_was_planted_the_report_finds_nothing(tmp_path: Path) -> None:
     said = []
     for draw in range(60):

@@ -206,7 +206,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 
 
 # Each starts a process that imports torch.
-FAST = ("syntax", "dies", "memory", "shape", "signature", "splits", "loss")
+FAST = ("dies", "shape")
 
 
 @pytest.mark.parametrize(
@@ -239,6 +239,7 @@ def test_a_module_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
         check(TABLES, "own.toml", tmp_path)
 
 
+@pytest.mark.long
 def test_arguments_of_a_model_are_searched_and_what_is_resolved_reads_the_same(tmp_path: Path) -> None:
     tables = {
         **TABLES,
@@ -417,6 +418,7 @@ def test_each_copy_has_modules_of_its_own_and_the_process_keeps_its_own(
     assert sys.path == path
 
 
+@pytest.mark.long
 def test_two_studies_in_one_process_and_an_edited_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {**TABLES, "workload": {**TABLES["workload"], "data": "own:f"}}
     specs = []
@@ -481,7 +483,9 @@ def test_a_module_beyond_the_copy_that_was_edited_is_told_of(tmp_path: Path, mon
     assert bundle.edited_elsewhere(tmp_path / "results") == [tmp_path / "beyond" / "helping.py"]
 
 
-@pytest.mark.parametrize("where", ["Path(__file__).with_name('table.npy')", "'table.npy'"])
+@pytest.mark.parametrize(
+    "where", ["Path(__file__).with_name('table.npy')", pytest.param("'table.npy'", marks=pytest.mark.long)]
+)
 def test_a_file_that_is_left_behind_is_named(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = f"from pathlib import Path\nimport numpy as np\nx = np.load({where})\n"
     write(tmp_path, {"own": load + NET})

@@ -314,6 +314,7 @@ def test_what_is_written_reads_back_equal(
         assert written(file) == asked
 
 
+@pytest.mark.long
 @given(text=st.text(st.characters(), min_size=1))
 def test_any_text_is_a_name_or_a_mistake(text: str) -> None:
     for answers in (init.Answers(name=text), init.Answers(data=text), init.Answers(optimizers=(text,))):
@@ -410,7 +411,8 @@ complete -p study
 @pytest.mark.parametrize(
     ("arguments", "lines"),
     [(["--data", "brought:waves"], ['model = "mlp"', 'metric = "loss"', 'batch_size = [16, 64, "full"]']),
-     (["--data", "brought:waves", "--model", "brought:flat"], ["width = {low = 8, high = 64, log = true}"])],
+     pytest.param(["--data", "brought:waves", "--model", "brought:flat"], ["width = {low = 8, high = 64, log = true}"],
+                  marks=pytest.mark.long)],
     ids=["data", "model"],
 )  # fmt: skip
 def test_what_users_bring_makes_a_spec_that_suits_it(

@@ -1,4 +1,4 @@
-"""Where a linear model's loss comes to rest under a constant step, in closed form, and the cubic data's moments."""
+"""Closed forms: the stationary loss of a linear model under a constant step, and moments of the cubic data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True)
 class ConstantStep:
-    """What stochastic gradient descent with a constant step comes to on a linear model.
+    """The stationary loss of SGD with a constant step on a linear model.
 
     Attributes:
         floor: mean squared error of the least-squares fit.
-        noise: what the steps add to the loss of the next, unseen observation, in the mean once all has settled.
+        noise: mean excess loss of the next, unseen observation, owed to the steps.
     """
 
     floor: float
@@ -28,12 +28,12 @@ class ConstantStep:
 
 
 def constant_step(x: ArrayLike, y: ArrayLike, rate: float, weights: ArrayLike | None = None) -> ConstantStep:
-    """The stationary loss of SGD on single observations, each drawn anew, for a linear model with intercept.
+    """The stationary loss of SGD on single independent observations, for a linear model with intercept.
 
-    With z = (x, 1), H = E[z z'] and e the residual of the least-squares fit, the error d of the parameters goes over
-    into (I - 2 r z z') d + 2 r z e, r being the rate. Its mean vanishes, and its covariance S is the fixed point of
+    Let z = (x, 1), H = E[z z'] and e the residual of the least-squares fit. A step of rate r takes the error d of the
+    parameters to (I - 2 r z z') d + 2 r z e. The mean of d vanishes, and its covariance S is the fixed point of
     S = E[(I - 2 r z z') S (I - 2 r z z')] + 4 r^2 E[e^2 z z'], a linear equation; the loss of the next observation is
-    E[e^2] + tr(H S). No step has to be small for this.
+    E[e^2] + tr(H S). This is exact for every step at which S is finite.
 
     Args:
         x: (n, p) inputs.
@@ -42,7 +42,7 @@ def constant_step(x: ArrayLike, y: ArrayLike, rate: float, weights: ArrayLike | 
         weights: (n,) probabilities of the observations; equal if not given.
 
     Raises:
-        ValueError: if the rate is so large that nothing settles.
+        ValueError: if the rate is too large for a stationary state.
     """
     inputs, targets = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     share = np.full(len(inputs), 1 / len(inputs)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -56,18 +56,19 @@ def constant_step(x: ArrayLike, y: ArrayLike, rate: float, weights: ArrayLike | 
     # Row (i, j) by column (k, l): z_i z_k S_kl z_l z_j.
     both = fourth.transpose(0, 2, 1, 3).reshape(size**2, size**2)
     change = 2 * rate * (np.kron(second, eye) + np.kron(eye, second)) - 4 * rate**2 * both
-    if np.linalg.eigvals(np.eye(size**2) - change).__abs__().max() >= 1:
-        raise ValueError(f"at a rate of {rate:g} the squared parameters grow for ever")
+    if np.abs(np.linalg.eigvals(np.eye(size**2) - change)).max() >= 1:
+        raise ValueError(f"at a rate of {rate:g} the parameters have no stationary state; choose a smaller rate")
     source = 4 * rate**2 * (z * (share * residual**2)[:, None]).T @ z
     covariance = np.linalg.solve(change, source.ravel()).reshape(size, size)
     return ConstantStep(float(share @ residual**2), float((second * covariance).sum()))
 
 
+@cache
 def cubic_population(order: int = 12) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The distribution of y = x1^2 + 14 x2^3, x1 ~ N(-3, 1), x2 ~ N(10, 1), as points that give its moments exactly.
+    """The distribution of y = x1^2 + 14 x2^3, x1 ~ N(-3, 1), x2 ~ N(10, 1), as points with exactly its moments.
 
     Args:
-        order: points an axis, of Gauss-Hermite quadrature; polynomials of degree 2 order - 1 are integrated exactly.
+        order: points per axis of Gauss-Hermite quadrature, exact for polynomials of degree 2 order - 1.
 
     Returns:
         x (order^2, 2), y (order^2,) and probabilities (order^2,).
@@ -78,8 +79,14 @@ def cubic_population(order: int = 12) -> tuple[NDArray[np.float64], NDArray[np.f
     return np.column_stack([first, second]), first**2 + 14 * second**3, share / share.sum()
 
 
+def cubic_step(rate: float) -> ConstantStep:
+    """`constant_step` of the whole distribution of the cubic data."""
+    x, y, share = cubic_population()
+    return constant_step(x, y, rate, share)
+
+
 def without_x1() -> float:
-    """What the best function of x2 alone leaves of the cubic data, as a mean squared error: the variance of x1^2."""
+    """Mean squared error of the best function of x2 alone on the cubic data: the variance of x1^2."""
     x, _, share = cubic_population()
     squares = x[:, 0] ** 2
     return float(share @ squares**2 - (share @ squares) ** 2)
@@ -88,16 +95,17 @@ def without_x1() -> float:
 def stalls_in_order(
     rate: float, draws: int, observations: int = 10_000, epochs: int = 4, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where the loss stalls with observations in a fixed order, and in a new one in each epoch, (draws,) each.
-
-    Simulated, from the least-squares fit on: the mean loss of the last epoch, by when it has forgotten its start.
+    """Simulated stationary losses with observations in a fixed order, and in a new order each epoch.
 
     Args:
         rate: learning rate.
-        draws: of the cubic data, all trained at once; both orders see the same.
-        observations: in each.
-        epochs: at least 2.
-        seed: of the draws and orders.
+        draws: draws of the cubic data, all trained at once from their least-squares fits; both orders see the same.
+        observations: per draw.
+        epochs: at least 2; the last one is averaged.
+        seed: of draws and orders.
+
+    Returns:
+        Two arrays (draws,).
     """
     random = np.random.default_rng([seed, 2])
     z = np.ones((observations, draws, 3))
@@ -119,14 +127,7 @@ def stalls_in_order(
 
 @cache
 def stalls_of_draws(rate: float, draws: int, observations: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
-    """Where the loss is predicted to stall for other draws of the cubic data, (draws,).
-
-    Args:
-        rate: learning rate.
-        draws: how many.
-        observations: in each.
-        seed: of the draws.
-    """
+    """The predicted stationary losses of further draws of the cubic data, (draws,)."""
     random, found = np.random.default_rng([seed, 1]), np.empty(draws)
     for number in range(draws):
         x = np.column_stack([random.normal(-3, 1, observations), random.normal(10, 1, observations)])

@@ -1,37 +1,34 @@
-"""Which optimizer printed the CNN's losses: candidates against the report's training table."""
+"""Which optimizer printed the CNN's losses: candidates compared with the report's training table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.reproduction.section import printed
+from analysis.reproduction.claims import printed
 from analysis.results import Results
 from analysis.statistics import log_interval
 from analysis.wording import short
 
 CANDIDATE = ["inputs", "optimizer", "learning_rate"]
 """What the report does not show, and its printed losses must tell."""
-
-
-KEPT = 2
-"""Candidates that are trained again, on fresh seeds."""
-
-
-PLATEAU = 0.9
-"""Printed losses above this share of the first are the plateau; then the fall, down to twice the last."""
-
-
-NEAR = 0.25
-"""A distance from the nearest seed that is none: a factor of 1.28, in the root mean square."""
+INPUTS = {"raw": "0 to 1", "standardized": "standardized"}
+"""How the images may be scaled, and the same in words."""
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 """Those that the report names, the simplest first."""
+KEPT = 2
+"""Candidates that are trained again, on fresh seeds."""
+PLATEAU = 0.9
+"""Printed losses above this share of the first are the plateau; then comes the fall, down to twice the last."""
+NEAR = 0.25
+"""The largest distance from the nearest seed that fits: a factor of 1.28, in the root mean square."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,13 @@ class Fit:
 
     Attributes:
         distance: root mean square of the log of printed loss over the seeds' geometric mean.
-        nearest: such a distance of the printed losses from the nearest seed, so that seeds of two kinds, which come to
-            nothing or learn at once, do not pass for what lies between.
-        others: the largest such distance of a seed from its nearest, the printed losses among them.
-        p: share of all n + 1 curves that lie no nearer to their nearest than the printed one. If that were one more
-            seed, p <= x would happen with probability x at most.
+        nearest: the same distance of the printed losses from the nearest seed. Where some seeds learn at once and
+            others never, losses between the two are near the mean, but near no seed.
+        others: the largest distance of a seed from its nearest curve, the printed one included.
+        p: share of all n + 1 curves that are at least as far from their nearest as the printed one. If that were one
+            more seed, p <= x would happen with probability x at most.
         plateau, fall, tail: printed losses of each part that lie between the least and the largest seed's.
-        of: how many there are of each.
+        of: the number of printed losses in each part.
         seeds: n.
     """
 
@@ -67,10 +64,9 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """The criterion.
+        """The criterion: not the furthest from its nearest, a seed within `NEAR`, and plateau and fall spanned.
 
-        The printed curve is not the one furthest from its nearest, some seed runs within `NEAR` of it (a lone odd seed
-        would be its nearest however far off, and it that seed's), and the seeds span it.
+        `NEAR` is needed because a single odd seed is the nearest of the printed curve at any distance, and vice versa.
         """
         return self.seeds > 1 and self.p > 1 / (self.seeds + 1) and self.nearest <= NEAR and self.spans
 
@@ -83,29 +79,24 @@ def spanned(inside: int, of: int, seeds: int) -> bool:
     return inside >= math.floor(of * (seeds - 1) / (seeds + 1))
 
 
-def numbers() -> dict[str, Any]:
-    """The report's own numbers of this experiment."""
-    found: dict[str, Any] = printed()["mnist"]
-    return found
-
-
+@cache
 def printed_table() -> pd.DataFrame:
     """The report's training table: epoch, place in the epoch, both from 1, and loss."""
     rows = [
-        {"epoch": epoch, "place": place, "loss": loss}
-        for epoch, losses in enumerate(numbers()["mean_loss"], start=1)
+        (epoch, place, loss)
+        for epoch, losses in enumerate(printed("mnist")["mean_loss"], start=1)
         for place, loss in enumerate(losses, start=1)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["epoch", "place", "loss"])
 
 
 def window_means(curves: pd.DataFrame, every: int, per_epoch: int) -> pd.DataFrame:
-    """The batch losses as the report prints them: means of `every` updates, begun anew each epoch.
+    """The batch losses as the report prints them: means of `every` updates, starting again with each epoch.
 
-    What is left of an epoch after its last whole window is dropped, as the report does.
+    The updates of an epoch after its last whole window are dropped, as the report does.
 
     Args:
-        curves: rows of `results.CURVES`; those of single updates' losses are used.
+        curves: rows of `results.CURVES`; those of the split batch are used.
         every: updates in a window.
         per_epoch: updates in an epoch.
 
@@ -136,7 +127,7 @@ def lanes_of(results: Results) -> pd.DataFrame:
 
 
 def fit(curves: ArrayLike, printed_losses: ArrayLike, decimals: int = 3) -> Fit:
-    """Compare the printed losses with the seeds of a candidate; see `Fit`.
+    """Compare the printed losses with the seeds of a candidate.
 
     Args:
         curves: (seeds, points) losses > 0.
@@ -172,26 +163,26 @@ def parts_of(theirs: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def candidates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every candidate against as much of the printed losses as it trained for, the nearest first.
+    """Every candidate compared with as many of the printed losses as it trained for, the nearest first.
 
     Args:
-        frame: `losses`, of one study or several.
+        frame: from `losses`, of one study or several.
 
     Returns:
-        One row per candidate: `CANDIDATE`, the fields of `Fit`, spans, fits, points (printed losses compared with), and
-        `course`: how its mean loss lies to the printed one where they differ most. Those of most points come first.
-        Candidates that diverged on a seed are left out; of one that trained in several studies, the longest counts.
+        One row per candidate: `CANDIDATE`, the fields of `Fit`, spans, fits, points (number of printed losses), and
+        course: how its mean loss compares with the printed one where they differ most. Those of most points come
+        first. Candidates that diverged on a seed are left out; of one in several studies the longest counts.
     """
     rows = []
     where = ["epoch", "place"]
     for (study, *key), group in frame.groupby(["study", *CANDIDATE]):
-        # As far as any rate came: a lane that diverged came less far.
+        # All windows that any rate reached: a lane that diverged has fewer.
         of_optimizer = frame[(frame["study"] == study) & (frame["optimizer"] == key[1])]
         theirs = printed_table().merge(of_optimizer[where].drop_duplicates(), on=where)["loss"].to_numpy()
         ours = group.pivot_table(index="seed", columns=where, values="loss").to_numpy()
         if ours.shape[1] < len(theirs) or np.isnan(ours).any():
             continue
-        found = fit(ours, theirs, numbers()["decimals"])
+        found = fit(ours, theirs, printed("mnist")["decimals"])
         ratio = np.log(np.maximum(ours, np.finfo(np.float64).tiny)).mean(0) - np.log(theirs)
         far = ratio[np.abs(ratio).argmax()]
         course = "as printed" if found.fits else "falls too early" if far < 0 else "falls too late"
@@ -210,8 +201,8 @@ def kept(frames: Sequence[pd.DataFrame], count: int = KEPT) -> list[tuple[str, l
     """The candidates to train again, as studies: (inputs, optimizers, rates), each optimizer at each rate.
 
     Args:
-        frames: `losses` of the studies of all candidates.
-        count: of candidates.
+        frames: from `losses`, of the studies of all candidates.
+        count: number of candidates.
     """
     table = candidates(pd.concat(frames))
     nearest = table[table["points"] == table["points"].max()].head(count)
@@ -225,26 +216,21 @@ def training_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The printed losses beside those of one candidate's seeds.
 
     Args:
-        frame: `losses` of that candidate.
+        frame: from `losses`, of that candidate.
 
     Returns:
         One row per printed loss that it trained for: epoch, place, printed, the geometric mean over seeds with its 95%
         t interval (estimate, low, high), the seeds' least and largest, n, and whether the printed one lies inside.
     """
-    rows = []
-    slack = 0.5 * 10.0 ** -numbers()["decimals"]
-    for row in (
-        printed_table().merge(frame[["epoch", "place"]].drop_duplicates(), on=["epoch", "place"]).to_dict("records")
-    ):
-        own = frame.loc[(frame["epoch"] == row["epoch"]) & (frame["place"] == row["place"]), "loss"]
-        mean = log_interval(own)
+    rows, where = [], ["epoch", "place"]
+    slack = 0.5 * 10.0 ** -printed("mnist")["decimals"]
+    for (epoch, place, loss), own in frame.merge(printed_table().rename(columns={"loss": "printed"}), on=where).groupby(
+        [*where, "printed"]
+    )["loss"]:
         least, largest = float(own.min()), float(own.max())
-        inside = least - slack <= row["loss"] <= largest + slack
-        rows.append(
-            {"epoch": row["epoch"], "place": row["place"], "printed": row["loss"]}
-            | {"estimate": mean.estimate, "low": mean.low, "high": mean.high}
-            | {"least": least, "largest": largest, "n": mean.n, "inside": inside}
-        )
+        inside = least - slack <= loss <= largest + slack
+        rows.append({"epoch": epoch, "place": place, "printed": loss, **vars(log_interval(own)),
+                     "least": least, "largest": largest, "inside": inside})  # fmt: skip
     return pd.DataFrame(rows)
 
 

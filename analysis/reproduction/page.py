@@ -6,123 +6,123 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from analysis.exhibits import write_file
 from analysis.report import environment
+from analysis.reproduction.claims import Measured, Section, section, source
 from analysis.reproduction.layers import layers
 from analysis.reproduction.linear import cubic_linear, linear
 from analysis.reproduction.mlp import mlp
 from analysis.reproduction.mnist import is_whole, mnist
 from analysis.reproduction.regimes import regimes
-from analysis.reproduction.section import Section, completed, duration, printed
 from analysis.results import Results, ResultsError, load
+from analysis.wording import seconds_text
 
-PARTS = "reproduction.json"
-"""File of OUT: spec name -> its results folder within OUT."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """An experiment whose section is made from ordinary results.
-
-    Attributes:
-        specs: that it needs.
-        make: its section, from those specs' results.
-        also: specs of other experiments, whose results it uses if they are there.
-    """
-
-    specs: tuple[str, ...]
-    make: Callable[[Mapping[str, Results]], Section] = field(repr=False)
-    also: tuple[str, ...] = ()
-
-
-SECTIONS: dict[str, Experiment | None] = {
-    "linear": Experiment(("linear-by-hand", "linear"), linear),
-    "cubic-linear": Experiment(("cubic-linear",), cubic_linear),
-    "mlp": Experiment(("mlp-64-32",), mlp, also=("cubic-linear", "layers")),
-    "regimes": Experiment(("regimes", "regimes-tuned"), regimes),
-    "mnist": None,  # made of studies of its own, see `analysis.reproduction.mnist`
-    "layers": Experiment(("layers",), layers),
+EXPERIMENTS: dict[str, Callable[[Mapping[str, Results]], Measured] | None] = {
+    "linear": linear,
+    "cubic-linear": cubic_linear,
+    "mlp": mlp,
+    "regimes": regimes,
+    "mnist": None,  # reads studies of its own, see `analysis.reproduction.mnist`
+    "layers": layers,
 }
-"""The experiments in the order of the page."""
+"""The experiments in the order of the page, with the functions that measure their results."""
 
 
-def folders_in(out: Path) -> dict[str, str]:
-    """Spec name -> its results folder within a reproduction's folder, as `PARTS` has it; nothing if that is damaged."""
-    try:
-        found = json.loads((out / PARTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {name: folder for name, folder in found.items() if isinstance(folder, str)}
+def specs_of(experiment: str) -> list[str]:
+    """The specs that an experiment runs."""
+    found: list[str] = source()[experiment].get("specs", [])
+    return found
+
+
+def run_of(out: Path, experiment: str, spec: str) -> tuple[Path, int] | None:
+    """The results folder of a spec that the page shows, and its epochs (0 if it is measured otherwise).
+
+    Of all that have finished below OUT/EXPERIMENT this is the longest, of these that of most lanes, then the newest.
+
+    Raises:
+        ValueError: if there is none and a spec or its provenance is damaged.
+    """
+    found, damaged = [], None
+    for file in out.glob(f"{experiment}/{spec}*/spec.toml"):
+        try:
+            told = tomllib.loads(file.read_text(encoding="utf-8"))
+            finished = json.loads((file.parent / "provenance.json").read_text(encoding="utf-8")).get("finished")
+            size = int(told["budget"].get("epochs") or 0), told["budget"]["trials"] * told["lanes"]["seeds"]
+        except (ValueError, KeyError) as error:
+            damaged = error
+            continue
+        if told["name"] == spec and finished:
+            found.append((*size, finished, file.parent))
+    if damaged and not found:
+        raise ValueError(str(damaged))
+    return (max(found)[-1], max(found)[0]) if found else None
 
 
 def sections(out: Path) -> tuple[list[Section], list[str]]:
-    """The sections of what has been run in a folder, in order, and what keeps others from being made."""
-    folders, found, troubles = folders_in(out), [], []
+    """The sections of what has been run in a folder, in order, and the reasons why others are missing."""
+    made, troubles = [], []
 
     @cache
-    def loaded(spec: str) -> Results:
-        results = load(out / folders[spec])
-        if completed(results).empty:
-            raise ResultsError(f"{out / folders[spec]}: no lane has completed; `study status` says why")
+    def loaded(experiment: str, spec: str) -> Results | None:
+        if (run := run_of(out, experiment, spec)) is None:
+            return None
+        results = load(run[0])
+        if not (results.lanes["outcome"] == "completed").any():
+            raise ResultsError(f"{run[0]}: no lane has completed; `study status` says why")
         return results
 
-    for name, experiment in SECTIONS.items():
+    def also(spec: str) -> Results | None:
         try:
-            if experiment is None:
-                if is_whole(out):
-                    found.append(mnist(out))
-            elif all(spec in folders for spec in experiment.specs):
-                parts = {spec: loaded(spec) for spec in experiment.specs}
-                for spec in experiment.also:
-                    # What is wrong with it is told where its own section would be.
-                    with suppress(Exception):
-                        parts[spec] = loaded(spec)
-                found.append(experiment.make(parts))
+            return loaded(spec, spec)
+        except Exception:  # noqa: BLE001  reported where its own section would be
+            return None
+
+    for name, measure in EXPERIMENTS.items():
+        try:
+            if measure is None:
+                measured = mnist(out) if is_whole(out) else None
             else:
-                for file in sorted(out.glob(f"{name}/*/spec.toml")):
-                    tomllib.loads(file.read_text(encoding="utf-8"))  # a run is not listed whose spec is damaged
-        except Exception as error:  # noqa: BLE001  files that are not as they were written may raise anything
-            troubles.append(
-                f"{name}: left out, its files in {out / name} are damaged ({type(error).__name__}: {error})"
-            )
-    return found, troubles
+                parts = {spec: loaded(name, spec) for spec in specs_of(name)}
+                whole = all(part is not None for part in parts.values())
+                parts |= {spec: also(spec) for spec in source()[name].get("also", [])}
+                measured = measure({spec: part for spec, part in parts.items() if part}) if whole else None
+            if measured is not None:
+                made.append(section(name, measured))
+        except Exception as error:  # noqa: BLE001  damaged files may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            troubles.append(f"{name}: left out, its files in {out / name} are damaged ({reason})")
+    return made, troubles
 
 
-def write_page(out: Path, command: str = "", say: Callable[[str], None] = print) -> Path:
+def write_page(out: Path, command: str = "", say: Callable[[str], None] = print) -> Path | None:
     """Write the page of all experiments that have been run in a folder.
 
     Args:
         out: the folder; figures go to `figures/` in it.
-        command: that made it.
-        say: is told what keeps experiments off the page; it says so too.
+        command: the command that made it.
+        say: prints the reasons why experiments are missing; the page has them too.
 
     Returns:
-        The path of `index.html`.
+        The path of `index.html`; None if there is nothing to show yet.
     """
     made, troubles = sections(out)
     for trouble in troubles:
         say(trouble)
+    if not made and not troubles:
+        return None
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    shown = [_shown(section, out) for section in made]
-    counts = [(section.name, section.title, *_verdicts(section), duration(section.seconds)) for section in made]
-    total = duration(sum(section.seconds for section in made if math.isfinite(section.seconds)))
     page = (
         environment()
         .get_template("reproduction.html.j2")
         .render(
-            sections=shown,
-            counts=counts,
-            total=total,
+            sections=[_shown(each, out) for each in made],
+            total=seconds_text(sum(each.seconds for each in made if math.isfinite(each.seconds))),
             troubles=troubles,
-            source=printed()["source"],
+            source=source()["source"],
             command=command or "study reproduce",
         )
     )
@@ -130,12 +130,11 @@ def write_page(out: Path, command: str = "", say: Callable[[str], None] = print)
     return out / "index.html"
 
 
-def _verdicts(section: Section) -> tuple[int, int, int]:
-    verdicts = [claim.verdict for claim in section.claims]
-    return verdicts.count("agrees"), verdicts.count("differs"), verdicts.count("not checked")
-
-
 def _shown(section: Section, out: Path) -> dict[str, Any]:
     """What the template shows of a section."""
-    drawings = [drawing.save(out, "") for drawing in section.drawings]
-    return vars(section) | {"figures": drawings, "time": duration(section.seconds)}
+    verdicts = [claim.verdict for claim in section.claims]
+    return vars(section) | {
+        "figures": [figure.save(out, "") for figure in section.figures],
+        "time": seconds_text(section.seconds),
+        "counts": [verdicts.count(verdict) for verdict in ("agrees", "differs", "not checked")],
+    }

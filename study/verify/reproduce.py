@@ -1,13 +1,17 @@
-"""`study reproduce`: the source report's experiments, run as studies, and the page of its numbers beside ours.
+"""`study reproduce`: runs the source report's experiments as studies, and writes the page of its numbers beside ours.
 
-Each experiment is some shipped specs (`specs/reproduce/`), run into OUT/EXPERIMENT/SPEC as any study is. What an
-earlier call finished there with the same spec is taken as it is, and what it began goes on.
+Each experiment is some shipped specs (`reproduce/...`), run into OUT/EXPERIMENT/SPEC as any study is. Studies that an
+earlier call finished there with the same spec are used again, those that it began are resumed. The CNN's (mnist) are
+made here from the spec `report-mnist`; `analysis.reproduction.mnist` lists its files, of which `run.json` comes last.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,31 +19,41 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from analysis import reproduction
 from analysis.report import write_report
-from analysis.reproduction import mnist
 from analysis.reproduction.closed_forms import constant_step
-from analysis.reproduction.page import folders_in
-from analysis.reproduction.section import read_truth
-from analysis.results import ResultsError
+from analysis.reproduction.inference import candidates, kept, losses, ordered
+from analysis.reproduction.page import run_of, specs_of
+from analysis.results import ResultsError, load
 from study import search
 from study.errors import InputError, SpecError, StorageError, UsageError
 from study.results.provenance import read_provenance
+from study.spec.compare import fixed_settings
 from study.spec.model import Spec, read
-from study.verify.parts import finish
-from study.verify.reproduce_mnist import run_mnist
 from trainables import data, models
+from trainables.augment import Augment
+from trainables.data import Data, Split
 from trainables.lanes.stack import batch_order, initialise
 from trainables.storage import write_text
 
 if TYPE_CHECKING:
+    from study.cluster.ray import Cluster
     from study.progress.display import Show
 
-EXPERIMENTS: dict[str, tuple[str, ...]] = {
-    name: experiment.specs if experiment else () for name, experiment in reproduction.SECTIONS.items()
-}
-"""Experiment -> the specs that it runs, in the report's order; mnist runs its own (`study.verify.reproduce_mnist`)."""
+EXPERIMENTS: dict[str, list[str]] = {name: specs_of(name) for name in reproduction.EXPERIMENTS}
+"""Experiment -> the specs that it runs, in the report's order."""
+
+MNIST = "report-mnist"
+PLAIN, ADAPTIVE = ["sgd", "momentum"], ["rmsprop", "adam"]
+# Lanes that a compiled program of this network trains in the time of one.
+LANES = 16
+# Seeds of candidates that fit the first epoch. Of fewer, one that never learns and one that learns at once can have
+# every printed loss between them.
+UNREFUTED = 8
+AUGMENT: dict[str, Any] = {"rotate": 15.0, "translate": 0.1}
+COPIES = 6
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,60 @@ class Ended:
     interrupted: str
 
 
+@dataclass(frozen=True)
+class Runner:
+    """Runs studies that belong together on one Ray.
+
+    Attributes:
+        on: from `search.one_ray`.
+        command: what the user ran, for the provenance.
+        show: how studies show their progress.
+        say: prints a line.
+    """
+
+    on: Callable[[Spec], Cluster]
+    command: str = ""
+    show: Show = "auto"
+    say: Callable[[str], None] = print
+
+    def finish(self, studies: Sequence[tuple[Spec, Path]]) -> tuple[list[Path], str]:
+        """Run studies that have not finished, each with the folder below which its results folder is to be.
+
+        Returns:
+            The results folders of those that have finished, in order, and the name of the one that was interrupted.
+        """
+        places = [place(spec, parent) for spec, parent in studies]
+        left = []
+        for (spec, parent), (folder, finished) in zip(studies, places, strict=True):
+            if finished:
+                self.say(f"{parent.name}: {spec.name} is done already, in {folder}")
+            else:
+                left.append((spec, folder))
+        outcomes = search.run_all(left, self.on, command=self.command, show=self.show)
+        ended = {outcome.folder for outcome in outcomes if not outcome.interrupted}
+        whole = [folder for folder, finished in places if finished or folder.absolute() in ended]
+        return whole, next((spec.name for spec, folder in left if folder.absolute() not in ended), "")
+
+
+def place(spec: Spec, parent: Path) -> tuple[Path, bool]:
+    """Where a study runs: the first of NAME, NAME-2 ... that holds no other spec; and whether it has finished there.
+
+    A folder whose spec cannot be read is left as it is.
+    """
+
+    def key(spec: Spec) -> Any:
+        return fixed_settings(spec), spec.budget.trials, spec.confirm
+
+    for number in itertools.count(1):
+        folder = parent / (spec.name if number == 1 else f"{spec.name}-{number}")
+        if not (folder / "spec.toml").is_file():
+            return folder, False
+        with suppress(SpecError):
+            if key(read(folder / "spec.toml")) == key(spec):
+                return folder, bool(read_provenance(folder).get("finished"))
+    raise AssertionError("unreachable")
+
+
 def run(
     out: Path,
     *,
@@ -68,57 +136,55 @@ def run(
     """Run what is left of some experiments, then write the page of all that have been run.
 
     Args:
-        out: the folder of all experiments; made if it is not there.
+        out: the folder of all experiments; made if it does not exist.
         only: names of `EXPERIMENTS`; all if empty.
         seeds: of every experiment, instead of its specs'.
-        epochs: at most so many, to try the whole without its cost; verdicts then have nothing to go by.
+        epochs: the most epochs, to try everything quickly; most claims are then not checked.
         command: what the user ran, for the provenance.
         show: how studies show their progress.
         say: prints a line.
 
     Raises:
         StorageError: if the folder cannot be made.
-        UsageError: if its page has longer runs of what is to be cut.
+        UsageError: if it holds longer runs than are asked for.
     """
     chosen = [name for name in EXPERIMENTS if not only or name in only]
-    specs = {name: [sized(read(f"reproduce/{spec}"), seeds, epochs) for spec in EXPERIMENTS[name]] for name in chosen}
-    _refuse_shorter([spec for own in specs.values() for spec in own], out)
+    studies = [
+        (sized(read(f"reproduce/{spec}"), seeds, epochs), out / name) for name in chosen for spec in EXPERIMENTS[name]
+    ]
+    for spec, parent in studies:
+        _refuse_shorter(spec, parent)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"--out {out}", [f"cannot be made: {error.strerror}; give another folder"]) from error
     with search.one_ray() as on:
-        parts = finish(
-            [(spec, out / name) for name in chosen for spec in specs[name]], on, command=command, show=show, say=say
-        )
-        found = recorded(out)
-        found |= {read(folder / "spec.toml").name: str(folder.relative_to(out)) for folder in parts.folders}
-        for folder in found.values():
-            _add_truth(read(out / folder / "spec.toml"), out / folder)
-        write_text(out / reproduction.PARTS, json.dumps(found, indent=1) + "\n")
-        if "layers" in found and ("layers" in chosen or not (out / found["layers"] / "report").exists()):
-            try:
-                write_report(out / found["layers"])
-            except ResultsError as error:
-                say(f"layers: without its ordinary report, {error}")
-        cut = parts.interrupted
-        if not cut and "mnist" in chosen:
+        runner = Runner(on, command, show, say)
+        finished, interrupted = runner.finish(studies)
+        for folder in finished:
+            _add_truth(read(folder / "spec.toml"), folder)
+        for folder in finished:
+            if folder.parent.name == "layers":
+                try:
+                    write_report(folder)
+                except ResultsError as error:
+                    say(f"layers: without its ordinary report, {error}")
+        if "mnist" in chosen and not interrupted:
             if epochs:
-                say("mnist: left out, since it has no shorter form; leave --epochs away")
+                say("mnist: left out, because it has no shorter form; run it without --epochs")
             else:
                 try:
-                    cut = run_mnist(out, on, seeds, command=command, show=show, say=say)
+                    interrupted = run_mnist(out, runner, seeds)
                 except (ResultsError, InputError) as error:
-                    say(f"mnist: cannot go on, {error}")
-    anything = found or mnist.is_whole(out)
-    return Ended(reproduction.write_page(out, command, say) if anything else None, cut)
+                    say(f"mnist: cannot be resumed, {error}")
+    return Ended(reproduction.write_page(out, command, say), interrupted)
 
 
 def sized(spec: Spec, seeds: int | None, epochs: int | None) -> Spec:
-    """A shipped spec with another number of seeds, and at most so many epochs.
+    """A shipped spec with another number of seeds, and at most as many epochs.
 
-    Where each trial draws its data anew, seeds are lanes x trials: no more lanes in a trial than the spec has, so that
-    there are as many draws as it means.
+    Where each trial draws its own data, seeds are lanes x trials, with at most as many lanes in a trial as in the spec,
+    so that the number of draws is kept.
     """
     budget, lanes, confirm = spec.budget, spec.lanes, spec.confirm
     if seeds is not None and spec.workload.redraw:
@@ -133,71 +199,25 @@ def sized(spec: Spec, seeds: int | None, epochs: int | None) -> Spec:
     return spec.model_copy(update={"budget": budget, "lanes": lanes, "confirm": confirm})
 
 
-def _refuse_shorter(specs: Sequence[Spec], out: Path) -> None:
-    """Keep a run that is cut to try it out from taking the place of a longer one on the page."""
-    there = recorded(out)
-    for spec in specs:
-        if spec.name not in there:
-            continue
-        before = read(out / there[spec.name] / "spec.toml").budget.epochs
-        if before and spec.budget.epochs and spec.budget.epochs < before:
-            mistake = f"{out} holds {spec.name} with {before} epochs, which its page would lose; give another --out"
+def _refuse_shorter(spec: Spec, parent: Path) -> None:
+    """Raise UsageError if the page has a longer run of the spec: this one would not be shown."""
+    with suppress(ValueError):
+        there = run_of(parent.parent, parent.name, spec.name)
+        if there and spec.budget.epochs and spec.budget.epochs < there[1]:
+            mistake = (
+                f"{parent.parent} holds {spec.name} with {there[1]} epochs, which its page shows; give another --out"
+            )
             raise UsageError(f"--epochs {spec.budget.epochs}", [mistake])
 
 
-def recorded(out: Path) -> dict[str, str]:
-    """Spec name -> its results folder within `out`, of all that has been run there.
-
-    What the list lacks, since it was damaged or a call was cut off, is looked for: of what has finished the longest,
-    and of these the newest.
-    """
-    listed, found = folders_in(out), {}
-    for experiment, specs in EXPERIMENTS.items():
-        for name in specs:
-            if name in listed and _named(out / listed[name], name):
-                found[name] = listed[name]
-                continue
-            there = [file.parent for file in out.glob(f"{experiment}/{name}*/spec.toml")]
-            done = {folder: spec.budget.epochs or 0 for folder in there if (spec := _named(folder, name))}
-            ends = {folder: str(read_provenance(folder).get("finished") or "") for folder in done}
-            if whole := [folder for folder in done if ends[folder]]:
-                best = max(whole, key=lambda folder: (done[folder], ends[folder]))
-                found[name] = str(best.relative_to(out))
-    return found
-
-
-def _named(folder: Path, name: str) -> Spec | None:
-    """The spec of a results folder, if it can be read and has this name."""
-    try:
-        spec = read(folder / "spec.toml")
-    except SpecError:
-        return None
-    return spec if spec.name == name else None
-
-
 def _add_truth(spec: Spec, folder: Path) -> None:
-    """Write what only the data's maker knows beside a study's tables: `truth.json`, one entry per draw of the data.
-
-    A call that was cut off may have left it out, and it may be damaged; what is there and whole stays.
-    """
+    """Write `truth.json` beside a study's tables: facts about each draw of the data that only its generator knows."""
     tell = {"linear-by-hand": by_hand, "linear": _coefficients, "cubic-linear": _plateau}.get(spec.name)
     if tell is None:
         return
     draws = [spec.lane_seeds(trial)[0] for trial in range(spec.budget.trials)]
-    first, found = {"seed": draws[0], **tell(spec, draws[0])}, read_truth(folder)
-    if [entry["seed"] for entry in found] == draws and all(_whole(entry, first) for entry in found):
-        return
-    told = [first, *({"seed": seed, **tell(spec, seed)} for seed in draws[1:])]
+    told = [{"seed": seed, **tell(spec, seed)} for seed in draws]
     write_text(folder / reproduction.TRUTH, json.dumps(told) + "\n")
-
-
-def _whole(entry: dict[str, Any], like: dict[str, Any]) -> bool:
-    """Whether an entry has what another has, and no NaN."""
-    try:
-        json.dumps(entry, allow_nan=False)
-    except ValueError:
-        return False
-    return entry.keys() == like.keys() and all(type(entry[name]) is type(value) for name, value in like.items())
 
 
 def _coefficients(spec: Spec, seed: int) -> dict[str, Any]:
@@ -232,3 +252,147 @@ def by_hand(spec: Spec, seed: int) -> dict[str, Any]:
     rate, _, _ = spec.rates("sgd")
     numbers = {"x": x, "before": before, "gradient": gradient, "after": before - rate * gradient}
     return {"y": y, "prediction": prediction, **{name: values.tolist() for name, values in numbers.items()}}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long the CNN trains.
+
+    Attributes:
+        epoch_updates: updates in the report's epoch: 60,000 images at batch size 4.
+        every: updates whose losses are averaged into one.
+        epochs: of the report.
+    """
+
+    epoch_updates: int = 15_000
+    every: int = 2_000
+    epochs: int = 3
+
+    def budget(self, epochs: int, spec: Spec) -> dict[str, Any]:
+        """The spec's budget for that many of the report's epochs; in updates where the data have other epochs."""
+        batch_size = int(spec.search.batch_size.ends()[0])
+        whole = self.epoch_updates * batch_size == spec.workload.facts.train
+        return {"epochs": epochs} if whole else {"updates": epochs * self.epoch_updates}
+
+
+def run_mnist(out: Path, runner: Runner, seeds: int | None = None, plan: Plan | None = None) -> str:
+    """Run the report's CNN, whose optimizer and input scale are unknown, as studies below `out/mnist`.
+
+    All candidates train first; the adaptive optimizers for one epoch, which refutes those whose loss falls too early.
+    Those that fit it train on, and the candidates nearest to the printed losses train again on fresh seeds, as many as
+    cost no more than a few.
+
+    Args:
+        out: the reproduction's folder.
+        runner: runs the studies.
+        seeds: the fewest seeds of each candidate; the spec's three if not given.
+        plan: how long everything trains; as long as the report if not given.
+
+    Returns:
+        The name of the study in which it was interrupted; empty if it was not.
+    """
+    plan, folder = plan or Plan(), out / "mnist"
+    folder.mkdir(parents=True, exist_ok=True)
+    name, why = "mnist", ""
+    try:
+        data.load(name, data.data_folder().absolute(), standardize=False)
+    except data.DataError as error:
+        name, why = "digits", str(error).split(", and ")[0]
+    base = {} if name == "mnist" else {"data": name, "model_args": {"kernel": 3, "padding": 1}}
+
+    def part(
+        title: str, inputs: str, epochs: int, optimizers: list[str], lanes: dict[str, Any], fresh: bool = False
+    ) -> tuple[Spec, Path]:
+        changes: dict[str, Any] = {
+            "workload": base | {"standardize": inputs == "standardized"},
+            "search": {"optimizer": optimizers},
+            "lanes": lanes,
+            "tuning": {"seed": 1} if fresh else {},
+        }
+        budget = plan.budget(epochs, read(MNIST, changes)) | {"trials": len(optimizers)}
+        spec = read(MNIST, changes | {"budget": budget})
+        return spec.model_copy(update={"name": f"{title}-{inputs}"}), folder
+
+    lanes = {} if seeds is None else {"seeds": seeds}
+    # Adaptive rules divide by the gradient's size, so the inputs' scale matters little to them.
+    screen = [part("candidates", inputs, plan.epochs, PLAIN, lanes) for inputs in ("raw", "standardized")]
+    screened, interrupted = runner.finish([*screen, part("first-epoch", "raw", 1, ADAPTIVE, lanes)])
+    if interrupted:
+        return interrupted
+    frames = [losses(load(own), plan.every, plan.epoch_updates) for own in screened]
+    again = []
+    early = candidates(frames[-1])
+    if len(early := early[early["fits"]]):
+        grid = _grid(early["learning_rate"])
+        again.append(
+            part(
+                "unrefuted",
+                "raw",
+                plan.epochs,
+                ordered(early["optimizer"]),
+                grid | {"seeds": max(seeds or 1, UNREFUTED)},
+            )
+        )
+    for inputs, optimizers, rates in kept(frames):
+        fresh = {"seeds": max(seeds or 1, LANES // len(rates))}
+        again.append(part("nearest", inputs, plan.epochs, optimizers, _grid(rates, len(rates)) | fresh, fresh=True))
+    further, interrupted = runner.finish(again)
+    if not interrupted:
+        nearest = [own.name for own in further if own.name.startswith("nearest")]
+        told = {"data": name, "why": why, "augment": AUGMENT, "every": plan.every, "epoch_updates": plan.epoch_updates}
+        told |= {"nearest": nearest, "screened": [own.name for own in [*screened, *further] if own.name not in nearest]}
+        loaded = data.load(name, data.data_folder().absolute(), standardize=False)
+        _write_images(loaded, folder)
+        _write_json(folder / "network.json", _network(read(MNIST, {"workload": base}), loaded))
+        _write_json(folder / "run.json", told)
+    return interrupted
+
+
+def _grid(rates: Collection[float], count: int = 0) -> dict[str, Any]:
+    """A grid over some rates: that many, or two a decade."""
+    low, high = min(rates), max(rates)
+    return {"learning_rate": {"low": low, "high": high, "count": count or 1 + round(2 * math.log10(high / low))}}
+
+
+def _network(spec: Spec, loaded: Data) -> dict[str, Any]:
+    """The layers of the network as torch has them: settings, shape of the output, parameters."""
+    width, depth = (int(dimension.ends()[0]) for dimension in (spec.search.width, spec.search.depth) if dimension)
+    network = models.cnn(loaded.in_shape, loaded.out_features, width=width, depth=depth, **spec.workload.arguments())
+    layers, x = [], torch.zeros(1, *loaded.in_shape)
+    for layer in network:
+        with torch.no_grad():
+            x = layer(x)
+        found: dict[str, Any] = {"shape": list(x.shape[1:]), "parameters": sum(p.numel() for p in layer.parameters())}
+        if isinstance(layer, nn.Conv2d):
+            sizes = {"kernel": layer.kernel_size[0], "stride": layer.stride[0], "padding": int(layer.padding[0])}
+            layers.append({"kind": "convolution", "out": layer.out_channels, **sizes, **found})
+        elif isinstance(layer, nn.MaxPool2d):
+            layers.append({"kind": "pooling", "kernel": 2, "stride": 2, "padding": 0, **found})
+        elif isinstance(layer, nn.Linear):
+            layers.append({"kind": "dense", "out": layer.out_features, **found})
+    return {"in_shape": list(loaded.in_shape), "layers": layers}
+
+
+def _write_images(loaded: Data, folder: Path) -> None:
+    """Write the first batch of seed 0, the same augmented, and the test images: bytes, (..., height, width)."""
+
+    def pixels(images: torch.Tensor) -> np.ndarray:
+        return (images[..., 0, :, :] * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+
+    rows = batch_order(0, 0, len(loaded.train))[:4]
+    batch = Split(loaded.train.inputs[rows], loaded.train.targets[rows])
+    copies = batch.inputs.repeat_interleave(COPIES, 0)
+    changed = Augment(**AUGMENT)(copies, Augment.draw(0, len(copies))).unflatten(0, (len(rows), COPIES))
+    changed[:, 0] = batch.inputs
+    np.savez_compressed(
+        folder / "images.npz",
+        batch=pixels(batch.inputs),
+        batch_labels=batch.targets.numpy(),
+        augmented=pixels(changed),
+        test=pixels(loaded.test.inputs),
+        test_labels=loaded.test.targets.numpy(),
+    )
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    write_text(file, json.dumps(content, indent=1) + "\n")

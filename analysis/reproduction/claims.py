@@ -1,0 +1,258 @@
+"""Sections of the page: the claims of `source_report.toml`, filled with our numbers and judged by their rules.
+
+The file holds, for each experiment, what the report prints, and templates (Jinja) for prose, captions and claims. An
+experiment computes `Measured`; its facts are the names that templates and rules use. A claim has
+
+    text, printed, ours, why    templates
+    unless                      [condition, reason] pairs: the claim is not checked for the first condition that holds
+    agrees, differs             conditions; without `differs`, a claim differs where it does not agree
+    rule, of                    a rule that claims share, and the fact that the rule calls `it`
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.exhibits import Exhibit
+from analysis.results import Results
+from analysis.statistics import Interval
+from analysis.wording import counted, number_text, short
+
+FEWEST = 3
+"""Seeds below which no range or interval is compared with the report."""
+OUT = Path("results/reproduction")
+"""Default folder of `study reproduce`."""
+
+Verdict = Literal["agrees", "differs", "not checked"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the report beside our numbers; all but the verdict are texts for readers."""
+
+    text: str
+    printed: str
+    ours: str
+    verdict: Verdict
+    why: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts."""
+
+    title: str
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an experiment computed from its results.
+
+    Attributes:
+        facts: values of the names in templates and rules.
+        figures: name -> numbers, and the function that draws them.
+        tables: name -> frame; the file chooses and names its columns.
+        studies: the results that were used.
+    """
+
+    facts: Mapping[str, Any]
+    figures: Mapping[str, tuple[pd.DataFrame, Callable[[], Figure]]]
+    tables: Mapping[str, pd.DataFrame]
+    studies: Sequence[Results]
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment on the page; `seconds` is the time of its runs, `links` are (text, path from the page)."""
+
+    name: str
+    title: str
+    about: Sequence[str]
+    claims: Sequence[Claim]
+    figures: Sequence[Exhibit]
+    tables: Sequence[Table]
+    corrections: Sequence[str]
+    seconds: float = math.nan
+    command: str = ""
+    provenance: str = ""
+    links: Sequence[tuple[str, str]] = field(default=())
+
+
+@cache
+def source() -> dict[str, Any]:
+    """The content of `source_report.toml`."""
+    return tomllib.loads((Path(__file__).parent / "source_report.toml").read_text(encoding="utf-8"))
+
+
+def printed(experiment: str) -> dict[str, Any]:
+    """The numbers that the report prints of an experiment."""
+    found: dict[str, Any] = source()[experiment]["printed"]
+    return found
+
+
+def text(value: Any) -> str:
+    """A value as templates and tables show it: three digits, intervals with their limits."""
+    if isinstance(value, Interval):
+        limits = f" [{short(value.low)}, {short(value.high)}]" if value.n > 1 and math.isfinite(value.high) else ""
+        return short(value.estimate) + limits
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, Integral):
+        return f"{value:,}"
+    return number_text(float(value)) if isinstance(value, float) else str(value)
+
+
+def intervals(rows: pd.DataFrame, *columns: str) -> pd.Series[Any]:
+    """The intervals of rows whose columns are the estimate, low, high and n."""
+    return pd.Series([Interval(*row) for row in rows[list(columns)].to_numpy(dtype=object)], rows.index, dtype=object)
+
+
+def percent(share: float | Interval) -> str:
+    """A share in per cent, with its limits if it has any."""
+    if isinstance(share, float | int):
+        return f"{short(100 * share)}%"
+    limits = share.n > 1 and math.isfinite(share.high)
+    return percent(share.estimate) + f" [{percent(share.low)}, {percent(share.high)}]" * limits
+
+
+def signed(share: float | Interval) -> str:
+    """A relative difference in per cent with its sign, and its limits if it has any."""
+    if isinstance(share, float | int):
+        return f"{100 * share:+.2f}%"
+    return f"{signed(share.estimate)} [{signed(share.low)}, {signed(share.high)}]"
+
+
+def few(count: int, noun: str = "seed") -> str:
+    """Why so few seeds are compared with nothing."""
+    return f"{counted(count, noun)} {'has' if count == 1 else 'have'} no range to speak of"
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FunctionLoader(lambda name: source()["parts"][name]), undefined=jinja2.StrictUndefined, finalize=text
+)
+_TEMPLATES.filters |= {"percent": percent, "signed": signed, "few": few, "counted": counted}
+_TEMPLATES.filters |= {"digits": lambda value: f"{float(f'{value:.5g}'):,.10g}", "text": text}
+_TEMPLATES.globals |= {"FEWEST": FEWEST, "math": math}
+
+
+def render(template: str, facts: Mapping[str, Any]) -> str:
+    """A template of the file with its values, on one line."""
+    return " ".join(_TEMPLATES.from_string(template).render(facts).split())
+
+
+def judge(experiment: str, name: str, facts: Mapping[str, Any]) -> Claim:
+    """A claim of the file, judged by its rule.
+
+    Args:
+        experiment: of the claim.
+        name: of the claim in the file.
+        facts: values of the names that the claim uses.
+    """
+    claim = source()[experiment]["claims"][name]
+    claim = source()["rules"].get(claim.get("rule"), {}) | claim
+    if "of" in claim:
+        facts = {**facts, "it": facts[claim["of"]]}
+
+    def holds(condition: str) -> bool:
+        return bool(_TEMPLATES.compile_expression(condition, undefined_to_none=False)(**facts))
+
+    for condition, reason in claim.get("unless", ()):
+        if holds(condition):
+            return Claim(render(claim["text"], facts), "", "", "not checked", render(reason, facts))
+    verdict: Verdict = (
+        "agrees" if holds(claim["agrees"]) else "differs" if holds(claim.get("differs", "true")) else "not checked"
+    )
+    said, printed, ours, why = (render(claim.get(part, ""), facts) for part in ("text", "printed", "ours", "why"))
+    return Claim(said, printed, ours, verdict, why)
+
+
+def section(name: str, measured: Measured) -> Section:
+    """The section of an experiment."""
+    told = source()[name]
+    facts = {"printed": told["printed"], **measured.facts}
+    figures = []
+    for key, (data, draw) in measured.figures.items():
+        title, caption, alt = (render(told["figures"][key][part], facts) for part in ("title", "caption", "alt"))
+        figures.append(Exhibit("", key, title, caption, alt, data, draw, "no run has finished"))
+    tables = [_table(told["tables"][key], frame, facts) for key, frame in measured.tables.items()]
+    about, corrections = (
+        [line for each in told.get(part, ()) if (line := render(each, facts))] for part in ("about", "corrections")
+    )
+    claims = [judge(name, key, facts) for key in told["claims"]]
+    title = render(told["title"], facts)
+    return Section(name, title, about, claims, figures, tables, corrections, **_runs(name, measured.studies))
+
+
+def _table(told: Mapping[str, Any], frame: pd.DataFrame, facts: Mapping[str, Any]) -> Table:
+    """The columns of a frame that the file names: [column, heading] or [column, heading, format]."""
+
+    def cell(value: Any, form: str = "text") -> str:
+        return str(_TEMPLATES.filters[form](value)) if form in _TEMPLATES.filters else form % value
+
+    columns = [[cell(value, *form) for value in frame[column]] for column, _, *form in told["columns"]]
+    head = [render(heading, facts) for _, heading, *_ in told["columns"]]
+    return Table(
+        render(told["title"], facts), render(told.get("caption", ""), facts), head, list(zip(*columns, strict=True))
+    )
+
+
+def _runs(name: str, studies: Sequence[Results]) -> dict[str, Any]:
+    """Seconds, command, links and provenance of an experiment's runs."""
+    sessions = [session for study in studies for session in study.provenance.get("sessions") or []]
+    last = sessions[-1] if sessions else {}
+    hardware, versions = last.get("hardware", {}), last.get("versions", {})
+    commits = list(dict.fromkeys(session.get("commit") or "unknown" for session in sessions)) or ["unknown"]
+    out, links = studies[0].path.parent.parent, []
+    for study in studies:
+        place = os.path.relpath(study.path, out)
+        links.append((f"{study.name}: spec", f"{place}/spec.toml"))
+        if (study.path / "report" / "index.html").is_file():
+            links.append((f"{study.name}: ordinary report", f"{place}/report/index.html"))
+    provenance = [
+        f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}",
+        ", ".join(f"{each} {versions[each]}" for each in ("python", "torch", "numpy") if each in versions),
+        f"{hardware.get('cpu', 'unknown processor')}, {hardware.get('cpus', '?')} processors",
+        *dict.fromkeys(_seeds(study) if len(studies) == 1 else f"{study.name}: {_seeds(study)}" for study in studies),
+    ]
+    # The options by which the latest reproduction was smaller or larger than its specs.
+    commands = [command for each in sessions if " reproduce" in (command := str(each.get("command")))]
+    sizes = re.findall(r"(--(?:seeds|epochs))[ =](\d+)", commands[-1]) if commands else []
+    words = ["study", "reproduce", "--only", name, *(word for pair in sizes for word in pair)]
+    if out.absolute() != OUT.absolute():
+        words += ["--out", str(out)]
+    seconds = sum(
+        (datetime.fromisoformat(each["ended"]) - datetime.fromisoformat(each["started"])).total_seconds()
+        for each in sessions
+        if each.get("ended")
+    )
+    return {"seconds": seconds, "command": shlex.join(words), "links": links, "provenance": "; ".join(provenance)}
+
+
+def _seeds(study: Results) -> str:
+    def span(seeds: pd.Series[int]) -> str:
+        if seeds.empty:
+            return "no seeds"
+        first, last = int(seeds.min()), int(seeds.max())
+        return f"seed {first}" if first == last else f"seeds {first} to {last}"
+
+    fresh = study.confirmation
+    return span(study.lanes["seed"]) + ("" if fresh is None else f", confirmed on {span(fresh.lanes['seed'])}")

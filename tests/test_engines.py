@@ -206,7 +206,9 @@ def test_an_unstackable_setting_is_named() -> None:
         Stack.build(builder("mlp"), [Lane(0.1, 0, (("momentum", 0.9),))], RULES["adam"], torch.float64, CPU)
 
 
-@pytest.mark.parametrize("name", SOLO)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.long) if each == "LBFGS" else each for each in SOLO]
+)
 def test_any_other_torch_optimizer_runs_lane_by_lane_and_resumes(name: str) -> None:
     configurations = grid(*SOLO[name], 2, [0, 1])
     workload = small("cubic")

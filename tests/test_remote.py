@@ -332,7 +332,7 @@ def test_what_was_not_sent_is_gone_on_with(s3: S3, quickly: None, monkeypatch: p
 
 def test_readers_follow_a_study_that_merges_its_parts(s3: S3, tmp_path: Path) -> None:
     uri, system = s3.uri("merged"), files.at(s3.uri("merged"))
-    mirror.send(write_study(tmp_path / "study", widths=(8,), depths=(1,)), uri)
+    mirror.send(write_study(tmp_path / "study", optimizers=("adam", "sgd"), widths=(8,), depths=(1,)), uri)
     first = analysis.load(uri)
     assert first.path.is_relative_to(os.environ["XDG_CACHE_HOME"])
     part = f"{uri}/curves/0000001-0000001.parquet"

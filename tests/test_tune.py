@@ -68,7 +68,7 @@ def test_a_trial_reports_once_an_epoch_and_is_then_done() -> None:
 
 
 def test_a_reused_actor_gives_the_numbers_of_a_new_one() -> None:
-    other = {**CONFIG, "optimizer": "momentum", "batch_size": 1, "width": 4, "data": "cubic"}
+    other = {**CONFIG, "optimizer": "momentum", "batch_size": 16, "width": 4, "data": "cubic"}
     reused = MLPTrainable(CONFIG)
     reused.train()
     assert reused.reset(dict(other))
@@ -150,7 +150,7 @@ def test_settings_are_the_optimizers(settings: dict[str, float]) -> None:
     assert "sgd has no setting" in other["error"]
 
 
-@pytest.mark.parametrize("optimizer", ["Muon", "LBFGS"])
+@pytest.mark.parametrize("optimizer", ["Muon", pytest.param("LBFGS", marks=pytest.mark.long)])
 def test_an_optimizer_without_a_rule_trains_and_resumes(optimizer: str, tmp_path: Path) -> None:
     config = {**CONFIG, "optimizer": optimizer}
     whole, first, second = (MLPTrainable(config) for _ in range(3))
@@ -298,8 +298,9 @@ def test_a_trial_goes_on_from_its_own_file_bit_for_bit(
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["trial.pt"]
 
 
-def test_an_optimizer_without_a_rule_goes_on_from_its_own_file(tmp_path: Path) -> None:
-    config = {**CONFIG, "optimizer": "LBFGS", "budget": {"epochs": 3}, "rates": (1e-6, 1e-5, 2), "extensions": 1}
+@pytest.mark.parametrize("optimizer", ["Muon", pytest.param("LBFGS", marks=pytest.mark.long)])
+def test_an_optimizer_without_a_rule_goes_on_from_its_own_file(optimizer: str, tmp_path: Path) -> None:
+    config = {**CONFIG, "optimizer": optimizer, "budget": {"epochs": 3}, "rates": (1e-6, 1e-5, 2), "extensions": 1}
     whole = numbers(MLPTrainable(config), 6)
     config |= {"checkpoint": str(tmp_path / "trial.pt"), "checkpoint_seconds": 0.0}
     for stop_after in (2, 4):

@@ -513,7 +513,11 @@ def gradient_noise_scale(squares: ArrayLike, noises: ArrayLike, level: float = 0
         if a > 0 and root > 0:
             high = max(root / a, ratio)
     with np.errstate(over="ignore"):
-        return Interval(ratio, low, high, count).map(lambda values: values * (scale[1] / scale[0]))
+        factor = scale[1] / scale[0]
+        # A limit of 0 stays 0 even if the factor overflows.
+        return Interval(ratio, low, high, count).map(
+            lambda values: np.multiply(values, factor, out=np.zeros_like(values), where=values != 0)
+        )
 
 
 def edge_of(value: float, low: float, high: float, log: bool) -> str:

@@ -55,6 +55,7 @@ def test_operations_are_two_per_product_and_three_passes() -> None:
     assert trainables.engines.bench.operations(cnn) == 6 * 4 * products
 
 
+@pytest.mark.long
 def test_the_torch_part_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
     code = """
 import sys
@@ -85,6 +86,7 @@ def test_the_committed_results_print_within_80_columns() -> None:
         assert "empty trials" in text
 
 
+@pytest.mark.long
 def test_the_solo_run_of_the_peers_trains() -> None:
     config = {"width": 8, "depth": 1, "optimizer": "adam", "learning_rate": 0.01, "seed": 0}
     assert bench.solo_run(config) < 0.1

@@ -97,7 +97,7 @@ def split(points: list[Point]) -> tuple[list[Any], list[Any]]:
         ("eager", "adam", "mlp", True),
         ("eager", "adam", "cnn", False),
         ("cuda-graph", "adam", "mlp", False),
-        ("compiled", "adam", "mlp", False),
+        pytest.param("compiled", "adam", "mlp", False, marks=pytest.mark.long),
         ("solo", "Muon", "mlp", False),
         pytest.param("compiled", "adam", "cnn", True, marks=pytest.mark.nightly),
     ],

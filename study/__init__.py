@@ -25,12 +25,12 @@ if TYPE_CHECKING:
         resume,
         run,
     )
-    from study.spec.model import (
+    from study.spec import (
         Spec,
         check,
         read,
     )
-    from trainables.data import (
+    from trainables.errors import (
         DataError,
     )
 
@@ -51,7 +51,7 @@ __all__ = [
     "run",
 ]
 
-_HOMES = ("study.errors", "study.spec.model", "trainables.data", "study.search")
+_HOMES = ("study.errors", "study.spec", "trainables.errors", "study.search")
 """The modules that hold these names, the quickest to import first."""
 
 

@@ -1,4 +1,7 @@
-"""The commands. Imports that take time stay inside them, so that `--help` answers at once."""
+"""The commands of `study`.
+
+Each command reads its spec first and imports what takes time afterwards, so that `--help` and mistakes answer at once.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from click.shell_completion import CompletionItem
 
 from study.errors import Interrupted, StudyError, UsageError
 from trainables import storage
+from trainables.errors import DataError
+from trainables.usercode.importing import ForeignError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,24 +29,24 @@ if TYPE_CHECKING:
     from study.cluster.manifest import Kind
     from study.progress.display import Show
     from study.search import Outcome
-    from study.spec.model import Spec
+    from study.spec import Spec
 
 
 class Folder(click.Path):
-    """A folder; a URI is not one, though as a path it would make folders."""
+    """A path of a folder. A URI is refused: taken as a path it would create folders."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuse a URI; see the class."""
+        """The path, unless it is a URI."""
         if "://" in str(value):
             self.fail(f"{value!r} is a URI; give a folder of this machine")
         return super().convert(value, param, ctx)
 
 
 class Place(Folder):
-    """A folder, as a path, or a URI of an object store, as text."""
+    """A folder as a path, or the URI of an object store as text."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read one or the other; see the class."""
+        """The path or the URI."""
         try:
             place = storage.place(value)
         except ValueError as error:
@@ -50,18 +55,18 @@ class Place(Folder):
 
 
 class SpecName(click.ParamType):
-    """A TOML file or the name of a shipped spec. Completed here; read, with torch and all, by the commands."""
+    """A TOML file or the name of a shipped spec; the commands read it."""
 
     name = "spec"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The shipped specs and TOML files that begin so; where there are none, what the shell finds itself."""
+        """Shipped specs and TOML files that begin with the incomplete text; otherwise the shell completes it."""
         folder = incomplete[: incomplete.rfind("/") + 1]
         specs = sorted(f"{folder}{file.name}" for file in Path(folder or ".").glob("*.toml"))
         found = [CompletionItem(name, help=about) for name, about in _shipped("**/*.toml").items()]
         found += map(CompletionItem, specs)
         begun = [item for item in found if item.value.startswith(incomplete)]
-        # Not both: told to look for files, bash drops the names before, and looks only if none come after.
+        # Not both: if one item asks bash to complete files, it drops the items before it.
         return begun or [CompletionItem(incomplete, type="file")]
 
 
@@ -71,30 +76,31 @@ _SPEC = SpecName()
 
 
 class Group(click.Group):
-    """Turns the user's mistakes into one message and exit code 2."""
+    """Turns errors into one message and an exit code."""
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command; see the class."""
+        """Run a command."""
         try:
             return super().invoke(context)
         except (click.ClickException, click.exceptions.Exit):
             raise
-        except (KeyboardInterrupt, click.Abort) as error:  # click makes the one into the other at a question
+        except (KeyboardInterrupt, click.Abort) as error:  # click raises Abort at a question
             click.echo("study: interrupted", err=True)
             raise SystemExit(130) from error
         except StudyError as error:
             click.echo(f"study: {error}", err=True)
             raise SystemExit(error.exit_code) from error
         except Exception as error:
-            # Matched by name: their modules take seconds to import.
-            if type(error).__name__ in ("DataError", "ForeignError", "ResultsError"):
+            from analysis import ResultsError
+
+            if isinstance(error, DataError | ForeignError | ResultsError):
                 click.echo(f"study: {error}", err=True)
                 raise SystemExit(2) from error
             raise
 
 
 def sized(command: Any) -> Any:
-    """Add the options that change how much a spec asks for."""
+    """Add the options that change the size of a study."""
     return _with(
         command,
         click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's."),
@@ -108,10 +114,10 @@ def running(command: Any) -> Any:
     return _with(
         command,
         click.option("--address", help="Ray cluster to join (auto or host:port); this machine if not given."),
-        click.option("--wait", default=0.0, help="Seconds to wait for a node of the cluster on which a trial fits."),
+        click.option("--wait", default=0.0, help="Seconds to wait for a node that has room for a trial."),
         click.option("--quiet", "show", flag_value="quiet", help="Show no progress."),
-        click.option("--plain", "show", flag_value="plain", help="Show plain lines, on a terminal too."),
-        click.option("--json", "show", flag_value="json", help="Print one JSON object a line, for programs."),
+        click.option("--plain", "show", flag_value="plain", help="Show plain lines, also in a terminal."),
+        click.option("--json", "show", flag_value="json", help="Print JSON lines, for programs."),
     )
 
 
@@ -131,22 +137,22 @@ def main() -> None:
 @click.argument("file", type=click.Path(path_type=Path), default="study.toml")
 @click.option("--data", help="cubic, linear, digits, mnist, fashion-mnist, kmnist, cifar10 or quadratic.")
 @click.option("--model", help="cnn or mlp for images, mlp or linear for vectors, quadratic for the data of that name.")
-@click.option("--optimizers", metavar="NAMES", help="To be compared, comma separated, as in sgd,momentum,adam.")
+@click.option("--optimizers", metavar="NAMES", help="Optimizers, comma separated: sgd,momentum,adam.")
 @click.option("--trials", type=click.IntRange(1), help="Cells to try.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs per lane.")
 @click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate.")
-@click.option("--name", help="Name of the study; that of FILE if not given.")
-@click.option("--yes", is_flag=True, help="Ask nothing: what is not given takes its default.")
+@click.option("--name", help="Name of the study; the name of FILE if not given.")
+@click.option("--yes", is_flag=True, help="Ask nothing and use defaults.")
 def init(file: Path, yes: bool, **given: str | int | None) -> None:
     """Write a commented spec to FILE, by default study.toml.
 
-    On a terminal it asks for what is not given; elsewhere that takes its default. A file that is there stays as it is.
+    In a terminal it asks for what is not given; otherwise it uses defaults. It never overwrites a file.
     """
     from study.spec.init import make, on_terminal
 
     answers = {question: answer for question, answer in given.items() if answer is not None}
     make(file, answers, ask=not yes and on_terminal())
-    click.echo(f"{file} is a valid spec; look it over, and then:")
+    click.echo(f"{file} is a valid spec; edit it as you like, then run:")
     for command in ("check", "run"):
         click.echo(f"  {shlex.join(['study', command, str(file)])}")
 
@@ -155,7 +161,7 @@ def init(file: Path, yes: bool, **given: str | int | None) -> None:
 @click.argument("spec", type=_SPEC)
 @sized
 @click.option("--out", type=_PLACE, help="Results folder, or s3://BUCKET/NAME, gs:// ...; results/NAME if not given.")
-@click.option("--resume", "go_on", is_flag=True, help="Go on with the study in --out if it is there already.")
+@click.option("--resume", "go_on", is_flag=True, help="Resume the study in --out if there is one.")
 @running
 def run(
     spec: str,
@@ -168,13 +174,16 @@ def run(
     wait: float,
     show: str | None,
 ) -> None:
-    """Run the study of SPEC, a TOML file or the name of a shipped one, and write its report."""
+    """Run a study and write its report.
+
+    SPEC is a TOML file or the name of a shipped spec.
+    """
+    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
+    if go_on and out is None:
+        raise click.UsageError("--resume needs --out, the folder of the study")
     from study import search
     from study.results import mirror
 
-    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
-    if go_on and out is None:
-        raise click.UsageError("--resume needs --out, the folder to go on in")
     there = go_on and mirror.has_study(str(out))
     if there:
         _go(search.resume, out, like=study, address=address, wait=wait, show=show)
@@ -186,7 +195,10 @@ def run(
 @click.argument("folder", type=_PLACE)
 @running
 def resume(folder: Path | str, address: str | None, wait: float, show: str | None) -> None:
-    """Go on with the study in FOLDER, or at a URI, where it was, whatever ended it."""
+    """Resume an interrupted study.
+
+    FOLDER is its results folder or URI.
+    """
     from study import search
 
     _go(search.resume, folder, address=address, wait=wait, show=show)
@@ -197,7 +209,10 @@ def resume(folder: Path | str, address: str | None, wait: float, show: str | Non
 @click.option("--trials", type=click.IntRange(1), required=True, help="Trials to add.")
 @running
 def extend(folder: Path | str, trials: int, address: str | None, wait: float, show: str | None) -> None:
-    """Add trials to the study in FOLDER, or at a URI."""
+    """Add trials to a study.
+
+    FOLDER is its results folder or URI.
+    """
     from study import search
 
     _go(search.resume, folder, more=trials, address=address, wait=wait, show=show)
@@ -207,8 +222,8 @@ def extend(folder: Path | str, trials: int, address: str | None, wait: float, sh
 @click.argument("spec", type=_SPEC)
 @sized
 @click.option("--address", required=True, help="The cluster's job server, http://HEAD:8265.")
-@click.option("--out", type=Place(), required=True, help="Results folder as all nodes of the cluster see it, or URI.")
-@click.option("--to", type=_FOLDER, help="Where to put a copy of the results here; results/NAME if not given.")
+@click.option("--out", type=Place(), required=True, help="Results folder that all nodes share, or URI.")
+@click.option("--to", type=_FOLDER, help="Local copy of the results; results/NAME if not given.")
 @click.option("--wait", default=0.0, help="Seconds to wait for a node of the cluster on which a trial fits.")
 def submit(
     spec: str,
@@ -220,10 +235,13 @@ def submit(
     to: Path | None,
     wait: float,
 ) -> None:
-    """Send the study of SPEC to a cluster as a job, follow it, and fetch its results; it goes on if it is there."""
+    """Run a study on a cluster as a job, and fetch its results.
+
+    A study that is already in --out is resumed.
+    """
+    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     from study.cluster import submit as jobs
 
-    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     to = to or Path("results") / study.name
     ended = jobs.submit(study, address, out, wait=wait, to=to, say=click.echo)
     if storage.is_uri(out):
@@ -237,13 +255,13 @@ def submit(
 @click.argument("kind", type=click.Choice(["slurm", "kuberay", "ray-up"]))
 @click.argument("spec", type=_SPEC)
 @click.option("--nodes", type=click.IntRange(1), default=2, show_default=True, help="Nodes that run trials.")
-@click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each; from the spec's resources if not given.")
-@click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of each; from the spec's resources if not given.")
+@click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each; from the spec if not given.")
+@click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of each; from the spec if not given.")
 @click.option(
     "--out", type=Place(), help="Results folder for all nodes, or a URI; /results/NAME, for slurm results/NAME."
 )
 @click.option("--image", help="Container image with this project (kuberay), or machine image (ray-up).")
-@click.option("--time", help="What the job may take, HH:MM:SS; a day if not given. Not for ray-up.")
+@click.option("--time", help="Time limit of the job, HH:MM:SS; a day if not given. Not for ray-up.")
 def manifest(
     kind: Kind,
     spec: str,
@@ -254,12 +272,12 @@ def manifest(
     image: str | None,
     time: str | None,
 ) -> None:
-    """Print what runs the study of SPEC on a cluster: a Slurm script, a KubeRay RayJob, a cluster file for `ray up`.
+    """Print a Slurm script, RayJob or cluster file for a study.
 
-    All of them end in the same `study run`, and go on with a study that is there already.
+    Each runs `study run`, and resumes a study that is already in --out.
     """
     from study.cluster.manifest import render
-    from study.spec.model import read
+    from study.spec import read
 
     text = render(
         kind,
@@ -277,9 +295,9 @@ def manifest(
 
 @main.command()
 @click.argument("folder", type=_FOLDER)
-@click.option("--port", default=8080, show_default=True, help="Where to listen, on this machine alone.")
+@click.option("--port", default=8080, show_default=True, help="Port on this machine.")
 def dashboard(folder: Path, port: int) -> None:
-    """Start optuna-dashboard on the study in FOLDER, also while it runs."""
+    """Start optuna-dashboard on a study, also while it runs."""
     from study.tuning.dashboard import serve
 
     serve(folder, port=port)
@@ -288,21 +306,23 @@ def dashboard(folder: Path, port: int) -> None:
 @main.command()
 @click.argument("spec", type=_SPEC)
 @sized
-@click.option("--address", help="Ray cluster to look over as well (auto or host:port): is every node fit for SPEC?")
-@click.option("--out", type=_PLACE, default=Path("results"), show_default=True, help="Where its results will go.")
+@click.option("--address", help="Ray cluster to check too, auto or host:port: is every node fit?")
+@click.option(
+    "--out", type=_PLACE, default=Path("results"), show_default=True, help="Results folder or URI, for --address."
+)
 def check(
     spec: str, trials: int | None, epochs: int | None, seeds: int | None, address: str | None, out: Path | str
 ) -> None:
-    """Validate SPEC and print what running it means: cells, lanes, memory, time."""
+    """Validate a spec and print its cells, lanes, memory and time."""
+    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     from study import plan
     from study.cluster import nodes as preflight
     from study.cluster import packing, ray
     from study.usercode import bundle
 
-    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     nodes = []
     with ExitStack() as stack:
-        if address:  # first: what is wrong there is told before anything is measured here, which takes longer
+        if address:  # first, because measuring takes longer
             ray.reach(address)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             study.bring(scratch)
@@ -333,7 +353,7 @@ def list_specs() -> None:
 @main.command()
 @click.argument("folder", type=_PLACE)
 def status(folder: Path | str) -> None:
-    """Say how far the study in FOLDER, or at a URI, is: trials by outcome, and the best so far."""
+    """Show the progress of a study: outcomes, best cell, cost."""
     from study.progress import status as watch
 
     click.echo(watch.status(folder))
@@ -342,7 +362,10 @@ def status(folder: Path | str) -> None:
 @main.command()
 @click.argument("folders", type=_PLACE, nargs=-1, required=True, metavar="FOLDER...")
 def report(folders: tuple[Path | str, ...]) -> None:
-    """Write the report of the studies in FOLDER..., or at URIs, into the first."""
+    """Write the report of one or more studies into the first.
+
+    FOLDERs are results folders or URIs.
+    """
     from study import search
     from study.results import mirror
     from study.tuning import importance
@@ -362,15 +385,15 @@ def report(folders: tuple[Path | str, ...]) -> None:
 
 @main.command()
 @click.option("--seeds", type=click.IntRange(1), help="Seeds of each experiment, instead of its own number.")
-@click.option("--only", multiple=True, metavar="NAME", help="An experiment; give it again for more. All if not given.")
-@click.option("--epochs", type=click.IntRange(2), help="Epochs at most, to try it all out; then nothing can be judged.")
+@click.option("--only", multiple=True, metavar="NAME", help="An experiment; repeat it for more. All if not given.")
+@click.option("--epochs", type=click.IntRange(2), help="Epochs at most, for a trial run that proves nothing.")
 @click.option("--out", type=_FOLDER, default=Path("results/reproduction"), show_default=True, help="Results folder.")
 @click.option("--quiet", "show", flag_value="quiet", help="Show no progress.")
 @click.option("--plain", "show", flag_value="plain", help="Show plain lines, on a terminal too.")
 def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out: Path, show: str | None) -> None:
-    """Make the source report's experiments again, and a page of its numbers beside ours.
+    """Repeat the source report's experiments and compare numbers.
 
-    Experiments are linear, cubic-linear, mlp, regimes, mnist and layers. What was finished before is not run again.
+    Experiments are linear, cubic-linear, mlp, regimes, mnist and layers. Finished ones are not run again.
     """
     from study.verify import reproduce as reproduction
 
@@ -387,13 +410,11 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
 
 
 @main.command()
-@click.option(
-    "--only", default="", help="figure, search, trials, or part of the name of a line; everything if not given."
-)
+@click.option("--only", default="", help="figure, search, trials, or part of a line's name; everything if not given.")
 @click.option("--device", default="cpu", help="cpu or cuda, for the updates.")
 @click.option("--out", type=_FOLDER, help="JSON file to write.")
 def bench(only: str, device: str, out: Path | None) -> None:
-    """Measure lanes and whole searches beside the usual ways, in one run on this machine."""
+    """Benchmark lanes and whole searches on this machine."""
     from rich.console import Console
 
     from study.verify import bench as measurements
@@ -412,7 +433,7 @@ def _shipped(pattern: str) -> dict[str, str]:
 
 
 def _go(start: Callable[..., Outcome], *what: Any, show: str | None, **options: Any) -> None:
-    """Run or resume a study, say where everything is, and end with the right exit code."""
+    """Run or resume a study, print where its results are, and exit with the right code."""
     try:
         outcome = start(*what, command=_command(), show=_show(show), **options)
     except Interrupted as stop:
@@ -440,7 +461,7 @@ def _show(chosen: str | None) -> Show:
 
 
 def _read(spec: str, *, trials: int | None, epochs: int | None, seeds: int | None) -> Spec:
-    from study.spec.model import read
+    from study.spec import read
 
     budget = {"trials": trials, "epochs": epochs}
     changes = {"budget": {key: value for key, value in budget.items() if value is not None}}

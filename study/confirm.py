@@ -12,7 +12,8 @@ from pathlib import Path
 
 from analysis import results, tables
 from study.errors import StorageError
-from study.spec.model import Confirm, Lanes, Spec, Tuning
+from study.spec import Spec
+from study.spec.model import Confirm, Lanes, Tuning
 from study.tuning.space import Cell, Space
 from trainables.storage import write_text
 

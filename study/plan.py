@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from analysis.results import regime
+from study.build import builder, criterion
+from study.build import rule as rule_of
 from study.cluster import packing
 from study.search import planned_trials
-from study.spec.model import Spec
+from study.spec import Spec
 from trainables import data, models
 from trainables.data import Split
 from trainables.engines import eager as engines
@@ -99,22 +101,20 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
 def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     """Try a cell briefly, with the optimizer that takes the most time, or else memory."""
     workload, facts, budget = spec.workload, spec.workload.facts, spec.budget
-    rule, device = spec.rule(_heaviest(spec)), torch.device("cpu")
-    build, criterion = workload.builder(width, depth), workload.criterion()
+    rule, device = rule_of(spec, _heaviest(spec)), torch.device("cpu")
+    build, judge = builder(spec, width, depth), criterion(spec)
     stack = Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), device)
     network = build()
     updates, seconds = budget.total_updates(batch_size, facts.train), None
     examples = _examples(spec, stack)
     sample = examples.inputs[:TRIED_EXAMPLES]
-    engine = engines.choose(
-        build, facts.in_shape, criterion, batch_size, stack, updates, spec.lanes.engine, sample=sample
-    )
+    engine = engines.choose(build, facts.in_shape, judge, batch_size, stack, updates, spec.lanes.engine, sample=sample)
     if updates is not None:
         tried = min(batch_size, PROBE_EXAMPLES)
         batches = Batches(examples, tried, stack)
         # Compiling takes longer than the probe may; the eager engine's time, less what compiling is reckoned to save.
         plain = "auto" if rule.solo or is_foreign(workload.model) else "eager"
-        eager = engines.choose(build, facts.in_shape, criterion, tried, stack, None, plain, sample=sample)
+        eager = engines.choose(build, facts.in_shape, judge, tried, stack, None, plain, sample=sample)
         eager.warm_up(stack, batches)
         made = 0
         while made < 2 or stack.seconds < PROBE_SECONDS:
@@ -176,7 +176,7 @@ def proved(spec: Spec) -> tuple[str, bool]:
     names = spec.search.optimizers()
     if not is_foreign(spec.workload.model) and not any(map(is_foreign, names)):
         return "", True
-    ruled = sorted(names, key=lambda name: (spec.rule(name).solo, not is_foreign(name)))[0]
+    ruled = sorted(names, key=lambda name: (spec.optimizer_facts(name).solo, not is_foreign(name)))[0]
     dtype = "float64"
     try:
         batch, proof = _proof(spec, ruled, dtype)
@@ -213,9 +213,9 @@ def _proof(spec: Spec, optimizer: str, dtype: str) -> tuple[int, equality.Proof]
         dtype=getattr(torch, dtype),
         code=workload.code,
     )
-    batch, build = min(size for size, _, _ in corners), workload.builder(*corners[0][1:], end=0)
+    batch, build = min(size for size, _, _ in corners), builder(spec, *corners[0][1:], end=0)
     all_lanes = grid(*spec.rates(optimizer), spec.lane_seeds())
-    proof = equality.prove(build, spec.rule(optimizer), found, batch, all_lanes, workload.criterion(), workload.model)
+    proof = equality.prove(build, rule_of(spec, optimizer), found, batch, all_lanes, criterion(spec), workload.model)
     return batch, proof
 
 
@@ -228,7 +228,9 @@ def _cells(spec: Spec) -> str:
 
 
 def _heaviest(spec: Spec) -> str:
-    return max(spec.search.optimizers(), key=lambda name: (spec.rule(name).solo, len(spec.rule(name).buffers)))
+    return max(
+        spec.search.optimizers(), key=lambda name: (spec.optimizer_facts(name).solo, len(rule_of(spec, name).buffers))
+    )
 
 
 def _lanes(spec: Spec) -> list[Lane]:

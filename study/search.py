@@ -24,7 +24,7 @@ from study.cluster import ray
 from study.cluster.ray import Cluster
 from study.errors import Halted, Interrupted, SpecError, StorageError, UsageError
 from study.results import mirror
-from study.spec.model import Spec, check, read
+from study.spec import Spec, check, read
 from study.usercode import bundle
 from trainables import data
 from trainables import storage as files
@@ -207,8 +207,8 @@ def resume(
 def _resume(folder: Path, more: int, address: str | None, wait: float, command: str, show: Show) -> Outcome:
     """As `resume`, in a folder of this machine."""
     from study.confirm import FOLDER
+    from study.results.ownership import held
     from study.results.provenance import read_provenance
-    from study.results.recovery import held
     from study.spec.compare import fixed_settings
 
     file = folder / "spec.toml"
@@ -436,7 +436,7 @@ def session(spec: Spec, folder: Path, data_folder: Path, on: Cluster, command: s
     """
     from study import confirm
     from study.results import provenance
-    from study.results.recovery import held
+    from study.results.ownership import held
 
     packed = _packed(spec, on)  # what is open stays so in the folder: another session may have other GPUs
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainables import data, models
+from trainables import catalogue, data, models
 from trainables.config import Budget
 from trainables.data import Data
 from trainables.engines import eager
@@ -36,12 +36,12 @@ def small(name: str) -> Data:
 
 def builder(family: str) -> Builder:
     name, arguments = FAMILIES[family]
-    facts = data.CATALOGUE[name]
+    facts = catalogue.CATALOGUE[name]
     return partial(models.build, family, facts.in_shape, facts.out_features, **arguments)
 
 
 def made(family: str, batch_size: int, stack: Stack, engine: str = "eager") -> eager.Engine:
-    facts = data.CATALOGUE[FAMILIES[family][0]]
+    facts = catalogue.CATALOGUE[FAMILIES[family][0]]
     return eager.choose(builder(family), facts.in_shape, facts.task, batch_size, stack, None, engine)
 
 

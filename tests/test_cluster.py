@@ -24,10 +24,11 @@ from optuna.storages.journal import JournalFileBackend
 
 import analysis
 from study import search
+from study.build import builder
 from study.cluster import packing
 from study.cluster import ray as cluster
 from study.progress import status
-from study.spec.model import check
+from study.spec import check
 from tests.nodes import Nodes, why_not
 from tests.processes import held, invoked
 from tests.test_cli import study
@@ -261,7 +262,7 @@ def listening() -> set[str]:
 LISTENING = """
 import time
 from study.cluster import ray
-from study.spec.model import read
+from study.spec import read
 from tests.test_cluster import listening
 before = listening()
 with ray.connected(read("quick"), None):
@@ -346,7 +347,7 @@ def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: py
     results = analysis.load(tmp_path / "both")
     trials, on_gpu = results.trials, results.trials["gpus"].str.len() == 1
     sizes, workload = trials[["width", "depth", "batch_size"]].to_numpy().tolist(), spec.workload
-    small = [packing.small(workload.builder(w, d), workload.facts.in_shape, size) for w, d, size in sizes]
+    small = [packing.small(builder(spec, w, d), workload.facts.in_shape, size) for w, d, size in sizes]
     assert [not given for given in on_gpu] == small
     assert 0 < on_gpu.sum() < 8
     for mine, theirs in zip(numbers(tmp_path / "both"), numbers(tmp_path / "alike"), strict=True):

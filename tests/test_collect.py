@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from analysis import results
 from study.results import provenance, writer
 from study.results.writer import Table
+from study.spec import check
 from study.spec.compare import fixed_settings
-from study.spec.model import check
 from tests.conftest import lane_row
 from tests.test_spec import changed
 from trainables import storage

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from trainables import data
-from trainables.data import CATALOGUE, DataError
+from trainables.catalogue import CATALOGUE
+from trainables.errors import DataError
 
 LOCAL = ["cubic", "linear", "digits", "quadratic"]
 

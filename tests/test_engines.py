@@ -13,13 +13,14 @@ from torch import nn
 
 from tests.solo import CPU, FAMILIES, TRAINING, builder, difference, fresh, made, small, solo, trained
 from trainables import models
+from trainables.catalogue import SOLO
 from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import CATALOGUE, Split
 from trainables.engines import compiled, eager
 from trainables.lanes import train as lanes
 from trainables.lanes.stack import Batches, Lane, Stack, batch_order, grid, initialise
-from trainables.rules import RULES, SOLO, named
+from trainables.rules import RULES, named
 
 SIZES = (1, 32, TRAINING)
 
@@ -210,7 +211,7 @@ def test_an_unstackable_setting_is_named() -> None:
     "name", [pytest.param(each, marks=pytest.mark.long) if each == "LBFGS" else each for each in SOLO]
 )
 def test_any_other_torch_optimizer_runs_lane_by_lane_and_resumes(name: str) -> None:
-    configurations = grid(*SOLO[name], 2, [0, 1])
+    configurations = grid(*named(name).rates, 2, [0, 1])
     workload = small("cubic")
 
     def fresh() -> Stack:

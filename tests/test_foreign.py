@@ -20,7 +20,7 @@ import torch
 
 import analysis
 from study.errors import SpecError
-from study.spec.model import check, read
+from study.spec import check, read
 from study.usercode import bundle
 from tests import brought
 from tests.nodes import Nodes, why_not

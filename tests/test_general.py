@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from study.errors import SpecError
-from study.spec.model import check
+from study.spec import check
 from trainables import data, models
 from trainables.config import Budget
 from trainables.criterion import Criterion

@@ -20,14 +20,12 @@ from hypothesis import strategies as st
 import analysis
 from study.cli import main
 from study.errors import SpecError
-from study.spec import init
-from study.spec import model as spec
+from study.spec import check, init, read
+from study.spec.model import SAMPLERS, SCHEDULERS
 from tests import brought
-from tests.test_cli import HEAVY
 from tests.test_readme import commands
-from trainables.data import CATALOGUE
-from trainables.models import FAMILIES
-from trainables.rules import RULES, SOLO
+from tests.test_startup import LIBRARIES
+from trainables.catalogue import CATALOGUE, FAMILIES, RULES, SOLO
 
 OFFERED = [(data, model) for data in CATALOGUE for model in init.offered(data)]
 ALL = (*RULES, *SOLO)
@@ -45,17 +43,17 @@ def run(*arguments: str, typed: str | None = None) -> Result:
 
 def written(file: str | Path) -> init.Answers:
     """The answers as the written spec holds them."""
-    read = spec.read(file)
-    budget = read.budget
+    found = read(file)
+    budget = found.budget
     assert budget.epochs
     return init.Answers(
-        read.workload.data,
-        read.workload.model,
-        tuple(read.search.optimizers()),
+        found.workload.data,
+        found.workload.model,
+        tuple(found.search.optimizers()),
         budget.trials,
         budget.epochs,
-        read.lanes.seeds,
-        read.name,
+        found.lanes.seeds,
+        found.name,
     )
 
 
@@ -84,12 +82,12 @@ def test_a_comment_of_one_line_stands_over_every_key(data: str, model: str) -> N
 @pytest.mark.parametrize(("data", "model"), OFFERED)
 def test_the_target_that_is_written_as_a_comment_is_valid(data: str, model: str) -> None:
     text = init.render(init.Answers(data=data, model=model))
-    assert spec.check(tomllib.loads(text.replace("# target", "target"))).workload.target
+    assert check(tomllib.loads(text.replace("# target", "target"))).workload.target
 
 
 def test_lists_of_what_is_valid_are_whole() -> None:
     text = init.render(init.Answers())
-    known = (*CATALOGUE, *FAMILIES, *ALL, *spec.SAMPLERS, *spec.SCHEDULERS)
+    known = (*CATALOGUE, *FAMILIES, *ALL, *SAMPLERS, *SCHEDULERS)
     comments = " ".join(line for line in text.splitlines() if line.startswith("#"))
     assert set(known) <= set(re.findall(r"[\w-]+", comments))
     helped = re.findall(r"[\w-]+", run("--help").stdout)
@@ -100,7 +98,7 @@ def test_without_a_terminal_it_takes_the_defaults(folder: Path) -> None:
     found = run(typed="cubic\n")
     assert found.exit_code == 0
     assert found.stdout == (
-        "study.toml is a valid spec; look it over, and then:\n  study check study.toml\n  study run study.toml\n"
+        "study.toml is a valid spec; edit it as you like, then run:\n  study check study.toml\n  study run study.toml\n"
     )
     assert written("study.toml") == init.Answers()
 
@@ -238,7 +236,7 @@ def test_what_is_there_is_refused_before_a_question_and_stays(there: str, folder
     assert found.stdout == ""
     assert found.stderr == (
         "study: study.toml: 1 mistake\n"
-        "  is there already and is never written over; give another name, as in `study init other.toml`\n"
+        "  exists and is not overwritten; give another name, as in `study init other.toml`\n"
     )
     assert list(folder.iterdir()) == [file]
     assert there != "a file" or file.read_text() == "precious"
@@ -254,7 +252,7 @@ def test_a_file_that_appears_meanwhile_stays(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(init, "render", slow)
     found = run()
     assert found.exit_code == 2
-    assert "study.toml: 1 mistake\n  is there already" in found.stderr
+    assert "study.toml: 1 mistake\n  exists and is not" in found.stderr
     assert file.read_text() == "precious"
 
 
@@ -272,7 +270,7 @@ BAD = {
     "a name of two lines": (["--name", 'a"\n[b]'], "must match pattern"),
     "no trials": (["--trials", "0"], "Invalid value for '--trials': 0 is not in the range x>=1"),
     "epochs in words": (["--epochs", "few"], "Invalid value for '--epochs': 'few' is not a valid integer"),
-    "a folder that is not there": (["no/study.toml"], "cannot be written: there is no folder no; make it first"),
+    "a folder that is not there": (["no/study.toml"], "cannot be written: there is no folder no; create it first"),
     "a name too long for a file": ([f"{'n' * 300}.toml"], "File name too long"),
 }
 
@@ -370,7 +368,7 @@ def test_where_no_spec_begins_so_the_shell_looks_for_files(incomplete: str, fold
 
 def test_every_shipped_name_that_is_completed_can_be_read(folder: Path) -> None:
     for item in completed("run", ""):
-        assert spec.read(item.value)
+        assert read(item.value)
 
 
 def test_bash_asks_and_nothing_heavy_is_imported(tmp_path: Path) -> None:
@@ -380,7 +378,7 @@ from study.cli import main
 try:
     main(prog_name="study")
 finally:
-    print("HEAVY", [name for name in {HEAVY} if name in sys.modules])
+    print("HEAVY", [name for name in {LIBRARIES} if name in sys.modules])
 """
     asked = {"_STUDY_COMPLETE": "bash_complete", "COMP_WORDS": "study run dig", "COMP_CWORD": "2"}
     found = subprocess.run(

@@ -27,7 +27,7 @@ import analysis
 from study.cli import main
 from study.cluster.manifest import MACHINES, Kind, label, render
 from study.errors import UsageError
-from study.spec.model import Spec, check
+from study.spec import Spec, check
 from tests.test_spec import changed
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

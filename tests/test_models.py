@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from trainables import models
-from trainables.models import ModelError
+from trainables import catalogue, models
+from trainables.errors import ModelError
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 4), st.integers(0, 4))
@@ -37,7 +37,7 @@ def test_the_reports_networks_are_points_of_the_space() -> None:
     assert channels(cnn) == [4, 8]
     assert widths(cnn) == [32, 16, 10]
     assert next(layer.in_features for layer in cnn if isinstance(layer, nn.Linear)) == 8 * 4 * 4
-    assert models.cnn_sizes((1, 28, 28), depth=2) == [(28, 28), (12, 12), (4, 4)]
+    assert catalogue.cnn_sizes((1, 28, 28), depth=2) == [(28, 28), (12, 12), (4, 4)]
     assert widths(models.linear((10,), 1)) == [1]
 
 
@@ -58,7 +58,7 @@ def test_a_cnn_fits_or_says_why(c: int, height: int, width: int, depth: int, ker
         assert network(torch.zeros(2, *shape)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", catalogue.FAMILIES)
 def test_activations_are_counted_layer_by_layer(family: str) -> None:
     in_shape, outputs = ((100,), 100) if family == "quadratic" else ((1, 8, 8), 10)
     network = models.build(family, in_shape, outputs, width=4, depth=1)

@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from study.search import planned_trials
-from study.spec.model import Spec, check
+from study.spec import Spec, check
 from study.tuning.searcher import TruthfulSearch, directions, outcome
 from study.tuning.space import Space
 from tests.test_spec import changed

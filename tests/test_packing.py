@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from study.cluster import packing
 from study.cluster.ray import Cluster, fitting
 from study.errors import ClusterError, SpecError
-from study.spec.model import SHARING, Resources, Spec, check
+from study.spec import Spec, check
+from study.spec.model import SHARING, Resources
 from study.tuning.space import Space
 from tests.test_spec import changed
 from trainables import models

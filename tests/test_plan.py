@@ -8,7 +8,7 @@ import pytest
 from study import plan
 from study.progress import status
 from study.results.provenance import write_provenance
-from study.spec.model import check
+from study.spec import check
 from tests.test_spec import changed
 from trainables.storage import write_text
 
@@ -48,7 +48,7 @@ def test_the_status_of_a_study_that_has_just_begun(tmp_path: Path) -> None:
     write_text(tmp_path / "spec.toml", spec.to_toml())
     write_provenance(tmp_path, spec, [{"command": "", "started": "", "ended": None}], finished=False)
     assert status.status(tmp_path).splitlines() == [
-        f"good: interrupted; `study resume {tmp_path}` goes on",
+        f"good: interrupted; `study resume {tmp_path}` continues it",
         "  trials  0 of 4: none ended yet",
         "  lanes   0, 0 diverged",
         "  cost    0 CPU-hours",

@@ -12,7 +12,7 @@ import torch
 from analysis.results import PREDICTIONS, load
 from study.errors import SpecError
 from study.results.writer import Course, Table
-from study.spec.model import check
+from study.spec import check
 from tests.conftest import trial_row, write_spec, write_tables
 from tests.test_spec import changed
 from trainables import data, models

@@ -22,7 +22,8 @@ from study.cluster import ray as cluster
 from study.cluster.nodes import Node
 from study.cluster.ray import Cluster
 from study.errors import ClusterError
-from study.spec.model import Resources, Spec, check
+from study.spec import Spec, check
+from study.spec.model import Resources
 from tests.test_spec import changed
 
 HERE = {package: importlib.metadata.version(package) for package in preflight.PACKAGES}

@@ -15,7 +15,7 @@ from rich.console import Console
 from study.progress.display import ProgressDisplay, Show
 from study.progress.status import best_line, describe, duration
 from study.results.recovery import State
-from study.spec.model import check
+from study.spec import check
 from tests.conftest import lane_row, trial_row, write_study
 from tests.test_spec import changed
 

@@ -12,7 +12,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 from scipy import stats
 
-from study.spec.model import Spec, check
+from study.spec import Spec, check
 from study.tuning.schedulers import Halving, scheduler
 from study.tuning.searcher import TruthfulSearch
 from study.tuning.space import Design, Space, settings

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from study.spec.model import read
+from study.spec import read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

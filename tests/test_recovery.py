@@ -19,10 +19,11 @@ from optuna.trial import TrialState
 from analysis import results
 from study.errors import StorageError
 from study.results import recovery
-from study.results.recovery import State, held, holder, is_held, reconcile, repair_files
+from study.results.ownership import held, holder, is_held
+from study.results.recovery import State, reconcile, repair_files
 from study.results.writer import Collector
 from study.search import open_storage
-from study.spec.model import check
+from study.spec import check
 from study.tuning.searcher import TruthfulSearch
 from study.tuning.space import Space
 from tests.test_spec import changed

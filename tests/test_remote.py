@@ -32,7 +32,7 @@ from study.cli import main
 from study.errors import Halted, StorageError
 from study.progress import status
 from study.results import mirror
-from study.spec.model import check
+from study.spec import check
 from study.tuning import storage as database
 from tests.conftest import write_study
 from tests.processes import STUDY, held, said, started
@@ -130,7 +130,7 @@ def test_a_study_at_a_uri_is_killed_and_goes_on_from_another_machine(
         kill(running)
     shutil.rmtree(cache_folder(uri, "spool"))
     before = ended(uri)
-    assert f"interrupted; `study resume {uri}` goes on" in status.status(uri)
+    assert f"interrupted; `study resume {uri}` continues it" in status.status(uri)
     assert started(tmp_path, "resume", uri).wait(280) == 0, said(tmp_path)
     assert f"good: {before} of {TRIALS} trials have ended" in said(tmp_path)
     pd.testing.assert_frame_equal(lanes(uri), undisturbed, check_exact=True)

@@ -36,7 +36,7 @@ from analysis.reproduction.page import run_of
 from analysis.statistics import Interval
 from study import search
 from study.errors import UsageError
-from study.spec.model import SHIPPED, Spec, read
+from study.spec import SHIPPED, Spec, read
 from study.verify import reproduce
 from tests.conftest import curve_row
 from tests.processes import invoked, said, started

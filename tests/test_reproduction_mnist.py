@@ -17,7 +17,7 @@ import analysis
 from analysis.reproduction import inference, mnist, sizes
 from analysis.reproduction.claims import Section, judge, printed, section
 from study import search
-from study.spec.model import read
+from study.spec import read
 from study.tuning.space import Space
 from study.verify import reproduce
 from study.verify.reproduce import Plan, Runner, run_mnist

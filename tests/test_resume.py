@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 import analysis
 from study.search import open_storage
-from study.spec.model import read
+from study.spec import read
 from tests.processes import said, started, workers
 from tests.test_spec import changed
 

@@ -31,8 +31,9 @@ from study.errors import ClusterError, Halted, SpecError, StorageError, UsageErr
 from study.progress import status as watch
 from study.results import provenance
 from study.search import Outcome
+from study.spec import check
 from study.spec.compare import fixed_settings
-from study.spec.model import Confirm, check
+from study.spec.model import Confirm
 from study.tuning import importance
 from tests.test_spec import changed
 from trainables import storage as files

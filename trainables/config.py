@@ -119,7 +119,7 @@ class TrialConfig(Recording):
         optimizer: an update rule, a class of `torch.optim`, or the import path of the user's.
         batch_size: examples per update.
         width, depth: of the network; the linear and the quadratic model have none.
-        data: one of `trainables.data.CATALOGUE`, or the import path of a user's data set.
+        data: one of `trainables.catalogue.CATALOGUE`, or the import path of a user's data set.
         model: model family, the trainable's first if not given; or the import path of a user's model.
         model_args: the model's own arguments.
         settings: of the optimizer, name -> value, where they differ from its defaults.

@@ -7,68 +7,25 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainables import deepobs
+from trainables.catalogue import CATALOGUE as CATALOGUE
+from trainables.catalogue import Facts as Facts
+from trainables.catalogue import Task as Task
+from trainables.errors import DataError as DataError
+from trainables.storage import data_folder as data_folder
 from trainables.usercode.importing import EXPECTED, ForeignError, called, imported, is_foreign
 
 CPU = torch.device("cpu")
-Task = Literal["regression", "classification"]
-
-
-class DataError(RuntimeError):
-    """Data that cannot be had; the message says what was tried and what to do."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a data set before it is loaded.
-
-    Attributes:
-        task: regression or classification.
-        in_shape: shape of one example's inputs.
-        out_features: outputs of a model: numbers to be predicted, or classes.
-        train, validation, test: examples in each split.
-        about: one line for people.
-    """
-
-    task: Task
-    in_shape: tuple[int, ...]
-    out_features: int
-    train: int
-    validation: int
-    test: int
-    about: str
-
-
-CATALOGUE: dict[str, Facts] = {
-    "cubic": Facts("regression", (2,), 1, 10_000, 2_000, 2_000, "y = x1^2 + 14 x2^3, x1 ~ N(-3, 1), x2 ~ N(10, 1)"),
-    "linear": Facts("regression", (10,), 1, 100, 100, 100, "scikit-learn's make_regression, 3 informative of 10"),
-    "digits": Facts("classification", (1, 8, 8), 10, 1_077, 360, 360, "scikit-learn's handwritten digits, 8x8"),
-    "mnist": Facts("classification", (1, 28, 28), 10, 60_000, 5_000, 5_000, "handwritten digits, 28x28"),
-    "fashion-mnist": Facts("classification", (1, 28, 28), 10, 60_000, 5_000, 5_000, "clothes, 28x28"),
-    "kmnist": Facts("classification", (1, 28, 28), 10, 60_000, 5_000, 5_000, "cursive Japanese, 28x28"),
-    "cifar10": Facts("classification", (3, 32, 32), 10, 50_000, 5_000, 5_000, "colour photographs, 32x32"),
-    "quadratic": Facts(
-        "regression",
-        (deepobs.DIMENSIONS,),
-        deepobs.DIMENSIONS,
-        deepobs.TRAIN,
-        deepobs.TEST,
-        deepobs.TEST,
-        "DeepOBS's quadratic problem in 100 dimensions; validation and test are the same points",
-    ),
-}
-
 # torchvision's class, and the folder and files that it looks for under the data folder.
 _TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw"),
@@ -109,7 +66,7 @@ class Data:
     """A data set in its three splits. Validation chooses; test is looked at once, at the end.
 
     Attributes:
-        name: one of `CATALOGUE`, or an import path.
+        name: one of `catalogue.CATALOGUE`, or an import path.
         task: regression or classification.
         train, validation, test: the splits.
         mean, std: by which the inputs were standardised, one number per column or channel; none if they were not.
@@ -136,15 +93,6 @@ class Data:
         return tuple(self.train.inputs.shape[1:])
 
 
-def data_folder() -> Path:
-    """The folder for downloaded data: STUDY_DATA, or `data` in the user's cache folder. Always absolute."""
-    if configured := os.environ.get("STUDY_DATA"):
-        return Path(configured).expanduser().absolute()
-    import platformdirs
-
-    return platformdirs.user_cache_path("optimizer-study") / "data"
-
-
 def load(
     name: str,
     folder: Path | None = None,
@@ -158,7 +106,7 @@ def load(
     """Load a data set; a second call in the same process answers from memory.
 
     Args:
-        name: one of `CATALOGUE`, or the import path of a user's data set (`trainables.usercode.importing`).
+        name: one of `catalogue.CATALOGUE`, or the import path of a user's data set (`trainables.usercode.importing`).
         folder: where downloaded data lie; `data_folder()` if not given.
         standardize: subtract the training split's mean and divide by its standard deviation: inputs per column, or per
             channel of an image; a regression's targets too, so that its loss is in variances of y.

@@ -17,14 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables import deepobs
+from trainables.catalogue import FAMILIES, cnn_sizes, mlp_widths
+from trainables.errors import ModelError as ModelError
 from trainables.usercode.importing import ForeignError, called, is_foreign
 
-FAMILIES = ("linear", "mlp", "cnn", "quadratic")
 CNN_HEAD = (32, 16)
-
-
-class ModelError(ValueError):
-    """A network that cannot be built; the message says which layer does not fit."""
 
 
 class Shift(nn.Module):
@@ -61,23 +58,6 @@ class Fixed(nn.Module):
         return F.linear(x, self.matrix.to(x))
 
 
-def conv_output_size(size: int, kernel: int, *, stride: int = 1, padding: int = 0) -> int:
-    """Height, or width, that a convolution or pooling leaves: floor((size - kernel + 2 padding) / stride) + 1.
-
-    Args:
-        size: height, or width, before, in pixels.
-        kernel: height, or width, of the filter, in pixels.
-        stride: pixels from one place of the filter to the next.
-        padding: pixels added on either side.
-
-    Raises:
-        ModelError: if the filter does not fit into the padded image.
-    """
-    if size + 2 * padding < kernel:
-        raise ModelError(f"a {kernel}x{kernel} filter does not fit into {size}x{size} with padding {padding}")
-    return (size - kernel + 2 * padding) // stride + 1
-
-
 def linear(in_shape: tuple[int, ...], out_features: int) -> nn.Sequential:
     """A linear model of the flattened inputs."""
     return mlp(in_shape, out_features, width=0, depth=0)
@@ -103,11 +83,10 @@ def mlp(
     Raises:
         ModelError: if halving leaves a layer without units.
     """
-    widths = [width >> layer if shape == "halving" else width for layer in range(depth)]
-    if 0 in widths:
-        raise ModelError(f"width {width} halves to nothing at layer {widths.index(0) + 1} of {depth}")
     layers: list[nn.Module] = [nn.Flatten()] if len(in_shape) > 1 else []
-    return nn.Sequential(*layers, *_dense([int(torch.Size(in_shape).numel()), *widths, out_features]))
+    return nn.Sequential(
+        *layers, *_dense([int(torch.Size(in_shape).numel()), *mlp_widths(width, depth, shape), out_features])
+    )
 
 
 def cnn(
@@ -133,26 +112,6 @@ def cnn(
         layers += [nn.Conv2d(before, after, kernel, padding=padding), nn.ReLU(), nn.MaxPool2d(2)]
     height, breadth = sizes[-1]
     return nn.Sequential(*layers, nn.Flatten(), *_dense([channels[-1] * height * breadth, *CNN_HEAD, out_features]))
-
-
-def cnn_sizes(in_shape: tuple[int, ...], *, depth: int, kernel: int = 5, padding: int = 0) -> list[tuple[int, int]]:
-    """Heights and widths of the image before the first and after each (convolution, pooling) of a CNN.
-
-    Raises:
-        ModelError: if the inputs are not images, or too small for the depth.
-    """
-    if len(in_shape) != 3:
-        raise ModelError(f"a CNN needs images (channels, height, width), these inputs have shape {in_shape}")
-    sizes = [(in_shape[1], in_shape[2])]
-    for layer in range(depth):
-        try:
-            after = [conv_output_size(size, kernel, padding=padding) for size in sizes[-1]]
-            height, breadth = (conv_output_size(size, 2, stride=2) for size in after)
-        except ModelError as error:
-            trace = " -> ".join(f"{h}x{w}" for h, w in sizes)
-            raise ModelError(f"convolution {layer + 1} of {depth} does not fit: {trace}, and {error}") from error
-        sizes.append((height, breadth))
-    return sizes
 
 
 def quadratic(in_shape: tuple[int, ...], out_features: int) -> nn.Sequential:

@@ -21,6 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables import catalogue
+from trainables.catalogue import (
+    OPTIMIZERS,
+    SOLO_RATES,
+    OptimizerFacts,
+    class_refuses,
+    class_settings,
+    rule_refuses,
+)
 from trainables.usercode.importing import EXPECTED, ForeignError, imported, is_foreign
 
 Number: TypeAlias = "float | Tensor"
@@ -29,10 +38,6 @@ Numbers = Mapping[str, Number]
 UnitUpdate = Callable[[Tensor, Tensor, State, Numbers, Numbers], Tensor]
 # (U, 1) numbers of updates from 1, settings as floats or (L,) arrays -> columns, (U, 1) or (U, L)
 Columns = Callable[[np.ndarray, Mapping[str, Any]], dict[str, np.ndarray]]
-
-
-# Settings that say which share of the past is kept.
-_SHARES = ("momentum", "beta1", "beta2", "alpha", "rho")
 
 
 def _no_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -68,26 +73,14 @@ class Rule:
         """The state before the first update."""
         return {name: torch.zeros_like(parameters) for name in self.buffers}
 
-    def adjustable(self) -> dict[str, float]:
-        """The settings that can be changed, with their usual values: one number each."""
-        if not self.solo or self.torch_class is None:
-            return dict(self.settings)
-        arguments = inspect.signature(self.torch_class).parameters.items()
-        numbers = {name: each.default for name, each in arguments if isinstance(each.default, int | float)}
-        return {name: value for name, value in numbers.items() if name != "lr" and not isinstance(value, bool)}
+    @property
+    def facts(self) -> OptimizerFacts:
+        """Properties that a spec is checked by."""
+        return OptimizerFacts(self.rates, class_settings(self.torch_class) if self.solo else self.settings, self.solo)
 
-    def refused(self, name: str, value: float) -> str | None:
-        """Why a setting cannot have a value, or None if it can."""
-        if not self.solo:
-            if name in _SHARES:
-                return None if 0 <= value < 1 else f"{value:g} is not a share; valid: from 0, below 1"
-            return None if value >= 0 else f"{value:g} is below 0"
-        try:
-            make: Any = self.torch_class
-            make([nn.Parameter(torch.zeros(1, 1))], **{name: value})
-        except (ValueError, TypeError) as error:
-            return str(error)
-        return None
+    def refused(self, setting: str, value: float) -> str | None:
+        """Why a setting cannot have a value; None if it can."""
+        return class_refuses(self.torch_class, setting, value) if self.solo else rule_refuses(setting, value)
 
     def coefficients(self, first: int, last: int, settings: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
         """The coefficients of updates `first` to `last`, from 1, both included.
@@ -311,30 +304,31 @@ def _rectification(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]
     return {**_bias_of_mean(n, s), "rectified": rectified, "plain": np.where(length > 5, 0.0, 1.0)}
 
 
-_ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-_NADAM = {**_ADAM, "momentum_decay": 4e-3}
-_ADADELTA = {"rho": 0.9, "eps": 1e-6}
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-RULES: dict[str, Rule] = {
-    rule.name: rule
-    for rule in (
-        # Plain steepest descent has two names: the textbook one and that of torch.optim.
-        Rule("gradient-descent", _gradient, torch.optim.SGD, (1e-4, 1.0)),
-        Rule("sgd", _gradient, torch.optim.SGD, (1e-4, 1.0)),
-        Rule("momentum", _momentum, torch.optim.SGD, (1e-5, 0.1), ("momentum_buffer",), {"momentum": 0.9}),
-        Rule("nesterov", _nesterov, torch.optim.SGD, (1e-5, 0.1), ("momentum_buffer",), {"momentum": 0.9}),
-        Rule("adagrad", _adagrad, torch.optim.Adagrad, (1e-3, 1.0), ("sum",), {"eps": 1e-10}),
-        Rule("rmsprop", _rmsprop, torch.optim.RMSprop, (1e-5, 0.1), ("square_avg",), {"alpha": 0.99, "eps": 1e-8}),
-        Rule("adadelta", _adadelta, torch.optim.Adadelta, (1e-2, 10.0), ("square_avg", "acc_delta"), _ADADELTA),
-        Rule("adam", _adam, torch.optim.Adam, (1e-5, 0.1), _MOMENTS, _ADAM, _bias),
-        Rule("adamw", _adamw, torch.optim.AdamW, (1e-5, 0.1), _MOMENTS, {**_ADAM, "weight_decay": 0.01}, _bias),
-        Rule("amsgrad", _amsgrad, torch.optim.Adam, (1e-5, 0.1), (*_MOMENTS, "max_exp_avg_sq"), _ADAM, _bias),
-        Rule("adamax", _adamax, torch.optim.Adamax, (1e-5, 0.1), ("exp_avg", "exp_inf"), _ADAM, _bias_of_mean),
-        Rule("nadam", _nadam, torch.optim.NAdam, (1e-5, 0.1), _MOMENTS, _NADAM, _warming),
-        Rule("radam", _radam, torch.optim.RAdam, (1e-5, 0.1), _MOMENTS, _ADAM, _rectification),
-    )
+# Name -> update, the torch.optim class that computes the same, buffers, coefficients.
+_UPDATES: dict[str, tuple[UnitUpdate, type[torch.optim.Optimizer], tuple[str, ...], Columns]] = {
+    "gradient-descent": (_gradient, torch.optim.SGD, (), _no_columns),
+    "sgd": (_gradient, torch.optim.SGD, (), _no_columns),
+    "momentum": (_momentum, torch.optim.SGD, ("momentum_buffer",), _no_columns),
+    "nesterov": (_nesterov, torch.optim.SGD, ("momentum_buffer",), _no_columns),
+    "adagrad": (_adagrad, torch.optim.Adagrad, ("sum",), _no_columns),
+    "rmsprop": (_rmsprop, torch.optim.RMSprop, ("square_avg",), _no_columns),
+    "adadelta": (_adadelta, torch.optim.Adadelta, ("square_avg", "acc_delta"), _no_columns),
+    "adam": (_adam, torch.optim.Adam, _MOMENTS, _bias),
+    "adamw": (_adamw, torch.optim.AdamW, _MOMENTS, _bias),
+    "amsgrad": (_amsgrad, torch.optim.Adam, (*_MOMENTS, "max_exp_avg_sq"), _bias),
+    "adamax": (_adamax, torch.optim.Adamax, ("exp_avg", "exp_inf"), _bias_of_mean),
+    "nadam": (_nadam, torch.optim.NAdam, _MOMENTS, _warming),
+    "radam": (_radam, torch.optim.RAdam, _MOMENTS, _rectification),
 }
+
+
+def _shipped(name: str) -> Rule:
+    facts, (update, torch_class, buffers, columns) = OPTIMIZERS[name], _UPDATES[name]
+    return Rule(name, update, torch_class, facts.rates, buffers, facts.settings, columns)
+
+
+RULES: dict[str, Rule] = {name: _shipped(name) for name in catalogue.RULES}
 
 
 def named(name: str, code: str = "") -> Rule:
@@ -360,19 +354,6 @@ def named(name: str, code: str = "") -> Rule:
             return Rule(name, _gradient, found, SOLO_RATES, solo=True)
         kind = found.__name__ if isinstance(found, type) else type(found).__name__
         raise ForeignError(f"{name}: is {kind}; expected {EXPECTED['optimizer']}")
-    if name not in SOLO:
-        raise KeyError(f"no optimizer is called {name!r}; there are {', '.join((*RULES, *SOLO))}")
-    return Rule(name, _gradient, getattr(torch.optim, name), SOLO[name], solo=True)
-
-
-SOLO_RATES = (1e-4, 1e-1)
-# What no rule covers, with default ranges. SparseAdam is for sparse gradients, which no network here has.
-SOLO: dict[str, tuple[float, float]] = {
-    name: {"LBFGS": (1e-2, 1.0), "Rprop": (1e-5, 0.1), "Muon": (1e-4, 0.1)}.get(name, SOLO_RATES)
-    for name, kind in vars(torch.optim).items()
-    if isinstance(kind, type)
-    and issubclass(kind, torch.optim.Optimizer)
-    and kind is not torch.optim.Optimizer
-    and name != "SparseAdam"
-    and kind not in {rule.torch_class for rule in RULES.values()}
-}
+    if name not in OPTIMIZERS:
+        raise KeyError(f"no optimizer is called {name!r}; there are {', '.join(OPTIMIZERS)}")
+    return Rule(name, _gradient, getattr(torch.optim, name), OPTIMIZERS[name].rates, solo=True)

@@ -26,6 +26,15 @@ _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([A-Za-z0-9/._~!$&'()*+
 _SLIP = re.compile(rf"({'|'.join(SCHEMES)}):")
 
 
+def data_folder() -> Path:
+    """The folder for downloaded data: STUDY_DATA, or `data` in the user's cache folder. Always absolute."""
+    if configured := os.environ.get("STUDY_DATA"):
+        return Path(configured).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_cache_path("optimizer-study") / "data"
+
+
 def place(given: str | Path) -> Path | str:
     """A results folder as a path, or the URI of one as text.
 

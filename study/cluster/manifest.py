@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jinja2
 
 from study.errors import UsageError
-from study.spec.model import SHIPPED, Spec
+from study.spec import SHIPPED, Spec
 
 Kind = Literal["slurm", "kuberay", "ray-up"]
 # Options that mean something to one kind only.

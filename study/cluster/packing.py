@@ -6,9 +6,11 @@ import math
 
 import torch
 
+from study.build import builder, rule
 from study.cluster.ray import Cluster
 from study.errors import ClusterError
-from study.spec.model import SHARING, Spec
+from study.spec import Spec
+from study.spec.model import SHARING
 from trainables import models
 from trainables.engines import eager
 from trainables.lanes.stack import Builder, Stack, grid
@@ -35,7 +37,7 @@ def resolved(spec: Spec, on: Cluster) -> Spec:
         )
         raise ClusterError("resources.gpus_per_trial", [told])
     largest: float = max(needs(spec, *corner) for corner in spec.corners())
-    if any(spec.rule(name).solo for name in spec.search.optimizers()):
+    if any(spec.optimizer_facts(name).solo for name in spec.search.optimizers()):
         largest = memory  # nobody knows what such an optimizer keeps (LBFGS some hundred gradients): one of its own
     return spec.model_copy(
         update={"resources": spec.resources.model_copy(update={"gpus_per_trial": share(largest, memory)})}
@@ -67,11 +69,11 @@ def small(build: Builder, in_shape: tuple[int, ...], batch_size: int) -> bool:
 def needs(spec: Spec, batch_size: int, width: int, depth: int) -> int:
     """Bytes of a GPU that a trial of a cell takes with all its lanes at once, its data and its process included."""
     workload, facts = spec.workload, spec.workload.facts
-    build = workload.builder(width, depth)
-    heaviest = max(spec.search.optimizers(), key=lambda name: len(spec.rule(name).buffers))
+    build = builder(spec, width, depth)
+    heaviest = max(spec.search.optimizers(), key=lambda name: len(rule(spec, name).buffers))
     # On the device "meta" tensors take no memory, and blocks are as large as on a GPU.
     lanes = grid(*spec.rates(heaviest), spec.lane_seeds())
-    stack = Stack.build(build, lanes, spec.rule(heaviest), getattr(torch, workload.dtype), torch.device("meta"))
+    stack = Stack.build(build, lanes, rule(spec, heaviest), getattr(torch, workload.dtype), torch.device("meta"))
     kept, working = eager.lane_bytes(build(), facts.in_shape, batch_size, stack)
     examples = facts.train + facts.validation + facts.test
     numbers = examples * math.prod(facts.in_shape) * stack.parameters.element_size()

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from study.errors import ClusterError
-from study.spec.model import Resources, Spec
+from study.spec import Spec
+from study.spec.model import Resources
 
 CONNECT_SECONDS = 10.0
 # Between two looks at which nodes there are.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from study.cluster.ray import NO_TOKEN, code
 from study.errors import ClusterError, StorageError, UsageError
-from study.spec.model import Spec
+from study.spec import Spec
 from study.usercode import bundle
 from trainables import storage
 

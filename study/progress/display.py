@@ -20,7 +20,7 @@ from analysis import results
 from analysis.statistics import Interval, metric_interval
 from study.progress.status import best_line, cost, duration
 from study.results.recovery import State
-from study.spec.model import Spec
+from study.spec import Spec
 
 if TYPE_CHECKING:
     from IPython.display import DisplayHandle

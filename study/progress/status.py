@@ -15,8 +15,8 @@ import analysis.results as results
 from analysis.statistics import metric_interval
 from analysis.tables import pareto
 from study.results import mirror
-from study.results.recovery import holder, is_held
-from study.spec.model import Spec, check
+from study.results.ownership import holder, is_held
+from study.spec import Spec, check
 
 
 def status(folder: Path | str) -> str:
@@ -36,7 +36,7 @@ def status(folder: Path | str) -> str:
     elif found.provenance.get("finished"):
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:
-        state = f"interrupted; `study resume {folder}` goes on"
+        state = f"interrupted; `study resume {folder}` continues it"
     lines = [
         f"{found.name}: {state}",
         f"  trials  {_counts(found)}",

@@ -12,10 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from study.spec import Spec
 from study.spec.compare import fixed_settings
-from study.spec.model import Spec
 from trainables import storage
 
 FILE = "provenance.json"
@@ -93,6 +91,8 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor, memory and GPUs of this machine."""
+    import torch  # takes seconds, and reading a results folder does without
+
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

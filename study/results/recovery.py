@@ -1,4 +1,4 @@
-"""What makes a results folder whole again before a study goes on in it, and keeps a second run out of it.
+"""Repairs a results folder before a study is resumed in it.
 
 Optuna's storage says which trials there are and the tables what they gave; whatever was cut off between the two is put
 right here: half-written files are removed, damaged ones moved aside, trials that had ended but were not yet told are
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,74 +18,15 @@ from typing import Any
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.results import FOLDERS, TABLES, parts
-from study.errors import StorageError
-from study.results.provenance import now
 from study.results.writer import Table
 from study.tuning.searcher import STATES, values
 from study.tuning.space import Space, fair_optimizer
 from trainables import storage as files
 
 JOURNAL = "optuna.journal"
-LOCK, HOLDER = ".lock", ".holder.json"
-# Long enough for another process to look whether the lock is free, which takes it for a moment.
-LOCK_SECONDS = 1.0
-
-
-@contextmanager
-def held(folder: Path, command: str) -> Iterator[None]:
-    """Hold a results folder, so that no other run writes into it; the system lets go of it when this process dies.
-
-    Raises:
-        StorageError: if another process holds it.
-    """
-    lock = FileLock(folder / LOCK, timeout=LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StorageError(
-            str(folder),
-            [f"a study runs in it: {holder(folder) or 'by an unknown process'}; wait for it, or stop it with SIGTERM"],
-        ) from None
-    except OSError as error:
-        raise StorageError(str(folder), [f"cannot be written to: {error.strerror}"]) from error
-    try:
-        who = {"host": platform.node(), "pid": os.getpid(), "since": now(), "command": command}
-        try:
-            files.write_text(folder / HOLDER, json.dumps(who) + "\n")
-        except OSError as error:
-            told = f"cannot be written to: {error.strerror}; make space or mend that, then try again"
-            raise StorageError(str(folder), [told]) from error
-        yield
-    finally:
-        with suppress(OSError):
-            (folder / HOLDER).unlink(missing_ok=True)
-        lock.release()
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process runs a study in a results folder."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:
-        return holder(folder) is not None  # a folder that cannot be written to shows no more
-
-
-def holder(folder: Path) -> str | None:
-    """Who holds a results folder, in words."""
-    try:
-        who = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 @dataclass

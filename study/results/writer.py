@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from analysis.results import FOLDERS, TABLES, parts, regime
-from study.spec.model import Spec
+from study.spec import Spec
 from study.tuning.searcher import TruthfulSearch, outcome
 from trainables import storage
 from trainables.tune import Payload

@@ -1,4 +1,4 @@
-"""Writes a new spec: a commented TOML file from a few answers, valid before it is written."""
+"""`study init`: a new spec from a few answers, as commented TOML that is checked before it is written."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import jinja2
 import tomlkit
 
 from study.errors import SpecError, UsageError
-from study.spec.model import SAMPLERS, SCHEDULERS, check
+from study.spec.model import SAMPLERS, SCHEDULERS
+from study.spec.reading import check
 from study.usercode import bundle
-from trainables.data import CATALOGUE, Facts
-from trainables.rules import RULES, SOLO
+from trainables.catalogue import CATALOGUE, RULES, SOLO, Facts
 from trainables.usercode.importing import is_foreign
 
-# In the order in which they are asked.
+# In the order of asking.
 QUESTIONS = {
     "data": "Data set",
     "model": "Model",
@@ -33,20 +33,20 @@ QUESTIONS = {
     "seeds": "Seeds per learning rate",
     "name": "Name of the study",
 }
-# Data sets with more training examples get larger batches, and no full one: an epoch, or its one update, takes long.
+# Data sets with more training examples get larger batches and no full one, because an epoch takes long.
 _SMALL = 10_000
-# What a user's model may take of its size, tried in this order.
+# Sizes that a user's model may take; the first that it accepts is used.
 _SEARCHED = (("width", "depth"), ("width",), ("depth",), ())
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a new spec is made from; the defaults are those of small real data that need no download.
+    """What a new spec is made from; the defaults are for small real data that need no download.
 
     Attributes:
-        data: a data set of `trainables.data.CATALOGUE`, or the import path of a user's.
+        data: a data set of `trainables.catalogue.CATALOGUE`, or the import path of a user's.
         model: a model family, or the import path of a user's model.
-        optimizers: that are compared.
+        optimizers: to compare.
         trials: cells to try.
         epochs: per lane.
         seeds: per learning rate.
@@ -63,7 +63,7 @@ class Answers:
 
 
 def offered(data: str) -> tuple[str, ...]:
-    """The model families that suit a data set, the usual one first; a linear model of images is valid besides."""
+    """The model families to offer for a data set, the usual one first."""
     if data == "quadratic":
         return ("quadratic",)
     facts = _facts(data)
@@ -71,37 +71,37 @@ def offered(data: str) -> tuple[str, ...]:
 
 
 def _facts(data: str) -> Facts | None:
-    """What is known of a data set; a user's is tried for that. None if there is no such data set."""
+    """Properties of a data set, for a user's from trying it; None if there is no such data set."""
     return CATALOGUE.get(data) or bundle.inspect({"workload": {"data": data}}, Path.cwd(), {}).facts
 
 
 def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
-    """Write a spec, never over a file that is there.
+    """Write a new spec.
 
     Args:
-        file: to write.
-        given: answers that are known, by the names in `QUESTIONS`; optimizers as typed, comma separated.
-        ask: whether to ask for the others; else they take their defaults.
+        file: to write; an existing file is never overwritten.
+        given: answers by the names in `QUESTIONS`; optimizers as typed, comma separated.
+        ask: whether to ask for the others; otherwise they take their defaults.
 
     Raises:
         SpecError: if the answers make no valid spec.
-        UsageError: if the file is there already or cannot be written.
+        UsageError: if the file exists or cannot be written.
     """
-    with _told(file):  # before anybody is asked in vain
+    with _writing(file):  # before the first question
         if file.exists() or file.is_symlink():
             raise FileExistsError
         if not file.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, f"there is no folder {file.parent}; make it first")
+            raise FileNotFoundError(errno.ENOENT, f"there is no folder {file.parent}; create it first")
     default = Answers(name=re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem)[:80].strip("-._") or "study")
     text = render(_completed(given, default))
     if ask:
         text = render(_completed(_asked(given, default), default))
-    with _told(file), file.open("x", encoding="utf-8") as out:
+    with _writing(file), file.open("x", encoding="utf-8") as out:
         out.write(text)
 
 
 def render(answers: Answers) -> str:
-    """The spec that answers make, as commented TOML.
+    """The spec of some answers, as commented TOML.
 
     Raises:
         SpecError: if it is not valid.
@@ -112,7 +112,7 @@ def render(answers: Answers) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # no HTML: what comes from users goes through `toml`
+        autoescape=False,  # not HTML; the filter `toml` quotes the user's text
     )
     environment.filters["toml"] = _toml
     facts = _facts(answers.data)
@@ -134,7 +134,7 @@ def render(answers: Answers) -> str:
         try:
             check(tomllib.loads(text), "study init", Path.cwd())
         except SpecError as error:
-            # A model that takes no depth, say.
+            # For example a model that takes no depth.
             if not searched or not any("cannot be called with" in mistake for mistake in error.mistakes):
                 raise
         else:
@@ -143,12 +143,12 @@ def render(answers: Answers) -> str:
 
 
 def on_terminal() -> bool:
-    """Whether somebody is there to answer."""
+    """Whether the command runs in a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _asked(given: Mapping[str, Any], default: Answers) -> dict[str, Any]:
-    """The given answers and those to the other questions, each asked again until the spec is valid with it."""
+    """All answers; each question is repeated until the spec is valid with its answer."""
     answers = dict(given)
     for field, question in QUESTIONS.items():
         if field in answers:
@@ -175,7 +175,7 @@ def _asked(given: Mapping[str, Any], default: Answers) -> dict[str, Any]:
 
 
 def _completed(given: Mapping[str, Any], default: Answers) -> Answers:
-    """Given answers, and for the rest defaults that go with them."""
+    """The given answers, and defaults that suit them for the rest."""
     answers = replace(default, **given)
     if "data" not in given:
         suitable = _data_sets(given)
@@ -190,25 +190,25 @@ def _completed(given: Mapping[str, Any], default: Answers) -> Answers:
 
 
 def _data_sets(given: Mapping[str, Any]) -> list[str]:
-    """The data sets that suit a given model; all if none is given, or one that suits none."""
+    """The data sets that suit the given model; all if none is given, or if it suits none."""
     suitable = [name for name in CATALOGUE if given.get("model") in offered(name) or is_foreign(given.get("model", ""))]
     return suitable or list(CATALOGUE)
 
 
 def _toml(value: str | Sequence[str]) -> str:
-    """Text, or a list of it, in TOML; what is no Unicode becomes ?, which no name has."""
+    """Text, or a list of texts, as TOML; invalid Unicode becomes ?, which no name has."""
     if isinstance(value, str):
         return tomlkit.item(value.encode(errors="replace").decode()).as_string()
     return f"[{', '.join(map(_toml, value))}]"
 
 
 @contextmanager
-def _told(file: Path) -> Iterator[None]:
-    """Turn what keeps a file from being written into the user's mistake."""
+def _writing(file: Path) -> Iterator[None]:
+    """Turn errors of the file system into a `UsageError`."""
     try:
         yield
     except FileExistsError as error:
-        taken = "is there already and is never written over; give another name, as in `study init other.toml`"
+        taken = "exists and is not overwritten; give another name, as in `study init other.toml`"
         raise UsageError(str(file), [taken]) from error
     except OSError as error:
         raise UsageError(str(file), [f"cannot be written: {error.strerror}"]) from error

@@ -10,7 +10,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from study.spec.model import Spec
+from study.spec import Spec
 
 REDUCTION = 3
 BRACKETS = {"asha": 1, "hyperband": 3}

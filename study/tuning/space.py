@@ -14,7 +14,9 @@ from optuna.distributions import BaseDistribution
 from scipy.stats import qmc
 
 from study.cluster import packing
-from study.spec.model import Choice, Dimension, Range, Spec
+from study.spec import Spec
+from study.spec.dimensions import Choice, Dimension, Range
+from study.spec.model import part
 from trainables import config, models, storage
 
 Cell = dict[str, Any]
@@ -74,11 +76,11 @@ class Space:
             score=workload.score or "",
             standardize=workload.standardize,
             data_seed=seeds[0] if workload.redraw else 0,
-            augment=workload.augment.part(config.Augmentation),
+            augment=part(workload.augment, config.Augmentation),
             dtype=workload.dtype,
             rates=(rate, rate, 1) if rate else spec.rates(cell["optimizer"]),
             seeds=tuple(seeds),
-            budget=spec.budget.part(config.Budget),
+            budget=part(spec.budget, config.Budget),
             engine=lanes.engine,
             halving=lanes.halving and not rate,
             extensions=lanes.extensions,
@@ -90,7 +92,7 @@ class Space:
             share=min(1.0, resources.gpus) or 1.0,
             threads=resources.cpus_per_trial,
             checkpoint=self.checkpoint(number),
-            **vars(spec.recording.part(config.Recording)),
+            **vars(part(spec.recording, config.Recording)),
         )
         return {**asdict(trial), "replicate": replicate, "searched": searched(cell)}
 

@@ -30,10 +30,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trainables.data import CATALOGUE, Facts, data_folder
+from trainables.catalogue import CATALOGUE, OPTIMIZERS, Facts, OptimizerFacts
+from trainables.storage import data_folder
 from trainables.usercode import importing
 from trainables.usercode.importing import CODE, OURS, RECORD, digest_of, hash_of, is_foreign, recorded
-from trainables.usercode.probe import Answer, Request
+from trainables.usercode.request import Answer, Request
 
 # Of a machine's memory, so much may be taken when something is tried.
 MEMORY_SHARE = 0.7
@@ -60,6 +61,7 @@ class Brought:
         mistakes: what cannot be used.
         notes: what should be known before the study runs.
         lone: why a user's model cannot train on a single example; empty if it can.
+        optimizers: properties of the user's optimizers, by import path.
     """
 
     code: str = ""
@@ -69,6 +71,11 @@ class Brought:
     mistakes: Sequence[str] = ()
     notes: Sequence[str] = ()
     lone: str = ""
+    optimizers: Mapping[str, OptimizerFacts] = field(default_factory=dict)
+
+    def optimizer(self, name: str) -> OptimizerFacts:
+        """Properties of a shipped optimizer, or of one of the user's."""
+        return OPTIMIZERS.get(name) or self.optimizers[name]
 
 
 @dataclass
@@ -105,13 +112,19 @@ def paths_in(tables: Mapping[str, Any]) -> dict[str, str]:
     return {name: key for key, name in named if isinstance(name, str) and is_foreign(name)}
 
 
-def inspect(tables: Mapping[str, Any], folder: Path, sizes: Mapping[str, Sequence[Any]]) -> Brought:
+def inspect(
+    tables: Mapping[str, Any],
+    folder: Path,
+    sizes: Mapping[str, Sequence[Any]],
+    settings: Mapping[str, Mapping[str, list[Any]]] | None = None,
+) -> Brought:
     """Copy and try all that users bring to a spec; the same once a process, and once a results folder.
 
     Args:
         tables: of the spec.
         folder: where modules are looked for first, then in the current folder; only in its `code/` if it has one.
         sizes: width, depth and model arguments -> values to build networks of.
+        settings: of each optimizer -> values to try.
     """
     paths = paths_in(tables)
     if not paths:
@@ -123,7 +136,7 @@ def inspect(tables: Mapping[str, Any], folder: Path, sizes: Mapping[str, Sequenc
         if copy.mistakes:
             return Brought(mistakes=copy.mistakes)
         copy = _settled(copy)
-        request = _request(tables, str(copy.folder), [str(each) for each in folders], sizes)
+        request = _request(tables, str(copy.folder), [str(each) for each in folders], sizes, settings or {})
         key, digest = _key(request), digest_of(copy.files)
         kept = _kept(code, key) if code else None
         answer = kept or _ANSWERS.get((digest, key)) or _asked(request)
@@ -139,7 +152,15 @@ def inspect(tables: Mapping[str, Any], folder: Path, sizes: Mapping[str, Sequenc
         _write(code, record)
     facts = answer.facts and Facts(**{**answer.facts, "in_shape": tuple(answer.facts["in_shape"])})
     return Brought(
-        str(copy.folder), digest, record, facts or None, notes=[*copy.notes, *answer.notes], lone=answer.lone
+        str(copy.folder),
+        digest,
+        record,
+        facts or None,
+        notes=[*copy.notes, *answer.notes],
+        lone=answer.lone,
+        optimizers={
+            path: OptimizerFacts(**{**each, "rates": tuple(each["rates"])}) for path, each in answer.optimizers.items()
+        },
     )
 
 
@@ -303,7 +324,13 @@ def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _request(tables: Mapping[str, Any], code: str, folders: list[str], sizes: Mapping[str, Sequence[Any]]) -> Request:
+def _request(
+    tables: Mapping[str, Any],
+    code: str,
+    folders: list[str],
+    sizes: Mapping[str, Sequence[Any]],
+    settings: Mapping[str, Mapping[str, list[Any]]],
+) -> Request:
     workload, paths = _table(tables, "workload"), paths_in(tables)
 
     def own(*keys: str) -> str:
@@ -325,7 +352,9 @@ def _request(tables: Mapping[str, Any], code: str, folders: list[str], sizes: Ma
         redraw=workload.get("redraw") is True,
         model=own("model"),
         networks=[dict(zip(sizes, values, strict=True)) for values in combinations] if own("model") else [],
-        optimizers=[name for name in optimizers if isinstance(name, str) and is_foreign(name)],
+        optimizers={
+            name: dict(settings.get(name, {})) for name in optimizers if isinstance(name, str) and is_foreign(name)
+        },
         loss=own("loss"),
         score=own("score", "metric"),
         standardize=workload.get("standardize") is not False,

@@ -31,7 +31,7 @@ from analysis import results
 from study import search
 from study.cluster import ray
 from study.results.provenance import commit, hardware, versions
-from study.spec.model import Spec, check
+from study.spec import Spec, check
 from trainables import data, models
 from trainables.storage import write_text
 

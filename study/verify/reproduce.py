@@ -30,8 +30,8 @@ from analysis.results import ResultsError, load
 from study import search
 from study.errors import InputError, SpecError, StorageError, UsageError
 from study.results.provenance import read_provenance
+from study.spec import Spec, read
 from study.spec.compare import fixed_settings
-from study.spec.model import Spec, read
 from trainables import data, models
 from trainables.augment import Augment
 from trainables.data import Data, Split

@@ -14,7 +14,7 @@ import json
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from trainables.lanes.equality import relative
 from trainables.lanes.stack import initialise
 from trainables.rules import Rule, named
 from trainables.usercode.importing import ForeignError, files_elsewhere, imported, is_foreign, modules_from, told
+from trainables.usercode.request import Answer, Request
 from trainables.usercode.vmap_support import manner_of
 
 Result = TypeVar("Result")
@@ -40,61 +41,6 @@ _PARTS = (slice(0, 1), slice(-1, None), slice(0, EXAMPLES // 2), slice(EXAMPLES 
 # Updates that an optimizer is tried on: enough for those that look ahead or average every few updates.
 TRIED_UPDATES = 25
 TOLERANCE = 1e-9  # relative, float64
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to try.
-
-    Attributes:
-        code: folder of the bundle.
-        folders: where its modules were copied from; they come last on the path, to find modules the bundle lacks.
-        data: name in the catalogue, or import path.
-        facts: of a data set in the catalogue, as fields of `Facts`; None for a user's.
-        data_folder: folder of downloaded data.
-        redraw: whether each trial draws the data again.
-        model: import path; empty for a shipped family.
-        networks: width, depth and arguments of the networks to build.
-        optimizers, loss, score: import paths; empty if there are none.
-        standardize, dtype: of the workload.
-        memory_bytes: limit of the process.
-    """
-
-    code: str
-    folders: list[str]
-    data: str
-    facts: dict[str, Any] | None
-    data_folder: str
-    redraw: bool
-    model: str
-    networks: list[dict[str, Any]]
-    optimizers: list[str]
-    loss: str
-    score: str
-    standardize: bool
-    dtype: str
-    memory_bytes: int
-
-
-@dataclass
-class Answer:
-    """The result of a probe.
-
-    Attributes:
-        facts: of a user's data set, as fields of `Facts`.
-        mistakes: what cannot be used, with its key in the spec and what is expected.
-        notes: what the user should know before the study runs.
-        lacking: top-level modules that were imported and that the bundle lacks.
-        elsewhere: hashes of imported files that are neither in the bundle nor installed.
-        lone: why the model cannot train on one example, as with batch normalisation; empty if it can.
-    """
-
-    facts: dict[str, Any] | None = None
-    mistakes: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    lacking: list[str] = field(default_factory=list)
-    elsewhere: dict[str, str] = field(default_factory=dict)
-    lone: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,9 +68,10 @@ class Probe:
                 self._try(key, path, f"importing {path}", IMPORT_SECONDS, partial(imported, path, code))
         if not self.answer.mistakes:
             sample = self._sample()
-            for path in request.optimizers:
+            for path, settings in request.optimizers.items():
                 work = partial(try_optimizer, path, code)
                 self._try("search.optimizer", path, f"trying {path}", RUN_SECONDS, work)
+                self._settings(path, settings)
             if sample:
                 self._functions(sample)
                 self._networks(sample)
@@ -144,6 +91,15 @@ class Probe:
             limit = self.request.memory_bytes / 2**30
             self.answer.mistakes.append(f"{key}: {path}: {doing} took more memory than the {limit:.1f} GiB there are")
         return None
+
+    def _settings(self, path: str, settings: dict[str, list[Any]]) -> None:
+        """Report an optimizer's properties, and the values of settings that it does not take."""
+        rule = named(path, self.request.code)
+        self.answer.optimizers[path] = dataclasses.asdict(rule.facts)
+        for name, values in settings.items():
+            refusals = (rule.refused(name, float(value)) for value in values if name in rule.facts.settings)
+            if refusal := next(filter(None, refusals), None):
+                self.answer.mistakes.append(f"search.settings.{path}.{name} = {values}: {refusal}")
 
     def _note(self, text: str) -> None:
         if text not in self.answer.notes:

@@ -1,0 +1,31 @@
+"""The rules, networks and criteria that a spec means; checking a spec does without them, and without torch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from study.spec import Spec
+from trainables import models
+from trainables.criterion import Criterion
+from trainables.lanes.stack import Builder
+from trainables.rules import Rule, named
+
+
+def rule(spec: Spec, optimizer: str) -> Rule:
+    """The update rule of an optimizer of the search."""
+    return named(optimizer, spec.workload.code)
+
+
+def builder(spec: Spec, width: int, depth: int, end: int = -1) -> Builder:
+    """A function that makes one network; searched arguments of the model have the value at `end` of their dimension."""
+    workload = spec.workload
+    searched = {name.removeprefix("model."): dimension.ends()[end] for name, dimension in workload.searched().items()}
+    size = {"width": width, "depth": depth, **workload.arguments(), **searched}
+    facts = workload.facts
+    return partial(models.build, workload.model, facts.in_shape, facts.out_features, bundle=workload.code, **size)
+
+
+def criterion(spec: Spec) -> Criterion:
+    """The loss, and the metric that the spec maximizes or minimizes."""
+    workload = spec.workload
+    return Criterion(workload.facts.task, workload.loss or "", workload.score or "", workload.code)

@@ -1,0 +1,302 @@
+"""Mistakes that only several sections of a spec together make, one rule a function.
+
+A rule's parameters are the sections that it looks at, by name; it runs if those without a default are valid. A rule
+yields one line for each mistake: key, value, what is wrong and what is valid.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from study.spec.dimensions import Choice, Range, plain, shown
+from study.spec.model import Budget, Lanes, Recording, Resources, Search, Tuning, Workload
+from study.usercode.bundle import Brought
+from trainables import catalogue
+from trainables.catalogue import CATALOGUE, OPTIMIZERS, SOLO
+from trainables.errors import ModelError
+from trainables.usercode.importing import is_foreign
+
+Rule = Callable[..., Iterator[str]]
+_ARGUMENTS = {"mlp": ("shape",), "cnn": ("kernel", "padding")}
+
+
+def mistakes(sections: Mapping[str, Any], brought: Brought) -> list[str]:
+    """The mistakes between sections.
+
+    Args:
+        sections: the valid ones, by name.
+        brought: the user code that the spec names, which rules can look at too.
+    """
+    found: list[str] = []
+    for rule in RULES:
+        parameters, known = inspect.signature(rule).parameters.values(), {**sections, "brought": brought}
+        given = {each.name: known[each.name] for each in parameters if each.name in known}
+        if all(each.name in given or each.default is None for each in parameters):
+            found += rule(**given)
+    return found
+
+
+def metric_suits_task(workload: Workload) -> Iterator[str]:
+    """Accuracy is for classifications, or for a user's score."""
+    if workload.metric == "accuracy" and workload.facts.task == "regression" and not workload.score:
+        valid = "loss, package.module:score"
+        yield f'workload.metric = "accuracy": {workload.data} is a regression; valid: {valid}'
+
+
+def target_is_possible(workload: Workload) -> Iterator[str]:
+    """An accuracy is at most 1; both metrics are positive."""
+    highest = 1 if workload.metric == "accuracy" else math.inf
+    if workload.target is not None and not 0 < workload.target <= highest:
+        valid = "an accuracy, above 0 and at most 1" if workload.metric == "accuracy" else "a loss, above 0"
+        yield f"workload.target = {workload.target}: must be {valid}"
+
+
+def arguments_suit_model(workload: Workload) -> Iterator[str]:
+    """Each model family has its own arguments."""
+    accepted = _ARGUMENTS.get(workload.model, ())
+    for key in workload.model_args.model_dump(exclude_none=True):
+        if key in accepted:
+            continue
+        valid = ", ".join(accepted) or "none"
+        yield f"workload.model_args.{key}: {workload.model} has no such argument; valid: {valid}"
+
+
+def cnn_has_images(workload: Workload) -> Iterator[str]:
+    """A CNN needs images."""
+    if workload.model == "cnn" and len(workload.facts.in_shape) != 3:
+        images = ", ".join(name for name, facts in CATALOGUE.items() if len(facts.in_shape) == 3)
+        yield f'workload.model = "cnn": {workload.data} has no images; those that do: {images}'
+
+
+def engine_suits_optimizers(
+    search: Search, lanes: Lanes, brought: Brought, workload: Workload | None = None
+) -> Iterator[str]:
+    """Not every engine trains every optimizer and model."""
+    names, engine = search.optimizers(), lanes.engine
+    solo = [name for name in names if brought.optimizer(name).solo]
+    if engine == "auto":
+        return
+    if engine == "solo":
+        if ruled := [name for name in names if name not in solo]:
+            yield f"lanes.engine: solo is for {', '.join(SOLO)}; {', '.join(ruled)} trains as lanes; valid: auto"
+    elif solo:
+        yield f"lanes.engine: {engine} does not train {', '.join(solo)}, which runs lane by lane; valid: auto"
+    elif workload and is_foreign(workload.model):
+        yield f"lanes.engine: {engine} is for the shipped models; valid with {workload.model}: auto"
+    elif engine == "compiled" and workload and (workload.loss or any(map(is_foreign, names))):
+        yield "lanes.engine: compiled knows the shipped losses and optimizers only; valid: auto, eager"
+
+
+def halving_has_reports(lanes: Lanes, budget: Budget) -> Iterator[str]:
+    """Halving drops rates between reports."""
+    if lanes.halving and budget.reports < 2:
+        yield "lanes.halving: rates are dropped between reports and this budget has one; give 2 epochs or more"
+
+
+def batch_sizes_suit_data(workload: Workload, search: Search) -> Iterator[str]:
+    """A batch is at most the training split, which "full" means."""
+    examples, sizes = workload.facts.train, search.batch_size.ends()
+    if {"full", examples} <= set(sizes):
+        yield f'search.batch_size: {examples} and "full" are the same; name one'
+    for value in sizes:
+        if isinstance(value, int) and value > examples:
+            yield (
+                f"search.batch_size = {value}: larger than the {examples} training examples of {workload.data}; "
+                f'"full" means all of them'
+            )
+
+
+def sizes_suit_model(workload: Workload, search: Search) -> Iterator[str]:
+    """Linear and quadratic models have no size, other shipped families need one."""
+    if is_foreign(workload.model):
+        return
+    for name in ("width", "depth"):
+        given = getattr(search, name) is not None
+        if workload.model in ("linear", "quadratic"):
+            if given:
+                yield f"search.{name}: a {workload.model} model has none; leave it out"
+        elif not given:
+            yield f"search.{name}: missing; {workload.model} needs it, as in {name} = [1, 2]"
+
+
+def networks_can_be_built(workload: Workload, search: Search) -> Iterator[str]:
+    """A CNN's image, or an MLP's width, must last for its depth."""
+    images = len(workload.facts.in_shape) == 3
+    if search.width is None or search.depth is None or workload.model not in (("mlp", "cnn") if images else ("mlp",)):
+        return
+    width = min(int(width) for width in search.width.ends())
+    for depth in (int(depth) for depth in search.depth.ends()):
+        if message := _misfit(workload, width, depth):
+            fitting = [each for each in range(1, depth) if not _misfit(workload, width, each)]
+            valid = f"at most {fitting[-1]}" if fitting else "none"
+            yield f"search.depth = {depth}: {message}; valid depths here: {valid}"
+
+
+def _misfit(workload: Workload, width: int, depth: int) -> str | None:
+    """Why a network of a shipped family cannot be built; None if it can."""
+    accepted = _ARGUMENTS[workload.model]
+    arguments = {name: value for name, value in workload.arguments().items() if name in accepted}
+    try:
+        if workload.model == "cnn":
+            catalogue.cnn_sizes(workload.facts.in_shape, depth=depth, **arguments)
+        else:
+            catalogue.mlp_widths(width, depth, **arguments)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def no_batch_has_one_example(workload: Workload, search: Search, budget: Budget) -> Iterator[str]:
+    """Some models of users cannot train on a single example, as those that normalise over the batch; one mistake."""
+    if not workload.lone:
+        return
+    count, sizes, why = workload.facts.train, search.batch_size, f"cannot train on one ({workload.lone})"
+    given = range(sizes.low, sizes.high + 1) if isinstance(sizes, Range) else sizes.ends()
+    for size in sorted(count if size == "full" else min(int(size), count) for size in given):
+        if size == 1:
+            yield f"search.batch_size = 1: {workload.model} cannot train on one example ({workload.lone})"
+            return
+        if count % size == 1 and not budget.drop_last:
+            yield (
+                f"search.batch_size = {size}: the last batch of an epoch has one of the {count} examples, and "
+                f"{workload.model} {why}; set budget.drop_last = true"
+            )
+            return
+
+
+def quadratic_is_whole(workload: Workload, search: Search | None = None, lanes: Lanes | None = None) -> Iterator[str]:
+    """DeepOBS's quadratic problem is one data set with one model, in its own units."""
+    if "quadratic" not in (workload.data, workload.model):
+        return
+    if workload.model != "quadratic":
+        yield f'workload.model = "{workload.model}": the data set quadratic is for one model; valid: quadratic'
+    if workload.data != "quadratic":
+        yield f'workload.data = "{workload.data}": the model quadratic is for one data set; valid: quadratic'
+    if workload.data == "quadratic" and workload.standardize:
+        yield "workload.standardize = true: quadratic is a problem in its own units; set standardize = false"
+    if workload.model == "quadratic" and search and "Muon" in search.optimizers():
+        yield "search.optimizer: Muon trains matrices and the model quadratic has none; leave it out"
+    if workload.model == "quadratic" and lanes and lanes.engine == "compiled":
+        yield "lanes.engine: compiled has no program for the model quadratic; valid: auto, eager"
+
+
+def predictions_are_of_classes(workload: Workload, recording: Recording) -> Iterator[str]:
+    """A regression predicts no classes."""
+    if recording.predictions and workload.facts.task == "regression":
+        yield f"recording.predictions = true: they are of classes, and {workload.data} has none; leave it out"
+
+
+def settings_suit_optimizers(search: Search, brought: Brought) -> Iterator[str]:
+    """Settings are those of an optimizer of the search, with values that it takes."""
+    for optimizer, settings in search.settings.items():
+        if optimizer not in search.optimizers():
+            valid = ", ".join(search.optimizers())
+            yield f"search.settings.{optimizer}: not among the optimizers of the search; valid: {valid}"
+            continue
+        shipped = optimizer in OPTIMIZERS
+        known = catalogue.settings_of(optimizer) if shipped else brought.optimizer(optimizer).settings
+        for name, dimension in settings.items():
+            key = f"search.settings.{optimizer}.{name}"
+            if name not in known:
+                usual = ", ".join(f"{each} (usually {value:g})" for each, value in known.items()) or "none"
+                yield f"{key}: {optimizer} has no such setting; valid: {usual}"
+                continue
+            refusals = (_refused(brought, optimizer, name, float(value)) for value in dimension.ends())
+            if message := next(filter(None, refusals), None):
+                yield f"{key} = {shown(plain(dimension))}: {message}"
+
+
+def _refused(brought: Brought, optimizer: str, name: str, value: float) -> str | None:
+    """Why an optimizer does not take a value of a setting; the user's classes have been tried already."""
+    if optimizer in OPTIMIZERS:
+        return catalogue.refused(optimizer, name, value)
+    return None if brought.optimizer(optimizer).solo else catalogue.rule_refuses(name, value)
+
+
+def grid_sampler_has_lists(tuning: Tuning, search: Search, workload: Workload | None = None) -> Iterator[str]:
+    """The grid sampler cannot enumerate a range."""
+    if tuning.sampler != "grid":
+        return
+    dimensions = search.dimensions()
+    for optimizer in search.optimizers():
+        dimensions |= search.settings_of(optimizer)
+    dimensions |= workload.searched() if workload else {}
+    for name, dimension in dimensions.items():
+        if not isinstance(dimension, Choice):
+            yield f"search.{name} = {shown(plain(dimension))}: the grid sampler needs lists; write the values out"
+
+
+def objectives_are_distinct(tuning: Tuning) -> Iterator[str]:
+    """Each objective is given once."""
+    if len(set(tuning.objectives)) < len(tuning.objectives):
+        yield f"tuning.objectives = {shown(tuning.objectives)}: an objective is given twice; give each once"
+
+
+def scheduler_judges_one_objective(tuning: Tuning) -> Iterator[str]:
+    """A scheduler would stop cells that are best in another objective."""
+    if len(tuning.objectives) > 1 and tuning.scheduler != "none":
+        yield (
+            f'tuning.scheduler = "{tuning.scheduler}": judges the metric alone and would stop cells that are best '
+            f'otherwise; with several objectives set scheduler = "none"'
+        )
+
+
+def fair_grids_are_fixed(tuning: Tuning, lanes: Lanes) -> Iterator[str]:
+    """A fair study gives every optimizer the same number of lanes."""
+    if tuning.fair and lanes.extensions:
+        yield (
+            f"lanes.extensions = {lanes.extensions}: tuning.fair gives every optimizer equally many lanes, so no grid "
+            f"may grow; set extensions = 0"
+        )
+
+
+def fair_trials_can_be_shared(tuning: Tuning, search: Search, budget: Budget) -> Iterator[str]:
+    """A fair study gives every optimizer the same number of trials."""
+    count = len(search.optimizers())
+    if tuning.fair and (rest := budget.trials % count):
+        fewer, more = budget.trials - rest, budget.trials - rest + count
+        yield (
+            f"budget.trials = {budget.trials}: tuning.fair shares them among {count} optimizers; "
+            f"valid: {f'{fewer} or {more}' if fewer else more}"
+        )
+
+
+def cpu_nodes_compare_no_devices(
+    resources: Resources, tuning: Tuning | None = None, budget: Budget | None = None, lanes: Lanes | None = None
+) -> Iterator[str]:
+    """Seconds of cells on GPUs and on CPUs do not compare."""
+    if not resources.cpu_nodes:
+        return
+    advice = "leave out resources.cpu_nodes"
+    if budget and budget.seconds:
+        yield f"budget.seconds = {budget.seconds:g}: a CPU's second is not a GPU's; give epochs, or {advice}"
+    if tuning and "train_seconds" in tuning.objectives:
+        yield f"tuning.objectives: train_seconds of a CPU and of a GPU do not compare; drop it, or {advice}"
+    if lanes and lanes.engine == "cuda-graph":
+        yield f"lanes.engine: cuda-graph is for GPUs, and small cells train on CPUs; valid: auto; or {advice}"
+
+
+RULES: tuple[Rule, ...] = (
+    metric_suits_task,
+    target_is_possible,
+    arguments_suit_model,
+    cnn_has_images,
+    engine_suits_optimizers,
+    halving_has_reports,
+    batch_sizes_suit_data,
+    sizes_suit_model,
+    networks_can_be_built,
+    no_batch_has_one_example,
+    quadratic_is_whole,
+    predictions_are_of_classes,
+    settings_suit_optimizers,
+    grid_sampler_has_lists,
+    objectives_are_distinct,
+    scheduler_judges_one_objective,
+    fair_grids_are_fixed,
+    fair_trials_can_be_shared,
+    cpu_nodes_compare_no_devices,
+)

@@ -1,0 +1,224 @@
+"""The entries of a spec that are searched: a list is a choice, {low, high, log} a range, a lone value fixed.
+
+Each kind of entry has a parser from what `tomllib` reads to a dimension; parsers raise ValueError with what is valid.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+from trainables.catalogue import OPTIMIZERS
+from trainables.usercode.importing import is_foreign
+
+# Larger numbers are taken for typing errors.
+LARGEST = 1_000_000
+
+
+class Section(BaseModel):
+    """A table of the spec: unknown keys are mistakes, and text is no number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Choice(Section):
+    """Values to choose from; one value is fixed."""
+
+    values: tuple[bool | int | float | str, ...]
+
+    def size(self) -> int:
+        """Number of values."""
+        return len(self.values)
+
+    def at(self, unit: float) -> bool | int | float | str:
+        """The value at a position in [0, 1); all take equal shares."""
+        return self.values[int(unit * len(self.values))]
+
+    def ends(self) -> list[bool | int | float | str]:
+        """The values that decide questions of size: all of them."""
+        return list(self.values)
+
+
+class Range(Section):
+    """Whole numbers from low to high, both included, on a log scale if asked."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    def size(self) -> int:
+        """Number of values."""
+        return self.high - self.low + 1
+
+    def at(self, unit: float) -> int:
+        """The value at a position in [0, 1]; on a log scale a number's share is that of its surroundings, +- 1/2."""
+        low, high = self.low - 0.5, self.high + 0.5
+        value = low * (high / low) ** unit if self.log else low + (high - low) * unit
+        return min(max(round(value), self.low), self.high)
+
+    def ends(self) -> list[int | float | str]:
+        """The values that decide questions of size: the lowest and the highest."""
+        return sorted({self.low, self.high})
+
+
+class Reals(Section):
+    """Real numbers from low to high, on a log scale if asked."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def size(self) -> float:
+        """Number of values: infinite."""
+        return math.inf
+
+    def at(self, unit: float) -> float:
+        """The value at a position in [0, 1]."""
+        return self.low * (self.high / self.low) ** unit if self.log else self.low + (self.high - self.low) * unit
+
+    def ends(self) -> list[int | float | str]:
+        """The lowest and the highest value."""
+        return [self.low, self.high]
+
+
+Dimension: TypeAlias = Choice | Range | Reals
+Complaint: TypeAlias = Callable[[object], str | None]
+"""Value -> what is wrong with it, or None."""
+
+
+def whole_number(value: object, low: int = 1) -> str | None:
+    """What is wrong with a value that is to be a whole number from `low` to `LARGEST`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return f"{shown(value)} is not a whole number"
+    return f"{value} is below {low}" if value < low else f"{value} is above {LARGEST}" if value > LARGEST else None
+
+
+def batch_size(value: object) -> str | None:
+    """What is wrong with a value that is to be a batch size."""
+    if isinstance(value, str):
+        return None if value == "full" else f'{shown(value)} is not a batch size; a whole number or "full"'
+    return whole_number(value)
+
+
+def optimizer(value: object) -> str | None:
+    """What is wrong with a value that is to be an optimizer."""
+    fine = isinstance(value, str) and (value in OPTIMIZERS or is_foreign(value))
+    return None if fine else unknown("optimizer", value, OPTIMIZERS)
+
+
+def number(value: object) -> str | None:
+    """What is wrong with a value that is to be a finite number."""
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return None if fine else f"{shown(value)} is not a finite number"
+
+
+def argument(value: object) -> str | None:
+    """What is wrong with a value that is to be an argument of the user's model."""
+    fine = isinstance(value, bool | int | float | str)
+    return None if fine else f"{shown(value)} is not true or false, a number or text"
+
+
+def parser(complain: Complaint, *, whole: bool = True, ranges: bool = True) -> Callable[[object], Dimension]:
+    """A parser of entries.
+
+    Args:
+        complain: what is wrong with a value.
+        whole: whether the numbers of a range of whole bounds are whole.
+        ranges: whether ranges are valid.
+    """
+
+    def parse(value: object) -> Dimension:
+        if isinstance(value, Dimension):
+            return value
+        if isinstance(value, dict):
+            if not ranges:
+                raise ValueError("must be a name or a list of names")
+            return _range(value, complain, whole=whole)
+        values: list[Any] = value if isinstance(value, list) else [value]
+        if not values:
+            raise ValueError("an empty list leaves nothing to choose; give at least one value")
+        if complaints := [text for text in map(complain, values) if text]:
+            raise ValueError("; ".join(complaints))
+        if len(set(values)) < len(values):
+            raise ValueError("a value is given twice; give each once")
+        return Choice(values=tuple(values))
+
+    return parse
+
+
+def _range(table: dict[str, Any], complain: Complaint, *, whole: bool) -> Range | Reals:
+    if extra := sorted(set(table) - {"low", "high", "log"}):
+        raise ValueError(f"unknown {', '.join(extra)} in a range; valid: low, high, log")
+    if missing := [bound for bound in ("low", "high") if bound not in table]:
+        raise ValueError(f"a range needs {' and '.join(missing)}, as in {{low = 4, high = 64, log = true}}")
+    low, high, log = table["low"], table["high"], table.get("log", False)
+    if not isinstance(log, bool):
+        raise ValueError("log must be true or false")
+    if "full" in (low, high):
+        raise ValueError('"full" can be in a list, not a bound of a range')
+    numbers = [text for text in map(number, (low, high)) if text]
+    if not numbers and log and low <= 0:
+        raise ValueError(f"a log range cannot start at {low:g}; it starts above 0")
+    if complaints := [text for text in map(complain, (low, high)) if text] or numbers:
+        raise ValueError("; ".join(complaints))
+    if low > high:
+        raise ValueError(f"low = {low} is above high = {high}")
+    if whole and isinstance(low, int) and isinstance(high, int):
+        return Range(low=low, high=high, log=log)
+    return Reals(low=float(low), high=float(high), log=log)
+
+
+def plain(dimension: Dimension) -> object:
+    """A dimension as TOML has it."""
+    if not isinstance(dimension, Choice):
+        return dimension.model_dump()
+    return dimension.values[0] if len(dimension.values) == 1 else list(dimension.values)
+
+
+_AS_TOML = PlainSerializer(plain)
+size, setting, model_argument = parser(whole_number), parser(number, whole=False), parser(argument)
+Whole = Annotated[Dimension, BeforeValidator(size), _AS_TOML]
+BatchSize = Annotated[Dimension, BeforeValidator(parser(batch_size)), _AS_TOML]
+Optimizer = Annotated[Dimension, BeforeValidator(parser(optimizer, ranges=False)), _AS_TOML]
+Setting = Annotated[Dimension, BeforeValidator(setting), _AS_TOML]
+ModelArgument = Annotated[Dimension, BeforeValidator(model_argument), _AS_TOML]
+
+
+def known(what: str, names: Iterable[str], *, user_code: bool = False) -> BeforeValidator:
+    """A validator that accepts some names only, and import paths if `user_code`."""
+    valid = tuple(names)
+
+    def check(value: object) -> object:
+        if value not in valid and not (user_code and isinstance(value, str) and is_foreign(value)):
+            raise ValueError(unknown(what, value, valid))
+        return value
+
+    return BeforeValidator(check)
+
+
+def unknown(what: str, value: object, valid: Iterable[str]) -> str:
+    """The message about an unknown name."""
+    names = list(valid)
+    return f"unknown {what} {shown(value)}{similar(value, names)}; valid: {', '.join(names)}"
+
+
+def similar(value: object, valid: Iterable[str]) -> str:
+    """A question about the valid name most like a value, upper or lower case alike; empty if there is none."""
+    by_lower = {name.lower(): name for name in valid}
+    near = difflib.get_close_matches(str(value).lower(), list(by_lower), 1)
+    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
+
+
+def shown(value: object) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {shown(item)}' for key, item in value.items())}}}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,194 @@
+"""From a TOML file, or its tables, to a valid spec, or to one message that lists every mistake."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from study.errors import SpecError
+from study.spec import checks
+from study.spec.dimensions import model_argument, setting, shown, similar, size
+from study.spec.model import LIMITS, Lanes, Spec
+from study.usercode import bundle
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+# What pydantic says -> what we say.
+_PHRASES = {
+    "Input should be": "must be",
+    "String should": "must",
+    "List should have at least 1 item after validation, not 0": "needs at least one",
+    "a valid integer": "a whole number",
+    "a valid ": "a ",
+}
+# Spec key -> what its text must be; pydantic would print a regular expression.
+_PATTERNS = {
+    "name": "must be letters, digits, dots, dashes and underscores, beginning with a letter or digit",
+    "workload.loss": "must be an import path, as in package.module:name",
+    "workload.score": "must be an import path, as in package.module:name",
+}
+
+
+def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
+    """Read and check a spec.
+
+    Args:
+        source: a TOML file, or the name of a shipped spec.
+        changes: values that replace the file's, as {"name": "mine", "budget": {"trials": 4}}.
+
+    Raises:
+        SpecError: with every mistake in the file.
+    """
+    file = find(source)
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(str(file), [f"not valid TOML: {error}"]) from error
+    except UnicodeDecodeError as error:
+        mistake = f"not UTF-8: byte {error.start} cannot be decoded; save the file as UTF-8"
+        raise SpecError(str(file), [mistake]) from error
+    except OSError as error:
+        raise SpecError(str(file), [f"cannot be read: {error.strerror}"]) from error
+    for section, values in (changes or {}).items():
+        if not isinstance(values, Mapping):
+            tables[section] = values
+        elif isinstance(tables.get(section, {}), dict):
+            tables[section] = {**tables.get(section, {}), **values}
+            if section == "budget" and (limit := set(values) & set(LIMITS)):
+                tables[section] = {k: v for k, v in tables[section].items() if k not in set(LIMITS) - limit}
+    return check(tables, str(file), file.absolute().parent)
+
+
+def find(source: str | Path) -> Path:
+    """The file of a spec that is given as a path, or as the name of a shipped spec.
+
+    Raises:
+        SpecError: if there is none.
+    """
+    file = Path(source)
+    if file.is_file():
+        return file
+    if (SHIPPED / f"{source}.toml").is_file():
+        return SHIPPED / f"{source}.toml"
+    if file.is_dir():
+        raise SpecError(str(file), ["is a directory; give the TOML file in it"])
+    shipped = sorted(spec.stem for spec in SHIPPED.glob("*.toml"))
+    raise SpecError(str(source), [f"no such file, and no shipped spec of that name; shipped: {', '.join(shipped)}"])
+
+
+def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None = None) -> Spec:
+    """Check the tables of a spec.
+
+    Args:
+        tables: as `tomllib` reads them.
+        source: name of the spec in messages.
+        folder: where the user's modules are looked for, besides the current folder.
+
+    Raises:
+        SpecError: with every mistake, also those between sections; if user code has mistakes, with these alone, because
+            others may follow from them.
+    """
+    brought = bundle.inspect(tables, folder or Path.cwd(), sizes_in(tables), settings_in(tables))
+    if brought.mistakes:
+        raise SpecError(source, brought.mistakes)
+    mistakes: list[str] = []
+    valid: dict[str, Any] = {}
+    for name, field in Spec.model_fields.items():
+        if name in tables:
+            adapter: TypeAdapter[object] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+            try:
+                valid[name] = adapter.validate_python(tables[name], context=brought)
+            except ValidationError as error:
+                mistakes += _explain(name, error)
+        elif field.is_required():
+            mistakes.append(f"{name}: missing; {_needs(name)}")
+        elif name == "lanes":
+            valid[name] = Lanes()
+    lanes = valid.get("lanes")
+    if lanes and getattr(valid.get("tuning"), "fair", False) and "extensions" not in lanes.model_fields_set:
+        # The default is 2, but grids that grow for some optimizers only would not be fair.
+        valid["lanes"] = lanes.model_copy(update={"extensions": 0})
+    known = list(Spec.model_fields)
+    mistakes += [
+        f"{key}: unknown key{similar(key, known)}; valid: {', '.join(known)}" for key in tables if key not in known
+    ]
+    mistakes += checks.mistakes(valid, brought)
+    if mistakes:
+        raise SpecError(source, mistakes)
+    return Spec(**valid)
+
+
+def sizes_in(tables: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Width, depth and arguments of a user's model, each with the values at its ends; invalid ones are left out."""
+    search, workload = tables.get("search"), tables.get("workload")
+    given: dict[str, Any] = {}
+    if isinstance(search, Mapping):
+        given |= {name: (search[name], size) for name in ("width", "depth") if name in search}
+    if isinstance(workload, Mapping) and isinstance(arguments := workload.get("model_args"), Mapping):
+        given |= {str(name): (value, model_argument) for name, value in arguments.items()}
+    found = {}
+    for name, (value, parse) in given.items():
+        with suppress(ValueError, TypeError):  # reported when its section is checked
+            found[name] = parse(value).ends()
+    return found
+
+
+def settings_in(tables: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """Settings of each optimizer, each with the values at its ends; invalid ones are left out."""
+    search = tables.get("search")
+    settings = search.get("settings") if isinstance(search, Mapping) else None
+    found: dict[str, dict[str, list[Any]]] = {}
+    for optimizer, entries in settings.items() if isinstance(settings, Mapping) else ():
+        for name, value in entries.items() if isinstance(entries, Mapping) else ():
+            with suppress(ValueError, TypeError):
+                found.setdefault(optimizer, {})[name] = setting(value).ends()
+    return found
+
+
+def _explain(section: str, error: ValidationError) -> list[str]:
+    """One line for each mistake in a section: key, value, what is wrong and what is valid."""
+    lines = []
+    for problem in error.errors():
+        path = [section, *(str(part) for part in problem["loc"] if part != section)]
+        key, value = ".".join(path), problem["input"]
+        match problem["type"]:
+            case "extra_forbidden":
+                valid = _fields_at(path[:-1])
+                lines.append(f"{key}: unknown key{similar(path[-1], valid)}; valid: {', '.join(valid)}")
+            case "missing":
+                lines.append(f"{key}: missing")
+            case "model_type" | "model_attributes_type" | "dict_type":
+                lines.append(f"{key} = {shown(value)}: must be a table, as in [{key}]")
+            case kind:
+                message = str(problem["ctx"]["error"]) if kind == "value_error" else _reworded(problem["msg"])
+                message = _PATTERNS.get(key, message) if kind == "string_pattern_mismatch" else message
+                given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
+                lines.append(f"{key}{given}: {message}")
+    return lines
+
+
+def _reworded(message: str) -> str:
+    for theirs, ours in _PHRASES.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    """The keys of the table at a path."""
+    model: Any = Spec
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(model.model_fields)
+
+
+def _needs(name: str) -> str:
+    if name == "name":
+        return 'as in name = "my-study"'
+    return f"the table [{name}] with {', '.join(_fields_at([name]))}"

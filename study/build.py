@@ -7,7 +7,7 @@ from functools import partial
 from study.spec import Spec
 from trainables import models
 from trainables.criterion import Criterion
-from trainables.lanes.stack import Builder
+from trainables.models import Builder
 from trainables.rules import Rule, named
 
 

@@ -17,10 +17,15 @@ from study.search import planned_trials
 from study.spec import Spec
 from trainables import data, models
 from trainables.data import Split
-from trainables.engines import eager as engines
+from trainables.engines import compiled
+from trainables.engines.choose import choose
+from trainables.engines.memory import fitting, lane_bytes
 from trainables.lanes import equality
-from trainables.lanes import train as lanes
-from trainables.lanes.stack import Batches, Lane, Stack, grid
+from trainables.lanes.batches import Batches
+from trainables.lanes.evaluate import TRAIN_SUBSET
+from trainables.lanes.stack import Lane, Stack, grid
+from trainables.lanes.times import EvaluationTimes
+from trainables.lanes.train import advance
 from trainables.usercode.importing import ForeignError, is_foreign
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
@@ -108,40 +113,40 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     updates, seconds = budget.total_updates(batch_size, facts.train), None
     examples = _examples(spec, stack)
     sample = examples.inputs[:TRIED_EXAMPLES]
-    engine = engines.choose(build, facts.in_shape, judge, batch_size, stack, updates, spec.lanes.engine, sample=sample)
+    engine = choose(build, facts.in_shape, judge, batch_size, stack, updates, spec.lanes.engine, sample=sample)
     if updates is not None:
         tried = min(batch_size, PROBE_EXAMPLES)
         batches = Batches(examples, tried, stack)
         # Compiling takes longer than the probe may; the eager engine's time, less what compiling is reckoned to save.
         plain = "auto" if rule.solo or is_foreign(workload.model) else "eager"
-        eager = engines.choose(build, facts.in_shape, judge, tried, stack, None, plain, sample=sample)
+        eager = choose(build, facts.in_shape, judge, tried, stack, None, plain, sample=sample)
         eager.warm_up(stack, batches)
         made = 0
         while made < 2 or stack.seconds < PROBE_SECONDS:
             made = max(1, 2 * made)
-            lanes.advance(stack, eager, batches, made)
+            advance(stack, eager, batches, made)
         started = time.perf_counter()
         eager.evaluate(stack, slice(0, len(stack.alive)), examples)
-        evaluated = min(lanes.TRAIN_SUBSET, facts.train) + facts.validation
+        evaluated = min(TRAIN_SUBSET, facts.train) + facts.validation
         evaluation = (time.perf_counter() - started) / len(examples) * evaluated
         if spec.recording.gradient_noise:
             started = time.perf_counter()
             eager.noise(stack, slice(0, len(stack.alive)), examples)
-            evaluation += (time.perf_counter() - started) / len(examples) * min(lanes.TRAIN_SUBSET, facts.train)
+            evaluation += (time.perf_counter() - started) / len(examples) * min(TRAIN_SUBSET, facts.train)
         cost = models.multiplications(network, facts.in_shape)
         share = spec.recording.evaluation_share
-        schedule = lanes.Schedule(
+        schedule = EvaluationTimes(
             budget, batch_size, facts.train, evaluated=evaluated, multiplications=cost, share=share
         )
         points = len(schedule.series()) + budget.reports
         update = stack.seconds / made * batch_size / tried
         if engine.name == "compiled":
             assert models.layered(network)
-            update = max(update / 10, update - engines.saving(network, facts.in_shape, batch_size, stack))
+            update = max(update / 10, update - compiled.saving(network, facts.in_shape, batch_size, stack))
         seconds = updates * update + points * evaluation
-    kept, working = engines.lane_bytes(network, facts.in_shape, batch_size, stack)
+    kept, working = lane_bytes(network, facts.in_shape, batch_size, stack)
     numbers = (facts.train + facts.validation + facts.test) * math.prod(facts.in_shape)
-    at_once = engines.fitting(network, facts.in_shape, batch_size, stack)
+    at_once = fitting(network, facts.in_shape, batch_size, stack)
     memory = kept * len(stack.lanes) + working * at_once + numbers * stack.parameters.element_size()
     small = packing.small(build, facts.in_shape, batch_size)
     return Probe(batch_size, updates, seconds, memory, engine.name, at_once, small)

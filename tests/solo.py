@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from trainables import catalogue, data, models
 from trainables.config import Budget
+from trainables.criterion import Criterion
 from trainables.data import Data
-from trainables.engines import eager
-from trainables.lanes import train
-from trainables.lanes.stack import Builder, Lane, Stack, batch_order, initialise
+from trainables.engines.base import Engine
+from trainables.engines.choose import choose
+from trainables.lanes import reference
+from trainables.lanes.stack import Lane, Stack
+from trainables.lanes.train import train
+from trainables.models import Builder
 from trainables.rules import named
 
 CPU = torch.device("cpu")
@@ -40,9 +42,9 @@ def builder(family: str) -> Builder:
     return partial(models.build, family, facts.in_shape, facts.out_features, **arguments)
 
 
-def made(family: str, batch_size: int, stack: Stack, engine: str = "eager") -> eager.Engine:
+def made(family: str, batch_size: int, stack: Stack, engine: str = "eager") -> Engine:
     facts = catalogue.CATALOGUE[FAMILIES[family][0]]
-    return eager.choose(builder(family), facts.in_shape, facts.task, batch_size, stack, None, engine)
+    return choose(builder(family), facts.in_shape, facts.task, batch_size, stack, None, engine)
 
 
 def fresh(family: str, rule: str, configurations: list[Lane]) -> Stack:
@@ -64,32 +66,30 @@ def trained(
     stack = fresh(family, rule, configurations)
     stack.at_once = at_once or stack.at_once
     workload, maker = small(FAMILIES[family][0]), made(family, batch_size, stack, engine)
-    for _ in train.train(stack, maker, workload, batch_size, Budget(updates=updates), **how):
+    for _ in train(stack, maker, workload, batch_size, Budget(updates=updates), **how):
         pass
     return stack
 
 
-def solo(family: str, rule: str, batch_size: int, lane: Lane, *updates: int) -> list[torch.Tensor]:
-    """The parameters of an ordinary torch.optim loop after each of these numbers of updates."""
-    workload, net = small(FAMILIES[family][0]), initialise(builder(family), lane.seed).double()
-    settings: dict[str, Any] = {**named(rule).settings, **dict(lane.settings)}
-    if "beta1" in settings:
-        settings["betas"] = (settings.pop("beta1"), settings.pop("beta2"))
-    if rule in ("nesterov", "amsgrad"):
-        settings[rule] = True
-    optimizer = named(rule).torch_class(net.parameters(), lr=lane.learning_rate, **settings)
-    criterion = nn.MSELoss() if workload.task == "regression" else nn.CrossEntropyLoss()
-    per_epoch = math.ceil(TRAINING / batch_size)
+def solo(
+    family: str, rule: str, batch_size: int, lane: Lane, *updates: int, drop_last: bool = False
+) -> list[torch.Tensor]:
+    """The parameters of the ordinary torch.optim loop after each of these numbers of updates."""
+    workload = small(FAMILIES[family][0])
+    network, losses = reference.alone(
+        builder(family),
+        named(rule),
+        workload.train,
+        batch_size,
+        lane,
+        Criterion(workload.task),
+        max(updates),
+        drop_last=drop_last,
+    )
     found = []
-    for update in range(max(updates)):
-        epoch, place = divmod(update, per_epoch)
-        order = batch_order(lane.seed, epoch, TRAINING) if batch_size < TRAINING else torch.arange(TRAINING)
-        rows = order[place * batch_size : (place + 1) * batch_size]
-        optimizer.zero_grad()
-        criterion(net(workload.train.inputs[rows]), workload.train.targets[rows]).backward()
-        optimizer.step()
-        if update + 1 in updates:
-            found.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    for update, _ in enumerate(losses, 1):
+        if update in updates:
+            found.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     return found
 
 

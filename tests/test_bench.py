@@ -61,9 +61,9 @@ def test_the_torch_part_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
 import sys
 for name in ("ray", "optuna", "pandas", "pydantic", "sklearn", "torchvision", "platformdirs", "pyarrow", "rich"):
     sys.modules[name] = None  # importing it raises
-from trainables.engines import bench, eager
+from trainables.engines import bench
 bench.TURN_SECONDS = 1e-3
-eager.compiler = lambda: False  # compiling takes long
+bench.compiler = lambda: False  # compiling takes long
 import json
 print(json.dumps(bench.run("cpu", "2-16-8-1 MLP, batch 32")))
 """

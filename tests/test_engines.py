@@ -17,9 +17,13 @@ from trainables.catalogue import SOLO
 from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import CATALOGUE, Split
-from trainables.engines import compiled, eager
+from trainables.engines import compiled, dense, eager, memory
+from trainables.engines.choose import choose
 from trainables.lanes import train as lanes
-from trainables.lanes.stack import Batches, Lane, Stack, batch_order, grid, initialise
+from trainables.lanes.batches import Batches
+from trainables.lanes.records import Report
+from trainables.lanes.seeds import initialise
+from trainables.lanes.stack import Lane, Stack, grid
 from trainables.rules import RULES, named
 
 SIZES = (1, 32, TRAINING)
@@ -217,7 +221,7 @@ def test_any_other_torch_optimizer_runs_lane_by_lane_and_resumes(name: str) -> N
     def fresh() -> Stack:
         return Stack.build(builder("mlp"), configurations, named(name), torch.float64, CPU)
 
-    def run(stack: Stack) -> Iterator[lanes.Report]:
+    def run(stack: Stack) -> Iterator[Report]:
         return lanes.train(stack, made("mlp", 32, stack, "auto"), workload, 32, Budget(epochs=4))
 
     whole, first, second = fresh(), fresh(), fresh()
@@ -231,30 +235,7 @@ def test_any_other_torch_optimizer_runs_lane_by_lane_and_resumes(name: str) -> N
     assert whole.update == 16
     assert 0 not in whole.diverged
     assert torch.equal(second.parameters, whole.parameters)
-    # Alone, by hand.
-    lane = configurations[0]
-    network = initialise(builder("mlp"), lane.seed).double()
-    mine = [p for p in network.parameters() if name != "Muon" or p.ndim == 2]
-    optimizers = [getattr(torch.optim, name)(mine, lr=lane.learning_rate)]
-    if name == "Muon":
-        optimizers.append(torch.optim.AdamW([p for p in network.parameters() if p.ndim == 1], lr=lane.learning_rate))
-    for update in range(16):
-        epoch, place = divmod(update, 4)
-        rows = batch_order(lane.seed, epoch, TRAINING)[place * 32 : (place + 1) * 32]
-
-        def closure(rows: torch.Tensor = rows) -> torch.Tensor:
-            network.zero_grad()
-            loss = nn.functional.mse_loss(network(workload.train.inputs[rows]), workload.train.targets[rows])
-            loss.backward()
-            return loss
-
-        if name == "LBFGS":
-            optimizers[0].step(closure)
-        else:
-            closure()
-            for optimizer in optimizers:
-                optimizer.step()
-    alone = torch.cat([p.detach().flatten() for p in network.parameters()])
+    alone = solo("mlp", name, 32, configurations[0], 16)[0]
     assert difference(whole.parameters[whole.alive.index(0)], alone) <= 1e-9
 
 
@@ -271,10 +252,10 @@ def test_the_engine_is_chosen_by_what_compiling_saves() -> None:
     def chosen(updates: int | None, rule: str = "adam", family: str = "mlp") -> str:
         stack = Stack.build(builder(family), grid(1e-4, 1e-2, 8, range(5)), named(rule), torch.float64, CPU)
         in_shape = CATALOGUE[FAMILIES[family][0]].in_shape
-        return eager.choose(builder(family), in_shape, "regression", 32, stack, updates, "auto").name
+        return choose(builder(family), in_shape, "regression", 32, stack, updates, "auto").name
 
     assert chosen(100) == "eager"
-    assert chosen(1_000_000) == ("compiled" if eager.compiler() else "eager")
+    assert chosen(1_000_000) == ("compiled" if compiled.compiler() else "eager")
     assert chosen(None) == "eager"
     assert chosen(1_000_000, "LBFGS") == "solo"
     assert chosen(1_000_000, family="quadratic") == "eager"
@@ -303,18 +284,18 @@ def test_the_written_derivatives_are_those_of_autograd(
     y = torch.randint(outputs, (5,), generator=random)
     loss = nn.functional.cross_entropy(network(x), y)
     expected = torch.autograd.grad(loss, list(network.parameters()))
-    layers = compiled.layers(network, in_shape)
+    layers = compiled.layers(network, in_shape, wide=wide)
     assert layers is not None
     lane = 0 if wide else -1
     leaves = [parameter.detach().unsqueeze(lane) for parameter in network.parameters()]
-    found_loss, found = compiled.gradients(
+    found_loss, found = dense.gradients(
         layers,
         leaves,
         (x.movedim(0, -1) if wide else x).unsqueeze(lane),
         y.unsqueeze(lane),
         1 / 5,
         "classification",
-        wide=wide,
+        examples=2 if wide else 0,
     )
     torch.testing.assert_close(found_loss[0], loss.detach(), rtol=1e-13, atol=0)
     for ours, theirs in zip(found, expected, strict=True):
@@ -329,7 +310,7 @@ def test_a_wide_network_sees_the_whole_split_and_short_batches() -> None:
 
     def parameters(engine: str, batch_size: int) -> torch.Tensor:
         stack = Stack.build(build, grid(1e-3, 1e-2, 3, [0, 1]), RULES["adam"], torch.float64, CPU)
-        maker = eager.choose(build, (1, 8, 8), "classification", batch_size, stack, None, engine)
+        maker = choose(build, (1, 8, 8), "classification", batch_size, stack, None, engine)
         list(lanes.train(stack, maker, workload, batch_size, Budget(updates=10)))
         return stack.parameters
 
@@ -348,7 +329,7 @@ def test_a_wide_network_sees_the_whole_split_and_short_batches() -> None:
     ids=["pooling", "stride", "tanh", "quadratic"],
 )
 def test_what_no_program_computes_is_not_compiled(network: nn.Sequential) -> None:
-    assert compiled.layers(network, (1, 8, 8)) is None
+    assert compiled.layers(network, (1, 8, 8), wide=False) is compiled.layers(network, (1, 8, 8), wide=True) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -359,7 +340,7 @@ def test_blocks_of_examples_leave_the_gradient_as_it_is(family: str) -> None:
     everything = torch.arange(TRAINING).expand(3, -1)
 
     def gradient(batch: torch.Tensor | None, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-        engine = eager.Eager(builder(family)(), workload.in_shape, Criterion(workload.task), block)
+        engine = eager.Eager(builder(family)(), Criterion(workload.task), block)
         return engine.gradient(stack, stack.leaves(every), batches, batch, every, 0)
 
     expected = gradient(None, TRAINING)
@@ -371,8 +352,8 @@ def test_blocks_of_examples_leave_the_gradient_as_it_is(family: str) -> None:
 def test_evaluation_is_the_mean_over_the_split() -> None:
     workload = small("digits")
     stack = Stack.build(builder("cnn"), [Lane(0.1, 0), Lane(0.1, 1)], RULES["sgd"], torch.float64, CPU)
-    forward = eager.stacked(builder("cnn")())
-    found = eager.evaluation(forward, stack.leaves(slice(0, 2)), workload.validation, Criterion("classification"), 7)
+    engine = eager.Eager(builder("cnn")(), Criterion("classification"), 7)
+    found = engine.evaluate(stack, slice(0, 2), workload.validation)
     for row, seed in enumerate((0, 1)):
         outputs = initialise(builder("cnn"), seed).double()(workload.validation.inputs)
         loss = nn.functional.cross_entropy(outputs, workload.validation.targets)
@@ -389,19 +370,19 @@ def test_a_layer_that_lanes_do_not_know_is_named() -> None:
 def test_memory_is_reckoned_from_parameters_buffers_and_activations() -> None:
     stack = Stack.build(builder("mlp"), [Lane(0.1, 0)] * 4, RULES["adam"], torch.float64, CPU)
     network = builder("mlp")()
-    kept, working = eager.lane_bytes(network, (2,), 32, stack)
+    kept, working = memory.lane_bytes(network, (2,), 32, stack)
     assert kept == 193 * 3 * 8
     assert working == (3 * 193 + 2 * 32 * models.activations(network, (2,))) * 8
-    assert eager.fitting(network, (2,), 32, stack) == 4
+    assert memory.fitting(network, (2,), 32, stack) == 4
 
 
 def test_lanes_that_memory_does_not_hold_go_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = Stack.build(builder("mlp"), [Lane(0.1, 0)] * 64, RULES["adam"], torch.float64, CPU)
-    kept, working = eager.lane_bytes(builder("mlp")(), (2,), 32, stack)
-    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int((64 * kept + 10.5 * working) / eager.MEMORY_SHARE)}
-    monkeypatch.setattr(eager.os, "sysconf", pages.__getitem__)
-    monkeypatch.setattr(eager.os, "cpu_count", lambda: 1)
-    assert eager.fitting(builder("mlp")(), (2,), 32, stack) == 10
+    kept, working = memory.lane_bytes(builder("mlp")(), (2,), 32, stack)
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int((64 * kept + 10.5 * working) / memory.MEMORY_SHARE)}
+    monkeypatch.setattr(memory.os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(memory.os, "cpu_count", lambda: 1)
+    assert memory.fitting(builder("mlp")(), (2,), 32, stack) == 10
 
 
 def test_the_whole_split_is_not_copied_for_every_lane() -> None:

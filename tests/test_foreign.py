@@ -26,10 +26,11 @@ from tests import brought
 from tests.nodes import Nodes, why_not
 from trainables import data, models, tune
 from trainables.criterion import Criterion
-from trainables.engines import eager
-from trainables.lanes import train
+from trainables.engines.choose import choose
+from trainables.lanes.batches import Batches
 from trainables.lanes.equality import prove
-from trainables.lanes.stack import Batches, Lane, Stack, grid
+from trainables.lanes.stack import Lane, Stack, grid
+from trainables.lanes.train import advance
 from trainables.rules import RULES, Rule, named
 from trainables.usercode.importing import ForeignError, copy_on_node, digest_of, hash_of, imported
 from trainables.usercode.vmap_support import manner_of
@@ -74,8 +75,8 @@ def test_a_network_comes_out_the_same_however_it_is_cut(model: str, digits: data
             )
             stack.load_state_dict(saved)
             stack.at_once = at_once or len(those)
-            engine = eager.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
-            train.advance(stack, engine, Batches(digits.train, 100, stack), stop)
+            engine = choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
+            advance(stack, engine, Batches(digits.train, 100, stack), stop)
         return stack
 
     whole = trained(all_lanes)
@@ -91,8 +92,8 @@ def test_a_network_comes_out_the_same_however_it_is_cut(model: str, digits: data
 def test_batch_norm_trains_on_batches_and_is_evaluated_by_its_running_means(digits: data.Data) -> None:
     build = maker("Normed", digits)
     stack = Stack.build(build, [Lane(0.01, 0), Lane(0.01, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
-    engine = eager.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
-    train.advance(stack, engine, Batches(digits.train, 100, stack), 5)
+    engine = choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
+    advance(stack, engine, Batches(digits.train, 100, stack), 5)
     assert stack.extras["body.1.num_batches_tracked"].tolist() == [5, 5]
     before = {name: extra.clone() for name, extra in stack.extras.items()}
     found = engine.evaluate(stack, slice(0, 2), digits.validation)
@@ -113,9 +114,9 @@ def test_what_is_frozen_stays_as_it_was(digits: data.Data) -> None:
     stack = Stack.build(build, [Lane(0.01, 0), Lane(0.01, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
     first = {name: extra.clone() for name, extra in stack.extras.items()}
     assert set(first) == {"first.weight", "first.bias"}  # they differ from seed to seed
-    engine = eager.choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
+    engine = choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
     before = stack.parameters.clone()
-    train.advance(stack, engine, Batches(digits.train, 100, stack), 5)
+    advance(stack, engine, Batches(digits.train, 100, stack), 5)
     assert all(torch.equal(stack.extras[name], extra) for name, extra in first.items())
     assert not torch.equal(before, stack.parameters)
 

@@ -20,10 +20,12 @@ from trainables import data, models
 from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
-from trainables.engines import eager
-from trainables.lanes import train as lanes
-from trainables.lanes.equality import prove, relative
-from trainables.lanes.stack import Batches, Lane, Stack, grid
+from trainables.engines.choose import choose
+from trainables.lanes.batches import Batches
+from trainables.lanes.equality import prove
+from trainables.lanes.reference import relative
+from trainables.lanes.stack import Lane, Stack, grid
+from trainables.lanes.train import advance, train
 from trainables.rules import RULES, Rule, named
 from trainables.usercode.importing import ForeignError
 from trainables.usercode.probe import try_optimizer
@@ -311,8 +313,8 @@ def test_inputs_that_a_model_writes_into_stay_as_they_were(build: Callable[[], n
     stack = Stack.build(build, [Lane(0.01, 0)], RULES["sgd"], torch.float64, torch.device("cpu"))
     before = [split.inputs.clone() for split in (examples.train, examples.validation, examples.test)]
     for size in (10, 30):
-        engine = eager.choose(build, (IN,), "regression", size, stack, None, "auto")
-        list(lanes.train(stack, engine, examples, size, Budget(epochs=2)))
+        engine = choose(build, (IN,), "regression", size, stack, None, "auto")
+        list(train(stack, engine, examples, size, Budget(epochs=2)))
     after = [split.inputs for split in (examples.train, examples.validation, examples.test)]
     assert all(map(torch.equal, before, after))
 
@@ -326,7 +328,7 @@ def test_the_gradient_s_noise_is_the_same_in_turn_and_together(examples: Data) -
     found = []
     for build in (Scaled, ScaledSeldom):
         stack = Stack.build(build, [Lane(0.1, 0), Lane(0.1, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
-        engine = eager.choose(build, (IN,), "regression", 10, stack, None, "auto")
+        engine = choose(build, (IN,), "regression", 10, stack, None, "auto")
         found.append((engine.name, *engine.noise(stack, slice(0, 2), examples.train)))
     assert [name for name, *_ in found] == ["vmap", "loop"]
     for ours, theirs in zip(found[0][1:], found[1][1:], strict=True):
@@ -342,8 +344,8 @@ def test_gradients_that_hooks_change_are_used(examples: Data) -> None:
     """The clipped network moves by no more than its limit lets it."""
     stack = Stack.build(Clipped, [Lane(1.0, 0), Lane(1.0, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
     before = stack.parameters.clone()
-    engine = eager.choose(Clipped, (IN,), "regression", 10, stack, None, "auto")
-    lanes.advance(stack, engine, Batches(examples.train, 10, stack), 3)
+    engine = choose(Clipped, (IN,), "regression", 10, stack, None, "auto")
+    advance(stack, engine, Batches(examples.train, 10, stack), 3)
     assert 0 < float((stack.parameters - before).abs().max()) < 3.001e-3
 
 
@@ -446,8 +448,8 @@ def test_optimizers_of_any_habit_train_as_alone(name: str, examples: Data) -> No
     proof = prove(Net, rule, examples, 10, grid(1e-3, 1e-2, 2, [3, 4]), Criterion("regression"), "own")
     assert proof.difference < 1e-9
     stack = Stack.build(Net, [Lane(0.1, 0)], rule, torch.float64, torch.device("cpu"))
-    engine = eager.choose(Net, (IN,), "regression", 10, stack, None, "auto")
-    losses = lanes.advance(stack, engine, Batches(examples.train, 10, stack), 30)
+    engine = choose(Net, (IN,), "regression", 10, stack, None, "auto")
+    losses = advance(stack, engine, Batches(examples.train, 10, stack), 30)
     assert losses[-1] < losses[0]
 
 
@@ -496,9 +498,9 @@ def slips(outputs: Tensor, targets: Tensor) -> Tensor:
 def test_a_loss_that_turns_negative_is_told(examples: Data) -> None:
     criterion = Criterion("regression", "tests.test_general:slips")
     stack = Stack.build(Net, [Lane(0.05, 0)], RULES["adam"], torch.float64, torch.device("cpu"))
-    engine = eager.choose(Net, (IN,), criterion, 10, stack, None, "auto")
+    engine = choose(Net, (IN,), criterion, 10, stack, None, "auto")
     with pytest.raises(ForeignError, match=r"slips: gives a mean of -0\.\d+ .*expected"):
-        list(lanes.train(stack, engine, examples, 10, Budget(epochs=30)))
+        list(train(stack, engine, examples, 10, Budget(epochs=30)))
 
 
 class Batched(nn.Module):

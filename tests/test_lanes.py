@@ -13,15 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.solo import CPU, TRAINING, builder, difference, made, small, trained
+from tests.solo import CPU, TRAINING, builder, difference, made, small, solo, trained
 from trainables import data, models
 from trainables.augment import Augment
 from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
-from trainables.engines import eager
+from trainables.engines.eager import Eager
 from trainables.lanes import train as lanes
-from trainables.lanes.stack import Batches, Lane, Stack, batch_order, grid, initialise
+from trainables.lanes.batches import Batches
+from trainables.lanes.rates import rungs as rungs_of
+from trainables.lanes.records import Report
+from trainables.lanes.seeds import batch_order, initialise
+from trainables.lanes.stack import Lane, Stack, grid
+from trainables.lanes.times import EvaluationTimes
 from trainables.rules import RULES
 
 
@@ -35,9 +40,7 @@ def test_divergence_is_dated_by_the_update_that_was_not_finite() -> None:
     workload = Data("linear", "regression", ones, ones, ones)
     stack = Stack.build(build, [Lane(5e9, 0), Lane(0.1, 0)], RULES["sgd"], torch.float64, CPU)
     weight = sum(stack.parameters[0].tolist())
-    reports = list(
-        lanes.train(stack, eager.Eager(build(), (1,), Criterion("regression"), 4), workload, 4, Budget(updates=100))
-    )
+    reports = list(lanes.train(stack, Eager(build(), Criterion("regression"), 4), workload, 4, Budget(updates=100)))
     # The sum s of weight and bias is the output, and shrinks or grows by the factor 1 - 4 lr per update.
     expected = math.ceil((154.127 - math.log10(abs(weight))) / math.log10(4 * 5e9)) + 1
     assert stack.diverged == {0: expected}
@@ -61,7 +64,7 @@ def test_resuming_from_a_checkpoint_is_bit_for_bit(rule: str, stop_after: int) -
     def fresh() -> Stack:
         return Stack.build(builder("mlp"), configurations, RULES[rule], torch.float64, CPU)
 
-    def run(stack: Stack) -> Iterator[lanes.Report]:
+    def run(stack: Stack) -> Iterator[Report]:
         return lanes.train(stack, made("mlp", 32, stack), workload, 32, budget)
 
     whole, first, second = fresh(), fresh(), fresh()
@@ -116,7 +119,7 @@ def test_every_updates_loss_is_kept_where_asked() -> None:
     [(10, 8, {2: 4, 3: 2, 5: 1}), (8, 6, {1: 4, 2: 2, 4: 1}), (1, 8, {}), (2, 8, {1: 1}), (9, 1, {})],
 )
 def test_rates_are_halved_until_one_is_left_at_half_the_budget(reports: int, rates: int, rungs: dict[int, int]) -> None:
-    assert lanes._rungs(reports, rates) == rungs
+    assert rungs_of(reports, rates) == rungs
 
 
 @pytest.mark.parametrize("batch_size", [16, TRAINING])
@@ -172,13 +175,7 @@ def test_a_short_last_batch_can_be_left_out(engine: str) -> None:
     stack = Stack.build(builder("mlp"), [lane], RULES["sgd"], torch.float64, CPU)
     reports = list(lanes.train(stack, made("mlp", 32, stack, engine), workload, 32, budget))
     assert [(report.epoch, report.examples) for report in reports] == [(1, 96), (2, 192)]
-    network = initialise(builder("mlp"), lane.seed).double()
-    optimizer = torch.optim.SGD(network.parameters(), lane.learning_rate)
-    for rows in (rows for epoch in (0, 1) for rows in batch_order(lane.seed, epoch, TRAINING)[:96].split(32)):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(network(workload.train.inputs[rows]), workload.train.targets[rows]).backward()
-        optimizer.step()
-    alone = torch.cat([p.detach().flatten() for p in network.parameters()])
+    alone = solo("mlp", "sgd", 32, lane, 6, drop_last=True)[0]
     assert stack.update == 6
     assert difference(stack.parameters[0], alone) <= 1e-12
 
@@ -220,13 +217,13 @@ def test_a_budget_in_seconds_is_spent_on_training_alone() -> None:
 
 
 def test_examples_count_the_short_batch_as_what_it_is() -> None:
-    schedule = lanes.Schedule(Budget(epochs=2), 32, TRAINING)
+    schedule = EvaluationTimes(Budget(epochs=2), 32, TRAINING)
     assert [schedule.progress(update)[0] for update in (0, 1, 3, 4, 5, 8)] == [0, 32, 96, 100, 132, 200]
 
 
 def test_evaluating_is_thinned_where_it_would_cost_more_than_its_share() -> None:
     def points(multiplications: int) -> int:
-        schedule = lanes.Schedule(Budget(epochs=1), 16, 60_000, evaluated=6_000, multiplications=multiplications)
+        schedule = EvaluationTimes(Budget(epochs=1), 16, 60_000, evaluated=6_000, multiplications=multiplications)
         stops = {*schedule.series(), schedule.end(0), schedule.end(1)}
         assert stops >= {0, 1, 3_750}
         return len(stops)
@@ -234,9 +231,9 @@ def test_evaluating_is_thinned_where_it_would_cost_more_than_its_share() -> None
     # A tiny network is looked at 1, 2, 3, 4, 6 ... 3072 times; the report's CNN as often as a third of training pays.
     assert points(100) == 25
     assert points(115_000) <= 10
-    few = lanes.Schedule(Budget(epochs=3), 4, 60_000, evaluated=6_000, multiplications=115_000, share=0)
+    few = EvaluationTimes(Budget(epochs=3), 4, 60_000, evaluated=6_000, multiplications=115_000, share=0)
     assert few.series() == [1]
-    assert lanes.Schedule(Budget(epochs=1), 16, 60_000).series()[:8] == [1, 2, 3, 4, 6, 8, 12, 16]
+    assert EvaluationTimes(Budget(epochs=1), 16, 60_000).series()[:8] == [1, 2, 3, 4, 6, 8, 12, 16]
 
 
 def test_shares_add_up_to_the_stacks_seconds() -> None:
@@ -249,9 +246,7 @@ def test_batch_gradient_descent_on_linear_finds_least_squares() -> None:
     workload = data.load("linear", dtype=torch.float64)
     build = partial(models.build, "linear", (10,), 1)
     stack = Stack.build(build, [Lane(0.1, 0)], RULES["gradient-descent"], torch.float64, CPU)
-    for _ in lanes.train(
-        stack, eager.Eager(build(), (10,), Criterion("regression"), 100), workload, 100, Budget(updates=2000)
-    ):
+    for _ in lanes.train(stack, Eager(build(), Criterion("regression"), 100), workload, 100, Budget(updates=2000)):
         pass
     ones = torch.ones(100, 1, dtype=torch.float64)
     closed_form = torch.linalg.lstsq(torch.cat([workload.train.inputs, ones], 1), workload.train.targets).solution

@@ -14,13 +14,15 @@ from torch.func import functional_call, grad, vmap
 from study.results.writer import Course
 from tests.solo import CPU, FAMILIES, builder, difference, made, small, trained
 from trainables import models
+from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
 from trainables.engines import eager
 from trainables.engines.eager import Eager
-from trainables.lanes import train
+from trainables.lanes.evaluate import NOISE
+from trainables.lanes.records import Point, Report
 from trainables.lanes.stack import Lane, Stack, grid
-from trainables.lanes.train import NOISE, Budget, Point
+from trainables.lanes.train import train
 from trainables.rules import RULES, named
 from trainables.tune import MLPTrainable
 
@@ -69,7 +71,7 @@ def test_the_estimates_are_right_on_average(count: int, monkeypatch: pytest.Monk
     w, b = stack.parameters[:, :n].square().sum(1), stack.parameters[:, n].square()
     square = 4 * (w + b)
     expected = torch.stack([square, 4 * (w * (n + 3) + (b + s**2) * (n + 1)) - square])
-    random, engine = torch.Generator().manual_seed(0), Eager(network, (n,), Criterion("regression"), 50)
+    random, engine = torch.Generator().manual_seed(0), Eager(network, Criterion("regression"), 50)
     found = []
     for _ in range(300):
         x, y = (torch.randn(count, size, generator=random, dtype=torch.float64) for size in (n, 1))
@@ -103,11 +105,11 @@ def split(points: list[Point]) -> tuple[list[Any], list[Any]]:
     ],
 )
 def test_recording_it_changes_no_other_number(engine: str, rule: str, family: str, every_update: bool) -> None:
-    def run(gradient_noise: bool) -> tuple[Stack, list[train.Report]]:
+    def run(gradient_noise: bool) -> tuple[Stack, list[Report]]:
         stack = Stack.build(builder(family), LANES, named(rule), torch.float64, CPU)
         options = {"every_update": every_update, "gradient_noise": gradient_noise}
         workload, maker = small(FAMILIES[family][0]), made(family, 32, stack, engine)
-        return stack, list(train.train(stack, maker, workload, 32, Budget(epochs=2), halving="loss", **options))
+        return stack, list(train(stack, maker, workload, 32, Budget(epochs=2), halving="loss", **options))
 
     (plain, reports), (recorded, others) = run(False), run(True)
     assert torch.equal(plain.parameters, recorded.parameters)
@@ -129,7 +131,7 @@ def test_it_is_of_the_training_examples_that_are_evaluated() -> None:
     stack = Stack.build(builder("mlp"), [Lane(0.01, 0)], RULES["sgd"], torch.float64, CPU)
     workload, engine = small("cubic"), made("mlp", 32, stack)
     expected = engine.noise(stack, slice(0, 1), workload.train)
-    first = next(train.train(stack, engine, workload, 32, Budget(epochs=1), gradient_noise=True)).points[1]
+    first = next(train(stack, engine, workload, 32, Budget(epochs=1), gradient_noise=True)).points[1]
     assert list(first.values.values()) == [numbers.tolist() for numbers in expected]
 
 
@@ -140,8 +142,8 @@ def test_a_lane_without_a_finite_value_has_none_and_trains_on() -> None:
     network = models.linear((1,), 1)
     stack = Stack.build(lambda: network, [Lane(1e-30, 0), Lane(1e-30, 1)], RULES["sgd"], torch.float64, CPU)
     stack.parameters[:] = torch.tensor([[1e143, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    workload, engine = Data("linear", "regression", far, far, far), Eager(network, (1,), Criterion("regression"), 4)
-    points = next(train.train(stack, engine, workload, 4, Budget(updates=1), gradient_noise=True)).points
+    workload, engine = Data("linear", "regression", far, far, far), Eager(network, Criterion("regression"), 4)
+    points = next(train(stack, engine, workload, 4, Budget(updates=1), gradient_noise=True)).points
     assert [point.lanes for point in points[:2]] == [[0, 1], [1]]
     assert stack.alive == [0, 1]
 
@@ -152,7 +154,7 @@ def test_passes_do_not_change_it(family: str) -> None:
         stack = Stack.build(builder(family), LANES, RULES["sgd"], torch.float64, CPU)
         stack.at_once = at_once
         workload, engine = small(FAMILIES[family][0]), made(family, 32, stack)
-        reports = train.train(stack, engine, workload, 32, Budget(updates=8), gradient_noise=True)
+        reports = train(stack, engine, workload, 32, Budget(updates=8), gradient_noise=True)
         found = [point for report in reports for point in report.points if ("train", NOISE[0]) in point.values]
         return torch.tensor([numbers for point in found[1:] for numbers in point.values.values()])
 

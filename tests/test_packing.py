@@ -20,7 +20,7 @@ from study.spec.model import SHARING, Resources
 from study.tuning.space import Space
 from tests.test_spec import changed
 from trainables import models
-from trainables.engines.eager import MEMORY_SHARE
+from trainables.engines.memory import MEMORY_SHARE
 from trainables.models import multiplications
 
 

@@ -27,7 +27,7 @@ from study.spec import check
 from study.tuning.searcher import TruthfulSearch
 from study.tuning.space import Space
 from tests.test_spec import changed
-from trainables.lanes.train import Point
+from trainables.lanes.records import Point
 from trainables.tune import Payload
 
 SPEC = check(

@@ -19,9 +19,10 @@ import torch
 
 from analysis.tables import tuned_rates
 from trainables.config import TrialConfig
-from trainables.lanes.stack import Stack, beyond, grid
+from trainables.lanes.rates import beyond, tuned
+from trainables.lanes.stack import Stack, grid
 from trainables.rules import RULES
-from trainables.tune import TRAINABLES, CNNTrainable, LaneTrainable, MLPTrainable, Payload, grid_lanes, lane_rows, tuned
+from trainables.tune import TRAINABLES, CNNTrainable, LaneTrainable, MLPTrainable, Payload, grid_lanes, lane_rows
 
 CONFIG: dict[str, Any] = {
     "optimizer": "adam",

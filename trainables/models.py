@@ -21,6 +21,7 @@ from trainables.catalogue import FAMILIES, cnn_sizes, mlp_widths
 from trainables.errors import ModelError as ModelError
 from trainables.usercode.importing import ForeignError, called, is_foreign
 
+Builder = Callable[[], nn.Module]
 CNN_HEAD = (32, 16)
 
 

@@ -35,10 +35,13 @@ from trainables import data, models, storage
 from trainables.augment import Augment
 from trainables.config import TrialConfig
 from trainables.criterion import Criterion
-from trainables.engines import eager
-from trainables.lanes import train as lanes
-from trainables.lanes.stack import Lane, Stack, beyond, grid, out_of_memory
-from trainables.lanes.train import Predictions
+from trainables.engines.choose import choose
+from trainables.engines.memory import fitting
+from trainables.lanes.rates import beyond, tuned
+from trainables.lanes.records import Point, Predictions, Report, Trace
+from trainables.lanes.stack import Lane, Stack, grid, out_of_memory
+from trainables.lanes.times import EvaluationTimes, spent
+from trainables.lanes.train import train
 from trainables.rules import named
 from trainables.usercode.importing import copy_on_node, is_foreign
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
@@ -59,8 +62,8 @@ class Payload:
         predictions: of the stacks that have had their budget since, if asked for.
     """
 
-    points: list[lanes.Point]
-    traces: list[lanes.Trace]
+    points: list[Point]
+    traces: list[Trace]
     lanes: list[dict[str, Any]]
     whole: bool = False
     predictions: list[Predictions] = field(default_factory=list)
@@ -92,8 +95,8 @@ class LaneTrainable(tune.Trainable):
         self.earlier: list[dict[str, Any]] = []
         self.failure: dict[str, Any] | None = None
         self.warnings: list[str] = []
-        self.points: list[lanes.Point] = []
-        self.traces: list[lanes.Trace] = []
+        self.points: list[Point] = []
+        self.traces: list[Trace] = []
         self.predictions: list[Predictions] = []
         self.reported: list[float] = []
         self.stacks: list[Stack] = []
@@ -134,7 +137,7 @@ class LaneTrainable(tune.Trainable):
         self.cost = models.multiplications(self.build(), shape)
         self.criterion = Criterion(self.data.task, trial.loss, trial.score, trial.code)
         self.budget = trial.budget
-        self.schedule = lanes.Schedule(self.budget, trial.batch_size, len(self.data.train))
+        self.schedule = EvaluationTimes(self.budget, trial.batch_size, len(self.data.train))
         if not self._resume():
             self.stacks = []
             self._add(grid_lanes(trial))
@@ -146,7 +149,7 @@ class LaneTrainable(tune.Trainable):
         dtype = getattr(torch, trial.dtype)
         stack = Stack.build(self.build, configurations, named(trial.optimizer, trial.code), dtype, self.device)
         updates = self.schedule.total
-        self.engine = eager.choose(
+        self.engine = choose(
             self.build,
             shape,
             self.criterion,
@@ -157,7 +160,7 @@ class LaneTrainable(tune.Trainable):
             sample=self.data.train.inputs[:TRIED_EXAMPLES],
             name=trial.model,
         )
-        stack.at_once = eager.fitting(network, shape, trial.batch_size, stack, trial.share)
+        stack.at_once = fitting(network, shape, trial.batch_size, stack, trial.share)
         if not self.stacks:
             self.parameters, self.engine_name = stack.parameters.shape[1], self.engine.name
         self.stacks.append(stack)
@@ -168,13 +171,13 @@ class LaneTrainable(tune.Trainable):
         """The stack that trains."""
         return self.stacks[-1]
 
-    def _train(self) -> Iterator[lanes.Report]:
+    def _train(self) -> Iterator[Report]:
         """Train stack after stack; the last report of the last is the one that says finished."""
         trial = self.trial
         augment = Augment(**asdict(trial.augment), mean=self.data.mean, std=self.data.std) if trial.augment else None
         while True:
             before = sum(len(stack.lanes) for stack in self.stacks[:-1])
-            for report in lanes.train(
+            for report in train(
                 self.stack,
                 self.engine,
                 self.data,
@@ -245,13 +248,13 @@ class LaneTrainable(tune.Trainable):
     def _step(self) -> dict[str, Any]:
         self.unsaved = False  # what is cut off in the middle of a step is no state to go on from
         report = next(self.training)
-        main, spent = self.stacks[0], [stack for stack in self.stacks if lanes.spent(self.budget, stack)]
+        main, done = self.stacks[0], [stack for stack in self.stacks if spent(self.budget, stack)]
         # Rates of an extension count once they have had the whole budget: none is better for being half trained.
-        rate, value = self._tuned(spent or self.stacks)
+        rate, value = self._tuned(done or self.stacks)
         # A rate counts if every seed survives it, so once none counts, none ever will.
         lost = rate is None
         ended = report.finished or lost
-        extending = bool(spent) and not ended
+        extending = bool(done) and not ended
         examples, epoch = self.schedule.progress(main.update)
         if main.reports > len(self.reported):
             self.reported.append(value)
@@ -263,7 +266,7 @@ class LaneTrainable(tune.Trainable):
             "report": main.reports,
             "reported": list(self.reported),
             # One that is decided upon counts.
-            "extensions": len(spent) if extending else len(self.stacks) - 1,
+            "extensions": len(done) if extending else len(self.stacks) - 1,
             "extending": extending,
             "update": main.update,
             "examples": examples,
@@ -283,7 +286,7 @@ class LaneTrainable(tune.Trainable):
                 self._save(self.trial.checkpoint)
         return {**result, SHOULD_CHECKPOINT: due and not self.trial.checkpoint}
 
-    def _payload(self, report: lanes.Report) -> Payload:
+    def _payload(self, report: Report) -> Payload:
         """What is new, or the whole course if nobody was told of it yet."""
         points, traces, predictions = report.points, report.traces, report.predictions
         if self.trial.checkpoint:
@@ -371,9 +374,9 @@ class LaneTrainable(tune.Trainable):
             "stints": self._stints(),
             "reported": self.reported,
             "stacks": [stack.state_dict() for stack in self.stacks],
-            "points": [point.plain() for point in self.points],
-            "traces": [trace.plain() for trace in self.traces],
-            "predictions": [each.plain() for each in self.predictions],
+            "points": [plain(point) for point in self.points],
+            "traces": [plain(trace) for trace in self.traces],
+            "predictions": [plain(each) for each in self.predictions],
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -381,9 +384,9 @@ class LaneTrainable(tune.Trainable):
         self.stacks = []
         for saved in state["stacks"]:
             self._add(self._extension() if self.stacks else grid_lanes(self.trial)).load_state_dict(saved)
-        points = [lanes.Point.of(plain) for plain in state["points"]]
-        traces = [lanes.Trace.of(plain) for plain in state["traces"]]
-        predictions = [Predictions.of(plain) for plain in state["predictions"]]
+        points = [Point(**arrays(each)) for each in state["points"]]
+        traces = [Trace(**arrays(each)) for each in state["traces"]]
+        predictions = [Predictions(**arrays(each)) for each in state["predictions"]]
         earlier, reported = state["stints"], state["reported"]
         # Last, so that of a state that turns out to be incomplete nothing stays.
         self.earlier, self.reported = earlier, reported
@@ -425,28 +428,6 @@ def grid_lanes(trial: TrialConfig) -> list[Lane]:
     low, high, count = trial.rates or (*named(trial.optimizer, trial.code).rates, 8)
     settings = tuple(sorted(trial.settings.items()))
     return [replace(lane, settings=settings) for lane in grid(low, high, count, trial.seeds)]
-
-
-def tuned(stacks: Sequence[Stack], metric: str, validation_examples: int) -> tuple[float | None, float]:
-    """The best learning rate on the validation split so far, and the metric there, by `lanes.scores`.
-
-    Args:
-        stacks: with no learning rate in common.
-        metric: loss or accuracy.
-        validation_examples: in the split.
-
-    Returns:
-        The rate, the lower of equals, and the metric averaged and transformed back; None and NaN if no rate counts.
-    """
-    found = [lanes.scores(stack, metric, validation_examples) for stack in stacks]
-    scores = {rate: score for each in found for rate, score in each.items() if not math.isnan(score)}
-    if not scores:
-        return None, math.nan
-    rate = max(scores, key=lambda r: (scores[r], -r))
-    if metric == "accuracy":
-        n = validation_examples
-        return rate, float(((n + 1) / (1 + np.exp(-scores[rate])) - 0.5) / n)
-    return rate, float(np.exp(-scores[rate]))
 
 
 def lane_rows(stacks: Sequence[Stack], *, weights: bool = False) -> list[dict[str, Any]]:
@@ -500,6 +481,16 @@ def _without_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+def plain(record: Point | Trace | Predictions) -> dict[str, Any]:
+    """A record with tensors in place of arrays, for `torch.save`."""
+    return {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in vars(record).items()}
+
+
+def arrays(saved: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record from the result of `plain`."""
+    return {name: v.numpy() if isinstance(v, torch.Tensor) else v for name, v in saved.items()}
 
 
 def _read(stream: BinaryIO) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from study.errors import ClusterError
 from study.spec import Spec
 from study.spec.model import SHARING
 from trainables import models
-from trainables.engines import eager
-from trainables.lanes.stack import Builder, Stack, grid
+from trainables.engines import memory as lane_memory
+from trainables.lanes.stack import Stack, grid
+from trainables.models import Builder
 
 # What a process of its own takes on a GPU, before it has a single tensor there.
 CONTEXT_BYTES = 600 << 20
@@ -51,7 +52,7 @@ def share(needed: float, memory: float) -> float:
         needed: by a trial, in bytes.
         memory: of the GPU, in bytes.
     """
-    together = min(SHARING, int(eager.MEMORY_SHARE * memory // needed))
+    together = min(SHARING, int(lane_memory.MEMORY_SHARE * memory // needed))
     return math.floor(1e4 / together) / 1e4 if together > 1 else 1.0  # Ray counts in ten-thousandths
 
 
@@ -74,7 +75,7 @@ def needs(spec: Spec, batch_size: int, width: int, depth: int) -> int:
     # On the device "meta" tensors take no memory, and blocks are as large as on a GPU.
     lanes = grid(*spec.rates(heaviest), spec.lane_seeds())
     stack = Stack.build(build, lanes, rule(spec, heaviest), getattr(torch, workload.dtype), torch.device("meta"))
-    kept, working = eager.lane_bytes(build(), facts.in_shape, batch_size, stack)
+    kept, working = lane_memory.lane_bytes(build(), facts.in_shape, batch_size, stack)
     examples = facts.train + facts.validation + facts.test
     numbers = examples * math.prod(facts.in_shape) * stack.parameters.element_size()
     return CONTEXT_BYTES + numbers + (kept + working) * len(lanes)

@@ -35,7 +35,7 @@ from study.spec.compare import fixed_settings
 from trainables import data, models
 from trainables.augment import Augment
 from trainables.data import Data, Split
-from trainables.lanes.stack import batch_order, initialise
+from trainables.lanes.seeds import batch_order, initialise
 from trainables.storage import write_text
 
 if TYPE_CHECKING:

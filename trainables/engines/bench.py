@@ -1,7 +1,7 @@
-"""What an update of a lane costs, beside the loop that one would write otherwise, in one run on the same work.
+"""Time of one update of a lane, by each engine and by the ordinary torch loop, measured in one run on the same work.
 
-The solo loop is the fair baseline: one configuration, tensors in memory, batches by index, torch.optim, one thread. It
-and the engines take turns, so that a machine whose speed drifts is unfair to none; ratios are taken turn by turn.
+The baseline is `reference.updates`: one configuration, tensors in memory, batches by index, torch.optim, one thread.
+It and the engines take turns, so that drift in the machine's speed affects all alike; ratios are taken turn by turn.
 `python -m trainables` runs this with torch and numpy alone.
 """
 
@@ -16,13 +16,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainables import models
+from trainables.criterion import Criterion
 from trainables.data import Split, Task
-from trainables.engines import eager
-from trainables.lanes import stack
-from trainables.lanes import train as lanes
+from trainables.engines.choose import choose
+from trainables.engines.compiled import MOST_UPDATES, compiler
+from trainables.lanes.batches import Batches
+from trainables.lanes.reference import mean_loss, updates
+from trainables.lanes.seeds import initialise
+from trainables.lanes.stack import Stack, grid
+from trainables.lanes.train import advance
 from trainables.rules import RULES
 
 ROUNDS = 5
@@ -34,13 +39,13 @@ class Work:
     """One line of the table.
 
     Attributes:
-        name: what it is called.
+        name: shown in the table.
         family, in_shape, out_features, width, depth: the network.
         batch_size: examples per update.
-        examples: training examples; random numbers, since times do not depend on them.
-        lanes: lanes of the stack.
+        examples: training examples; random numbers, on which times do not depend.
+        lanes: of the stack.
         dtype: of the parameters.
-        seeds: among the lanes; those with the same one share their batches.
+        seeds: among the lanes; lanes with the same seed share batches.
     """
 
     name: str
@@ -57,7 +62,7 @@ class Work:
 
     @property
     def task(self) -> Task:
-        """Regression with one output, else classification."""
+        """Regression with one output, otherwise classification."""
         return "regression" if self.out_features == 1 else "classification"
 
     def build(self) -> nn.Module:
@@ -68,7 +73,7 @@ class Work:
 _MLP: tuple[str, tuple[int, ...], int, int, int] = ("mlp", (2,), 1, 16, 2)
 _WIDE: tuple[str, tuple[int, ...], int, int, int] = ("mlp", (1, 28, 28), 10, 128, 2)
 _CNN: tuple[str, tuple[int, ...], int, int, int] = ("cnn", (1, 28, 28), 10, 4, 2)
-# Examples in whole batches, so that short ones do not blur the picture.
+# Examples in whole batches, so that no short batch affects the times.
 WORKS = (
     Work("2-16-8-1 MLP, batch 1", *_MLP, 1, 10_000, 512, "float64"),
     Work("2-16-8-1 MLP, batch 32", *_MLP, 32, 10_016, 512, "float64"),
@@ -91,15 +96,15 @@ FIGURE = (
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a `Work` with an engine, medians over the rounds.
+    """Times of a `Work` with an engine, medians over the rounds.
 
     Attributes:
-        name, engine, lanes, device: what ran.
-        cold_seconds: of the first update, with what is compiled or recorded first and no cache of it anywhere.
-        solo_us: microseconds of an update of the solo loop.
-        lane_us: microseconds of an update of the stack, by its lanes.
-        ratio: solo over lane, the median of each round's.
-        bound_us: microseconds that the arithmetic of a lane's update would take at the speed of the device's matrix
+        name, engine, lanes, device: the work, and where it ran.
+        cold_seconds: of the first update, compiling or recording included, without any cache.
+        solo_us: microseconds per update of the ordinary loop.
+        lane_us: microseconds per update of the stack, divided by its lanes.
+        ratio: median of the rounds' solo over lane.
+        bound_us: microseconds that the arithmetic of a lane's update takes at the speed of the device's matrix
             product.
     """
 
@@ -115,15 +120,15 @@ class Row:
 
 
 def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[Row]:
-    """Time the solo loop and the stack with each engine of the device in turn, with Adam; one row an engine."""
+    """Time the ordinary loop and each engine of the device in turn, with Adam; one row per engine."""
     names = ["eager", "cuda-graph" if device.type == "cuda" else "compiled"]
-    if device.type == "cpu" and not eager.compiler():
+    if device.type == "cpu" and not compiler():
         names.remove("compiled")
     solo, stacks = _solo(work, device), {name: _stack(work, device, name) for name in names}
-    solo(1)  # what is paid once is paid here
+    solo(1)  # the first update loads libraries
     cold = {name: _seconds(stacks[name], 1, device) for name in names}
     for name in names:
-        stacks[name](2 * eager.MOST_UPDATES)
+        stacks[name](2 * MOST_UPDATES)
     turns = []
     for _ in range(rounds):
         one = _per_update(solo, device)
@@ -131,15 +136,15 @@ def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[Row]
     bound = operations(work) / _speed(device, getattr(torch, work.dtype)) * 1e6
     return [
         Row(
-            work.name,
-            name,
-            work.lanes,
-            str(device),
-            cold[name],
-            statistics.median(one for one, _ in turns) * 1e6,
-            statistics.median(lane[name] for _, lane in turns) * 1e6,
-            statistics.median(one / lane[name] for one, lane in turns),
-            bound,
+            name=work.name,
+            engine=name,
+            lanes=work.lanes,
+            device=str(device),
+            cold_seconds=cold[name],
+            solo_us=statistics.median(one for one, _ in turns) * 1e6,
+            lane_us=statistics.median(lane[name] for _, lane in turns) * 1e6,
+            ratio=statistics.median(one / lane[name] for one, lane in turns),
+            bound_us=bound,
         )
         for name in names
     ]
@@ -147,11 +152,11 @@ def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[Row]
 
 @dataclass(frozen=True)
 class Figure:
-    """What the regime figure costs per seed, compiling aside.
+    """Time of the source report's regime figure per seed, without compiling.
 
     Attributes:
-        seeds: that ours trains side by side.
-        loop_seconds: of the solo loop, which lacks what the report's own keeps count of besides.
+        seeds: lanes that train together.
+        loop_seconds: of the ordinary loop, without the report's own bookkeeping.
         lane_seconds: of a lane, by the fastest engine in each regime.
         ratio: loop over lane.
         cold_seconds: of compiling, once for all seeds.
@@ -166,26 +171,12 @@ class Figure:
 
 def figure(device: str = "cpu", rounds: int = 3) -> Figure:
     """Measure the regime figure, regime by regime, on one thread."""
-    with _measuring():
-        measured = [(measure(work, torch.device(device), rounds), updates) for work, updates in FIGURE]
-    best = [(min(rows, key=lambda row: row.lane_us), updates) for rows, updates in measured]
+    with _one_thread_without_caches():
+        measured = [(measure(work, torch.device(device), rounds), count) for work, count in FIGURE]
+    best = [(min(rows, key=lambda row: row.lane_us), count) for rows, count in measured]
     loop, lane = (sum(getattr(row, key) * n for row, n in best) / 1e6 for key in ("solo_us", "lane_us"))
     cold = sum(row.cold_seconds for row, _ in best)
     return Figure(FIGURE_SEEDS, loop, lane, loop / lane, cold)
-
-
-@contextmanager
-def _measuring() -> Iterator[None]:
-    """One thread, and without torch's caches of compiled code, so that the first update compiles."""
-    from torch._inductor import config  # here, because this import takes seconds
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with config.patch(force_disable_caches=True):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def operations(work: Work) -> int:
@@ -204,53 +195,55 @@ def _examples(work: Work, device: torch.device) -> Split:
 
 
 def _solo(work: Work, device: torch.device) -> Callable[[int], None]:
-    examples, dtype = _examples(work, device), getattr(torch, work.dtype)
-    network = stack.initialise(work.build, 0).to(device, dtype)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    criterion = nn.MSELoss() if work.task == "regression" else nn.CrossEntropyLoss()
-    per_epoch = work.examples // work.batch_size
-    order = torch.randperm(work.examples).to(device)
-
-    def updates(count: int) -> None:
-        for number in range(count):
-            place = number % per_epoch * work.batch_size
-            rows = order[place : place + work.batch_size]
-            optimizer.zero_grad()
-            criterion(network(examples.inputs[rows]), examples.targets[rows]).backward()
-            optimizer.step()
-
-    return updates
-
-
-def _stack(work: Work, device: torch.device, engine: str) -> Callable[[int], None]:
+    """The ordinary loop, as a function that makes a number of updates."""
     examples = _examples(work, device)
-    configurations = stack.grid(1e-5, 1e-4, work.lanes // work.seeds, range(work.seeds))
-    side = stack.Stack.build(work.build, configurations, RULES["adam"], getattr(torch, work.dtype), device)
-    batches = stack.Batches(examples, work.batch_size, side)
-    chosen = eager.choose(work.build, work.in_shape, work.task, work.batch_size, side, None, engine)
+    network = initialise(work.build, 0).to(device, getattr(torch, work.dtype))
+    order, per_epoch = torch.randperm(work.examples).to(device), work.examples // work.batch_size
 
-    def updates(count: int) -> None:
-        lanes.advance(side, chosen, batches, side.update + count)
+    def batches() -> Iterator[Tensor]:
+        while True:
+            yield from order.split(work.batch_size)[:per_epoch]
 
-    return updates
+    optimizers = [torch.optim.Adam(network.parameters(), lr=1e-4)]
+    loop = updates(network, optimizers, examples, mean_loss(Criterion(work.task)), batches())
+
+    def make(count: int) -> None:
+        for _ in range(count):
+            next(loop)
+
+    return make
 
 
-def _seconds(updates: Callable[[int], None], count: int, device: torch.device) -> float:
+def _stack(work: Work, device: torch.device, name: str) -> Callable[[int], None]:
+    """A stack with an engine, as a function that makes a number of updates."""
+    examples = _examples(work, device)
+    lanes = grid(1e-5, 1e-4, work.lanes // work.seeds, range(work.seeds))
+    stack = Stack.build(work.build, lanes, RULES["adam"], getattr(torch, work.dtype), device)
+    batches = Batches(examples, work.batch_size, stack)
+    engine = choose(work.build, work.in_shape, work.task, work.batch_size, stack, None, name)
+
+    def make(count: int) -> None:
+        advance(stack, engine, batches, stack.update + count)
+
+    return make
+
+
+def _seconds(make: Callable[[int], None], count: int, device: torch.device) -> float:
     started = time.perf_counter()
-    updates(count)
+    make(count)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started
 
 
-def _per_update(updates: Callable[[int], None], device: torch.device) -> float:
-    """Seconds of an update, over about `TURN_SECONDS`; compiled programs make several at once."""
-    count = eager.MOST_UPDATES
+def _per_update(make: Callable[[int], None], device: torch.device) -> float:
+    """Seconds per update, over about `TURN_SECONDS`, in multiples of a compiled program's updates."""
+    count = MOST_UPDATES
     while True:
-        spent = _seconds(updates, count, device)
+        spent = _seconds(make, count, device)
         if spent > TURN_SECONDS / 2:
             return spent / count
-        more = int(count * TURN_SECONDS / max(spent, 1e-6)) // eager.MOST_UPDATES * eager.MOST_UPDATES
+        more = int(count * TURN_SECONDS / max(spent, 1e-6)) // MOST_UPDATES * MOST_UPDATES
         count = max(2 * count, more)
 
 
@@ -266,9 +259,23 @@ def _speed(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / _per_update(products, device)
 
 
+@contextmanager
+def _one_thread_without_caches() -> Iterator[None]:
+    """Run torch on one thread, and let it compile everything anew, so that a cold start is measured as one."""
+    from torch._inductor import config  # its import takes seconds
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with config.patch(force_disable_caches=True):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run(device: str = "cpu", only: str = "") -> dict[str, Any]:
-    """Measure every work whose name contains `only`, on one thread; what `study bench` prints and writes."""
-    with _measuring():
+    """Measure every work whose name contains `only`, on one thread; the result is plain JSON."""
+    with _one_thread_without_caches():
         found = [row for work in WORKS if only in work.name for row in measure(work, torch.device(device))]
     hardware = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     rows = [asdict(row) for row in found]

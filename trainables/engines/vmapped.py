@@ -1,35 +1,40 @@
-"""Passes over the lanes of any `torch.nn.Module`: all at once by torch.func, or one lane after another."""
+"""The engine of user models: lanes of any `torch.nn.Module`, at once by torch.func, or one after another."""
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainables.lanes.stack import stream
+from trainables.criterion import Criterion
+from trainables.engines.eager import Eager, Forward
+from trainables.engines.solo import LaneModule
+from trainables.lanes.batches import Batches
+from trainables.lanes.seeds import drawing
+from trainables.lanes.stack import Stack
 from trainables.models import trained
 
-# Losses of each example in each lane, (K, B), of outputs (K, B, out_features) and targets.
+# Losses of each example in each lane, (K, B), from outputs (K, B, out_features) and targets.
 Losses = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Manner:
+class VmapSupport:
     """How the lanes of a network can run.
 
     Attributes:
         together: whether all at once.
-        whole: whether what an example gives depends on its batch, or on chance, or changes a buffer: then batches are
-            not cut into blocks.
-        draws: whether it draws random numbers while it trains.
-        why: why they cannot run at once, in words; empty if they can.
+        whole: whether batches must not be cut into blocks, because the outputs for an example depend on its batch or
+            on chance, or a pass changes a buffer.
+        draws: whether the network draws random numbers in training.
+        why: the reason why lanes cannot run at once; empty if they can.
     """
 
     together: bool
@@ -40,12 +45,12 @@ class Manner:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some lanes of a stack: what the forward pass of a user's network takes besides parameters and inputs.
+    """Some lanes of a stack, as far as a forward pass needs them besides parameters and inputs.
 
     Attributes:
         extras: `Stack.extras` of the lanes, changed in place while training.
         seeds: of the lanes.
-        update: updates made so far; it and the seed decide on all random numbers.
+        update: updates made so far; it and the seed determine all random numbers.
     """
 
     extras: dict[str, Tensor]
@@ -53,54 +58,17 @@ class Rows:
     update: int
 
 
-class Turns:
-    """One network that stands for each lane in turn: ordinary torch, with hooks, checkpointing and all.
-
-    Args:
-        network: on the lanes' device and in their type.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network, self.parameters = network, list(trained(network).values())
-        self.frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad}
-        self.buffers = dict(network.named_buffers())
-
-    @torch.no_grad()
-    def enter(self, parameters: Sequence[Tensor], extras: Mapping[str, Tensor]) -> None:
-        """Become a lane: its parameters, each of its shape, and what else `Stack.extras` has of it."""
-        for own, values in zip(self.parameters, parameters, strict=True):
-            own.copy_(values)
-        for name, values in extras.items():
-            if name in self.frozen:
-                self.frozen[name].copy_(values)
-                continue
-            # A network may have put another tensor in the place of its buffer.
-            owner, _, leaf = name.rpartition(".")
-            self.network.get_submodule(owner)._buffers[leaf] = self.buffers[name].copy_(values)
-
-    @torch.no_grad()
-    def leave(self, parameters: Sequence[Tensor], extras: Mapping[str, Tensor]) -> None:
-        """Write what the network is now, buffers that it has replaced too, over that with which it became the lane."""
-        for values, own in zip(parameters, self.parameters, strict=True):
-            values.copy_(own)
-        now = dict(self.network.named_buffers())
-        for name in extras.keys() - self.frozen.keys():
-            if now[name].shape != extras[name].shape:
-                raise ValueError(f"the buffer {name} of {tuple(extras[name].shape)} became {tuple(now[name].shape)}")
-            extras[name].copy_(now[name])
-
-
 class Copies:
     """The passes of K copies of a network.
 
     Args:
         network: one of them, on the lanes' device and in their type.
-        manner: of `manner_of`.
+        support: how its lanes can run.
     """
 
-    def __init__(self, network: nn.Module, manner: Manner) -> None:
-        self.network, self.manner, self.names = network, manner, list(trained(network))
-        self.turns = Turns(network)
+    def __init__(self, network: nn.Module, support: VmapSupport) -> None:
+        self.network, self.support, self.names = network, support, list(trained(network))
+        self.lane_module = LaneModule(network)
 
     def outputs(self, parameters: Sequence[Tensor], x: Tensor, rows: Rows, *, training: bool) -> Tensor:
         """(parameters, each (K, *shape), inputs (K or 1, B, *in_shape)) -> outputs (K, B, out_features).
@@ -109,7 +77,7 @@ class Copies:
         """
         self.network.train(training)
         with batchable_attention():
-            if self.manner.together:
+            if self.support.together:
                 shared, named = len(x) == 1, dict(zip(self.names, parameters, strict=True))
                 each = vmap(self._one, in_dims=(0, 0, None if shared else 0))
                 found: Tensor = each(named, rows.extras, x[0] if shared else x)
@@ -136,10 +104,10 @@ class Copies:
             y: targets, (K or 1, B, ...).
             rows: the lanes.
             losses: of the examples.
-            count: examples of the whole batch, over which is meaned; x may be a part of it.
+            count: examples of the whole batch, of which x may be a part; the divisor of the mean.
             training: whether the network trains or is evaluated.
         """
-        if self.manner.together:
+        if self.support.together:
             outputs = self.outputs(parameters, x, rows, training=training)
             each = losses(outputs, y).sum(1) / count
             with batchable_attention():
@@ -155,8 +123,8 @@ class Copies:
                 each.backward()
                 all_outputs.append(outputs.detach())
                 all_losses.append(each.detach())
-                own = [p.new_zeros(p.shape) if p.grad is None else p.grad.clone() for p in self.turns.parameters]
-                all_gradients.append(own)
+                mine = self.lane_module.parameters
+                all_gradients.append([p.new_zeros(p.shape) if p.grad is None else p.grad.clone() for p in mine])
         self.network.zero_grad()
         columns = [torch.stack(column) for column in zip(*all_gradients, strict=True)]
         return torch.stack(all_outputs), torch.stack(all_losses), columns
@@ -168,64 +136,63 @@ class Copies:
     def _in_turn(
         self, parameters: Sequence[Tensor], x: Tensor, rows: Rows, training: bool
     ) -> Iterator[tuple[Tensor, int]]:
-        """Become lane after lane: its inputs and its place. Evaluation leaves its buffers as they were."""
+        """Hold each lane in turn; yields its inputs and its place. Evaluation leaves the lane's buffers unchanged."""
         for lane, seed in enumerate(rows.seeds):
             extras = {name: extra[lane] for name, extra in rows.extras.items()}
             own = [parameter[lane] for parameter in parameters]
-            self.turns.enter(own, extras)
-            with drawing(seed, rows.update, x.device, when=self.manner.draws):
+            self.lane_module.enter(own, extras)
+            with drawing(seed, rows.update, x.device, when=self.support.draws):
                 yield x[lane if len(x) > 1 else 0].clone(), lane  # a network may write into its inputs
             if training:
-                self.turns.leave(own, extras)
+                self.lane_module.leave(own, extras)
 
 
-def updated(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], loss: Callable[[], Tensor]) -> Tensor:
-    """One update of a network by torch optimizers, as an ordinary loop makes it; the loss before it.
+class Vmapped(Eager):
+    """Any module of a user's: all lanes at once by torch.func. Where that is impossible, it evaluates for `Solo`.
 
     Args:
-        network: it.
-        optimizers: each of some of its parameters. One whose `step` demands a closure gets one.
-        loss: of the batch.
+        network: one of the user's, on the lanes' device and in their type.
+        support: how its lanes can run.
+        criterion: the loss and the score.
+        block: examples to pass at a time where a batch may be cut.
     """
-    found: list[Tensor] = []
 
-    def closure() -> Tensor:
-        network.zero_grad()
-        now = loss()
-        now.backward()
-        found.append(now.detach())
-        return found[-1]
+    name = "vmap"
 
-    if any(demands_closure(optimizer) for optimizer in optimizers):
-        for optimizer in optimizers:
-            optimizer.step(closure)  # type: ignore[arg-type]
-    else:
-        closure()
-        for optimizer in optimizers:
-            optimizer.step()
-    return found[0]
+    def __init__(self, network: nn.Module, support: VmapSupport, criterion: Criterion, block: int) -> None:
+        self.copies, self.support, self.criterion, self.block = Copies(network, support), support, criterion, block
 
+    def gradient(
+        self, stack: Stack, leaves: Sequence[Tensor], batches: Batches, batch: Tensor | None, rows: slice, update: int
+    ) -> tuple[Tensor, Tensor]:
+        """As for other models, except that batches stay whole where a network requires it."""
+        if not self.support.whole:
+            return super().gradient(stack, leaves, batches, batch, rows, update)
+        if batch is None:
+            x, y = batches.examples.inputs[None], batches.examples.targets[None]
+        else:
+            x, y = batches.take(batch, rows)
+        return self.summed(self.forward(stack, rows, update, training=True), leaves, [(x, y)], x.shape[1])
 
-def demands_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer's `step` takes a closure by which it asks for the loss as often as it likes, as LBFGS's."""
-    parameters = inspect.signature(optimizer.step).parameters
-    return "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty
+    def forward(self, stack: Stack, rows: slice, update: int, *, training: bool) -> Forward:
+        """A forward pass that changes buffers in training only."""
+        extras = {name: extra[rows] if training else extra[rows].clone() for name, extra in stack.extras.items()}
+        seeds = [stack.lanes[lane].seed for lane in stack.alive[rows]]
+        return partial(self.copies.outputs, rows=Rows(extras, seeds, update), training=training)
 
-
-@contextmanager
-def drawing(seed: int, update: int, device: torch.device, *, when: bool = True) -> Iterator[None]:
-    """Random numbers that depend on a lane's seed and the update alone; torch's generators are left as they were."""
-    if not when:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(stream(seed, 3, update))
-        yield
+    def differentiated(
+        self, forward: Forward, leaves: Sequence[Tensor], x: Tensor, y: Tensor, count: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A block's part in losses and gradients; lanes that run one after another are differentiated in turn."""
+        assert isinstance(forward, partial)
+        losses = self.criterion.losses
+        _, loss, parts = self.copies.gradients(leaves, x, y, losses=losses, count=count, **forward.keywords)
+        return loss, parts
 
 
 @contextmanager
 def batchable_attention() -> Iterator[None]:
-    """Attention by operations that can be batched over lanes, whether training or not."""
+    """Compute attention by operations that torch.func can batch, in training and evaluation alike."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

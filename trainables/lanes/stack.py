@@ -1,4 +1,4 @@
-"""The stack: K networks of one cell side by side, what each has come to, and the batches that each sees.
+"""The stack: K networks of one cell side by side, and how far each has come.
 
 The K networks of a trial differ in learning rate and seed only, so their parameters are the rows of one tensor. Lanes
 with equal seeds share initialisation and batches, so comparisons between them are paired.
@@ -7,7 +7,6 @@ with equal seeds share initialisation and batches, so comparisons between them a
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -16,24 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.augment import Augment
-from trainables.config import examples_per_epoch, updates_per_epoch
-from trainables.data import Split
-from trainables.models import layered, trained
+from trainables.lanes.seeds import initialise
+from trainables.models import Builder, layered, trained
 from trainables.rules import Rule, State
 
-Builder = Callable[[], nn.Module]
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One configuration.
+    """One configuration of a trial.
 
     Attributes:
         learning_rate: step size.
         seed: of initialisation and batches.
-        settings: of the optimizer, (name, value), where they are not the rule's own.
+        settings: (name, value) of the optimizer's settings that differ from the rule's own.
     """
 
     learning_rate: float
@@ -47,29 +43,9 @@ def grid(low: float, high: float, count: int, seeds: Sequence[int]) -> list[Lane
     return [Lane(rate, seed) for rate in rates for seed in seeds]
 
 
-def beyond(rates: Sequence[float], tried: Sequence[float], best: float) -> list[float]:
-    """Rates to try next: half as many as the grid has, in its spacing, beyond the edge on which the best one lies.
-
-    Args:
-        rates: of the grid as it was at first.
-        tried: all rates so far, those that diverged too.
-        best: one of them.
-
-    Returns:
-        From the edge outwards; none if the best lies within, the grid has no spacing, or floats end there.
-    """
-    low, high, count = min(rates), max(rates), len(set(rates))
-    if low == high or min(tried) < best < max(tried):
-        return []
-    ratio = (high / low) ** (1 / (count - 1))
-    steps = [ratio**step for step in range(1, math.ceil(count / 2) + 1)]
-    found = [best / step for step in steps] if best == min(tried) else [best * step for step in steps]
-    return [rate for rate in found if sys.float_info.min <= rate <= sys.float_info.max]
-
-
 @dataclass
 class Stack:
-    """K networks side by side, and how far each has come: what a checkpoint holds.
+    """K networks side by side, and how far each has come: the content of a checkpoint.
 
     Attributes:
         rule: the optimizer.
@@ -78,17 +54,17 @@ class Stack:
         parameters: (K, P), each row one network.
         state: the rule's buffers, each (K, P).
         shapes: shape of each parameter, in the module's order.
-        extras: what else a user's network has, by name, each (K, *shape): buffers, and frozen parameters where they
-            differ from seed to seed.
+        extras: other tensors of user models by name, each (K, *shape): buffers, and frozen parameters where they
+            differ between seeds.
         update: updates made.
         reports: reports made.
         seconds: seconds of training of the whole stack.
         at_once: rows in a pass; fewer than there are lanes if memory does not hold all.
         diverged: lane -> first update whose loss was not finite.
-        stopped: lane -> the update after which it was given up, by halving.
+        stopped: lane -> the update after which halving gave it up.
         solo: lane -> the state of its own torch optimizer, where there is no rule.
-        updates, train_seconds, shares: (L,) per lane: updates (the good ones, if it diverged), seconds it was in the
-            stack, its share of them.
+        updates, train_seconds, shares: (L,) per lane: updates (those before divergence), seconds it was in the stack,
+            its share of them.
         last: (split, metric) -> (L,) last values, NaN where there are none.
     """
 
@@ -127,29 +103,31 @@ class Stack:
             build: makes one network from torch's global generator.
             lanes: the L configurations.
             rule: the optimizer.
-            dtype: type of the parameters; initial values are drawn in torch's default type whatever it is.
-            device: where the stack stays.
+            dtype: type of the parameters; initial values are always drawn in torch's default type.
+            device: of all tensors.
 
         Raises:
-            ValueError: if a lane has a setting that the rule does not know.
+            ValueError: if the rule does not know a setting of a lane.
         """
         for name in {name for lane in lanes for name, _ in lane.settings if not rule.solo}:
             if name not in rule.settings:
                 raise ValueError(f"{rule.name} has no setting {name!r}; it has {', '.join(rule.settings) or 'none'}")
-        rows = {seed: initialise(build, seed) for seed in dict.fromkeys(lane.seed for lane in lanes)}
-        # What is frozen is a lane's own if it differs from seed to seed, be there but one.
-        compared = rows if len(rows) > 1 or layered(next(iter(rows.values()))) else _with_another(rows, build)
-        flat = {
-            seed: torch.cat([p.detach().to(dtype).flatten() for p in trained(net).values()])
-            for seed, net in rows.items()
+        networks = {seed: initialise(build, seed) for seed in dict.fromkeys(lane.seed for lane in lanes)}
+        rows = {
+            seed: torch.cat([p.detach().to(dtype).flatten() for p in trained(network).values()])
+            for seed, network in networks.items()
         }
-        parameters = torch.stack([flat[lane.seed] for lane in lanes]).to(device)
-        shapes = [p.shape for p in trained(next(iter(rows.values()))).values()]
-        extras = extras_of(compared, [lane.seed for lane in lanes], dtype, device)
+        parameters = torch.stack([rows[lane.seed] for lane in lanes]).to(device)
+        first = next(iter(networks.values()))
+        shapes = [p.shape for p in trained(first).values()]
+        if len(networks) == 1 and not layered(first):
+            # Only a second seed shows which frozen parameters differ between seeds.
+            networks[max(networks) + 1] = initialise(build, max(networks) + 1)
+        extras = extras_of(networks, [lane.seed for lane in lanes], dtype, device)
         return cls(rule, list(lanes), list(range(len(lanes))), parameters, rule.state(parameters), shapes, extras)
 
     def leaves(self, rows: slice) -> list[Tensor]:
-        """The parameters of some rows one by one, (k, *shape), as views that share memory and ask gradients."""
+        """The parameters of some rows one by one, (k, *shape), as views that share memory and require gradients."""
         leaves, start = [], 0
         for shape in self.shapes:
             size = shape.numel()
@@ -163,7 +141,7 @@ class Stack:
         return self.parameters.new_tensor([[self.lanes[lane].learning_rate] for lane in self.alive[rows]])
 
     def settings(self, rows: slice) -> dict[str, float | np.ndarray]:
-        """The optimizer's settings in some rows: one number if all lanes have the same, else (k,)."""
+        """The optimizer's settings in some rows: one number if all lanes share it, otherwise (k,)."""
         found: dict[str, float | np.ndarray] = {}
         for name, usual in self.rule.settings.items():
             values = [dict(lane.settings).get(name, usual) for lane in self.lanes]
@@ -172,51 +150,51 @@ class Stack:
         return found
 
     def diverge(self, first_bad: dict[int, int]) -> None:
-        """Take diverged lanes out of the stack: lane -> first update whose loss was not finite."""
+        """Remove diverged lanes: lane -> first update whose loss was not finite."""
         self.diverged |= first_bad
         for values in self.last.values():
             values[list(first_bad)] = math.nan
         for lane, update in first_bad.items():
             self.updates[lane] = update - 1
-        self._keep(set(first_bad))
+        self._remove(set(first_bad))
 
     def stop(self, lanes: Sequence[int]) -> None:
-        """Take lanes out of the stack that are not worth more time; their last values stand."""
+        """Remove lanes that halving gives up; their last values are kept."""
         self.stopped |= dict.fromkeys(lanes, self.update)
-        self._keep(set(lanes))
+        self._remove(set(lanes))
 
     def free(self) -> None:
-        """Forget the networks once the budget is spent; what became of the lanes stays."""
+        """Release the networks once the budget is spent; the lanes' results are kept."""
         self.parameters = self.parameters.new_empty(0, self.parameters.shape[1])
         self.state, self.solo, self.extras = {}, {}, {}
 
-    def _keep(self, without: set[int]) -> None:
-        rows = [row for row, lane in enumerate(self.alive) if lane not in without]
+    def _remove(self, lanes: set[int]) -> None:
+        rows = [row for row, lane in enumerate(self.alive) if lane not in lanes]
         self.alive = [self.alive[row] for row in rows]
         self.parameters = self.parameters[rows]
         self.state = {name: buffer[rows] for name, buffer in self.state.items()}
         self.extras = {name: extra[rows] for name, extra in self.extras.items()}
-        self.solo = {lane: state for lane, state in self.solo.items() if lane not in without}
+        self.solo = {lane: state for lane, state in self.solo.items() if lane not in lanes}
 
     def scratch(self) -> Stack:
-        """A copy whose parameters and state may be changed without harm."""
+        """A copy whose parameters and state may be changed."""
         state = {name: buffer.clone() for name, buffer in self.state.items()}
         extras = {name: extra.clone() for name, extra in self.extras.items()}
         return replace(self, parameters=self.parameters.clone(), state=state, extras=extras, solo=dict(self.solo))
 
     def spend(self, rows: slice, seconds: float) -> None:
-        """Charge seconds of training to the stack, to each lane that was in the pass and, in equal shares, to all."""
+        """Charge seconds of training to the stack, to each lane of the pass, and in equal shares to them all."""
         lanes = self.alive[rows]
         self.seconds += seconds
         self.train_seconds[lanes] += seconds
         self.shares[lanes] += seconds / len(lanes)
 
     def passes(self, work: Callable[[slice], Result], *, trains: bool) -> list[Result]:
-        """Do some work on all rows, `at_once` at a time, halving that when memory runs out.
+        """Work on all rows, `at_once` at a time, halving that number when memory runs out.
 
         Args:
-            work: of some rows.
-            trains: whether it changes their parameters and state, which are then put back if memory runs out.
+            work: called with some rows.
+            trains: whether it changes their parameters and state, which are then restored if memory runs out.
 
         Raises:
             RuntimeError: the device's own, if memory does not hold a single lane.
@@ -239,13 +217,13 @@ class Stack:
             else:
                 row = rows.stop
                 continue
-            # Only here are the tensors of the failed attempt free.
+            # Only after the except clause are the tensors of the failed attempt free.
             if self.parameters.is_cuda:
                 torch.cuda.empty_cache()
         return results
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything as tensors, numbers, strings, lists and dicts, for `torch.save`."""
+        """The stack as tensors, numbers, strings, lists and dicts, for `torch.save`."""
         return {
             "lanes": _identity(self.lanes),
             "alive": self.alive,
@@ -261,10 +239,10 @@ class Stack:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave; the stack must have been built for the same trial.
+        """Restore the result of `state_dict`; the stack must have been built for the same trial.
 
         Raises:
-            ValueError: if the lanes are others.
+            ValueError: if the lanes differ.
         """
         if saved["lanes"] != _identity(self.lanes):
             raise ValueError("the checkpoint belongs to a trial with other lanes")
@@ -278,103 +256,24 @@ class Stack:
             setattr(self, name, saved["counters"][name])
         for name in _PER_LANE:
             setattr(self, name, saved["per_lane"][name].cpu().numpy())
-        self.last = {_key(name): values.cpu().numpy() for name, values in saved["last"].items()}
+        keys = {name: tuple(name.split("/")) for name in saved["last"]}
+        self.last = {(keys[name][0], keys[name][1]): values.cpu().numpy() for name, values in saved["last"].items()}
 
 
 _COUNTERS = ("update", "reports", "seconds", "at_once")
 _PER_LANE = ("updates", "train_seconds", "shares")
 
 
-class Batches:
-    """The batches of every lane: a fresh order of the training split each epoch, drawn from seed and epoch alone.
-
-    Attributes:
-        examples: the training split.
-        batch_size: examples per update; the last batch of an epoch may be smaller.
-        per_epoch: updates in an epoch; without the short one if that is to be dropped.
-        augment: what is done to each example, if anything.
-        whole: whether every lane sees the same whole split as it is, in one batch.
-    """
-
-    def __init__(
-        self,
-        examples: Split,
-        batch_size: int,
-        stack: Stack,
-        augment: Augment | None = None,
-        *,
-        drop_last: bool = False,
-    ) -> None:
-        self.examples, self.augment = examples, augment
-        self.batch_size = min(batch_size, len(examples))
-        used = examples_per_epoch(batch_size, len(examples), drop_last=drop_last)
-        self.per_epoch = updates_per_epoch(batch_size, used)
-        self.whole = self.batch_size == len(examples) and augment is None
-        self.draws = examples.inputs.new_empty(0)
-        self.align(stack)
-
-    def align(self, stack: Stack) -> None:
-        """Serve the lanes that are still in the stack."""
-        seeds = [stack.lanes[lane].seed for lane in stack.alive]
-        self.seeds = list(dict.fromkeys(seeds))
-        self.seed_of_row = torch.tensor([self.seeds.index(seed) for seed in seeds], device=stack.parameters.device)
-        self.epoch = -1
-
-    def full(self, update: int) -> int:
-        """Batches of full size that are left in the epoch after so many updates."""
-        return len(self.examples) // self.batch_size - update % self.per_epoch
-
-    def rows(self, update: int, count: int = 1) -> Tensor:
-        """The next batches after so many updates, all of one epoch: rows of the split, (seeds, count x batch)."""
-        epoch, place = divmod(update, self.per_epoch)
-        if epoch != self.epoch:
-            # One order a seed, not a lane: thousands of lanes share a few.
-            orders = [batch_order(seed, epoch, len(self.examples)) for seed in self.seeds]
-            self.order = torch.stack(orders).to(self.examples.inputs.device)
-            if self.augment:
-                each = [self.augment.draw(stream(seed, 2, epoch), len(self.examples)) for seed in self.seeds]
-                draws = torch.stack(each).to(self.examples.inputs)
-                if self.draws.shape == draws.shape:
-                    self.draws.copy_(draws)  # in place: a recorded CUDA graph reads them where they were
-                else:
-                    self.draws = draws
-            self.epoch = epoch
-        return self.order[:, place * self.batch_size : (place + count) * self.batch_size]
-
-    def take(self, rows: Tensor, lanes: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Examples, (k, n, ...), for some rows of the stack, from rows of the split for each seed, (seeds, n)."""
-        seeds = self.seed_of_row[lanes]
-        mine = rows[seeds]
-        # Whole rows at once: several times faster than indexing with (k, n) numbers.
-        x = self.examples.inputs.index_select(0, mine.flatten())
-        if self.augment:
-            x = self.augment(x, self.draws[seeds[:, None], mine].flatten(0, 1))
-        y = self.examples.targets.index_select(0, mine.flatten())
-        return x.unflatten(0, mine.shape), y.unflatten(0, mine.shape)
-
-
-def initialise(build: Builder, seed: int) -> nn.Module:
-    """The network that every lane with this seed starts from; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, 0))
-        return build()
-
-
-def _with_another(networks: dict[int, nn.Module], build: Builder) -> dict[int, nn.Module]:
-    other = max(networks) + 1
-    return {**networks, other: initialise(build, other)}
-
-
 def extras_of(
     networks: dict[int, nn.Module], seeds: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
-    """What of users' networks is not trained and yet a lane's own: see `Stack.extras`.
+    """The tensors of user models that are not trained but belong to a lane; see `Stack.extras`.
 
     Args:
-        networks: seed -> network; two or more tell what differs.
+        networks: seed -> network, of two or more seeds.
         seeds: of the lanes.
-        dtype: type of what is floating.
-        device: where it is to be.
+        dtype: of floating tensors.
+        device: of all tensors.
     """
     first = next(iter(networks.values()))
     if layered(first):
@@ -390,13 +289,8 @@ def extras_of(
     return {name: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) for name, t in found.items()}
 
 
-def batch_order(seed: int, epoch: int, count: int) -> Tensor:
-    """The order in which a lane with this seed sees the training split in an epoch, from 0: (count,) row numbers."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, 1, epoch)))
-
-
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: torch has its own for a GPU, and a plain one for the CPU."""
+    """Whether an error means that memory ran out: torch has a class for a GPU, and only a message for the CPU."""
     texts = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     causes = [error, *filter(None, (error.__cause__, error.__context__))]
     return any(
@@ -407,13 +301,3 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _identity(lanes: Sequence[Lane]) -> list[tuple[float, int, list[tuple[str, float]]]]:
     return [(lane.learning_rate, lane.seed, list(lane.settings)) for lane in lanes]
-
-
-def stream(*numbers: int) -> int:
-    """A seed for one purpose, well apart from every other purpose's."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _key(name: str) -> tuple[str, str]:
-    split, metric = name.split("/")
-    return split, metric

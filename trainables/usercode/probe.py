@@ -24,9 +24,8 @@ import torch
 from trainables import data, models
 from trainables.criterion import called_on
 from trainables.data import DataError, Facts
-from trainables.engines.vmapped import updated
-from trainables.lanes.equality import relative
-from trainables.lanes.stack import initialise
+from trainables.lanes.reference import relative, step
+from trainables.lanes.seeds import initialise
 from trainables.rules import Rule, named
 from trainables.usercode.importing import ForeignError, files_elsewhere, imported, is_foreign, modules_from, told
 from trainables.usercode.request import Answer, Request
@@ -265,7 +264,7 @@ def _by_torch(rule: Rule, gradients: torch.Tensor, *, cut: bool = False) -> torc
         def loss(gradient: torch.Tensor = gradient) -> torch.Tensor:
             return (module.weight * gradient).sum()
 
-        updated(module, optimizers, loss)
+        step(module, optimizers, loss)
     return module.weight.detach()
 
 

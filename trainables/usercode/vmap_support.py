@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.engines.vmapped import Copies, Manner, Rows, batchable_attention, drawing
-from trainables.lanes.stack import Builder, extras_of, initialise, out_of_memory
-from trainables.models import hooked, trained
+from trainables.engines.vmapped import Copies, Rows, VmapSupport, batchable_attention
+from trainables.lanes.seeds import drawing, initialise
+from trainables.lanes.stack import extras_of, out_of_memory
+from trainables.models import Builder, hooked, trained
 from trainables.usercode.importing import ForeignError, told
 
 # Examples and updates on which it is tried how lanes can run, and the size of these.
@@ -47,7 +48,7 @@ class _Course:
         return next((name for name, values in self.tensors.items() if not _close(values, other.tensors[name])), "")
 
 
-def manner_of(build: Builder, sample: Tensor, name: str = "the model") -> Manner:
+def manner_of(build: Builder, sample: Tensor, name: str = "the model") -> VmapSupport:
     """Try how lanes of a network can run: what each computes must be what a network of its own computes alone.
 
     Args:
@@ -86,17 +87,17 @@ def manner_of(build: Builder, sample: Tensor, name: str = "the model") -> Manner
     else:
         shown = x.clone()
         try:
-            differs = expected.differs(_side_by_side(build, shown, Manner(True, True)))
+            differs = expected.differs(_side_by_side(build, shown, VmapSupport(True, True)))
         except Exception as error:  # noqa: BLE001  whatever torch.func cannot do
             why = f"torch.func cannot batch it: {_short(error)}"
         else:
             if not differs and torch.equal(shown, x):
-                return Manner(True, whole=expected.changes or _coupled(build, x))
+                return VmapSupport(True, whole=expected.changes or _coupled(build, x))
             why = f"its copies at once give other numbers than one by one ({differs})"
         if not torch.equal(shown, x):
             why = "it writes into its inputs"
     try:
-        differs = expected.differs(_side_by_side(build, x, Manner(False, True, draws=draws)))
+        differs = expected.differs(_side_by_side(build, x, VmapSupport(False, True, draws=draws)))
     except Exception as error:
         raise ForeignError(f"{name}: {told(error, name.partition(':')[0])}, where lanes take turns") from error
     if differs:
@@ -105,7 +106,7 @@ def manner_of(build: Builder, sample: Tensor, name: str = "the model") -> Manner
             f"pass to the next, which lanes would share and a resumed trial would not have ({differs} differ); make it "
             "a buffer, by register_buffer in __init__"
         )
-    return Manner(False, whole=True, draws=draws, why=why)
+    return VmapSupport(False, whole=True, draws=draws, why=why)
 
 
 def _made(build: Builder, sample: Tensor, seed: int = 0) -> nn.Module:
@@ -209,7 +210,7 @@ def _refuse_counts(
             )
 
 
-def _side_by_side(build: Builder, x: Tensor, manner: Manner) -> _Course:
+def _side_by_side(build: Builder, x: Tensor, manner: VmapSupport) -> _Course:
     """The same, as lanes, and as if each update were made by another worker, to which no more came than a stack has."""
     seeds, found = list(range(len(x))), {}
     networks = {seed: _made(build, x, seed) for seed in seeds}

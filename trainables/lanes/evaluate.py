@@ -1,0 +1,120 @@
+"""Evaluation of a stack's lanes, outside the timed region; it decides which lanes have diverged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainables.data import Data, Split
+from trainables.engines.base import Engine
+from trainables.lanes.batches import Batches
+from trainables.lanes.records import Point, Predictions
+from trainables.lanes.stack import Stack
+from trainables.lanes.times import EvaluationTimes
+
+# Training examples on which the training loss is followed.
+TRAIN_SUBSET = 1000
+# Metrics of the gradient noise on these examples, in the order of `Engine.noise`.
+NOISE = ("gradient_square", "gradient_noise")
+
+
+@dataclass
+class Evaluator:
+    """Evaluates the lanes of a stack in training.
+
+    Attributes:
+        stack: the lanes.
+        engine: computes the values.
+        data: the splits.
+        batches: told which lanes are left.
+        times: progress in examples and epochs.
+        gradient_noise: whether points are followed by one with the gradient noise.
+    """
+
+    stack: Stack
+    engine: Engine
+    data: Data
+    batches: Batches
+    times: EvaluationTimes
+    gradient_noise: bool = False
+
+    def points(self, batch_losses: Tensor | None) -> list[Point]:
+        """Evaluate the lanes that still train; those without a finite value are removed as diverged.
+
+        Args:
+            batch_losses: (updates, K), losses of the updates since the previous evaluation, or None to leave out.
+
+        Returns:
+            One point, then perhaps one of the gradient noise; empty if no lane is left.
+        """
+        stack = self.stack
+        splits = (("train", self.data.train.head(TRAIN_SUBSET)), ("validation", self.data.validation))
+        found = {(name, metric): v for name, split in splits for metric, v in self._values(split).items()}
+        if batch_losses is not None:
+            found["batch", "loss"] = batch_losses.mean(0, dtype=torch.float64)
+        table = torch.stack(list(found.values())).cpu().numpy()
+        for (_, metric), numbers in zip(found, table, strict=True):
+            self.engine.criterion.refuse(metric, numbers)
+        finite = np.isfinite(table).all(0)
+        if not finite.all():
+            self.remove({lane: stack.update + 1 for lane, good in zip(stack.alive, finite, strict=True) if not good})
+        columns = dict(zip(found, table[:, finite], strict=True))
+        for key, numbers in columns.items():
+            stack.last.setdefault(key, np.full(len(stack.lanes), math.nan))[stack.alive] = numbers
+        if not stack.alive:
+            return []
+        values = {key: numbers.tolist() for key, numbers in columns.items()}
+        point = Point(stack.update, *self.times.progress(stack.update), stack.seconds, list(stack.alive), values)
+        return [point, *self._noise(point)] if self.gradient_noise else [point]
+
+    def remove_not_finite(self, losses: Tensor) -> Tensor:
+        """Remove the lanes that diverged in the latest updates, (updates, K); returns the losses of those left."""
+        # A parameter that is not finite makes the next loss so.
+        bad = torch.cat([~losses.isfinite(), ~self.stack.parameters.isfinite().all(1)[None]])
+        hit = bad.any(0)
+        if not bool(hit.any()):
+            return losses
+        first = self.stack.update - len(losses) + bad.int().argmax(0) + 1
+        dated = zip(self.stack.alive, first.tolist(), hit.tolist(), strict=True)
+        self.remove({lane: update for lane, update, found in dated if found})
+        return losses[:, (~hit).tolist()]
+
+    def remove(self, first_bad: dict[int, int]) -> None:
+        """Remove diverged lanes: lane -> first update whose loss was not finite."""
+        self.stack.diverge(first_bad)
+        self.batches.align(self.stack)
+
+    def test(self) -> None:
+        """Write the metrics of the test split into `Stack.last`."""
+        stack = self.stack
+        for metric, numbers in self._values(self.data.test).items():
+            stack.last["test", metric] = np.full(len(stack.lanes), math.nan)
+            stack.last["test", metric][stack.alive] = numbers.tolist()
+
+    def predictions(self) -> Predictions:
+        """The classes that each lane predicts for the examples of the test split."""
+        stack, test = self.stack, self.data.test
+        parts = stack.passes(lambda rows: self.engine.predict(stack, rows, test), trains=False)
+        classes, probabilities = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+        return Predictions(list(stack.alive), test.targets.cpu().numpy(), classes, probabilities)
+
+    def _values(self, split: Split) -> dict[str, Tensor]:
+        """Metric -> (K,) values on a split."""
+        parts = self.stack.passes(lambda rows: self.engine.evaluate(self.stack, rows, split), trains=False)
+        return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}
+
+    def _noise(self, point: Point) -> list[Point]:
+        """The gradient noise at a point, of the lanes in which it is finite."""
+        stack, subset = self.stack, self.data.train.head(TRAIN_SUBSET)
+        at_once = stack.at_once
+        parts = stack.passes(lambda rows: self.engine.noise(stack, rows, subset), trains=False)
+        stack.at_once = at_once  # training may fit in passes that are too large for this
+        table = np.stack([torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)])
+        finite = np.isfinite(table).all(0)
+        values = dict(zip((("train", name) for name in NOISE), table[:, finite].tolist(), strict=True))
+        lanes = np.array(point.lanes)[finite].tolist()
+        return [replace(point, lanes=lanes, values=values)] if lanes else []

@@ -1,4 +1,4 @@
-"""Results at a URI of an object store, s3://bucket/name: fetched into a folder, where everything else reads them."""
+"""Fetches results from a URI of an object store (s3://bucket/name) into a local folder, where they are read."""
 
 from __future__ import annotations
 
@@ -14,27 +14,32 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from analysis.results import TRIES, ResultsError
 
-# What readers do without.
+# Folders that readers do not need.
 UNREAD = ("checkpoints", "damaged", "report", "tensorboard")
 
 
 def cache_folder(uri: str, kind: str) -> Path:
-    """The folder of this user's, on this machine, for what belongs to a URI; it need not be there."""
+    """This user's local cache folder for a URI, which need not exist.
+
+    Args:
+        uri: of results.
+        kind: of the cache: fetched, or spool.
+    """
     name = PurePosixPath(f"{urlsplit(uri).netloc}{urlsplit(uri).path}").name
     key = hashlib.sha256(uri.encode()).hexdigest()[:12]
     return platformdirs.user_cache_path("optimizer-study") / kind / f"{name}-{key}"
 
 
 def fetch(uri: str, folder: Path | None = None, unread: tuple[str, ...] = UNREAD) -> Path:
-    """Bring a folder up to what a URI holds, finished or not.
+    """Make a local folder equal to the results at a URI, finished or not.
 
     Args:
         uri: of the results.
-        folder: what it holds and the URI does not is deleted; one of the user's cache if not given.
+        folder: the local folder, whose other files are deleted; one in the user's cache if not given.
         unread: folders to leave out.
 
     Returns:
-        The folder.
+        The local folder.
 
     Raises:
         ResultsError: if there are no results, or they cannot be read.
@@ -43,7 +48,7 @@ def fetch(uri: str, folder: Path | None = None, unread: tuple[str, ...] = UNREAD
         return _fetched(uri, folder, unread)
     folder = cache_folder(uri, "fetched")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # another reader would delete what its older listing lacks
+    with FileLock(f"{folder}.lock"):  # another reader with an older listing would delete new files
         return _fetched(uri, folder, unread)
 
 
@@ -71,7 +76,7 @@ def _fetched(uri: str, folder: Path, unread: tuple[str, ...]) -> Path:
 
 
 def listing(system: FileSystem, root: str, unread: tuple[str, ...] = ()) -> dict[str, FileInfo]:
-    """The files below a path of a file system by their names there, without hidden ones."""
+    """The files below a path of a file system, by their relative names, without hidden ones."""
     found = system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
     files = {each.path.removeprefix(root).lstrip("/"): each for each in found if each.type == FileType.File}
     return {
@@ -82,12 +87,12 @@ def listing(system: FileSystem, root: str, unread: tuple[str, ...] = ()) -> dict
 
 
 def reason(error: Exception) -> str:
-    """Why an object store could not be used, in one line that can be read."""
+    """The error of an object store in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _bring(system: FileSystem, info: FileInfo, file: Path) -> None:
-    """Fetch a file unless it is there, as old and as long."""
+    """Fetch a file, unless the local one has the same time and size."""
     if file.is_file() and (file.stat().st_mtime_ns, file.stat().st_size) == (info.mtime_ns, info.size):
         return
     file.parent.mkdir(parents=True, exist_ok=True)

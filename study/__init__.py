@@ -11,6 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from study.api import (
+        resume,
+        run,
+    )
     from study.errors import (
         ClusterError,
         Halted,
@@ -20,10 +24,8 @@ if TYPE_CHECKING:
         StudyError,
         UsageError,
     )
-    from study.search import (
+    from study.session import (
         Outcome,
-        resume,
-        run,
     )
     from study.spec import (
         Spec,
@@ -51,7 +53,7 @@ __all__ = [
     "run",
 ]
 
-_HOMES = ("study.errors", "study.spec", "trainables.errors", "study.search")
+_HOMES = ("study.errors", "study.spec", "trainables.errors", "study.api")
 """The modules that hold these names, the quickest to import first."""
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from study.cluster.manifest import Kind
     from study.progress.display import Show
-    from study.search import Outcome
+    from study.session import Outcome
     from study.spec import Spec
 
 
@@ -181,14 +181,14 @@ def run(
     study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     if go_on and out is None:
         raise click.UsageError("--resume needs --out, the folder of the study")
-    from study import search
+    from study import api
     from study.results import mirror
 
     there = go_on and mirror.has_study(str(out))
     if there:
-        _go(search.resume, out, like=study, address=address, wait=wait, show=show)
+        _go(api.resume, out, like=study, address=address, wait=wait, show=show)
     else:
-        _go(search.run, study, out, address=address, wait=wait, show=show)
+        _go(api.run, study, out, address=address, wait=wait, show=show)
 
 
 @main.command()
@@ -199,9 +199,9 @@ def resume(folder: Path | str, address: str | None, wait: float, show: str | Non
 
     FOLDER is its results folder or URI.
     """
-    from study import search
+    from study import api
 
-    _go(search.resume, folder, address=address, wait=wait, show=show)
+    _go(api.resume, folder, address=address, wait=wait, show=show)
 
 
 @main.command()
@@ -213,9 +213,9 @@ def extend(folder: Path | str, trials: int, address: str | None, wait: float, sh
 
     FOLDER is its results folder or URI.
     """
-    from study import search
+    from study import api
 
-    _go(search.resume, folder, more=trials, address=address, wait=wait, show=show)
+    _go(api.resume, folder, more=trials, address=address, wait=wait, show=show)
 
 
 @main.command()
@@ -366,14 +366,14 @@ def report(folders: tuple[Path | str, ...]) -> None:
 
     FOLDERs are results folders or URIs.
     """
-    from study import search
+    from study import api
     from study.results import mirror
     from study.tuning import importance
 
     for folder in folders:
         if isinstance(folder, Path):
             importance.refresh(folder, partial(click.echo, err=True))
-    page = search.write_report(folders)
+    page = api.write_report(folders)
     click.echo(f"report:  {_shown(page)}")
     if isinstance(first := folders[0], str):
         try:

@@ -10,11 +10,12 @@
     Interrupted             Ctrl-C, SIGTERM or SIGUSR1 ended the study, exit code 130; a KeyboardInterrupt
 
 The commands print the message alone and exit with the code. Data that cannot be loaded raise `study.DataError`,
-unreadable results raise `analysis.ResultsError`. This module imports nothing, so that every other one can use it.
+unreadable results raise `analysis.ResultsError`. This module imports nothing of ours: every other one can use it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -74,3 +75,10 @@ class Interrupted(KeyboardInterrupt):
         self.outcome = outcome
         resume = f"study.resume({str(outcome.folder)!r}) continues it"
         super().__init__(f"{outcome.ended} of {outcome.planned} trials ended; {resume}")
+
+
+def require(package: str, extra: str) -> None:
+    """Raise a `UsageError` that says what to install, unless an optional package is installed; it is not imported."""
+    if importlib.util.find_spec(package) is None:
+        command = f'pip install "optimizer-study[{extra}]"'
+        raise UsageError(extra, [f"needs the package {package.replace('_', '-')}, which is not here; {command}"])

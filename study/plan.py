@@ -13,8 +13,8 @@ from analysis.results import regime
 from study.build import builder, criterion
 from study.build import rule as rule_of
 from study.cluster import packing
-from study.search import planned_trials
 from study.spec import Spec
+from study.spec.adjust import planned_trials
 from trainables import data, models
 from trainables.data import Split
 from trainables.engines import compiled

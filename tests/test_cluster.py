@@ -23,12 +23,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import analysis
-from study import search
 from study.build import builder
 from study.cluster import packing
 from study.cluster import ray as cluster
 from study.progress import status
+from study.session import run_session
 from study.spec import check
+from study.spec.adjust import with_trials
 from tests.nodes import Nodes, why_not
 from tests.processes import held, invoked
 from tests.test_cli import study
@@ -308,11 +309,11 @@ def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypat
     """By Ray's own accounting: of one GPU two trials take half each, however many processors there are."""
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", Together)
     tables = tomllib.loads(SPEC.replace("epochs = 100", "epochs = 20")) | {"resources": resources}
-    spec = search.with_trials(check(tables), 4)
+    spec = with_trials(check(tables), 4)
     ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, logging_level="ERROR")
     try:
         on = cluster.Cluster(spec.resources)
-        outcome = search.session(spec, tmp_path / "out", tmp_path, on, "", show="quiet")
+        outcome = run_session(spec, tmp_path / "out", tmp_path, on, "", show="quiet")
         assert on.resources.gpus_per_trial == 0.5
         assert on.room() == 2
     finally:
@@ -339,8 +340,8 @@ def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: py
     ray.init(num_cpus=3, num_gpus=1, include_dashboard=False, logging_level="ERROR")
     try:
         for name, resources in (("both", {"gpus_per_trial": 1, "cpu_nodes": True}), ("alike", {})):
-            spec = search.with_trials(check(tables | {"resources": resources}), 8)
-            outcome = search.session(spec, tmp_path / name, tmp_path, cluster.Cluster(spec.resources), "", show="quiet")
+            spec = with_trials(check(tables | {"resources": resources}), 8)
+            outcome = run_session(spec, tmp_path / name, tmp_path, cluster.Cluster(spec.resources), "", show="quiet")
             assert outcome.scored == 8
     finally:
         ray.shutdown()

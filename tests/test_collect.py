@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from analysis import results
 from study.results import provenance, writer
-from study.results.writer import Table
+from study.results.tables import Table, TrialBuffer
 from study.spec import check
 from study.spec.compare import fixed_settings
 from tests.conftest import lane_row
@@ -59,7 +59,7 @@ def test_a_lane_ends_in_its_own_way_or_with_its_trial(
 
 
 def test_every_updates_loss_becomes_a_curve() -> None:
-    progress = writer.Course()
+    progress = TrialBuffer()
     progress.add(7, [0, 2], (5, 160, 0.5, 1.25), "batch", "loss", [0.1, 0.2])
     assert progress.curves["lane"] == [0, 2]
     assert progress.curves["value"] == [0.1, 0.2]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from study.results.writer import Course
+from study.results.tables import TrialBuffer
 from tests.solo import CPU, FAMILIES, builder, difference, made, small, trained
 from trainables import models
 from trainables.config import Budget
@@ -184,8 +184,8 @@ CONFIG: dict[str, Any] = {
 
 
 def test_a_trial_records_it_and_goes_on_with_it_bit_for_bit(tmp_path: Path) -> None:
-    def numbers(config: dict[str, Any], steps: int) -> tuple[Course, list[Any]]:
-        trainable, course = MLPTrainable(config), Course()
+    def numbers(config: dict[str, Any], steps: int) -> tuple[TrialBuffer, list[Any]]:
+        trainable, course = MLPTrainable(config), TrialBuffer()
         for _ in range(steps):
             course.take(0, trainable.train()["payload"])
         names = ("lane", "update", "split", "metric", "value")

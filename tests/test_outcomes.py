@@ -9,9 +9,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from study.search import planned_trials
 from study.spec import Spec, check
-from study.tuning.searcher import TruthfulSearch, directions, outcome
+from study.spec.adjust import planned_trials
+from study.tuning.objectives import directions
+from study.tuning.searcher import TruthfulSearch, outcome
 from study.tuning.space import Space
 from tests.test_spec import changed
 

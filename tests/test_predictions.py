@@ -11,7 +11,7 @@ import torch
 
 from analysis.results import PREDICTIONS, load
 from study.errors import SpecError
-from study.results.writer import Course, Table
+from study.results.tables import Table, TrialBuffer
 from study.spec import check
 from tests.conftest import trial_row, write_spec, write_tables
 from tests.test_spec import changed
@@ -25,8 +25,8 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def run(config: dict[str, Any], steps: int = 2) -> tuple[CNNTrainable, Course, list[dict[str, Any]]]:
-    trainable, course = CNNTrainable(config), Course()
+def run(config: dict[str, Any], steps: int = 2) -> tuple[CNNTrainable, TrialBuffer, list[dict[str, Any]]]:
+    trainable, course = CNNTrainable(config), TrialBuffer()
     for _ in range(steps):
         course.take(0, trainable.train()["payload"])
     return trainable, course, course.lanes

@@ -15,7 +15,7 @@ import ray
 import tomlkit
 from click.testing import CliRunner, Result
 
-from study import plan, search
+from study import api, plan
 from study.cli import main
 from study.cluster import nodes as preflight
 from study.cluster import ray as cluster
@@ -233,7 +233,7 @@ def test_a_node_that_joins_is_asked_without_waiting_for_it(
     on = Cluster(Resources(), joined=True)
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(preflight, "fit_nodes", lambda *of: [])
-    search._look_over(on, check(changed()), tmp_path / "out")
+    api.check_nodes(on, check(changed()), tmp_path / "out")
     preflight.survey(tmp_path)  # so that there are workers
     monkeypatch.setattr(preflight, "ANSWER_SECONDS", 1.0)
     monkeypatch.setattr(preflight, "CLOCK_SECONDS", 1.0)

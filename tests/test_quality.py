@@ -13,9 +13,10 @@ from ray.tune.schedulers import TrialScheduler
 from scipy import stats
 
 from study.spec import Spec, check
+from study.tuning.samplers import Design
 from study.tuning.schedulers import Halving, scheduler
 from study.tuning.searcher import TruthfulSearch
-from study.tuning.space import Design, Space, settings
+from study.tuning.space import Space, settings
 from tests.test_spec import changed
 
 OPTIMIZERS = ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]

@@ -19,13 +19,13 @@ from optuna.trial import TrialState
 from analysis import results
 from study.errors import StorageError
 from study.results import recovery
-from study.results.ownership import held, holder, is_held
+from study.results.ownership import own_folder, recorded_owner, running_owner
 from study.results.recovery import State, reconcile, repair_files
 from study.results.writer import Collector
-from study.search import open_storage
 from study.spec import check
 from study.tuning.searcher import TruthfulSearch
 from study.tuning.space import Space
+from study.tuning.storage import open_study
 from tests.test_spec import changed
 from trainables.lanes.records import Point
 from trainables.tune import Payload
@@ -49,7 +49,7 @@ class Driver:
         (folder / "spec.toml").write_text(spec.to_toml())
         self.space = Space(spec, "/data", str(folder / "checkpoints"))
         repair_files(folder, self.said.append)
-        self.study = open_storage(spec, folder)
+        self.study = open_study(spec, folder)
         self.state: State = reconcile(self.study, self.space, folder)
         self.search = TruthfulSearch(self.space, self.study, self.state.redo)
         self.collector = Collector(spec, folder, self.search)
@@ -317,42 +317,42 @@ def test_a_folder_that_takes_no_files_is_told_of(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("trainables.storage.write", full)
     with pytest.raises(StorageError, match="cannot be written to: No space left on device; make space"):
-        held(tmp_path, "study resume").__enter__()
+        own_folder(tmp_path, "study resume").__enter__()
     monkeypatch.undo()
-    with held(tmp_path, "study run"):
+    with own_folder(tmp_path, "study run"):
         pass  # the lock was let go
     (tmp_path / ".holder.json").write_text('{"pid": 1, "host": "h", "since": "s", "command": "c"}')
-    monkeypatch.setattr("study.results.recovery.FileLock.acquire", full)
-    assert is_held(tmp_path)
+    monkeypatch.setattr("study.results.ownership.FileLock.acquire", full)
+    assert running_owner(tmp_path)
     (tmp_path / ".holder.json").unlink()
-    assert not is_held(tmp_path)
+    assert not running_owner(tmp_path)
 
 
 def test_the_second_process_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from study.results.recovery import held
-with held(Path({str(tmp_path)!r}), "study run other"):
+from study.results.ownership import own_folder
+with own_folder(Path({str(tmp_path)!r}), "study run other"):
     print("held", flush=True)
     sys.stdin.read()
 """
-    assert not is_held(tmp_path)
+    assert not running_owner(tmp_path)
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout
     assert other.stdout.readline() == "held\n"
-    assert is_held(tmp_path)
+    assert running_owner(tmp_path)
     with pytest.raises(StorageError, match=rf"a study runs in it: process {other.pid} on .*\(study run other\)"), \
-            held(tmp_path, "study resume"):  # fmt: skip
+            own_folder(tmp_path, "study resume"):  # fmt: skip
         pass
     other.kill()
     other.communicate()
     # The dead hold nothing, whatever they left.
-    assert holder(tmp_path)
-    assert not is_held(tmp_path)
-    with held(tmp_path, "study resume"):
+    assert recorded_owner(tmp_path)
+    assert not running_owner(tmp_path)
+    with own_folder(tmp_path, "study resume"):
         assert json.loads((tmp_path / ".holder.json").read_text())["command"] == "study resume"
-    assert holder(tmp_path) is None
+    assert recorded_owner(tmp_path) is None
 
 
 def test_files_that_are_moved_aside_never_cover_each_other(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import platform
 import re
 import shutil
@@ -13,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,22 @@ import tomlkit
 from click.testing import CliRunner
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 import analysis
 from analysis.remote import cache_folder, fetch, listing
-from study import search
+from study import api
 from study.cli import main
 from study.errors import Halted, StorageError
 from study.progress import status
-from study.results import mirror
-from study.spec import check
+from study.results import mirror, ownership
+from study.results.ownership import Owner, running_owner
+from study.spec import Spec, check
 from study.tuning import storage as database
 from tests.conftest import write_study
 from tests.processes import STUDY, held, said, started
 from tests.servers import S3, Postgres
+from tests.test_recovery import Driver, told
 from tests.test_resume import KILLED
 from trainables import storage as files
 
@@ -205,7 +208,7 @@ def test_a_database_that_goes_away_is_waited_for_and_a_killed_driver_goes_on(
     kill(running)
     assert started(tmp_path, "resume", "out").wait(280) == 0, said(tmp_path)
     pd.testing.assert_frame_equal(lanes(out), undisturbed, check_exact=True)
-    trials = optuna.load_study(study_name="good", storage=database.opened(postgres.url)).trials
+    trials = optuna.load_study(study_name="good", storage=postgres.url).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * TRIALS
     assert "Traceback" not in said(tmp_path)
 
@@ -217,14 +220,14 @@ def opened(uri: str, *, new: bool = False, heard: list[str] | None = None) -> An
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "PUSH_SECONDS", 0.05)
-    monkeypatch.setattr(mirror, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(mirror, "DEAD_SECONDS", 3.0)
+    monkeypatch.setattr(ownership, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(ownership, "DEAD_SECONDS", 3.0)
 
 
 def holder_at(uri: str, **changed: Any) -> None:
     """Put another run's mark there."""
-    held = {"session": "x", "host": "far", "pid": 1, "since": "9:00", "command": "study run", "beat": 1, "ended": ""}
-    mirror._put(f"{uri}/.holder.json", mirror.json.dumps(held | changed).encode())
+    owner = Owner("study run", host="far", pid=1, since="9:00", session="x", beat=1)
+    replace(owner, **changed).write(uri)
 
 
 def test_what_is_at_a_uri_follows_the_spool(s3: S3, quickly: None) -> None:
@@ -269,10 +272,10 @@ def test_a_uri_is_held_by_one(s3: S3, quickly: None, monkeypatch: pytest.MonkeyP
     heard: list[str] = []
     with opened(uri, new=True, heard=heard):  # the other one is dead
         assert "held by process 1 on far since 9:00 (study run); waiting up to 3 s" in heard[0]
-        assert "process " + str(os.getpid()) in (mirror.running(uri) or "")
+        assert "process " + str(os.getpid()) in (running_owner(uri) or "")
         with pytest.raises(StorageError, match=f"a study runs in it: process {os.getpid()} on "), opened(uri):
             pass
-    assert mirror.running(uri) is None
+    assert running_owner(uri) is None
     assert files.names(uri) == []  # nothing came of it, and nothing is left
     holder_at(uri)
     threading.Timer(1.0, holder_at, [uri], {"beat": 2}).start()
@@ -299,10 +302,10 @@ def test_a_run_that_was_taken_for_dead_ends(s3: S3, quickly: None) -> None:
     with pytest.raises(Halted, match="another run has taken it over: process 1 on far"):
         interrupted(uri)
     assert list(listing(*files.at(uri))) == []
-    mirror._put(f"{uri}/spec.toml", b"its own")
+    files.write_bytes(f"{uri}/spec.toml", b"its own")
     holder_at(uri, ended="9:30")
     with opened(uri, heard=heard) as spool:
-        assert "was gone on with elsewhere" in heard[0]
+        assert "was resumed elsewhere" in heard[0]
         assert [path.name for path in spool.iterdir()] == ["spec.toml"]
 
 
@@ -338,7 +341,7 @@ def test_readers_follow_a_study_that_merges_its_parts(s3: S3, tmp_path: Path) ->
     part = f"{uri}/curves/0000001-0000001.parquet"
     content = files.read(part)
     assert content
-    mirror._put(f"{uri}/curves/0000001-0000008.parquet", content.read())
+    files.write_bytes(f"{uri}/curves/0000001-0000008.parquet", content.read())
     files.delete(part)
     assert analysis.load(uri).curves.equals(first.curves)
     assert sorted(file.name for file in (first.path / "curves").iterdir()) == ["0000001-0000008.parquet"]
@@ -368,7 +371,7 @@ def test_a_uri_that_cannot_be_one_is_told(uri: str, told: str) -> None:
     assert found.exit_code == 2
     assert told in " ".join(found.output.split())
     assert "secret" not in found.output
-    for ask in (lambda: search.run("quick", uri), lambda: search.resume(Path(uri) if uri == "s3:/bucket/x" else uri)):
+    for ask in (lambda: api.run("quick", uri), lambda: api.resume(Path(uri) if uri == "s3:/bucket/x" else uri)):
         with pytest.raises(StorageError, match=re.escape(told)) as one:
             ask()
         assert "secret" not in str(one.value)
@@ -378,111 +381,101 @@ def test_the_database_is_that_of_one_uri(s3: S3, postgres: Postgres, quickly: No
     uri = s3.uri("of-database")
     spec = check(TABLES | {"name": "owned", "tuning": {**TABLES["tuning"], "storage": postgres.url}})
     with opened(uri, new=True) as spool:
-        search.claim_storage(spec, spool)
-        assert search.open_storage(spec, spool).user_attrs["results"] == uri
+        created = database.create_study(spec)
+        assert created
+        mirror.set_home(created, spool)
+        assert created.user_attrs["results"] == uri
         spool.mkdir()
         (spool / "spec.toml").write_text(spec.to_toml())
     with pytest.raises(StorageError, match=f"its study owned is that of {uri}"):
-        search.open_storage(spec, tmp_path)
-    search.release_storage(spec)
+        mirror.check_home(database.open_study(spec, tmp_path), tmp_path)
+    database.delete_study(spec)
 
 
-def test_a_trial_whose_creation_was_not_answered_is_created_once(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server goes after it has done what it was asked, and before it says so."""
+CUT = {**TABLES, "name": "cut", "budget": {"trials": 4, "epochs": 2}}
+
+
+def run_to_end(spec: Spec, folder: Path) -> list[tuple[Any, ...]]:
+    """Run sessions of a study as `study.session` does while its database goes away; what Optuna was told."""
     heard: list[str] = []
-    console = threading.RLock()  # as what is told has, which no pickle takes
-
-    def hear(text: str) -> None:
-        with console:
-            heard.append(text)
-
-    storage = database.opened(postgres.url, hear)
-    study = optuna.create_study(storage=storage, study_name="once")
-    for name in ("_create_new_trial", "set_trial_state_values"):
-        ask, asked = getattr(RDBStorage, name), []
-
-        def deaf(self: RDBStorage, *given: Any, ask: Any = ask, asked: list[int] = asked, **named: Any) -> Any:
-            answer = ask(self, *given, **named)
-            asked.append(1)
-            if len(asked) == 1:
-                from sqlalchemy.exc import OperationalError
-
-                raise optuna.exceptions.StorageInternalError from OperationalError("", {}, Exception("cut off"))
-            return answer
-
-        monkeypatch.setattr(RDBStorage, name, deaf)
-    pickle.dumps(storage)  # which Ray Tune does
-    trial = study.ask()
-    assert trial.number == 0
-    study.tell(trial, 1.0)
-    study.tell(study.ask(), 2.0)
-    assert [(each.state, each.value) for each in study.trials] == [
-        (TrialState.COMPLETE, 1.0),
-        (TrialState.COMPLETE, 2.0),
-    ]
-    assert [line.split(" (")[0] for line in heard[::2]] == ["Optuna's database does not answer"] * 2
-    assert all("answers again" in line for line in heard[1::2])
-    monkeypatch.setattr(database, "PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(
-        RDBStorage,
-        "get_all_studies",
-        lambda self: (_ for _ in ()).throw(database.OperationalError("", {}, Exception("x"))),
-    )
-    with pytest.raises(database.OperationalError):
-        storage.get_all_studies()
+    while True:
+        try:
+            driver = Driver(folder, spec)
+            driver.run(4 - len(driver.state.rows))
+            break
+        except Exception as error:  # noqa: BLE001  raised again, unless it comes from the database
+            database.wait_until_back(spec, error, heard.append)
+    messages = ["Optuna's database does not answer", "Optuna's database answers again"]
+    assert [line.split(" (")[0].split(",")[0] for line in heard] in ([], messages)
+    return told(driver)
 
 
-@pytest.mark.nightly
-def test_a_connection_that_is_cut_at_any_statement_changes_nothing(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each statement and each commit of a course in turn finds that the server has ended its connection."""
-    heard: list[str] = []
-    storage = database.opened(postgres.url, heard.append)
-    assert isinstance(storage, database.PatientStorage)
-    engine, others = storage._backend.engine, sqlalchemy.create_engine(postgres.url)
-    asked = cut = silent = 0
+def cut_statements(patch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Cut the connection before a statement or commit; returns a list that grows with each of them."""
+    asked: list[int] = []
 
     def before(connection: sqlalchemy.Connection, *_: object) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == cut:
+        asked.append(1)
+        if len(asked) == number:
             driver: Any = connection.connection.dbapi_connection
-            with others.connect() as other:
-                gone = sqlalchemy.text("SELECT pg_terminate_backend(:pid, 5000)")
-                assert other.execute(gone, {"pid": driver.info.backend_pid}).scalar()
+            driver.close()
 
-    def course() -> None:
-        study = optuna.create_study(storage=storage, study_name=f"cut-{cut}")
-        for value in (1.0, 2.0):
-            trial = study.ask()
-            trial.suggest_float("rate", 0.0, 1.0)
-            trial.report(0.5, 1)
-            trial.set_user_attr("seed", 3)
-            assert len(study.trials) == value  # looks anew at those that run
-            study.tell(trial, value)
+    init = RDBStorage.__init__
 
-    for event in ("before_cursor_execute", "commit"):
-        sqlalchemy.event.listen(engine, event, before)
-    course()
-    statements = asked
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    for cut in range(1, statements + 1):
-        asked = 0
-        heard.clear()
-        course()
-        told = [line.split(" (")[0].split(",")[0] for line in heard]
-        # Optuna itself tries more than once to create a trial.
-        assert told in ([], ["Optuna's database does not answer", "Optuna's database answers again"]), cut
-        silent += not told
-    assert silent < statements / 4
-    afresh = RDBStorage(postgres.url)
-    for at in range(statements + 1):
-        trials = optuna.load_study(storage=afresh, study_name=f"cut-{at}").trials
-        assert [(each.number, each.value, each.intermediate_values, each.user_attrs) for each in trials] == [
-            (number, number + 1.0, {1: 0.5}, {"seed": 3}) for number in range(2)
-        ], at
-    for each in (afresh.engine, others):
-        each.dispose()
+    def opened(self: RDBStorage, *given: Any, **named: Any) -> None:
+        init(self, *given, **named)
+        for event in ("before_cursor_execute", "commit"):
+            sqlalchemy.event.listen(self.engine, event, before)
+
+    patch.setattr(RDBStorage, "__init__", opened)
+    return asked
+
+
+def cut_answers(patch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Lose the answer to a call that the server has carried out; returns a list that grows with each call."""
+    asked: list[int] = []
+
+    def deaf(self: RDBStorage, *given: Any, ask: Callable[..., Any], **named: Any) -> Any:
+        answer = ask(self, *given, **named)
+        asked.append(1)
+        if len(asked) == number:
+            raise optuna.exceptions.StorageInternalError from OperationalError("", {}, Exception("cut off"))
+        return answer
+
+    for name in ("_create_new_trial", "set_trial_param", "set_trial_state_values", "set_trial_user_attr"):
+        ask = getattr(RDBStorage, name)
+        patch.setattr(RDBStorage, name, lambda self, *given, ask=ask, **named: deaf(self, *given, ask=ask, **named))
+    return asked
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cut", [cut_statements, cut_answers])
+def test_session_survives_a_database_cut_at_any_moment(
+    postgres: Postgres, cut: Callable[[pytest.MonkeyPatch, int], list[int]], tmp_path: Path
+) -> None:
+    """The next session starts from the tables; a trial that the database already holds is not created again."""
+
+    def run(number: int) -> tuple[list[tuple[Any, ...]], int]:
+        name = f"{cut.__name__}-{number}"
+        spec = check(CUT | {"name": name, "tuning": {**TABLES["tuning"], "storage": postgres.url}})
+        with pytest.MonkeyPatch.context() as patch:
+            asked = cut(patch, number)
+            return run_to_end(spec, tmp_path / str(number)), len(asked)
+
+    undisturbed, count = run(0)
+    for number in range(1, count + 1):
+        assert repr(run(number)[0]) == repr(undisturbed), number
+
+
+def test_other_errors_of_a_database_are_not_waited_for(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = check(CUT | {"tuning": {**TABLES["tuning"], "storage": postgres.url}})
+    with pytest.raises(ValueError, match="a bug"):
+        database.wait_until_back(spec, ValueError("a bug"), print)
+    monkeypatch.setattr(database, "PATIENCE_SECONDS", 0.0)
+    away = spec.model_copy(
+        update={"tuning": spec.tuning.model_copy(update={"storage": "postgresql://x@127.0.0.1:9/x"})}
+    )
+    heard: list[str] = []
+    with pytest.raises(OperationalError, match="cut off"):
+        database.wait_until_back(away, OperationalError("", {}, Exception("cut off")), heard.append)
+    assert heard == ["Optuna's database does not answer (cut off); waiting up to an hour for it ..."]

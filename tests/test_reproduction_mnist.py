@@ -16,7 +16,7 @@ from torch import nn
 import analysis
 from analysis.reproduction import inference, mnist, sizes
 from analysis.reproduction.claims import Section, judge, printed, section
-from study import search
+from study import api
 from study.spec import read
 from study.tuning.space import Space
 from study.verify import reproduce
@@ -249,7 +249,7 @@ def drawn(found: Section) -> Iterator[tuple[str, Any]]:
 
 
 def run(out: Path, seeds: int = 2) -> None:
-    with search.one_ray() as on:
+    with api.one_ray() as on:
         run_mnist(out, Runner(on, show="quiet"), seeds, TINY)
 
 

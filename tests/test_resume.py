@@ -20,8 +20,8 @@ import tomlkit
 from optuna.trial import TrialState
 
 import analysis
-from study.search import open_storage
 from study.spec import read
+from study.tuning.storage import open_study
 from tests.processes import said, started, workers
 from tests.test_spec import changed
 
@@ -74,7 +74,7 @@ def numbers(folder: Path, trials: int | None = None) -> dict[str, str]:
 
 def states(folder: Path) -> dict[int, TrialState]:
     results = folder / "results/good"
-    return {trial.number: trial.state for trial in open_storage(read(results / "spec.toml"), results).trials}
+    return {trial.number: trial.state for trial in open_study(read(results / "spec.toml"), results).trials}
 
 
 def whole(folder: Path, tables: dict[str, Any]) -> Path:

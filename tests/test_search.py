@@ -25,16 +25,18 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import analysis
-from study import confirm, search
+from study import api
 from study.cluster import ray
 from study.errors import ClusterError, Halted, SpecError, StorageError, UsageError
 from study.progress import status as watch
-from study.results import provenance
-from study.search import Outcome
+from study.results import confirm, mirror, provenance
+from study.session import Outcome, run_session, stoppable
 from study.spec import check
+from study.spec.adjust import resolved, with_trials
 from study.spec.compare import fixed_settings
 from study.spec.model import Confirm
 from study.tuning import importance
+from study.tuning.storage import create_study, delete_study, open_study
 from tests.test_spec import changed
 from trainables import storage as files
 from trainables import tune as trainables_tune
@@ -63,7 +65,7 @@ def run(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def go(spec: Any, **options: Any) -> Outcome:
         folder, data_folder = tmp_path / "results", tmp_path / "data"
         on = Narrow(spec.resources, at_once=options.pop("at_once", 2))
-        return search.session(spec, folder, data_folder, on, "the command", show="quiet")
+        return run_session(spec, folder, data_folder, on, "the command", show="quiet")
 
     monkeypatch.chdir(tmp_path)
     return go
@@ -128,7 +130,7 @@ def test_a_study_fills_its_tables(run: Any) -> None:
 @pytest.mark.long
 def test_a_study_ends_with_the_importance_of_its_parameters(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = SPEC.recording.model_copy(update={"gradient_noise": True})
-    spec = search.with_trials(SPEC.model_copy(update={"recording": recording}), 9)
+    spec = with_trials(SPEC.model_copy(update={"recording": recording}), 9)
     found = analysis.load(run(spec).folder)
     assert set(found.curves.query("split == 'train'")["metric"]) == {"loss", "gradient_square", "gradient_noise"}
     assert set(found.importance["parameter"]) == {"optimizer", "batch_size", "width", "depth"}
@@ -224,7 +226,7 @@ def test_every_end_is_told_as_what_it_was_everywhere(run: Any, monkeypatch: pyte
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", Troubled)
     tuning = SPEC.tuning.model_copy(update={"scheduler": "asha"})
     recording = SPEC.recording.model_copy(update={"checkpoint_seconds": 0.0})
-    spec = search.with_trials(SPEC.model_copy(update={"tuning": tuning, "recording": recording}), 9)
+    spec = with_trials(SPEC.model_copy(update={"tuning": tuning, "recording": recording}), 9)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/driver").write_text(str(os.getpid()))
     outcome = run(spec, at_once=1)
@@ -314,7 +316,7 @@ def test_a_finished_study_is_extended_confirmed_and_reported(run: Any, tmp_path:
     assert "Confirmation" in analysis.write_report(first.folder).read_text()
     before = confirmed.lanes
     # All four cells again, with fresh seeds; nothing of what there was is computed again.
-    outcome = run(search.with_trials(spec, 8))
+    outcome = run(with_trials(spec, 8))
     found = analysis.load(outcome.folder)
     assert list(found.trials["replicate"]) == [0] * 4 + [1] * 4
     seeds = found.lanes.groupby("trial")["seed"].unique().map(sorted).map(tuple)
@@ -347,7 +349,7 @@ def test_a_database_that_fails_ends_the_session_and_loses_no_trial(run: Any, tmp
     """Somebody else holds the database for longer than it waits."""
     Path("databases").mkdir()
     tuning = SPEC.tuning.model_copy(update={"storage": "sqlite:///databases/studies.db"})
-    spec = search._with_absolute_storage(search.with_trials(SPEC.model_copy(update={"tuning": tuning}), 3))
+    spec = resolved(with_trials(SPEC.model_copy(update={"tuning": tuning}), 3))
     file = Path("databases/studies.db").absolute()
     assert spec.tuning.storage == f"sqlite:///{file}"
     holds = sqlite3.connect(file, check_same_thread=False, timeout=60)
@@ -367,14 +369,14 @@ def test_a_database_that_fails_ends_the_session_and_loses_no_trial(run: Any, tmp
     before = analysis.load(tmp_path / "results").trials
     assert 1 <= len(before) < 3
     assert run(spec).ended == 3
-    trials = search.open_storage(spec, tmp_path / "results").trials
+    trials = open_study(spec, tmp_path / "results").trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
     assert [trial.value for trial in trials] == list(analysis.load(tmp_path / "results").trials["value"])
 
 
 @pytest.mark.long
 def test_a_results_folder_that_is_removed_ends_the_study_with_a_word(run: Any, tmp_path: Path) -> None:
-    spec = search.with_trials(SPEC, 200)
+    spec = with_trials(SPEC, 200)
     folder = tmp_path / "results"
 
     def remove() -> None:
@@ -400,7 +402,7 @@ def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
 def test_signals_stop_what_a_shell_started_in_the_background_too(number: signal.Signals, inherited: Any) -> None:
     before = signal.signal(signal.SIGINT, inherited)
     try:
-        with search._stoppable():
+        with stoppable():
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(number)
             if inherited is signal.SIG_IGN:  # what has been stopped saves undisturbed
@@ -438,9 +440,9 @@ def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_results_folder_is_never_written_into_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # Claiming makes the folder, so two runs that start together get two.
-    assert search.claim_folder(SPEC, None) == Path("results/good")
-    assert search.claim_folder(SPEC, None) == Path("results/good-2")
-    assert search.claim_folder(SPEC, Path("results/good")) == Path("results/good")
+    assert api.claim_folder(SPEC, None) == Path("results/good")
+    assert api.claim_folder(SPEC, None) == Path("results/good-2")
+    assert api.claim_folder(SPEC, Path("results/good")) == Path("results/good")
     Path("results/good/spec.toml").touch()
     Path("file").touch()
     for out, message in (
@@ -450,28 +452,28 @@ def test_a_results_folder_is_never_written_into_twice(tmp_path: Path, monkeypatc
         ("file/below", "cannot be made: Not a directory"),
     ):
         with pytest.raises(StorageError, match=message):
-            search.claim_folder(SPEC, Path(out))
+            api.claim_folder(SPEC, Path(out))
 
 
 def test_what_could_not_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ClusterError, match="nothing answers"):
-        search.run(SPEC, address="127.0.0.1:9")
+        api.run(SPEC, address="127.0.0.1:9")
     assert list(Path("results").iterdir()) == []
 
 
 def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StorageError, match=r"not a results folder, it has no spec\.toml"):
-        search.resume(tmp_path)
+        api.resume(tmp_path)
     with pytest.raises(StorageError, match="no such folder"):
-        search.resume(tmp_path / "nowhere")
+        api.resume(tmp_path / "nowhere")
     provenance.write_provenance(tmp_path, SPEC, [{"command": "", "started": "", "ended": None}], finished=False)
     changed_spec = SPEC.model_copy(update={"lanes": SPEC.lanes.model_copy(update={"seeds": 9})})
     files.write_text(tmp_path / "spec.toml", changed_spec.to_toml())
     message = rf"spec.toml: 1 mistake\n  lanes.seeds = 9: was {SPEC.lanes.seeds} when the study ran; put it back"
     with pytest.raises(SpecError, match=message):
-        search.resume(tmp_path)
+        api.resume(tmp_path)
     free = {"description": "x", "resources": {"cpus_per_trial": 2}, "confirm": {"seeds": 4}, "budget__trials": 9}
     free |= {"recording": {"tensorboard": True}, "tuning__storage": "sqlite:///elsewhere.db"}
     assert fixed_settings(check(changed(**free))) == fixed_settings(check(changed()))
@@ -479,7 +481,7 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "confirm").mkdir()
     files.write_text(tmp_path / "confirm/provenance.json", '{"spec": {"lanes.seeds": 4}}')
     with pytest.raises(SpecError, match=r"confirm.seeds = 9: was 4 when winners were confirmed; put it back"):
-        search.resume(tmp_path)
+        api.resume(tmp_path)
     files.write_text(tmp_path / "confirm/winners.json", '[{"cell": {}')
     with pytest.raises(StorageError, match=r"winners.json: .*\n.*is damaged .*; move .*confirm away to confirm anew"):
         confirm.winners(SPEC, tmp_path)
@@ -488,29 +490,29 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
     files.write_text(tmp_path / "spec.toml", fair.to_toml())
     provenance.write_provenance(tmp_path, fair, [{"command": "", "started": "", "ended": None}], finished=False)
     with pytest.raises(UsageError, match=r"--trials 3: .*\n.*shares them among 2; valid: 4"):
-        search.resume(tmp_path, more=3)
+        api.resume(tmp_path, more=3)
 
 
 def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(**changes: Any) -> str:
-        search.resume(tmp_path, like=check(changed(**changes)))
+        api.resume(tmp_path, like=check(changed(**changes)))
         return capsys.readouterr().err
 
-    monkeypatch.setattr(search, "_resume", lambda *how: None)
+    monkeypatch.setattr(api, "_resume", lambda *how: None)
     begun = {"resources": {"gpus_per_trial": 0.25}, "tuning": {"storage": "postgresql://me:secret@there/db"}}
     files.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
     assert told(**begun) == ""
     assert told(**begun, budget__trials=9) == (
-        f"study: note: {tmp_path} goes on with its own budget.trials = 4 (asked for: 9); "
+        f"study: note: {tmp_path} keeps its own budget.trials = 4 (asked for: 9); "
         f"`study extend {tmp_path} --trials 5` adds trials\n"
     )
     assert told(recording={"tensorboard": True}, resources={"gpus_per_trial": 0.5}, budget__trials=2) == (
-        f"study: note: {tmp_path} goes on with its own budget.trials = 4 (asked for: 2), "
+        f"study: note: {tmp_path} keeps its own budget.trials = 4 (asked for: 2), "
         "recording.tensorboard = false (asked for: true), resources.gpus_per_trial = 0.25 (asked for: 0.5), "
         "tuning.storage = postgresql://***@there/db (asked for: none); "
-        f"to change resources, recording or confirm, edit {tmp_path}/spec.toml and go on with it\n"
+        f"to change resources, recording or confirm, edit {tmp_path}/spec.toml and resume it\n"
     )
 
 
@@ -522,31 +524,35 @@ def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
 def test_a_study_begun_with_more_in_its_spec_is_another(begun: dict[str, Any], tmp_path: Path) -> None:
     files.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
     with pytest.raises(StorageError, match=r"holds a study with another (search.settings.adam|lanes.learning_rate)"):
-        search.same(check(changed()), tmp_path)
-    search.same(check(changed(**begun)), tmp_path)
+        api.require_same(check(changed()), tmp_path)
+    api.require_same(check(changed(**begun)), tmp_path)
 
 
 def test_a_database_holds_each_study_once(tmp_path: Path) -> None:
     tuning = SPEC.tuning.model_copy(update={"storage": f"sqlite:///{tmp_path}/studies.db"})
     spec = SPEC.model_copy(update={"tuning": tuning})
     here = tmp_path / "here"
-    search.claim_storage(spec, here)
+    created = create_study(spec)
+    assert created
+    mirror.set_home(created, here)
     with pytest.raises(StorageError, match="holds a study called good already"):
-        search.claim_storage(spec, tmp_path / "there")
-    first = search.open_storage(spec, here)
-    assert search.open_storage(spec, here)._study_id == first._study_id
-    moved = search.open_storage(spec, tmp_path / "moved")  # nothing is left in its old folder
+        create_study(spec)
+    first = open_study(spec, here)
+    mirror.check_home(first, here)
+    assert open_study(spec, here)._study_id == first._study_id
+    moved = open_study(spec, tmp_path / "moved")
+    mirror.check_home(moved, tmp_path / "moved")  # nothing is left in its old folder
     assert moved.user_attrs["results"] == str(tmp_path / "moved")
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved/spec.toml").touch()
     with pytest.raises(StorageError, match=r"its study good is that of .*moved, not of .*there"):
-        search.open_storage(spec, tmp_path / "there")
-    search.release_storage(spec)
-    search.claim_storage(spec, here)
-    search.open_storage(spec.model_copy(update={"name": "other-confirm"}), tmp_path)
+        mirror.check_home(open_study(spec, tmp_path / "there"), tmp_path / "there")
+    delete_study(spec)
+    create_study(spec)
+    open_study(spec.model_copy(update={"name": "other-confirm"}), tmp_path)
     with pytest.raises(StorageError, match="holds a study called other-confirm already"):
-        search.claim_storage(spec.model_copy(update={"name": "other"}), here)
+        create_study(spec.model_copy(update={"name": "other"}))
     for url in ("nonsense", "sqlite:////nowhere/studies.db", "postgresql://nobody@127.0.0.1:9/none", "redis://x"):
         bad = SPEC.model_copy(update={"tuning": SPEC.tuning.model_copy(update={"storage": url})})
         with pytest.raises(StorageError, match=r"tuning.storage: 1 mistake\n  cannot be opened: "):
-            search.open_storage(bad, tmp_path)
+            open_study(bad, tmp_path)

@@ -28,7 +28,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from analysis.results import ResultsError
 from study.errors import StorageError, UsageError
-from study.progress.trackers import Listener, MLflow, TensorBoard
+from study.progress.trackers import MLflow, TensorBoard
+from study.results.writer import Listener
 from study.tuning import dashboard
 from tests.conftest import trial_row
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from study.cluster.compat import listen_beyond_loopback
 from study.errors import ClusterError
 from study.spec import Spec
 from study.spec.model import Resources
@@ -178,14 +179,13 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
     # the systems for which this switch was made.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(bool(address)))
     import ray
-    from ray._private import ray_constants
 
     if ray.is_initialized():
         raise ClusterError(
             "ray", ["runs in this process already, and a study starts its own; call ray.shutdown() first"]
         )
 
-    ray_constants.ENABLE_RAY_CLUSTER = bool(address)  # it may have been imported before
+    listen_beyond_loopback(allowed=bool(address))  # Ray may have been imported before
 
     # What it would say of a worker that died, we say in one line.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

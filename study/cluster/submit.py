@@ -17,8 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from study.cluster.compat import server_version
 from study.cluster.ray import NO_TOKEN, code
 from study.errors import ClusterError, StorageError, UsageError
+from study.results.provenance import read_provenance
 from study.spec import Spec
 from study.usercode import bundle
 from trainables import storage
@@ -50,7 +52,7 @@ def submit(
         spec: the study.
         address: of the job server, `http://HEAD:8265`.
         out: results folder, as the cluster's nodes see it, or a URI.
-        wait: as for `search.run`.
+        wait: as for `study.run`.
         to: where to put the results here; nowhere if not given, or if they are at a URI.
         say: prints a line, the job's own among them.
 
@@ -88,8 +90,6 @@ def submit(
 
 def _may_replace(to: Path, out: str) -> None:
     """Raise a `StorageError` if a folder here holds anything but a job's results, or an earlier copy of them."""
-    from study.results.provenance import read_provenance
-
     ran = shlex.split(str(read_provenance(to).get("command", "")))
     if to.absolute() == Path(out) or ("--out", out) in pairwise(ran):
         return
@@ -125,7 +125,7 @@ def _client(address: str) -> JobSubmissionClient:
             advice = "pip install 'optimizer-study[cluster]'"
             raise UsageError("study submit", [f"needs Ray's job client; {advice}"]) from error
         raise ClusterError(f"--address {address}", [f"{error}; valid: http://HEAD:8265"]) from error
-    theirs = client._server_ray_version
+    theirs = server_version(client)
     if theirs != ray.__version__:
         advice = f"install ray=={theirs} here, or ray=={ray.__version__} there"
         raise ClusterError(

@@ -14,8 +14,7 @@ import pandas as pd
 import analysis.results as results
 from analysis.statistics import metric_interval
 from analysis.tables import pareto
-from study.results import mirror
-from study.results.ownership import holder, is_held
+from study.results.ownership import running_owner
 from study.spec import Spec, check
 
 
@@ -31,8 +30,8 @@ def status(folder: Path | str) -> str:
     found = results.load(folder)
     spec = check(found.spec, str(found.path / "spec.toml"), found.path)
     again, lanes = found.confirmation, found.lanes
-    if who := _running(folder):
-        state = f"running, {who}"
+    if owner := running_owner(folder):
+        state = f"running, {owner}"
     elif found.provenance.get("finished"):
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:
@@ -53,13 +52,6 @@ def status(folder: Path | str) -> str:
         reason = shorten(trial["error"].strip().splitlines()[-1], 160, placeholder=" ...")
         lines.append(f"  failed  trial {trial['trial']}: {reason}")
     return "\n".join(lines)
-
-
-def _running(folder: Path | str) -> str | None:
-    """Who runs the study, in words; None if nobody does."""
-    if isinstance(folder, str):
-        return mirror.running(folder)
-    return (holder(folder) or "by an unknown process") if is_held(folder) else None
 
 
 def _counts(found: results.Results) -> str:

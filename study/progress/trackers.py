@@ -6,7 +6,6 @@ nothing is logged, and how it ended is told in words.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -17,10 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from study.errors import UsageError
+from study.errors import UsageError, require
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -31,33 +30,6 @@ CELL = ("optimizer", "width", "depth", "batch_size", "model", "data", "replicate
 # Outcomes whose value is the trial's last word; of the others nothing is logged as final.
 FINAL = ("completed", "stopped")
 ERROR_LINES = 10
-
-
-class Listener(Protocol):
-    """Who is told, in the driver's process, how trials go."""
-
-    def began(self, trial: int, config: dict[str, Any]) -> None:
-        """A trial starts, or goes on after a resume or a failure of its worker."""
-
-    def reported(self, trial: int, result: dict[str, Any]) -> None:
-        """A trial has done a part of its budget."""
-
-    def ended(self, row: dict[str, Any]) -> None:
-        """A trial ended; row is its row of the trials table. One that never began may end, too."""
-
-    def close(self) -> None:
-        """The study ends; nothing follows."""
-
-
-def require(package: str, extra: str) -> None:
-    """Check that an optional package is there, without importing it.
-
-    Raises:
-        UsageError: if it is not; the message says what to install.
-    """
-    if importlib.util.find_spec(package) is None:
-        command = f'pip install "optimizer-study[{extra}]"'
-        raise UsageError(extra, [f"needs the package {package.replace('_', '-')}, which is not here; {command}"])
 
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:

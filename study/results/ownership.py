@@ -1,49 +1,152 @@
-"""One run at a time: the lock of a results folder, and who holds it."""
+"""Lets one run at a time write results: a file lock for a folder, a lease with heartbeats for a URI.
+
+Both leave `.holder.json`, which names the owner. The system frees a folder's lock when its process dies. Object stores
+have no locks: there the owner counts its heartbeats in the record, and is dead once they stop.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from analysis.remote import reason
 from study.errors import StorageError
 from study.results.provenance import now
 from trainables import storage
 
 LOCK, HOLDER = ".lock", ".holder.json"
-# Another process takes the lock for a moment to see whether it is free.
+# Long enough for another process that checks whether the lock is free, which takes it for a moment.
 LOCK_SECONDS = 1.0
+# An owner of a URI whose heartbeat does not change for so long is dead.
+DEAD_SECONDS = 60.0
+# Between the two heartbeats of a claim: of two runs that claim a URI at the same time, the first sees the second's.
+SETTLE_SECONDS = 1.0
+UNKNOWN = "an unknown process"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The run that owns a results folder or URI.
+
+    Attributes:
+        session: id of the run at a URI; empty for a folder.
+        beat: heartbeats so far.
+        ended: when it let go of the URI; empty while it runs.
+    """
+
+    command: str
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
+    since: str = field(default_factory=now)
+    session: str = ""
+    beat: int = 0
+    ended: str = ""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
+
+    def write(self, place: Path | str) -> None:
+        """Write the record at a place."""
+        storage.write_text(storage.join(place, HOLDER), json.dumps(asdict(self)) + "\n")
+
+    def is_dead(self) -> bool:
+        """Whether its process ran on this machine and is gone."""
+        if self.host != platform.node():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+
+def recorded_owner(place: Path | str) -> Owner | None:
+    """The owner that the record at a folder or URI names, dead or alive; None without a readable record.
+
+    Raises:
+        OSError: if the place cannot be read.
+    """
+    if not (stream := storage.read(storage.join(place, HOLDER))):
+        return None
+    try:
+        with stream:
+            owner = Owner(**json.load(stream))
+    except (ValueError, TypeError):
+        return None
+    # The record of a folder that was copied to a URI has no session.
+    return owner if owner.session or not storage.is_uri(place) else None
+
+
+def running_owner(place: Path | str) -> str | None:
+    """Who runs a study at a folder or URI, in words; None if nobody does, as far as can be seen from this machine.
+
+    Raises:
+        StorageError: if a URI cannot be read.
+    """
+    if storage.is_uri(place):
+        return _running_at(str(place))
+    with suppress(OSError):
+        owner = recorded_owner(place)
+        lock = Path(place, LOCK)
+        if not lock.exists():
+            return None
+        try:
+            with FileLock(lock, timeout=0):
+                return None
+        except Timeout:
+            return str(owner or UNKNOWN)
+        except OSError:  # a read-only folder: the record is all there is
+            return str(owner) if owner else None
+    return None
+
+
+def _running_at(uri: str) -> str | None:
+    try:
+        owner = recorded_owner(uri)
+        if not owner or owner.ended or owner.is_dead():
+            return None
+        system, path = storage.at(storage.join(uri, HOLDER))
+        silent = time.time() - system.get_file_info(path).mtime_ns / 1e9
+    except (OSError, ValueError) as error:
+        raise StorageError(uri, [f"cannot be read ({reason(error)}); does it exist, and may you read it?"]) from error
+    return str(owner) if silent < 2 * DEAD_SECONDS else None
 
 
 @contextmanager
-def held(folder: Path, command: str) -> Iterator[None]:
-    """Lock a results folder, so that no other run writes into it; the system releases the lock if this process dies.
+def own_folder(folder: Path, command: str) -> Iterator[None]:
+    """Own a results folder.
+
+    Args:
+        folder: exists.
+        command: what the user ran, for those who find the folder in use.
 
     Raises:
-        StorageError: if another process holds it.
+        StorageError: if another process owns it, or it cannot be written to.
     """
     lock = FileLock(folder / LOCK, timeout=LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout:
-        raise StorageError(
-            str(folder),
-            [f"a study runs in it: {holder(folder) or 'by an unknown process'}; wait for it, or stop it with SIGTERM"],
-        ) from None
+        raise in_use(folder, str(recorded_owner(folder) or UNKNOWN)) from None
     except OSError as error:
         raise StorageError(str(folder), [f"cannot be written to: {error.strerror}"]) from error
     try:
-        who = {"host": platform.node(), "pid": os.getpid(), "since": now(), "command": command}
         try:
-            storage.write_text(folder / HOLDER, json.dumps(who) + "\n")
+            Owner(command).write(folder)
         except OSError as error:
-            told = f"cannot be written to: {error.strerror}; make space or fix that, then try again"
-            raise StorageError(str(folder), [told]) from error
+            message = f"cannot be written to: {error.strerror}; make space or fix that, then try again"
+            raise StorageError(str(folder), [message]) from error
         yield
     finally:
         with suppress(OSError):
@@ -51,23 +154,57 @@ def held(folder: Path, command: str) -> Iterator[None]:
         lock.release()
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process runs a study in a results folder."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:
-        return holder(folder) is not None  # the lock of a folder that cannot be written to cannot be tried
+def in_use(place: Path | str, owner: str) -> StorageError:
+    """The error that a study runs at a place."""
+    return StorageError(str(place), [f"a study runs in it: {owner}; wait for it, or stop it with SIGTERM"])
 
 
-def holder(folder: Path) -> str | None:
-    """The process that has locked a results folder, in words; None if it is unknown."""
-    try:
-        who = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
-    except (OSError, ValueError, KeyError):
-        return None
+class Lease:
+    """Ownership of a URI, which lasts as long as its heartbeats.
+
+    Attributes:
+        lost: the run that has taken the URI over; empty while it is ours.
+    """
+
+    def __init__(self, uri: str, command: str) -> None:
+        self.uri, self.owner, self.lost = uri, Owner(command, session=uuid.uuid4().hex), ""
+        self.beaten = 0.0
+
+    def claim(self) -> None:
+        """Take the URI, unless another run takes it at the same time."""
+        self.beat()
+        time.sleep(SETTLE_SECONDS)
+        self.beat()
+
+    def beat(self, *, ended: bool = False) -> None:
+        """Write a heartbeat, unless another run has taken the URI over."""
+        current = recorded_owner(self.uri)
+        if self.owner.beat and (not current or current.session != self.owner.session):
+            self.lost = str(current or f"{UNKNOWN}, which has emptied it")
+            return
+        self.owner = replace(self.owner, beat=self.owner.beat + 1, ended=now() if ended else "")
+        self.owner.write(self.uri)
+        self.beaten = time.monotonic()
+
+
+def wait_until_free(uri: str, owner: Owner | None, say: Callable[[str], None]) -> None:
+    """Wait until the owner of a URI is known to be dead. Clocks of other machines are not trusted.
+
+    Args:
+        uri: of the results.
+        owner: the recorded one.
+        say: receives a line if there is something to wait for.
+
+    Raises:
+        StorageError: if the owner lives.
+    """
+    if not owner or owner.ended or owner.is_dead():
+        return
+    say(f"{uri}: held by {owner}; waiting up to {DEAD_SECONDS:.0f} s to see whether it lives")
+    until = time.monotonic() + DEAD_SECONDS
+    while time.monotonic() < until:
+        time.sleep(1)
+        if (current := recorded_owner(uri)) != owner:
+            if current and current.ended:
+                return
+            raise in_use(uri, str(current or UNKNOWN))

@@ -33,6 +33,38 @@ def new_session(command: str) -> dict[str, Any]:
     }
 
 
+class Record:
+    """The record of a running session in `provenance.json`.
+
+    Args:
+        folder: the results folder.
+        spec: the study's.
+        command: what the user ran.
+        nodes: host names of the cluster's nodes, added as they are seen, with their GPUs.
+    """
+
+    def __init__(self, folder: Path, spec: Spec, command: str, nodes: dict[str, int]) -> None:
+        self.folder, self.spec = folder, spec
+        self.sessions = [*(read_provenance(folder).get("sessions") or []), new_session(command)]
+        self.sessions[-1]["nodes"] = nodes
+        self.write(folder, spec, finished=False)
+
+    def note(self, kind: str, text: str) -> None:
+        """Record what happened to a node or worker; if it cannot be written now, the next write includes it."""
+        self.sessions[-1]["events"].append({"time": now(), "kind": kind, "text": text})
+        with suppress(OSError):
+            self.write(self.folder, self.spec, finished=False)
+
+    def write(self, folder: Path, spec: Spec, *, finished: bool) -> None:
+        """Write the provenance of the study, or of its confirmation."""
+        write_provenance(folder, spec, self.sessions, finished=finished)
+
+    def end(self, *, finished: bool) -> None:
+        """Record that the session has ended."""
+        self.sessions[-1]["ended"] = now()
+        self.write(self.folder, self.spec, finished=finished)
+
+
 def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *, finished: bool) -> None:
     """Write `provenance.json`.
 
@@ -91,7 +123,7 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor, memory and GPUs of this machine."""
-    import torch  # takes seconds, and reading a results folder does without
+    import torch
 
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")

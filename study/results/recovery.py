@@ -1,8 +1,8 @@
 """Repairs a results folder before a study is resumed in it.
 
-Optuna's storage says which trials there are and the tables what they gave; whatever was cut off between the two is put
-right here: half-written files are removed, damaged ones moved aside, trials that had ended but were not yet told are
-told, and those whose rows were lost are run again. Ray Tune's own snapshots are not needed and not read.
+Optuna's storage lists the trials, and the tables hold their results. After a crash, unfinished files are deleted,
+damaged ones are moved aside, trials that ended unknown to Optuna are ended there, and those whose rows were lost run
+again. Ray Tune's snapshots are not used.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.results import FOLDERS, TABLES, parts
-from study.results.writer import Table
-from study.tuning.searcher import STATES, values
-from study.tuning.space import Space, fair_optimizer
-from trainables import storage as files
-
-JOURNAL = "optuna.journal"
+from study.results.tables import Table
+from study.tuning import JOURNAL, compat
+from study.tuning.objectives import values
+from study.tuning.samplers import fair_optimizer
+from study.tuning.searcher import STATES
+from study.tuning.space import Space
+from trainables import storage
 
 
 @dataclass
 class State:
-    """How far a study is.
+    """Progress of a study.
 
     Attributes:
-        rows: the trials table's rows of trials that have ended, by number.
-        redo: trials that Optuna knows the end of, but whose rows were lost.
+        rows: rows of the trials table, of trials that have ended, by number.
+        redo: trials that ended in Optuna's storage, but whose rows were lost.
         begun: trials that have begun and not ended.
     """
 
@@ -45,14 +46,14 @@ class State:
 
 
 def repair_files(folder: Path, say: Callable[[str], None]) -> None:
-    """Remove what was half written and move aside what is damaged: table parts, and the journal.
+    """Delete unfinished files and move damaged ones aside: table parts, and the journal.
 
-    A journal that lacks the end of its last line loses that line, which had not been acted upon. If a line in it is
-    damaged, the whole is moved aside; `reconcile` then fills a new one from the tables.
+    A journal whose last line is incomplete loses that line, which nothing depends on yet. A journal with a damaged line
+    is moved aside; `reconcile` then fills a new one from the tables.
 
     Args:
-        folder: the results folder; no other process runs in it.
-        say: is told what was found.
+        folder: the results folder, owned by this process.
+        say: receives a line for each repair.
     """
     for name in FOLDERS.values():
         for unfinished in (folder / name).glob("*.tmp"):
@@ -62,7 +63,7 @@ def repair_files(folder: Path, say: Callable[[str], None]) -> None:
                 aside = _move_aside(folder, file)
                 say(f"{file} is damaged ({message}); moved to {aside}. The trials it held run again")
     journal = folder / JOURNAL
-    # A driver that was killed while it wrote leaves its lock; Optuna would wait for it.
+    # A driver that was killed while writing leaves its lock, for which Optuna would wait.
     for lock in folder.glob(f"{JOURNAL}.lock*"):
         lock.unlink()
     if not journal.exists():
@@ -104,10 +105,9 @@ def _move_aside(folder: Path, file: Path) -> Path:
 
 
 def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
-    """Bring Optuna's storage and the tables together.
+    """Make Optuna's storage and the tables agree.
 
-    Afterwards every trial in the storage is in a final state or waits to be run, and every row of the tables is of a
-    trial that has ended for good.
+    Afterwards every trial in the storage has ended or waits to run, and the tables hold only rows of ended trials.
 
     Args:
         study: Optuna's.
@@ -121,7 +121,7 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
         number: row for number, row in rows.items() if row["outcome"] != "interrupted" and number not in incomplete
     }
     for number in range(len(known), max(ended, default=-1) + 1):
-        # The storage was lost, or a part of it: trials that were not in the tables yet are asked for again.
+        # The storage lost trials; those without rows are suggested again.
         study.add_trial(_frozen(study, space, ended[number]) if number in ended else _placeholder(space, number))
     state = State(ended)
     for trial in study.get_trials(deepcopy=False):
@@ -129,31 +129,31 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
             if trial.number not in ended:
                 state.redo.append(trial.number)
         elif trial.number in ended:
-            _tell(study, space, trial, ended[trial.number])
+            compat.end_as(study, trial, _frozen(study, space, ended[trial.number]))
         else:
             if trial.state == TrialState.RUNNING or trial.params:
                 state.begun.append(trial.number)
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            compat.set_waiting(study, trial)
     if gone := (set(rows) | incomplete) - set(ended):
         for table in tables.values():
             table.drop(gone)
-    # A trial that was stopped and whose rows were lost begins anew: its checkpoint may be past where it is to end.
+    # A stopped trial whose rows were lost starts again: its checkpoint may lie beyond the point where it stops.
     going_on = {
         space.checkpoint(trial.number)
         for trial in study.get_trials(deepcopy=False)
         if trial.number not in ended and "stopped" not in trial.user_attrs
     }
-    for name in files.names(space.checkpoints):
-        # Of a trial that ended just before its checkpoint would have been removed, or half written.
-        if (place := files.join(space.checkpoints, name)) not in going_on:
-            files.delete(place)
+    for name in storage.names(space.checkpoints):
+        # Left by a crash before it was deleted, or unfinished.
+        if (place := storage.join(space.checkpoints, name)) not in going_on:
+            storage.delete(place)
     return state
 
 
 def _rows(folder: Path, *, predictions: bool) -> tuple[dict[int, dict[str, Any]], set[int]]:
-    """The rows of the trials table by number, and the trials that have rows in some tables only.
+    """The rows of the trials table by number, and the trials with rows in some tables only.
 
-    Trials that completed have predictions too, if these are asked for.
+    Completed trials have predictions too, if the spec records them.
     """
     pieces = [pq.read_table(file) for _, _, file in parts(folder / FOLDERS["trials"])]
     rows = {row["trial"]: row for piece in pieces for row in piece.to_pylist()}
@@ -180,20 +180,20 @@ def _attributes(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reports(study: optuna.Study, row: dict[str, Any]) -> dict[int, float]:
-    """The intermediate values that a row's trial had; Optuna takes none where there are several objectives."""
+    """The intermediate values of a row's trial; none with several objectives, where Optuna allows none."""
     numbered = enumerate(row.get("reported") or [], start=1)
     return {} if len(study.directions) > 1 else {part: value for part, value in numbered if value is not None}
 
 
 def _placeholder(space: Space, number: int) -> FrozenTrial:
-    """A trial that waits for its cell, of which only a fair optimizer is known."""
+    """A waiting trial without a cell; its optimizer is fixed if optimizers take turns."""
     turn = fair_optimizer(space.spec, number)
     fixed = {"fixed_params": {"optimizer": turn}} if turn else {}
     return optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=fixed)
 
 
 def _frozen(study: optuna.Study, space: Space, row: dict[str, Any]) -> FrozenTrial:
-    """A trial that ended, as Optuna would have it."""
+    """Optuna's record of an ended trial."""
     cell = space.cell_of(row)
     distributions, state = space.distributions(cell), STATES[row["outcome"]]
     reports = _reports(study, row)
@@ -208,17 +208,3 @@ def _frozen(study: optuna.Study, space: Space, row: dict[str, Any]) -> FrozenTri
         user_attrs=_attributes(row),
         intermediate_values=reports,
     )
-
-
-def _tell(study: optuna.Study, space: Space, trial: FrozenTrial, row: dict[str, Any]) -> None:
-    """End a trial whose rows are on disk, but whose end Optuna was not told."""
-    frozen, storage = _frozen(study, space, row), study._storage
-    for name, distribution in frozen.distributions.items():
-        if name not in trial.params:
-            inside = distribution.to_internal_repr(frozen.params[name])
-            storage.set_trial_param(trial._trial_id, name, inside, distribution)
-    for part, value in frozen.intermediate_values.items():
-        storage.set_trial_intermediate_value(trial._trial_id, part, value)
-    for name, value in frozen.user_attrs.items():
-        storage.set_trial_user_attr(trial._trial_id, name, value)
-    storage.set_trial_state_values(trial._trial_id, state=frozen.state, values=frozen.values)

@@ -1,7 +1,7 @@
-"""Writes the results folder: the tables, as trials report, and the provenance.
+"""Writes the tables of a results folder as trials report and end.
 
-A trial's end is written in this order: its curves, its lanes, its row, then Optuna's storage, then its checkpoint is
-removed. Whatever is cut off in between is found by `study.results.recovery` when the study is resumed.
+The end of a trial is written in this order: curves, lanes, its row, Optuna's storage; then its checkpoint is deleted.
+`study.results.recovery` repairs whatever was cut off in between when the study is resumed.
 """
 
 from __future__ import annotations
@@ -9,145 +9,62 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from ray import tune
 from ray.tune.experiment import Trial
 
-from analysis.results import FOLDERS, TABLES, parts, regime
+from analysis.results import TABLES, regime
+from study.cluster.compat import drop_metrics, forgive_failure
+from study.results.tables import Table, TrialBuffer
 from study.spec import Spec
 from study.tuning.searcher import TruthfulSearch, outcome
 from trainables import storage
 from trainables.tune import Payload
 
-if TYPE_CHECKING:
-    from study.progress.trackers import Listener
-
-# Equal neighbours are merged once there are so many, so the parts stay few and each row is rewritten O(log n) times.
-MERGE = 8
-# A trial that kills its worker once more than so is set aside: it would go on killing workers.
+# A trial that kills more workers than this is set aside as failed.
 MAX_FAILURES = 1
-# Nodes that may die under a trial, which is not its fault, before each counts as a worker.
+# Nodes that may die under a trial, which is not its fault, before each counts as a killed worker.
 MAX_NODES = 10
 
 
-class Table:
-    """One table of a results folder, appended to part by part.
+class Listener(Protocol):
+    """Something in the driver's process that follows trials: the display, a tracker."""
 
-    A part holds the appends FIRST to LAST and is named so. `MERGE` parts of the same span become one, which is written
-    before they are removed: a reader that meets both skips those that lie within it, so a crash in between is harmless.
-    """
+    def began(self, trial: int, config: dict[str, Any]) -> None:
+        """A trial starts, or continues after a resume or a failure of its worker."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.schema, self.folder = TABLES[name], folder / FOLDERS[name]
-        if name != "predictions":  # which few studies ask for
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self.spans = [(first, last) for first, last, _ in parts(self.folder)]
+    def reported(self, trial: int, result: dict[str, Any]) -> None:
+        """A trial has done a part of its budget."""
 
-    def append(self, columns: Mapping[str, list[Any]]) -> None:
-        """Write rows, given column by column; they are on disk when this returns."""
-        table = pa.Table.from_pydict(dict(columns), schema=self.schema)
-        if not table.num_rows:
-            return
-        self.folder.mkdir(exist_ok=True)
-        number = self.spans[-1][1] + 1 if self.spans else 1
-        self._write(table, number, number)
-        self.spans.append((number, number))
-        while len(self.spans) >= MERGE and len({last - first for first, last in self.spans[-MERGE:]}) == 1:
-            self._merge(self.spans[-MERGE:])
+    def ended(self, row: dict[str, Any]) -> None:
+        """A trial ended, perhaps without having begun; row is its row of the trials table."""
 
-    def _merge(self, spans: list[tuple[int, int]]) -> None:
-        whole = pa.concat_tables([pq.read_table(self._file(*span)) for span in spans], promote_options="default")
-        first, last = spans[0][0], spans[-1][1]
-        self._write(whole, first, last)
-        self.spans[-MERGE:] = [(first, last)]
-        for span in spans:
-            self._file(*span).unlink()
-
-    def drop(self, trials: Collection[int]) -> None:
-        """Take out the rows of some trials."""
-        for span in list(self.spans):
-            whole = pq.read_table(self._file(*span))
-            keep = pc.invert(pc.is_in(whole["trial"], pa.array(trials, pa.int64())))
-            if (left := whole.filter(keep)).num_rows < whole.num_rows:
-                self._write(left, *span)
-
-    def _write(self, table: pa.Table, first: int, last: int) -> None:
-        file = self._file(first, last)
-        storage.write(file, lambda stream: pq.write_table(table, stream, compression="zstd"))
-
-    def _file(self, first: int, last: int) -> Path:
-        return self.folder / f"{first:07d}-{last:07d}.parquet"
-
-
-@dataclass
-class Course:
-    """A trial that has begun: what it last said, and its curves so far."""
-
-    result: dict[str, Any] = field(default_factory=dict)
-    lanes: list[dict[str, Any]] = field(default_factory=list)
-    curves: dict[str, list[Any]] = field(default_factory=lambda: _empty("curves"))
-    predictions: dict[str, list[Any]] = field(default_factory=lambda: _empty("predictions"))
-
-    def take(self, trial: int, payload: Payload) -> None:
-        """Add what a trial reports, or put it in the place of all before."""
-        if payload.whole:
-            self.curves, self.predictions = _empty("curves"), _empty("predictions")
-        self.lanes = payload.lanes or self.lanes
-        for point in payload.points:
-            when = (point.update, point.examples, point.epoch, point.train_seconds)
-            for (split, metric), numbers in point.values.items():
-                self.add(trial, point.lanes, when, split, metric, numbers)
-        for trace in payload.traces:
-            for when, lanes, losses in trace.updates():
-                self.add(trial, lanes, when, "batch", "loss", losses)
-        for each in payload.predictions:
-            count = len(each.targets)
-            for lane, classes, probabilities in zip(each.lanes, each.classes, each.probabilities, strict=True):
-                row = (trial, lane, range(count), each.targets.tolist(), classes.tolist(), probabilities.tolist())
-                _extend(self.predictions, row, count)
-
-    def add(
-        self,
-        trial: int,
-        lanes: list[int],
-        when: tuple[int, int, float, float],
-        split: str,
-        metric: str,
-        values: list[float],
-    ) -> None:
-        """Add a curve's point for some lanes; when is (update, examples, epoch, train_seconds)."""
-        _extend(self.curves, (trial, lanes, *when, split, metric, values), len(lanes))
-
-
-def _empty(table: str) -> dict[str, list[Any]]:
-    return {name: [] for name in TABLES[table].names}
-
-
-def _extend(columns: dict[str, list[Any]], row: Sequence[Any], count: int) -> None:
-    """Add `count` rows to all columns, in their order; what is no list or range is the same in each."""
-    for column, value in zip(columns.values(), row, strict=True):
-        column += value if isinstance(value, list | range) else [value] * count
+    def close(self) -> None:
+        """The study ends; nothing follows."""
 
 
 class Collector(tune.Callback):
-    """Takes the payload out of every result, writes a trial's rows when it ends, and tells everybody.
+    """Collects what trials report, writes a trial's rows when it ends, and passes both on.
 
     Args:
         spec: the study's.
         folder: the results folder.
-        search: what tells Optuna.
-        listeners: who else wants to know.
-        tick: called from time to time.
-        say: told what the user should know at once.
-        tell: likewise, of what befell workers; the kind of event, and words.
-        final: whether a trial whose worker died is given up at once, where Ray Tune does.
+        search: tells Optuna.
+        listeners: follow the trials.
+        tick: called after every step of Ray Tune's loop.
+        say: receives messages for the user.
+        tell: receives events of workers: their kind, and a text.
+        final: whether a trial that Ray Tune gives up, as its worker died between two trials, has failed; otherwise it
+            is interrupted, for a further round.
+
+    Attributes:
+        orphans: trials that wait for a further round.
+        cut_off: trials that were running when the session ended.
+        ended: trials that ended.
     """
 
     def __init__(
@@ -164,7 +81,7 @@ class Collector(tune.Callback):
         self.training_examples = spec.workload.facts.train
         self.folder, self.tables = folder, {name: Table(name, folder) for name in TABLES}
         self.search, self.listeners, self.tick, self.say, self.tell = search, listeners, tick, say, tell
-        self.courses: dict[int, Course] = {}
+        self.buffers: dict[int, TrialBuffer] = {}
         self.warned: set[int] = set()
         self.final, self.orphans, self.cut_off, self.ended = final, 0, 0, 0
         self.nodes: Counter[int] = Counter()
@@ -172,18 +89,18 @@ class Collector(tune.Callback):
         self.broken: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune's snapshots, which pickle callbacks, are not what a study is resumed from."""
+        """Nothing: Ray Tune pickles callbacks for its snapshots, from which no study is resumed."""
         return {}
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Time passes; what could not be written ends the session here, where Ray Tune does not catch it."""
+        """Call `tick`. Raise an error that ends the session, which Ray Tune would catch elsewhere."""
         if self.broken:
             raise self.broken
         self.tick()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial begins, or goes on."""
-        self.courses.setdefault(trial.config["trial"], Course())
+        """A trial begins, or continues."""
+        self.buffers.setdefault(trial.config["trial"], TrialBuffer())
         for listener in self.listeners:
             listener.began(trial.config["trial"], trial.config)
 
@@ -195,42 +112,43 @@ class Collector(tune.Callback):
         number = trial.config["trial"]
         if self.broken:
             return
-        course = self.courses[number]
-        course.take(number, payload)
-        # A trial that failed in mid-course keeps the counts and rows of its last good report.
-        course.result = {**course.result, **result}
-        # What a worker did last before it was interrupted is in its checkpoint, but was never delivered.
+        buffer = self.buffers[number]
+        buffer.take(number, payload)
+        # A trial that fails keeps the counts and rows of its last good report.
+        buffer.result = {**buffer.result, **result}
+        # The last parts before an interruption are in the checkpoint, but were not delivered.
         parts = dict(enumerate(result.get("reported", []), start=1)) if payload.whole else {}
         if "report" in result and not result["extending"]:
             parts[result["report"]] = result["value"]
-        for part, value in parts.items():
-            self.search.report(number, part, value)
+        with self._ends_session():
+            for part, value in parts.items():
+                self.search.report(number, part, value)
         if (warning := result.get("warning")) and number not in self.warned:
-            self.warned.add(number)  # a disk that is full stays so for many reports
+            self.warned.add(number)  # a full disk would repeat it with every report
             self.say(f"trial {number}: {warning}")
         for listener in self.listeners:
             listener.reported(number, result | {"payload": payload})
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial's worker died or could not be reached, and another takes over."""
+        """A trial's worker died or was unreachable, and another one takes over."""
         number, node = trial.config["trial"], _node_died(trial)
         self.recovered = iteration, number
         if node and self.nodes[number] < MAX_NODES:
             self.nodes[number] += 1
-            trial.run_metadata.num_failures -= 1
+            forgive_failure(trial)
         if not self.broken:
             lost = "its node" if node else "its worker"
             self.tell("worker lost", f"trial {number}: {lost} was lost; the trial goes on in another")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial ended well, or was stopped."""
-        course = self.courses.get(trial.config["trial"], Course())
-        self._end(trial, outcome(course.result), course.result.get("error"))
+        """A trial ended by itself, or was stopped."""
+        buffer = self.buffers.get(trial.config["trial"], TrialBuffer())
+        self._end(trial, outcome(buffer.result), buffer.result.get("error"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial's worker died for the last time, or between two trials, when Ray Tune does not try again: we do."""
+        """A trial's worker died for the last time, or between two trials, where Ray Tune does not retry but we do."""
         number = trial.config["trial"]
-        # Of a worker that dies while it is given its next trial Ray Tune tells in the same step twice, and gives up.
+        # Ray Tune reports a worker that dies between two trials twice in one step.
         once = self.recovered == (iteration, number)
         spent = getattr(trial, "num_failures", 0) > MAX_FAILURES and not once
         if self.final or (spent and not _node_died(trial)):
@@ -242,9 +160,9 @@ class Collector(tune.Callback):
             self._end(trial, "interrupted", None)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """The trials that were still running were interrupted, those too that waited for a worker."""
+        """Trials that were running or waited for a worker were interrupted."""
         for trial in trials:
-            if trial.config["trial"] in self.courses.keys() | self.search.running.keys():
+            if trial.config["trial"] in self.buffers.keys() | self.search.running.keys():
                 self.cut_off += 1
                 self._end(trial, "interrupted", None)
         if not self.broken:
@@ -254,33 +172,36 @@ class Collector(tune.Callback):
         number = trial.config["trial"]
         if self.broken:
             return
-        course = self.courses.pop(number, None) or Course()  # a worker that cannot even start has none
-        row = self._row(trial.config, course.result, ended, error)
-        lane_end = ended if ended != "diverged" else "completed" if course.result["finished"] else "stopped"
-        lanes = [{**lane, "trial": number, "outcome": _lane_outcome(lane, lane_end)} for lane in course.lanes]
-        try:
+        buffer = self.buffers.pop(number, None) or TrialBuffer()  # a worker that cannot start has none
+        row = self._row(trial.config, buffer.result, ended, error)
+        lane_end = ended if ended != "diverged" else "completed" if buffer.result["finished"] else "stopped"
+        lanes = [{**lane, "trial": number, "outcome": _lane_outcome(lane, lane_end)} for lane in buffer.lanes]
+        with self._ends_session():
             if ended == "stopped":
-                self.search.stopped(number, course.result["report"])
-            self.tables["curves"].append(course.curves)
-            self.tables["predictions"].append(course.predictions)
+                self.search.stopped(number, buffer.result["report"])
+            self.tables["curves"].append(buffer.curves)
+            self.tables["predictions"].append(buffer.predictions)
             self.tables["lanes"].append(_columns(lanes, TABLES["lanes"].names))
             self.tables["trials"].append(_columns([row], TABLES["trials"].names))
             self.search.end(number, ended, row, error)
-        except Exception as error:
-            # Ray Tune would take it for the trial's own and run that again: nothing more is written, the session ends.
-            self.broken = error
-            raise
         if ended != "interrupted":
             self.ended += 1
             discard(trial.config["checkpoint"], self.folder)
         for listener in self.listeners:
             listener.ended(row)
-        # Ray Tune keeps every trial to the end, and of each some 50 KB of metrics that nobody needs any more.
-        for held in ("last_result", "metric_analysis", "metric_n_steps"):
-            setattr(trial.run_metadata, held, {})
+        drop_metrics(trial)
+
+    @contextmanager
+    def _ends_session(self) -> Iterator[None]:
+        """End the session on an error, which Ray Tune would take for the trial's own: nothing more is written then."""
+        try:
+            yield
+        except Exception as error:
+            self.broken = error
+            raise
 
     def _row(self, config: dict[str, Any], result: dict[str, Any], ended: str, error: str | None) -> dict[str, Any]:
-        """A row of the trials table; NaN is the trainable's "none", in the table it is empty."""
+        """A row of the trials table. The trainable reports NaN where there is no value; the table has null."""
         return {
             "trial": config["trial"],
             "optimizer": config["optimizer"],
@@ -313,10 +234,10 @@ class Collector(tune.Callback):
 
 
 def discard(checkpoint: str, folder: Path) -> None:
-    """Delete the checkpoint of a trial that has ended; at a URI it is noted, for `study.results.mirror` to delete.
+    """Delete the checkpoint of a trial that has ended. One at a URI is marked for `study.results.mirror` to delete.
 
     Args:
-        checkpoint: its file, or URI.
+        checkpoint: its path or URI.
         folder: the results folder.
     """
     if storage.is_uri(checkpoint):
@@ -326,7 +247,7 @@ def discard(checkpoint: str, folder: Path) -> None:
 
 
 def _lane_outcome(lane: dict[str, Any], of_trial: str) -> str:
-    """How a lane ended: in its own way, or with its trial."""
+    """How a lane ended: by itself, or with its trial."""
     if lane["diverged_update"] is not None:
         return "diverged"
     return of_trial if lane["stopped_update"] is None else "stopped"
@@ -337,7 +258,7 @@ def _columns(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, list
 
 
 def _reason(trial: Trial) -> str:
-    """Why a trial's worker died the last time, as far as Ray knows; it writes that into a file on the driver."""
+    """Why a trial's worker died the last time, from the file that Ray writes on the driver."""
     try:
         _, *reason = Path(trial.error_file).read_text(encoding="utf-8").split("\nFailure #")[-1].splitlines()
     except (OSError, TypeError, ValueError):
@@ -346,9 +267,9 @@ def _reason(trial: Trial) -> str:
 
 
 def _node_died(trial: Trial) -> bool:
-    """Whether it was the node that took a trial's worker with it."""
+    """Whether a trial's worker died with its node."""
     return "node" in _reason(trial) and any(words in _reason(trial) for words in _NODE_DIED)
 
 
-# Ray's words for a node that died, was taken away, or could not be reached any more.
+# Ray's messages for a node that died, was taken away, or became unreachable.
 _NODE_DIED = ("its node has died", "node was terminated", "node was preempted", "died because its node")

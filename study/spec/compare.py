@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from study.spec.model import Spec
+from study.spec import Spec
 
 # Settings that may change while a study is interrupted: they affect no trial's numbers.
 _FREE: dict[str, Any] = {

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import analysis.results as results
-from study.errors import StorageError, UsageError
-from study.progress.trackers import require
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy.exc import SQLAlchemyError
 
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
+import analysis.results as results
+from study.errors import StorageError, UsageError, require
+from study.tuning import JOURNAL
+from study.tuning.storage import journal
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -65,20 +67,12 @@ def _storage(folder: Path, url: str | None, study: str) -> BaseStorage:
     Raises:
         StorageError: if it cannot be read, or does not hold the study.
     """
-    from optuna.exceptions import StorageInternalError
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-    from sqlalchemy.exc import SQLAlchemyError
-
-    journal = folder / "optuna.journal"
-    if not url and not journal.is_file():  # opening it would make it
+    if not url and not (folder / JOURNAL).is_file():  # opening it would make it
         raise StorageError(
             str(folder), ["has no optuna.journal; the study has not begun, or its journal was moved away"]
         )
     try:
-        storage: BaseStorage = (
-            RDBStorage(url, skip_table_creation=True) if url else JournalStorage(JournalFileBackend(str(journal)))
-        )
+        storage: BaseStorage = RDBStorage(url, skip_table_creation=True) if url else journal(folder)
         names = [held.study_name for held in storage.get_all_studies()]
     except (StorageInternalError, SQLAlchemyError, RuntimeError, ImportError, ValueError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

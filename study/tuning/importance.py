@@ -1,16 +1,13 @@
-"""How much each searched parameter matters to the metric, and how sure that is: a table for the analysis.
+"""The importance of each searched parameter for the metric, with its uncertainty: a table for the analysis.
 
-PED-ANOVA asks how far the values that the best trials have of a parameter differ from those that all trials have; a
-parameter that only some cells have, an optimizer's own setting, counts as far as it tells good from bad among these
-(Watanabe et al. 2023, arXiv:2304.10255; arXiv:2601.20800). Trials drawn anew from those that there are, with
-replacement, give the spread.
+PED-ANOVA compares a parameter's values in the best trials with those in all trials; a parameter that only some cells
+have, such as an optimizer's setting, is compared among these (Watanabe et al. 2023, arXiv:2304.10255, 2601.20800).
+Bootstrap resamples of the trials give the uncertainty.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import platform
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,29 +22,28 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis import results
+from study.tuning import JOURNAL
+from study.tuning.storage import journal
+from trainables import storage
 
 REPEATS = 20
 FEWEST_TRIALS = 8
-# The best trials are a tenth of all, but so many at least, which Optuna advises, and no more than half.
+# The best trials are a tenth of all, but at least 5, as Optuna advises, and at most half.
 BEST_SHARE, FEWEST_BEST = 0.1, 5
-# Of this module's random numbers, after those of `study.tuning.space`.
+# Stream of random numbers of the root seed, after those of `samplers`.
 _PLACE = 5
 
 
 def refresh(folder: Path, say: Callable[[str], None]) -> None:
-    """Write the table anew from the journal of a study that may be running; nothing but the table is written.
+    """Write the table again from the journal of a study that may be running.
 
-    A folder without a journal keeps the table that it has: opening a database may take long, or need a password.
+    A folder without a journal keeps its table: opening a database may take long, or need a password.
 
     Args:
-        folder: the results folder; one that is none is left to those who need it.
-        say: told in one line if there can be no table.
+        folder: the results folder; nothing happens if it holds no results.
+        say: receives a line if there can be no table.
     """
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    journal = folder / "optuna.journal"
-    if not journal.is_file():  # opening it would make it
+    if not (folder / JOURNAL).is_file():  # opening it would make it
         return
     try:
         found = results.load(folder)
@@ -55,39 +51,33 @@ def refresh(folder: Path, say: Callable[[str], None]) -> None:
         return
     try:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        study = optuna.load_study(study_name=found.name, storage=storage)
+        study = optuna.load_study(study_name=found.name, storage=journal(folder))
         seed = int(found.spec.get("tuning", {}).get("seed", 0))
-    except Exception as error:  # noqa: BLE001  whatever is wrong with a journal, the report does without
+    except Exception as error:  # noqa: BLE001  a report does not need the table
         say(_trouble(folder, error))
     else:
         write(study, found.objectives, seed, folder, say)
 
 
 def write(study: optuna.Study, objectives: Sequence[str], seed: int, folder: Path, say: Callable[[str], None]) -> None:
-    """Write the table of a study into its results folder; if there can be none, an earlier one is out of date and goes.
+    """Write the table of a study into its results folder; without one, an earlier table is deleted.
 
     Args:
         study: Optuna's; it is only read.
-        objectives: what it pursues; the metric counts, or the first if that is not among them.
+        objectives: the study's; the metric counts, or the first one if that is not among them.
         seed: the study's root seed.
         folder: the results folder.
-        say: told in one line if it went wrong; that harms nothing else.
+        say: receives a line if that failed, which has no other consequence.
     """
     file = folder / results.IMPORTANCE_FILE
-    # Reports of a running study may write it at the same time.
-    unfinished = file.with_name(f"{file.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         rows = shares(study, objectives.index("metric") if "metric" in objectives else 0, seed)
         if not rows:
             file.unlink(missing_ok=True)
             return
-        try:
-            pq.write_table(pa.Table.from_pylist(rows, schema=results.IMPORTANCE), unfinished, compression="zstd")
-            unfinished.replace(file)  # not forced to disk: what is lost is computed again
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except Exception as error:  # noqa: BLE001  whatever Optuna or the disk says, the study has ended well
+        table = pa.Table.from_pylist(rows, schema=results.IMPORTANCE)
+        storage.write(file, lambda stream: pq.write_table(table, stream, compression="zstd"))
+    except Exception as error:  # noqa: BLE001  the study has ended well without the table
         with suppress(OSError):
             file.unlink(missing_ok=True)
         say(_trouble(folder, error))
@@ -99,16 +89,16 @@ def _trouble(folder: Path, error: Exception) -> str:
 
 
 def shares(study: optuna.Study, objective: int, seed: int) -> list[dict[str, Any]]:
-    """The rows of the table: each parameter's share of the importance, for all trials and for each resample of them.
+    """The rows of the table: each parameter's share of the importance, for all trials and for each resample.
 
     Args:
-        study: Optuna's; its completed trials count.
-        objective: which of its values.
+        study: Optuna's; only completed trials count.
+        objective: index of the value.
         seed: the study's root seed.
 
     Returns:
-        Rows of `analysis.results.IMPORTANCE`; none if trials are too few, or no parameter matters or varies. So it is
-        with a single resample, too.
+        Rows of `analysis.results.IMPORTANCE`; none if there are too few trials, or no parameter matters or varies. A
+        resample in which none does has no rows either.
     """
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     trials = [_bare(trial, objective) for trial in completed if math.isfinite(trial.values[objective])]
@@ -133,7 +123,7 @@ def shares(study: optuna.Study, objective: int, seed: int) -> list[dict[str, Any
 
 
 def _bare(trial: FrozenTrial, objective: int) -> FrozenTrial:
-    """A trial's parameters and one of its values, which is all that counts and quickly copied."""
+    """A trial with its parameters and one value alone, which copies faster."""
     params, distributions = trial.params, trial.distributions
     return optuna.trial.create_trial(params=params, distributions=distributions, value=trial.values[objective])
 
@@ -141,12 +131,12 @@ def _bare(trial: FrozenTrial, objective: int) -> FrozenTrial:
 def _importances(
     trials: list[FrozenTrial], names: list[str], direction: optuna.study.StudyDirection
 ) -> dict[str, float]:
-    """The importance of each name among some trials, in the order of the names, as it comes."""
+    """The importance of each parameter among some trials, not normalized, in the order of the names."""
     share = min(max(BEST_SHARE, FEWEST_BEST / len(trials)), 0.5)
-    # Named in order: Optuna's own order changes from process to process, and with it the last digits.
+    # In the order of the names: Optuna's order changes between processes, and with it the last digits.
     there = [name for name in names if any(name in trial.params for trial in trials)]
     with warnings.catch_warnings():
-        # That trials are few is what the spread shows.
+        # Optuna warns of few trials, which the resamples show.
         warnings.simplefilter("ignore")
         study = optuna.create_study(direction=direction)
         study.add_trials(trials)

@@ -1,4 +1,4 @@
-"""Ray Tune's schedulers, which remember what a study's earlier sessions saw."""
+"""Ray Tune's schedulers, which also know the trials of a study's earlier sessions."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def scheduler(spec: Spec, mode: str, past: Past, stopped: Mapping[int, int] | No
     Args:
         spec: the study's.
         mode: max or min, of the trials' values.
-        past: what trials of earlier sessions reported.
-        stopped: trials that were stopped, and the part of the budget after which; their rows may have been lost.
+        past: values that trials of earlier sessions reported.
+        stopped: trials that were stopped, and after which part of the budget; their rows may have been lost.
     """
     if spec.tuning.scheduler == "none":
         return InOrder()  # type: ignore[no-untyped-call]
@@ -34,29 +34,28 @@ def scheduler(spec: Spec, mode: str, past: Past, stopped: Mapping[int, int] | No
 
 
 class InOrder(FIFOScheduler):
-    """Trials in their order, none stopped."""
+    """Runs trials in their order and stops none."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """None in particular.
+        """Nothing: Ray Tune runs pending trials in their order.
 
-        One that is named takes the worker that a trial has just left, and the worker that starts for it is thrown away:
-        where trials take less time than workers to start, most nodes never get to work. Ray Tune takes those that wait
-        in their order anyway.
+        A trial chosen here takes a worker that has just become idle, and the worker that starts for it is thrown away:
+        where trials are shorter than the start of a worker, most nodes would never get to work.
         """
 
 
 class Halving(InOrder, AsyncHyperBandScheduler):
-    """Asynchronous successive halving (Li et al. 2020), in several brackets asynchronous Hyperband.
+    """Asynchronous successive halving (Li et al. 2020); with several brackets, asynchronous Hyperband.
 
     Time is the part of the budget that a trial has spent, however often it was interrupted. Extensions of a
-    learning-rate grid come after the budget and are not judged.
+    learning-rate grid follow the budget and are not judged.
 
     Args:
-        reports: parts of the budget.
+        reports: number of parts of the budget.
         brackets: of Hyperband; one is plain successive halving.
         mode: max or min.
-        past: what trials of earlier sessions reported, as if they had been seen.
-        stopped: trials that are to end after a part of the budget: they did, but their rows were lost.
+        past: values that trials of earlier sessions reported; they count as seen.
+        stopped: trials that stopped after a part of the budget, and stop there again: their rows were lost.
     """
 
     def __init__(
@@ -71,11 +70,11 @@ class Halving(InOrder, AsyncHyperBandScheduler):
             self._recall(number, f"past-{number}")
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Ours are set already, and the same."""
+        """Accept the properties; the same are set already."""
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Give a trial its bracket; one that goes on has passed the rungs of its past."""
+        """Assign a trial to its bracket; a resumed trial has passed the rungs of its past."""
         number = trial.config["trial"]
         self._trial_info[trial.trial_id] = self._bracket(number)
         for bracket in self._brackets:
@@ -84,19 +83,19 @@ class Halving(InOrder, AsyncHyperBandScheduler):
         self._recall(number, trial.trial_id)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Whether a trial goes on."""
+        """CONTINUE or STOP."""
         if result.get("report", 0) >= self.reports:
             return str(TrialScheduler.CONTINUE)  # it ends by itself
         if result.get("report", 0) >= self.stopped.get(trial.config["trial"], self.reports):
             return str(TrialScheduler.STOP)
-        # Parts that a worker made just before it was interrupted come with the first report of the next.
+        # Parts from just before an interruption arrive with the first report of the next worker.
         for part, value in enumerate(result.get("reported", [])[:-1], start=1):
             if self._trial_info[trial.trial_id].on_result(trial, part, self.sign * value) == TrialScheduler.STOP:
                 return str(TrialScheduler.STOP)
         return str(super().on_trial_result(tune_controller, trial, result))
 
     def _bracket(self, number: int) -> Any:
-        """A trial's bracket, with the odds of Ray Tune's own, but the same in every session."""
+        """A trial's bracket, with the probabilities of Ray Tune, but the same in every session."""
         sizes = np.array([len(bracket._rungs) for bracket in self._brackets])
         odds = np.exp(sizes - sizes.max())
         return self._brackets[np.random.default_rng([number, self.reports]).choice(len(sizes), p=odds / odds.sum())]

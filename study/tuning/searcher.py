@@ -1,9 +1,9 @@
-"""The searcher that tells Optuna how trials really ended.
+"""The searcher: suggests trials to Ray Tune, and tells Optuna how they ended.
 
 Ray Tune's OptunaSearch reports a trial that the scheduler stopped as complete, leaves one whose last value is NaN
-running for ever, and forgets after a crash what it had suggested. Here Optuna's storage is the truth: a trial is in it
-from the moment it is suggested, ends there in the state that it deserves, with the outcome beside it as a user
-attribute, and no number is made up. The one who tells it is the collector, once the trial's rows are on disk.
+running for ever, and forgets after a crash what it had suggested. This one stores a trial in Optuna when it is
+suggested. The collector ends it there once its rows are on disk: in the state that fits its outcome, which is stored as
+a user attribute, and without substituted numbers.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from study.tuning.space import Space, fair_optimizer, key, sampler
-
-Direction: TypeAlias = Literal["minimize", "maximize"]
+from study.tuning import compat
+from study.tuning.objectives import values
+from study.tuning.samplers import fair_optimizer, sampler
+from study.tuning.space import Space, key
 
 STATES = {
     "completed": TrialState.COMPLETE,
@@ -28,7 +29,7 @@ STATES = {
     "diverged": TrialState.FAIL,
     "failed": TrialState.FAIL,
     "out of memory": TrialState.FAIL,
-    # An interrupted trial waits to be continued, under its number; a study that is resumed ends it in another state.
+    # It waits to be resumed under its number.
     "interrupted": TrialState.WAITING,
 }
 
@@ -44,30 +45,18 @@ def outcome(result: dict[str, Any] | None, *, error: bool = False) -> str:
         return "failed"
     if not result or "outcome" not in result:
         return "interrupted"
-    # The trainable says "running" until its budget is spent: whoever ended it then was the scheduler.
+    # The trainable reports "running" until its budget is spent, so the scheduler ended it.
     return "stopped" if result["outcome"] == "running" else str(result["outcome"])
 
 
-def values(objectives: list[str], result: dict[str, Any]) -> list[float]:
-    """A completed trial's values, from its last result or its row of the trials table."""
-    names = {"metric": "value", "updates": "update" if "update" in result else "updates"}
-    return [float(result[names.get(objective, objective)]) for objective in objectives]
-
-
-def directions(objectives: list[str], metric: str) -> list[Direction]:
-    """Which way each objective is better: costs are minimized."""
-    best: Direction = "maximize" if metric == "accuracy" else "minimize"
-    return [best if objective == "metric" else "minimize" for objective in objectives]
-
-
 class TruthfulSearch(Searcher):
-    """What Ray Tune asks for cells, and what Optuna is told by.
+    """Suggests trials, and keeps Optuna's storage up to date.
 
     Args:
         space: the cells.
-        study: Optuna's; only the driver talks to it. Trials that wait in it are suggested first.
-        redo: numbers of trials that Optuna knows the end of but whose rows were lost; they run again, before all.
-        room: trials that may be under way now, if so many of them are for GPUs.
+        study: Optuna's; only the driver uses it. Its waiting trials are suggested first.
+        redo: trials that ended in Optuna but whose rows were lost; they run again, before all others.
+        room: number of trials that may be under way now, given how many of them are for GPUs.
     """
 
     def __init__(
@@ -95,7 +84,7 @@ class TruthfulSearch(Searcher):
                 self.seen[key(space.suggest(optuna.trial.FixedTrial(trial.params)))].add(replicate)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next trial's configuration: one that is to be done again, one that waits, or a new one."""
+        """The configuration of a trial that runs again, one that waits, or a new one; None while there is no room."""
         if len(self.under_way) >= self.room(list(self.under_way.values()).count("cuda")):
             return None
         if self.redo:
@@ -104,11 +93,11 @@ class TruthfulSearch(Searcher):
             return self._under_way(self.space.configuration(cell, number, self.replicates.get(number, 0)))
         number = self.waiting.pop(0) if self.waiting else self.asked
         self.study.sampler = sampler(self.space.spec, number)
-        trial = self.running[number] = self._go_on(number) if number < self.asked else self._ask(number)
+        trial = self.running[number] = self._resume(number) if number < self.asked else self._ask(number)
         self.asked = max(self.asked, number + 1)
         cell = self.space.suggest(trial)
         if number not in self.replicates:
-            # A cell that comes again gets fresh seeds instead of the same numbers.
+            # A repeated cell gets fresh seeds.
             taken = self.seen[key(cell)]
             self.replicates[number] = min(set(range(len(taken) + 1)) - taken)
             taken.add(self.replicates[number])
@@ -126,36 +115,30 @@ class TruthfulSearch(Searcher):
         assert trial.number == number
         return trial
 
-    def _go_on(self, number: int) -> optuna.Trial:
-        """A trial that waits, with what it was suggested before; ask() may give another that waits."""
-        storage = self.study._storage
-        identity = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-        storage.set_trial_state_values(identity, TrialState.RUNNING)
-        return optuna.Trial(self.study, identity)
+    def _resume(self, number: int) -> optuna.Trial:
+        """A waiting trial, with its earlier suggestions; `ask` may return another one that waits."""
+        return compat.running_trial(self.study, number)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the collector says when a trial has ended, after it has written it."""
+        """Nothing: the collector calls `end` after it has written the trial's rows."""
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing, likewise."""
+        """Nothing: the collector calls `report`."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: Optuna's storage holds it all."""
+        """Nothing: Optuna's storage holds the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        """Nothing: Optuna's storage holds the state."""
 
     def report(self, number: int, part: int, value: float) -> None:
-        """Pass on an intermediate value; Optuna takes none where there are several objectives."""
+        """Store an intermediate value; with several objectives Optuna allows none."""
         trial = self.running.get(number)
         if trial and not self.several and not math.isnan(value):
-            storage, identity = self.study._storage, trial._trial_id
-            # A trial that began anew reports what it has reported before.
-            if part not in storage.get_trial(identity).intermediate_values:
-                storage.set_trial_intermediate_value(identity, part, value)
+            compat.report(self.study, trial, part, value)  # a trial that starts again repeats what it reported
 
     def stopped(self, number: int, part: int) -> None:
-        """Note that the scheduler ends a trial, before its rows are written: should they be lost, it ends there again.
+        """Record that the scheduler stopped a trial, before its rows are written: without them it stops there again.
 
         Args:
             number: of the trial.
@@ -165,9 +148,9 @@ class TruthfulSearch(Searcher):
             trial.set_user_attr("stopped", part)
 
     def end(self, number: int, ended: str, result: dict[str, Any], error: str | None = None) -> None:
-        """Tell Optuna how a trial ended; a trial that it knows the end of is left as it is.
+        """End a trial in Optuna, unless it has ended there already.
 
-        One that was interrupted goes on running for Optuna until `close`: `ask` would take it for a new one.
+        An interrupted trial stays running until `close`, or `ask` would return it as a new one.
         """
         self.under_way.pop(number, None)
         trial = self.running.pop(number, None)
@@ -180,11 +163,10 @@ class TruthfulSearch(Searcher):
             self.interrupted.append(trial)
             return
         told = values(self.space.spec.tuning.objectives, result) if ended == "completed" else None
-        # A pruned trial takes its last intermediate value, which is its honest one.
+        # Optuna gives a pruned trial its last intermediate value.
         self.study.tell(trial, told, state=STATES[ended])
 
     def close(self) -> None:
-        """Let the trials that were interrupted wait, now that no other is asked for."""
+        """Let interrupted trials wait, once no other trial is asked for."""
         while self.interrupted:
-            trial = self.interrupted.pop()
-            self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            compat.set_waiting(self.study, self.interrupted.pop())

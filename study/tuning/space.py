@@ -1,17 +1,14 @@
-"""From the spec to what Optuna samples and what a trial trains."""
+"""The search space: what Optuna samples, and the configurations of trials."""
 
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from scipy.stats import qmc
 
 from study.cluster import packing
 from study.spec import Spec
@@ -20,9 +17,7 @@ from study.spec.model import part
 from trainables import config, models, storage
 
 Cell = dict[str, Any]
-"""optimizer, batch_size, width, depth as the spec writes them, and the optimizer's settings as `adam.beta1`."""
-
-_PLACES = {"random": 1, "qmc": 2, "grid": 3, "adaptive": 4}
+"""optimizer, batch_size, width and depth as the spec writes them, and the optimizer's settings as `adam.beta1`."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +28,8 @@ class Space:
         spec: the study's.
         data_folder: where downloaded data lie, absolute.
         checkpoints: folder in which running trials keep their state, or its URI.
-        fixed: learning rates of cells whose rate is not to be searched, by trial.
-        code: folder of the modules that users brought; empty if there are none.
+        fixed: learning rates of trials whose rate is not searched, by number.
+        code: folder of user code; empty if there is none.
     """
 
     spec: Spec
@@ -44,7 +39,7 @@ class Space:
     code: str = ""
 
     def suggest(self, trial: optuna.Trial | optuna.trial.FixedTrial) -> Cell:
-        """Ask Optuna's trial for what is searched; settings are asked for with their optimizer alone."""
+        """The cell of an Optuna trial; settings are suggested only with their optimizer."""
         cell = {name: _suggest(trial, name, dimension) for name, dimension in self.spec.dimensions().items()}
         own = self.spec.search.settings_of(cell["optimizer"])
         return cell | {name: _suggest(trial, name, dimension) for name, dimension in own.items()}
@@ -53,9 +48,9 @@ class Space:
         """A trial's configuration for Ray Tune: the fields of `TrialConfig`, replicate, and searched for the tables.
 
         Args:
-            cell: what it runs.
+            cell: the cell it runs.
             number: the trial's.
-            replicate: how many earlier trials had the same cell; each has seeds of its own.
+            replicate: number of earlier trials of the same cell; each has seeds of its own.
         """
         spec = self.spec
         workload, resources, lanes = spec.workload, spec.resources, spec.lanes
@@ -100,7 +95,7 @@ class Space:
         return self.spec.workload.arguments() | _under("model", cell)
 
     def _device(self, cell: Cell, batch_size: int) -> str:
-        """The kind of device on which a cell trains."""
+        """The device on which a cell trains: cpu or cuda."""
         resources, workload = self.spec.resources, self.spec.workload
         if not resources.gpus:
             return "cpu"
@@ -111,7 +106,7 @@ class Space:
             return "cuda"
         try:
             return "cpu" if packing.small(build, shape, batch_size) else "cuda"
-        except Exception:  # noqa: BLE001  a model that cannot be built is for its trial to tell of
+        except Exception:  # noqa: BLE001  the trial reports a model that cannot be built
             return "cuda"
 
     def checkpoint(self, number: int) -> str:
@@ -119,13 +114,13 @@ class Space:
         return storage.join(self.checkpoints, f"trial-{number:05d}.pt")
 
     def distributions(self, cell: Cell) -> dict[str, BaseDistribution]:
-        """Of the parameters that Optuna was asked for in a cell."""
+        """Optuna's distributions of the parameters that a cell has."""
         recorder = optuna.trial.FixedTrial(cell)
         self.suggest(recorder)
         return recorder.distributions
 
     def cell_of(self, row: dict[str, Any]) -> Cell:
-        """The cell that a row of the trials table was a trial of."""
+        """The cell of a row of the trials table."""
         batch_size = row["batch_size"]
         if batch_size == self.spec.workload.facts.train and "full" in self.spec.search.batch_size.ends():
             batch_size = "full"
@@ -142,7 +137,7 @@ def settings(cell: Cell) -> dict[str, float]:
 
 
 def searched(cell: Cell) -> dict[str, Any]:
-    """What the trials table has as settings: the optimizer's own, and the model's arguments as `model.heads`."""
+    """The settings in the trials table: the optimizer's, and the model's arguments as `model.heads`."""
     return settings(cell) | {f"model.{name}": value for name, value in _under("model", cell).items()}
 
 
@@ -163,111 +158,3 @@ def _suggest(trial: optuna.Trial | optuna.trial.FixedTrial, name: str, dimension
     if len(dimension.values) == 1:
         return dimension.values[0]
     return trial.suggest_categorical(name, dimension.values)
-
-
-class Design(optuna.samplers.BaseSampler):
-    """The cells of the random, qmc and grid samplers: functions of the root seed and the trial's number alone.
-
-    Optuna's own samplers of these names depend on what has completed or run before, and on which process asks: a study
-    that was interrupted, or that ran on more processors, would try other cells. Its QMC draws categories at random.
-    """
-
-    def __init__(self, spec: Spec) -> None:
-        self.spec, self.search, self.kind = spec, spec.search, spec.tuning.sampler
-        self.cell = {"random": self._random, "qmc": self._qmc, "grid": self._grid}[self.kind]
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """None: every parameter is sampled by itself."""
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """None, likewise."""
-        return {}
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: optuna.trial.FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """The entry of the trial's cell."""
-        return self.cell(trial.number)[param_name]
-
-    def _at(self, number: int, units: list[float]) -> Cell:
-        """The cell at a point of the unit cube: the shared dimensions, then the optimizer's settings."""
-        shared = self.spec.dimensions()
-        cell: Cell = {name: d.at(unit) for (name, d), unit in zip(shared.items(), units, strict=False)}
-        cell["optimizer"] = fair_optimizer(self.spec, number) or cell["optimizer"]
-        own = self.search.settings_of(cell["optimizer"])
-        return cell | {name: d.at(unit) for (name, d), unit in zip(own.items(), units[len(shared) :], strict=False)}
-
-    def _axes(self) -> int:
-        most = max(len(self.search.settings_of(name)) for name in self.search.optimizers())
-        return len(self.spec.dimensions()) + most
-
-    def _random(self, number: int) -> Cell:
-        rng = np.random.default_rng([self.spec.tuning.seed, _PLACES["random"], number])
-        return self._at(number, rng.random(self._axes()).tolist())
-
-    def _qmc(self, number: int) -> Cell:
-        """A scrambled Sobol' sequence (Owen 1998); the same for every seed but for the scrambling."""
-        seed = np.random.default_rng([self.spec.tuning.seed, _PLACES["qmc"]])
-        sequence = qmc.Sobol(self._axes(), scramble=True, rng=seed)
-        if number:
-            sequence.fast_forward(number)
-        return self._at(number, sequence.random(1)[0].tolist())
-
-    def _grid(self, number: int) -> Cell:
-        """All cells in a random order, then all again; with `fair`, the optimizers take turns."""
-        optimizers, fair = self.search.optimizers(), self.spec.tuning.fair
-        turn = number % len(optimizers)
-        names, place = ([optimizers[turn]], number // len(optimizers)) if fair else (optimizers, number)
-        counts = [int(self.spec.cells_of(name)) for name in names]
-        order = np.random.default_rng([self.spec.tuning.seed, _PLACES["grid"], turn * fair])
-        index = int(order.permutation(sum(counts))[place % sum(counts)])
-        optimizer = names[0]
-        for optimizer, count in zip(names, counts, strict=True):  # noqa: B007  the one that the index falls into
-            if index < count:
-                break
-            index -= count
-        shared = {name: d for name, d in self.spec.dimensions().items() if name != "optimizer"}
-        cell: Cell = {"optimizer": optimizer}
-        for name, dimension in (shared | self.search.settings_of(optimizer)).items():
-            assert isinstance(dimension, Choice)
-            index, entry = divmod(index, len(dimension.values))
-            cell[name] = dimension.values[entry]
-        return cell
-
-
-def sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that proposes the cell of a trial.
-
-    Adaptive samplers get a seed for each trial, so that a study which goes on in a new process does not draw the
-    numbers of its first trials again.
-
-    Args:
-        spec: the study's.
-        number: of the trial.
-    """
-    if spec.tuning.sampler in ("random", "qmc", "grid"):
-        return Design(spec)
-    seed = int(np.random.default_rng([spec.tuning.seed, _PLACES["adaptive"], number]).integers(2**31))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if spec.tuning.sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=10, warn_independent_sampling=False)
-        if spec.tuning.sampler == "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed)
-        # Settings belong to their optimizer alone, which is what grouping is for.
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=bool(spec.search.settings))
-
-
-def fair_optimizer(spec: Spec, number: int) -> str | None:
-    """The optimizer whose turn it is, if the spec demands equal budgets."""
-    optimizers = spec.search.optimizers()
-    return optimizers[number % len(optimizers)] if spec.tuning.fair else None

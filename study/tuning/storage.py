@@ -1,160 +1,124 @@
-"""Optuna's storage in a database whose server may be away for a while: what is asked of it then waits.
-
-A server that goes in the middle of an answer leaves open whether it did what it was asked. What sets a value can be
-asked again; what creates a trial or changes its state looks first whether that was done. This rests on a study having
-one driver, as ours has.
-"""
+"""Opens Optuna's storage of a study: a journal in the results folder, or the database that its spec names."""
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, TypeVar
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage, _CachedStorage, get_storage
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+import optuna
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-# How long an answer is waited for, and at most between two tries.
+from study.errors import StorageError
+from study.tuning import JOURNAL
+from study.tuning.objectives import directions
+
+if TYPE_CHECKING:
+    from study.spec import Spec
+
+# How long a session waits for a database that is away, and the longest pause between two attempts to reach it.
 PATIENCE_SECONDS, RETRY_SECONDS = 3600.0, 15.0
+# What Optuna and SQLAlchemy raise for whatever goes wrong in a database.
+DATABASE_ERRORS = (StorageInternalError, DBAPIError)
 
-T = TypeVar("T")
 
-
-def opened(url: str, say: Callable[[str], None] = lambda text: None) -> BaseStorage:
-    """Optuna's storage at a URL.
-
-    Args:
-        url: of the database. SQLite, which is a file, has no server to wait for.
-        say: told when the server goes away, and when it is back.
+def open_study(spec: Spec, folder: Path) -> optuna.Study:
+    """Optuna's study of a results folder; it is created if it does not exist.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError: if it cannot be opened.
+        StorageError: if its database cannot be opened.
     """
-    if url.startswith("redis") or make_url(url).get_backend_name() == "sqlite":
-        return get_storage(url)
-    return PatientStorage(url, say)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        storage=_database(spec) or journal(folder),
+        study_name=spec.name,
+        directions=directions(spec.tuning.objectives, spec.workload.metric),
+        load_if_exists=True,
+    )
 
 
-class PatientStorage(_CachedStorage):
-    """A database that is asked again while its server does not answer; see the module."""
+def create_study(spec: Spec) -> optuna.Study | None:
+    """Create the study in the spec's database; None if the spec names none.
 
-    def __init__(self, url: str, say: Callable[[str], None]) -> None:
-        # Connections that broke are found before they are used.
-        super().__init__(backend := RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
-        self._say, self._within = say, threading.local()
-        weakref.finalize(self, backend.engine.dispose)
+    Creating it claims the name: of two runs that start together, one is refused.
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without whom to tell: Ray Tune pickles the search for snapshots from which nothing is resumed."""
-        return {**super().__getstate__(), "_say": None, "_within": None}
+    Raises:
+        StorageError: if the database holds a study of this name or its confirmation, or cannot be opened.
+    """
+    if not (database := _database(spec)):
+        return None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    name = f"{spec.name}-confirm"
+    try:
+        if name in {study.study_name for study in database.get_all_studies()}:
+            raise DuplicatedStudyError
+        name = spec.name
+        best = directions(spec.tuning.objectives, spec.workload.metric)
+        return optuna.create_study(storage=database, study_name=name, directions=best)
+    except DuplicatedStudyError as error:
+        message = f"holds a study called {name} already; change the spec's name, or `study resume` its folder"
+        raise StorageError("tuning.storage", [message]) from error
 
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        """What `ask` returns, once the server answers; within another such question, that one is asked again."""
-        if getattr(self._within, "asking", False):
-            return ask()
-        self._within.asking = True
+
+def delete_study(spec: Spec) -> None:
+    """Delete the study that `create_study` created."""
+    if database := _database(spec):
+        optuna.delete_study(study_name=spec.name, storage=database)
+
+
+def journal(folder: Path) -> JournalStorage:
+    """The journal of a results folder."""
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+
+
+def wait_until_back(spec: Spec, error: BaseException, say: Callable[[str], None]) -> None:
+    """Wait until the server of a spec's database answers again.
+
+    Args:
+        spec: the study's.
+        error: raised by Optuna or SQLAlchemy; raised again unless a server did not answer.
+        say: receives a line when the wait begins and ends.
+    """
+    reason, url = _no_answer(error), spec.tuning.storage
+    if not reason or not url or make_url(url).get_backend_name() == "sqlite":  # a file has no server to wait for
+        raise error
+    say(f"Optuna's database does not answer ({reason}); waiting up to an hour for it ...")
+    begun, pause, engine = time.monotonic(), 0.5, create_engine(url)
+    while True:
         try:
-            return self._asked(ask)
-        finally:
-            self._within.asking = False
-
-    def _asked(self, ask: Callable[[], T]) -> T:
-        begun, pause, away = time.monotonic(), 0.5, False
-        while True:
-            try:
-                answer = ask()
-            except (StorageInternalError, DBAPIError) as error:
-                why, waited = _unanswered(error), time.monotonic() - begun
-                if why is None or waited > PATIENCE_SECONDS:
-                    raise
-                if not away:
-                    self._say(f"Optuna's database does not answer ({why}); waiting up to an hour for it ...")
-                away = True
-                time.sleep(pause)
-                pause = min(2 * pause, RETRY_SECONDS)
-            else:
-                if away:
-                    self._say(f"Optuna's database answers again, after {time.monotonic() - begun:.0f} s")
-                return answer
-
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """Create a study, once."""
-        tries = 0
-
-        def create() -> int:
-            nonlocal tries
-            tries += 1
-            try:
-                return super(PatientStorage, self).create_new_study(directions, study_name)
-            except DuplicatedStudyError:
-                if tries == 1 or study_name is None:
-                    raise
-                return self.get_study_id_from_name(study_name)
-
-        return self._patiently(create)
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Create a trial, once."""
-        number = self.get_n_trials(study_id)
-
-        def create() -> int:
-            trials = self.get_all_trials(study_id, deepcopy=False)
-            if len(trials) > number:
-                return trials[number]._trial_id
-            return super(PatientStorage, self).create_new_trial(study_id, template_trial)
-
-        created = self._patiently(create)
-        if self.get_trial_number_from_id(created) != number:  # Optuna itself tried again
-            raise StorageInternalError(f"trial {number} was created twice, when the database went away")
-        return created
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Change a trial's state; whether that could be done, now or by a try that was not answered."""
-        tries = 0
-
-        def change() -> bool:
-            nonlocal tries
-            tries += 1
-            try:
-                changed = super(PatientStorage, self).set_trial_state_values(trial_id, state, values)
-            except UpdateFinishedTrialError:
-                if tries == 1:
-                    raise
-                changed = False
-            return changed or (tries > 1 and self.get_trial(trial_id).state == state)
-
-        return self._patiently(change)
+            engine.connect().close()
+            break
+        except DBAPIError:
+            if time.monotonic() - begun > PATIENCE_SECONDS:
+                raise error from None
+            time.sleep(pause)
+            pause = min(2 * pause, RETRY_SECONDS)
+    engine.dispose()
+    say(f"Optuna's database answers again, after {time.monotonic() - begun:.0f} s")
 
 
-def _unanswered(error: BaseException) -> str | None:
-    """What the driver said, if an error comes of a server that did not answer.
-
-    It need not be the error's cause: Optuna asks once more within the transaction that broke, and SQLAlchemy then only
-    says that it did.
-    """
-    reason: BaseException | None = error
-    while reason is not None and not isinstance(reason, OperationalError | InterfaceError):
-        reason = reason.__cause__ or reason.__context__
-    return " ".join(str(reason.orig).split()) if reason is not None else None
+def _no_answer(error: BaseException | None) -> str:
+    """The driver's message, if an error or its cause is that a server did not answer; otherwise empty."""
+    while error is not None and not isinstance(error, OperationalError | InterfaceError):
+        error = error.__cause__ or error.__context__
+    return " ".join(str(error.orig).split()) if error is not None else ""
 
 
-def _patient(name: str) -> Callable[..., Any]:
-    method = getattr(_CachedStorage, name)
-
-    @wraps(method)
-    def asked(self: PatientStorage, *given: Any, **named: Any) -> Any:
-        return self._patiently(lambda: method(self, *given, **named))
-
-    return asked
-
-
-for _name in vars(BaseStorage):
-    if not _name.startswith("_") and _name not in vars(PatientStorage):
-        setattr(PatientStorage, _name, _patient(_name))
+def _database(spec: Spec) -> BaseStorage | None:
+    url = spec.tuning.storage
+    if not url:
+        return None
+    try:
+        # pre-ping: connections that broke while idle are replaced before they are used.
+        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        message = f"cannot be opened: {str(error).splitlines()[0]}; correct the URL, or install its driver"
+        raise StorageError("tuning.storage", [message]) from error
+    weakref.finalize(storage, storage.engine.dispose)
+    return storage

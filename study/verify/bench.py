@@ -28,10 +28,11 @@ from torch import nn
 
 import trainables.engines.bench
 from analysis import results
-from study import search
 from study.cluster import ray
 from study.results.provenance import commit, hardware, versions
+from study.session import run_session
 from study.spec import Spec, check
+from study.spec.adjust import planned_trials
 from trainables import data, models
 from trainables.storage import write_text
 
@@ -93,11 +94,11 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
 def searches(spec: Spec) -> list[SearchRow]:
     """The same search by our trials, by plain Ray Tune and by plain Optuna."""
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
-        ours = _timed(lambda: search.session(spec, Path(scratch), data.data_folder(), here, "", show="quiet"))
+        ours = _timed(lambda: run_session(spec, Path(scratch), data.data_folder(), here, "", show="quiet"))
         at_once = here.room()
         plain_ray = _timed(lambda: _plain_ray(RAY_RUNS, Path(scratch)))
     plain_optuna = _timed(lambda: _plain_optuna(OPTUNA_RUNS, at_once))
-    trials = search.planned_trials(spec)
+    trials = planned_trials(spec)
     measured = (
         ("ours", trials * spec.lanes.rates * spec.lanes.seeds, ours),
         ("plain Ray Tune", RAY_RUNS, plain_ray),
@@ -191,7 +192,7 @@ def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "empty"
         with Memory() as memory:
-            search.session(spec, folder, data.data_folder(), here, "", show="quiet")
+            run_session(spec, folder, data.data_folder(), here, "", show="quiet")
         trials = results.load(folder).trials
         ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
         ours = _scale("ours", ends, memory, folder)

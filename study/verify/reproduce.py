@@ -27,7 +27,7 @@ from analysis.reproduction.closed_forms import constant_step
 from analysis.reproduction.inference import candidates, kept, losses, ordered
 from analysis.reproduction.page import run_of, specs_of
 from analysis.results import ResultsError, load
-from study import search
+from study import api
 from study.errors import InputError, SpecError, StorageError, UsageError
 from study.results.provenance import read_provenance
 from study.spec import Spec, read
@@ -74,7 +74,7 @@ class Runner:
     """Runs studies that belong together on one Ray.
 
     Attributes:
-        on: from `search.one_ray`.
+        on: from `api.one_ray`.
         command: what the user ran, for the provenance.
         show: how studies show their progress.
         say: prints a line.
@@ -98,7 +98,7 @@ class Runner:
                 self.say(f"{parent.name}: {spec.name} is done already, in {folder}")
             else:
                 left.append((spec, folder))
-        outcomes = search.run_all(left, self.on, command=self.command, show=self.show)
+        outcomes = api.run_all(left, self.on, command=self.command, show=self.show)
         ended = {outcome.folder for outcome in outcomes if not outcome.interrupted}
         whole = [folder for folder, finished in places if finished or folder.absolute() in ended]
         return whole, next((spec.name for spec, folder in left if folder.absolute() not in ended), "")
@@ -158,7 +158,7 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"--out {out}", [f"cannot be made: {error.strerror}; give another folder"]) from error
-    with search.one_ray() as on:
+    with api.one_ray() as on:
         runner = Runner(on, command, show, say)
         finished, interrupted = runner.finish(studies)
         for folder in finished:

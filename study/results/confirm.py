@@ -1,7 +1,7 @@
-"""The winners of a search, each again at its tuned learning rate, on seeds that the search never saw.
+"""Chooses the winners of a search, which run again at their tuned learning rate on seeds that the search never saw.
 
-A confirmation is a results folder of its own, `confirm/` in the study's, and is made by the same machinery: one trial
-for each winner, one rate, no scheduler. The best of many cells is partly the luckiest; fresh seeds tell by how much.
+A confirmation is a study of its own, in the folder `confirm/` of the results: one trial per winner, one rate, no
+scheduler. The best of many cells is partly the luckiest one; fresh seeds show by how much.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 
 from analysis import results, tables
 from study.errors import StorageError
+from study.results import CONFIRM
 from study.spec import Spec
 from study.spec.model import Confirm, Lanes, Tuning
 from study.tuning.space import Cell, Space
 from trainables.storage import write_text
 
-FOLDER, WINNERS = "confirm", "winners.json"
+WINNERS = "winners.json"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Winner:
 
     Attributes:
         cell: as the spec writes it.
-        learning_rate: its tuned one.
+        learning_rate: the tuned one.
     """
 
     cell: Cell
@@ -34,15 +35,15 @@ class Winner:
 
 
 def winners(spec: Spec, folder: Path) -> list[Winner]:
-    """What a finished search has to confirm, after what was confirmed before, in `confirm/winners.json` too.
+    """The cells of a finished search to confirm: the best ones of all, and the best one of each optimizer.
 
-    The best cells of all, and the best one of each optimizer: the comparison of optimizers rests on those.
+    They are also written to `confirm/winners.json`, after those that were confirmed before.
 
     Args:
         spec: the study's.
         folder: its results folder.
     """
-    file = folder / FOLDER / WINNERS
+    file = folder / CONFIRM / WINNERS
     try:
         found = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
     except (ValueError, TypeError) as error:
@@ -64,7 +65,7 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
 
 
 def confirmation(spec: Spec, count: int) -> Spec:
-    """The spec of the confirmation of so many winners."""
+    """The spec of the confirmation of `count` winners."""
     confirm = spec.confirm or Confirm()
     return spec.model_copy(
         update={

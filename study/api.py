@@ -1,0 +1,348 @@
+"""Runs, resumes and extends studies: from a spec, or a results folder, to the report."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import shlex
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from analysis import report, results
+from study.cluster import nodes, ray
+from study.cluster.ray import Cluster
+from study.errors import Halted, Interrupted, SpecError, StorageError, UsageError
+from study.progress.display import Show
+from study.results import CONFIRM, mirror
+from study.results.ownership import own_folder
+from study.results.provenance import read_provenance
+from study.session import Outcome, run_session, stoppable
+from study.spec import Spec, check, read
+from study.spec.adjust import resolved, with_trials
+from study.spec.compare import all_settings, differences, fixed_settings
+from study.tuning.storage import create_study, delete_study
+from study.usercode import bundle
+from trainables import data, storage
+from trainables.usercode.importing import CODE, is_foreign
+
+# Optuna's tqdm and Ray ask for ipywidgets in a notebook; our progress does not need it.
+warnings.filterwarnings("ignore", "IProgress not found")
+logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)
+
+
+def run(
+    spec: Spec | Mapping[str, Any] | str | Path,
+    out: str | Path | None = None,
+    *,
+    address: str | None = None,
+    wait: float = 0.0,
+    command: str = "study.run",
+    show: Show = "auto",
+) -> Outcome:
+    """Run a study from its beginning to its report.
+
+    Args:
+        spec: what to search: a spec, its tables, its file, or the name of a shipped one.
+        out: the results folder, new or empty, or its URI; the first free of results/NAME, results/NAME-2 ... if not
+            given.
+        address: of a Ray cluster, auto or host:port; this machine if not given.
+        wait: seconds to wait there for nodes on which a trial fits.
+        command: what the user ran, for the provenance.
+        show: auto: live on a terminal and in a notebook, plain lines elsewhere; plain; json: one object a line; quiet.
+
+    Raises:
+        SpecError, StorageError, ClusterError: if the study cannot start with this spec, folder or cluster.
+        DataError: if the data are unavailable.
+        Halted: if it cannot continue, for want of disk space.
+        Interrupted: if Ctrl-C or a signal ended it; `resume` continues it.
+    """
+    if not isinstance(spec, Spec):
+        spec = check(spec) if isinstance(spec, Mapping) else read(spec)
+    place = None if out is None else _place(out)
+    if place is None:
+        return _run(spec, None, address, wait, command, show)
+    with mirror.mirrored(place, command, _tell, new=True) as folder:
+        return _run(spec, folder, address, wait, command, show)
+
+
+def _run(spec: Spec, out: Path | None, address: str | None, wait: float, command: str, show: Show) -> Outcome:
+    """Run a study from its beginning, in a local folder."""
+    data_folder = _data_folder(spec)
+    folder = claim_folder(spec, out).absolute()
+    spec = resolved(spec)
+    created = False
+    try:
+        if study := create_study(spec):
+            created = True
+            mirror.set_home(study, folder)
+        for note in spec.bring(folder):
+            _tell(f"note: {note}")
+        outcome = _connect_and_run(spec, folder, data_folder, address, wait, command, show)
+    finally:
+        # Nothing was written if Ray did not start.
+        if folder.is_dir() and {file.name for file in folder.iterdir()} <= {CODE}:
+            shutil.rmtree(folder)
+            if created:
+                delete_study(spec)
+    return _with_report(outcome)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    more: int = 0,
+    like: Spec | None = None,
+    address: str | None = None,
+    wait: float = 0.0,
+    command: str = "study.resume",
+    show: Show = "auto",
+) -> Outcome:
+    """Continue a study where it was, whatever ended it, to its report.
+
+    Args:
+        folder: the results folder, or its URI.
+        more: trials to add to those that the study was to have.
+        like: what the study there must be; any if not given.
+        address: of a Ray cluster, as for `run`.
+        wait: seconds to wait for nodes, as for `run`.
+        command: what the user ran, for the provenance.
+        show: how progress is shown, as for `run`.
+
+    Raises:
+        SpecError, StorageError, ClusterError, DataError, Halted, Interrupted: as `run`; StorageError also if the folder
+            holds no study, or another process runs it.
+    """
+    with mirror.mirrored(_place(folder), command, _tell) as local:
+        if like:
+            require_same(like, local)
+            _tell_ignored_changes(like, local)
+        return _resume(local, more, address, wait, command, show)
+
+
+def _resume(folder: Path, more: int, address: str | None, wait: float, command: str, show: Show) -> Outcome:
+    """Continue a study in a local folder."""
+    if not (folder / "spec.toml").is_file():
+        what = "not a results folder, it has no spec.toml" if folder.is_dir() else "no such folder"
+        raise StorageError(str(folder), [f"{what}; give the results folder that `study run` printed"])
+    spec, folder = read(folder / "spec.toml"), folder.absolute()
+    with own_folder(folder, command):
+        pass  # if another process runs it, say so before Ray starts
+    _refuse_edits(spec, folder)
+    if more:
+        count = len(spec.search.optimizers())
+        if spec.tuning.fair and (rest := more % count):
+            message = f"tuning.fair shares them among {count}; valid: {more - rest + count}"
+            raise UsageError(f"--trials {more}", [message])
+        spec = with_trials(spec, spec.budget.trials + more)
+    _tell_edited_code(folder)
+    data_folder = _data_folder(spec)
+    return _with_report(_connect_and_run(spec, folder, data_folder, address, wait, command, show))
+
+
+def _connect_and_run(
+    spec: Spec, folder: Path, data_folder: Path, address: str | None, wait: float, command: str, show: Show
+) -> Outcome:
+    # Ray sets signal handlers of its own in between.
+    with stoppable(), ray.connected(spec, address, wait, bundle.code_of(folder)) as cluster, stoppable():
+        check_nodes(cluster, spec, folder)
+        return run_session(spec, folder, data_folder, cluster, command, show=show)
+
+
+def claim_folder(spec: Spec, out: Path | None) -> Path:
+    """Make the folder of a new study: `out`, or the first of results/NAME, results/NAME-2 ... that is free.
+
+    Making it claims it: two runs that start together get two folders.
+
+    Raises:
+        StorageError: if `out` is not empty, or cannot be made.
+    """
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            names = sorted(path.name for path in out.iterdir())
+        except OSError as error:
+            raise StorageError(str(out), [f"cannot be made: {error.strerror}; give another folder"]) from error
+        if names:
+            what = "already holds a study" if "spec.toml" in names else f"is not empty, it holds {names[0]}"
+            raise StorageError(str(out), [f"{what}; give a folder that does not exist yet"])
+        return out
+    for number in itertools.count(1):
+        folder = Path("results") / (spec.name if number == 1 else f"{spec.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            message = f"cannot be made: {error.strerror}; give another folder as out"
+            raise StorageError(str(folder), [message]) from error
+        return folder
+    raise AssertionError("unreachable")
+
+
+def check_nodes(cluster: Cluster, spec: Spec, folder: Path) -> None:
+    """Check the nodes of a cluster that others started, now and as they join.
+
+    Raises:
+        ClusterError: if a node is not fit for the study.
+    """
+    if cluster.joined:
+        place, modules, code = mirror.home(folder), bundle.needed(spec.tables()), bundle.code_of(folder)
+        nodes.fit_nodes(place, modules, code)
+        cluster.look_over = partial(nodes.joined, place=place, modules=modules, code=code)
+
+
+def require_same(spec: Spec, folder: Path) -> None:
+    """Raise a `StorageError` unless the study in a results folder is that of a spec."""
+    recorded = fixed_settings(read(folder / "spec.toml"))
+    if changed := differences(recorded, fixed_settings(spec)):
+        message = f"holds a study with another {', '.join(changed)}; give a folder of its own, or the spec as it was"
+        raise StorageError(f"--out {mirror.home(folder)}", [message])
+
+
+def _refuse_edits(spec: Spec, folder: Path) -> None:
+    """Raise a `SpecError` if settings were edited that the trials of a study have been run with."""
+    file, advice = folder / "spec.toml", "put it back, or run the changed spec into a folder of its own"
+    ran = _recorded_settings(folder)
+    # A key that is not recorded is one that a later version has added.
+    changed = differences(ran, {key: value for key, value in fixed_settings(spec).items() if key in ran})
+    if changed:
+        told = [f"{key} = {new}: was {old} when the study ran; {advice}" for key, (old, new) in changed.items()]
+        raise SpecError(str(file), told)
+    seeds = _recorded_settings(folder / CONFIRM).get("lanes.seeds")
+    if spec.confirm and seeds not in (None, spec.confirm.seeds):
+        message = f"confirm.seeds = {spec.confirm.seeds}: was {seeds} when winners were confirmed; put it back"
+        raise SpecError(str(file), [message])
+
+
+def _recorded_settings(folder: Path) -> dict[str, Any]:
+    return results.table_of(read_provenance(folder), "spec")  # earlier versions recorded a text
+
+
+def _tell_ignored_changes(spec: Spec, folder: Path) -> None:
+    """Tell which settings of a spec a resumed study ignores: those that may change, but only in its own spec.toml."""
+    recorded, asked = read(folder / "spec.toml"), resolved(spec)
+    changed = differences(all_settings(recorded), all_settings(asked))
+    if not changed:
+        return
+    home, advice = mirror.home(folder), []
+    if any(key.split(".")[0] in ("resources", "recording", "confirm") for key in changed):
+        file = storage.join(home, "spec.toml")
+        advice.append(f"to change resources, recording or confirm, edit {file} and resume it")
+    if (more := asked.budget.trials - recorded.budget.trials) > 0:
+        advice.append(f"`{shlex.join(['study', 'extend', str(home)])} --trials {more}` adds trials")
+    kept = ", ".join(f"{key} = {_shown(old)} (asked for: {_shown(new)})" for key, (old, new) in changed.items())
+    _tell("; ".join([f"note: {home} keeps its own {kept}", *advice]))
+
+
+def _shown(value: Any) -> str:
+    """A value of a spec in a message: short, and without the password of a URL."""
+    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = re.sub(r"password=[^&]*", "password=***", re.sub(r"//.*@", "//***@", text))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _tell_edited_code(folder: Path) -> None:
+    """Tell which user code was edited since the study began."""
+    for file in bundle.edited_elsewhere(folder):
+        _tell(f"note: {file} is no part of the copy and has been edited since; trials run it as it is now")
+    if edited := bundle.edited(folder):
+        which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
+        copy = storage.join(mirror.home(folder), CODE)
+        _tell(f"note: {which} {have} been edited since; the study goes on with the code it began with, in {copy}")
+
+
+def write_report(folders: Sequence[Path | str]) -> Path:
+    """Write the report of studies into the folder of the first, or into the local copy of its URI.
+
+    Raises:
+        Halted: if it cannot be written.
+    """
+    places = [str(each if isinstance(each, str) else mirror.home(each)) for each in folders]
+    again = shlex.join(["study", "report", *places])
+    try:
+        return report.write_report(folders, command=again)
+    except OSError as error:
+        why = error.strerror or error
+        message = f"the report cannot be written ({why}); the results are safe. Fix that, then `{again}`"
+        raise Halted(message) from error
+
+
+def _with_report(outcome: Outcome) -> Outcome:
+    """Write the report if a trial has begun; raise `Interrupted` if trials are missing."""
+    assert isinstance(outcome.folder, Path)
+    page = None if results.load(outcome.folder).trials.empty else write_report([outcome.folder])
+    outcome = replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page))
+    if outcome.interrupted:
+        raise Interrupted(outcome)
+    return outcome
+
+
+def _place(place: str | Path) -> Path | str:
+    try:
+        return storage.place(place)
+    except ValueError as error:
+        raise StorageError("the results folder", [str(error)]) from error
+
+
+def _tell(text: str) -> None:
+    print(f"study: {text}", file=sys.stderr)
+
+
+def _data_folder(spec: Spec) -> Path:
+    """Where downloaded data lie, absolute. A spec's data are downloaded here, before anything is written."""
+    folder = data.data_folder().absolute()
+    if not is_foreign(spec.workload.data):
+        data.load(spec.workload.data, folder)
+    return folder
+
+
+@contextmanager
+def one_ray() -> Iterator[Callable[[Spec], Cluster]]:
+    """A Ray of this machine for some calls of `run_all`, started with the first of them: it takes seconds."""
+    with ExitStack() as stack:
+        started: list[Cluster] = []
+
+        def on(spec: Spec) -> Cluster:
+            if not started:
+                stack.enter_context(stoppable())
+                started.append(stack.enter_context(ray.connected(spec, None)))
+                stack.enter_context(stoppable())
+            return started[0]
+
+        yield on
+
+
+def run_all(
+    studies: Sequence[tuple[Spec, Path]], on: Callable[[Spec], Cluster], *, command: str = "", show: Show = "auto"
+) -> list[Outcome]:
+    """Run studies one after another on one Ray of this machine.
+
+    Args:
+        studies: specs and their results folders; those that an earlier call began are resumed.
+        on: of `one_ray`.
+        command: what the user ran, for the provenance.
+        show: how progress is shown, as for `run`.
+
+    Returns:
+        How each ended; those after the first that was interrupted are left out.
+
+    Raises:
+        SpecError, ClusterError, DataError, Halted: as `run`.
+    """
+    data_folder = data.data_folder().absolute()
+    for spec, _ in studies:
+        _data_folder(spec)
+    outcomes: list[Outcome] = []
+    for spec, folder in studies:
+        outcomes.append(run_session(spec, folder.absolute(), data_folder, on(spec), command, show=show))
+        if outcomes[-1].interrupted:
+            break
+    return outcomes

@@ -1,0 +1,37 @@
+"""Ray's private interfaces: what has no public counterpart, and may change with a new version.
+
+`tests/test_compat.py` fails where it has. `study.tuning.schedulers` uses those of the scheduler that it extends.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+    from ray.tune.experiment import Trial
+
+METRICS = ("last_result", "metric_analysis", "metric_n_steps")
+
+
+def listen_beyond_loopback(*, allowed: bool) -> None:
+    """Let Ray listen for other machines; it reads the variable of the environment when it is imported."""
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = allowed
+
+
+def server_version(client: JobSubmissionClient) -> str:
+    """The version of Ray on a job server."""
+    return str(client._server_ray_version)
+
+
+def forgive_failure(trial: Trial) -> None:
+    """Do not count a trial's last failure against `FailureConfig.max_failures`."""
+    trial.run_metadata.num_failures -= 1
+
+
+def drop_metrics(trial: Trial) -> None:
+    """Free what Ray Tune keeps of an ended trial until the end, about 50 KB of metrics that nobody reads."""
+    for name in METRICS:
+        setattr(trial.run_metadata, name, {})

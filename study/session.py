@@ -1,0 +1,332 @@
+"""Runs one session of a study on the Ray that this process is connected to: search, confirm, record what happened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from study.cluster import packing
+from study.cluster.ray import Cluster
+from study.errors import Halted, InputError
+from study.progress import trackers
+from study.progress.display import ProgressDisplay, Show
+from study.results import CONFIRM, confirm, mirror
+from study.results.confirm import Winner
+from study.results.ownership import own_folder
+from study.results.provenance import Record
+from study.results.recovery import reconcile, repair_files
+from study.results.writer import MAX_FAILURES, Collector, Listener
+from study.spec import Spec
+from study.tuning import importance
+from study.tuning.schedulers import scheduler
+from study.tuning.searcher import TruthfulSearch
+from study.tuning.space import Space
+from study.tuning.storage import DATABASE_ERRORS, open_study, wait_until_back
+from study.usercode import bundle
+from trainables import storage
+from trainables.tune import trainable
+
+# Rounds in a row in which no trial ends, before the session gives up what keeps them from ending.
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        folder: the results folder, or its URI.
+        ended: trials that ended, in whatever way.
+        planned: trials that the spec asks for, the confirmation's included.
+        scored: trials with a value.
+        report: the report's page; None if no trial has begun.
+    """
+
+    folder: Path | str
+    ended: int
+    planned: int
+    scored: int
+    report: Path | str | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether trials are missing."""
+        return self.ended < self.planned
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The search of a study or its confirmation: where its trials run and write.
+
+    Attributes:
+        spec: what to run; `budget.trials` is the number of trials in the end.
+        folder: its results folder, owned by this process.
+        data_folder: where downloaded data lie, absolute.
+        cluster: the Ray to run on.
+        show: how progress is shown.
+        note: records an event of a node or worker: its kind, and a text.
+        winners: the cells to confirm; empty for the search.
+    """
+
+    spec: Spec
+    folder: Path
+    data_folder: Path
+    cluster: Cluster
+    show: Show
+    note: Callable[[str, str], None]
+    winners: list[Winner] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> str:
+        """Where running trials keep their state: a folder, or a URI that all nodes reach."""
+        return storage.join(mirror.home(self.folder), "checkpoints")
+
+
+def run_session(
+    spec: Spec, folder: Path, data_folder: Path, cluster: Cluster, command: str, *, show: Show = "auto"
+) -> Outcome:
+    """Run the remaining trials of a study, then its confirmation.
+
+    Args:
+        spec: what to search; `budget.trials` is how many trials there are to be in the end.
+        folder: the results folder, absolute; created if it does not exist.
+        data_folder: where downloaded data lie, absolute.
+        cluster: the Ray that this process is connected to.
+        command: for the provenance.
+        show: see `study.progress.display.Show`.
+
+    Raises:
+        StorageError: if another process owns the folder, or its database cannot be opened.
+        Halted: if nothing more can be written.
+    """
+    # The folder keeps an open share of a GPU open: another session may have other GPUs.
+    packed = packing.resolved(spec, cluster)
+    cluster.resources = packed.resources
+    folder.mkdir(parents=True, exist_ok=True)
+    with own_folder(folder, command), _halt_on_write_errors(folder):
+        storage.write_text(folder / "spec.toml", spec.to_toml())
+        record = Record(folder, spec, command, cluster.seen)
+        outcome = _run_stage(Stage(packed, folder, data_folder, cluster, show, record.note))
+        if spec.confirm and not outcome.interrupted and outcome.scored:
+            confirmed = _confirm(spec, packed, folder, data_folder, cluster, show, record)
+            ended, planned = outcome.ended + confirmed.ended, outcome.planned + confirmed.planned
+            outcome = Outcome(folder, ended, planned, outcome.scored)
+        record.end(finished=not outcome.interrupted)
+        return outcome
+
+
+def _confirm(
+    spec: Spec, packed: Spec, folder: Path, data_folder: Path, cluster: Cluster, show: Show, record: Record
+) -> Outcome:
+    """Run the winners of a finished search again, on fresh seeds, in a results folder of their own."""
+    winners, below = confirm.winners(spec, folder), folder / CONFIRM
+    final = confirm.confirmation(spec, len(winners))
+    storage.write_text(below / "spec.toml", final.to_toml())
+    record.write(below, final, finished=False)
+    runs = confirm.confirmation(packed, len(winners))
+    outcome = _run_stage(Stage(runs, below, data_folder, cluster, show, record.note, winners))
+    record.write(below, final, finished=not outcome.interrupted)
+    return outcome
+
+
+def _run_stage(stage: Stage) -> Outcome:
+    """Run the trials of a stage that have not ended.
+
+    Trials whose worker died between two trials, which Ray Tune gives up at once, run in a further round. So do all that
+    remain after the server of Optuna's database was away: as after a crash, the tables say what is missing.
+    """
+    rounds, failed, done = ROUNDS, 0, -1
+    while True:
+        display = ProgressDisplay(stage.spec, stage.spec.budget.trials, stage.show)
+        try:
+            collector = _run_round(stage, display, final=rounds == 1)
+        except InputError:
+            raise
+        except Exception as error:
+            failed, done = failed + 1 if display.done == done else 1, display.done
+            if failed > ROUNDS:  # the server answers, but does not do what it is asked
+                raise
+            wait_until_back(stage.spec, error, display.say)
+            continue
+        if not collector or not collector.orphans or collector.cut_off:
+            return Outcome(stage.folder, display.done, display.planned, display.scored)
+        # As long as trials end, there is hope for the others.
+        rounds = ROUNDS if collector.ended else rounds - 1
+
+
+def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collector | None:
+    """Bring the folder in order, and run once what has not ended; None if nothing is left."""
+    (stage.folder / "checkpoints").mkdir(exist_ok=True)
+    space = _space(stage)
+    repair_files(stage.folder, display.say)
+    study = open_study(stage.spec, stage.folder)
+    if stage.spec.tuning.storage:
+        mirror.check_home(study, stage.folder)
+    for winner in stage.winners[len(study.get_trials(deepcopy=False)) :]:
+        study.enqueue_trial({name: winner.cell[name] for name in space.distributions(winner.cell)})
+    state = reconcile(study, space, stage.folder)
+    display.go_on(state, stage.folder)
+    remaining = stage.spec.budget.trials - len(state.rows)
+    collector = None
+    if remaining > 0:
+        if stage.winners:
+            what = "1 winner, at its" if remaining == 1 else f"{remaining} winners, each at its"
+            display.say(f"confirming {what} tuned rate on {stage.spec.lanes.seeds} fresh seeds")
+        search = TruthfulSearch(space, study, state.redo, stage.cluster.room)
+        collector = _tune(stage, display, search, remaining, final=final)
+    if display.done >= stage.spec.budget.trials:
+        if not storage.is_uri(stage.checkpoints):
+            shutil.rmtree(stage.checkpoints, ignore_errors=True)
+        if not stage.winners:
+            importance.write(study, stage.spec.tuning.objectives, stage.spec.tuning.seed, stage.folder, display.say)
+    return collector
+
+
+def _space(stage: Stage) -> Space:
+    rates = {number: winner.learning_rate for number, winner in enumerate(stage.winners)}
+    code = bundle.code_of(stage.folder)
+    return Space(stage.spec, str(stage.data_folder), stage.checkpoints, rates, str(code) if code else "")
+
+
+def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remaining: int, *, final: bool) -> Collector:
+    """Run trials until Ray Tune has none left, or a signal ends it."""
+    listeners: list[Listener] = [display, *_trackers(stage, display)]
+
+    def tick() -> None:
+        display.tick()
+        stage.cluster.look()
+
+    def tell(kind: str, text: str) -> None:
+        display.say(text)
+        stage.note(kind, text)
+
+    stage.cluster.note = tell
+    collector = Collector(stage.spec, stage.folder, search, listeners, tick, display.say, tell, final=final)
+    shutil.rmtree(stage.folder / "tune", ignore_errors=True)
+    tuner = _tuner(stage, search, collector, remaining)
+    try:
+        with display, stoppable():  # Ray Tune leaves handlers of its own behind
+            tuner.fit()
+    finally:
+        for listener in listeners:
+            listener.close()
+    shutil.rmtree(stage.folder / "tune", ignore_errors=True)
+    return collector
+
+
+def _tuner(stage: Stage, search: TruthfulSearch, collector: Collector, remaining: int) -> tune.Tuner:
+    resources = partial(_resources, cpus=float(stage.spec.resources.cpus_per_trial), gpus=stage.spec.resources.gpus)
+    return tune.Tuner(
+        tune.with_resources(trainable(stage.spec.workload.model), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=_scheduler(stage.spec, search),
+            metric="value",
+            mode=search.mode,
+            num_samples=remaining,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(stage.folder),
+            callbacks=[collector],
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            progress_reporter=tune.CLIReporter(),  # silent; the one for notebooks would wipe the cell's output
+            verbose=0,
+        ),
+    )
+
+
+def _resources(config: dict[str, Any], cpus: float, gpus: float) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus if config["device"] == "cuda" else 0.0}])
+
+
+def _scheduler(spec: Spec, search: TruthfulSearch) -> Any:
+    """The scheduler, which knows what earlier sessions saw and stopped."""
+    trials = search.study.get_trials(deepcopy=False)
+    past = {trial.number: dict(trial.intermediate_values) for trial in trials}
+    stopped = {trial.number: trial.user_attrs["stopped"] for trial in trials if "stopped" in trial.user_attrs}
+    return scheduler(spec, search.mode, past, stopped)
+
+
+def _trial_name(trial: Trial) -> str:
+    return f"trial-{trial.config['trial']:05d}"
+
+
+def _trackers(stage: Stage, display: ProgressDisplay) -> list[Listener]:
+    recording, metric = stage.spec.recording, stage.spec.workload.metric
+    chosen: list[Listener] = []
+    if recording.tensorboard:
+        chosen.append(trackers.TensorBoard(stage.folder / "tensorboard", metric))
+    if recording.mlflow:
+        chosen.append(trackers.MLflow(recording.mlflow, stage.spec.name, stage.folder, metric, display.say))
+    return chosen
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 end a study as Ctrl-C does: clusters send them before they take a machine away.
+
+    The handlers of all three signals are restored at the end.
+    """
+    signalled = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal signalled
+        first, signalled = not signalled, True
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.raise_signal(signal.SIGINT)
+        elif first:  # SIGINT is ignored in a shell's background; a second signal must not disturb what saves
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _halt_on_write_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the disk, the store or the database into `Halted`, with one line that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        chain = [error, error.__cause__, error.__context__]
+        numbers = [each.errno for each in chain if isinstance(each, OSError)]
+        reasons = [os.strerror(number) for number in numbers if number in _NO_SPACE]  # Arrow has words of its own
+        if not folder.is_dir() and any(number == errno.ENOENT for number in numbers):
+            raise Halted(f"{folder}: was removed while the study ran in it; run the study again") from error
+        databases = [each for each in chain if isinstance(each, DATABASE_ERRORS)]
+        reasons += [str(each.__cause__ or each).splitlines()[0] for each in databases]
+        if storage.is_uri(home := mirror.home(folder)):  # Arrow's errors have no number
+            reasons += [str(each) for each in chain if isinstance(each, OSError)]
+        if not reasons:
+            raise
+        raise Halted(
+            f"{home}: nothing more can be written ({reasons[0]}). Every trial that had ended is safe; "
+            f"make space or fix that, then `study resume {home}`"
+        ) from error
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)

@@ -1,0 +1,37 @@
+"""Specs made from specs: with another number of trials, or with paths made absolute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from study.spec import Spec
+
+
+def with_trials(spec: Spec, trials: int) -> Spec:
+    """The spec with another number of trials."""
+    return spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials": trials})})
+
+
+def planned_trials(spec: Spec) -> int:
+    """Trials that a run makes: those of the budget, but no more than a grid has cells."""
+    if spec.tuning.sampler != "grid":
+        return spec.budget.trials
+    optimizers = spec.search.optimizers()
+    cells = max(map(spec.cells_of, optimizers)) * len(optimizers) if spec.tuning.fair else spec.cells()
+    return int(min(spec.budget.trials, cells))
+
+
+def resolved(spec: Spec) -> Spec:
+    """The spec as a results folder records it: with its planned trials, and any SQLite file as an absolute path."""
+    spec = with_trials(spec, planned_trials(spec))
+    try:
+        url = make_url(spec.tuning.storage or "")
+    except ArgumentError:
+        return spec  # no URL, or a wrong one, which opening the database reports
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return spec
+    absolute = url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)
+    return spec.model_copy(update={"tuning": spec.tuning.model_copy(update={"storage": absolute})})

@@ -1,0 +1,41 @@
+"""Optuna's private interfaces: what has no public counterpart, and may change with a new version.
+
+`tests/test_compat.py` fails where it has.
+"""
+
+from __future__ import annotations
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+
+def running_trial(study: optuna.Study, number: int) -> optuna.Trial:
+    """Set a waiting trial to running; `Study.ask` cannot choose which."""
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    study._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+    return optuna.Trial(study, trial_id)
+
+
+def set_waiting(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
+    """Let a running trial wait, to be resumed under its number."""
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def report(study: optuna.Study, trial: optuna.Trial, step: int, value: float) -> None:
+    """Store an intermediate value unless the step has one; `Trial.report` warns then."""
+    if step not in study._storage.get_trial(trial._trial_id).intermediate_values:
+        study._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+
+
+def end_as(study: optuna.Study, trial: FrozenTrial, end: FrozenTrial) -> None:
+    """Give an unfinished trial the parameters, values and state of another one."""
+    storage, trial_id = study._storage, trial._trial_id
+    for name, distribution in end.distributions.items():
+        if name not in trial.params:
+            internal = distribution.to_internal_repr(end.params[name])
+            storage.set_trial_param(trial_id, name, internal, distribution)
+    for step, value in end.intermediate_values.items():
+        storage.set_trial_intermediate_value(trial_id, step, value)
+    for name, value in end.user_attrs.items():
+        storage.set_trial_user_attr(trial_id, name, value)
+    storage.set_trial_state_values(trial_id, state=end.state, values=end.values)

@@ -25,7 +25,7 @@ from click.testing import CliRunner
 
 import analysis
 from study.cli import main
-from study.cluster.manifest import MACHINES, Kind, label, render
+from study.cluster.manifest import Kind, Machine, label, render
 from study.errors import UsageError
 from study.spec import Spec, check
 from tests.test_spec import changed
@@ -127,8 +127,14 @@ def test_small_cells_on_cpus_keep_no_gpu_from_work() -> None:
         assert machine["resources"]["GPU"] == gpus
 
 
-def test_machines_are_listed_from_the_cheapest() -> None:
-    assert list(MACHINES) == sorted(MACHINES)
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "name"),
+    [(1, 0, "m7i.large"), (3, 0, "m7i.xlarge"), (9, 0, "m7i.4xlarge"), (4, 1, "g6.xlarge"), (65, 1, "g6.24xlarge")],
+)
+def test_machine_smallest_has_the_fewest_gpus_then_cpus(cpus: int, gpus: int, name: str) -> None:
+    machine = Machine.smallest(cpus, gpus)
+    assert machine
+    assert machine.name == name
 
 
 @pytest.mark.parametrize("gpus", [0.0, 0.5])

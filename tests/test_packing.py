@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from study.cluster import packing
+from study.cluster import nodes, packing
 from study.cluster.ray import Cluster, fitting
 from study.errors import ClusterError, SpecError
 from study.spec import Spec, check
@@ -26,15 +26,6 @@ from trainables.models import multiplications
 
 def spec(**resources: Any) -> Spec:
     return check(changed(resources={"gpus_per_trial": "auto", **resources}))
-
-
-class Silent(Cluster):
-    """A cluster whose GPUs say nothing, or something."""
-
-    memory = 0
-
-    def gpu_bytes(self) -> int:
-        return self.memory
 
 
 @given(st.floats(1e6, 1e12), st.floats(1e9, 1e11))
@@ -52,17 +43,16 @@ def test_a_larger_cell_needs_more() -> None:
     assert packing.needs(spec(), 1, 4096, 1) < packing.needs(spec(), 10_000, 4096, 1)
 
 
-def test_what_is_open_becomes_a_number_of_the_largest_cell() -> None:
-    on = Silent(spec().resources)
+def test_resolved_computes_the_share_of_the_largest_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = max(packing.needs(spec(), *corner) for corner in spec().corners())
-    on.memory = int(4.5 * largest / MEMORY_SHARE)
-    assert packing.resolved(spec(), on).resources.gpus_per_trial == 0.25
-    assert packing.resolved(spec(gpu_memory_gib=1e-3), on).resources.gpus_per_trial == 1
+    monkeypatch.setattr(nodes, "gpu_bytes", lambda: int(4.5 * largest / MEMORY_SHARE))
+    assert packing.resolved(spec()).resources.gpus_per_trial == 0.25
+    assert packing.resolved(spec(gpu_memory_gib=1e-3)).resources.gpus_per_trial == 1
     fixed = check(changed(resources={"gpus_per_trial": 0.5}))
-    assert packing.resolved(fixed, on) is fixed
-    on.memory = 0
+    assert packing.resolved(fixed) is fixed
+    monkeypatch.setattr(nodes, "gpu_bytes", lambda: 0)
     with pytest.raises(ClusterError, match=r"no GPU here tells how much memory it has; set resources\.gpu_memory_gib"):
-        packing.resolved(spec(), on)
+        packing.resolved(spec())
 
 
 def test_small_cells_do_without_a_gpu_wherever_they_run() -> None:

@@ -78,7 +78,7 @@ def test_trials_at_once_are_told_on_gpus_and_in_all() -> None:
 
 
 def test_small_cells_may_fill_a_nodes_cpus_and_need_its_memory(
-    there: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def probed(spec: Spec) -> list[plan.Probe]:
         """Of a small cell that takes 1 GiB, and a large one that takes 100."""
@@ -93,20 +93,18 @@ def test_small_cells_may_fill_a_nodes_cpus_and_need_its_memory(
 
 
 @pytest.fixture
-def there(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster at every address, of one node with a GPU of two GiB."""
 
     @contextmanager
     def connected(spec: Spec, address: str, own: Path | None) -> Iterator[Cluster]:
-        yield on
+        yield Cluster(Resources())
 
-    on = Cluster(Resources())
-    monkeypatch.setattr(on, "gpu_bytes", lambda: 2 << 30)
+    monkeypatch.setattr(preflight, "gpu_bytes", lambda: 2 << 30)
     monkeypatch.setattr(cluster, "reach", lambda address: None)
     monkeypatch.setattr(cluster, "connected", connected)
     node = replace(FIT, resources={"CPU": 16.0, "GPU": 1.0})
     monkeypatch.setattr(preflight, "survey", lambda *of: [node])
-    return on
 
 
 def checked(folder: Path, **tables: Any) -> Result:
@@ -116,19 +114,19 @@ def checked(folder: Path, **tables: Any) -> Result:
 
 
 def test_check_asks_how_many_trials_share_a_gpu_as_run_does(
-    there: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = checked(tmp_path, resources={"gpus_per_trial": "auto"})
     assert found.exit_code == 0, found.output
     assert "1 GPUs, 8.0 GiB free, 2 trials at once" in found.output
-    monkeypatch.setattr(there, "gpu_bytes", lambda: 0)
+    monkeypatch.setattr(preflight, "gpu_bytes", lambda: 0)
     found = checked(tmp_path, resources={"gpus_per_trial": "auto"})
     assert found.exit_code == 2
     assert "no GPU here tells how much memory it has; set resources.gpu_memory_gib" in found.output
 
 
 def test_check_tells_what_is_wrong_with_the_cluster_before_it_measures(
-    there: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "survey", lambda *of: [replace(FIT, sees=False)])
     monkeypatch.setattr(plan, "probed", lambda spec: pytest.fail("measured first"))

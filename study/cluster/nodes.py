@@ -1,45 +1,48 @@
-"""Looks over the nodes of a cluster before a study runs on them."""
+"""Asks the nodes of a cluster about themselves: before a study runs on them, as they join it, and about their GPUs."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from study.cluster.ray import all_fitting, fitting, name_of
 from study.errors import ClusterError, StorageError
 from study.spec.model import Resources
 from trainables import storage
 
-# What numbers depend on, beside our own code, which travels. That Ray and Python are the same, Ray sees to.
+Result = TypeVar("Result")
+
+# Besides our own code, which travels, results depend on these. Ray checks that its and Python's versions agree.
 PACKAGES = ("torch", "numpy")
-# For what takes no import of torch: that a node is silent is told within half a minute.
+# For facts that need no import of torch: a silent node is reported within half a minute.
 ANSWER_SECONDS = 20.0
-# For users' modules, which import it, the first time perhaps from a slow disk of the network.
+# For user code, which imports torch, perhaps from a slow network disk; and for torch's view of a GPU.
 IMPORT_SECONDS = 60.0
 PAUSE_SECONDS = 1.0
-# The report's timeline shows what workers' clocks say.
+# The report's timeline shows workers' clocks.
 CLOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a node says of itself.
+    """Facts about a node.
 
     Attributes:
         name: host and address.
         resources: as Ray counts them.
-        versions: of `PACKAGES`; empty for one that is not there.
-        free_bytes: memory that is free.
+        versions: of `PACKAGES`; empty for a package that is not installed.
+        free_bytes: free memory.
         ahead_seconds: of its clock before this machine's, about.
         sees: whether it can write into the results folder.
-        missing: modules that it cannot import, with the reason.
-        problem: why it could not be asked; empty if it could.
+        missing: modules that it cannot import, each with the reason.
+        problem: why it could not be asked; empty if it answered.
     """
 
     name: str
@@ -56,16 +59,13 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
     """Ask every node of the cluster that this process is connected to.
 
     Args:
-        place: the results folder, which is there, or a URI.
-        modules: that every node must be able to import.
-        code: folder of users' modules, as it is here; Ray has sent it along.
+        place: the results folder, which exists, or a URI.
+        modules: modules that every node must be able to import.
+        code: folder of the bundle here; Ray has sent it along.
 
     Raises:
         StorageError: if the URI cannot be written to from here.
     """
-    import ray
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     mark = storage.join(place, f".seen-{uuid.uuid4().hex}")
     try:
         storage.write(mark, lambda stream: stream.write(b"seen"))
@@ -74,8 +74,8 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
             f"--out {place}", [f"cannot be written to from here ({error}); give another place"]
         ) from error
     try:
-        asked = _asked(nodes, place, mark, modules, code, PAUSE_SECONDS)
-        return sorted(next(found for found in asked if found is not None), key=lambda node: node.name)
+        found = _finished(_facts(_alive(), place, mark, modules, code, PAUSE_SECONDS))
+        return sorted(found, key=lambda node: node.name)
     finally:
         with suppress(OSError):
             storage.delete(mark)
@@ -84,135 +84,37 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
 def joined(
     node: dict[str, Any], place: Path | str, modules: Sequence[str] = (), code: Path | None = None
 ) -> Iterator[list[str] | None]:
-    """`mistakes` of a node that has joined while a study runs; None, at once, for as long as it has not told.
+    """Ask a node that joins a running study: yields None until it has answered, then its `mistakes`.
 
-    Where results go to a store, whether the node reaches it is not asked: the study must not wait for the store.
+    Whether the node reaches a URI is not asked, as the study must not wait for the store.
     """
     mark = "" if storage.is_uri(place) else storage.join(place, "spec.toml")
-    for found in _asked([node], place, mark, modules, code, pause=0.0):
-        yield None if found is None else mistakes(found, place)
+    found = yield from _facts([node], place, mark, modules, code, pause=0.0)
+    yield mistakes(found, place)
 
 
-def _asked(
-    nodes: Sequence[dict[str, Any]],
-    place: Path | str,
-    mark: str,
-    modules: Sequence[str],
-    code: Path | None,
-    pause: float,
-) -> Iterator[list[Node] | None]:
-    """As `survey`, some nodes of `ray.nodes()`: None after every pause, in seconds, until all is known of all of them.
+def gpu_bytes() -> int:
+    """Memory of the cluster's smallest GPU; 0 if there is none. The GPUs of a node are taken to be alike.
 
-    Users' modules are asked for when nothing else is wrong; the place, if there is a mark, a file in it.
+    Raises:
+        ClusterError: if a node that has GPUs does not say how large they are: its could be the smallest.
     """
-
-    def facts(packages: Sequence[str], mark: str) -> dict[str, Any]:
-        # Travels as it stands, with nothing of ours: the node may lack it.
-        import importlib.metadata
-        import os
-        import time
-        from pathlib import Path
-
-        versions = {}
-        for package in packages:
-            try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                versions[package] = ""
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-        if "://" not in mark:
-            sees = not mark or (Path(mark).exists() and os.access(Path(mark).parent, os.W_OK))
-        else:
-            try:
-                from pyarrow.fs import FileSystem
-
-                system, path = FileSystem.from_uri(mark)
-                with system.open_input_file(path) as there:
-                    content = there.read()
-                with system.open_output_stream(path) as stream:
-                    stream.write(content)
-                sees = True
-            except (ImportError, OSError, ValueError):
-                sees = False
-        return {"versions": versions, "free_bytes": free, "sees": sees, "clock": time.time()}
-
-    def imports(modules: Sequence[str], code: str) -> dict[str, Any]:
-        import importlib
-        import sys
-        from pathlib import Path
-
-        missing = {}
-        # Before the folder that the study was started in; a trial then sees to it that it has the right ones.
-        sent = [place for entry in sys.path if (place := Path(entry, "code")).joinpath("inspected.json").is_file()]
-        sys.path[:0] = [str(place) for place in (Path(code), *sent) if code and place.is_dir()]
-        for module in modules:
-            try:
-                importlib.import_module(module)
-            except Exception as error:  # noqa: BLE001  whatever a user's module raises there
-                missing[module] = f"{type(error).__name__}: {error}"
-        return {"missing": missing}
-
-    found = yield from _answers(facts, (PACKAGES, mark), nodes, ANSWER_SECONDS, pause, "answered")
-    if modules and not mistakes(found, place):
-        what = f"imported {', '.join(modules)}"
-        can = yield from _answers(imports, (list(modules), str(code or "")), nodes, IMPORT_SECONDS, pause, what)
-        found = [replace(a, missing=b.missing, problem=b.problem) for a, b in zip(found, can, strict=True)]
-    yield found
-
-
-def _answers(
-    question: Callable[..., dict[str, Any]],
-    about: tuple[Any, ...],
-    nodes: Sequence[dict[str, Any]],
-    seconds: float,
-    pause: float,
-    what: str,
-) -> Generator[None, None, list[Node]]:
-    """What nodes answer to a question, in their order; until then nothing after every pause."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    asked = {
-        ray.remote(question)
-        .options(
-            num_cpus=0,
-            max_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        )
-        .remote(*about): node
-        for node in nodes
-    }
-    silent = f"has not {what} within {seconds:.0f} s; look at its logs, or take it out of the cluster"
-    found = {node["NodeID"]: Node(name_of(node), node["Resources"], problem=silent) for node in nodes}
-    waiting, looked, until = list(asked), time.time(), time.monotonic() + seconds
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=pause)
-        for each in ready:
-            found[asked[each]["NodeID"]] = _told(asked[each], each, looked)
-        looked = time.time()
-        if time.monotonic() > until:
-            break
-        if waiting:
-            yield
-    return [found[node["NodeID"]] for node in nodes]
-
-
-def _told(node: dict[str, Any], reference: Any, looked: float) -> Node:
-    """A node's answer, which came after that time."""
-    import ray
-
-    try:
-        told = ray.get(reference)
-    except ray.exceptions.RayError as error:
-        why = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        return Node(name_of(node), node["Resources"], problem=f"cannot run anything ({why.strip()}); look at its logs")
-    if clock := told.pop("clock", None):
-        told["ahead_seconds"] = clock - min(max(clock, looked), time.time())
-    return Node(name_of(node), node["Resources"], **told)
+    nodes = [node for node in _alive() if node["Resources"].get("GPU")]
+    answers = _finished(_answers(_gpu, (), nodes, IMPORT_SECONDS, PAUSE_SECONDS, "answered", gpus=0.001))
+    sizes, found = [], []
+    for node, answer in zip(nodes, answers, strict=True):
+        sizes.append(answer.get("bytes", 0))
+        if not sizes[-1]:
+            why = answer.get("problem", "torch sees none there; see that its driver suits torch")
+            advice = "or set resources.gpu_memory_gib, or a number of GPUs"
+            found.append(f'node {name_of(node)}: how large are its GPUs, for "auto"? {why}; {advice}')
+    if found:
+        raise ClusterError("resources.gpus_per_trial", found)
+    return min(sizes, default=0)
 
 
 def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
-    """What keeps a study from running on these nodes, each in one line with what to do."""
+    """What keeps a study from running on these nodes, one line each."""
     here = {package: importlib.metadata.version(package) for package in PACKAGES}
     found = []
     for node in nodes:
@@ -241,15 +143,15 @@ def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
 
 
 def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> list[Node]:
-    """The nodes of the cluster that this process is connected to, if a study with some modules can run on all of them.
+    """The nodes of the connected cluster, if a study can run on all of them.
 
     Args:
-        place: for the results, or a URI; a folder is looked at in the nearest one above it that is there.
+        place: for the results, or a URI. Of a folder that does not exist yet the nearest parent is looked at.
         modules: as for `survey`.
-        code: likewise.
+        code: as for `survey`.
 
     Raises:
-        ClusterError: with all that keeps it from running.
+        ClusterError: with everything that keeps the study from running.
     """
     if isinstance(place, Path):
         place = place.absolute()
@@ -262,15 +164,15 @@ def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None 
 
 
 def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> str:
-    """Nodes for people, if their memory suffices.
+    """A line of text for each node.
 
     Args:
-        resources: that a trial takes.
+        resources: of a trial.
         nodes: of `fit_nodes`.
-        trial_bytes: of memory that a trial takes which has no GPU; 0 if all have.
+        trial_bytes: memory of a trial that runs without a GPU; 0 if all have one.
 
     Raises:
-        ClusterError: if a node has too little memory for as many trials as its CPUs let.
+        ClusterError: if a node has too little memory for as many trials as its CPUs allow.
     """
     lines, found = [], []
     for node in nodes:
@@ -294,3 +196,163 @@ def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> s
     if found:
         raise ClusterError("the cluster", found)
     return "\n".join(lines)
+
+
+# The questions run on the nodes. They import what they need, as nothing else of this module is sent along.
+
+
+def _gpu() -> dict[str, Any]:
+    """Memory of the node's first GPU, in bytes."""
+    import torch
+
+    return {"bytes": torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0}
+
+
+def _state(packages: Sequence[str], mark: str) -> dict[str, Any]:
+    """Fields of `Node` that need no import of torch; the clock, as a Unix time.
+
+    Args:
+        packages: whose versions are asked.
+        mark: a file or URI to be read and written; empty if none is.
+    """
+    import importlib.metadata
+    import os
+    import time
+    from pathlib import Path
+
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = ""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if "://" not in mark:
+        sees = not mark or (Path(mark).exists() and os.access(Path(mark).parent, os.W_OK))
+    else:
+        try:
+            from pyarrow.fs import FileSystem
+
+            system, path = FileSystem.from_uri(mark)
+            with system.open_input_file(path) as file:
+                content = file.read()
+            with system.open_output_stream(path) as stream:
+                stream.write(content)
+            sees = True
+        except (ImportError, OSError, ValueError):
+            sees = False
+    return {"versions": versions, "free_bytes": free, "sees": sees, "clock": time.time()}
+
+
+def _imports(modules: Sequence[str], code: str) -> dict[str, Any]:
+    """The modules that cannot be imported, each with the reason.
+
+    Args:
+        modules: of the spec.
+        code: folder of the bundle, as the driver sees it; Ray may have put a copy elsewhere.
+    """
+    import importlib
+    import sys
+    from pathlib import Path
+
+    missing = {}
+    # Before the folder that the study was started in; a trial checks that it has the right ones.
+    sent = [place for entry in sys.path if (place := Path(entry, "code")).joinpath("inspected.json").is_file()]
+    sys.path[:0] = [str(place) for place in (Path(code), *sent) if code and place.is_dir()]
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # noqa: BLE001  whatever a user's module raises there
+            missing[module] = f"{type(error).__name__}: {error}"
+    return {"missing": missing}
+
+
+def _facts(
+    nodes: Sequence[dict[str, Any]],
+    place: Path | str,
+    mark: str,
+    modules: Sequence[str],
+    code: Path | None,
+    pause: float,
+) -> Generator[None, None, list[Node]]:
+    """Facts about nodes of `ray.nodes()`, as `_answers` yields and returns them.
+
+    User code is imported only if nothing else is wrong.
+    """
+    answers = yield from _answers(_state, (PACKAGES, mark), nodes, ANSWER_SECONDS, pause, "answered")
+    found = [Node(name_of(node), node["Resources"], **facts) for node, facts in zip(nodes, answers, strict=True)]
+    if modules and not mistakes(found, place):
+        what = f"imported {', '.join(modules)}"
+        answers = yield from _answers(_imports, (list(modules), str(code or "")), nodes, IMPORT_SECONDS, pause, what)
+        found = [replace(node, **facts) for node, facts in zip(found, answers, strict=True)]
+    return found
+
+
+def _answers(
+    question: Callable[..., dict[str, Any]],
+    about: tuple[Any, ...],
+    nodes: Sequence[dict[str, Any]],
+    seconds: float,
+    pause: float,
+    what: str,
+    gpus: float = 0.0,
+) -> Generator[None, None, list[dict[str, Any]]]:
+    """Run a function on nodes of `ray.nodes()`; yields after every pause, and returns their answers in order.
+
+    An answer is what the function returned, its `clock` as `ahead_seconds` of this machine's; or the `problem` if
+    there is none.
+
+    Args:
+        question: the function, which imports what it needs.
+        about: its arguments.
+        nodes: where to run it.
+        seconds: to wait for the answers.
+        pause: seconds between two looks.
+        what: the node has not done if it is silent, for messages.
+        gpus: that it takes.
+    """
+    import ray
+    from ray import cloudpickle
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # By reference a node would import this module, and with it torch, to find the function.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    remote = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(question)
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    asked = [remote.options(scheduling_strategy=place).remote(*about) for place in places]
+    silent = f"has not {what} within {seconds:.0f} s; look at its logs, or take it out of the cluster"
+    found: dict[Any, dict[str, Any]] = {each: {"problem": silent} for each in asked}
+    waiting = list(asked)
+    looked, until = time.time(), time.monotonic() + seconds
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=pause)
+        for each in ready:
+            try:
+                found[each] = ray.get(each)
+                if clock := found[each].pop("clock", None):
+                    found[each]["ahead_seconds"] = clock - min(max(clock, looked), time.time())
+            except ray.exceptions.RayError as error:
+                why = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+                found[each] = {"problem": f"cannot run anything ({why.strip()}); look at its logs"}
+        looked = time.time()
+        if time.monotonic() > until:
+            break
+        if waiting:
+            yield
+    return [found[each] for each in asked]
+
+
+def _finished(answers: Generator[None, None, Result]) -> Result:
+    """The result of `_answers` or `_facts`, once it is there."""
+    while True:
+        try:
+            next(answers)
+        except StopIteration as end:
+            found: Result = end.value
+            return found
+
+
+def _alive() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]

@@ -7,7 +7,7 @@ import math
 import torch
 
 from study.build import builder, rule
-from study.cluster.ray import Cluster
+from study.cluster import nodes
 from study.errors import ClusterError
 from study.spec import Spec
 from study.spec.model import SHARING
@@ -23,7 +23,7 @@ CONTEXT_BYTES = 600 << 20
 SMALL_MULTIPLICATIONS = 100_000
 
 
-def resolved(spec: Spec, on: Cluster) -> Spec:
+def resolved(spec: Spec) -> Spec:
     """A spec whose trials take so much of a GPU as the largest of its cells needs; as it was if it says so itself.
 
     Raises:
@@ -31,7 +31,7 @@ def resolved(spec: Spec, on: Cluster) -> Spec:
     """
     if spec.resources.gpus_per_trial != "auto":
         return spec
-    memory = (spec.resources.gpu_memory_gib or 0) * 2**30 or on.gpu_bytes()
+    memory = (spec.resources.gpu_memory_gib or 0) * 2**30 or nodes.gpu_bytes()
     if not memory:
         told = (
             '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'

@@ -21,8 +21,6 @@ from study.spec.model import Resources
 CONNECT_SECONDS = 10.0
 # Between two looks at which nodes there are.
 LOOK_SECONDS = 2.0
-# For a worker to start and import torch.
-ANSWER_SECONDS = 60.0
 
 # Read when Ray is imported or started: no per-trial logger files, no usage report, quiet output, no snapshots of all
 # trials (a study resumes from its own tables), and no bound of Tune's on trials that wait for a worker: `Cluster.room`
@@ -39,7 +37,6 @@ NO_TOKEN = (
     "the cluster asks for a token, and there is none here, or another; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
     "what `ray get-auth-token` prints on its head"
 )
-_SAY_SIZE = "or set resources.gpu_memory_gib, or a number of GPUs"
 # Set in what Ray's job server starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # How HTTP/2 begins, which Ray's head speaks, and the kind of the frame with which a server answers (RFC 9113, 3.4).
@@ -93,38 +90,6 @@ class Cluster:
             return fit + self.joined
         wait = max(0, on_gpus - fit)
         return all_fitting(self.resources, self._nodes.values()) + self.joined + wait if wait < max(1, fit) else 0
-
-    def gpu_bytes(self) -> int:
-        """Memory of the smallest GPU; a node's are taken to be alike. 0 if there is none.
-
-        Raises:
-            ClusterError: if a node that has GPUs does not say how large they are: its could be smaller.
-        """
-        import ray
-
-        @ray.remote(num_cpus=0, num_gpus=0.001, max_retries=0)
-        def answer() -> int:
-            import torch
-
-            return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
-
-        with_gpus = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-        place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        asked = [answer.options(scheduling_strategy=place(node["NodeID"], soft=False)).remote() for node in with_gpus]
-        until, sizes, mistakes = time.monotonic() + ANSWER_SECONDS, [], []
-        for node, reference in zip(with_gpus, asked, strict=True):
-            try:
-                sizes.append(ray.get(reference, timeout=max(0.0, until - time.monotonic())))
-                why = "" if sizes[-1] else "torch sees none there; see that its driver suits torch"
-            except ray.exceptions.GetTimeoutError:
-                why = f"no answer within {ANSWER_SECONDS:.0f} s; all may be taken by others"
-            except ray.exceptions.RayError as error:
-                why = f"asking failed ({str(error).strip().splitlines()[-1]})"
-            if why:
-                mistakes.append(f'node {name_of(node)}: how large are its GPUs, for "auto"? {why}; {_SAY_SIZE}')
-        if mistakes:
-            raise ClusterError("resources.gpus_per_trial", mistakes)
-        return min(sizes, default=0)
 
     def look(self) -> None:
         """See from time to time which nodes there are, and tell of those that came or went."""

@@ -112,7 +112,7 @@ def run_session(
         Halted: if nothing more can be written.
     """
     # The folder keeps an open share of a GPU open: another session may have other GPUs.
-    packed = packing.resolved(spec, cluster)
+    packed = packing.resolved(spec)
     cluster.resources = packed.resources
     folder.mkdir(parents=True, exist_ok=True)
     with own_folder(folder, command), _halt_on_write_errors(folder):

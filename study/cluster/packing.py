@@ -1,4 +1,4 @@
-"""How many trials share a GPU, where the spec leaves it open, and which cells do without one."""
+"""How many trials share a GPU if the spec leaves it open, and which cells run without one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from trainables.engines import memory as lane_memory
 from trainables.lanes.stack import Stack, grid
 from trainables.models import Builder
 
-# What a process of its own takes on a GPU, before it has a single tensor there.
+# GPU memory of a process that has no tensor there yet.
 CONTEXT_BYTES = 600 << 20
-# An update of a small network takes no more multiplications, forward and backward: of 48 lanes together about a
-# millisecond of a core, by what `engines` reckons with. Where a GPU would be as slow has not been measured.
+# A small cell has at most as many multiplications per update, forward and backward: about a millisecond on one core for
+# 48 lanes, by the measured speeds in `trainables.engines`. Where a GPU becomes faster has not been measured.
 SMALL_MULTIPLICATIONS = 100_000
 
 
 def resolved(spec: Spec) -> Spec:
-    """A spec whose trials take so much of a GPU as the largest of its cells needs; as it was if it says so itself.
+    """The spec with `gpus_per_trial` computed from its largest cell, if it is "auto"; otherwise unchanged.
 
     Raises:
-        ClusterError: if no GPU of the cluster tells how much memory it has.
+        ClusterError: if the GPUs' memory is unknown.
     """
     if spec.resources.gpus_per_trial != "auto":
         return spec
@@ -39,17 +39,17 @@ def resolved(spec: Spec) -> Spec:
         raise ClusterError("resources.gpus_per_trial", [told])
     largest: float = max(needs(spec, *corner) for corner in spec.corners())
     if any(spec.optimizer_facts(name).solo for name in spec.search.optimizers()):
-        largest = memory  # nobody knows what such an optimizer keeps (LBFGS some hundred gradients): one of its own
+        largest = memory  # the state of such an optimizer is unknown (LBFGS keeps a hundred gradients)
     return spec.model_copy(
         update={"resources": spec.resources.model_copy(update={"gpus_per_trial": share(largest, memory)})}
     )
 
 
 def share(needed: float, memory: float) -> float:
-    """The part of a GPU that a trial takes: 1 / n, the largest n up to `SHARING` of which all fit, or all of it.
+    """The share of a GPU that a trial takes: 1 / n, where n is the largest number up to `SHARING` of trials that fit.
 
     Args:
-        needed: by a trial, in bytes.
+        needed: memory of a trial, in bytes.
         memory: of the GPU, in bytes.
     """
     together = min(SHARING, int(lane_memory.MEMORY_SHARE * memory // needed))
@@ -57,7 +57,7 @@ def share(needed: float, memory: float) -> float:
 
 
 def small(build: Builder, in_shape: tuple[int, ...], batch_size: int) -> bool:
-    """Whether a cell is one that `resources.cpu_nodes` lets do without a GPU: a function of the cell alone.
+    """Whether a cell runs without a GPU under `resources.cpu_nodes`; depends on the cell alone.
 
     Args:
         build: makes one of its networks.
@@ -68,11 +68,11 @@ def small(build: Builder, in_shape: tuple[int, ...], batch_size: int) -> bool:
 
 
 def needs(spec: Spec, batch_size: int, width: int, depth: int) -> int:
-    """Bytes of a GPU that a trial of a cell takes with all its lanes at once, its data and its process included."""
+    """GPU memory of a trial, in bytes: all its lanes at once, its data and its process."""
     workload, facts = spec.workload, spec.workload.facts
     build = builder(spec, width, depth)
     heaviest = max(spec.search.optimizers(), key=lambda name: len(rule(spec, name).buffers))
-    # On the device "meta" tensors take no memory, and blocks are as large as on a GPU.
+    # Tensors on the device "meta" take no memory, and blocks are as large as on a GPU.
     lanes = grid(*spec.rates(heaviest), spec.lane_seeds())
     stack = Stack.build(build, lanes, rule(spec, heaviest), getattr(torch, workload.dtype), torch.device("meta"))
     kept, working = lane_memory.lane_bytes(build(), facts.in_shape, batch_size, stack)

@@ -1,4 +1,4 @@
-"""Everything that knows of Ray's cluster: starting or joining it, and what a trial takes of it."""
+"""Starts Ray on this machine or joins a cluster, and computes how many trials fit on its nodes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from study.spec import Spec
 from study.spec.model import Resources
 
 CONNECT_SECONDS = 10.0
-# Between two looks at which nodes there are.
+# Between two updates of the list of nodes.
 LOOK_SECONDS = 2.0
 
-# Read when Ray is imported or started: no per-trial logger files, no usage report, quiet output, no snapshots of all
-# trials (a study resumes from its own tables), and no bound of Tune's on trials that wait for a worker: `Cluster.room`
-# has one that follows the nodes.
+# Read when Ray is imported or started: no snapshots of all trials (a study resumes from its own tables), no logger
+# files per trial, no limit of Tune's on trials that wait for a worker (`Cluster.room` has one that follows the nodes),
+# no usage report, quiet output.
 _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -39,9 +39,9 @@ NO_TOKEN = (
 )
 # Set in what Ray's job server starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-# How HTTP/2 begins, which Ray's head speaks, and the kind of the frame with which a server answers (RFC 9113, 3.4).
+# Ray's head speaks HTTP/2: a client's first bytes, and the type of the server's first frame (RFC 9113, 3.4).
 _HELLO, _SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]), b"\x04"
-# Our packages, which travel to the nodes of a cluster: all run the driver's code.
+# Our packages are sent to the nodes of a cluster, so that all run the driver's code.
 _PACKAGES = ("study", "trainables", "analysis")
 
 
@@ -50,11 +50,11 @@ class Cluster:
     """The Ray that this process is connected to.
 
     Attributes:
-        resources: that a trial takes.
-        joined: whether others started it; then nodes come and go.
-        note: is told what happens to nodes: the kind of event, and words.
-        seen: host names of all nodes with processors that there have been, and the most GPUs that each had.
-        look_over: what is wrong with a node that has joined, or None for as long as it has not told.
+        resources: of a trial.
+        joined: whether it was running already; then nodes come and go.
+        note: called with the kind and description of each event of a node.
+        seen: host name of every node with CPUs so far -> the most GPUs that it had.
+        look_over: yields None until a node that joined has answered, then its mistakes.
     """
 
     resources: Resources
@@ -67,23 +67,22 @@ class Cluster:
     _asked: dict[str, Iterator[list[str] | None]] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune pickles searchers for snapshots from which nothing is resumed."""
+        """Nothing, as Ray Tune pickles searchers, which refer to this, for snapshots that are not used."""
         return {}
 
     def fits(self) -> int:
-        """Trials at once, by what fits on each node, since a trial cannot straddle two."""
+        """Trials that fit on the nodes at once; each fits on one node."""
         self.look()
         return fitting(self.resources, self._nodes.values())
 
     def room(self, on_gpus: int = 0) -> int:
-        """Trials that may be under way now: what fits.
+        """Trials that may be running or waiting now.
 
-        On a cluster it is one more, which waits: so a node that joins is used at once, and one that scales itself sees
-        that there is need.
+        On a cluster one more than fit, so that a node that joins is used at once, and an autoscaler sees the demand.
 
         Args:
-            on_gpus: trials under way that take a GPU. Where small cells do without, these may wait for their turn, up
-                to as many as have theirs: else the next small one would have to wait behind them.
+            on_gpus: trials running or waiting that take a GPU. If small cells run without one, as many of these may
+                wait as run; otherwise the next small cell would wait behind them.
         """
         fit = self.fits()
         if not self.resources.cpu_nodes:
@@ -92,7 +91,7 @@ class Cluster:
         return all_fitting(self.resources, self._nodes.values()) + self.joined + wait if wait < max(1, fit) else 0
 
     def look(self) -> None:
-        """See from time to time which nodes there are, and tell of those that came or went."""
+        """Update the list of nodes if it is old, and report nodes that joined, left or are unfit."""
         import ray
 
         if time.monotonic() - self._looked < LOOK_SECONDS:
@@ -100,7 +99,7 @@ class Cluster:
         first, self._looked = not self._nodes, time.monotonic()
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for node in nodes.values():
-            if node["Resources"].get("CPU"):  # a head often has none: no trial is to run there
+            if node["Resources"].get("CPU"):  # a head often has none, so that no trial runs there
                 host = node["NodeManagerHostname"]
                 self.seen[host] = max(self.seen.get(host, 0), int(node["Resources"].get("GPU", 0)))
         for gone in self._nodes.keys() - nodes.keys():
@@ -119,7 +118,7 @@ class Cluster:
 
 
 def name_of(node: Mapping[str, Any]) -> str:
-    """A node of `ray.nodes()` for readers."""
+    """Host name and address of a node of `ray.nodes()`."""
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
@@ -128,20 +127,20 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
     """Join the cluster at an address, or start Ray on this machine.
 
     Args:
-        spec: whose resources a trial takes.
-        address: auto, or host:port of the cluster's head; none starts Ray here, on loopback.
+        spec: its resources are those of a trial.
+        address: auto, or host:port of the cluster's head; None starts Ray here, on loopback.
         wait: seconds to wait for nodes on which a trial fits.
-        own: folder of the modules that users brought, which goes to the cluster's nodes with ours.
+        own: folder of the bundle of user code, which is sent to the nodes.
 
     Raises:
-        ClusterError: if not even one trial fits, or no cluster answers at the address.
+        ClusterError: if no trial fits, or no cluster answers at the address.
     """
     if address:
         reach(address)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Whoever reaches Ray's ports can run code: a Ray for this machine alone listens on loopback alone, as it does on
-    # the systems for which this switch was made.
+    # Anyone who reaches Ray's ports can run code. This switch, made for other systems, keeps a Ray without a cluster on
+    # the loopback interface.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(bool(address)))
     import ray
 
@@ -152,7 +151,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
 
     listen_beyond_loopback(allowed=bool(address))  # Ray may have been imported before
 
-    # What it would say of a worker that died, we say in one line.
+    # A worker that died is reported in one line by us.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     if address and _JOB not in os.environ:  # a job's code has been sent with it
@@ -179,16 +178,16 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
 
 
 def code(own: Path | None = None) -> list[str]:
-    """The folders of our packages, and of users' modules, for the nodes' runtime environment."""
+    """Folders of our packages and of a bundle of user code, for the runtime environment of the nodes."""
     here = Path(__file__).absolute().parents[2]
     return [*(str(here / name) for name in _PACKAGES), *([str(own)] if own else [])]
 
 
 def reach(address: str) -> None:
-    """Ask once whether something listens that could be Ray; Ray itself would go on asking for minutes.
+    """Check that a Ray head may listen at an address. Ray itself would retry for minutes.
 
     Raises:
-        ClusterError: if nothing does, or the address is of a kind at which no study can run.
+        ClusterError: if none listens, or no study can be driven through such an address.
     """
     if address.startswith(("ray://", "http://", "https://")):
         advice = "give host:6379 on a node of the cluster, or send the study there: `study submit --address http://HEAD:8265`"
@@ -200,7 +199,7 @@ def reach(address: str) -> None:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as there:
             there.sendall(_HELLO)
-            with suppress(OSError):  # it may hang up on us, or say nothing
+            with suppress(OSError):  # the other side may hang up, or stay silent
                 answer = there.recv(9)
     except (OSError, OverflowError) as error:
         raise ClusterError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
@@ -209,7 +208,7 @@ def reach(address: str) -> None:
 
 
 def _why(error: Exception) -> str:
-    """Why Ray could not join, in one line with what to do."""
+    """Why Ray could not join a cluster, and what to do."""
     if type(error).__name__ == "AuthenticationError":
         return NO_TOKEN
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -219,20 +218,20 @@ def _why(error: Exception) -> str:
 
 
 def all_fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
-    """As `fitting`, with small cells where they do without a GPU: as many trials as CPUs let."""
+    """Like `fitting`, but of small cells if these run without a GPU."""
     without = resources.model_copy(update={"gpus_per_trial": 0.0, "cpu_nodes": False})
     return fitting(without if resources.cpu_nodes else resources, nodes)
 
 
 def fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
-    """Trials at once on nodes, as `ray.nodes()` gives them, each with all that the resources say."""
+    """Trials that fit at once on nodes of `ray.nodes()`."""
     wanted = _wanted(resources)
     has = [node["Resources"] for node in nodes]
     return sum(min(_times(node.get(kind, 0.0), need) for kind, need in wanted.items() if need) for node in has)
 
 
 def _times(has: float, need: float) -> int:
-    """How often a need can be met; a part is one of a single GPU."""
+    """How often a need can be met; a fraction must lie on one GPU."""
     return math.floor(has) * math.floor(1 / need) if need < 1 else math.floor(has / need)
 
 

@@ -28,7 +28,8 @@ from trainables import storage
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-# A job that prints a folder as a base64 text between two marks: the job server hands out nothing but logs.
+# Prints a folder as base64 between two marks. The job server serves nothing but logs, and it may be all that is
+# reachable from here, through a tunnel.
 _BEGIN, _END = "-----BEGIN RESULTS-----", "-----END RESULTS-----"
 _PACK = f"""
 import base64, io, sys, tarfile
@@ -46,23 +47,23 @@ POLL_SECONDS = 0.5
 def submit(
     spec: Spec, address: str, out: str, *, wait: float = 0.0, to: Path | None = None, say: Callable[[str], None] = print
 ) -> int:
-    """Run a study as a job of a cluster; one that is in `out` already goes on.
+    """Run a study as a job of a cluster, or resume the one in `out`.
 
     Args:
         spec: the study.
         address: of the job server, `http://HEAD:8265`.
-        out: results folder, as the cluster's nodes see it, or a URI.
-        wait: as for `study.run`.
-        to: where to put the results here; nowhere if not given, or if they are at a URI.
-        say: prints a line, the job's own among them.
+        out: results folder as the cluster's nodes see it, or a URI.
+        wait: seconds to wait for nodes on which a trial fits.
+        to: folder on this machine that the results are copied to; None, or a URI as `out`, copies nothing.
+        say: prints a line, of ours or of the job.
 
     Returns:
-        The exit code that the job's `study run` gave; 1 if it gave none.
+        The exit code of the job's `study run`; 1 if it has none.
 
     Raises:
         ClusterError: if no job server answers there, or its Ray is of another version.
-        UsageError: if `out` would go with the job.
-        StorageError: if `to` holds something else.
+        UsageError: if `out` is a relative path.
+        StorageError: if `to` holds anything but an earlier copy of the results.
     """
     _use_token()
     if not storage.is_uri(out) and not Path(out).is_absolute():
@@ -89,7 +90,7 @@ def submit(
 
 
 def _may_replace(to: Path, out: str) -> None:
-    """Raise a `StorageError` if a folder here holds anything but a job's results, or an earlier copy of them."""
+    """Raise a `StorageError` if a folder here holds anything but the results in `out` or a copy of them."""
     ran = shlex.split(str(read_provenance(to).get("command", "")))
     if to.absolute() == Path(out) or ("--out", out) in pairwise(ran):
         return
@@ -99,7 +100,7 @@ def _may_replace(to: Path, out: str) -> None:
 
 
 def _use_token() -> None:
-    """Let Ray send its token to a job server, too, if it has one; it looks at this as it is imported."""
+    """Make Ray send its token, if it has one, to the job server as well. Read when Ray is imported."""
     token = Path.home() / ".ray" / "auth_token"
     if token.is_file() or "RAY_AUTH_TOKEN" in os.environ:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -108,7 +109,7 @@ def _use_token() -> None:
 def _client(address: str) -> JobSubmissionClient:
     import ray
 
-    # Ray would let these override the address.
+    # These would override the address.
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
     try:
@@ -135,7 +136,7 @@ def _client(address: str) -> JobSubmissionClient:
 
 
 def _follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -> int:
-    """Print what a job prints until it ends; its exit code."""
+    """Print the job's output until it ends; its exit code, or 1."""
 
     async def logs() -> None:
         rest = ""
@@ -147,7 +148,7 @@ def _follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -
             say(rest)
 
     try:
-        with suppress(RuntimeError):  # a connection that was cut: what counts is how the job ends
+        with suppress(RuntimeError):  # the connection was cut; the job's end decides
             asyncio.run(logs())
         info = _ended(client, job)
     except KeyboardInterrupt:
@@ -161,7 +162,7 @@ def _follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -
 
 
 def _ended(client: JobSubmissionClient, job: str) -> JobDetails:
-    """How a job ended, once it has."""
+    """Wait for the end of a job; its details."""
     while not (info := client.get_job_info(job)).status.is_terminal():
         time.sleep(POLL_SECONDS)
     return info
@@ -173,7 +174,7 @@ def fetch(client: JobSubmissionClient, out: str, to: Path) -> None:
     Args:
         client: of its job server.
         out: the folder there.
-        to: the folder here; what it holds of an earlier copy is replaced.
+        to: the folder here, which is replaced.
 
     Raises:
         StorageError: if it could not be had.
@@ -183,12 +184,12 @@ def fetch(client: JobSubmissionClient, out: str, to: Path) -> None:
     if info.driver_exit_code != 0:
         why = [str(info.message), *text.strip().splitlines()][-1]
         raise StorageError(f"--to {to}", [f"{out} could not be fetched ({why}); copy it by hand"])
-    # The log begins with the command, in which the marks are too.
+    # The log begins with the command, which contains the marks.
     content = base64.b64decode(text.rsplit(_BEGIN, 1)[1].rsplit(_END, 1)[0])
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent) as held:
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            # As an argument it is unknown to Python before 3.11.4, which has no such filter.
+            # Python before 3.11.4 does not know the filter as an argument.
             archive.extraction_filter = getattr(tarfile, "data_filter", None)
             archive.extractall(held)
         shutil.rmtree(to, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Shows how a study goes: live on a terminal and in a notebook, plain lines elsewhere, JSON lines, or nothing."""
+"""Shows the progress of a study: live in a terminal or notebook, as plain lines elsewhere, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ PLAIN_SECONDS = 15.0
 NOTEBOOK_SECONDS = 0.5
 
 Show: TypeAlias = Literal["auto", "plain", "json", "quiet"]
-"""auto: live on a terminal and in a notebook, plain elsewhere; json: one object a line on standard output."""
+"""auto: live in a terminal or notebook, plain elsewhere; json: one object per line on standard output."""
 
 
 class ProgressDisplay:
-    """Counts trials by outcome, remembers the best with its interval and what all cost, and shows it.
+    """Counts trials by outcome, keeps the best one with its interval and the total cost, and shows them.
 
     Args:
-        spec: the study's.
-        planned: trials that there will be.
-        show: how.
+        spec: of the study.
+        planned: number of trials at the end.
+        show: the kind of display.
     """
 
     def __init__(self, spec: Spec, planned: int, show: Show) -> None:
@@ -56,7 +56,7 @@ class ProgressDisplay:
             quiet=show == "quiet",
             soft_wrap=True,
             highlight=False,
-            force_jupyter=None if show == "auto" else False,  # otherwise a line is a line, in a notebook too
+            force_jupyter=None if show == "auto" else False,  # plain lines even in a notebook
         )
         self.live = Live(console=self.console, get_renderable=self._lines, refresh_per_second=4, transient=True)
         self.is_live = show == "auto" and self.console.is_terminal
@@ -64,14 +64,14 @@ class ProgressDisplay:
 
     @property
     def done(self) -> int:
-        """Trials that ended, in whatever way but interruption."""
+        """Trials that ended, without interrupted ones."""
         return self.counts.total() - self.counts["interrupted"]
 
     def go_on(self, state: State, folder: Path) -> None:
-        """Count what earlier sessions did.
+        """Count the trials of earlier sessions.
 
         Args:
-            state: how far the study is.
+            state: of the study.
             folder: its results folder.
         """
         for row in state.rows.values():
@@ -87,7 +87,7 @@ class ProgressDisplay:
             self.say(f"{self.spec.name}: {', '.join(parts)}")
 
     def say(self, message: str) -> None:
-        """Tell the user something at once."""
+        """Show a message at once."""
         if self.show == "json":
             self._object("message", text=message)
         else:
@@ -97,7 +97,7 @@ class ProgressDisplay:
         self.started = time.monotonic()
         if self.is_live:
             self.live.start()
-        elif self.console.is_jupyter:  # Live would need ipywidgets there
+        elif self.console.is_jupyter:  # where Live needs ipywidgets
             from IPython.display import DisplayHandle
 
             self.output = DisplayHandle()
@@ -120,11 +120,11 @@ class ProgressDisplay:
         self.running[trial] = {}
 
     def reported(self, trial: int, result: dict[str, Any]) -> None:
-        """Keep what a trial last said."""
+        """Keep a trial's latest result."""
         self.running[trial] = result
 
     def ended(self, row: dict[str, Any]) -> None:
-        """Count a trial by how it ended, and keep the best."""
+        """Count a trial by its outcome, and keep the best one."""
         last = self.running.pop(row["trial"], {})
         if self._count(row):
             self.interval = self._over_seeds(last["payload"].lanes) if last else None
@@ -134,7 +134,7 @@ class ProgressDisplay:
             self._object("trial", **{name: row[name] for name in keep}, **self.numbers())
 
     def tick(self) -> None:
-        """Show something from time to time even while no trial ends."""
+        """Refresh what is shown while no trial ends."""
         if self.output:
             if time.monotonic() - self.shown > NOTEBOOK_SECONDS:
                 self.shown = time.monotonic()
@@ -144,10 +144,10 @@ class ProgressDisplay:
             self.console.print(self.summary(), markup=False)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Nothing to close."""
 
     def numbers(self) -> dict[str, Any]:
-        """Everything that is shown, as plain numbers; None where there is none."""
+        """The numbers that are shown; None if a number is unknown."""
         running = self.running.values()
         spent = [(self.cpu_seconds, self.gpu_seconds), *map(self._spent, running)]
         cpu, gpu = (sum(seconds) for seconds in zip(*spent, strict=True))
@@ -169,7 +169,7 @@ class ProgressDisplay:
         }
 
     def summary(self) -> str:
-        """One line: counts, best, speed, cost and the time left."""
+        """One line: counts, speed, cost, time left and the best trial."""
         now = self.numbers()
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         parts = [f"{self.done}/{self.planned} trials" + (f" ({counts})" if counts else "")]
@@ -180,7 +180,7 @@ class ProgressDisplay:
         return ", ".join(parts) + (f"; {self._best()}" if self.best else "")
 
     def _lines(self) -> Table:
-        """What is shown live: a bar, the counts, the best; each line is cut to the terminal's width."""
+        """The live display: progress bar, counts and best trial; lines are cut to the terminal's width."""
         now = self.numbers()
         left = f"about {duration(now['seconds_left'])} left" if now["seconds_left"] else ""
         bar = Table.grid(padding=(0, 1))
@@ -205,7 +205,7 @@ class ProgressDisplay:
         return results.spent(trial, self.spec.resources.cpus_per_trial, self.spec.resources.gpus)
 
     def _count(self, row: dict[str, Any]) -> bool:
-        """Count a trial; whether it is the best so far."""
+        """Count a trial; True if it is the best so far."""
         self.counts[row["outcome"]] += 1
         cpu, gpu = self._spent(row)
         self.cpu_seconds += cpu
@@ -221,7 +221,7 @@ class ProgressDisplay:
         return False
 
     def _over_seeds(self, lanes: list[dict[str, Any]]) -> Interval:
-        """The best trial's interval over the seeds at its tuned rate."""
+        """The best trial's interval over seeds, at its tuned learning rate."""
         assert self.best
         metric = self.spec.workload.metric
         mine = [lane for lane in lanes if lane["learning_rate"] == self.best["learning_rate"]]
@@ -230,6 +230,6 @@ class ProgressDisplay:
         return metric_interval(found, metric, self.spec.workload.facts.validation)
 
     def _object(self, event: str, **content: Any) -> None:
-        """Print a JSON line; what is not a number, as JSON knows them, is null."""
+        """Print a JSON line, with null for numbers that are not finite."""
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
         self.console.out(json.dumps({"event": event, "study": self.spec.name, **plain}), highlight=False)

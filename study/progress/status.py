@@ -1,4 +1,4 @@
-"""How far a study is, read from its results folder alone, so that any shell can ask."""
+"""The progress of a study, read from its results folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from study.spec import Spec, check
 
 
 def status(folder: Path | str) -> str:
-    """Some lines of text: trials by outcome, lanes that diverged, the best so far, the cost, and what can be done next.
+    """Lines of text: trials by outcome, diverged lanes, cost, best trial, errors, and the next possible command.
 
     Args:
         folder: the results folder, or its URI.
@@ -55,7 +55,7 @@ def status(folder: Path | str) -> str:
 
 
 def _counts(found: results.Results) -> str:
-    """How many trials of how many have ended, and how."""
+    """Number of ended and planned trials, and trials by outcome."""
     counts = found.trials["outcome"].value_counts()
     ended = len(found.trials) - int(counts.get("interrupted", 0))
     by_outcome = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -67,7 +67,7 @@ def _completed(found: results.Results) -> pd.DataFrame:
 
 
 def _best(found: results.Results, spec: Spec, where: str) -> list[str]:
-    """The line of the best trial; none if there is none."""
+    """The line of the best trial, in a list; empty if no trial completed."""
     completed, lanes = _completed(found), found.lanes
     if completed.empty:
         return []
@@ -79,7 +79,7 @@ def _best(found: results.Results, spec: Spec, where: str) -> list[str]:
 
 
 def _front(spec: Spec, completed: pd.DataFrame) -> list[str]:
-    """The trials that none beats in every objective."""
+    """Lines of the Pareto front: the trials that no other one dominates."""
     objectives, lines = spec.tuning.objectives, []
     table = completed.rename(columns={"value": "validation"})
     for row in completed[pareto(table, objectives, spec.workload.metric == "accuracy")].to_dict("records"):
@@ -90,7 +90,7 @@ def _front(spec: Spec, completed: pd.DataFrame) -> list[str]:
 
 
 def best_line(metric: str, row: Mapping[Any, Any], interval: tuple[float, float] | None) -> str:
-    """The best trial in a few words, with its interval over seeds if there is one."""
+    """A short description of the best trial, with its interval over seeds if there is one."""
     limits = ""
     if interval and all(map(math.isfinite, interval)):
         limits = f" [{interval[0]:.4g}, {interval[1]:.4g}]"
@@ -98,7 +98,7 @@ def best_line(metric: str, row: Mapping[Any, Any], interval: tuple[float, float]
 
 
 def describe(config: Mapping[Any, Any], rate: float | None) -> str:
-    """A cell in a few words, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
+    """A short description of a cell, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
     size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
     tuned = f", rate {rate:.2g}" if rate is not None else ""
     own = config.get("settings")
@@ -110,12 +110,12 @@ def describe(config: Mapping[Any, Any], rate: float | None) -> str:
 
 
 def cost(cpu_hours: float, gpu_hours: float) -> str:
-    """What was paid, in words."""
+    """CPU-hours and GPU-hours as text."""
     return f"{cpu_hours:.3g} CPU-hours" + (f", {gpu_hours:.3g} GPU-hours" if gpu_hours else "")
 
 
 def duration(seconds: float) -> str:
-    """A time that people can read."""
+    """A duration as text, in a suitable unit."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

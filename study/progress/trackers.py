@@ -1,7 +1,7 @@
-"""Trackers that people look at elsewhere: what trials report, passed on to TensorBoard and to MLflow.
+"""Sends what trials report to TensorBoard and to MLflow.
 
-Neither is needed and neither is imported before it is used. Only true numbers are passed on: where a trial has none,
-nothing is logged, and how it ended is told in words.
+Both packages are optional and imported only when used. Values that are not finite are left out; how a trial ended is
+recorded as text.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from study.errors import UsageError, require
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
+    from torch.utils.tensorboard import SummaryWriter
 
 CELL = ("optimizer", "width", "depth", "batch_size", "model", "data", "replicate")
-# Outcomes whose value is the trial's last word; of the others nothing is logged as final.
+# Outcomes whose last value is logged as the final one.
 FINAL = ("completed", "stopped")
 ERROR_LINES = 10
 
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The cell of a trial, from its configuration or its row: the settings stand beside the other names."""
+    """The cell of a trial, with its settings, from its configuration or its row."""
     settings = config.get("searched", config.get("settings")) or {}
     settings = json.loads(settings) if isinstance(settings, str) else settings
     cell = {name: config[name] for name in CELL if config.get(name) is not None}
@@ -41,7 +40,7 @@ def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(**values: float | None) -> dict[str, float]:
-    """What is a number; NaN and infinity are none that a chart or a tracking server keeps as they are."""
+    """The values that are finite numbers."""
     return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
@@ -54,37 +53,17 @@ def _final(metric: str, row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _words(row: Mapping[str, Any]) -> dict[str, str]:
-    """How a trial ended: its outcome, and the last lines of the reason if there is one."""
+    """How a trial ended: its outcome, and the last lines of its error if it has one."""
     error = str(row.get("error") or "").strip()
     reason = {"error": "\n".join(error.splitlines()[-ERROR_LINES:])[-4000:]} if error else {}
     return {"outcome": str(row["outcome"]), **reason}
 
 
-@dataclass
-class _EventFile:
-    """One event file of a trial's run.
-
-    Attributes:
-        writer: TensorBoard's own.
-        started: whether TensorBoard was told where the points since the trial began, or last went on, start. Earlier
-            ones from there on are then left out, but for the first such word in a run, which each run needs too.
-    """
-
-    writer: EventFileWriter
-    started: bool = False
-
-    def write(self, step: int, summary: Any) -> None:
-        """Write a summary; `flush` puts it on disk."""
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        self.writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
-
-
 class TensorBoard:
-    """Writes event files, one run per trial: `tensorboard --logdir FOLDER` shows them, also while the study runs.
+    """Writes event files, one run per trial, which `tensorboard --logdir FOLDER` shows while the study runs.
 
     Args:
-        folder: where the runs go.
+        folder: the runs are its subfolders.
         metric: name of the workload's metric.
 
     Raises:
@@ -94,83 +73,79 @@ class TensorBoard:
     def __init__(self, folder: Path, metric: str) -> None:
         require("tensorboard", "tensorboard")
         self._folder, self._metric = folder, metric
-        self._files: dict[int, _EventFile] = {}
+        self._writers: dict[int, SummaryWriter] = {}
+        self._starting: set[int] = set()  # trials without a point since they began or continued
 
     def began(self, trial: int, config: dict[str, Any]) -> None:
         """Open a run, or after a resume another event file of the same run."""
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from torch.utils.tensorboard import SummaryWriter
 
-        if trial in self._files:
-            # One file per second and process at most: TensorBoard reads a run's files in the order of their names.
-            self._files[trial].started = False
-            return
-        name = f"trial-{trial:05d}"
-        file = self._files[trial] = _EventFile(EventFileWriter(str(self._folder / name)))
-        # No list of hyperparameters and metrics is written for all trials: TensorBoard then finds them by itself, and
-        # an optimizer's own settings are not known before its first trial.
-        file.write(0, hparams_pb(_parameters(config), trial_id=name))
-        file.writer.flush()
+        self._starting.add(trial)
+        # TensorBoard sorts a run's files by name, which holds the second: so one file per process.
+        if trial not in self._writers:
+            name = f"trial-{trial:05d}"
+            writer = self._writers[trial] = SummaryWriter(str(self._folder / name))
+            # TensorBoard collects hyperparameters and metrics from the runs: settings of an optimizer are not known
+            # before its first trial.
+            self._write(writer, hparams_pb(_parameters(config), trial_id=name), 0)
+            writer.flush()
 
     def reported(self, trial: int, result: dict[str, Any]) -> None:
         """Add a point to each curve."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        file, step = self._files[trial], result["update"]
-        if not file.started:
-            start = SessionLog(status=SessionLog.START)
-            file.writer.add_event(Event(wall_time=time.time(), step=step, session_log=start))
-            file.started = True
-        self._scalars(file, step, _reported(self._metric, result))
-        file.writer.flush()
+        writer, step = self._writers[trial], result["update"]
+        if trial in self._starting:
+            # Makes TensorBoard drop earlier points from this step on. It ignores the first one in a run.
+            writer._get_file_writer().add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
+            self._starting.discard(trial)
+        for name, value in _reported(self._metric, result).items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
 
     def ended(self, row: dict[str, Any]) -> None:
         """Write the final value, if there is one, and how the trial ended."""
         from tensorboard.plugins.text.summary_v2 import text_pb
 
-        if row["trial"] not in self._files:
+        if row["trial"] not in self._writers:
             self.began(row["trial"], row)
-        file, step = self._files.pop(row["trial"]), row["updates"]
-        self._scalars(file, step, _final(self._metric, row))
+        writer, step = self._writers.pop(row["trial"]), row["updates"]
+        for name, value in _final(self._metric, row).items():
+            writer.add_scalar(name, value, step)
         for name, text in _words(row).items():
-            # Four spaces are Markdown for text as it is.
-            file.write(step, text_pb(name, text if name == "outcome" else "    " + text.replace("\n", "\n    ")))
-        # TensorBoard keeps the first end that it reads, and an interrupted trial may yet end otherwise.
+            # Indented by four spaces, Markdown shows text as it is.
+            shown = text if name == "outcome" else "    " + text.replace("\n", "\n    ")
+            self._write(writer, text_pb(name, shown), step)
+        # TensorBoard keeps the first end that it reads, and an interrupted trial may still end otherwise.
         if row["outcome"] != "interrupted":
-            file.write(step, _session_end(success=row["outcome"] in FINAL))
-        file.writer.close()
+            self._write(writer, _session_end(success=row["outcome"] in FINAL), step)
+        writer.close()
 
     def close(self) -> None:
         """Close the files of trials that have not ended."""
-        while self._files:
-            self._files.popitem()[1].writer.close()
+        while self._writers:
+            self._writers.popitem()[1].close()
 
-    def _scalars(self, file: _EventFile, step: int, values: dict[str, float]) -> None:
-        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
-
-        for name, value in values.items():
-            file.write(step, scalar_pb(name, value))
+    @staticmethod
+    def _write(writer: SummaryWriter, summary: Any, step: int) -> None:
+        writer._get_file_writer().add_summary(summary, step)
 
 
 def _session_end(*, success: bool) -> Any:
-    """The hparams plugin's summary of a run's end; tensorboard makes it only beside tensorflow."""
+    """The status of a run, for the hparams plugin; torch's own always says success."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
     status = api_pb2.STATUS_SUCCESS if success else api_pb2.STATUS_FAILURE
     end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-    content = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+    content = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=end))
     summary = Summary()
-    summary.value.add(
-        tag=metadata.SESSION_END_INFO_TAG,
-        metadata=metadata.create_summary_metadata(content),
-        tensor=metadata.NULL_TENSOR,
-    )
+    summary.value.add(tag=metadata.SESSION_END_INFO_TAG, metadata=content, tensor=metadata.NULL_TENSOR)
     return summary
 
 
-# Read by mlflow's client at each request: unless the user says otherwise, a server that is down is found out quickly,
-# not after minutes, and nothing is told to mlflow's makers.
+# Defaults for mlflow's client, read at each request: notice quickly that a server is down, and send no telemetry.
 _MLFLOW_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -184,28 +159,28 @@ _TOO_MANY_REQUESTS = 429
 
 @dataclass
 class _Run:
-    """A trial's run on the server, and the last update that it has a point of."""
+    """A trial's run on the server, and the update of its last point."""
 
     id: str
     update: int
 
 
 class MLflow:
-    """Logs to an MLflow tracking server: one experiment for the study's name, one run per trial.
+    """Logs to an MLflow tracking server: one experiment per study name, one run per trial.
 
-    A thread of its own talks to the server, so no trial waits for it. What could not be sent is sent again, ever more
-    rarely, until `close`; what the server refuses is left out. Credentials are read as mlflow reads them, from
-    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+    A thread sends everything, so no trial waits for the server. Calls that fail are repeated, at growing intervals,
+    until `close`; calls that the server refuses are dropped. (mlflow's own asynchronous logging neither starts nor ends
+    runs, and drops what fails.) mlflow reads the credentials MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
 
     Args:
-        uri: the server's, http:// or https://.
-        study: the study's name.
-        folder: the results folder; by it and its number a trial finds its run again.
+        uri: address of the server, http:// or https://.
+        study: name of the study.
+        folder: results folder; with its number it identifies a trial's run after a resume.
         metric: name of the workload's metric.
-        say: told once, from that thread, that the server is not to be had or refuses something.
+        say: told once, from the thread, that the server is unavailable or refuses a call.
 
     Raises:
-        UsageError: if mlflow is not installed, or the URI is no server's.
+        UsageError: if mlflow is not installed, or the URI is not a server's.
     """
 
     def __init__(self, uri: str, study: str, folder: Path, metric: str, say: Callable[[str], None]) -> None:
@@ -228,7 +203,7 @@ class MLflow:
         self._thread.start()
 
     def began(self, trial: int, config: dict[str, Any]) -> None:
-        """Start a run, or take up the trial's earlier one."""
+        """Start a run, or continue the trial's earlier one."""
         self._begun.add(trial)
         self._calls.put(partial(self._begin, trial, _parameters(config), _now()))
 
@@ -244,14 +219,14 @@ class MLflow:
         self._calls.put(partial(self._end, row["trial"], row["updates"], values, words, _now()))
 
     def close(self) -> None:
-        """Send what is left, for a minute at most; a server that is down is asked only once more."""
+        """Send the remaining calls, for a minute at most; if the server is down, only the next one."""
         self._deadline = time.monotonic() + _CLOSE_SECONDS
         self._closing.set()
         self._calls.put(None)
         self._thread.join(2 * _CLOSE_SECONDS)  # a call is a few requests, each with its own limit
 
-    # What follows runs in the thread. A call that failed is made again as it was, so each may be made twice: the
-    # server keeps one of two equal points (same key, value, step and time), parameters or tags.
+    # The methods below run in the thread. A call may be made twice, so it must be idempotent: the server keeps one of
+    # two equal points (same key, value, step and time), parameters or tags.
 
     def _send(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
@@ -264,7 +239,7 @@ class MLflow:
             pause = _FIRST_PAUSE_SECONDS
 
     def _done(self, call: Callable[[], None]) -> bool:
-        """Make a call; whether it was made, or would be refused again."""
+        """Make a call; whether it succeeded, or would be refused again."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -273,7 +248,7 @@ class MLflow:
             self._warn(error)
             code: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
             return 400 <= code < 500 and code != _TOO_MANY_REQUESTS
-        except Exception as error:  # noqa: BLE001  whatever a log runs into, the study goes on
+        except Exception as error:  # noqa: BLE001  whatever happens to a log, the study continues
             self._warn(error)
         return True
 
@@ -281,7 +256,7 @@ class MLflow:
         if self._warned:
             return
         self._warned = True
-        # The address without the user and password that it may hold.
+        # Without the user and password that the address may hold.
         shown = urlsplit(self._uri)._replace(netloc=urlsplit(self._uri).netloc.rpartition("@")[2]).geturl()
         reason = f"{type(error).__name__}: {error}".splitlines()[0].replace(self._uri, shown)
         if len(reason) > 300:
@@ -300,7 +275,7 @@ class MLflow:
         run, update = self._find(trial), -1
         if run:
             self._client.update_run(run.info.run_id, status="RUNNING")
-            # The same trial reports the same numbers again: those that are there are not logged twice.
+            # A trial that continues reports the same numbers again; points that exist are not logged twice.
             points = self._client.get_metric_history(run.info.run_id, self._metric)
             update = max((point.step for point in points), default=-1)
         else:
@@ -311,12 +286,12 @@ class MLflow:
         self._client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in new.items()])
 
     def _find(self, trial: int) -> Run | None:
-        # The folder is compared here: no path needs quoting in the server's language.
+        # The folder is compared here, as it would need quoting in the server's query language.
         found = self._client.search_runs([self._experiment], f"tags.trial = '{trial}'")
         return next((run for run in found if run.data.tags.get("folder") == self._folder), None)
 
     def _report(self, trial: int, update: int, values: dict[str, float], when: int) -> None:
-        run = self._runs.get(trial)  # none if the server refused its beginning
+        run = self._runs.get(trial)  # None if the server refused to start it
         if run and update > run.update:
             self._client.log_batch(run.id, metrics=_points(values, when, update))
             run.update = update

@@ -21,7 +21,7 @@ import torch
 import analysis
 from study.errors import SpecError
 from study.spec import check, read
-from study.usercode import bundle
+from study.usercode import bundle, client
 from tests import brought
 from tests.nodes import Nodes, why_not
 from trainables import data, models, tune
@@ -229,13 +229,13 @@ def test_what_is_wrong_with_a_users_module_is_one_message(wrong: str, tmp_path: 
 
 def test_a_module_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.py").write_text("import time\ntime.sleep(600)\n")
-    patience = bundle._stage
+    patience = client._stage
 
     def hurried(file: Path) -> dict[str, Any] | None:
         found = patience(file)
         return found and {**found, "seconds": 1.0}
 
-    monkeypatch.setattr(bundle, "_stage", hurried)
+    monkeypatch.setattr(client, "_stage", hurried)
     with pytest.raises(SpecError, match=r"own:Net: importing own:Net took more than 1 s; do less there"):
         check(TABLES, "own.toml", tmp_path)
 
@@ -435,7 +435,7 @@ def test_two_studies_in_one_process_and_an_edited_module(tmp_path: Path, monkeyp
     assert check(tables, "own.toml", tmp_path / "2").workload.facts.out_features == 7
     # The results go on with what they began with, and nothing is tried again.
     (tmp_path / "results-2" / "spec.toml").write_text(specs[0].to_toml())
-    monkeypatch.setattr(bundle, "_asked", pytest.fail)
+    monkeypatch.setattr(client, "ask", pytest.fail)
     assert read(tmp_path / "results-2" / "spec.toml") == specs[0]
     assert bundle.edited(tmp_path / "results-2") == [tmp_path / "2" / "own.py"]
     assert bundle.edited(tmp_path / "results-5") == []

@@ -1,0 +1,172 @@
+"""Asks `trainables.usercode.probe`, a process of its own, to try the user code of a spec."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainables.catalogue import CATALOGUE
+from trainables.storage import data_folder
+from trainables.usercode import importing
+from trainables.usercode.importing import is_foreign
+from trainables.usercode.request import Answer, Request
+
+# Share of the machine's memory that the process may take.
+MEMORY_SHARE = 0.7
+# For Python and torch to start.
+START_SECONDS = 120
+# Networks at the corners of the space that are tried, at most.
+MOST_NETWORKS = 32
+_ROOT = Path(importing.__file__).resolve().parents[2]
+
+
+def paths_in(tables: Mapping[str, Any]) -> dict[str, str]:
+    """The import paths in the tables of a spec, valid or not, each with its key."""
+    workload = _table(tables, "workload")
+    named = [(f"workload.{key}", workload.get(key)) for key in ("data", "model", "loss", "metric", "score")]
+    named += [("search.optimizer", each) for each in _optimizers(tables)]
+    return {name: key for key, name in named if isinstance(name, str) and is_foreign(name)}
+
+
+def request(
+    tables: Mapping[str, Any],
+    code: str,
+    folders: list[str],
+    sizes: Mapping[str, Sequence[Any]],
+    settings: Mapping[str, Mapping[str, list[Any]]],
+) -> Request:
+    """What to try of a spec.
+
+    Args:
+        tables: the spec's, valid or not.
+        code: folder of the bundle.
+        folders: where its modules were copied from.
+        sizes: width, depth and model arguments -> values of the networks to try.
+        settings: optimizer -> setting -> values to try.
+    """
+    workload, paths = _table(tables, "workload"), paths_in(tables)
+
+    def path(*keys: str) -> str:
+        found = [workload.get(key) for key in keys]
+        return next((path for path in found if isinstance(path, str) and path in paths), "")
+
+    data = str(workload.get("data", ""))
+    known = CATALOGUE.get(data)
+    combinations = itertools.islice(itertools.product(*sizes.values()), MOST_NETWORKS)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Request(
+        code=code,
+        folders=folders,
+        data=data,
+        facts=dataclasses.asdict(known) if known else None,
+        data_folder=str(data_folder()),
+        redraw=workload.get("redraw") is True,
+        model=path("model"),
+        networks=[dict(zip(sizes, values, strict=True)) for values in combinations] if path("model") else [],
+        optimizers={name: dict(settings.get(name, {})) for name, key in paths.items() if key == "search.optimizer"},
+        loss=path("loss"),
+        score=path("score", "metric"),
+        standardize=workload.get("standardize") is not False,
+        dtype="float64" if workload.get("dtype") == "float64" else "float32",
+        memory_bytes=int(MEMORY_SHARE * memory),
+    )
+
+
+def key(request: Request) -> str:
+    """A hash of a request, the same on every machine."""
+    asked = {**dataclasses.asdict(request), "code": "", "folders": [], "data_folder": "", "memory_bytes": 0}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def ask(request: Request) -> Answer:
+    """The probe's answer; if it died or took too long, an answer with this mistake.
+
+    Raises:
+        RuntimeError: if the process ended before it tried anything.
+    """
+    with tempfile.TemporaryDirectory() as held:
+        files = [Path(held) / name for name in ("request.json", "answer.json", "stage.json", "output")]
+        question, answer, stage, output = files
+        question.write_text(json.dumps(dataclasses.asdict(request)), encoding="utf-8")
+        command = [sys.executable, "-P", "-m", "trainables.usercode.probe", *map(str, files[:3])]
+        # Without the user's folders: the probe adds them last, as a file there may have the name of a standard module.
+        path = [each for each in sys.path if each and (str(Path(each).resolve()) not in request.folders)]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(_ROOT), *map(os.path.abspath, path)]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        with output.open("wb") as stream:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=environment,
+                cwd=held,
+                start_new_session=True,
+            )
+            try:
+                late = _wait(child, stage)
+            finally:
+                if child.poll() is None:
+                    os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()
+        if answer.is_file():
+            return Answer(**json.loads(answer.read_text(encoding="utf-8")))
+        said = output.read_text(errors="replace")
+        if (at := _stage(stage)) is None:
+            raise RuntimeError(said)
+        return Answer(mistakes=[f"{at['key']}: {at['path']}: {at['doing']} {_why(at, child.returncode, said, late)}"])
+
+
+def _why(stage: Mapping[str, Any], code: int, said: str, late: bool) -> str:
+    """Why the process gave no answer: its exit code, and the last line of its output."""
+    if late:
+        return f"took more than {stage['seconds']:.0f} s; do less there, or give it an end"
+    if code == -signal.SIGKILL:
+        return "was killed, as the system does when memory runs out; do with less"
+    *_, last = said.strip().splitlines() or ["it said nothing"]
+    return f"ended the process with {code} ({last.strip()})"
+
+
+def _wait(child: subprocess.Popen[bytes], stage: Path) -> bool:
+    """Wait until a process ends, or a step exceeds its time limit; whether it did."""
+    doing, until = None, time.monotonic() + START_SECONDS
+    while child.poll() is None:
+        at = _stage(stage)
+        if at != doing:
+            doing, until = at, time.monotonic() + (at["seconds"] if at else START_SECONDS)
+        if time.monotonic() > until:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _stage(file: Path) -> dict[str, Any] | None:
+    """What the probe is trying; None before its first step, or while the file is being written."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = tables.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _optimizers(tables: Mapping[str, Any]) -> list[Any]:
+    found = _table(tables, "search").get("optimizer")
+    return found if isinstance(found, list) else [found]

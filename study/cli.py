@@ -327,7 +327,7 @@ def check(
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             study.bring(scratch)
             code = bundle.code_of(scratch)
-            stack.enter_context(ray.connected(study, address, own=code))
+            stack.enter_context(ray.connected(study, address, bundle=code))
             nodes = preflight.fit_nodes(out, bundle.needed(study.tables()), code)
             study = packing.resolved(study)
         probes = plan.probed(study)

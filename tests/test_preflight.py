@@ -97,7 +97,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster at every address, of one node with a GPU of two GiB."""
 
     @contextmanager
-    def connected(spec: Spec, address: str, own: Path | None) -> Iterator[Cluster]:
+    def connected(spec: Spec, address: str, bundle: Path | None) -> Iterator[Cluster]:
         yield Cluster(Resources())
 
     monkeypatch.setattr(preflight, "gpu_bytes", lambda: 2 << 30)

@@ -74,8 +74,8 @@ def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = N
             f"--out {place}", [f"cannot be written to from here ({error}); give another place"]
         ) from error
     try:
-        found = _finished(_facts(_alive(), place, mark, modules, code, PAUSE_SECONDS))
-        return sorted(found, key=lambda node: node.name)
+        nodes = _finished(_facts(_alive(), place, mark, modules, code, PAUSE_SECONDS))
+        return sorted(nodes, key=lambda node: node.name)
     finally:
         with suppress(OSError):
             storage.delete(mark)
@@ -89,8 +89,8 @@ def joined(
     Whether the node reaches a URI is not asked, as the study must not wait for the store.
     """
     mark = "" if storage.is_uri(place) else storage.join(place, "spec.toml")
-    found = yield from _facts([node], place, mark, modules, code, pause=0.0)
-    yield mistakes(found, place)
+    nodes = yield from _facts([node], place, mark, modules, code, pause=0.0)
+    yield mistakes(nodes, place)
 
 
 def gpu_bytes() -> int:
@@ -101,31 +101,31 @@ def gpu_bytes() -> int:
     """
     nodes = [node for node in _alive() if node["Resources"].get("GPU")]
     answers = _finished(_answers(_gpu, (), nodes, IMPORT_SECONDS, PAUSE_SECONDS, "answered", gpus=0.001))
-    sizes, found = [], []
+    sizes, problems = [], []
     for node, answer in zip(nodes, answers, strict=True):
         sizes.append(answer.get("bytes", 0))
         if not sizes[-1]:
             why = answer.get("problem", "torch sees none there; see that its driver suits torch")
             advice = "or set resources.gpu_memory_gib, or a number of GPUs"
-            found.append(f'node {name_of(node)}: how large are its GPUs, for "auto"? {why}; {advice}')
-    if found:
-        raise ClusterError("resources.gpus_per_trial", found)
+            problems.append(f'node {name_of(node)}: how large are its GPUs, for "auto"? {why}; {advice}')
+    if problems:
+        raise ClusterError("resources.gpus_per_trial", problems)
     return min(sizes, default=0)
 
 
 def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
     """What keeps a study from running on these nodes, one line each."""
     here = {package: importlib.metadata.version(package) for package in PACKAGES}
-    found = []
+    problems = []
     for node in nodes:
         if node.problem:
-            found.append(f"node {node.name}: {node.problem}")
+            problems.append(f"node {node.name}: {node.problem}")
             continue
         for package, version in node.versions.items():
             if not version:
-                found.append(f"node {node.name}: has no {package}; install {package} {here[package]} there")
+                problems.append(f"node {node.name}: has no {package}; install {package} {here[package]} there")
             elif version != here[package]:
-                found.append(
+                problems.append(
                     f"node {node.name}: has {package} {version}, here it is {here[package]}; numbers would differ, "
                     "install the same version everywhere"
                 )
@@ -133,13 +133,13 @@ def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
             advice = "give a folder that all nodes share (NFS) with --out"
             if storage.is_uri(place):
                 advice = "does it reach the store, and has it the credentials?"
-            found.append(f"node {node.name}: cannot write into {place}; {advice}")
+            problems.append(f"node {node.name}: cannot write into {place}; {advice}")
         for module, why in node.missing.items():
-            found.append(f"node {node.name}: cannot import {module} ({why}); install there what it needs")
+            problems.append(f"node {node.name}: cannot import {module} ({why}); install there what it needs")
         if abs(node.ahead_seconds) > CLOCK_SECONDS:
             side = "ahead" if node.ahead_seconds > 0 else "behind"
-            found.append(f"node {node.name}: its clock is {abs(node.ahead_seconds):.0f} s {side}; set it by NTP")
-    return found
+            problems.append(f"node {node.name}: its clock is {abs(node.ahead_seconds):.0f} s {side}; set it by NTP")
+    return problems
 
 
 def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> list[Node]:
@@ -158,8 +158,8 @@ def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None 
         while not place.is_dir():
             place = place.parent
     nodes = survey(place, modules, code)
-    if found := mistakes(nodes, place):
-        raise ClusterError("the cluster", found)
+    if problems := mistakes(nodes, place):
+        raise ClusterError("the cluster", problems)
     return nodes
 
 
@@ -174,27 +174,27 @@ def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> s
     Raises:
         ClusterError: if a node has too little memory for as many trials as its CPUs allow.
     """
-    lines, found = [], []
+    lines, problems = [], []
     for node in nodes:
         has = [{"Resources": node.resources}]
         on_gpus, at_once = fitting(resources, has), all_fitting(resources, has)
         if at_once * trial_bytes > node.free_bytes > 0:
-            found.append(
+            problems.append(
                 f"node {node.name}: {at_once} trials at once take {at_once * trial_bytes / 2**30:.1f} GiB, "
                 f"{node.free_bytes / 2**30:.1f} GiB are free; raise resources.cpus_per_trial"
             )
         kind = next((name.split(":", 1)[1] for name in node.resources if name.startswith("accelerator_type:")), "")
-        gpus, many = node.resources.get("GPU", 0), f"{at_once} trials at once"
+        gpus, count = node.resources.get("GPU", 0), f"{at_once} trials at once"
         if resources.cpu_nodes:
-            many = f"{at_once} small trials at once"
+            count = f"{at_once} small trials at once"
             if on_gpus:
-                many = f"trials at once: {on_gpus} on GPUs, up to {at_once} in all"
+                count = f"trials at once: {on_gpus} on GPUs, up to {at_once} in all"
         lines.append(
             f"  node    {node.name}: {node.resources.get('CPU', 0):g} CPUs, {gpus:g} GPUs{f' ({kind})' * bool(kind)}, "
-            f"{node.free_bytes / 2**30:.1f} GiB free, {many}"
+            f"{node.free_bytes / 2**30:.1f} GiB free, {count}"
         )
-    if found:
-        raise ClusterError("the cluster", found)
+    if problems:
+        raise ClusterError("the cluster", problems)
     return "\n".join(lines)
 
 
@@ -280,12 +280,12 @@ def _facts(
     User code is imported only if nothing else is wrong.
     """
     answers = yield from _answers(_state, (PACKAGES, mark), nodes, ANSWER_SECONDS, pause, "answered")
-    found = [Node(name_of(node), node["Resources"], **facts) for node, facts in zip(nodes, answers, strict=True)]
-    if modules and not mistakes(found, place):
+    asked = [Node(name_of(node), node["Resources"], **facts) for node, facts in zip(nodes, answers, strict=True)]
+    if modules and not mistakes(asked, place):
         what = f"imported {', '.join(modules)}"
         answers = yield from _answers(_imports, (list(modules), str(code or "")), nodes, IMPORT_SECONDS, pause, what)
-        found = [replace(node, **facts) for node, facts in zip(found, answers, strict=True)]
-    return found
+        asked = [replace(node, **facts) for node, facts in zip(asked, answers, strict=True)]
+    return asked
 
 
 def _answers(
@@ -319,27 +319,27 @@ def _answers(
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     remote = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(question)
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    asked = [remote.options(scheduling_strategy=place).remote(*about) for place in places]
+    references = [remote.options(scheduling_strategy=place).remote(*about) for place in places]
     silent = f"has not {what} within {seconds:.0f} s; look at its logs, or take it out of the cluster"
-    found: dict[Any, dict[str, Any]] = {each: {"problem": silent} for each in asked}
-    waiting = list(asked)
+    answers: dict[Any, dict[str, Any]] = {reference: {"problem": silent} for reference in references}
+    waiting = list(references)
     looked, until = time.time(), time.monotonic() + seconds
     while waiting:
         ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=pause)
-        for each in ready:
+        for reference in ready:
             try:
-                found[each] = ray.get(each)
-                if clock := found[each].pop("clock", None):
-                    found[each]["ahead_seconds"] = clock - min(max(clock, looked), time.time())
+                answers[reference] = ray.get(reference)
+                if clock := answers[reference].pop("clock", None):
+                    answers[reference]["ahead_seconds"] = clock - min(max(clock, looked), time.time())
             except ray.exceptions.RayError as error:
                 why = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-                found[each] = {"problem": f"cannot run anything ({why.strip()}); look at its logs"}
+                answers[reference] = {"problem": f"cannot run anything ({why.strip()}); look at its logs"}
         looked = time.time()
         if time.monotonic() > until:
             break
         if waiting:
             yield
-    return [found[each] for each in asked]
+    return [answers[reference] for reference in references]
 
 
 def _finished(answers: Generator[None, None, Result]) -> Result:
@@ -348,8 +348,8 @@ def _finished(answers: Generator[None, None, Result]) -> Result:
         try:
             next(answers)
         except StopIteration as end:
-            found: Result = end.value
-            return found
+            result: Result = end.value
+            return result
 
 
 def _alive() -> list[dict[str, Any]]:

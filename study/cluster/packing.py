@@ -33,10 +33,10 @@ def resolved(spec: Spec) -> Spec:
         return spec
     memory = (spec.resources.gpu_memory_gib or 0) * 2**30 or nodes.gpu_bytes()
     if not memory:
-        told = (
+        message = (
             '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'
         )
-        raise ClusterError("resources.gpus_per_trial", [told])
+        raise ClusterError("resources.gpus_per_trial", [message])
     largest: float = max(needs(spec, *corner) for corner in spec.corners())
     if any(spec.optimizer_facts(name).solo for name in spec.search.optimizers()):
         largest = memory  # the state of such an optimizer is unknown (LBFGS keeps a hundred gradients)

@@ -123,14 +123,14 @@ def name_of(node: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | None = None) -> Iterator[Cluster]:
+def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path | None = None) -> Iterator[Cluster]:
     """Join the cluster at an address, or start Ray on this machine.
 
     Args:
         spec: its resources are those of a trial.
         address: auto, or host:port of the cluster's head; None starts Ray here, on loopback.
         wait: seconds to wait for nodes on which a trial fits.
-        own: folder of the bundle of user code, which is sent to the nodes.
+        bundle: folder of the bundle of user code, which is sent to the nodes.
 
     Raises:
         ClusterError: if no trial fits, or no cluster answers at the address.
@@ -155,7 +155,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     if address and _JOB not in os.environ:  # a job's code has been sent with it
-        options["runtime_env"] = {"py_modules": code(own)}
+        options["runtime_env"] = {"py_modules": packages(bundle)}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except SystemExit as error:
@@ -177,10 +177,10 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, own: Path | No
         ray.shutdown()
 
 
-def code(own: Path | None = None) -> list[str]:
+def packages(bundle: Path | None = None) -> list[str]:
     """Folders of our packages and of a bundle of user code, for the runtime environment of the nodes."""
     here = Path(__file__).absolute().parents[2]
-    return [*(str(here / name) for name in _PACKAGES), *([str(own)] if own else [])]
+    return [*(str(here / name) for name in _PACKAGES), *([str(bundle)] if bundle else [])]
 
 
 def reach(address: str) -> None:
@@ -197,10 +197,10 @@ def reach(address: str) -> None:
         return
     advice, answer = "start Ray there with `ray start --head`, or correct the address", b""
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as there:
-            there.sendall(_HELLO)
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as connection:
+            connection.sendall(_HELLO)
             with suppress(OSError):  # the other side may hang up, or stay silent
-                answer = there.recv(9)
+                answer = connection.recv(9)
     except (OSError, OverflowError) as error:
         raise ClusterError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
     if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
@@ -225,9 +225,9 @@ def all_fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int
 
 def fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:
     """Trials that fit at once on nodes of `ray.nodes()`."""
-    wanted = _wanted(resources)
+    needs = _wanted(resources)
     has = [node["Resources"] for node in nodes]
-    return sum(min(_times(node.get(kind, 0.0), need) for kind, need in wanted.items() if need) for node in has)
+    return sum(min(_times(node.get(kind, 0.0), need) for kind, need in needs.items() if need) for node in has)
 
 
 def _times(has: float, need: float) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.cluster.compat import server_version
-from study.cluster.ray import NO_TOKEN, code
+from study.cluster.ray import NO_TOKEN, packages
 from study.errors import ClusterError, StorageError, UsageError
 from study.results.provenance import read_provenance
 from study.spec import Spec
@@ -67,8 +67,8 @@ def submit(
     """
     _use_token()
     if not storage.is_uri(out) and not Path(out).is_absolute():
-        told = "a job begins in a folder that goes with it; give an absolute path that all nodes share, or a URI"
-        raise UsageError(f"--out {out}", [told])
+        message = "a job begins in a folder that goes with it; give an absolute path that all nodes share, or a URI"
+        raise UsageError(f"--out {out}", [message])
     if to and not storage.is_uri(out):
         _may_replace(to, out)
     client = _client(address)
@@ -78,7 +78,7 @@ def submit(
         spec.bring(Path(sent))
         job = client.submit_job(
             entrypoint=shlex.join([*command, "--wait", f"{wait:g}"]),
-            runtime_env={"working_dir": sent, "py_modules": code(bundle.code_of(Path(sent)))},
+            runtime_env={"working_dir": sent, "py_modules": packages(bundle.code_of(Path(sent)))},
             metadata={"study": spec.name},
         )
     say(f"job {job}, from now on the cluster's: Ctrl-C here leaves it running")
@@ -91,12 +91,12 @@ def submit(
 
 def _may_replace(to: Path, out: str) -> None:
     """Raise a `StorageError` if a folder here holds anything but the results in `out` or a copy of them."""
-    ran = shlex.split(str(read_provenance(to).get("command", "")))
-    if to.absolute() == Path(out) or ("--out", out) in pairwise(ran):
+    command = shlex.split(str(read_provenance(to).get("command", "")))
+    if to.absolute() == Path(out) or ("--out", out) in pairwise(command):
         return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        told = f"is no copy of {out} and would be replaced by one; give another folder, which is not there yet"
-        raise StorageError(f"--to {to}", [told])
+        message = f"is no copy of {out} and would be replaced by one; give another folder, which is not there yet"
+        raise StorageError(f"--to {to}", [message])
 
 
 def _use_token() -> None:

@@ -226,8 +226,8 @@ class ProgressDisplay:
         metric = self.spec.workload.metric
         mine = [lane for lane in lanes if lane["learning_rate"] == self.best["learning_rate"]]
         values = [lane[f"validation_{metric}"] for lane in mine]
-        found = [value for value in values if value is not None]
-        return metric_interval(found, metric, self.spec.workload.facts.validation)
+        known = [value for value in values if value is not None]
+        return metric_interval(known, metric, self.spec.workload.facts.validation)
 
     def _object(self, event: str, **content: Any) -> None:
         """Print a JSON line, with null for numbers that are not finite."""

@@ -27,55 +27,55 @@ def status(folder: Path | str) -> str:
     Raises:
         analysis.results.ResultsError: if the folder holds no results.
     """
-    found = results.load(folder)
-    spec = check(found.spec, str(found.path / "spec.toml"), found.path)
-    again, lanes = found.confirmation, found.lanes
+    study = results.load(folder)
+    spec = check(study.spec, str(study.path / "spec.toml"), study.path)
+    again, lanes = study.confirmation, study.lanes
     if owner := running_owner(folder):
         state = f"running, {owner}"
-    elif found.provenance.get("finished"):
+    elif study.provenance.get("finished"):
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:
         state = f"interrupted; `study resume {folder}` continues it"
     lines = [
-        f"{found.name}: {state}",
-        f"  trials  {_counts(found)}",
+        f"{study.name}: {state}",
+        f"  trials  {_counts(study)}",
         *([f"  confirm {_counts(again)}"] if again else []),
         f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
-        f"  cost    {cost(*results.hours(found, spec.resources.cpus_per_trial, spec.resources.gpus))}",
-        *_best(found, spec, ""),
+        f"  cost    {cost(*results.hours(study, spec.resources.cpus_per_trial, spec.resources.gpus))}",
+        *_best(study, spec, ""),
         *(_best(again, spec, "confirmed: ") if again else []),
     ]
     if len(spec.tuning.objectives) > 1:
-        lines += _front(spec, _completed(found))
-    trials = found.trials
+        lines += _front(spec, _completed(study))
+    trials = study.trials
     for _, trial in trials[trials["error"].notna()].head(3).iterrows():
         reason = shorten(trial["error"].strip().splitlines()[-1], 160, placeholder=" ...")
         lines.append(f"  failed  trial {trial['trial']}: {reason}")
     return "\n".join(lines)
 
 
-def _counts(found: results.Results) -> str:
+def _counts(study: results.Results) -> str:
     """Number of ended and planned trials, and trials by outcome."""
-    counts = found.trials["outcome"].value_counts()
-    ended = len(found.trials) - int(counts.get("interrupted", 0))
+    counts = study.trials["outcome"].value_counts()
+    ended = len(study.trials) - int(counts.get("interrupted", 0))
     by_outcome = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"{ended} of {found.spec['budget']['trials']}: {by_outcome or 'none ended yet'}"
+    return f"{ended} of {study.spec['budget']['trials']}: {by_outcome or 'none ended yet'}"
 
 
-def _completed(found: results.Results) -> pd.DataFrame:
-    return found.trials[(found.trials["outcome"] == "completed") & found.trials["value"].notna()]
+def _completed(study: results.Results) -> pd.DataFrame:
+    return study.trials[(study.trials["outcome"] == "completed") & study.trials["value"].notna()]
 
 
-def _best(found: results.Results, spec: Spec, where: str) -> list[str]:
+def _best(study: results.Results, spec: Spec, where: str) -> list[str]:
     """The line of the best trial, in a list; empty if no trial completed."""
-    completed, lanes = _completed(found), found.lanes
+    completed, lanes = _completed(study), study.lanes
     if completed.empty:
         return []
-    best = completed.sort_values("value", ascending=not found.maximize).iloc[0]
+    best = completed.sort_values("value", ascending=not study.maximize).iloc[0]
     at = lanes[(lanes["trial"] == best["trial"]) & (lanes["learning_rate"] == best["learning_rate"])]
-    spread = metric_interval(at[f"validation_{found.metric}"], found.metric, spec.workload.facts.validation)
+    spread = metric_interval(at[f"validation_{study.metric}"], study.metric, spec.workload.facts.validation)
     row: dict[Any, Any] = best.to_dict()
-    return [f"  {where}{best_line(found.metric, row, (spread.low, spread.high))} (trial {best['trial']})"]
+    return [f"  {where}{best_line(study.metric, row, (spread.low, spread.high))} (trial {best['trial']})"]
 
 
 def _front(spec: Spec, completed: pd.DataFrame) -> list[str]:
@@ -83,8 +83,8 @@ def _front(spec: Spec, completed: pd.DataFrame) -> list[str]:
     objectives, lines = spec.tuning.objectives, []
     table = completed.rename(columns={"value": "validation"})
     for row in completed[pareto(table, objectives, spec.workload.metric == "accuracy")].to_dict("records"):
-        found = [row["value" if name == "metric" else name] for name in objectives]
-        numbers = ", ".join(f"{name} {n:.4g}" for name, n in zip(objectives, found, strict=True))
+        values = [row["value" if name == "metric" else name] for name in objectives]
+        numbers = ", ".join(f"{name} {n:.4g}" for name, n in zip(objectives, values, strict=True))
         lines.append(f"  front   {numbers}: {describe(row, row['learning_rate'])} (trial {row['trial']})")
     return lines
 
@@ -101,12 +101,14 @@ def describe(config: Mapping[Any, Any], rate: float | None) -> str:
     """A short description of a cell, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
     size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
     tuned = f", rate {rate:.2g}" if rate is not None else ""
-    own = config.get("settings")
-    own = json.loads(own) if isinstance(own, str) and own else own if isinstance(own, dict) else {}
-    settings = "".join(
-        f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}" for name, value in own.items()
+    settings = config.get("settings")
+    if isinstance(settings, str):
+        settings = json.loads(settings or "{}")
+    settings = settings if isinstance(settings, dict) else {}
+    shown = "".join(
+        f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}" for name, value in settings.items()
     )
-    return f"{config['optimizer']}{settings}, batch {config['batch_size']}{size}{tuned}"
+    return f"{config['optimizer']}{shown}, batch {config['batch_size']}{size}{tuned}"
 
 
 def cost(cpu_hours: float, gpu_hours: float) -> str:

@@ -287,8 +287,8 @@ class MLflow:
 
     def _find(self, trial: int) -> Run | None:
         # The folder is compared here, as it would need quoting in the server's query language.
-        found = self._client.search_runs([self._experiment], f"tags.trial = '{trial}'")
-        return next((run for run in found if run.data.tags.get("folder") == self._folder), None)
+        runs = self._client.search_runs([self._experiment], f"tags.trial = '{trial}'")
+        return next((run for run in runs if run.data.tags.get("folder") == self._folder), None)
 
     def _report(self, trial: int, update: int, values: dict[str, float], when: int) -> None:
         run = self._runs.get(trial)  # None if the server refused to start it

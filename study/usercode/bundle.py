@@ -172,12 +172,12 @@ def needed(tables: Mapping[str, Any]) -> list[str]:
 def edited(folder: Path) -> list[Path]:
     """The user's files that were edited since they were copied into the `code/` of a results folder."""
     kept = recorded(code) if (code := code_of(folder)) else {}
-    found = []
+    files = []
     for name, digest in kept.get("files", {}).items():
         file = Path(kept["sources"][Path(name).parts[0].partition(".")[0]]).parent / name
         if file.is_file() and hash_of(file) != digest:
-            found.append(file)
-    return found
+            files.append(file)
+    return files
 
 
 def edited_elsewhere(folder: Path) -> list[Path]:
@@ -214,16 +214,18 @@ def _copied(paths: Mapping[str, str], lacking: Iterable[str], folders: Sequence[
     todo = [(path.partition(":")[0].partition(".")[0], f"{key}: {path}", folders) for path, key in paths.items()]
     todo += [(name, "", folders) for name in lacking]
     while todo:
-        name, asked, near = todo.pop(0)
+        name, key, near = todo.pop(0)
         taken = name in OURS or name in sys.stdlib_module_names
         if name in copy.sources or not (source := _source(name, near if taken else folders)):
             continue
         if taken:
             if source.parent != _ROOT:
-                there = getattr(find_spec(name), "origin", None)
+                origin = getattr(find_spec(name), "origin", None)
                 whose = "this project's own" if name in OURS else "Python's own"
-                told = f"{name} is {whose} module ({there}), which is imported in the place of {source}; rename yours"
-                copy.mistakes += {f"{asked}: {told}"} - set(copy.mistakes)
+                message = (
+                    f"{name} is {whose} module ({origin}), which is imported in the place of {source}; rename yours"
+                )
+                copy.mistakes += {f"{key}: {message}"} - set(copy.mistakes)
             continue
         copy.sources[name] = str(source)
         if source.is_dir():
@@ -231,18 +233,18 @@ def _copied(paths: Mapping[str, str], lacking: Iterable[str], folders: Sequence[
         else:
             copy.add(source, source.name)
         for file in [each for each in copy.files if Path(each).parts[0] == source.name and each.endswith(".py")]:
-            todo += [(each, asked, [source.parent]) for each in sorted(_imports(copy.folder / file))]
+            todo += [(each, key, [source.parent]) for each in sorted(_imports(copy.folder / file))]
     return copy
 
 
 def _source(name: str, folders: Sequence[Path]) -> Path | None:
     """The file of a module, or folder of a package, in the first of some folders that has it."""
     for folder in folders:
-        found = PathFinder.find_spec(name, [str(folder)])
-        if found and found.origin:
-            return Path(found.origin).parent if found.submodule_search_locations else Path(found.origin)
+        spec = PathFinder.find_spec(name, [str(folder)])
+        if spec and spec.origin:
+            return Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
         # A folder without __init__.py counts only if no installed package has its name.
-        if found and (folder / name).is_dir() and not getattr(PathFinder.find_spec(name), "origin", None):
+        if spec and (folder / name).is_dir() and not getattr(PathFinder.find_spec(name), "origin", None):
             return folder / name
     return None
 
@@ -268,19 +270,19 @@ def _imports(file: Path) -> set[str]:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
         return set()  # reported when it is imported
-    found = set()
+    modules = set()
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
-                found |= {alias.name for alias in names}
+                modules |= {alias.name for alias in names}
             case ast.ImportFrom(module=str(module), level=0):
-                found.add(module)
+                modules.add(module)
             case ast.Call(
                 func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
                 args=[ast.Constant(value=str(module)), *_],
             ):
-                found.add(module)
-    return {name.partition(".")[0] for name in found} - {""}
+                modules.add(module)
+    return {name.partition(".")[0] for name in modules} - {""}
 
 
 @cache

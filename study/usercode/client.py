@@ -58,8 +58,8 @@ def request(
     workload, paths = _table(tables, "workload"), paths_in(tables)
 
     def path(*keys: str) -> str:
-        found = [workload.get(key) for key in keys]
-        return next((path for path in found if isinstance(path, str) and path in paths), "")
+        names = [workload.get(key) for key in keys]
+        return next((path for path in names if isinstance(path, str) and path in paths), "")
 
     data = str(workload.get("data", ""))
     known = CATALOGUE.get(data)
@@ -85,8 +85,8 @@ def request(
 
 def key(request: Request) -> str:
     """A hash of a request, the same on every machine."""
-    asked = {**dataclasses.asdict(request), "code": "", "folders": [], "data_folder": "", "memory_bytes": 0}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    fields = {**dataclasses.asdict(request), "code": "", "folders": [], "data_folder": "", "memory_bytes": 0}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def ask(request: Request) -> Answer:
@@ -124,19 +124,19 @@ def ask(request: Request) -> Answer:
                     child.wait()
         if answer.is_file():
             return Answer(**json.loads(answer.read_text(encoding="utf-8")))
-        said = output.read_text(errors="replace")
+        text = output.read_text(errors="replace")
         if (at := _stage(stage)) is None:
-            raise RuntimeError(said)
-        return Answer(mistakes=[f"{at['key']}: {at['path']}: {at['doing']} {_why(at, child.returncode, said, late)}"])
+            raise RuntimeError(text)
+        return Answer(mistakes=[f"{at['key']}: {at['path']}: {at['doing']} {_why(at, child.returncode, text, late)}"])
 
 
-def _why(stage: Mapping[str, Any], code: int, said: str, late: bool) -> str:
+def _why(stage: Mapping[str, Any], code: int, output: str, late: bool) -> str:
     """Why the process gave no answer: its exit code, and the last line of its output."""
     if late:
         return f"took more than {stage['seconds']:.0f} s; do less there, or give it an end"
     if code == -signal.SIGKILL:
         return "was killed, as the system does when memory runs out; do with less"
-    *_, last = said.strip().splitlines() or ["it said nothing"]
+    *_, last = output.strip().splitlines() or ["it printed nothing"]
     return f"ended the process with {code} ({last.strip()})"
 
 
@@ -156,17 +156,17 @@ def _wait(child: subprocess.Popen[bytes], stage: Path) -> bool:
 def _stage(file: Path) -> dict[str, Any] | None:
     """What the probe is trying; None before its first step, or while the file is being written."""
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        stage: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found
+    return stage
 
 
 def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = tables.get(name)
-    return found if isinstance(found, Mapping) else {}
+    table = tables.get(name)
+    return table if isinstance(table, Mapping) else {}
 
 
 def _optimizers(tables: Mapping[str, Any]) -> list[Any]:
-    found = _table(tables, "search").get("optimizer")
-    return found if isinstance(found, list) else [found]
+    names = _table(tables, "search").get("optimizer")
+    return names if isinstance(names, list) else [names]

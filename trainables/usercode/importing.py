@@ -99,11 +99,11 @@ class _Bundle:
     ) -> ModuleType:
         """Replaces the built-in `__import__` in the bundle's modules."""
         full = name if level else self._full(name)
-        found = builtins.__import__(full, globals, locals, fromlist or (), level)
-        if found is importlib:
+        imported = builtins.__import__(full, globals, locals, fromlist or (), level)
+        if imported is importlib:
             return self._importlib
         # Without a fromlist, as in `import nets.layers`, the top-level module is returned.
-        return found if full == name or fromlist else sys.modules[f"{self.package}.{name.partition('.')[0]}"]
+        return imported if full == name or fromlist else sys.modules[f"{self.package}.{name.partition('.')[0]}"]
 
 
 class _Loader(SourceFileLoader):
@@ -121,10 +121,10 @@ class _Finder:
         """As `importlib.abc.MetaPathFinder.find_spec`."""
         if name.partition(".")[0] not in _packages:
             return None
-        found = PathFinder.find_spec(name, path, target)
-        if found and isinstance(found.loader, SourceFileLoader):
-            found.loader = _Loader(found.loader.name, found.loader.path)
-        return found
+        spec = PathFinder.find_spec(name, path, target)
+        if spec and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
 
 
 _packages: dict[str, _Bundle] = {}
@@ -154,7 +154,7 @@ def imported(path: str, code: str = "") -> Any:
     if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
         raise ForeignError(f"{path}: not an import path; write package.module:name")
     try:
-        found: Any = (_bundle(code) if code else importlib).import_module(module)
+        value: Any = (_bundle(code) if code else importlib).import_module(module)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:
@@ -164,12 +164,12 @@ def imported(path: str, code: str = "") -> Any:
             raise ForeignError(f"{path}: there is no module {missing}; it is looked for {places}") from error
         raise ForeignError(f"{path}: importing {module} failed: {told(error, module)}") from error
     for part in name.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), 1)
+        if not hasattr(value, part):
+            near = difflib.get_close_matches(part, dir(value), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise ForeignError(f"{path}: {module} has no {part}{hint}")
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
 def called(path: str, what: str, offered: dict[str, Any], optional: Iterable[str] = (), code: str = "") -> Any:
@@ -211,10 +211,10 @@ def called(path: str, what: str, offered: dict[str, Any], optional: Iterable[str
 
 def function(path: str, what: str, code: str = "") -> Callable[..., Any]:
     """A loss or score of the user's."""
-    found = imported(path, code)
-    if not callable(found) or isinstance(found, type):
-        raise ForeignError(f"{path}: is {type(found).__name__}; expected {EXPECTED[what]}")
-    return found  # type: ignore[no-any-return]
+    value = imported(path, code)
+    if not callable(value) or isinstance(value, type):
+        raise ForeignError(f"{path}: is {type(value).__name__}; expected {EXPECTED[what]}")
+    return value  # type: ignore[no-any-return]
 
 
 def told(error: BaseException, module: str) -> str:
@@ -229,9 +229,9 @@ def told(error: BaseException, module: str) -> str:
         return text if error.filename in text else f"{text} [{Path(error.filename).name}:{error.lineno}]"
     ours = str(Path(__file__).parents[1])
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((ours, "<", *_INSTALLED))]
-    own = [f for f in own if Path(f.filename).stem in (*module.split("."), "__init__")] or own
-    text = f"{text} [{Path(own[-1].filename).name}:{own[-1].lineno}]" if own else text
+    theirs = [f for f in frames if not f.filename.startswith((ours, "<", *_INSTALLED))]
+    theirs = [f for f in theirs if Path(f.filename).stem in (*module.split("."), "__init__")] or theirs
+    text = f"{text} [{Path(theirs[-1].filename).name}:{theirs[-1].lineno}]" if theirs else text
     return f"{text}; {LEFT_BEHIND}" if _left_behind(error) else text
 
 
@@ -252,8 +252,8 @@ def _left_behind(error: BaseException | None) -> bool:
 def _top_level(folder: str) -> set[str]:
     """Names of the modules and packages in a folder."""
     files = Path(folder).iterdir() if Path(folder).is_dir() else ()
-    found = {file.name.partition(".")[0] for file in files if file.suffix in (".py", ".so") or file.is_dir()}
-    return {name for name in found if name.isidentifier()} - {*OURS, "__pycache__"}
+    names = {file.name.partition(".")[0] for file in files if file.suffix in (".py", ".so") or file.is_dir()}
+    return {name for name in names if name.isidentifier()} - {*OURS, "__pycache__"}
 
 
 def _loaded() -> dict[str, Path]:
@@ -265,13 +265,13 @@ def _loaded() -> dict[str, Path]:
 
 def modules_from(folders: Iterable[str]) -> set[str]:
     """Top-level names of modules that were imported from some folders, not from a bundle."""
-    found = set()
+    names = set()
     for name, file in _loaded().items():
         top = name.partition(".")[0]
         inside = [file.relative_to(folder).parts[0] for folder in folders if file.is_relative_to(folder)]
         if {top, f"{top}.py"} & set(inside):
-            found.add(top)
-    return found
+            names.add(top)
+    return names
 
 
 def files_elsewhere() -> dict[str, str]:
@@ -293,10 +293,10 @@ def digest_of(files: Mapping[str, str]) -> str:
 def recorded(folder: Path) -> dict[str, Any]:
     """What is recorded of the modules in a folder; empty if there is nothing, or it cannot be read."""
     try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def changed(folder: Path) -> list[str]:

@@ -114,11 +114,11 @@ class Probe:
             return Sample(facts, inputs, targets if facts.task == "regression" else torch.zeros(EXAMPLES).long())
         folder, name, code = Path(request.data_folder), request.data, request.code
         load = partial(data.load, name, folder, standardize=request.standardize, dtype=dtype, code=code)
-        found = self._try("workload.data", name, f"loading {name}", DATA_SECONDS, load)
-        if found is None:
+        loaded = self._try("workload.data", name, f"loading {name}", DATA_SECONDS, load)
+        if loaded is None:
             return None
         about = (getattr(imported(name, code), "__doc__", None) or "").strip() or f"from {name}"
-        facts = data.facts_of(found, about=about.splitlines()[0])
+        facts = data.facts_of(loaded, about=about.splitlines()[0])
         self.answer.facts = dataclasses.asdict(facts)
         if request.redraw and not data.takes_seed(name, code):
             self.answer.mistakes.append(
@@ -129,7 +129,7 @@ class Probe:
                 f"{name} has whole numbers as targets, so they are {facts.out_features} classes; those of a "
                 "regression are floats"
             )
-        few = found.train.head(EXAMPLES)
+        few = loaded.train.head(EXAMPLES)
         return Sample(facts, few.inputs, few.targets)
 
     def _functions(self, sample: Sample) -> None:
@@ -194,14 +194,14 @@ def _try_function(path: str, what: str, sample: Sample, code: str) -> None:
     targets = sample.targets
     noise = torch.randn(len(targets), sample.facts.out_features, generator=torch.Generator().manual_seed(1))
     outputs = noise.to(targets.dtype if targets.is_floating_point() else torch.float32)
-    found = called_on(path, what, outputs, targets, code).double()
-    low, high = float(found.min()), float(found.max())
-    if not found.isfinite().all() or low < 0 or (what == "score" and high > 1):
+    values = called_on(path, what, outputs, targets, code).double()
+    low, high = float(values.min()), float(values.max())
+    if not values.isfinite().all() or low < 0 or (what == "score" and high > 1):
         valid = "numbers from 0 to 1, larger is better" if what == "score" else "finite losses that are not negative"
         raise ForeignError(f"{path}: gives {low:g} to {high:g} on the first examples; expected {valid}")
     for part in _PARTS:
         alone = called_on(path, what, outputs[part], targets[part], code).double()
-        if not torch.allclose(found[part], alone, rtol=1e-3):
+        if not torch.allclose(values[part], alone, rtol=1e-3):
             raise ForeignError(f"{path}: what it gives for an example depends on the others; return each its own")
 
 
@@ -216,18 +216,18 @@ def try_optimizer(path: str, code: str = "") -> None:
     doing = "an update"
     try:
         if rule.solo:
-            found, doing = _by_torch(rule, gradients[:, 0]), "going on from its state_dict"
+            parameters, doing = _by_torch(rule, gradients[:, 0]), "going on from its state_dict"
             torch.manual_seed(0)
-            if relative(_by_torch(rule, gradients[:, 0], cut=True), found) > TOLERANCE:
+            if relative(_by_torch(rule, gradients[:, 0], cut=True), parameters) > TOLERANCE:
                 raise ForeignError(
                     f"{path}: goes on differently where its state_dict is loaded into a new one, so no interrupted "
                     "trial could be resumed; keep what it remembers in self.state[parameter]"
                 )
         else:
             rows = gradients.flatten(2)
-            found = _by_rule(rule, rows)
+            parameters = _by_rule(rule, rows)
             apart = torch.cat([_by_rule(rule, rows[:, lane : lane + 1]) for lane in range(2)])
-            if relative(found, apart) > TOLERANCE:
+            if relative(parameters, apart) > TOLERANCE:
                 raise ForeignError(
                     f"{path}: a lane's update depends on the lanes beside it; take norms, sums and means over "
                     "dimension 1, with keepdim=True, of what is (lanes, parameters)"
@@ -236,8 +236,10 @@ def try_optimizer(path: str, code: str = "") -> None:
         raise
     except Exception as error:
         raise ForeignError(f"{path}: {doing} raised {told(error, path.partition(':')[0])}") from error
-    if not found.isfinite().all() or bool((found == 1).all()):
-        raise ForeignError(f"{path}: {TRIED_UPDATES} updates left parameters of ones at {found.flatten().tolist()[:3]}")
+    if not parameters.isfinite().all() or bool((parameters == 1).all()):
+        raise ForeignError(
+            f"{path}: {TRIED_UPDATES} updates left parameters of ones at {parameters.flatten().tolist()[:3]}"
+        )
 
 
 def _by_torch(rule: Rule, gradients: torch.Tensor, *, cut: bool = False) -> torch.Tensor:

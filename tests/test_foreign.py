@@ -33,7 +33,7 @@ from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.train import advance
 from trainables.rules import RULES, Rule, named
 from trainables.usercode.importing import ForeignError, copy_on_node, digest_of, hash_of, imported
-from trainables.usercode.vmap_support import manner_of
+from trainables.usercode.vmap_support import support_of
 
 MODELS = ["Residual", "Vision", "Normed", "Dropped", "plain"]
 SCALED = Rule("scaled", RULES["adam"].unit_update, torch.optim.Adam, (1e-3, 1e-1), ("exp_avg", "exp_avg_sq"),
@@ -129,9 +129,9 @@ def test_what_is_frozen_stays_as_it_was(digits: data.Data) -> None:
 def test_how_lanes_can_run_is_found_out(
     model: str, together: bool, whole: bool, draws: bool, digits: data.Data
 ) -> None:
-    manner = manner_of(maker(model, digits), digits.train.inputs[:4])
-    assert (manner.together, manner.whole, manner.draws) == (together, whole, draws)
-    assert bool(manner.why) is not together
+    support = support_of(maker(model, digits), digits.train.inputs[:4])
+    assert (support.together, support.whole, support.draws) == (together, whole, draws)
+    assert bool(support.why) is not together
 
 
 def test_losses_and_scores_of_users_are_those_of_each_example() -> None:

@@ -29,7 +29,7 @@ from trainables.lanes.train import advance, train
 from trainables.rules import RULES, Rule, named
 from trainables.usercode.importing import ForeignError
 from trainables.usercode.probe import try_optimizer
-from trainables.usercode.vmap_support import manner_of
+from trainables.usercode.vmap_support import support_of
 
 IN, OUT = 6, 3
 
@@ -336,8 +336,8 @@ def test_the_gradient_s_noise_is_the_same_in_turn_and_together(examples: Data) -
 
 
 def test_batches_of_a_model_that_couples_them_stay_whole(examples: Data) -> None:
-    assert manner_of(Coupled, examples.train.inputs[:16]).whole
-    assert not manner_of(Scaled, examples.train.inputs[:16]).whole
+    assert support_of(Coupled, examples.train.inputs[:16]).whole
+    assert not support_of(Scaled, examples.train.inputs[:16]).whole
 
 
 def test_gradients_that_hooks_change_are_used(examples: Data) -> None:
@@ -364,7 +364,7 @@ def test_models_whose_lanes_would_be_none_are_refused(
     build: Callable[[], nn.Module], told: str, examples: Data
 ) -> None:
     with pytest.raises(ForeignError, match=told):
-        manner_of(build, examples.train.inputs[:4], "own")
+        support_of(build, examples.train.inputs[:4], "own")
 
 
 def test_a_chain_of_linear_layers_over_images_without_channels_is_torch_s() -> None:

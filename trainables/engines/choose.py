@@ -23,7 +23,7 @@ from trainables.lanes.stack import Stack
 from trainables.models import Builder, activations, layered
 from trainables.rules import RULES
 from trainables.usercode.importing import is_foreign
-from trainables.usercode.vmap_support import TRIED_EXAMPLES, manner_of
+from trainables.usercode.vmap_support import TRIED_EXAMPLES, support_of
 
 
 def choose(
@@ -104,7 +104,7 @@ def _for_user_model(
         sample = noise.to(stack.parameters)
     network: nn.Module = initialise(build, 0).to(stack.parameters.device, stack.parameters.dtype)
     key = (repr(build), tuple(sample.shape), sample.dtype, sample.device.type)
-    support = _SUPPORT.get(key) or manner_of(build, sample, name)
+    support = _SUPPORT.get(key) or support_of(build, sample, name)
     if isinstance(build, functools.partial):  # the text of other builders does not identify them
         _SUPPORT[key] = support
     engine = Vmapped(network, support, criterion, block)

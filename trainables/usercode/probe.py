@@ -29,7 +29,7 @@ from trainables.lanes.seeds import initialise
 from trainables.rules import Rule, named
 from trainables.usercode.importing import ForeignError, files_elsewhere, imported, is_foreign, modules_from, told
 from trainables.usercode.request import Answer, Request
-from trainables.usercode.vmap_support import manner_of
+from trainables.usercode.vmap_support import support_of
 
 Result = TypeVar("Result")
 
@@ -152,7 +152,7 @@ class Probe:
         path, facts, inputs = self.request.model, sample.facts, sample.inputs
         build = partial(models.build, path, facts.in_shape, facts.out_features, bundle=self.request.code, **arguments)
         try:
-            manner = manner_of(build, inputs, path)
+            support = support_of(build, inputs, path)
         except ForeignError as error:
             if self.request.standardize and "index out of range" in str(error):
                 raise ForeignError(
@@ -162,12 +162,12 @@ class Probe:
         network = initialise(build, 0).to(inputs.dtype)
         _check_outputs(network, sample, path, size)
         models.activations(network, facts.in_shape)
-        if not manner.together:
-            self._note(f"{path} runs lane by lane, which takes longer: {manner.why}")
+        if not support.together:
+            self._note(f"{path} runs lane by lane, which takes longer: {support.why}")
         first, second = (list(models.trained(initialise(build, seed)).values()) for seed in (0, 1))
         if all(map(torch.equal, first, second)):
             self._note(f"{path} begins with the same parameters whatever the seed ({size})")
-        if manner.whole:
+        if support.whole:
             try:
                 network.train()
                 network(inputs[:1])

@@ -31,7 +31,7 @@ from study.spec.compare import all_settings, differences, fixed_settings
 from study.tuning.storage import create_study, delete_study
 from study.usercode import bundle
 from trainables import data, storage
-from trainables.usercode.importing import CODE, is_foreign
+from trainables.usercode.importing import CODE, is_import_path
 
 # Optuna's tqdm and Ray ask for ipywidgets in a notebook; our progress does not need it.
 warnings.filterwarnings("ignore", "IProgress not found")
@@ -83,7 +83,7 @@ def _run(spec: Spec, out: Path | None, address: str | None, wait: float, command
         if study := create_study(spec):
             created = True
             mirror.set_home(study, folder)
-        for note in spec.bring(folder):
+        for note in spec.copy_code(folder):
             _tell(f"note: {note}")
         outcome = _connect_and_run(spec, folder, data_folder, address, wait, command, show)
     finally:
@@ -299,7 +299,7 @@ def _tell(text: str) -> None:
 def _data_folder(spec: Spec) -> Path:
     """Where downloaded data lie, absolute. A spec's data are downloaded here, before anything is written."""
     folder = data.data_folder().absolute()
-    if not is_foreign(spec.workload.data):
+    if not is_import_path(spec.workload.data):
         data.load(spec.workload.data, folder)
     return folder
 

@@ -21,7 +21,7 @@ from click.shell_completion import CompletionItem
 from study.errors import Interrupted, StudyError, UsageError
 from trainables import storage
 from trainables.errors import DataError
-from trainables.usercode.importing import ForeignError
+from trainables.usercode.importing import UserCodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,7 @@ class Group(click.Group):
         except Exception as error:
             from analysis import ResultsError
 
-            if isinstance(error, DataError | ForeignError | ResultsError):
+            if isinstance(error, DataError | UserCodeError | ResultsError):
                 click.echo(f"study: {error}", err=True)
                 raise SystemExit(2) from error
             raise
@@ -325,7 +325,7 @@ def check(
         if address:  # first, because measuring takes longer
             ray.reach(address)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            study.bring(scratch)
+            study.copy_code(scratch)
             code = bundle.code_of(scratch)
             stack.enter_context(ray.connected(study, address, bundle=code))
             nodes = preflight.fit_nodes(out, bundle.needed(study.tables()), code)

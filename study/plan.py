@@ -26,7 +26,7 @@ from trainables.lanes.evaluate import TRAIN_SUBSET
 from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.times import EvaluationTimes
 from trainables.lanes.train import advance
-from trainables.usercode.importing import ForeignError, is_foreign
+from trainables.usercode.importing import UserCodeError, is_import_path
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
 # A probe times so many seconds of updates, on batches of at most so many examples, and scales.
@@ -118,7 +118,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
         tried = min(batch_size, PROBE_EXAMPLES)
         batches = Batches(examples, tried, stack)
         # Compiling takes longer than the probe may; the eager engine's time, less what compiling is reckoned to save.
-        plain = "auto" if rule.solo or is_foreign(workload.model) else "eager"
+        plain = "auto" if rule.solo or is_import_path(workload.model) else "eager"
         eager = choose(build, facts.in_shape, judge, tried, stack, None, plain, sample=sample)
         eager.warm_up(stack, batches)
         made = 0
@@ -155,7 +155,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
 def _examples(spec: Spec, stack: Stack) -> Split:
     """Examples to time updates on: a user's own, whose values a model may look at; zeros in the place of ours."""
     workload, facts, count = spec.workload, spec.workload.facts, 2 * PROBE_EXAMPLES
-    if is_foreign(workload.data):
+    if is_import_path(workload.data):
         train = data.load(
             workload.data,
             data.data_folder(),
@@ -179,13 +179,13 @@ def proved(spec: Spec) -> tuple[str, bool]:
         It in words, which are empty for models and rules of ours; and whether they do.
     """
     names = spec.search.optimizers()
-    if not is_foreign(spec.workload.model) and not any(map(is_foreign, names)):
+    if not is_import_path(spec.workload.model) and not any(map(is_import_path, names)):
         return "", True
-    ruled = sorted(names, key=lambda name: (spec.optimizer_facts(name).solo, not is_foreign(name)))[0]
+    ruled = sorted(names, key=lambda name: (spec.optimizer_facts(name).solo, not is_import_path(name)))[0]
     dtype = "float64"
     try:
         batch, proof = _proof(spec, ruled, dtype)
-    except (ForeignError, RuntimeError):
+    except (UserCodeError, RuntimeError):
         if spec.workload.dtype == dtype:
             raise
         dtype = spec.workload.dtype  # a model may be made for that alone

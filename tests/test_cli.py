@@ -24,7 +24,7 @@ from study.cli import main
 from study.spec import read
 from tests.processes import invoked, watched
 from tests.test_spec import changed
-from trainables.usercode.importing import ForeignError
+from trainables.usercode.importing import UserCodeError
 
 TINY = changed(
     workload={"data": "linear", "model": "linear", "target": 0.1},
@@ -43,7 +43,7 @@ def study(*arguments: str, folder: Path, **environment: str) -> subprocess.Compl
 
 def test_what_a_users_module_does_wrong_later_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*_: object, **__: object) -> None:
-        raise ForeignError("own:Net: raised KeyError: 'x' [own.py:7]")
+        raise UserCodeError("own:Net: raised KeyError: 'x' [own.py:7]")
 
     monkeypatch.setattr("study.cli._read", wrong)
     found = CliRunner().invoke(main, ["check", "own.toml"])

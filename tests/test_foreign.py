@@ -32,7 +32,7 @@ from trainables.lanes.equality import prove
 from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.train import advance
 from trainables.rules import RULES, Rule, named
-from trainables.usercode.importing import ForeignError, copy_on_node, digest_of, hash_of, imported
+from trainables.usercode.importing import UserCodeError, copy_on_node, digest_of, hash_of, imported
 from trainables.usercode.vmap_support import support_of
 
 MODELS = ["Residual", "Vision", "Normed", "Dropped", "plain"]
@@ -142,7 +142,7 @@ def test_losses_and_scores_of_users_are_those_of_each_example() -> None:
     assert torch.equal(found[2], brought.huber(outputs[2], targets[0]))
     assert own.scored
     assert torch.equal(own.scores(outputs, targets)[1], brought.near(outputs[1], targets[0]))
-    with pytest.raises(ForeignError, match=r"tests.brought:plain: raised TypeError"):
+    with pytest.raises(UserCodeError, match=r"tests.brought:plain: raised TypeError"):
         Criterion("regression", "tests.brought:plain").losses(outputs, targets)
 
 
@@ -382,10 +382,10 @@ def test_imports_of_every_kind_look_in_the_bundle_first(tmp_path: Path) -> None:
 def test_messages_name_modules_of_a_bundle_as_users_do(tmp_path: Path) -> None:
     write(tmp_path, {"own": "import helper", "helper": "from other import nothing", "other": ""})
     write(tmp_path, {"lost": "import nets.gone", "nets/__init__": ""})
-    with pytest.raises(ForeignError, match=r"own failed: ImportError: cannot import .* from 'other'") as own:
+    with pytest.raises(UserCodeError, match=r"own failed: ImportError: cannot import .* from 'other'") as own:
         imported("own:f", str(tmp_path))
     assert str(own.value).endswith("[own.py:1]")
-    with pytest.raises(ForeignError, match=r"lost failed: ModuleNotFoundError: No module named 'nets\.gone'"):
+    with pytest.raises(UserCodeError, match=r"lost failed: ModuleNotFoundError: No module named 'nets\.gone'"):
         imported("lost:f", str(tmp_path))
 
 
@@ -428,7 +428,7 @@ def test_two_studies_in_one_process_and_an_edited_module(tmp_path: Path, monkeyp
         specs.append(check(tables, "own.toml", tmp_path / str(number)))
     assert [spec.workload.facts.out_features for spec in specs] == [2, 5]
     for spec, number in zip(specs, (2, 5), strict=True):
-        [said] = spec.bring(tmp_path / f"results-{number}")
+        [said] = spec.copy_code(tmp_path / f"results-{number}")
         assert f"own:f has whole numbers as targets, so they are {number} classes" in said
         assert f"% {number})" in (tmp_path / f"results-{number}" / "code" / "own.py").read_text()
     write(tmp_path / "2", {"own": DATA.replace("N)", "7)") + NET})
@@ -451,11 +451,11 @@ def test_workers_have_the_code_that_the_study_began_with_or_none(
     assert copy_on_node(str(code), digest) == str(code)
     monkeypatch.syspath_prepend(str(tmp_path))  # as Ray has it of what was sent along
     assert copy_on_node("/gone/code", digest) == str(code)
-    with pytest.raises(ForeignError, match=r"/gone/code: the study's modules are not on this node"):
+    with pytest.raises(UserCodeError, match=r"/gone/code: the study's modules are not on this node"):
         copy_on_node("/gone/code", "other")
     (code / "own.py").write_text("changed = True")
     copy_on_node.cache_clear()
-    with pytest.raises(ForeignError, match=r"code/own.py: is not what the study began with; put it back"):
+    with pytest.raises(UserCodeError, match=r"code/own.py: is not what the study began with; put it back"):
         copy_on_node(str(code), digest)
 
 
@@ -478,7 +478,7 @@ def test_a_module_beyond_the_copy_that_was_edited_is_told_of(tmp_path: Path, mon
     write(tmp_path, {"beyond/helping": "", "spec/own": "import helping\n" + NET})
     monkeypatch.syspath_prepend(str(tmp_path / "beyond"))
     spec = check(TABLES, "own.toml", tmp_path / "spec")
-    assert spec.bring(tmp_path / "results") == []
+    assert spec.copy_code(tmp_path / "results") == []
     assert bundle.edited_elsewhere(tmp_path / "results") == []
     write(tmp_path, {"beyond/helping": "x = 1"})
     assert bundle.edited_elsewhere(tmp_path / "results") == [tmp_path / "beyond" / "helping.py"]
@@ -504,7 +504,7 @@ def test_files_in_a_package_and_modules_by_names_in_no_source_travel(tmp_path: P
     write(tmp_path, {"nets/__init__": "", "nets/own": load + plugin + NET, "plugin": "import further", "further": ""})
     np.save(tmp_path / "nets" / "table.npy", np.zeros(3))
     spec = check({**TABLES, "workload": {**TABLES["workload"], "model": "nets.own:Net"}}, "own.toml", tmp_path)
-    spec.bring(tmp_path / "out")
+    spec.copy_code(tmp_path / "out")
     there = {str(file.relative_to(tmp_path / "out" / "code")) for file in (tmp_path / "out" / "code").rglob("*.*")}
     assert there == {"nets/__init__.py", "nets/own.py", "nets/table.npy", "plugin.py", "further.py", "inspected.json"}
 

@@ -27,7 +27,7 @@ from trainables.lanes.reference import relative
 from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.train import advance, train
 from trainables.rules import RULES, Rule, named
-from trainables.usercode.importing import ForeignError
+from trainables.usercode.importing import UserCodeError
 from trainables.usercode.probe import try_optimizer
 from trainables.usercode.vmap_support import support_of
 
@@ -363,7 +363,7 @@ def test_gradients_that_hooks_change_are_used(examples: Data) -> None:
 def test_models_whose_lanes_would_be_none_are_refused(
     build: Callable[[], nn.Module], told: str, examples: Data
 ) -> None:
-    with pytest.raises(ForeignError, match=told):
+    with pytest.raises(UserCodeError, match=told):
         support_of(build, examples.train.inputs[:4], "own")
 
 
@@ -434,9 +434,9 @@ NORMED = Rule("normed", normed, None, (1e-3, 1.0))
 
 def test_optimizers_are_tried(examples: Data) -> None:
     here = "tests.test_general"
-    with pytest.raises(ForeignError, match="Forgetful: goes on differently where its state_dict is loaded"):
+    with pytest.raises(UserCodeError, match="Forgetful: goes on differently where its state_dict is loaded"):
         try_optimizer(f"{here}:Forgetful")
-    with pytest.raises(ForeignError, match="MIXING: a lane's update depends on the lanes beside it; take norms"):
+    with pytest.raises(UserCodeError, match="MIXING: a lane's update depends on the lanes beside it; take norms"):
         try_optimizer(f"{here}:MIXING")
     for name in ("WithoutClosure", "Asking", "NORMED"):
         try_optimizer(f"{here}:{name}")
@@ -482,7 +482,7 @@ def test_data_of_any_habit(tmp_path: Path) -> None:
     assert single.train.targets.isfinite().all()
     assert not data.load("tests.test_general:with_gradient", tmp_path).train.targets.requires_grad
     assert data.load("tests.test_general:unsigned", tmp_path).out_features == 2
-    with pytest.raises(ForeignError, match="one_class: all targets are 0; expected two classes or more"):
+    with pytest.raises(UserCodeError, match="one_class: all targets are 0; expected two classes or more"):
         data.load("tests.test_general:one_class", tmp_path)
 
 
@@ -499,7 +499,7 @@ def test_a_loss_that_turns_negative_is_told(examples: Data) -> None:
     criterion = Criterion("regression", "tests.test_general:slips")
     stack = Stack.build(Net, [Lane(0.05, 0)], RULES["adam"], torch.float64, torch.device("cpu"))
     engine = choose(Net, (IN,), criterion, 10, stack, None, "auto")
-    with pytest.raises(ForeignError, match=r"slips: gives a mean of -0\.\d+ .*expected"):
+    with pytest.raises(UserCodeError, match=r"slips: gives a mean of -0\.\d+ .*expected"):
         list(train(stack, engine, examples, 10, Budget(epochs=30)))
 
 

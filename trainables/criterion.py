@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.data import Task
-from trainables.usercode.importing import EXPECTED, ForeignError, function, told
+from trainables.usercode.importing import EXPECTED, UserCodeError, describe_error, function
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Criterion:
             means: over examples, of each lane.
 
         Raises:
-            ForeignError: if a loss is negative, or a score is not from 0 to 1.
+            UserCodeError: if a loss is negative, or a score is not from 0 to 1.
         """
         path = self.loss if metric == "loss" else self.score if metric == "accuracy" else ""
         bad = means[(means < 0) | ((means > 1) if metric == "accuracy" else False)]
         if path and len(bad):
             what = "loss" if metric == "loss" else "score"
-            raise ForeignError(f"{path}: gives a mean of {bad[0]:g} in training; expected {EXPECTED[what]}")
+            raise UserCodeError(f"{path}: gives a mean of {bad[0]:g} in training; expected {EXPECTED[what]}")
 
     def _each(self, path: str, what: str, outputs: Tensor, targets: Tensor) -> Tensor:
         """A user's loss or score of all lanes' examples, (K, B), computed as one batch of K B examples."""
@@ -89,7 +89,7 @@ def called_on(path: str, what: str, outputs: Tensor, targets: Tensor, code: str 
         code: folder of the bundle.
 
     Raises:
-        ForeignError: if it raises, or returns something else.
+        UserCodeError: if it raises, or returns something else.
     """
     made = function(path, what, code)
     try:
@@ -97,8 +97,8 @@ def called_on(path: str, what: str, outputs: Tensor, targets: Tensor, code: str 
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise ForeignError(f"{path}: raised {told(error, path.partition(':')[0])}") from error
+        raise UserCodeError(f"{path}: raised {describe_error(error, path.partition(':')[0])}") from error
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     if shape != (len(outputs),):
-        raise ForeignError(f"{path}: gave {shape} for {len(outputs)} examples; expected {EXPECTED[what]}, a tensor")
+        raise UserCodeError(f"{path}: gave {shape} for {len(outputs)} examples; expected {EXPECTED[what]}, a tensor")
     return found  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ from trainables.catalogue import Facts as Facts
 from trainables.catalogue import Task as Task
 from trainables.errors import DataError as DataError
 from trainables.storage import data_folder as data_folder
-from trainables.usercode.importing import EXPECTED, ForeignError, called, imported, is_foreign
+from trainables.usercode.importing import EXPECTED, UserCodeError, called, imported, is_import_path
 
 CPU = torch.device("cpu")
 # torchvision's class, and the folder and files that it looks for under the data folder.
@@ -117,9 +117,9 @@ def load(
 
     Raises:
         DataError: if the data cannot be had, or not standardised.
-        ForeignError: if a user's data set cannot be used.
+        UserCodeError: if a user's data set cannot be used.
     """
-    return _load(name, folder or data_folder(), standardize, seed, dtype, device, code if is_foreign(name) else "")
+    return _load(name, folder or data_folder(), standardize, seed, dtype, device, code if is_import_path(name) else "")
 
 
 @cache
@@ -127,8 +127,8 @@ def _load(
     name: str, folder: Path, standardize: bool, seed: int, dtype: torch.dtype, device: torch.device, code: str
 ) -> Data:
     """As `load`; the same name may be another data set in another copy of users' modules."""
-    if is_foreign(name):
-        splits, task, outputs = _foreign(name, folder, seed, code)
+    if is_import_path(name):
+        splits, task, outputs = _user_splits(name, folder, seed, code)
     elif name not in CATALOGUE:
         raise DataError(f"no data set is called {name!r}; there are {', '.join(CATALOGUE)}")
     elif standardize and name == "quadratic":
@@ -153,54 +153,54 @@ def facts_of(data: Data, about: str = "") -> Facts:
 
 def takes_seed(name: str, code: str = "") -> bool:
     """Whether a data set is another one for another seed."""
-    if not is_foreign(name):
+    if not is_import_path(name):
         return True
     parameters = inspect.signature(imported(name, code)).parameters.values()
     return any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _foreign(path: str, folder: Path, seed: int, code: str) -> tuple[list[Split], Task, int]:
+def _user_splits(path: str, folder: Path, seed: int, code: str) -> tuple[list[Split], Task, int]:
     """A user's splits, their task, and the outputs that a model of them needs."""
     names = ("train", "validation", "test")
     given = called(path, "data", {"seed": seed, "folder": folder}, optional=("seed", "folder"), code=code)
     if not isinstance(given, Mapping) or set(given) != set(names):
         got = f"a dict of {', '.join(map(str, given))}" if isinstance(given, Mapping) else type(given).__name__
-        raise ForeignError(f"{path}: returned {got}; expected {EXPECTED['data']}")
-    splits = [_foreign_split(path, name, given[name]) for name in names]
+        raise UserCodeError(f"{path}: returned {got}; expected {EXPECTED['data']}")
+    splits = [_user_split(path, name, given[name]) for name in names]
     for name, split in zip(names[1:], splits[1:], strict=True):
         for what in ("inputs", "targets"):
             here, there = getattr(split, what), getattr(splits[0], what)
             if here.shape[1:] != there.shape[1:] or here.is_floating_point() != there.is_floating_point():
                 told = f"{what} of {name} are {here.dtype} of {tuple(here.shape)}, of train {there.dtype} of"
-                raise ForeignError(f"{path}: {told} {tuple(there.shape)}; expected the same but for the count")
+                raise UserCodeError(f"{path}: {told} {tuple(there.shape)}; expected the same but for the count")
     targets = [split.targets for split in splits]
     if targets[0].is_floating_point():
         return splits, "regression", targets[0].shape[1]
     classes = {int(c) for t in targets for c in t.unique()}
     if len(classes) == 1:
         told = f"all targets are {classes.pop()}; expected two classes or more, or floats for regression"
-        raise ForeignError(f"{path}: {told}")
+        raise UserCodeError(f"{path}: {told}")
     if min(classes) < 0:
-        raise ForeignError(f"{path}: a class number is below 0; expected classes from 0 on")
+        raise UserCodeError(f"{path}: a class number is below 0; expected classes from 0 on")
     return splits, "classification", 1 + max(classes)
 
 
-def _foreign_split(path: str, name: str, pair: Any) -> Split:
+def _user_split(path: str, name: str, pair: Any) -> Split:
     try:
         inputs, targets = (_tensor(each) for each in pair)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ForeignError(f"{path}: {name} is no pair of arrays ({error}); expected {EXPECTED['data']}") from error
+        raise UserCodeError(f"{path}: {name} is no pair of arrays ({error}); expected {EXPECTED['data']}") from error
     if inputs.ndim < 2 or not len(inputs) or targets.ndim not in (1, 2) or len(targets) != len(inputs):
         told = f"{name} has inputs of {tuple(inputs.shape)} and targets of {tuple(targets.shape)}"
-        raise ForeignError(f"{path}: {told}; expected (n, ...) and (n,) or (n, outputs), n the same and above 0")
+        raise UserCodeError(f"{path}: {told}; expected (n, ...) and (n,) or (n, outputs), n the same and above 0")
     if targets.is_floating_point() and targets.ndim == 1:
         targets = targets[:, None]
     if not targets.is_floating_point() and targets.ndim == 2:
-        raise ForeignError(f"{path}: {name} has whole numbers of {tuple(targets.shape)} as targets; classes are (n,)")
+        raise UserCodeError(f"{path}: {name} has whole numbers of {tuple(targets.shape)} as targets; classes are (n,)")
     inputs = inputs if inputs.is_floating_point() else inputs.to(torch.float64)
     for what, values in (("inputs", inputs), ("targets", targets)):
         if not values.isfinite().all():
-            raise ForeignError(f"{path}: {what} of {name} are not all finite; take out or fill in what is missing")
+            raise UserCodeError(f"{path}: {what} of {name} are not all finite; take out or fill in what is missing")
     return Split(inputs, targets)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from trainables import deepobs
 from trainables.catalogue import FAMILIES, cnn_sizes, mlp_widths
 from trainables.errors import ModelError as ModelError
-from trainables.usercode.importing import ForeignError, called, is_foreign
+from trainables.usercode.importing import UserCodeError, called, is_import_path
 
 Builder = Callable[[], nn.Module]
 CNN_HEAD = (32, 16)
@@ -158,17 +158,17 @@ def build(
 
     Raises:
         ModelError: if there is no such network.
-        ForeignError: if a user's model cannot be built.
+        UserCodeError: if a user's model cannot be built.
     """
-    if is_foreign(family):
+    if is_import_path(family):
         size = {name: value for name, value in (("width", width), ("depth", depth)) if value}
         offered = {"in_shape": in_shape, "out_features": out_features, **size, **arguments}
         network = called(family, "model", offered, code=bundle)
         if not isinstance(network, nn.Module):
-            raise ForeignError(f"{family}: returned {type(network).__name__}; expected a torch.nn.Module")
+            raise UserCodeError(f"{family}: returned {type(network).__name__}; expected a torch.nn.Module")
         _refuse_kinds(family, network)
         if not trained(network):
-            raise ForeignError(
+            raise UserCodeError(
                 f"{family}: its module has no parameters that require gradients; nothing is to be trained"
             )
         return nn.Sequential(network) if layered(network) and not _as_lanes_take_them(network, in_shape) else network
@@ -186,9 +186,9 @@ def _refuse_kinds(path: str, network: nn.Module) -> None:
     """Refuse kinds of parameters and buffers that lanes do not have."""
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
-            raise ForeignError(f"{path}: {name} has no size yet, as lazy layers'; give the layer its sizes")
+            raise UserCodeError(f"{path}: {name} has no size yet, as lazy layers'; give the layer its sizes")
         if tensor.is_complex():
-            raise ForeignError(f"{path}: {name} is complex; keep its real view, and torch.view_as_complex in forward")
+            raise UserCodeError(f"{path}: {name} is complex; keep its real view, and torch.view_as_complex in forward")
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -314,7 +314,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ForeignError(f"{type(module).__name__}: cannot be measured on two examples of zeros: {error}") from error
+        raise UserCodeError(f"{type(module).__name__}: cannot be measured on two examples of zeros: {error}") from error
     finally:
         module.train(before)
 

@@ -30,7 +30,7 @@ from trainables.catalogue import (
     class_settings,
     rule_refuses,
 )
-from trainables.usercode.importing import EXPECTED, ForeignError, imported, is_foreign
+from trainables.usercode.importing import EXPECTED, UserCodeError, imported, is_import_path
 
 Number: TypeAlias = "float | Tensor"
 State = dict[str, Tensor]
@@ -340,20 +340,20 @@ def named(name: str, code: str = "") -> Rule:
 
     Raises:
         KeyError: if there is neither.
-        ForeignError: if a user's optimizer cannot be used.
+        UserCodeError: if a user's optimizer cannot be used.
     """
     if name in RULES:
         return RULES[name]
-    if is_foreign(name):
+    if is_import_path(name):
         found = imported(name, code)
         if isinstance(found, Rule):
             return replace(found, name=name)
         if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
             if "lr" not in inspect.signature(found).parameters:
-                raise ForeignError(f"{name}: takes no lr, its learning rate; an optimizer of torch.optim's kind does")
+                raise UserCodeError(f"{name}: takes no lr, its learning rate; an optimizer of torch.optim's kind does")
             return Rule(name, _gradient, found, SOLO_RATES, solo=True)
         kind = found.__name__ if isinstance(found, type) else type(found).__name__
-        raise ForeignError(f"{name}: is {kind}; expected {EXPECTED['optimizer']}")
+        raise UserCodeError(f"{name}: is {kind}; expected {EXPECTED['optimizer']}")
     if name not in OPTIMIZERS:
         raise KeyError(f"no optimizer is called {name!r}; there are {', '.join(OPTIMIZERS)}")
     return Rule(name, _gradient, getattr(torch.optim, name), OPTIMIZERS[name].rates, solo=True)

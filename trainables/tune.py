@@ -43,7 +43,7 @@ from trainables.lanes.stack import Lane, Stack, grid, out_of_memory
 from trainables.lanes.times import EvaluationTimes, spent
 from trainables.lanes.train import train
 from trainables.rules import named
-from trainables.usercode.importing import copy_on_node, is_foreign
+from trainables.usercode.importing import copy_on_node, is_import_path
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
 __all__ = ["CNNTrainable", "MLPTrainable", "TrialConfig"]
@@ -110,7 +110,7 @@ class LaneTrainable(tune.Trainable):
         if trial.code:
             trial = self.trial = replace(trial, code=copy_on_node(trial.code, trial.digest))
         family = trial.model or next(iter(self.families), "")
-        if family not in self.families and not (is_foreign(family) and not self.families):
+        if family not in self.families and not (is_import_path(family) and not self.families):
             raise ValueError(f"{type(self).__name__} trains {' and '.join(self.families)}, not {family!r}")
         torch.set_num_threads(trial.threads)
         self.device = torch.device(_device(trial.device))
@@ -420,7 +420,7 @@ TRAINABLES: dict[str, type[LaneTrainable]] = {
 
 def trainable(model: str) -> type[LaneTrainable]:
     """The trainable of a model family, or of a user's model."""
-    return ModelTrainable if is_foreign(model) else TRAINABLES[model]
+    return ModelTrainable if is_import_path(model) else TRAINABLES[model]
 
 
 def grid_lanes(trial: TrialConfig) -> list[Lane]:

@@ -75,7 +75,7 @@ def submit(
     command = ["python", "-m", "study", "run", "spec.toml", "--resume", "--out", out, "--address", "auto", "--plain"]
     with tempfile.TemporaryDirectory() as sent:
         (Path(sent) / "spec.toml").write_text(spec.to_toml(), encoding="utf-8")
-        spec.bring(Path(sent))
+        spec.copy_code(Path(sent))
         job = client.submit_job(
             entrypoint=shlex.join([*command, "--wait", f"{wait:g}"]),
             runtime_env={"working_dir": sent, "py_modules": packages(bundle.code_of(Path(sent)))},

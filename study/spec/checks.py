@@ -13,26 +13,26 @@ from typing import Any
 
 from study.spec.dimensions import Choice, Range, plain, shown
 from study.spec.model import Budget, Lanes, Recording, Resources, Search, Tuning, Workload
-from study.usercode.bundle import Brought
+from study.usercode.bundle import UserCode
 from trainables import catalogue
 from trainables.catalogue import CATALOGUE, OPTIMIZERS, SOLO
 from trainables.errors import ModelError
-from trainables.usercode.importing import is_foreign
+from trainables.usercode.importing import is_import_path
 
 Rule = Callable[..., Iterator[str]]
 _ARGUMENTS = {"mlp": ("shape",), "cnn": ("kernel", "padding")}
 
 
-def mistakes(sections: Mapping[str, Any], brought: Brought) -> list[str]:
+def mistakes(sections: Mapping[str, Any], user_code: UserCode) -> list[str]:
     """The mistakes between sections.
 
     Args:
         sections: the valid ones, by name.
-        brought: the user code that the spec names, which rules can look at too.
+        user_code: the user code that the spec names, which rules can look at too.
     """
     found: list[str] = []
     for rule in RULES:
-        parameters, known = inspect.signature(rule).parameters.values(), {**sections, "brought": brought}
+        parameters, known = inspect.signature(rule).parameters.values(), {**sections, "user_code": user_code}
         given = {each.name: known[each.name] for each in parameters if each.name in known}
         if all(each.name in given or each.default is None for each in parameters):
             found += rule(**given)
@@ -72,11 +72,11 @@ def cnn_has_images(workload: Workload) -> Iterator[str]:
 
 
 def engine_suits_optimizers(
-    search: Search, lanes: Lanes, brought: Brought, workload: Workload | None = None
+    search: Search, lanes: Lanes, user_code: UserCode, workload: Workload | None = None
 ) -> Iterator[str]:
     """Not every engine trains every optimizer and model."""
     names, engine = search.optimizers(), lanes.engine
-    solo = [name for name in names if brought.optimizer(name).solo]
+    solo = [name for name in names if user_code.optimizer(name).solo]
     if engine == "auto":
         return
     if engine == "solo":
@@ -84,9 +84,9 @@ def engine_suits_optimizers(
             yield f"lanes.engine: solo is for {', '.join(SOLO)}; {', '.join(ruled)} trains as lanes; valid: auto"
     elif solo:
         yield f"lanes.engine: {engine} does not train {', '.join(solo)}, which runs lane by lane; valid: auto"
-    elif workload and is_foreign(workload.model):
+    elif workload and is_import_path(workload.model):
         yield f"lanes.engine: {engine} is for the shipped models; valid with {workload.model}: auto"
-    elif engine == "compiled" and workload and (workload.loss or any(map(is_foreign, names))):
+    elif engine == "compiled" and workload and (workload.loss or any(map(is_import_path, names))):
         yield "lanes.engine: compiled knows the shipped losses and optimizers only; valid: auto, eager"
 
 
@@ -111,7 +111,7 @@ def batch_sizes_suit_data(workload: Workload, search: Search) -> Iterator[str]:
 
 def sizes_suit_model(workload: Workload, search: Search) -> Iterator[str]:
     """Linear and quadratic models have no size, other shipped families need one."""
-    if is_foreign(workload.model):
+    if is_import_path(workload.model):
         return
     for name in ("width", "depth"):
         given = getattr(search, name) is not None
@@ -189,7 +189,7 @@ def predictions_are_of_classes(workload: Workload, recording: Recording) -> Iter
         yield f"recording.predictions = true: they are of classes, and {workload.data} has none; leave it out"
 
 
-def settings_suit_optimizers(search: Search, brought: Brought) -> Iterator[str]:
+def settings_suit_optimizers(search: Search, user_code: UserCode) -> Iterator[str]:
     """Settings are those of an optimizer of the search, with values that it takes."""
     for optimizer, settings in search.settings.items():
         if optimizer not in search.optimizers():
@@ -197,23 +197,23 @@ def settings_suit_optimizers(search: Search, brought: Brought) -> Iterator[str]:
             yield f"search.settings.{optimizer}: not among the optimizers of the search; valid: {valid}"
             continue
         shipped = optimizer in OPTIMIZERS
-        known = catalogue.settings_of(optimizer) if shipped else brought.optimizer(optimizer).settings
+        known = catalogue.settings_of(optimizer) if shipped else user_code.optimizer(optimizer).settings
         for name, dimension in settings.items():
             key = f"search.settings.{optimizer}.{name}"
             if name not in known:
                 usual = ", ".join(f"{each} (usually {value:g})" for each, value in known.items()) or "none"
                 yield f"{key}: {optimizer} has no such setting; valid: {usual}"
                 continue
-            refusals = (_refused(brought, optimizer, name, float(value)) for value in dimension.ends())
+            refusals = (_refused(user_code, optimizer, name, float(value)) for value in dimension.ends())
             if message := next(filter(None, refusals), None):
                 yield f"{key} = {shown(plain(dimension))}: {message}"
 
 
-def _refused(brought: Brought, optimizer: str, name: str, value: float) -> str | None:
+def _refused(user_code: UserCode, optimizer: str, name: str, value: float) -> str | None:
     """Why an optimizer does not take a value of a setting; the user's classes have been tried already."""
     if optimizer in OPTIMIZERS:
         return catalogue.refused(optimizer, name, value)
-    return None if brought.optimizer(optimizer).solo else catalogue.rule_refuses(name, value)
+    return None if user_code.optimizer(optimizer).solo else catalogue.rule_refuses(name, value)
 
 
 def grid_sampler_has_lists(tuning: Tuning, search: Search, workload: Workload | None = None) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from trainables.catalogue import OPTIMIZERS
-from trainables.usercode.importing import is_foreign
+from trainables.usercode.importing import is_import_path
 
 # Larger numbers are taken for typing errors.
 LARGEST = 1_000_000
@@ -106,7 +106,7 @@ def batch_size(value: object) -> str | None:
 
 def optimizer(value: object) -> str | None:
     """What is wrong with a value that is to be an optimizer."""
-    fine = isinstance(value, str) and (value in OPTIMIZERS or is_foreign(value))
+    fine = isinstance(value, str) and (value in OPTIMIZERS or is_import_path(value))
     return None if fine else unknown("optimizer", value, OPTIMIZERS)
 
 
@@ -193,7 +193,7 @@ def known(what: str, names: Iterable[str], *, user_code: bool = False) -> Before
     valid = tuple(names)
 
     def check(value: object) -> object:
-        if value not in valid and not (user_code and isinstance(value, str) and is_foreign(value)):
+        if value not in valid and not (user_code and isinstance(value, str) and is_import_path(value)):
             raise ValueError(unknown(what, value, valid))
         return value
 

@@ -21,7 +21,7 @@ from study.spec.model import SAMPLERS, SCHEDULERS
 from study.spec.reading import check
 from study.usercode import bundle
 from trainables.catalogue import CATALOGUE, RULES, SOLO, Facts
-from trainables.usercode.importing import is_foreign
+from trainables.usercode.importing import is_import_path
 
 # In the order of asking.
 QUESTIONS = {
@@ -118,10 +118,10 @@ def render(answers: Answers) -> str:
     facts = _facts(answers.data)
     small = facts is not None and facts.train <= _SMALL
     sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train]
-    for searched in _SEARCHED if is_foreign(answers.model) else [()]:
+    for searched in _SEARCHED if is_import_path(answers.model) else [()]:
         text = environment.get_template("init.j2").render(
             answers=answers,
-            own=is_foreign(answers.model),
+            own=is_import_path(answers.model),
             searched=searched,
             accuracy=facts is not None and facts.task == "classification",
             sizes=[*sizes, *(['"full"'] if small else [])],
@@ -181,7 +181,7 @@ def _completed(given: Mapping[str, Any], default: Answers) -> Answers:
         suitable = _data_sets(given)
         if default.data not in suitable:
             answers = replace(answers, data=suitable[0])
-    if "model" not in given and (answers.data in CATALOGUE or is_foreign(answers.data)):
+    if "model" not in given and (answers.data in CATALOGUE or is_import_path(answers.data)):
         answers = replace(answers, model=offered(answers.data)[0])
     if isinstance(answers.optimizers, str):
         names = tuple(name.strip() for name in answers.optimizers.split(","))
@@ -191,7 +191,8 @@ def _completed(given: Mapping[str, Any], default: Answers) -> Answers:
 
 def _data_sets(given: Mapping[str, Any]) -> list[str]:
     """The data sets that suit the given model; all if none is given, or if it suits none."""
-    suitable = [name for name in CATALOGUE if given.get("model") in offered(name) or is_foreign(given.get("model", ""))]
+    model = given.get("model", "")
+    suitable = [name for name in CATALOGUE if model in offered(name) or is_import_path(model)]
     return suitable or list(CATALOGUE)
 
 

@@ -29,7 +29,7 @@ from study.usercode import bundle
 from trainables import config
 from trainables.catalogue import CATALOGUE, ENGINES, FAMILIES, Facts, OptimizerFacts
 from trainables.config import Positive
-from trainables.usercode.importing import is_foreign
+from trainables.usercode.importing import is_import_path
 
 # Studies with different root seeds share no lane's seed; a study's search uses at most half of these.
 SEEDS = 1_000_000
@@ -94,7 +94,7 @@ class Workload(Section):
     redraw: bool = False
     augment: Augmentation = Augmentation()
     dtype: Annotated[str, known("dtype", ("float32", "float64"))] = "float32"
-    _brought: bundle.Brought = PrivateAttr(default=bundle.Brought())
+    _user_code: bundle.UserCode = PrivateAttr(default=bundle.UserCode())
 
     @model_validator(mode="before")
     @classmethod
@@ -103,9 +103,9 @@ class Workload(Section):
         if not isinstance(values, dict):
             return values
         values = dict(values)
-        if is_foreign(str(values.get("metric", ""))):
+        if is_import_path(str(values.get("metric", ""))):
             values["metric"], values["score"] = "accuracy", values["metric"]
-        if is_foreign(str(values.get("model", ""))) and "model_args" in values:
+        if is_import_path(str(values.get("model", ""))) and "model_args" in values:
             values["own_args"] = values.pop("model_args")
         if "metric" not in values:
             facts = CATALOGUE.get(str(values.get("data"))) or (info.context and info.context.facts)
@@ -116,7 +116,7 @@ class Workload(Section):
     @model_validator(mode="after")
     def _keep_user_code(self, info: ValidationInfo) -> Workload:
         if info.context:
-            self._brought = info.context
+            self._user_code = info.context
         return self
 
     @model_validator(mode="after")
@@ -128,24 +128,24 @@ class Workload(Section):
     @property
     def facts(self) -> Facts:
         """Properties of the data set."""
-        found = CATALOGUE.get(self.data) or self._brought.facts
+        found = CATALOGUE.get(self.data) or self._user_code.facts
         assert found, "a user's data set is tried before its facts are asked for"
         return found
 
     @property
-    def brought(self) -> bundle.Brought:
+    def user_code(self) -> bundle.UserCode:
         """The bundle of user code."""
-        return self._brought
+        return self._user_code
 
     @property
     def code(self) -> str:
         """Folder of the bundle of user code; empty if there is none."""
-        return self._brought.code
+        return self._user_code.code
 
     @property
     def lone(self) -> str:
         """Why a user's model cannot train on a single example; empty if it can."""
-        return self._brought.lone
+        return self._user_code.lone
 
     def arguments(self) -> dict[str, Any]:
         """The model's arguments that are given and not searched."""
@@ -350,7 +350,7 @@ class Spec(Section):
 
     def optimizer_facts(self, name: str) -> OptimizerFacts:
         """Properties of an optimizer of the search."""
-        return self.workload.brought.optimizer(name)
+        return self.workload.user_code.optimizer(name)
 
     def rates(self, optimizer: str) -> tuple[float, float, int]:
         """Lowest and highest learning rate of an optimizer's grid, and their number."""
@@ -368,10 +368,10 @@ class Spec(Section):
         sizes = [dimensions[name].ends() if name in dimensions else [0] for name in ("batch_size", "width", "depth")]
         return [(full if b == "full" else int(b), int(w), int(d)) for b, w, d in itertools.product(*sizes)]
 
-    def bring(self, folder: Path) -> list[str]:
+    def copy_code(self, folder: Path) -> list[str]:
         """Copy the bundle of user code into a results folder; return notes for the user."""
-        bundle.gather(self.workload.brought, folder)
-        return list(self.workload.brought.notes)
+        bundle.copy_to(self.workload.user_code, folder)
+        return list(self.workload.user_code.notes)
 
     def cells(self) -> float:
         """Number of cells; infinite if a setting is any real number."""

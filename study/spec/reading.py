@@ -93,16 +93,16 @@ def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None =
         SpecError: with every mistake, also those between sections; if user code has mistakes, with these alone, because
             others may follow from them.
     """
-    brought = bundle.inspect(tables, folder or Path.cwd(), sizes_in(tables), settings_in(tables))
-    if brought.mistakes:
-        raise SpecError(source, brought.mistakes)
+    user_code = bundle.inspect(tables, folder or Path.cwd(), sizes_in(tables), settings_in(tables))
+    if user_code.mistakes:
+        raise SpecError(source, user_code.mistakes)
     mistakes: list[str] = []
     valid: dict[str, Any] = {}
     for name, field in Spec.model_fields.items():
         if name in tables:
             adapter: TypeAdapter[object] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
             try:
-                valid[name] = adapter.validate_python(tables[name], context=brought)
+                valid[name] = adapter.validate_python(tables[name], context=user_code)
             except ValidationError as error:
                 mistakes += _explain(name, error)
         elif field.is_required():
@@ -117,7 +117,7 @@ def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None =
     mistakes += [
         f"{key}: unknown key{similar(key, known)}; valid: {', '.join(known)}" for key in tables if key not in known
     ]
-    mistakes += checks.mistakes(valid, brought)
+    mistakes += checks.mistakes(valid, user_code)
     if mistakes:
         raise SpecError(source, mistakes)
     return Spec(**valid)

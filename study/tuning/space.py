@@ -82,7 +82,7 @@ class Space:
             trial=number,
             data_folder=self.data_folder,
             code=self.code,
-            digest=workload.brought.digest,
+            digest=workload.user_code.digest,
             device=self._device(cell, batch_size),
             share=min(1.0, resources.gpus) or 1.0,
             threads=resources.cpus_per_trial,

@@ -39,7 +39,7 @@ _ANSWERS: dict[tuple[str, str], Answer] = {}
 
 
 @dataclass(frozen=True)
-class Brought:
+class UserCode:
     """The user code of a spec, checked.
 
     Attributes:
@@ -75,7 +75,7 @@ class _Copy:
         folder: of the bundle.
         files: name in it -> hash.
         sources: top-level module or package -> file or folder that it was copied from.
-        mistakes, notes: as in `Brought`.
+        mistakes, notes: as in `UserCode`.
     """
 
     folder: Path
@@ -106,7 +106,7 @@ def inspect(
     folder: Path,
     sizes: Mapping[str, Sequence[Any]],
     settings: Mapping[str, Mapping[str, list[Any]]] | None = None,
-) -> Brought:
+) -> UserCode:
     """Copy and check the user code of a spec.
 
     Answers of the probe are kept in the process and in the results folder: what was checked is not checked again.
@@ -119,13 +119,13 @@ def inspect(
     """
     paths = paths_in(tables)
     if not paths:
-        return Brought()
+        return UserCode()
     code, lacking = code_of(folder), set[str]()
     folders = [] if code else list(dict.fromkeys(each.resolve() for each in (folder, Path.cwd()) if each.is_dir()))
     while True:
         copy = _restored(code) if code else _copied(paths, lacking, folders)
         if copy.mistakes:
-            return Brought(mistakes=copy.mistakes)
+            return UserCode(mistakes=copy.mistakes)
         copy = copy.settled()
         request = client.request(tables, str(copy.folder), [str(each) for each in folders], sizes, settings or {})
         key, digest = client.key(request), digest_of(copy.files)
@@ -135,7 +135,7 @@ def inspect(
             break
         lacking |= set(answer.lacking)  # imported by names that are not in the source as text
     if answer.mistakes:
-        return Brought(mistakes=answer.mistakes)
+        return UserCode(mistakes=answer.mistakes)
     _ANSWERS[digest, key] = answer
     answers = (recorded(code).get("answers", {}) if code else {}) | {key: dataclasses.asdict(answer)}
     record = {"files": copy.files, "sources": copy.sources, "answers": answers}
@@ -146,7 +146,7 @@ def inspect(
         path: OptimizerFacts(**{**each, "rates": tuple(each["rates"])}) for path, each in answer.optimizers.items()
     }
     notes = [*copy.notes, *answer.notes]
-    return Brought(str(copy.folder), digest, record, facts, (), notes, answer.lone, optimizers)
+    return UserCode(str(copy.folder), digest, record, facts, (), notes, answer.lone, optimizers)
 
 
 def code_of(folder: Path) -> Path | None:
@@ -154,14 +154,14 @@ def code_of(folder: Path) -> Path | None:
     return next((each / CODE for each in (folder, folder.parent) if (each / CODE / RECORD).is_file()), None)
 
 
-def gather(brought: Brought, folder: Path) -> None:
+def copy_to(user_code: UserCode, folder: Path) -> None:
     """Copy a bundle into the `code/` of a new results folder."""
-    if brought.code:
+    if user_code.code:
         copy = _Copy(folder / CODE)
-        for name in brought.record["files"]:
-            copy.add(Path(brought.code, name), name)
+        for name in user_code.record["files"]:
+            copy.add(Path(user_code.code, name), name)
         copy.folder.mkdir(parents=True, exist_ok=True)
-        _write(copy.folder, brought.record)
+        _write(copy.folder, user_code.record)
 
 
 def needed(tables: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from trainables.catalogue import CATALOGUE
 from trainables.storage import data_folder
 from trainables.usercode import importing
-from trainables.usercode.importing import is_foreign
+from trainables.usercode.importing import is_import_path
 from trainables.usercode.request import Answer, Request
 
 # Share of the machine's memory that the process may take.
@@ -36,7 +36,7 @@ def paths_in(tables: Mapping[str, Any]) -> dict[str, str]:
     workload = _table(tables, "workload")
     named = [(f"workload.{key}", workload.get(key)) for key in ("data", "model", "loss", "metric", "score")]
     named += [("search.optimizer", each) for each in _optimizers(tables)]
-    return {name: key for key, name in named if isinstance(name, str) and is_foreign(name)}
+    return {name: key for key, name in named if isinstance(name, str) and is_import_path(name)}
 
 
 def request(

@@ -22,7 +22,7 @@ from trainables.lanes.seeds import initialise
 from trainables.lanes.stack import Stack
 from trainables.models import Builder, activations, layered
 from trainables.rules import RULES
-from trainables.usercode.importing import is_foreign
+from trainables.usercode.importing import is_import_path
 from trainables.usercode.vmap_support import TRIED_EXAMPLES, support_of
 
 
@@ -70,7 +70,7 @@ def choose(
         return _for_user_model(build, in_shape, criterion, stack, block, sample, name)
     if rule.solo:
         network = network.to(stack.parameters.device, stack.parameters.dtype)
-        return Solo(network, Eager(network, criterion, block), may_draw=is_foreign(rule.name))
+        return Solo(network, Eager(network, criterion, block), may_draw=is_import_path(rule.name))
     written = not criterion.loss and rule.name in RULES
     if wanted == "compiled" and not written:
         raise ValueError("the engine compiled does not support losses and rules of users; choose auto")

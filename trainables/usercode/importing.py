@@ -51,11 +51,11 @@ _INSTALLED = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", 
 _PREFIX = "study_bundle_"
 
 
-class ForeignError(ValueError):
+class UserCodeError(ValueError):
     """User code cannot be used; the message names it and says what is expected."""
 
 
-def is_foreign(name: str) -> bool:
+def is_import_path(name: str) -> bool:
     """Whether a name in a spec is an import path."""
     return ":" in name
 
@@ -148,11 +148,11 @@ def imported(path: str, code: str = "") -> Any:
         code: folder of the bundle; modules that it lacks are imported as usual.
 
     Raises:
-        ForeignError: if it cannot be imported.
+        UserCodeError: if it cannot be imported.
     """
     module, _, name = path.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
-        raise ForeignError(f"{path}: not an import path; write package.module:name")
+        raise UserCodeError(f"{path}: not an import path; write package.module:name")
     try:
         value: Any = (_bundle(code) if code else importlib).import_module(module)
     except MemoryError:
@@ -161,13 +161,13 @@ def imported(path: str, code: str = "") -> Any:
         missing = _plain(error.name or "") if isinstance(error, ModuleNotFoundError) else ""
         if missing and (module == missing or module.startswith(f"{missing}.")):
             places = "beside the spec, in the current folder and among the installed packages"
-            raise ForeignError(f"{path}: there is no module {missing}; it is looked for {places}") from error
-        raise ForeignError(f"{path}: importing {module} failed: {told(error, module)}") from error
+            raise UserCodeError(f"{path}: there is no module {missing}; it is looked for {places}") from error
+        raise UserCodeError(f"{path}: importing {module} failed: {describe_error(error, module)}") from error
     for part in name.split("."):
         if not hasattr(value, part):
             near = difflib.get_close_matches(part, dir(value), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ForeignError(f"{path}: {module} has no {part}{hint}")
+            raise UserCodeError(f"{path}: {module} has no {part}{hint}")
         value = getattr(value, part)
     return value
 
@@ -183,11 +183,11 @@ def called(path: str, what: str, offered: dict[str, Any], optional: Iterable[str
         code: folder of the bundle.
 
     Raises:
-        ForeignError: if the callable cannot be imported, does not take these arguments, or raises.
+        UserCodeError: if the callable cannot be imported, does not take these arguments, or raises.
     """
     maker = imported(path, code)
     if not callable(maker):
-        raise ForeignError(f"{path}: is no callable; expected {EXPECTED[what]}")
+        raise UserCodeError(f"{path}: is no callable; expected {EXPECTED[what]}")
     try:
         signature = inspect.signature(maker)
     except (TypeError, ValueError):
@@ -200,24 +200,24 @@ def called(path: str, what: str, offered: dict[str, Any], optional: Iterable[str
             signature.bind(**arguments)
         except TypeError as error:
             given = ", ".join(arguments) or "nothing"
-            raise ForeignError(f"{path}{signature}: cannot be called with {given} ({error})") from error
+            raise UserCodeError(f"{path}{signature}: cannot be called with {given} ({error})") from error
     try:
         return maker(**arguments)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:
-        raise ForeignError(f"{path}: raised {told(error, path.partition(':')[0])}") from error
+        raise UserCodeError(f"{path}: raised {describe_error(error, path.partition(':')[0])}") from error
 
 
 def function(path: str, what: str, code: str = "") -> Callable[..., Any]:
     """A loss or score of the user's."""
     value = imported(path, code)
     if not callable(value) or isinstance(value, type):
-        raise ForeignError(f"{path}: is {type(value).__name__}; expected {EXPECTED[what]}")
+        raise UserCodeError(f"{path}: is {type(value).__name__}; expected {EXPECTED[what]}")
     return value  # type: ignore[no-any-return]
 
 
-def told(error: BaseException, module: str) -> str:
+def describe_error(error: BaseException, module: str) -> str:
     """An error in one line, with the file and line of the user code that caused it.
 
     Args:
@@ -315,12 +315,12 @@ def copy_on_node(code: str, digest: str) -> str:
         digest: of its files; empty if it is not known.
 
     Raises:
-        ForeignError: if they are nowhere, or not what the study began with.
+        UserCodeError: if they are nowhere, or not what the study began with.
     """
     sent = [Path(entry) / CODE for entry in sys.path if entry and digest]
     for folder in [Path(code), *sent]:
         if folder.is_dir() and (not digest or digest_of(recorded(folder).get("files", {})) == digest):
             if edited := changed(folder):
-                raise ForeignError(f"{folder / edited[0]}: is not what the study began with; put it back")
+                raise UserCodeError(f"{folder / edited[0]}: is not what the study began with; put it back")
             return str(folder.resolve())
-    raise ForeignError(f"{code}: the study's modules are not on this node; give a folder that all nodes share")
+    raise UserCodeError(f"{code}: the study's modules are not on this node; give a folder that all nodes share")

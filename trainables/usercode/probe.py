@@ -27,7 +27,14 @@ from trainables.data import DataError, Facts
 from trainables.lanes.reference import relative, step
 from trainables.lanes.seeds import initialise
 from trainables.rules import Rule, named
-from trainables.usercode.importing import ForeignError, files_elsewhere, imported, is_foreign, modules_from, told
+from trainables.usercode.importing import (
+    UserCodeError,
+    describe_error,
+    files_elsewhere,
+    imported,
+    is_import_path,
+    modules_from,
+)
 from trainables.usercode.request import Answer, Request
 from trainables.usercode.vmap_support import support_of
 
@@ -63,7 +70,7 @@ class Probe:
         paths = [("workload.data", request.data), ("workload.model", request.model), ("workload.loss", request.loss)]
         paths += [("workload.metric", request.score), *(("search.optimizer", path) for path in request.optimizers)]
         for key, path in paths:
-            if is_foreign(path):
+            if is_import_path(path):
                 self._try(key, path, f"importing {path}", IMPORT_SECONDS, partial(imported, path, code))
         if not self.answer.mistakes:
             sample = self._sample()
@@ -82,7 +89,7 @@ class Probe:
         self.stage.write_text(json.dumps({"key": key, "path": path, "doing": doing, "seconds": seconds}))
         try:
             return work()
-        except (ForeignError, models.ModelError, DataError) as error:
+        except (UserCodeError, models.ModelError, DataError) as error:
             self.answer.mistakes.append(f"{key}: {error}")
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
@@ -153,9 +160,9 @@ class Probe:
         build = partial(models.build, path, facts.in_shape, facts.out_features, bundle=self.request.code, **arguments)
         try:
             support = support_of(build, inputs, path)
-        except ForeignError as error:
+        except UserCodeError as error:
             if self.request.standardize and "index out of range" in str(error):
-                raise ForeignError(
+                raise UserCodeError(
                     f"{error}; inputs are standardised, token ids too, unless standardize = false"
                 ) from error
             raise
@@ -172,11 +179,11 @@ class Probe:
                 network.train()
                 network(inputs[:1])
             except Exception as error:  # noqa: BLE001  whatever the user's module raises
-                self.answer.lone = told(error, path.partition(":")[0])
+                self.answer.lone = describe_error(error, path.partition(":")[0])
 
 
 def _check_outputs(network: torch.nn.Module, sample: Sample, path: str, size: str) -> None:
-    """Raise a `ForeignError` unless the outputs in evaluation have the right shape and are finite."""
+    """Raise a `UserCodeError` unless the outputs in evaluation have the right shape and are finite."""
     network.eval()
     with torch.no_grad():
         outputs = network(sample.inputs)
@@ -184,13 +191,13 @@ def _check_outputs(network: torch.nn.Module, sample: Sample, path: str, size: st
     if shape != expected:
         given = f"gives {shape} for {len(sample.inputs)} examples of {sample.facts.in_shape} ({size})"
         meaning = "a number for each class, or each number to be predicted"
-        raise ForeignError(f"{path}: {given}; expected {expected}: {meaning}")
+        raise UserCodeError(f"{path}: {given}; expected {expected}: {meaning}")
     if not outputs.isfinite().all():
-        raise ForeignError(f"{path}: gives values that are not finite before any update ({size})")
+        raise UserCodeError(f"{path}: gives values that are not finite before any update ({size})")
 
 
 def _try_function(path: str, what: str, sample: Sample, code: str) -> None:
-    """Raise a `ForeignError` unless a loss or score of noise has valid values, each example's own."""
+    """Raise a `UserCodeError` unless a loss or score of noise has valid values, each example's own."""
     targets = sample.targets
     noise = torch.randn(len(targets), sample.facts.out_features, generator=torch.Generator().manual_seed(1))
     outputs = noise.to(targets.dtype if targets.is_floating_point() else torch.float32)
@@ -198,15 +205,15 @@ def _try_function(path: str, what: str, sample: Sample, code: str) -> None:
     low, high = float(values.min()), float(values.max())
     if not values.isfinite().all() or low < 0 or (what == "score" and high > 1):
         valid = "numbers from 0 to 1, larger is better" if what == "score" else "finite losses that are not negative"
-        raise ForeignError(f"{path}: gives {low:g} to {high:g} on the first examples; expected {valid}")
+        raise UserCodeError(f"{path}: gives {low:g} to {high:g} on the first examples; expected {valid}")
     for part in _PARTS:
         alone = called_on(path, what, outputs[part], targets[part], code).double()
         if not torch.allclose(values[part], alone, rtol=1e-3):
-            raise ForeignError(f"{path}: what it gives for an example depends on the others; return each its own")
+            raise UserCodeError(f"{path}: what it gives for an example depends on the others; return each its own")
 
 
 def try_optimizer(path: str, code: str = "") -> None:
-    """Raise a `ForeignError` unless lanes of an optimizer are independent, and an interrupted one could resume.
+    """Raise a `UserCodeError` unless lanes of an optimizer are independent, and an interrupted one could resume.
 
     A torch optimizer must continue from its `state_dict`; a rule must update two lanes as it updates each alone.
     """
@@ -219,7 +226,7 @@ def try_optimizer(path: str, code: str = "") -> None:
             parameters, doing = _by_torch(rule, gradients[:, 0]), "going on from its state_dict"
             torch.manual_seed(0)
             if relative(_by_torch(rule, gradients[:, 0], cut=True), parameters) > TOLERANCE:
-                raise ForeignError(
+                raise UserCodeError(
                     f"{path}: goes on differently where its state_dict is loaded into a new one, so no interrupted "
                     "trial could be resumed; keep what it remembers in self.state[parameter]"
                 )
@@ -228,16 +235,16 @@ def try_optimizer(path: str, code: str = "") -> None:
             parameters = _by_rule(rule, rows)
             apart = torch.cat([_by_rule(rule, rows[:, lane : lane + 1]) for lane in range(2)])
             if relative(parameters, apart) > TOLERANCE:
-                raise ForeignError(
+                raise UserCodeError(
                     f"{path}: a lane's update depends on the lanes beside it; take norms, sums and means over "
                     "dimension 1, with keepdim=True, of what is (lanes, parameters)"
                 )
-    except ForeignError:
+    except UserCodeError:
         raise
     except Exception as error:
-        raise ForeignError(f"{path}: {doing} raised {told(error, path.partition(':')[0])}") from error
+        raise UserCodeError(f"{path}: {doing} raised {describe_error(error, path.partition(':')[0])}") from error
     if not parameters.isfinite().all() or bool((parameters == 1).all()):
-        raise ForeignError(
+        raise UserCodeError(
             f"{path}: {TRIED_UPDATES} updates left parameters of ones at {parameters.flatten().tolist()[:3]}"
         )
 
@@ -279,7 +286,7 @@ def _by_rule(rule: Rule, gradients: torch.Tensor) -> torch.Tensor:
         kept = dict(state)
         rule.step(parameters, gradient.clone(), state, rates, row, rule.settings)
         if replaced := [name for name, tensor in kept.items() if state[name] is not tensor]:
-            raise ForeignError(
+            raise UserCodeError(
                 f"{rule.name}: puts another tensor in the place of state[{replaced[0]!r}]; change it in place"
             )
     return parameters

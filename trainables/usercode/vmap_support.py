@@ -20,7 +20,7 @@ from trainables.engines.vmapped import Copies, Rows, VmapSupport, batchable_atte
 from trainables.lanes.seeds import drawing, initialise
 from trainables.lanes.stack import extras_of, out_of_memory
 from trainables.models import Builder, hooked, trained
-from trainables.usercode.importing import ForeignError, told
+from trainables.usercode.importing import UserCodeError, describe_error
 
 # Examples and updates of the comparison, and the size of an update.
 TRIED_EXAMPLES, TRIED_UPDATES, TRIED_STEP = 16, 3, 1e-3
@@ -68,7 +68,7 @@ def support_of(build: Builder, sample: Tensor, name: str = "the model") -> VmapS
         name: import path of the model, for messages.
 
     Raises:
-        ForeignError: if the network does not run alone, or its lanes would not be independent and resumable.
+        UserCodeError: if the network does not run alone, or its lanes would not be independent and resumable.
     """
     x, expected = _reference(build, sample, name)
     why = _obstacle(build, x, expected)
@@ -78,9 +78,10 @@ def support_of(build: Builder, sample: Tensor, name: str = "the model") -> VmapS
     try:
         differs = expected.differs(_as_lanes(build, x, in_turn))
     except Exception as error:
-        raise ForeignError(f"{name}: {told(error, name.partition(':')[0])}, where lanes take turns") from error
+        why = describe_error(error, name.partition(":")[0])
+        raise UserCodeError(f"{name}: {why}, where lanes take turns") from error
     if differs:
-        raise ForeignError(
+        raise UserCodeError(
             f"{name}: has something besides parameters and buffers that it draws at its beginning or keeps from one "
             f"pass to the next, which lanes would share and a resumed trial would not have ({differs} differ); make it "
             "a buffer, by register_buffer in __init__"
@@ -97,14 +98,14 @@ def _reference(build: Builder, sample: Tensor, name: str) -> tuple[Tensor, _Trac
         x = torch.stack([sample[:half], sample[len(sample) - half :]]).to(kind)
         try:
             return x, _alone(build, x, name)
-        except (ForeignError, MemoryError, torch.OutOfMemoryError):
+        except (UserCodeError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             if out_of_memory(error):
                 raise
             if kind == kinds[-1]:
-                why = told(error, name.partition(":")[0])
-                raise ForeignError(f"{name}: cannot be run and differentiated: {why}") from error
+                why = describe_error(error, name.partition(":")[0])
+                raise UserCodeError(f"{name}: cannot be run and differentiated: {why}") from error
     raise AssertionError("the last type returns or raises")
 
 
@@ -151,13 +152,13 @@ def _alone(build: Builder, x: Tensor, name: str) -> _Trace:
     """The trace of two networks, each in an ordinary loop.
 
     Raises:
-        ForeignError: if a network depends on more than parameters, buffers and torch's random numbers.
+        UserCodeError: if a network depends on more than parameters, buffers and torch's random numbers.
     """
     generators = _other_generators()
     _check_seed(build, x, name)
     lanes = [_lane_alone(build, x, seed, name) for seed in range(len(x))]
     if generators != _other_generators():
-        raise ForeignError(
+        raise UserCodeError(
             f"{name}: draws random numbers that are not torch's, by random or numpy, so no trial could be repeated; "
             "draw them by torch"
         )
@@ -178,7 +179,7 @@ def _lane_alone(build: Builder, x: Tensor, seed: int, name: str) -> _Trace:
             network.zero_grad()
             outputs = network(x[seed].clone())
             if not isinstance(outputs, Tensor) or not outputs.ndim:
-                raise ForeignError(
+                raise UserCodeError(
                     f"{name}: gives {type(outputs).__name__}; expected a tensor (n, out_features): a number for "
                     "each class, or each number to be predicted"
                 )
@@ -194,7 +195,7 @@ def _lane_alone(build: Builder, x: Tensor, seed: int, name: str) -> _Trace:
     _check_frozen(network, frozen, name)
     now = dict(network.named_buffers())
     if lazily := sorted(now.keys() ^ buffers.keys()):
-        raise ForeignError(f"{name}: {lazily[0]} becomes a buffer, or none, as it runs; register it in __init__")
+        raise UserCodeError(f"{name}: {lazily[0]} becomes a buffer, or none, as it runs; register it in __init__")
     changes = any(value.shape != now[key].shape or bool(value.ne(now[key]).any()) for key, value in buffers.items())
     tensors |= {f"buffer {key}": value.detach().clone() for key, value in now.items()}
     network.eval()
@@ -206,25 +207,25 @@ def _lane_alone(build: Builder, x: Tensor, seed: int, name: str) -> _Trace:
 
 
 def _check_seed(build: Builder, x: Tensor, name: str) -> None:
-    """Raise a `ForeignError` if two networks of one seed differ."""
+    """Raise a `UserCodeError` if two networks of one seed differ."""
     first, again = (dict([*n.named_parameters(), *n.named_buffers()]) for n in (_made(build, x), _made(build, x)))
     for key in first.keys() & again.keys():
         if not torch.equal(first[key].nan_to_num(), again[key].nan_to_num()):
-            raise ForeignError(
+            raise UserCodeError(
                 f"{name}: two networks of one seed begin with other values of {key}; draw them from torch's global "
                 "generator alone, or lanes could not be paired and no trial repeated"
             )
 
 
 def _check_frozen(network: nn.Module, frozen: Mapping[str, Tensor], name: str) -> None:
-    """Raise a `ForeignError` if a parameter that is not trained has changed."""
+    """Raise a `UserCodeError` if a parameter that is not trained has changed."""
     for key, value in network.named_parameters():
         if key in frozen and not torch.equal(value, frozen[key]):
-            raise ForeignError(f"{name}: changes {key}, a parameter that is not trained; make it a buffer")
+            raise UserCodeError(f"{name}: changes {key}, a parameter that is not trained; make it a buffer")
 
 
 def _check_numbers(name: str, numbers: Sequence[Mapping[tuple[str, str], Any]]) -> None:
-    """Raise a `ForeignError` if a number that a network keeps changed in the last of several updates.
+    """Raise a `UserCodeError` if a number that a network keeps changed in the last of several updates.
 
     Args:
         name: of the model.
@@ -234,7 +235,7 @@ def _check_numbers(name: str, numbers: Sequence[Mapping[tuple[str, str], Any]]) 
     for owner, key in third:
         now, then, before = (str(each.get((owner, key))) for each in (third, second, first))
         if (owner, key) in first and now != then:
-            raise ForeignError(
+            raise UserCodeError(
                 f"{name}: {f'{owner}.' if owner else ''}{key} changes from update to update ({then} to {now}), which "
                 "lanes would share and a resumed trial would not have; make it a buffer: "
                 f"self.register_buffer({key.partition('.')[0]!r}, torch.tensor({before}))"

@@ -32,7 +32,7 @@ def stored(folder: Path) -> list[int]:
 
 @settings(max_examples=10)
 @given(st.lists(st.integers(0, 3), max_size=150))
-def test_a_table_holds_what_was_appended_in_few_parts(
+def test_table_holds_what_was_appended_in_few_parts(
     tmp_path_factory: pytest.TempPathFactory, counts: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("table")
@@ -51,14 +51,14 @@ def test_a_table_holds_what_was_appended_in_few_parts(
     ("diverged", "stopped", "ended", "outcome"),
     [(None, None, "completed", "completed"), (3, None, "completed", "diverged"), (None, 8, "completed", "stopped")],
 )
-def test_a_lane_ends_in_its_own_way_or_with_its_trial(
+def test_lane_outcome_is_its_own_or_that_of_its_trial(
     diverged: int | None, stopped: int | None, ended: str, outcome: str
 ) -> None:
     lane = {"diverged_update": diverged, "stopped_update": stopped}
     assert writer._lane_outcome(lane, ended) == outcome
 
 
-def test_every_updates_loss_becomes_a_curve() -> None:
+def test_trial_buffer_turns_every_loss_into_a_curve() -> None:
     progress = TrialBuffer()
     progress.add(7, [0, 2], (5, 160, 0.5, 1.25), "batch", "loss", [0.1, 0.2])
     assert progress.curves["lane"] == [0, 2]
@@ -68,7 +68,7 @@ def test_every_updates_loss_becomes_a_curve() -> None:
     assert progress.curves["train_seconds"] == [1.25, 1.25]
 
 
-def test_a_crash_while_merging_leaves_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_survives_a_crash_while_merging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table("lanes", tmp_path)
     for number in range(7):
         table.append(rows(number, 1))
@@ -90,7 +90,7 @@ def test_a_crash_while_merging_leaves_every_row_once(tmp_path: Path, monkeypatch
     assert stored(tmp_path) == list(range(9))
 
 
-def test_a_reader_follows_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_follows_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table("lanes", tmp_path)
     for number in range(7):
         table.append(rows(number, 1))
@@ -109,14 +109,14 @@ def test_a_reader_follows_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert asked == ["0000007-0000007.parquet", "0000006-0000006.parquet", "0000001-0000008.parquet"]
 
 
-def test_a_part_that_is_listed_but_not_there_is_named(tmp_path: Path) -> None:
+def test_reader_names_a_missing_part(tmp_path: Path) -> None:
     Table("lanes", tmp_path)
     (tmp_path / "lanes.parquet/0000001-0000001.parquet").symlink_to(tmp_path / "nowhere")
     with pytest.raises(results.ResultsError, match=r"lanes\.parquet/0000001-0000001\.parquet: listed, but not there"):
         stored(tmp_path)
 
 
-def test_a_part_that_was_not_finished_is_not_read(tmp_path: Path) -> None:
+def test_reader_ignores_unfinished_parts(tmp_path: Path) -> None:
     table = Table("lanes", tmp_path)
     table.append(rows(0, 1))
     (tmp_path / "lanes.parquet/0000002-0000002.parquet.host.1.tmp").write_bytes(b"half")
@@ -125,7 +125,7 @@ def test_a_part_that_was_not_finished_is_not_read(tmp_path: Path) -> None:
     assert stored(tmp_path) == [0, 1]
 
 
-def test_rows_of_some_trials_are_taken_out(tmp_path: Path) -> None:
+def test_table_drops_rows_of_some_trials(tmp_path: Path) -> None:
     table = Table("lanes", tmp_path)
     for number in range(11):
         table.append(rows(number, 2))  # every trial but the ends in two appends
@@ -135,14 +135,14 @@ def test_rows_of_some_trials_are_taken_out(tmp_path: Path) -> None:
     assert stored(tmp_path) == [0, 1, 2, 3, *range(5, 11)]
 
 
-def test_other_tools_read_a_table_as_one_dataset(tmp_path: Path) -> None:
+def test_table_is_one_dataset_for_other_tools(tmp_path: Path) -> None:
     table = Table("lanes", tmp_path)
     for number in range(20):
         table.append(rows(number, 2))
     assert len(pd.read_parquet(tmp_path / "lanes.parquet")) == 40
 
 
-def test_a_row_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
+def test_table_refuses_rows_that_do_not_fit_the_schema(tmp_path: Path) -> None:
     bad = rows(0, 1)
     bad["trial"] = [None]
     table = Table("lanes", tmp_path)
@@ -151,7 +151,7 @@ def test_a_row_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
     assert list((tmp_path / "lanes.parquet").iterdir()) == []
 
 
-def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
+def test_write_provenance_records_seeds_versions_and_hardware(tmp_path: Path) -> None:
     spec = check(changed(tuning__seed=3, lanes__seeds=2, confirm={"seeds": 2}))
     sessions = [provenance.new_session("study run good") | {"started": "2026-01-02T00:00:00+00:00"}]
     provenance.write_provenance(tmp_path, spec, sessions, finished=False)
@@ -175,7 +175,7 @@ def test_provenance_says_where_numbers_come_from(tmp_path: Path) -> None:
     assert found["finished"]
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_text_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "spec.toml"
     storage.write_text(file, "old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))

@@ -79,7 +79,7 @@ def quiet(message: str) -> None:
     raise AssertionError(message)
 
 
-def test_the_parameter_that_decides_is_first_and_surely_so() -> None:
+def test_shares_rank_the_deciding_parameter_first() -> None:
     found = shares(searched(planted, 100))
     assert list(found.index) == list(range(importance.REPEATS + 1))
     assert list(found) == ["adam.beta1", "batch_size", "width"]
@@ -89,18 +89,18 @@ def test_the_parameter_that_decides_is_first_and_surely_so() -> None:
     assert found.loc[1:, "adam.beta1"].std() < 0.1
 
 
-def test_larger_is_better_where_the_study_says_so() -> None:
+def test_shares_follow_the_direction_of_the_study() -> None:
     ordinary, mirrored = searched(planted, 60), searched(lambda trial: -planted(trial), 60, ("maximize",))
     assert shares(ordinary).equals(shares(mirrored))
 
 
-def test_of_several_objectives_one_counts() -> None:
+def test_shares_use_one_of_several_objectives() -> None:
     study = searched(lambda trial: [float(trial.number), planted(trial)], 60, ("minimize", "minimize"))
     assert shares(study, objective=1).loc[0].idxmax() == "adam.beta1"
     assert shares(study, objective=1).loc[0, "adam.beta1"] > shares(study, objective=0).loc[0, "adam.beta1"]
 
 
-def test_settings_count_among_the_cells_that_have_them() -> None:
+def test_shares_compare_settings_among_cells_that_have_them() -> None:
     found = shares(searched(conditional, 150))
     assert list(found) == ["momentum.momentum", "optimizer", "sgd.weight_decay"]
     assert found.notna().all(axis=None)
@@ -109,7 +109,7 @@ def test_settings_count_among_the_cells_that_have_them() -> None:
     assert (found["momentum.momentum"] > found["optimizer"]).all()
 
 
-def test_a_setting_that_a_resample_lacks_has_no_share_there() -> None:
+def test_shares_are_missing_where_a_resample_lacks_the_setting() -> None:
     def rare(trial: optuna.Trial) -> float:
         if trial.suggest_categorical("optimizer", ["sgd", "momentum"]) == "sgd" or trial.number > 5:
             return trial.suggest_float("width", 0, 1)
@@ -132,7 +132,7 @@ def test_a_setting_that_a_resample_lacks_has_no_share_there() -> None:
     ],
     ids=["too few trials", "nothing matters", "nothing varies"],
 )
-def test_there_may_be_nothing_to_tell(objective: Objective, trials: int, tmp_path: Path) -> None:
+def test_shares_may_be_empty(objective: Objective, trials: int, tmp_path: Path) -> None:
     folder = folder_with(tmp_path, objective, trials)
     (folder / IMPORTANCE_FILE).write_bytes(b"of other trials")
     importance.refresh(folder, quiet)
@@ -140,7 +140,7 @@ def test_there_may_be_nothing_to_tell(objective: Objective, trials: int, tmp_pat
     assert analysis.load(folder).importance.empty
 
 
-def test_a_folder_without_the_table_has_an_empty_one(tmp_path: Path) -> None:
+def test_results_without_importance_have_an_empty_table(tmp_path: Path) -> None:
     write_spec(tmp_path)
     found = analysis.load(tmp_path).importance
     assert list(found) == IMPORTANCE.names
@@ -150,7 +150,7 @@ def test_a_folder_without_the_table_has_an_empty_one(tmp_path: Path) -> None:
         _ = analysis.load(tmp_path).importance
 
 
-def test_the_same_seed_gives_the_same_bit_for_bit(tmp_path: Path) -> None:
+def test_refresh_is_reproducible_across_processes(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, conditional, 40)
     importance.refresh(folder, quiet)
     expected = analysis.load(folder).importance
@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_bit_for_bit(tmp_path: Path) -> None:
     assert shares(study, seed=0).loc[0].equals(shares(study, seed=1).loc[0])
 
 
-def test_a_report_writes_the_table_and_leaves_the_journal_alone(tmp_path: Path) -> None:
+def test_report_writes_importance_but_not_the_journal(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, planted, 40)
     write_tables(folder, trials=[trial_row(outcome="failed")])  # without any there is no report
     journal = folder / "optuna.journal"
@@ -184,7 +184,9 @@ def test_a_report_writes_the_table_and_leaves_the_journal_alone(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("trouble", ["journal", "study", "optuna", "disk"])
-def test_what_goes_wrong_is_one_line(trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_importance_is_reported_in_one_line(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, told = folder_with(tmp_path, planted, 40), list[str]()
     if trouble in ("optuna", "disk"):
         (folder / IMPORTANCE_FILE).write_bytes(b"of earlier trials")
@@ -203,7 +205,7 @@ def test_what_goes_wrong_is_one_line(trouble: str, tmp_path: Path, monkeypatch: 
     assert {path.name for path in folder.iterdir()} == {"spec.toml", "optuna.journal"}
 
 
-def test_folders_that_are_none_are_left_to_others(tmp_path: Path) -> None:
+def test_refresh_ignores_folders_without_results(tmp_path: Path) -> None:
     importance.refresh(tmp_path / "nowhere", quiet)
     importance.refresh(tmp_path, quiet)
     (tmp_path / "optuna.journal").touch()

@@ -34,7 +34,7 @@ def search(spec: Spec | None = None, study: optuna.Study | None = None) -> Truth
 
 
 @pytest.mark.parametrize(("result", "error", "name", "state", "value"), CASES.values(), ids=CASES)
-def test_every_end_has_its_state(
+def test_outcome_maps_to_a_state_in_optuna(
     result: dict[str, Any] | None, error: bool, name: str, state: TrialState, value: float | None
 ) -> None:
     searcher = search()
@@ -51,7 +51,7 @@ def test_every_end_has_its_state(
     assert trial.user_attrs.get("error") == ("RuntimeError: why" if state == TrialState.FAIL else None)
 
 
-def test_intermediate_values_are_told_once_and_nan_never() -> None:
+def test_report_stores_values_once_and_never_nan() -> None:
     searcher = search()
     searcher.suggest("a")
     for part, value in ((1, 0.9), (2, math.nan), (1, 0.9), (3, 0.4)):
@@ -62,7 +62,7 @@ def test_intermediate_values_are_told_once_and_nan_never() -> None:
     assert trial.value == 0.4
 
 
-def test_several_objectives_are_told_together() -> None:
+def test_end_stores_all_objectives() -> None:
     objectives = ["metric", "train_seconds", "parameters"]
     spec = check(
         changed(workload={"data": "digits", "model": "mlp"}, tuning={"objectives": objectives, "scheduler": "none"})
@@ -92,7 +92,7 @@ def run_through(spec: Spec, study: optuna.Study, trials: int) -> list[dict[str, 
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "qmc", "grid", "gp", "nsga2"])
-def test_every_sampler_goes_on_after_every_trial(name: str) -> None:
+def test_samplers_survive_a_restart_after_every_trial(name: str) -> None:
     spec = check(changed(tuning={"sampler": name, "seed": 1}, budget__trials=30))
     count = planned_trials(spec)
     assert count == (12 if name == "grid" else 30)
@@ -111,14 +111,14 @@ def test_every_sampler_goes_on_after_every_trial(name: str) -> None:
         assert undisturbed == found
 
 
-def test_a_repeated_cell_gets_fresh_seeds() -> None:
+def test_repeated_cell_gets_fresh_seeds() -> None:
     spec = check(changed(search={"width": 8, "depth": 1, "batch_size": 32, "optimizer": "sgd"}, lanes={"seeds": 3}))
     found = run_through(spec, optuna.create_study(), 3)
     assert [config["replicate"] for config in found] == [0, 1, 2]
     assert [config["seeds"] for config in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
-def test_an_interrupted_trial_goes_on_under_its_number_with_its_cell() -> None:
+def test_interrupted_trial_keeps_its_number_and_cell() -> None:
     searcher = search()
     begun = [searcher.suggest("a") for _ in range(3)]
     for number, ended in enumerate(("completed", "interrupted", "interrupted")):
@@ -132,7 +132,7 @@ def test_an_interrupted_trial_goes_on_under_its_number_with_its_cell() -> None:
     assert again.suggest("a")["trial"] == 4
 
 
-def test_what_was_lost_runs_again_without_a_word_to_optuna() -> None:
+def test_redone_trial_changes_nothing_in_optuna() -> None:
     searcher = search()
     first = searcher.suggest("a")
     searcher.end(0, "completed", {"value": 1.0})
@@ -145,7 +145,7 @@ def test_what_was_lost_runs_again_without_a_word_to_optuna() -> None:
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "qmc", "grid", "gp", "nsga2"])
-def test_fair_means_equally_many_trials(name: str) -> None:
+def test_fair_gives_equally_many_trials(name: str) -> None:
     own = {"adam": {"beta1": [0.8, 0.9]}}
     tables = changed(tuning={"sampler": name, "fair": True}, budget__trials=16, search__settings=own)
     found = run_through(check(tables), optuna.create_study(), 16)
@@ -154,7 +154,7 @@ def test_fair_means_equally_many_trials(name: str) -> None:
     assert all(set(config["settings"]) == ({"beta1"} if config["optimizer"] == "adam" else set()) for config in found)
 
 
-def test_settings_belong_to_their_optimizer() -> None:
+def test_space_suggests_settings_only_with_their_optimizer() -> None:
     own = {"adam": {"beta1": {"low": 0.5, "high": 0.9}, "beta2": [0.9, 0.99]}}
     for name in ("tpe", "random", "qmc", "gp", "nsga2"):
         spec = check(changed(search__settings=own, tuning={"sampler": name}))
@@ -169,7 +169,7 @@ def test_settings_belong_to_their_optimizer() -> None:
             assert ("adam.beta1" in trial.params) == (trial.params["optimizer"] == "adam")
 
 
-def test_a_space_suggests_what_the_spec_says() -> None:
+def test_space_suggests_the_dimensions_of_the_spec() -> None:
     spec = check(changed(search__depth={"low": 1, "high": 3, "log": True}, tuning={"sampler": "random"}))
     searcher = search(spec)
     configurations = [searcher.suggest("a") for _ in range(60)]

@@ -119,7 +119,7 @@ def kill(running: subprocess.Popen[str]) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_study_at_a_uri_is_killed_and_goes_on_from_another_machine(
+def test_killed_study_at_a_uri_resumes_on_another_machine(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     uri = s3.uri("deep/killed")
@@ -148,9 +148,7 @@ def test_a_study_at_a_uri_is_killed_and_goes_on_from_another_machine(
 
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
-def test_a_store_that_goes_away_is_told_of_and_waited_for(
-    s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
-) -> None:
+def test_study_waits_for_a_store_that_is_away(s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame) -> None:
     uri = s3.uri("away")
     with under_way(tmp_path, uri, 2) as running:
         s3.stop()
@@ -165,7 +163,7 @@ def test_a_store_that_goes_away_is_told_of_and_waited_for(
 
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
-def test_a_store_that_stays_away_ends_a_study_that_can_be_resumed(
+def test_study_without_its_store_can_be_resumed_from_the_spool(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     uri = s3.uri("gone")
@@ -190,7 +188,7 @@ def test_a_store_that_stays_away_ends_a_study_that_can_be_resumed(
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_database_that_goes_away_is_waited_for_and_a_killed_driver_goes_on(
+def test_study_waits_for_its_database_and_survives_a_kill(
     postgres: Postgres, tmp_path: Path, undisturbed: pd.DataFrame
 ) -> None:
     tables = TABLES | {"tuning": {**TABLES["tuning"], "storage": postgres.url}}
@@ -230,7 +228,7 @@ def holder_at(uri: str, **changed: Any) -> None:
     replace(owner, **changed).write(uri)
 
 
-def test_what_is_at_a_uri_follows_the_spool(s3: S3, quickly: None) -> None:
+def test_mirror_sends_what_changes_in_the_spool(s3: S3, quickly: None) -> None:
     uri = s3.uri("follows")
     with opened(uri, new=True) as spool:
         assert mirror.home(spool / "confirm") == f"{uri}/confirm"
@@ -266,7 +264,7 @@ def test_what_is_at_a_uri_follows_the_spool(s3: S3, quickly: None) -> None:
         assert len(analysis.load(spool).trials) == 48
 
 
-def test_a_uri_is_held_by_one(s3: S3, quickly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uri_has_one_owner(s3: S3, quickly: None, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = s3.uri("held")
     holder_at(uri)
     heard: list[str] = []
@@ -297,7 +295,7 @@ def interrupted(uri: str) -> None:
             write_study(spool)
 
 
-def test_a_run_that_was_taken_for_dead_ends(s3: S3, quickly: None) -> None:
+def test_run_ends_when_another_takes_its_uri_over(s3: S3, quickly: None) -> None:
     uri, heard = s3.uri("taken"), list[str]()
     with pytest.raises(Halted, match="another run has taken it over: process 1 on far"):
         interrupted(uri)
@@ -316,7 +314,7 @@ def unsent(uri: str) -> None:
         next((spool / "curves").glob("*.parquet")).rename(spool / "curves/0000001-0000002.parquet")
 
 
-def test_what_was_not_sent_is_gone_on_with(s3: S3, quickly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_continues_from_unsent_results(s3: S3, quickly: None, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = s3.uri("unsent")
     with opened(uri, new=True) as spool:
         write_study(spool)
@@ -333,7 +331,7 @@ def test_what_was_not_sent_is_gone_on_with(s3: S3, quickly: None, monkeypatch: p
     assert "curves/0000001-0000001.parquet" not in there
 
 
-def test_readers_follow_a_study_that_merges_its_parts(s3: S3, tmp_path: Path) -> None:
+def test_fetch_follows_merged_parts(s3: S3, tmp_path: Path) -> None:
     uri, system = s3.uri("merged"), files.at(s3.uri("merged"))
     mirror.send(write_study(tmp_path / "study", optimizers=("adam", "sgd"), widths=(8,), depths=(1,)), uri)
     first = analysis.load(uri)
@@ -366,7 +364,7 @@ def test_readers_follow_a_study_that_merges_its_parts(s3: S3, tmp_path: Path) ->
         ("s3://bucket/x#1", "has characters that no place may have"),
     ],
 )
-def test_a_uri_that_cannot_be_one_is_told(uri: str, told: str) -> None:
+def test_place_refuses_invalid_uris(uri: str, told: str) -> None:
     found = CliRunner().invoke(main, ["status", uri])
     assert found.exit_code == 2
     assert told in " ".join(found.output.split())
@@ -377,7 +375,9 @@ def test_a_uri_that_cannot_be_one_is_told(uri: str, told: str) -> None:
         assert "secret" not in str(one.value)
 
 
-def test_the_database_is_that_of_one_uri(s3: S3, postgres: Postgres, quickly: None, tmp_path: Path) -> None:
+def test_check_home_refuses_a_database_of_another_uri(
+    s3: S3, postgres: Postgres, quickly: None, tmp_path: Path
+) -> None:
     uri = s3.uri("of-database")
     spec = check(TABLES | {"name": "owned", "tuning": {**TABLES["tuning"], "storage": postgres.url}})
     with opened(uri, new=True) as spool:
@@ -392,7 +392,7 @@ def test_the_database_is_that_of_one_uri(s3: S3, postgres: Postgres, quickly: No
     database.delete_study(spec)
 
 
-CUT = {**TABLES, "name": "cut", "budget": {"trials": 4, "epochs": 2}}
+CUT = {**TABLES, "name": "cut", "budget": {"trials": 2, "epochs": 2}}
 
 
 def run_to_end(spec: Spec, folder: Path) -> list[tuple[Any, ...]]:
@@ -401,7 +401,7 @@ def run_to_end(spec: Spec, folder: Path) -> list[tuple[Any, ...]]:
     while True:
         try:
             driver = Driver(folder, spec)
-            driver.run(4 - len(driver.state.rows))
+            driver.run(2 - len(driver.state.rows))
             break
         except Exception as error:  # noqa: BLE001  raised again, unless it comes from the database
             database.wait_until_back(spec, error, heard.append)
@@ -463,11 +463,12 @@ def test_session_survives_a_database_cut_at_any_moment(
             return run_to_end(spec, tmp_path / str(number)), len(asked)
 
     undisturbed, count = run(0)
-    for number in range(1, count + 1):
+    assert count > 10
+    for number in range(1, count + 1, 3):
         assert repr(run(number)[0]) == repr(undisturbed), number
 
 
-def test_other_errors_of_a_database_are_not_waited_for(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_until_back_raises_other_errors(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = check(CUT | {"tuning": {**TABLES["tuning"], "storage": postgres.url}})
     with pytest.raises(ValueError, match="a bug"):
         database.wait_until_back(spec, ValueError("a bug"), print)

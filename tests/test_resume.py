@@ -112,7 +112,7 @@ def check_equal(folder: Path, undisturbed: Path, trials: int = 40) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
-def test_a_driver_killed_at_five_moments_loses_nothing(study: Path, undisturbed: Path) -> None:
+def test_driver_killed_five_times_loses_nothing(study: Path, undisturbed: Path) -> None:
     rng = random.Random(4)
     arguments = ["run", "spec.toml"]
     for moment in sorted(rng.sample(range(1, 36), 5)):
@@ -128,7 +128,7 @@ def test_a_driver_killed_at_five_moments_loses_nothing(study: Path, undisturbed:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_signal_saves_what_runs_and_a_killed_confirmation_goes_on(tmp_path: Path, undisturbed: Path) -> None:
+def test_sigterm_saves_running_trials_and_confirmation_survives_a_kill(tmp_path: Path, undisturbed: Path) -> None:
     (tmp_path / "spec.toml").write_text(tomlkit.dumps(CONFIRMED))
     running = started(tmp_path, "run", "spec.toml")
     wait_for(tmp_path, lambda: ended(tmp_path) >= 10, running)
@@ -158,7 +158,7 @@ def test_a_signal_saves_what_runs_and_a_killed_confirmation_goes_on(tmp_path: Pa
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_killed_worker_is_replaced_and_its_trial_goes_on(study: Path, undisturbed: Path) -> None:
+def test_killed_worker_is_replaced_and_its_trial_resumed(study: Path, undisturbed: Path) -> None:
     running = started(study, "run", "spec.toml")
 
     def ready(trials: int) -> bool:
@@ -197,7 +197,7 @@ def full_disk(folder: Path) -> Path:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
-def test_a_disk_that_fills_up_loses_at_most_what_was_running(tmp_path: Path, undisturbed: Path) -> None:
+def test_full_disk_loses_at_most_running_trials(tmp_path: Path, undisturbed: Path) -> None:
     (tmp_path / "spec.toml").write_text(tomlkit.dumps(SMALL))
     place = full_disk(tmp_path)
     (tmp_path / "results").mkdir()
@@ -227,7 +227,7 @@ def test_a_disk_that_fills_up_loses_at_most_what_was_running(tmp_path: Path, und
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
-def test_damaged_files_are_told_of_and_what_they_held_runs_again(study: Path, undisturbed: Path) -> None:
+def test_damaged_files_are_reported_and_their_trials_rerun(study: Path, undisturbed: Path) -> None:
     """A killed study whose files are damaged as well, and a second process that wants in."""
     running = started(study, "run", "spec.toml")
     wait_for(study, lambda: ended(study) >= 12, running)

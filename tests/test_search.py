@@ -91,7 +91,7 @@ def optuna_trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 @pytest.mark.long
-def test_a_study_fills_its_tables(run: Any) -> None:
+def test_session_fills_every_table(run: Any) -> None:
     outcome = run(SPEC)
     assert (outcome.ended, outcome.planned, outcome.scored, outcome.interrupted) == (6, 6, 6, False)
     found = analysis.load(outcome.folder)
@@ -128,7 +128,7 @@ def test_a_study_fills_its_tables(run: Any) -> None:
 
 
 @pytest.mark.long
-def test_a_study_ends_with_the_importance_of_its_parameters(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_writes_parameter_importance(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = SPEC.recording.model_copy(update={"gradient_noise": True})
     spec = with_trials(SPEC.model_copy(update={"recording": recording}), 9)
     found = analysis.load(run(spec).folder)
@@ -143,7 +143,7 @@ def test_a_study_ends_with_the_importance_of_its_parameters(run: Any, monkeypatc
 
 
 @pytest.mark.nightly
-def test_a_repeated_study_has_the_same_numbers(run: Any, tmp_path: Path) -> None:
+def test_session_is_reproducible(run: Any, tmp_path: Path) -> None:
     first = analysis.load(run(SPEC).folder)
     frames = [first.lanes, first.curves]
     (tmp_path / "results").rename(tmp_path / "earlier")
@@ -154,7 +154,7 @@ def test_a_repeated_study_has_the_same_numbers(run: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.long
-def test_asha_stops_trials_which_are_then_told_as_pruned(run: Any) -> None:
+def test_asha_prunes_trials_in_optuna(run: Any) -> None:
     spec = SPEC.model_copy(
         update={
             "tuning": SPEC.tuning.model_copy(update={"scheduler": "asha", "sampler": "tpe"}),
@@ -222,7 +222,9 @@ ENDS = {
 
 
 @pytest.mark.long
-def test_every_end_is_told_as_what_it_was_everywhere(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_outcomes_agree_in_tables_optuna_status_and_report(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", Troubled)
     tuning = SPEC.tuning.model_copy(update={"scheduler": "asha"})
     recording = SPEC.recording.model_copy(update={"checkpoint_seconds": 0.0})
@@ -283,7 +285,9 @@ class KilledOnce(MLPTrainable):
 
 
 @pytest.mark.long
-def test_a_trial_that_a_dead_worker_was_given_is_run(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_session_reruns_a_trial_given_to_a_dead_worker(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", KilledOnce)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/alive").touch()
@@ -294,7 +298,7 @@ def test_a_trial_that_a_dead_worker_was_given_is_run(run: Any, monkeypatch: pyte
 
 
 @pytest.mark.long
-def test_a_finished_study_is_extended_confirmed_and_reported(run: Any, tmp_path: Path) -> None:
+def test_session_extends_and_confirms_a_finished_study(run: Any, tmp_path: Path) -> None:
     confirm = {"top": 2, "seeds": 3}
     grid = {"batch_size": [8, "full"], "optimizer": ["sgd", "adam"], "width": 4, "depth": 1}
     tables = {"name": "good", "workload": {"data": "linear", "model": "mlp"}, "search": grid, "confirm": confirm}
@@ -331,7 +335,7 @@ def test_a_finished_study_is_extended_confirmed_and_reported(run: Any, tmp_path:
 
 
 @pytest.mark.nightly
-def test_several_objectives_end_in_a_front(run: Any) -> None:
+def test_session_with_several_objectives_reports_the_pareto_front(run: Any) -> None:
     tuning = SPEC.tuning.model_copy(update={"objectives": ["metric", "train_seconds", "parameters"]})
     outcome = run(SPEC.model_copy(update={"tuning": tuning}))
     trials = analysis.load(outcome.folder).trials
@@ -345,7 +349,7 @@ def test_several_objectives_end_in_a_front(run: Any) -> None:
 
 
 @pytest.mark.long
-def test_a_database_that_fails_ends_the_session_and_loses_no_trial(run: Any, tmp_path: Path) -> None:
+def test_session_halts_on_a_locked_database_without_losing_trials(run: Any, tmp_path: Path) -> None:
     """Somebody else holds the database for longer than it waits."""
     Path("databases").mkdir()
     tuning = SPEC.tuning.model_copy(update={"storage": "sqlite:///databases/studies.db"})
@@ -375,7 +379,7 @@ def test_a_database_that_fails_ends_the_session_and_loses_no_trial(run: Any, tmp
 
 
 @pytest.mark.long
-def test_a_results_folder_that_is_removed_ends_the_study_with_a_word(run: Any, tmp_path: Path) -> None:
+def test_session_halts_when_its_folder_is_removed(run: Any, tmp_path: Path) -> None:
     spec = with_trials(SPEC, 200)
     folder = tmp_path / "results"
 
@@ -399,7 +403,7 @@ def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("inherited", [signal.SIG_IGN, signal.default_int_handler])
-def test_signals_stop_what_a_shell_started_in_the_background_too(number: signal.Signals, inherited: Any) -> None:
+def test_stoppable_handles_signals_in_the_background_too(number: signal.Signals, inherited: Any) -> None:
     before = signal.signal(signal.SIGINT, inherited)
     try:
         with stoppable():
@@ -412,7 +416,7 @@ def test_signals_stop_what_a_shell_started_in_the_background_too(number: signal.
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_trial_cannot_straddle_two_nodes() -> None:
+def test_fitting_counts_per_node() -> None:
     assert ray.fitting(SPEC.resources, nodes({"CPU": 7.0})) == 7
     shared = SPEC.resources.model_copy(update={"gpus_per_trial": 0.25})
     assert ray.fitting(shared, nodes({"CPU": 64.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 9.0})) == 11
@@ -422,13 +426,13 @@ def test_a_trial_cannot_straddle_two_nodes() -> None:
     assert ray.fitting(wide, nodes({"CPU": 3.0}, {"CPU": 3.0})) == 0
 
 
-def test_an_address_where_nothing_listens_is_told_at_once() -> None:
+def test_reach_refuses_a_closed_port_at_once() -> None:
     with pytest.raises(ClusterError, match=r"--address 127.0.0.1:9: 1 mistake\n.*nothing answers.*ray start --head"):
         ray.reach("127.0.0.1:9")
     ray.reach("auto")
 
 
-def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reach_refuses_servers_other_than_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray would ask it for minutes, and then end the process."""
     monkeypatch.setattr(ray, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -437,7 +441,7 @@ def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> 
             ray.reach(address)
 
 
-def test_a_results_folder_is_never_written_into_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claim_folder_never_returns_a_used_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # Claiming makes the folder, so two runs that start together get two.
     assert api.claim_folder(SPEC, None) == Path("results/good")
@@ -455,14 +459,14 @@ def test_a_results_folder_is_never_written_into_twice(tmp_path: Path, monkeypatc
             api.claim_folder(SPEC, Path(out))
 
 
-def test_what_could_not_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_a_cluster_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ClusterError, match="nothing answers"):
         api.run(SPEC, address="127.0.0.1:9")
     assert list(Path("results").iterdir()) == []
 
 
-def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_refuses_changed_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StorageError, match=r"not a results folder, it has no spec\.toml"):
         api.resume(tmp_path)
@@ -493,7 +497,7 @@ def test_a_changed_spec_is_no_longer_the_study(tmp_path: Path, monkeypatch: pyte
         api.resume(tmp_path, more=3)
 
 
-def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
+def test_resume_lists_ignored_spec_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(**changes: Any) -> str:
@@ -521,14 +525,14 @@ def test_what_is_asked_of_a_study_that_goes_on_as_it_was_is_told(
     [{"search__settings": {"adam": {"beta1": 0.8}}}, {"lanes": {"learning_rate": {"low": 1e-3, "high": 0.1}}}],
     ids=["settings", "rates"],
 )
-def test_a_study_begun_with_more_in_its_spec_is_another(begun: dict[str, Any], tmp_path: Path) -> None:
+def test_require_same_refuses_settings_that_a_spec_lacks(begun: dict[str, Any], tmp_path: Path) -> None:
     files.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
     with pytest.raises(StorageError, match=r"holds a study with another (search.settings.adam|lanes.learning_rate)"):
         api.require_same(check(changed()), tmp_path)
     api.require_same(check(changed(**begun)), tmp_path)
 
 
-def test_a_database_holds_each_study_once(tmp_path: Path) -> None:
+def test_database_holds_each_study_once(tmp_path: Path) -> None:
     tuning = SPEC.tuning.model_copy(update={"storage": f"sqlite:///{tmp_path}/studies.db"})
     spec = SPEC.model_copy(update={"tuning": tuning})
     here = tmp_path / "here"

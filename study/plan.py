@@ -1,4 +1,4 @@
-"""What running a spec means, before it runs: cells, lanes, memory and time, measured on a few updates."""
+"""`study check`: the cells, lanes, memory and time of a spec before it runs, measured on a few updates."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from study.cluster import packing
 from study.spec import Spec
 from study.spec.adjust import planned_trials
 from trainables import data, models
-from trainables.data import Split
+from trainables.data import Data, Split
 from trainables.engines import compiled
+from trainables.engines.base import Engine
 from trainables.engines.choose import choose
 from trainables.engines.memory import fitting, lane_bytes
 from trainables.lanes import equality
@@ -29,10 +30,10 @@ from trainables.lanes.train import advance
 from trainables.usercode.importing import UserCodeError, is_import_path
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
-# A probe times so many seconds of updates, on batches of at most so many examples, and scales.
+# A probe times updates for this long, on batches of at most this many examples, and scales to the batch size.
 PROBE_SECONDS = 0.2
 PROBE_EXAMPLES = 256
-# Relative; what compounds rounding over so few updates stays far below.
+# Relative; rounding compounded over so few updates stays far below.
 LANE_EQUALITY = {"float64": 1e-8, "float32": 1e-3}
 
 
@@ -45,9 +46,9 @@ class Probe:
         updates: per lane; None if the budget is in seconds.
         seconds: of the whole trial, evaluation included; None likewise.
         memory_bytes: parameters, gradients, the rule's buffers, one block's activations, and the data.
-        engine: that such a trial takes on a processor.
+        engine: of such a trial on a CPU.
         at_once: lanes in a pass.
-        small: whether `resources.cpu_nodes` lets it do without a GPU.
+        small: whether it trains without a GPU if `resources.cpu_nodes` is true.
     """
 
     batch_size: int
@@ -60,12 +61,12 @@ class Probe:
 
 
 def probed(spec: Spec) -> list[Probe]:
-    """The cells at the corners of the space, each tried briefly."""
+    """Probes of the cells at the corners of the space."""
     return [probe(spec, *corner) for corner in spec.corners()]
 
 
 def describe(spec: Spec, probes: list[Probe]) -> str:
-    """The plan of a valid spec, for people: some lines of text.
+    """The plan of a valid spec as some lines of text.
 
     Args:
         spec: the spec.
@@ -105,45 +106,29 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
 
 def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     """Try a cell briefly, with the optimizer that takes the most time, or else memory."""
-    workload, facts, budget = spec.workload, spec.workload.facts, spec.budget
-    rule, device = rule_of(spec, _heaviest(spec)), torch.device("cpu")
-    build, judge = builder(spec, width, depth), criterion(spec)
-    stack = Stack.build(build, _lanes(spec), rule, getattr(torch, workload.dtype), device)
-    network = build()
-    updates, seconds = budget.total_updates(batch_size, facts.train), None
+    workload, facts = spec.workload, spec.workload.facts
+    build, judge, updates = (
+        builder(spec, width, depth),
+        criterion(spec),
+        spec.budget.total_updates(batch_size, facts.train),
+    )
+    rule, dtype = rule_of(spec, _heaviest(spec)), getattr(torch, workload.dtype)
+    stack, network = Stack.build(build, _lanes(spec), rule, dtype, torch.device("cpu")), build()
     examples = _examples(spec, stack)
     sample = examples.inputs[:TRIED_EXAMPLES]
     engine = choose(build, facts.in_shape, judge, batch_size, stack, updates, spec.lanes.engine, sample=sample)
+    seconds = None
     if updates is not None:
-        tried = min(batch_size, PROBE_EXAMPLES)
-        batches = Batches(examples, tried, stack)
-        # Compiling takes longer than the probe may; the eager engine's time, less what compiling is reckoned to save.
+        # Compiling takes longer than a probe may: eager is timed, and the saving of compiling estimated.
         plain = "auto" if rule.solo or is_import_path(workload.model) else "eager"
+        tried = min(batch_size, PROBE_EXAMPLES)
         eager = choose(build, facts.in_shape, judge, tried, stack, None, plain, sample=sample)
-        eager.warm_up(stack, batches)
-        made = 0
-        while made < 2 or stack.seconds < PROBE_SECONDS:
-            made = max(1, 2 * made)
-            advance(stack, eager, batches, made)
-        started = time.perf_counter()
-        eager.evaluate(stack, slice(0, len(stack.alive)), examples)
-        evaluated = min(TRAIN_SUBSET, facts.train) + facts.validation
-        evaluation = (time.perf_counter() - started) / len(examples) * evaluated
-        if spec.recording.gradient_noise:
-            started = time.perf_counter()
-            eager.noise(stack, slice(0, len(stack.alive)), examples)
-            evaluation += (time.perf_counter() - started) / len(examples) * min(TRAIN_SUBSET, facts.train)
-        cost = models.multiplications(network, facts.in_shape)
-        share = spec.recording.evaluation_share
-        schedule = EvaluationTimes(
-            budget, batch_size, facts.train, evaluated=evaluated, multiplications=cost, share=share
-        )
-        points = len(schedule.series()) + budget.reports
-        update = stack.seconds / made * batch_size / tried
+        update = _update_seconds(stack, eager, Batches(examples, tried, stack)) * batch_size / tried
         if engine.name == "compiled":
             assert models.layered(network)
             update = max(update / 10, update - compiled.saving(network, facts.in_shape, batch_size, stack))
-        seconds = updates * update + points * evaluation
+        points = _evaluations(spec, batch_size, models.multiplications(network, facts.in_shape))
+        seconds = updates * update + points * _evaluation_seconds(spec, stack, eager, examples)
     kept, working = lane_bytes(network, facts.in_shape, batch_size, stack)
     numbers = (facts.train + facts.validation + facts.test) * math.prod(facts.in_shape)
     at_once = fitting(network, facts.in_shape, batch_size, stack)
@@ -152,17 +137,54 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     return Probe(batch_size, updates, seconds, memory, engine.name, at_once, small)
 
 
+def _update_seconds(stack: Stack, engine: Engine, batches: Batches) -> float:
+    """Seconds of an update of all lanes, from as many updates as fit into `PROBE_SECONDS`."""
+    engine.warm_up(stack, batches)
+    made = 0
+    while made < 2 or stack.seconds < PROBE_SECONDS:
+        made = max(1, 2 * made)
+        advance(stack, engine, batches, made)
+    return stack.seconds / made
+
+
+def _evaluation_seconds(spec: Spec, stack: Stack, engine: Engine, examples: Split) -> float:
+    """Seconds of one evaluation of all lanes."""
+    facts, lanes = spec.workload.facts, slice(0, len(stack.alive))
+    subset = min(TRAIN_SUBSET, facts.train)
+    started = time.perf_counter()
+    engine.evaluate(stack, lanes, examples)
+    seconds = (time.perf_counter() - started) / len(examples) * (subset + facts.validation)
+    if spec.recording.gradient_noise:
+        started = time.perf_counter()
+        engine.noise(stack, lanes, examples)
+        seconds += (time.perf_counter() - started) / len(examples) * subset
+    return seconds
+
+
+def _evaluations(spec: Spec, batch_size: int, multiplications: int) -> int:
+    """Evaluations of a trial."""
+    facts, budget = spec.workload.facts, spec.budget
+    times = EvaluationTimes(
+        budget,
+        batch_size,
+        facts.train,
+        evaluated=min(TRAIN_SUBSET, facts.train) + facts.validation,
+        multiplications=multiplications,
+        share=spec.recording.evaluation_share,
+    )
+    return len(times.series()) + budget.reports
+
+
+def _data(spec: Spec, dtype: torch.dtype) -> Data:
+    workload, folder = spec.workload, data.data_folder()
+    return data.load(workload.data, folder, standardize=workload.standardize, dtype=dtype, code=workload.code)
+
+
 def _examples(spec: Spec, stack: Stack) -> Split:
-    """Examples to time updates on: a user's own, whose values a model may look at; zeros in the place of ours."""
-    workload, facts, count = spec.workload, spec.workload.facts, 2 * PROBE_EXAMPLES
-    if is_import_path(workload.data):
-        train = data.load(
-            workload.data,
-            data.data_folder(),
-            standardize=workload.standardize,
-            dtype=stack.parameters.dtype,
-            code=workload.code,
-        ).train
+    """Examples to time updates on: of a user's data, on whose values a model may depend; otherwise zeros."""
+    facts, count = spec.workload.facts, 2 * PROBE_EXAMPLES
+    if is_import_path(spec.workload.data):
+        train = _data(spec, stack.parameters.dtype).train
         rows = torch.arange(count) % len(train)
         return Split(train.inputs[rows], train.targets[rows])
     inputs = stack.parameters.new_zeros(count, *facts.in_shape)
@@ -171,12 +193,12 @@ def _examples(spec: Spec, stack: Stack) -> Split:
 
 
 def proved(spec: Spec) -> tuple[str, bool]:
-    """Whether lanes of users' models or rules equal torch.optim, tried on this machine's CPU.
+    """Whether lanes of a user's model or rule equal torch.optim, tried on this machine's CPU.
 
-    The cell is the smallest of the space; the optimizer the first that has a rule over lanes, if there is one.
+    The cell is the smallest of the space; the optimizer is the first that has a rule over lanes, if there is one.
 
     Returns:
-        It in words, which are empty for models and rules of ours; and whether they do.
+        The result in words, empty for shipped models and rules; and whether lanes are equal.
     """
     names = spec.search.optimizers()
     if not is_import_path(spec.workload.model) and not any(map(is_import_path, names)):
@@ -188,7 +210,7 @@ def proved(spec: Spec) -> tuple[str, bool]:
     except (UserCodeError, RuntimeError):
         if spec.workload.dtype == dtype:
             raise
-        dtype = spec.workload.dtype  # a model may be made for that alone
+        dtype = spec.workload.dtype  # the model may work in that type alone
         batch, proof = _proof(spec, ruled, dtype)
     if math.isnan(proof.speed):
         how = f"{proof.lanes} lanes run one after another"
@@ -198,8 +220,8 @@ def proved(spec: Spec) -> tuple[str, bool]:
     fine, advice = "equal" if equal else "DIFFER from", ""
     if not equal:
         advice = (
-            "\n          do not trust a study of these. With adam alone, is it the same? Then it is the model: see "
-            "that all it keeps is parameters and buffers; else the rule, which must compute what its torch_class does"
+            "\n          do not trust a study of these. If adam differs too, the model keeps more than parameters and "
+            "buffers; otherwise the rule does not compute what its torch_class does"
         )
     text = (
         f"  lanes   {fine} what each computes alone: {proof.difference:.0e} after {equality.UPDATES} updates of "
@@ -209,23 +231,16 @@ def proved(spec: Spec) -> tuple[str, bool]:
 
 
 def _proof(spec: Spec, optimizer: str, dtype: str) -> tuple[int, equality.Proof]:
-    """The batch size of the smallest cell, and what came of trying it."""
-    workload, corners = spec.workload, spec.corners()
-    found = data.load(
-        workload.data,
-        data.data_folder().absolute(),
-        standardize=workload.standardize,
-        dtype=getattr(torch, dtype),
-        code=workload.code,
-    )
+    """The batch size of the smallest cell, and the comparison there."""
+    corners = spec.corners()
     batch, build = min(size for size, _, _ in corners), builder(spec, *corners[0][1:], end=0)
-    all_lanes = grid(*spec.rates(optimizer), spec.lane_seeds())
-    proof = equality.prove(build, rule_of(spec, optimizer), found, batch, all_lanes, criterion(spec), workload.model)
-    return batch, proof
+    lanes, found = grid(*spec.rates(optimizer), spec.lane_seeds()), _data(spec, getattr(torch, dtype))
+    rule, judge = rule_of(spec, optimizer), criterion(spec)
+    return batch, equality.prove(build, rule, found, batch, lanes, judge, spec.workload.model)
 
 
 def _cells(spec: Spec) -> str:
-    """How many cells there are, and what they are made of; settings come on top of their optimizer."""
+    """Number of cells, and their dimensions; settings are searched with their optimizer only."""
     shared = " x ".join(f"{d.size()} {name}" for name, d in spec.dimensions().items())
     own = ", ".join(name for optimizer in spec.search.optimizers() for name in spec.search.settings_of(optimizer))
     count = f"{spec.cells():,}" if math.isfinite(spec.cells()) else "any number"

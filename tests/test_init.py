@@ -193,7 +193,7 @@ def test_a_bad_answer_is_told_and_asked_again(folder: Path) -> None:
         "search.optimizer = []: an empty list leaves nothing to choose",
         "budget.trials = 0: must be greater than",
         "'many' is not a valid integer",
-        'name = "a b": must match pattern',
+        'name = "a b": must be letters, digits, dots',
     ]
     for line, start in zip(told, expected, strict=True):
         assert line.startswith(f"Error: {start}"), line
@@ -266,8 +266,8 @@ BAD = {
     "another model of quadratic": (["--data", "quadratic", "--model", "mlp"], "is for one model; valid: quadratic"),
     "quadratic of other data": (["--data", "digits", "--model", "quadratic"], "is for one data set; valid: quadratic"),
     "Muon without matrices": (["--data", "quadratic", "--optimizers", "Muon"], "Muon trains matrices and"),
-    "a name that is a path": (["--name", "../up"], 'name = "../up": must match pattern'),
-    "a name of two lines": (["--name", 'a"\n[b]'], "must match pattern"),
+    "a name that is a path": (["--name", "../up"], 'name = "../up": must be letters, digits, dots'),
+    "a name of two lines": (["--name", 'a"\n[b]'], "must be letters, digits, dots"),
     "no trials": (["--trials", "0"], "Invalid value for '--trials': 0 is not in the range x>=1"),
     "epochs in words": (["--epochs", "few"], "Invalid value for '--epochs': 'few' is not a valid integer"),
     "a folder that is not there": (["no/study.toml"], "cannot be written: there is no folder no; create it first"),

@@ -259,7 +259,7 @@ def test_a_file_that_appears_meanwhile_stays(folder: Path, monkeypatch: pytest.M
 BAD = {
     "unknown optimizer": (["--optimizers", "sgd,adm"], 'unknown optimizer "adm" (did you mean adam?); valid: gradient'),
     "no optimizer": (["--optimizers", " , "], "search.optimizer = []: an empty list leaves nothing to choose"),
-    "an optimizer twice": (["--optimizers", "sgd,sgd"], "a value stands twice; name each once"),
+    "an optimizer twice": (["--optimizers", "sgd,sgd"], "a value is given twice; give each once"),
     "unknown data": (["--data", "minst"], 'unknown data set "minst" (did you mean mnist?); valid: cubic, linear'),
     "unknown model": (["--model", "mpl"], 'unknown model "mpl" (did you mean mlp?); valid: linear, mlp'),
     "a cnn of vectors": (["--data", "cubic", "--model", "cnn"], 'workload.model = "cnn": cubic has no images; those'),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Results,
         ResultsError,
         load,
+        pareto,
     )
     from analysis.series import (
         across,
@@ -92,7 +93,6 @@ if TYPE_CHECKING:
         edges,
         fresh_lanes,
         optimizer_order,
-        pareto,
         rank,
         rate_table,
         target_times,

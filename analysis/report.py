@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis import figures, series, tables
 from analysis.exhibits import PARTS, Exhibit, exhibits, unit_of, with_legend, write_file
-from analysis.results import CELL, OUTCOMES, Results, ResultsError, hours, load, stints, table_of
+from analysis.results import CELL, OUTCOMES, Results, ResultsError, hours, load, pareto, stints, table_of
 from analysis.wording import (
     cell_at_rate,
     cell_text,
@@ -372,7 +372,7 @@ def _loss_of_seeds(row: Any) -> str:
 
 
 def _front(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    front = table[tables.pareto(table, results.objectives, results.maximize)]
+    front = table[pareto(table, results.objectives, results.maximize)]
     return front.sort_values(["validation", "trial"], ascending=[not results.maximize, True])
 
 

@@ -12,14 +12,16 @@ A subfolder `confirm/` is a results folder too: the winners run again on fresh s
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -289,6 +291,31 @@ def pool(trials: pd.DataFrame, lanes: pd.DataFrame) -> Pool:
     repeat = kept["trial"].isin(lanes["trial"]) & ~kept["trial"].isin(own["trial"])
     kept = kept[~repeat].drop(columns=["ended", "came"]).reset_index(drop=True)
     return Pool(kept, own, ordered.loc[~equal, trials.columns].sort_values("trial", ignore_index=True))
+
+
+def pareto(table: pd.DataFrame, objectives: Sequence[str], maximize: bool) -> pd.Series[bool]:
+    """Which completed cells no other one dominates: none is as good in every objective and better in one.
+
+    Args:
+        table: `cells`, or any frame with the columns outcome, validation and the objectives.
+        objectives: some of `OBJECTIVES`; `metric` is the column validation, others are to be small.
+        maximize: whether a larger metric is better.
+
+    Returns:
+        Shape (rows of table,), its index. Cells with equal objectives are on the front together; one that lacks an
+        objective is never on it.
+    """
+    columns = ["validation" if name == "metric" else name for name in objectives]
+    costs = table[columns].to_numpy(dtype=np.float64, copy=True)
+    if maximize and "metric" in objectives:
+        costs[:, columns.index("validation")] *= -1
+    costs[(table["outcome"] != "completed").to_numpy()] = math.nan
+    # NaN compares false, so what lacks an objective dominates nothing.
+    front = [
+        not np.isnan(cost).any() and not ((costs <= cost).all(axis=1) & (costs < cost).any(axis=1)).any()
+        for cost in costs
+    ]
+    return pd.Series(front, index=table.index, dtype=bool)
 
 
 @dataclass(frozen=True)

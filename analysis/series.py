@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from analysis.results import REGIMES, Results, stints, table_of
+from analysis.results import REGIMES, Results, pareto, stints, table_of
 from analysis.statistics import (
     UNKNOWN_EXAMPLES,
     best_so_far,
@@ -32,7 +32,6 @@ from analysis.tables import (
     curves_of,
     examples_of,
     optimizer_order,
-    pareto,
     rank,
     rate_table,
     time_to_target,

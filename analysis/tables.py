@@ -6,7 +6,7 @@ Trials of one cell are pooled (`analysis.results.pool`): a cell's seeds are thos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -195,31 +195,6 @@ def edges(results: Results, ranked: pd.DataFrame) -> list[tuple[str, str, str]]:
             if sides.iloc[0] == side or (sides == side).mean() >= 0.5:
                 found.append((name, side, f"{bound:g}"))
     return found
-
-
-def pareto(table: pd.DataFrame, objectives: Sequence[str], maximize: bool) -> pd.Series[bool]:
-    """Which completed cells no other one dominates: none is as good in every objective and better in one.
-
-    Args:
-        table: `cells`, or any frame with the columns outcome, validation and the objectives.
-        objectives: some of `analysis.results.OBJECTIVES`; `metric` is the column validation, others are to be small.
-        maximize: whether a larger metric is better.
-
-    Returns:
-        Shape (rows of table,), its index. Cells with equal objectives are on the front together; one that lacks an
-        objective is never on it.
-    """
-    columns = ["validation" if name == "metric" else name for name in objectives]
-    costs = table[columns].to_numpy(dtype=np.float64, copy=True)
-    if maximize and "metric" in objectives:
-        costs[:, columns.index("validation")] *= -1
-    costs[(table["outcome"] != "completed").to_numpy()] = math.nan
-    # NaN compares false, so what lacks an objective dominates nothing.
-    front = [
-        not np.isnan(cost).any() and not ((costs <= cost).all(axis=1) & (costs < cost).any(axis=1)).any()
-        for cost in costs
-    ]
-    return pd.Series(front, index=table.index, dtype=bool)
 
 
 def optimizer_order(names: Iterable[str]) -> list[str]:

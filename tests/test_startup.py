@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import tomlkit
 
-from tests.test_spec import changed
+from study.results.provenance import write_provenance
+from study.spec import check
+from tests.test_spec import GOOD, changed
+from trainables.storage import write_text
 
 LIBRARIES = ("torch", "torchvision", "ray", "optuna", "scipy", "matplotlib", "sklearn")
 COMMAND = f"""
@@ -53,6 +56,14 @@ def test_a_file_that_is_no_toml_imports_no_heavy_library(tmp_path: Path) -> None
 
 def test_init_imports_no_heavy_library(tmp_path: Path) -> None:
     code, names = imported_by("init", "--yes", folder=tmp_path)
+    assert (code, names & set(LIBRARIES)) == (0, set())
+
+
+def test_status_imports_no_heavy_library(tmp_path: Path) -> None:
+    spec = check(GOOD)
+    write_text(tmp_path / "spec.toml", spec.to_toml())
+    write_provenance(tmp_path, spec, [{"command": "", "started": "", "ended": None}], finished=False)
+    code, names = imported_by("status", str(tmp_path), folder=tmp_path)
     assert (code, names & set(LIBRARIES)) == (0, set())
 
 

@@ -1,4 +1,4 @@
-"""The progress of a study, read from its results folder."""
+"""How far a study is, read from its results folder alone, so that it can be asked from any shell."""
 
 from __future__ import annotations
 
@@ -12,79 +12,73 @@ from typing import Any
 import pandas as pd
 
 import analysis.results as results
-from analysis.statistics import metric_interval
-from analysis.tables import pareto
 from study.results.ownership import running_owner
-from study.spec import Spec, check
+from study.spec.model import Resources
 
 
 def status(folder: Path | str) -> str:
-    """Lines of text: trials by outcome, diverged lanes, cost, best trial, errors, and the next possible command.
+    """Some lines of text: trials by outcome, diverged lanes, the best cell, the cost, and what can be done next.
 
     Args:
         folder: the results folder, or its URI.
 
     Raises:
-        analysis.results.ResultsError: if the folder holds no results.
+        analysis.ResultsError: if the folder holds no results.
     """
-    study = results.load(folder)
-    spec = check(study.spec, str(study.path / "spec.toml"), study.path)
-    again, lanes = study.confirmation, study.lanes
+    found = results.load(folder)
+    again, lanes, resources = found.confirmation, found.lanes, Resources(**found.spec.get("resources", {}))
     if owner := running_owner(folder):
         state = f"running, {owner}"
-    elif study.provenance.get("finished"):
+    elif found.provenance.get("finished"):
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:
         state = f"interrupted; `study resume {folder}` continues it"
     lines = [
-        f"{study.name}: {state}",
-        f"  trials  {_counts(study)}",
+        f"{found.name}: {state}",
+        f"  trials  {_counts(found)}",
         *([f"  confirm {_counts(again)}"] if again else []),
         f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
-        f"  cost    {cost(*results.hours(study, spec.resources.cpus_per_trial, spec.resources.gpus))}",
-        *_best(study, spec, ""),
-        *(_best(again, spec, "confirmed: ") if again else []),
+        f"  cost    {cost(*results.hours(found, resources.cpus_per_trial, resources.gpus))}",
+        *_best(found, ""),
+        *(_best(again, "confirmed: ") if again else []),
     ]
-    if len(spec.tuning.objectives) > 1:
-        lines += _front(spec, _completed(study))
-    trials = study.trials
+    if len(found.objectives) > 1:
+        lines += _front(found)
+    trials = found.trials
     for _, trial in trials[trials["error"].notna()].head(3).iterrows():
         reason = shorten(trial["error"].strip().splitlines()[-1], 160, placeholder=" ...")
         lines.append(f"  failed  trial {trial['trial']}: {reason}")
     return "\n".join(lines)
 
 
-def _counts(study: results.Results) -> str:
-    """Number of ended and planned trials, and trials by outcome."""
-    counts = study.trials["outcome"].value_counts()
-    ended = len(study.trials) - int(counts.get("interrupted", 0))
+def _counts(found: results.Results) -> str:
+    """Number of trials that ended, number planned, and how they ended."""
+    counts = found.trials["outcome"].value_counts()
+    ended = len(found.trials) - int(counts.get("interrupted", 0))
     by_outcome = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"{ended} of {study.spec['budget']['trials']}: {by_outcome or 'none ended yet'}"
+    return f"{ended} of {found.spec['budget']['trials']}: {by_outcome or 'none ended yet'}"
 
 
-def _completed(study: results.Results) -> pd.DataFrame:
-    return study.trials[(study.trials["outcome"] == "completed") & study.trials["value"].notna()]
+def _completed(found: results.Results) -> pd.DataFrame:
+    return found.trials[(found.trials["outcome"] == "completed") & found.trials["value"].notna()]
 
 
-def _best(study: results.Results, spec: Spec, where: str) -> list[str]:
-    """The line of the best trial, in a list; empty if no trial completed."""
-    completed, lanes = _completed(study), study.lanes
+def _best(found: results.Results, where: str) -> list[str]:
+    """The line of the best trial; none if there is none. Its interval stands in the report: it needs scipy."""
+    completed = _completed(found)
     if completed.empty:
         return []
-    best = completed.sort_values("value", ascending=not study.maximize).iloc[0]
-    at = lanes[(lanes["trial"] == best["trial"]) & (lanes["learning_rate"] == best["learning_rate"])]
-    spread = metric_interval(at[f"validation_{study.metric}"], study.metric, spec.workload.facts.validation)
-    row: dict[Any, Any] = best.to_dict()
-    return [f"  {where}{best_line(study.metric, row, (spread.low, spread.high))} (trial {best['trial']})"]
+    best: dict[Any, Any] = completed.sort_values("value", ascending=not found.maximize).iloc[0].to_dict()
+    return [f"  {where}{best_line(found.metric, best, None)} (trial {best['trial']})"]
 
 
-def _front(spec: Spec, completed: pd.DataFrame) -> list[str]:
-    """Lines of the Pareto front: the trials that no other one dominates."""
-    objectives, lines = spec.tuning.objectives, []
+def _front(found: results.Results) -> list[str]:
+    """The trials that no other trial beats in every objective."""
+    completed, lines = _completed(found), []
     table = completed.rename(columns={"value": "validation"})
-    for row in completed[pareto(table, objectives, spec.workload.metric == "accuracy")].to_dict("records"):
-        values = [row["value" if name == "metric" else name] for name in objectives]
-        numbers = ", ".join(f"{name} {n:.4g}" for name, n in zip(objectives, values, strict=True))
+    for row in completed[results.pareto(table, found.objectives, found.maximize)].to_dict("records"):
+        values = [row["value" if name == "metric" else name] for name in found.objectives]
+        numbers = ", ".join(f"{name} {n:.4g}" for name, n in zip(found.objectives, values, strict=True))
         lines.append(f"  front   {numbers}: {describe(row, row['learning_rate'])} (trial {row['trial']})")
     return lines
 

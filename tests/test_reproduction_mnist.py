@@ -71,7 +71,7 @@ def test_the_formula_is_that_of_the_networks(size: int, kernel: int, stride: int
 
 def test_the_report_s_layers_are_the_network_s() -> None:
     pd.testing.assert_frame_equal(
-        sizes.layer_table([1, 28, 28], sizes.report_layers()), sizes.layer_table([1, 28, 28], LAYERS)
+        sizes.layer_table([1, 28, 28], printed("mnist")["layers"]), sizes.layer_table([1, 28, 28], LAYERS)
     )
 
 

@@ -49,17 +49,6 @@ def layer_table(in_shape: Sequence[int], layers: Sequence[dict[str, Any]]) -> pd
     return pd.DataFrame(rows, columns=["layer", "channels", "height", "width", "parameters", "multiplications"])
 
 
-def report_layers() -> list[dict[str, Any]]:
-    """The report's network as `layer_table` takes it: its filters without padding, its pooling 2x2."""
-    found = []
-    for layer in printed("mnist")["layers"]:
-        kind = layer["layer"].split()[0]
-        kernel = printed("mnist")["example_volume"]["filter"] if kind == "convolution" else 2
-        stride = kernel if kind == "pooling" else 1
-        found.append({"kind": kind, "out": layer["shape"][0], "kernel": kernel, "stride": stride, "padding": 0})
-    return found
-
-
 def shape_text(shape: Sequence[int]) -> str:
     """(channels, height, width) in the report's order, such as 24x24x4; features alone as they are."""
     return "x".join(map(str, [*shape[1:], shape[0]]))
@@ -68,15 +57,12 @@ def shape_text(shape: Sequence[int]) -> str:
 def size_facts() -> dict[str, Any]:
     """The facts of the report's claims about sizes, which follow from its formula alone.
 
-    Returns:
-        without (output size without padding), padding (that keeps the size), inputs (of a picture in colour); sizes:
-        at the report's two image sizes, its network's layers and its dense layers without the convolutions, compared:
-        image, parameters, dense_parameters, multiplications, dense_multiplications, and in_place (how many times the
-        multiplications of the first convolution a dense layer of as many outputs takes).
+    `sizes` compares, at the report's two image sizes, its network with the same dense layers without the convolutions;
+    in_place is how many times the multiplications of the first convolution a dense layer of as many outputs takes.
     """
     volume, colour = printed("mnist")["example_volume"], printed("mnist")["colour_inputs"]
     size, kernel = volume["input"], volume["filter"]
-    network, sizes = report_layers(), []
+    network, sizes = printed("mnist")["layers"], []
     for shape in ((1, size, size), (colour["channels"], colour["side"], colour["side"])):
         ours = layer_table(shape, network)
         flat = layer_table(shape, [layer for layer in network if layer["kind"] == "dense"])

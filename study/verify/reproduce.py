@@ -52,6 +52,7 @@ LANES = 16
 # Seeds of candidates that fit the first epoch. Of fewer, one that never learns and one that learns at once can have
 # every printed loss between them.
 UNREFUTED = 8
+KINDS: dict[type[nn.Module], str] = {nn.Conv2d: "convolution", nn.MaxPool2d: "pooling", nn.Linear: "dense"}
 AUGMENT: dict[str, Any] = {"rotate": 15.0, "translate": 0.1}
 COPIES = 6
 
@@ -362,14 +363,12 @@ def _network(spec: Spec, loaded: Data) -> dict[str, Any]:
     for layer in network:
         with torch.no_grad():
             x = layer(x)
-        found: dict[str, Any] = {"shape": list(x.shape[1:]), "parameters": sum(p.numel() for p in layer.parameters())}
-        if isinstance(layer, nn.Conv2d):
-            sizes = {"kernel": layer.kernel_size[0], "stride": layer.stride[0], "padding": int(layer.padding[0])}
-            layers.append({"kind": "convolution", "out": layer.out_channels, **sizes, **found})
-        elif isinstance(layer, nn.MaxPool2d):
-            layers.append({"kind": "pooling", "kernel": 2, "stride": 2, "padding": 0, **found})
-        elif isinstance(layer, nn.Linear):
-            layers.append({"kind": "dense", "out": layer.out_features, **found})
+        if kind := KINDS.get(type(layer)):
+            settings = {name: getattr(layer, name, 0) for name in ("kernel_size", "stride", "padding")}
+            sizes = {name: value[0] if isinstance(value, tuple) else value for name, value in settings.items()}
+            shape, parameters = list(x.shape[1:]), sum(p.numel() for p in layer.parameters())
+            layers.append({"kind": kind, "out": shape[0], "kernel": sizes.pop("kernel_size"), **sizes, "shape": shape,
+                           "parameters": parameters})  # fmt: skip
     return {"in_shape": list(loaded.in_shape), "layers": layers}
 
 

@@ -68,8 +68,8 @@ def span_facts(found: pd.DataFrame, wanted: int, lost: int = 0) -> dict[str, Any
 
     Args:
         found: from `spans`, of the seeds that did not diverge.
-        wanted: epochs that the report prints.
-        lost: seeds that diverged; they widen no range.
+        wanted: number of epochs that the report prints.
+        lost: number of seeds that diverged.
     """
     outside = found[~found["inside"].astype(bool)]
     above = outside["printed"] > outside["high"]

@@ -27,7 +27,7 @@ TOLERANCE = 0.02
 MEASURED_EPOCHS = 4
 """Last epochs over which a stalled loss is averaged."""
 DRAWS, RESAMPLED = 400, 2000
-"""Further draws of the cubic data with which the report's is compared; means of such draws with which ours is."""
+"""Further draws of the cubic data, with which the report's is compared, and means of such draws, with which ours is."""
 ORDERED = 64
 """Simulated draws on which a fixed order of the observations is compared with a new one in each epoch."""
 ZOOM = 8
@@ -132,12 +132,7 @@ def by_hand(once: Results) -> pd.DataFrame:
 
 
 def weight_facts(weights: pd.DataFrame, lost: int = 0) -> dict[str, Any]:
-    """In how many draws the three largest weights are those of the informative features, and how large weights are.
-
-    Args:
-        weights: from `coefficients`.
-        lost: draws on which training diverged, which are not among them.
-    """
+    """Draws whose three largest weights are those of the informative features, of all and `lost` that diverged."""
     size, mine = weights["weight"].abs(), weights["informative"]
     largest = weights.assign(size=size).sort_values("size", ascending=False).groupby("seed").head(3)
     right = largest.groupby("seed")["informative"].all()
@@ -194,11 +189,11 @@ def plateaus(study: Results, losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def stall_facts(told: float, stalls: pd.DataFrame, exact: ConstantStep, lost: int = 0) -> dict[str, Any]:
-    """How the stalled losses, measured and predicted, compare with each other and with the report's.
+    """How stalled losses, measured and predicted from each draw's moments, compare with each other and the report's.
 
     Args:
         told: the report's last loss.
-        stalls: from `plateaus`; each draw is measured against its own moments.
+        stalls: from `plateaus`.
         exact: of the whole distribution of the data.
         lost: draws on which training diverged.
     """

@@ -94,12 +94,9 @@ def end_facts(losses: ArrayLike) -> dict[str, Any]:
 
 
 def better_facts(losses: ArrayLike, of_line: float, ours: ArrayLike | None = None) -> dict[str, Any]:
-    """How many times lower the network's loss is than the linear model's.
+    """How many times lower the network's losses are than the linear model's: ours if given, else the report's.
 
-    Args:
-        losses: (n,) mean squared errors of the network; not finite where a seed diverged, which is not lower then.
-        of_line: the report's of the linear model.
-        ours: (m,) our linear models' losses, which are used if they are given.
+    Losses are not finite where a seed diverged, which then counts as not lower.
     """
     values = np.asarray(losses, dtype=np.float64)
     base = of_line if ours is None else log_interval(ours).estimate
@@ -124,13 +121,9 @@ def _linear_losses(study: Results | None, epochs: int) -> pd.Series[float] | Non
 
 
 def slow_facts(losses: pd.DataFrame, line: float, true: Mapping[int, float], lost: int) -> dict[str, Any]:
-    """After how many epochs seeds pass the best linear model; empty if the report's network or all of ours do not.
+    """After how many epochs seeds pass the best linear model's loss, `line`; empty if none or the report's does not.
 
-    Args:
-        losses: from `epoch_losses`.
-        line: mean squared error of the best linear model.
-        true: epoch -> the printed loss on this scale.
-        lost: seeds that diverged.
+    `true` is epoch -> the printed loss on this scale, `lost` the number of seeds that diverged.
     """
     passed = losses[losses["loss"] < line].groupby(["trial", "lane"])["epoch"].min()
     first, count = min(true), lost + len(losses[["trial", "lane"]].drop_duplicates())

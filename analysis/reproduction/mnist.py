@@ -70,8 +70,7 @@ def mnist(out: Path) -> Measured:
         ResultsError: if a results folder cannot be read.
     """
     run = Run(out / "mnist")
-    shown = run.figures()
-    return Measured(run.facts(), shown, run.tables(), run.studies)
+    return Measured(run.facts(), run.figures(), run.tables(), run.studies)
 
 
 class Run:
@@ -207,13 +206,8 @@ class Run:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Layers, training, and the candidates before and after the fresh seeds."""
-        where = self.every * self.table["place"]
-        return {
-            "layers": self.layers,
-            "training": self.table.assign(updates=where),
-            "tried": _shown(self.tried),
-            "final": _shown(self.final),
-        }
+        training = self.table.assign(updates=self.every * self.table["place"])
+        return {"layers": self.layers, "training": training, "tried": _shown(self.tried), "final": _shown(self.final)}
 
     def figures(self) -> dict[str, tuple[pd.DataFrame, Callable[[], Figure]]]:
         """The batch, augmentation, training, candidates, confusion and errors."""
@@ -228,17 +222,15 @@ class Run:
         seen = [f"{t} seen as {p}" for t, p in zip(some["target"], some["predicted"], strict=True)]
         wrong = images["test"][some["example"].to_numpy()]
 
-        def matrix() -> Figure:
-            drawn = figures.figure(0.6 * PAGE_MM, 0.6 * PAGE_MM)
-            draw_confusion(counts, drawn.subplots())
-            return drawn
-
         return {
             "mnist-batch": (batch, lambda: image_grid(images["batch"], [f"label {label}" for label in labels], 1, 48)),
             "mnist-augmentation": (batch, lambda: image_grid(augmented, titles, len(labels), 110)),
             "mnist-training": (self.table, lambda: with_legend(self.draw_training, PAGE_MM, 85)),
             "mnist-candidates": (self.screen, lambda: draw_candidates(self.screen, self.every, self.per_epoch)),
-            "mnist-confusion": (pd.DataFrame(long, columns=["class", "predicted", "images"]), matrix),
+            "mnist-confusion": (
+                pd.DataFrame(long, columns=["class", "predicted", "images"]),
+                lambda: draw_confusion(counts),
+            ),
             "mnist-errors": (some, lambda: image_grid(wrong, seen, 3, 90)),
         }
 
@@ -371,8 +363,10 @@ def draw_candidates(frame: pd.DataFrame, every: int, per_epoch: int) -> Figure:
     return drawn
 
 
-def draw_confusion(counts: NDArray[np.float64], ax: Axes) -> None:
+def draw_confusion(counts: NDArray[np.float64]) -> Figure:
     """A confusion matrix; errors are coloured by their share of the row."""
+    drawn = figures.figure(0.6 * PAGE_MM, 0.6 * PAGE_MM)
+    ax = drawn.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     shown = np.where(np.eye(len(counts), dtype=bool), np.nan, shares)
     most = max(0.01, float(np.nanmax(shown)))
@@ -388,6 +382,7 @@ def draw_confusion(counts: NDArray[np.float64], ax: Axes) -> None:
     ax.set_xlabel("class predicted")
     ax.set_ylabel("class")
     ax.grid(visible=False)
+    return drawn
 
 
 def _loss_axis(ax: Axes) -> None:

@@ -166,7 +166,7 @@ def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, cut: bool) -> dic
     Args:
         numbers: from `regime_numbers`.
         ends: from `regime_ends`.
-        cut: whether the run had fewer epochs than the report's.
+        cut: whether the run had fewer epochs than the report's; then no other facts are needed.
     """
     found: dict[str, Any] = {row["regime"]: row for row in numbers.to_dict("records")}
     ranked = sorted(ends.to_dict("records"), key=lambda row: row["loss"].estimate)
@@ -187,12 +187,7 @@ def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, cut: bool) -> dic
 
 
 def time_facts(fixed: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, Any]:
-    """How batches of 32 compare with the other regimes in the same training time.
-
-    Args:
-        fixed: from `analysis.series.regime_curves`, at the same rate for all.
-        tuned: the same, each at its tuned rate.
-    """
+    """How batches of 32 compare with the other regimes in the same time, by curves at one rate and at tuned rates."""
     rows, counts, missing = [], [], ""
     for name, words in (("batch", "the full batch"), ("stochastic", "batches of one")):
         for curves, which in ((fixed, "at 0.001"), (tuned, "each at its tuned rate")):
@@ -209,16 +204,11 @@ def time_facts(fixed: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, Any]:
 
 
 def same_seconds(curves: pd.DataFrame, regime: str) -> tuple[float, list[Interval], list[Interval]] | None:
-    """The validation loss of batches of 32 and of another regime in the same time.
-
-    Args:
-        curves: from `analysis.series.regime_curves`.
-        regime: stochastic or batch.
+    """The validation losses of batches of 32 and of another regime in the same time.
 
     Returns:
-        Seconds of training of all seeds, the shorter whole training of the two; the losses of the mini-batches, then
-        the other's, each at its last evaluation before that time and, if there is one, its first after it. None if one
-        of them has none before.
+        The shorter training of the two, in seconds for all seeds; the losses of the mini-batches, then the other's,
+        each at its last evaluation before that time and, if there is one, its first after it. None without one before.
     """
     if curves.empty:
         return None

@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,14 +57,8 @@ AUGMENT: dict[str, Any] = {"rotate": 15.0, "translate": 0.1}
 COPIES = 6
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a reproduction ended.
-
-    Attributes:
-        page: the page; None if there is nothing to show yet.
-        interrupted: the study in which it was interrupted; empty if it was not.
-    """
+class Ended(NamedTuple):
+    """The page, if there is anything to show, and the study that was interrupted, if any."""
 
     page: Path | None
     interrupted: str
@@ -164,7 +158,6 @@ def run(
         finished, interrupted = runner.finish(studies)
         for folder in finished:
             _add_truth(read(folder / "spec.toml"), folder)
-        for folder in finished:
             if folder.parent.name == "layers":
                 try:
                     write_report(folder)
@@ -344,8 +337,9 @@ def run_mnist(out: Path, runner: Runner, seeds: int | None = None, plan: Plan | 
         told |= {"nearest": nearest, "screened": [own.name for own in [*screened, *further] if own.name not in nearest]}
         loaded = data.load(name, data.data_folder().absolute(), standardize=False)
         _write_images(loaded, folder)
-        _write_json(folder / "network.json", _network(read(MNIST, {"workload": base}), loaded))
-        _write_json(folder / "run.json", told)
+        network = _network(read(MNIST, {"workload": base}), loaded)
+        for file, content in (("network.json", network), ("run.json", told)):
+            write_text(folder / file, json.dumps(content, indent=1) + "\n")
     return interrupted
 
 
@@ -391,7 +385,3 @@ def _write_images(loaded: Data, folder: Path) -> None:
         test=pixels(loaded.test.inputs),
         test_labels=loaded.test.targets.numpy(),
     )
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    write_text(file, json.dumps(content, indent=1) + "\n")

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,26 +118,25 @@ def run_session(
     with own_folder(folder, command), _halt_on_write_errors(folder):
         storage.write_text(folder / "spec.toml", spec.to_toml())
         record = Record(folder, spec, command, cluster.seen)
-        outcome = _run_stage(Stage(packed, folder, data_folder, cluster, show, record.note))
+        search = Stage(packed, folder, data_folder, cluster, show, record.note)
+        outcome = _run_stage(search)
         if spec.confirm and not outcome.interrupted and outcome.scored:
-            confirmed = _confirm(spec, packed, folder, data_folder, cluster, show, record)
+            confirmed = _confirm(spec, search, record)
             ended, planned = outcome.ended + confirmed.ended, outcome.planned + confirmed.planned
             outcome = Outcome(folder, ended, planned, outcome.scored)
         record.end(finished=not outcome.interrupted)
         return outcome
 
 
-def _confirm(
-    spec: Spec, packed: Spec, folder: Path, data_folder: Path, cluster: Cluster, show: Show, record: Record
-) -> Outcome:
+def _confirm(spec: Spec, search: Stage, record: Record) -> Outcome:
     """Run the winners of a finished search again, on fresh seeds, in a results folder of their own."""
-    winners, below = confirm.winners(spec, folder), folder / CONFIRM
+    winners, folder = confirm.winners(spec, search.folder), search.folder / CONFIRM
     final = confirm.confirmation(spec, len(winners))
-    storage.write_text(below / "spec.toml", final.to_toml())
-    record.write(below, final, finished=False)
-    runs = confirm.confirmation(packed, len(winners))
-    outcome = _run_stage(Stage(runs, below, data_folder, cluster, show, record.note, winners))
-    record.write(below, final, finished=not outcome.interrupted)
+    storage.write_text(folder / "spec.toml", final.to_toml())
+    record.write(folder, final, finished=False)
+    packed = confirm.confirmation(search.spec, len(winners))
+    outcome = _run_stage(replace(search, spec=packed, folder=folder, winners=winners))
+    record.write(folder, final, finished=not outcome.interrupted)
     return outcome
 
 

@@ -14,7 +14,7 @@ from trainables import deepobs
 from trainables.errors import ModelError
 
 Task = Literal["regression", "classification"]
-ENGINES = ("eager", "compiled", "cuda-graph", "solo")
+ENGINES = ("eager", "native", "compiled", "cuda-graph", "solo")
 FAMILIES = ("linear", "mlp", "cnn", "quadratic")
 
 

@@ -16,6 +16,7 @@ from trainables.engines.compiled import Compiled
 from trainables.engines.eager import Eager
 from trainables.engines.graph import Graph
 from trainables.engines.memory import block_size
+from trainables.engines.native import DENSE_LAYERS, WIDE_PARAMETERS, Native, Wide
 from trainables.engines.solo import Solo
 from trainables.engines.vmapped import Vmapped, VmapSupport
 from trainables.lanes.seeds import initialise
@@ -48,7 +49,7 @@ def choose(
         stack: all lanes of the trial.
         updates: of each lane; None if the budget is in seconds.
         wanted: one of `catalogue.ENGINES`, or auto: a recorded graph on a GPU, compiled where that saves more time
-            than compiling takes, otherwise eager.
+            than compiling takes, otherwise eager. The engine native has to be asked for.
         sample: about `TRIED_EXAMPLES` examples on which to try a user's model; noise if not given.
         name: of that model, for messages.
 
@@ -74,6 +75,8 @@ def choose(
     written = not criterion.loss and rule.name in RULES
     if wanted == "compiled" and not written:
         raise ValueError("the engine compiled does not support losses and rules of users; choose auto")
+    if wanted == "native":
+        return _native(network, in_shape, criterion, block, batch_size, stack, written=written)
     if wanted == "auto":
         wanted = "eager"
         if stack.parameters.is_cuda:
@@ -83,6 +86,24 @@ def choose(
     if wanted == "compiled":
         return Compiled(network, in_shape, criterion, batch_size, stack)
     return (Graph if wanted == "cuda-graph" else Eager)(network, criterion, block)
+
+
+def _native(
+    network: nn.Sequential,
+    in_shape: tuple[int, ...],
+    criterion: Criterion,
+    block: int,
+    batch_size: int,
+    stack: Stack,
+    *,
+    written: bool,
+) -> Engine:
+    """The kernel's engine: stacked lanes, or one lane after another where a dense network is wide."""
+    if stack.parameters.is_cuda or not written:
+        raise ValueError("the engine native is for CPUs, and supports no losses and rules of users; choose auto")
+    if stack.parameters.shape[1] > WIDE_PARAMETERS and all(isinstance(each, DENSE_LAYERS) for each in network):
+        return Wide(network, criterion, block, stack)
+    return Native(network, in_shape, criterion, block, batch_size, stack)
 
 
 # A worker trains many trials of a model, and trying a large one takes seconds.

@@ -1,0 +1,1 @@
+"""The native kernel: its source in C, and how it is built."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from analysis.results import regime
-from study.build import builder, criterion
-from study.build import rule as rule_of
 from study.cluster import packing
+from study.cluster.build import builder, criterion
+from study.cluster.build import rule as rule_of
 from study.spec import Spec
 from study.spec.adjust import planned_trials
 from trainables import data, models

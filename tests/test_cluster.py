@@ -23,9 +23,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import analysis
-from study.build import builder
 from study.cluster import packing
 from study.cluster import ray as cluster
+from study.cluster.build import builder
 from study.progress import status
 from study.session import run_session
 from study.spec import check

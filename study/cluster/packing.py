@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from study.build import builder, rule
 from study.cluster import nodes
+from study.cluster.build import builder, rule
 from study.errors import ClusterError
 from study.spec import Spec
 from study.spec.model import SHARING

@@ -12,7 +12,7 @@ import pyarrow as pa
 from filelock import FileLock
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from analysis.results import TRIES, ResultsError
+from analysis.schema import TRIES, ResultsError
 
 # Folders that readers do not need.
 UNREAD = ("checkpoints", "damaged", "report", "tensorboard")

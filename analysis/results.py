@@ -1,13 +1,4 @@
-"""The results folder: its tables, declared once, and how they are read.
-
-A results folder holds `spec.toml`, `provenance.json` and three tables. Each table is a folder of Parquet parts that
-only ever grows: a part is named `FIRST-LAST.parquet` after the appends that it holds, so a part that has been merged
-into a wider one is recognised by its name and skipped. Writer (`study.results.writer`) and reader share
-the schemas below.
-A fourth, `importance.parquet`, follows from the trials: it is one file, which `study.tuning.importance` writes anew.
-
-A subfolder `confirm/` is a results folder too: the winners run again on fresh seeds, each at its tuned learning rate.
-"""
+"""Reading a results folder: its tables as DataFrames, pooled by cell."""
 
 from __future__ import annotations
 
@@ -26,165 +17,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
-OUTCOMES = ("completed", "stopped", "diverged", "failed", "out of memory", "interrupted")
-REGIMES = ("stochastic", "mini-batch", "batch")
-CELL = ["optimizer", "width", "depth", "batch_size", "settings"]
-"""What makes a cell."""
-OBJECTIVES = ("metric", "train_seconds", "updates", "examples", "parameters")
-"""What a search can pursue; all but the metric are to be small."""
-# How often parts are listed where a study that runs merges them while they are read.
-TRIES = 5
-
-
-class ResultsError(ValueError):
-    """A folder that cannot be read as results; the message names the file and what was expected."""
-
-
-def _column(name: str, kind: pa.DataType, description: str, *, optional: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=optional, metadata={"description": description})
-
-
-def _schema(*columns: pa.Field) -> pa.Schema:
-    return pa.schema(columns, metadata={"version": str(SCHEMA_VERSION)})
-
-
-STINT = pa.struct(
-    [
-        ("started", pa.float64()),
-        ("ended", pa.float64()),
-        ("worker", pa.string()),
-        ("gpus", pa.list_(pa.string())),
-        ("share", pa.float64()),
-        ("cpus", pa.int64()),
-    ]
+from analysis.remote import fetch
+from analysis.schema import (
+    CELL,
+    FOLDERS,
+    IMPORTANCE,
+    IMPORTANCE_FILE,
+    KEYS,
+    OBJECTIVES,
+    SCHEMA_VERSION,
+    STINT,
+    TABLES,
+    TRIES,
+    ResultsError,
 )
-"""A stay of a trial on one worker: Unix times in seconds; host:process; host:id of each GPU, the share that it had of
-each; processors. A worker that was killed counts until the trial's last checkpoint."""
-
-TRIALS = _schema(
-    _column("trial", pa.int64(), "number of the trial, Optuna's"),
-    _column("optimizer", pa.string(), "update rule"),
-    _column("width", pa.int64(), "units of the first hidden layer, channels of the first convolution; 0 for linear"),
-    _column("depth", pa.int64(), "hidden layers, or convolutions; 0 for linear"),
-    _column("batch_size", pa.int64(), "examples per update"),
-    _column("regime", pa.string(), "stochastic, mini-batch or batch; follows from batch_size"),
-    _column(
-        "settings",
-        pa.string(),
-        "what else was searched, as JSON: the optimizer's own settings, and a user's model's as model.NAME",
-        optional=True,
-    ),
-    _column("replicate", pa.int64(), "earlier trials of the same cell; each has seeds of its own", optional=True),
-    _column("parameters", pa.int64(), "parameters of one network", optional=True),
-    _column("lanes", pa.int64(), "learning rates x seeds trained together", optional=True),
-    _column("engine", pa.string(), "how its updates were made: eager, compiled, cuda-graph or solo", optional=True),
-    _column("lanes_at_once", pa.int64(), "lanes in a pass; fewer than lanes if memory did not hold all", optional=True),
-    _column(
-        "extensions", pa.int64(), "times the learning-rate grid grew, its best rate being on the edge", optional=True
-    ),
-    _column("outcome", pa.string(), "how the trial ended"),
-    _column("value", pa.float64(), "the metric at the tuned learning rate; empty if none", optional=True),
-    _column("learning_rate", pa.float64(), "the tuned learning rate, chosen on the validation split", optional=True),
-    _column(
-        "reported", pa.list_(pa.float64()), "the value after each part of the budget; empty if none", optional=True
-    ),
-    _column("updates", pa.int64(), "optimizer steps made per lane"),
-    _column("examples", pa.int64(), "training examples used per lane"),
-    _column("epochs", pa.float64(), "passes over the training split"),
-    _column("train_seconds", pa.float64(), "seconds of training of the whole stack, evaluation excluded"),
-    _column("wall_seconds", pa.float64(), "seconds from start to end, everything included"),
-    _column("started", pa.float64(), "Unix time in seconds", optional=True),
-    _column("worker", pa.string(), "host:process that ran it, at last", optional=True),
-    _column(
-        "gpus",
-        pa.list_(pa.string()),
-        "host:id of each GPU that it had there, or shared; none: CPUs alone",
-        optional=True,
-    ),
-    _column("stints", pa.list_(STINT), "its stays on workers, one after another", optional=True),
-    _column("error", pa.string(), "what it raised, or why its worker died", optional=True),
-)
-"""One row per trial; a trial appears when it ends."""
-
-LANES = _schema(
-    _column("trial", pa.int64(), "trial of the lane"),
-    _column("lane", pa.int64(), "place of the lane in its trial"),
-    _column("learning_rate", pa.float64(), "step size"),
-    _column("seed", pa.int64(), "seed of initialisation and batches; equal seeds are paired across cells"),
-    _column("outcome", pa.string(), "how the lane ended"),
-    _column("diverged_update", pa.int64(), "first update whose loss was not finite", optional=True),
-    _column("stopped_update", pa.int64(), "update at which halving gave the lane's rate up", optional=True),
-    _column("updates", pa.int64(), "optimizer steps made; the good ones, if it diverged"),
-    _column("train_seconds", pa.float64(), "seconds of training of the whole stack while this lane was in it"),
-    _column("train_seconds_share", pa.float64(), "this lane's share of them"),
-    _column("train_loss", pa.float64(), "last loss on the fixed training subset", optional=True),
-    _column("validation_loss", pa.float64(), "last loss on the validation split", optional=True),
-    _column("test_loss", pa.float64(), "loss on the test split at the end", optional=True),
-    _column("train_accuracy", pa.float64(), "share of the training subset classified correctly", optional=True),
-    _column("validation_accuracy", pa.float64(), "share of the validation split", optional=True),
-    _column("test_accuracy", pa.float64(), "share of the test split", optional=True),
-    _column(
-        "weights",
-        pa.list_(pa.float64()),
-        "parameters at the end, in the network's order; empty unless the spec records them",
-        optional=True,
-    ),
-)
-"""One row per (trial, lane). Losses and accuracies are empty where a lane diverged or has none."""
-
-CURVES = _schema(
-    _column("trial", pa.int64(), "trial of the lane"),
-    _column("lane", pa.int64(), "place of the lane in its trial"),
-    _column("update", pa.int64(), "optimizer steps made so far; 0 is the initialisation"),
-    _column("examples", pa.int64(), "training examples used so far"),
-    _column("epoch", pa.float64(), "passes over the training split so far"),
-    _column("train_seconds", pa.float64(), "seconds of training of the whole stack so far, evaluation excluded"),
-    _column(
-        "split",
-        pa.string(),
-        "train (a fixed subset of at most 1,000), validation, or batch (mean over the batches since)",
-    ),
-    _column(
-        "metric",
-        pa.string(),
-        "loss or accuracy; if the gradient's noise is recorded, on the split train besides: gradient_square, the "
-        "squared norm of the mean gradient, and gradient_noise, the trace of the covariance of the examples' gradients",
-    ),
-    _column("value", pa.float64(), "value of the metric; of gradient_* an unbiased estimate, which may be negative"),
-)
-"""One row per (trial, lane, update, split, metric)."""
-
-PREDICTIONS = _schema(
-    _column("trial", pa.int64(), "trial of the lane"),
-    _column("lane", pa.int64(), "place of the lane in its trial"),
-    _column("example", pa.int64(), "place of the example in the test split, from 0"),
-    _column("target", pa.int64(), "its class"),
-    _column("predicted", pa.int64(), "the class that the lane sees in it after training"),
-    _column("probability", pa.float32(), "the softmax probability of that class"),
-)
-"""One row per (trial, lane, test example); empty unless the spec has `recording.predictions`."""
-
-IMPORTANCE = _schema(
-    _column(
-        "parameter", pa.string(), "what was searched: optimizer, batch_size, width, depth, or a setting as adam.beta1"
-    ),
-    _column("repeat", pa.int64(), "0 of all completed trials, from 1 on of as many drawn from them with replacement"),
-    _column(
-        "importance", pa.float64(), "the parameter's share of the importance for the metric; all of a repeat are 1"
-    ),
-)
-"""One row per (repeat, parameter): how much each parameter matters. One file, written anew as trials end."""
-IMPORTANCE_FILE = "importance.parquet"
-
-TABLES = {"trials": TRIALS, "lanes": LANES, "curves": CURVES, "predictions": PREDICTIONS}
-FOLDERS = {"trials": "trials.parquet", "lanes": "lanes.parquet", "curves": "curves", "predictions": "predictions"}
-KEYS = {
-    "trials": ["trial"],
-    "lanes": ["trial", "lane"],
-    "curves": ["trial", "lane", "update", "split", "metric"],
-    "predictions": ["trial", "lane", "example"],
-}
 
 _PART = re.compile(r"(\d+)-(\d+)\.parquet")
 
@@ -244,13 +90,6 @@ def hours(results: Results, cpus: float, gpus: float) -> tuple[float, float]:
     both = [each.trials for each in (results, results.confirmation) if each is not None]
     taken = [spent(row, cpus, gpus) for trials in both for row in trials.to_dict("records")]
     return sum(cpu for cpu, _ in taken) / 3600, sum(gpu for _, gpu in taken) / 3600
-
-
-def regime(batch_size: int, training_examples: int) -> str:
-    """The regime that a batch size means: stochastic at 1, batch at the whole training split, else mini-batch."""
-    if batch_size >= training_examples:
-        return "batch"
-    return "stochastic" if batch_size == 1 else "mini-batch"
 
 
 @dataclass(frozen=True)
@@ -421,8 +260,6 @@ def load(path: str | Path) -> Results:
         ResultsError: if the folder is none, or one of its files cannot be read.
     """
     if "://" in str(path):
-        from analysis.remote import fetch
-
         path = fetch(str(path))
     folder = Path(path)
     spec_file = folder / "spec.toml"
@@ -472,6 +309,11 @@ def table_of(tables: dict[str, Any], name: str) -> dict[str, Any]:
     """A table of a spec or of provenance; empty if it has none of that name, or something else in its place."""
     found = tables.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as dictionaries."""
+    return frame.to_dict("records")  # type: ignore[return-value]
 
 
 def _read(table: str, folder: Path) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,10 @@ class Interval:
         """The interval on another scale; `function` is increasing and takes an array."""
         estimate, low, high = (float(value) for value in function(np.array([self.estimate, self.low, self.high])))
         return Interval(estimate, low, high, self.n)
+
+
+LIMITS = tuple(each.name for each in fields(Interval))
+"""The columns that an interval fills in a table."""
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis import report, results
+from analysis import results
+from analysis.report import page
 from study.cluster import nodes, ray
 from study.cluster.ray import Cluster
 from study.errors import Halted, Interrupted, SpecError, StorageError, UsageError
@@ -268,7 +269,7 @@ def write_report(folders: Sequence[Path | str]) -> Path:
     places = [str(each if isinstance(each, str) else mirror.home(each)) for each in folders]
     again = shlex.join(["study", "report", *places])
     try:
-        return report.write_report(folders, command=again)
+        return page.write_report(folders, command=again)
     except OSError as error:
         why = error.strerror or error
         message = f"the report cannot be written ({why}); the results are safe. Fix that, then `{again}`"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from analysis.results import regime
+from analysis.schema import regime
+from analysis.text import duration
 from study.cluster import packing
 from study.cluster.build import builder, criterion
 from study.cluster.build import rule as rule_of
@@ -261,13 +262,7 @@ def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
     at_once = max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
     seconds = [spec.budget.seconds or p.seconds or 0.0 for p in probes]
     total = trials * sum(seconds) / len(seconds) / at_once
-    spread = f"{_duration(min(seconds))} to {_duration(max(seconds))} a trial"
+    spread = f"{duration(min(seconds))} to {duration(max(seconds))} a trial"
     less = ", less what the scheduler stops" if spec.tuning.scheduler != "none" else ""
     gpu = "; timed on the CPU, a GPU will differ" if spec.resources.gpus else ""
-    return f"about {_duration(total)} on this machine, {at_once} trials at once ({spread}{less}){gpu}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"about {duration(total)} on this machine, {at_once} trials at once ({spread}{less}){gpu}"

@@ -25,7 +25,7 @@ import pytest
 from hypothesis import settings
 
 import analysis
-from analysis.results import CURVES, FOLDERS, LANES, TABLES, TRIALS, regime
+from analysis.schema import CURVES, FOLDERS, LANES, TABLES, TRIALS, regime
 from tests import processes
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it in the background; tests send Ctrl-C

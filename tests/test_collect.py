@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import results
+from analysis.schema import LANES, ResultsError
 from study.results import provenance, writer
 from study.results.tables import Table, TrialBuffer
 from study.spec import check
@@ -23,7 +24,7 @@ from trainables import storage
 
 def rows(first: int, count: int) -> dict[str, list[Any]]:
     made = [lane_row(trial=number) for number in range(first, first + count)]
-    return {name: [row.get(name) for row in made] for name in results.LANES.names}
+    return {name: [row.get(name) for row in made] for name in LANES.names}
 
 
 def stored(folder: Path) -> list[int]:
@@ -112,7 +113,7 @@ def test_reader_follows_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_reader_names_a_missing_part(tmp_path: Path) -> None:
     Table("lanes", tmp_path)
     (tmp_path / "lanes.parquet/0000001-0000001.parquet").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(results.ResultsError, match=r"lanes\.parquet/0000001-0000001\.parquet: listed, but not there"):
+    with pytest.raises(ResultsError, match=r"lanes\.parquet/0000001-0000001\.parquet: listed, but not there"):
         stored(tmp_path)
 
 

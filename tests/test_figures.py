@@ -19,14 +19,29 @@ from matplotlib.collections import QuadMesh
 from numpy.testing import assert_allclose
 
 import analysis
-from analysis import figures, series, wording
+from analysis.figures import style
+from analysis.figures.batch_size.steps_to_target import steps_against_batch_size
+from analysis.figures.batch_size.throughput import throughput, throughput_against_batch_size
+from analysis.figures.batch_size.tuned_rate import best_rates, rate_against_batch_size
+from analysis.figures.performance_profile import performance_profiles
+from analysis.figures.rate_sensitivity import learning_rate_sensitivity
+from analysis.figures.regimes.gradient_noise import noise_scale
+from analysis.figures.regimes.noise_speed import noise_against_speed, noise_and_speed
+from analysis.figures.search.expected_best import expected_best_of
+from analysis.figures.search.importance import importance_bars
+from analysis.figures.search.isolation import isolation, searched
+from analysis.figures.search.loss_time import loss_against_time, loss_and_time
+from analysis.figures.search.parallel_coordinates import parallel_coordinates
+from analysis.figures.style import adaptive, optimizer_look
+from analysis.figures.timeline import trial_timeline
+from analysis.text import interval_text, metric_text
 from tests.conftest import PLANTED
 
 
 @pytest.fixture
 def ax() -> Iterator[Axes]:
     with analysis.style():
-        yield figures.figure(85, 70).subplots()
+        yield style.figure(85, 70).subplots()
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +122,8 @@ def test_heat_map_writes_each_number_with_its_interval(ax: Axes, study: Any) -> 
         if row["why"]:
             assert row["why"] in texts
         else:
-            assert wording.metric_text(row["estimate"], "loss") in texts
-            assert wording.interval_text(row["low"], row["high"], row["n"], "loss") in texts
+            assert metric_text(row["estimate"], "loss") in texts
+            assert interval_text(row["low"], row["high"], row["n"], "loss") in texts
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "32", "full (10000)"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["sgd", "momentum", "rmsprop", "adam"]
     mesh = next(found for found in ax.collections if isinstance(found, QuadMesh))
@@ -139,10 +154,10 @@ def test_progress_draws_every_trial_and_the_best(ax: Axes, study: Any) -> None:
 
 
 def test_every_optimizer_looks_different() -> None:
-    looks = [figures.optimizer_look(name) for name in PLANTED]
+    looks = [optimizer_look(name) for name in PLANTED]
     assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == len(PLANTED)
-    assert figures.optimizer_look("lion") == figures.optimizer_look("lion")
-    assert figures.optimizer_look("lion")[0] not in {colour for colour, _ in looks}
+    assert optimizer_look("lion") == optimizer_look("lion")
+    assert optimizer_look("lion")[0] not in {colour for colour, _ in looks}
 
 
 def test_accuracy_is_in_percent(ax: Axes, make_study: Callable[..., Path]) -> None:
@@ -162,15 +177,15 @@ def test_a_dollar_in_a_name_is_no_mathematics(ax: Axes, study: Any) -> None:
 
 def test_sensitivity_by_batch_size_names_each_size(ax: Axes, study: Any) -> None:
     data = analysis.rate_sensitivity(*study, "batch_size")
-    figures.learning_rate_sensitivity(data, ax)
+    learning_rate_sensitivity(data, ax)
     assert ax.get_legend_handles_labels()[1] == ["batch size 1", "batch size 32", "batch size 10,000"]
     assert len({found.get_color() for found in ax.get_lines() if found.get_label().startswith("batch")}) == 3
     draw(ax)
 
 
 def test_noise_and_speed_have_a_point_per_cell_or_a_cross(ax: Axes, study: Any) -> None:
-    data = series.noise_and_speed(*study)
-    figures.noise_against_speed(data, ax)
+    data = noise_and_speed(*study)
+    noise_against_speed(data, ax)
     points = [found for found in ax.get_lines() if found.get_markersize() == 5 and len(found.get_xdata())]
     late = [found for found in ax.get_lines() if found.get_fillstyle() == "none"]
     assert sum(len(found.get_xdata()) for found in points) == np.isfinite(data["examples"]).sum() > 0
@@ -180,8 +195,8 @@ def test_noise_and_speed_have_a_point_per_cell_or_a_cross(ax: Axes, study: Any) 
 
 
 def test_tuned_rates_stand_beside_their_guides(ax: Axes, study: Any) -> None:
-    data = series.best_rates(*study)
-    figures.rate_against_batch_size(data, ax)
+    data = best_rates(*study)
+    rate_against_batch_size(data, ax)
     adam = data[data["optimizer"] == "adam"]
     assert_allclose(line(ax, "adam").get_ydata(), adam["learning_rate"])
     for label, power in (("proportional", 1.0), ("to its square root", 0.5)):
@@ -196,7 +211,7 @@ def test_steps_have_their_fit_and_perfect_scaling(ax: Axes) -> None:
     rows = [{"optimizer": name, "batch_size": size, "seed": seed, "updates": 50 * (1 + 100 / size) + seed}
             for name in ("adam", "sgd") for size in sizes for seed in (0, 1, 2)]  # fmt: skip
     fits = pd.DataFrame([{"optimizer": "adam", "critical": 100.0, "smallest_steps": 50.0}])
-    figures.steps_against_batch_size(pd.DataFrame(rows), fits, ax)
+    steps_against_batch_size(pd.DataFrame(rows), fits, ax)
     assert_allclose(line(ax, "sgd").get_ydata(), [50 * (1 + 100 / size) + 1 for size in sizes])
     x, y = line(ax, "perfect scaling").get_data()
     assert_allclose(x * y, x[0] * y[0])
@@ -206,15 +221,15 @@ def test_steps_have_their_fit_and_perfect_scaling(ax: Axes) -> None:
 
 
 def test_throughput_has_a_line_per_engine(ax: Axes, study: Any) -> None:
-    data = series.throughput(study[0])
-    figures.throughput_against_batch_size(data.assign(engine=["eager", None] * (len(data) // 2)), ax)
+    data = throughput(study[0])
+    throughput_against_batch_size(data.assign(engine=["eager", None] * (len(data) // 2)), ax)
     assert ax.get_legend_handles_labels()[1] == ["eager", "not recorded"]
     draw(ax)
 
 
 def test_expected_best_draws_what_was_computed(ax: Axes) -> None:
     data = pd.DataFrame({"optimizer": "sgd", "trials": [1, 2, 3], "expected": [0.5, 0.3, 0.2]})
-    figures.expected_best_of(data, ax)
+    expected_best_of(data, ax)
     assert_allclose(line(ax, "sgd").get_ydata(), [0.5, 0.3, 0.2])
     assert ax.get_ylabel() == "expected best validation loss"
     draw(ax)
@@ -222,8 +237,8 @@ def test_expected_best_draws_what_was_computed(ax: Axes) -> None:
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
 def test_parallel_coordinates_draw_the_best_on_top(ax: Axes, study: Any, metric: str) -> None:
-    data = series.searched(study[1], maximize=False)
-    figures.parallel_coordinates(data, ax, metric)
+    data = searched(study[1], maximize=False)
+    parallel_coordinates(data, ax, metric)
     best = [found for found in ax.get_lines() if found.get_color() == "#D55E00"]
     assert len(best) == max(1, len(data) // 10)
     assert [tick.get_text() for tick in ax.get_xticklabels()][-1] == f"validation {metric}"
@@ -237,7 +252,7 @@ def test_parallel_coordinates_draw_the_best_on_top(ax: Axes, study: Any, metric:
 def test_parallel_coordinates_of_many_cells_keep_the_best_and_the_worst(ax: Axes) -> None:
     data = pd.DataFrame({"trial": range(1000), "width": 8, "batch_size": range(1, 1001)})
     data["validation"] = np.linspace(0.1, 10, 1000)
-    figures.parallel_coordinates(data, ax, limit=100)
+    parallel_coordinates(data, ax, limit=100)
     lines = [found for found in ax.get_lines() if len(found.get_ydata()) == 3]
     assert len(lines) <= 100
     heights = [found.get_ydata()[-1] for found in lines]
@@ -247,8 +262,8 @@ def test_parallel_coordinates_of_many_cells_keep_the_best_and_the_worst(ax: Axes
 
 @pytest.mark.parametrize("by", ["optimizer", "width", "depth", "batch_size", "learning_rate"])
 def test_isolation_marks_the_best_of_each_value(ax: Axes, study: Any, by: str) -> None:
-    data = series.searched(study[1], maximize=False)
-    figures.isolation(data, ax, by)
+    data = searched(study[1], maximize=False)
+    isolation(data, ax, by)
     (best,) = [found for found in ax.get_lines() if found.get_marker() == "_"]
     expected = data.groupby(by)["validation"].min()
     order = ["sgd", "momentum", "rmsprop", "adam"] if by == "optimizer" else expected.index
@@ -258,7 +273,7 @@ def test_isolation_marks_the_best_of_each_value(ax: Axes, study: Any, by: str) -
 
 def test_importance_is_a_bar_and_a_line_each(ax: Axes) -> None:
     data = pd.DataFrame({"parameter": ["optimizer", "batch_size"], "estimate": [0.7, 0.3], "low": 0.2, "high": 0.8})
-    figures.importance_bars(data, ax)
+    importance_bars(data, ax)
     assert [bar.get_width() for bar in ax.patches] == [0.7, 0.3]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["optimizer", "batch size"]
     draw(ax)
@@ -266,14 +281,14 @@ def test_importance_is_a_bar_and_a_line_each(ax: Axes) -> None:
 
 def test_profiles_end_with_what_is_solved_at_all(ax: Axes) -> None:
     data = pd.DataFrame({"optimizer": "adam", "ratio": [1.0, 2.0, 4.0], "share": [0.5, 0.5, 1.0], "problems": 2})
-    figures.performance_profiles(data, ax)
+    performance_profiles(data, ax)
     assert_allclose(line(ax, "adam").get_ydata(), data["share"])
     draw(ax)
 
 
 def test_the_front_of_loss_and_time_is_drawn(ax: Axes, study: Any) -> None:
-    data = series.loss_and_time(*study)
-    figures.loss_against_time(data, ax)
+    data = loss_and_time(*study)
+    loss_against_time(data, ax)
     assert len(line(ax, "Pareto front").get_xdata()) == data["front"].sum()
     draw(ax)
 
@@ -282,7 +297,7 @@ def test_the_front_of_loss_and_time_is_drawn(ax: Axes, study: Any) -> None:
 def test_the_timeline_has_a_row_per_worker(ax: Axes, length: float, unit: str) -> None:
     data = pd.DataFrame({"worker": ["a", "b", "a"], "outcome": ["completed", "failed", "strange"], "started": 0.0})
     data = data.assign(place=data["worker"], gpu=False, slot=0, slots=1)
-    figures.trial_timeline(data.assign(ended=length), ax)
+    trial_timeline(data.assign(ended=length), ax)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
     assert ax.get_legend_handles_labels()[1] == ["completed", "failed", "strange"]
     assert ax.get_xlabel() == f"time since the first trial began ({unit})"
@@ -292,7 +307,7 @@ def test_the_timeline_has_a_row_per_worker(ax: Axes, length: float, unit: str) -
 def test_trials_that_share_a_gpu_share_its_row(ax: Axes) -> None:
     places = ["a.far.example GPU 0", "a.far.example GPU 0", "a.far.example:7"]
     data = pd.DataFrame({"place": places, "gpu": [True, True, False], "outcome": "completed", "started": 0.0})
-    figures.trial_timeline(data.assign(ended=5.0, slot=[0, 1, 0], slots=[2, 2, 1]), ax)
+    trial_timeline(data.assign(ended=5.0, slot=[0, 1, 0], slots=[2, 2, 1]), ax)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a GPU 0", "a:7"]
     bars = [(bar.get_y(), bar.get_height()) for bar in ax.patches]
     assert_allclose(bars, [(-0.4, 0.4), (0.0, 0.4), (0.6, 0.8)], atol=1e-12)
@@ -303,16 +318,16 @@ def test_trials_that_share_a_gpu_share_its_row(ax: Axes) -> None:
 def test_gradient_noise_that_is_infinite_has_no_point(ax: Axes) -> None:
     data = pd.DataFrame({"regime": "batch", "batch_size": 100, "examples": [0, 100, 200], "n": 3})
     data = data.assign(estimate=[10.0, math.inf, 30.0], low=5.0, high=[20.0, math.inf, math.inf])
-    figures.noise_scale(data, ax)
+    noise_scale(data, ax)
     assert_allclose(line(ax, "batch").get_ydata(), [10, math.nan, 30])
     draw(ax)
 
 
 @pytest.mark.parametrize("name", ["noise_against_speed", "rate_against_batch_size", "throughput_against_batch_size"])
 def test_figures_of_nothing_are_empty(ax: Axes, study: Any, name: str) -> None:
-    full = {"noise_against_speed": series.noise_and_speed, "rate_against_batch_size": series.best_rates}
-    data = full[name](*study) if name in full else series.throughput(study[0])
-    getattr(figures, name)(data.head(0), ax)
+    full = {"noise_against_speed": noise_and_speed, "rate_against_batch_size": best_rates}
+    data = full[name](*study) if name in full else throughput(study[0])
+    getattr(analysis, name)(data.head(0), ax)
     draw(ax)
 
 
@@ -321,7 +336,7 @@ def test_an_adaptive_figure_turns_dark_and_keeps_its_heat_map(ax: Axes, study: A
     ax.plot([0, 1], [0, 1], color="#0072B2")
     file = io.BytesIO()
     ax.figure.savefig(file, format="svg")
-    text = figures.adaptive(file.getvalue()).decode()
+    text = adaptive(file.getvalue()).decode()
     sheet = text[text.index("<style>@media (prefers-color-scheme: dark)") :].split("</style>")[0]
     assert '[style*="stroke: #0072b2"]{stroke:#4aa8e0!important}' in sheet
     assert '[style*="fill: #ffffff"]{fill:#14171b!important}' in sheet

@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import analysis
-from analysis.results import IMPORTANCE, IMPORTANCE_FILE
+from analysis.schema import IMPORTANCE, IMPORTANCE_FILE
 from study.cli import main
 from study.tuning import importance
 from tests.conftest import trial_row, write_spec, write_tables

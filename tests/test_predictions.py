@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.results import PREDICTIONS, load
+from analysis.results import load
+from analysis.schema import PREDICTIONS
 from study.errors import SpecError
 from study.results.tables import Table, TrialBuffer
 from study.spec import check

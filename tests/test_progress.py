@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from study.progress.display import ProgressDisplay, Show
-from study.progress.status import best_line, describe, duration
+from study.progress.status import best_line, describe
 from study.results.recovery import State
 from study.spec import check
 from tests.conftest import lane_row, trial_row, write_study
@@ -74,7 +74,7 @@ def test_trials_are_counted_and_the_best_is_a_completed_one_with_its_interval() 
     assert (shown.done, shown.scored) == (4, 3)
     summary = shown.summary()
     assert summary.startswith("4/5 trials (2 completed, 1 stopped, 1 diverged), 1 running, ")
-    assert "0.04 CPU-hours, 0.02 GPU-hours" in summary
+    assert "2.4 CPU-minutes and 1.2 GPU-minutes" in summary
     assert re.search(r"[\d.]+ lanes/s", summary)
     assert "left; best loss 0.3 [0.233, 0.3837]: adam, batch 32, width 16, depth 2, rate 0.003" in summary
 
@@ -187,4 +187,3 @@ def test_what_has_no_interval_shows_none() -> None:
     cell = {"value": 0.5, "learning_rate": 0.1, **CONFIG}
     assert best_line("loss", cell, (0.0, math.inf)).startswith("best loss 0.5: adam")
     assert describe({**CONFIG, "width": 0, "depth": 0}, None) == "adam, batch 32"
-    assert [duration(s) for s in (5.0, 119.0, 600.0, 7200.0)] == ["5 s", "119 s", "10 min", "2.0 h"]

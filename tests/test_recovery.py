@@ -17,6 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from analysis import results
+from analysis.schema import FOLDERS, LANES
 from study.errors import StorageError
 from study.results import recovery
 from study.results.ownership import own_folder, recorded_owner, running_owner
@@ -69,7 +70,7 @@ class Driver:
         bad = ending in ("diverged", "out of memory")
         reported = [math.nan if bad else 1 / (1 + number) + config["width"] / p for p in range(1, part + 1)]
         value = reported[-1]
-        lane = {name: None for name in results.LANES.names} | {"updates": 10 * part, "train_seconds": 1.0}
+        lane = {name: None for name in LANES.names} | {"updates": 10 * part, "train_seconds": 1.0}
         lanes = [lane | {"lane": n, "learning_rate": 0.1, "seed": s, "train_seconds_share": 0.5,
                          "validation_loss": value} for n, s in enumerate(config["seeds"])]  # fmt: skip
         point = Point(10 * part, 100, 1.0, 0.5, [0, 1], {("validation", "loss"): [value, value]})
@@ -113,7 +114,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def part(folder: Path, table: str, place: int = -1) -> Path:
-    return [file for _, _, file in results.parts(folder / results.FOLDERS[table])][place]
+    return [file for _, _, file in results.parts(folder / FOLDERS[table])][place]
 
 
 def truncate(file: Path, share: float = 0.5) -> None:

@@ -22,8 +22,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 import analysis
-from analysis import report
-from analysis.results import FOLDERS
+from analysis.report import page as report_page
+from analysis.report import verdict, warnings
+from analysis.schema import FOLDERS
 from tests.conftest import (
     PART,
     curve_row,
@@ -78,11 +79,11 @@ def squeezed(page: Page) -> str:
 def words_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing some twenty figures takes seconds: it is left out where a test, not asking for `drawn`, reads words."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("analysis.exhibits.Exhibit.save", lambda drawing, out, prefix: unseen(drawing))
+        monkeypatch.setattr("analysis.figures.exhibit.Exhibit.save", lambda drawing, out, prefix: unseen(drawing))
 
 
 def unseen(drawing: Any) -> dict[str, Any]:
-    return {"part": drawing.part, "title": drawing.title, "image": None, "reason": drawing.caption}
+    return {"title": drawing.title, "image": None, "reason": drawing.caption}
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def test_it_says_what_the_planted_truth_is(quick_report: Path) -> None:
     assert "for rmsprop, width 32, depth 2, batch size 32 at learning rate 0.00398; 0." in text
     assert "better on 3 of 3 paired seeds, Holm p = 0.75, for " in text
     assert "3 seeds cannot reach p < .05 in an exact test (at best 0.75): confirm it on more, fresh seeds." in text
-    assert "Of the other 2 optimizers, 2 are worse by more than the scatter over seeds." in text
+    assert "Of the other 2 optimizers, 2 are significantly worse." in text
     assert "48 of 48 trials have ended, with 864 lanes" in text
     assert "95% t interval" in text
     assert "3 seeds" in text
@@ -225,12 +226,12 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 SAYS = {
     "one trial": "Only one optimizer has a result",
-    "one seed": "which says nothing about their difference",
-    "one rate": "there the rate is given, not tuned",
+    "one seed": "so their difference has no interval",
+    "one rate": "so their rate is not tuned",
     "one optimizer": "Only one optimizer has a result",
     "all diverged": "No trial has a learning rate at which every seed survived, so there is nothing to compare.",
     "accuracy": "percentage points",
-    "ten optimizers": "Of the other 8 optimizers, 8 are worse by more than the scatter over seeds.",
+    "ten optimizers": "Of the other 8 optimizers, 8 are significantly worse.",
     "many widths": "Only one optimizer has a result",
     "linear": "Best on the validation split is sgd, width 1, depth 0, batch size 1 at learning rate",
 }
@@ -245,13 +246,13 @@ DRAWN_SOON = ("one trial", "all diverged", "linear")  # drawing the others' figu
 def test_any_study_has_a_report(make_study: Callable[..., Path], study: str, drawn: None) -> None:
     text = squeezed(read(analysis.write_report(make_study(**STUDIES[study]))))
     assert SAYS[study] in text
-    assert "could not be drawn" not in text
+    assert "drawing it failed" not in text
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
 
 
 def test_a_study_of_which_no_trial_has_ended_has_no_report(tmp_path: Path) -> None:
     write_spec(tmp_path)
-    with pytest.raises(analysis.ResultsError, match=r"no trial has ended yet; `study status .*` says how far it is"):
+    with pytest.raises(analysis.ResultsError, match=r"no trial has ended yet; `study status .*` shows the progress"):
         analysis.write_report(tmp_path)
     assert not (tmp_path / "report").exists()
 
@@ -261,7 +262,7 @@ def test_a_nearly_empty_study_has_a_report_that_says_so(tmp_path: Path, drawn: N
     write_tables(tmp_path, trials=[trial_row(outcome="failed", error="RuntimeError: a bug")])
     page = read(analysis.write_report(tmp_path))
     assert "No trial has a learning rate at which every seed survived" in page.text
-    assert "Whether it still runs is not recorded" in page.text
+    assert "Whether it is still running is not recorded" in page.text
     assert [image["alt"] for image in page.all("img")] == [
         "Validation loss of every trial in order, and the best so far."
     ]
@@ -271,7 +272,7 @@ def test_a_running_study_says_so(tmp_path: Path) -> None:
     folder = write_study(tmp_path, **SMALL)
     provenance = json.loads((folder / "provenance.json").read_text()) | {"finished": None}
     (folder / "provenance.json").write_text(json.dumps(provenance))
-    assert "has not finished: it still runs or was interrupted" in squeezed(read(analysis.write_report(folder)))
+    assert "and not finished: it is running or was interrupted" in squeezed(read(analysis.write_report(folder)))
 
 
 def test_every_outcome_is_counted_and_warned_of(tmp_path: Path) -> None:
@@ -286,9 +287,9 @@ def test_every_outcome_is_counted_and_warned_of(tmp_path: Path) -> None:
     ]
     write_tables(tmp_path, trials=trials, lanes=lanes)
     results = analysis.load(tmp_path)
-    assert report.outcome_counts(results) == [(outcome, 1, 2) for outcome in outcomes]
+    assert report_page.outcome_counts(results) == [(outcome, 1, 2) for outcome in outcomes]
     text = squeezed(read(analysis.write_report(tmp_path)))
-    assert "1 trial stopped by the scheduler saw less of the budget" in text
+    assert "1 trial stopped by the scheduler used less of the budget" in text
     assert "Not compared: 3 trials that failed, ran out of memory or was interrupted" in text
     assert "2 of 12 lanes diverged (17%)" in text
 
@@ -296,7 +297,7 @@ def test_every_outcome_is_counted_and_warned_of(tmp_path: Path) -> None:
 def test_a_result_on_the_edge_is_warned_of(make_study: Callable[..., Path]) -> None:
     folder = make_study(optimizers=["adam"], widths=[8], depths=[1], batch_sizes=[32], rates=[0.01, 0.1])
     text = squeezed(read(analysis.write_report(folder)))
-    assert "on the edge of its grid for the best cell of adam (0.01)" in text
+    assert "best cell lies on the edge of its grid for adam (0.01)" in text
 
 
 def paired_study(folder: Path, best: list[float], rival: list[float], test: list[float] | None = None) -> str:
@@ -311,7 +312,7 @@ def paired_study(folder: Path, best: list[float], rival: list[float], test: list
     ]
     write_tables(folder, trials=trials, lanes=lanes)
     results = analysis.load(folder)
-    return report.verdict(results, analysis.cells(results))
+    return verdict.verdict(results, analysis.cells(results))
 
 
 def test_verdict_of_a_clear_difference(tmp_path: Path) -> None:
@@ -333,7 +334,7 @@ def several(folder: Path, **tests: list[float]) -> str:
     ]
     write_tables(folder, trials=trials, lanes=lanes)
     results = analysis.load(folder)
-    return report.verdict(results, analysis.cells(results))
+    return verdict.verdict(results, analysis.cells(results))
 
 
 def scattered(center: float, spread: float = 0.02) -> list[float]:
@@ -350,18 +351,16 @@ def test_a_third_optimizer_that_is_better_on_test_denies_the_win(tmp_path: Path)
 def test_a_third_optimizer_that_may_be_as_good_makes_it_a_lead(tmp_path: Path) -> None:
     text = several(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(1.0, 0.03)[::-1])
     assert " leads: " in text
-    assert "Rmsprop may be as good, too." in text
+    assert "Also statistically indistinguishable from the best: rmsprop." in text
     text = several(tmp_path, adam=scattered(1.0), sgd=scattered(1.5), rmsprop=scattered(2.0))
     assert " wins: " in text
-    assert "Rmsprop is worse by more than the scatter, too." in text
+    assert "Rmsprop is significantly worse as well." in text
     good, bad = scattered(1.0, 0.03)[::-1], scattered(2.0)
     text = several(tmp_path, adam=scattered(1.0), sgd=good, rmsprop=bad, momentum=good, nesterov=bad)
     assert text.startswith("No clear winner: adam")
-    assert (
-        "Of the other 3 optimizers, 2 are worse by more than the scatter over seeds; momentum may be as good." in text
-    )
+    assert "Of the other 3 optimizers, 2 are significantly worse; statistically indistinguishable: momentum." in text
     text = several(tmp_path, adam=scattered(1.0), sgd=good, rmsprop=good, momentum=good)
-    assert "Rmsprop, momentum may be as good, too." in text
+    assert "Also statistically indistinguishable from the best: rmsprop, momentum." in text
 
 
 def test_verdict_of_losses_of_zero(tmp_path: Path) -> None:
@@ -375,9 +374,9 @@ def test_a_figure_that_fails_leaves_the_others(make_study: Callable[..., Path], 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("by design")
 
-    monkeypatch.setattr("analysis.figures.search_progress", broken)
+    monkeypatch.setattr("analysis.figures.search.progress.search_progress", broken)
     page = read(analysis.write_report(make_study(optimizers=["adam"], widths=[8], depths=[1])))
-    assert "The search, trial by trial is not shown: it could not be drawn (ZeroDivisionError: by design)." in squeezed(
+    assert "The search, trial by trial is not shown: drawing it failed (ZeroDivisionError: by design)." in squeezed(
         page
     )
     assert len(page.all("img")) > 5
@@ -396,7 +395,7 @@ def test_every_figure_of_an_odd_study_is_drawn(tmp_path: Path, options: dict[str
             if name == "curves" and (row["lane"], row["update"]) == (6, 0):
                 row["value"] = 0.001
         write_tables(folder, **{name: rows})
-    assert "could not be drawn" not in read(analysis.write_report(folder)).text
+    assert "drawing it failed" not in read(analysis.write_report(folder)).text
 
 
 def test_verdict_of_overlapping_intervals(tmp_path: Path) -> None:
@@ -421,10 +420,10 @@ def test_a_confirmed_winner_is_reported_on_fresh_seeds(tmp_path: Path) -> None:
     table = analysis.cells(results)
     best = analysis.winners_curse(results, table).iloc[0]
     score = f"test loss {best['test']:#.3g} [{best['test_low']:#.3g}, {best['test_high']:#.3g}]."
-    assert f"It was confirmed on 10 fresh seeds: {score}" in report.verdict(results, table)
+    assert f"It was confirmed on 10 fresh seeds: {score}" in verdict.verdict(results, table)
     assert "better on 10 of 10 paired fresh seeds, sign-flip p = 0.00195" in page
-    assert "The best cell of the search holds the first place of 2 confirmed cells on 10 fresh seeds, against 3" in page
-    assert "the search promised too much" in page
+    assert "The best cell of the search stays first of 2 confirmed cells on 10 fresh seeds, against 3" in page
+    assert "the scores of the search were too optimistic" in page
     assert "only the confirmed scores come from seeds that chose nothing" in page
     assert "[confirm] in the spec" not in page
     assert page.index(" wins: ") < page.index("Confirmation") < page.index("Ledger")
@@ -438,7 +437,7 @@ def test_a_winner_that_falls_back_says_so(tmp_path: Path) -> None:
         row["validation_loss"] *= 2 if row["trial"] == 0 else 1
     write_tables(folder / "confirm", lanes=rows)
     text = squeezed(read(analysis.write_report(folder)))
-    assert "It was confirmed on 10 fresh seeds, though only as number 2: " in text
+    assert "It was confirmed on 10 fresh seeds, though only in place 2: " in text
     assert "falls to place 2 of 2 confirmed cells" in text
 
 
@@ -463,7 +462,7 @@ def test_a_confirmation_that_cannot_be_used_is_warned_of(tmp_path: Path) -> None
     text = squeezed(read(analysis.write_report(folder)))
     assert "The confirmation is left out" in text
     assert "cannot be read" in text
-    assert "[confirm] in the spec runs it there" in text
+    assert "[confirm] in the spec checks this" in text
     (folder / "confirm" / "lanes.parquet" / PART).unlink()
     assert "2 confirmed cells left out: no lane ended" in squeezed(read(analysis.write_report(folder)))
 
@@ -504,8 +503,8 @@ def test_grown_grids_and_left_out_trials_are_told(tmp_path: Path) -> None:
     rows[4] |= {"outcome": "diverged"}
     write_tables(folder, trials=rows)
     text = squeezed(read(analysis.write_report(folder)))
-    assert "The learning-rate grid of 1 cell grew, its best rate being on the edge." in text
-    assert "others count that came further: 1 diverged. Where one diverged, its cell looks too good." in text
+    assert "The learning-rate grid of 1 cell was extended, because its best rate lay on the edge." in text
+    assert "of the same cell came further: 1 diverged. A cell whose trial diverged looks too good." in text
 
 
 def test_what_failed_is_listed_with_its_reason(tmp_path: Path) -> None:
@@ -516,11 +515,11 @@ def test_what_failed_is_listed_with_its_reason(tmp_path: Path) -> None:
         for n, error in enumerate(errors)
     ]
     write_tables(tmp_path, trials=trials, lanes=[])
-    found = report.failures(analysis.load(tmp_path))
+    found = report_page.failures(analysis.load(tmp_path))
     assert found[0] == (0, "adam, width 1, depth 1, batch size 32", "ValueError: no such thing")
     assert found[1][2] == "not recorded"
     text = squeezed(read(analysis.write_report(tmp_path)))
-    assert "What failed, the first 10 of 12" in text
+    assert "Failed trials, the first 10 of 12" in text
     assert text.count("out of luck") == 8
 
 
@@ -603,7 +602,7 @@ def test_a_planted_truth_is_what_the_report_says(tmp_path: Path) -> None:
         critical = re.search(rf"Critical batch size of {name}: (\S+) \[(\S+), (\S+)\]", text)
         assert critical
         assert float(critical[2]) < 100 < float(critical[3])
-    assert "Tuned rate on the edge of its grid for the best cell of sgd (0.1)" in text
+    assert "The tuned rate of the best cell lies on the edge of its grid for sgd (0.1)" in text
     assert "The best cells lie at the high end of the searched width, 64: better ones may lie beyond." in text
     assert "The best cells lie at the low end of the searched batch size, 8: better ones may lie beyond." in text
 
@@ -613,7 +612,7 @@ def test_where_nothing_was_planted_the_report_finds_nothing(tmp_path: Path) -> N
     said = []
     for draw in range(60):
         results = analysis.load(planted_study(tmp_path / str(draw), gap=1.0, draw=draw))
-        said.append(report.verdict(results, analysis.cells(results)))
+        said.append(verdict.verdict(results, analysis.cells(results)))
     # By chance one in twenty is significant.
     assert sum(text.startswith("No clear winner: ") for text in said) >= 54
     assert sum(" wins: " in text for text in said) <= 6
@@ -650,9 +649,11 @@ def test_that_some_trials_had_a_gpu_and_some_none_is_told_of_those_that_ran(quic
         ]
         trials = results.trials.assign(stints=stints + [None] * (len(results.trials) - len(stints)), worker=None)
         other = replace(results, trials=trials)
-        return [each for each in report.warnings(other, analysis.cells(other)) if "had a GPU" in each]
+        return [each for each in warnings.warnings(other, analysis.cells(other)) if "had a GPU" in each]
 
-    assert told(["a:0"], [], []) == ["1 trial had a GPU and 2 had none: seconds compare within either alone."]
+    assert told(["a:0"], [], []) == [
+        "1 trial had a GPU and 2 had none: compare seconds only within one of these groups."
+    ]
     assert told([], None) == told(["a:0"], None) == []  # one that nothing ran, as it was cut off before
 
 

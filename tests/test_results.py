@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import ResultsError, load
-from analysis.results import CURVES, FOLDERS, LANES, TRIALS, _read, parts, regime
+from analysis.results import _read, parts
+from analysis.schema import CURVES, FOLDERS, LANES, TRIALS, regime
 from tests.conftest import PART, trial_row, write_confirmation, write_provenance, write_spec, write_study, write_tables
 
 
@@ -200,5 +201,5 @@ print(sorted({"torch", "ray", "optuna", "sklearn", "study", "trainables"} & set(
 def test_an_unknown_name_is_an_attribute_error() -> None:
     import analysis
 
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="No analysis attribute nothing"):
         _ = analysis.nothing

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from analysis.tables import OPTIMIZERS
+from analysis.cells import OPTIMIZERS
 from trainables.rules import RULES, Rule, State
 
 

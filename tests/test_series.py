@@ -18,8 +18,22 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import analysis
-from analysis import Results, series, statistics
-from analysis.results import CURVES, LANES, TRIALS, spent
+from analysis import Results, statistics
+from analysis.figures.batch_size.steps_to_target import batch_scaling, steps_to_target
+from analysis.figures.batch_size.throughput import throughput
+from analysis.figures.batch_size.tuned_rate import best_rates
+from analysis.figures.heat_map import binned
+from analysis.figures.performance_profile import profile
+from analysis.figures.regimes.gradient_noise import gradient_noise
+from analysis.figures.regimes.learning_curves import HALF_LIFE
+from analysis.figures.regimes.noise_speed import _scatter, noise_and_speed
+from analysis.figures.search.expected_best import expected_search
+from analysis.figures.search.importance import importance_spread
+from analysis.figures.search.loss_time import loss_and_time
+from analysis.figures.timeline import busy, timeline
+from analysis.report.across import across
+from analysis.results import spent
+from analysis.schema import CURVES, LANES, TRIALS
 from tests.conftest import curve_row, lane_row, trial_row, write_study
 
 
@@ -122,9 +136,9 @@ def test_grid_takes_the_best_of_the_rest_and_says_why_not(quick_study: Path) -> 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=60))
 def test_bins_are_few_and_in_order(numbers: list[int]) -> None:
     values = pd.Series(sorted(numbers))
-    labels = list(dict.fromkeys(series.binned(values)))
+    labels = list(dict.fromkeys(binned(values)))
     assert len(labels) <= max(8, 15)
-    assert len(series.binned(values)) == len(values)
+    assert len(binned(values)) == len(values)
     firsts = [int(label.split("-")[0]) for label in labels]
     assert firsts == sorted(firsts)
 
@@ -151,7 +165,7 @@ def test_smoothing_forgets_half_of_the_past_in_a_half_life() -> None:
 def test_batch_losses_are_smoothed_over_the_same_examples_in_every_regime(quick_study: Path) -> None:
     results = analysis.load(quick_study)
     curves = analysis.regime_curves(results, analysis.cells(results))
-    half_life = series.HALF_LIFE * curves.groupby("regime")["examples"].max().min()
+    half_life = HALF_LIFE * curves.groupby("regime")["examples"].max().min()
     for _, own in curves.groupby("regime"):
         expected = statistics.smoothed(own["batch_loss"], own["examples"], half_life)
         assert_allclose(own["batch_smooth"], expected)
@@ -173,16 +187,16 @@ def test_sensitivity_by_another_column_stays_with_the_best_optimizer(quick_study
 
 def test_best_rates_name_their_neighbours(make_study: Callable[..., Path]) -> None:
     results = analysis.load(make_study(optimizers=["adam"], widths=[8], depths=[1], rates=[1e-3, 1e-2, 1e-1]))
-    frame = series.best_rates(results, analysis.cells(results))
+    frame = best_rates(results, analysis.cells(results))
     assert list(frame["batch_size"]) == [1, 32, 10_000]
     assert frame["learning_rate"].eq(1e-2).all()
     assert frame["below"].eq(1e-3).all()
     assert frame["above"].eq(1e-1).all()
     assert not frame["on_edge"].any()
     edge = replace(results, lanes=results.lanes[results.lanes["learning_rate"] < 0.05])
-    assert series.best_rates(edge, analysis.cells(edge))["above"].isna().all()
+    assert best_rates(edge, analysis.cells(edge))["above"].isna().all()
     one = replace(results, lanes=results.lanes[results.lanes["learning_rate"] == 1e-2])
-    assert series.best_rates(one, analysis.cells(one)).empty
+    assert best_rates(one, analysis.cells(one)).empty
 
 
 def falling(slope: float, noise: float, seed: int) -> list[float]:
@@ -200,7 +214,7 @@ def test_noise_is_the_scatter_about_the_trend_and_speed_the_way_down(noise: floa
             lanes.append(lane_row(trial=trial, lane=seed, seed=seed, validation_loss=line[-1]))
             curves += [curve_row(trial=trial, lane=seed, update=n, value=value) for n, value in enumerate(line)]
     results = made(trials, lanes, curves)
-    frame = series.noise_and_speed(results, analysis.cells(results)).set_index("batch_size")
+    frame = noise_and_speed(results, analysis.cells(results)).set_index("batch_size")
     assert_allclose(frame.loc[32, "noise"], noise, rtol=0.15)
     assert frame.loc[32, "noise_low"] < noise < frame.loc[32, "noise_high"]
     assert_allclose(frame["noise"][64], 0.1, rtol=0.15)
@@ -212,21 +226,21 @@ def test_noise_is_the_scatter_about_the_trend_and_speed_the_way_down(noise: floa
 
 def test_steps_to_target_are_those_of_the_fastest_rate() -> None:
     results = scaled_study(critical=100, smallest=50, noise=0.0)
-    steps = series.steps_to_target(results)
+    steps = steps_to_target(results)
     assert steps["learning_rate"].eq(0.01).all()  # a third of the updates that the other rate needs
     assert steps.groupby("batch_size")["updates"].unique().map(list).to_dict() == {
         size: [round(50 * (1 + 100 / size))] for size in (4, 16, 64, 256, 1024)
     }
-    assert series.steps_to_target(made([], [], [])).empty
+    assert steps_to_target(made([], [], [])).empty
 
 
 def test_steps_between_evaluations_are_interpolated() -> None:
     line = {0: 1.0, 100: 0.4, 200: 0.025}  # straight on the log scale from 100 on: 0.1 is halfway
     curves = [curve_row(update=update, value=value) for update, value in line.items()]
     results = made([trial_row()], [lane_row(validation_loss=0.025)], curves, target=0.1)
-    assert_allclose(series.steps_to_target(results)["updates"], 150)
+    assert_allclose(steps_to_target(results)["updates"], 150)
     easy = made([trial_row()], [lane_row(validation_loss=0.025)], curves, target=2.0)
-    assert series.steps_to_target(easy)["updates"].to_list() == [1]  # there already at initialisation
+    assert steps_to_target(easy)["updates"].to_list() == [1]  # there already at initialisation
 
 
 @pytest.mark.parametrize("critical", [30.0, 100.0])
@@ -247,7 +261,7 @@ def test_the_critical_batch_size_survives_sparse_evaluations(critical: float) ->
                 curve_row(trial=trial, lane=seed, update=update, value=0.1 ** (update / steps))
                 for update in [0, *points]
             ]
-    fit = series.batch_scaling(series.steps_to_target(made(trials, lanes, curves, target=0.1))).iloc[0]
+    fit = batch_scaling(steps_to_target(made(trials, lanes, curves, target=0.1))).iloc[0]
     assert fit["low"] < critical < fit["high"]
     assert_allclose(fit["critical"], critical, rtol=0.1)
 
@@ -256,7 +270,7 @@ def test_the_critical_batch_size_survives_sparse_evaluations(critical: float) ->
 def test_a_smooth_curve_has_no_noise(shape: str) -> None:
     places = np.array([256, 384, 500, 512, 600, 700, 768, 800, 900, 1000])
     values = np.exp(-places / 300) if shape == "exponential" else places**-0.5
-    assert series._scatter(pd.Series(places), pd.Series(values)) < 1e-9
+    assert _scatter(pd.Series(places), pd.Series(values)) < 1e-9
 
 
 def test_what_the_scheduler_stopped_is_not_the_best_so_far() -> None:
@@ -268,14 +282,14 @@ def test_what_the_scheduler_stopped_is_not_the_best_so_far() -> None:
 
 
 def test_a_rate_at_which_a_seed_never_arrives_does_not_count() -> None:
-    steps = series.steps_to_target(scaled_study(critical=100, smallest=50, noise=0.0, missed="64 0.01 3"))
+    steps = steps_to_target(scaled_study(critical=100, smallest=50, noise=0.0, missed="64 0.01 3"))
     assert steps.loc[steps["batch_size"] == 64, "learning_rate"].eq(0.1).all()
     assert steps.loc[steps["batch_size"] == 16, "learning_rate"].eq(0.01).all()
 
 
 @pytest.mark.parametrize("critical", [20.0, 150.0])
 def test_a_planted_critical_batch_size_is_found(critical: float) -> None:
-    (fit,) = series.batch_scaling(series.steps_to_target(scaled_study(critical, 80, 0.05))).to_dict("records")
+    (fit,) = batch_scaling(steps_to_target(scaled_study(critical, 80, 0.05))).to_dict("records")
     assert fit["low"] < critical < fit["high"]
     assert_allclose(fit["critical"], critical, rtol=0.15)
     assert_allclose(fit["smallest_steps"], 80, rtol=0.1)
@@ -290,7 +304,7 @@ def test_throughput_counts_whole_stacks_alone() -> None:
         trial_row(trial=2, examples=1000, lanes=None, train_seconds=1.0),
     ]
     lanes = [lane_row(trial=0), lane_row(trial=1, outcome="diverged"), lane_row(trial=2)]
-    frame = series.throughput(made(trials, lanes, []))
+    frame = throughput(made(trials, lanes, []))
     assert frame[["trial", "examples_per_second"]].to_numpy().tolist() == [[0, 2000.0]]
 
 
@@ -298,13 +312,13 @@ def test_throughput_counts_whole_stacks_alone() -> None:
 def test_nothing_is_expected_of_an_adaptive_search(quick_study: Path, sampler: str) -> None:
     results = analysis.load(quick_study)
     with pytest.raises(ValueError, match=f"the sampler, {sampler}, learned from earlier trials"):
-        series.expected_search(replace(results, spec=results.spec | {"tuning": {"sampler": sampler}}))
+        expected_search(replace(results, spec=results.spec | {"tuning": {"sampler": sampler}}))
 
 
 def test_the_expected_best_ends_at_the_best_and_begins_at_the_mean(quick_study: Path) -> None:
     results = analysis.load(quick_study)
     results = replace(results, spec=results.spec | {"tuning": {"sampler": "random"}})
-    frame, found = series.expected_search(results), analysis.progress(results)
+    frame, found = expected_search(results), analysis.progress(results)
     for name, own in frame.groupby("optimizer"):
         values = found.loc[found["optimizer"] == name, "value"]
         values = values.fillna(values.max())  # a trial that diverged counts as the worst
@@ -319,19 +333,19 @@ def test_a_profile_by_hand() -> None:
         trials.append(trial_row(trial=trial, optimizer=name, width=width))
         lanes.append(lane_row(trial=trial, validation_loss=0.05))
         curves += [curve_row(trial=trial, update=0), curve_row(trial=trial, update=update, value=0.05)]
-    frame = series.profile([made(trials, lanes, curves, target=0.1)])
+    frame = profile([made(trials, lanes, curves, target=0.1)])
     assert frame["problems"].eq(2).all()  # at widths 32 and 64 one optimizer ran alone
     shares = {name: own.set_index("ratio")["share"] for name, own in frame.groupby("optimizer")}
     assert (shares["adam"].iloc[0], shares["sgd"].iloc[0]) == (0.5, 0.5)
     assert shares["adam"][shares["adam"].index > 2.01].eq(1).all()
     assert shares["sgd"][shares["sgd"].index < 2.9].eq(0.5).all()
     assert shares["sgd"].iloc[-1] == 1
-    assert series.profile([made(trials, lanes, curves)]).empty
+    assert profile([made(trials, lanes, curves)]).empty
 
 
 def test_the_front_of_loss_and_time_is_that_of_the_search(quick_study: Path) -> None:
     table = analysis.cells(analysis.load(quick_study))
-    frame = series.loss_and_time(analysis.load(quick_study), table)
+    frame = loss_and_time(analysis.load(quick_study), table)
     expected = table[analysis.pareto(table, ["metric", "train_seconds"], maximize=False)]
     assert set(frame.loc[frame["front"], "trial"]) == set(expected["trial"])
     assert len(frame) == (table["outcome"] == "completed").sum()
@@ -343,7 +357,7 @@ def test_the_timeline_begins_with_the_first_trial() -> None:
         trial_row(trial=1, started=1002.0, worker="a:1", wall_seconds=1.0),
         trial_row(trial=2, started=None, worker=None),
     ]
-    frame = series.timeline(made(trials, [], []))
+    frame = timeline(made(trials, [], []))
     assert frame[["trial", "started", "ended"]].to_numpy().tolist() == [[1, 2.0, 3.0], [0, 0.0, 5.0]]
     assert list(frame["place"]) == ["a:1", "b:1"]
 
@@ -362,7 +376,7 @@ def test_a_trial_that_went_on_elsewhere_was_busy_where_and_when_it_ran() -> None
     results = made(trials, [], [])
     again = made([trial_row(trial=0, stints=[stay(10800.0, 12600.0, "a:9", "a:0")])], [], [])
     results.__dict__["_confirmed"] = (again, "")
-    frame = series.timeline(results)
+    frame = timeline(results)
     assert frame[["trial", "confirming", "place", "started", "ended"]].to_numpy().tolist() == [
         [0, 0, "a GPU 0", 0.0, 3600.0],
         [0, 1, "a GPU 0", 10800.0, 12600.0],
@@ -370,11 +384,11 @@ def test_a_trial_that_went_on_elsewhere_was_busy_where_and_when_it_ran() -> None
         [1, 0, "e:8", 9000.0, 9900.0],
     ]
     # The pause, in which nothing ran, does not count.
-    assert series.busy(frame).to_numpy().tolist() == [
+    assert busy(frame).to_numpy().tolist() == [
         ["a", 2, 0.75, 1.0], ["e", 2, 0.25, 1.5], ["a GPU 0", 2, 0.75, 1.0], ["e GPU 0", 1, 0.25, 1.0],
     ]  # fmt: skip
     nodes = {"a": 2, "b": 4, "e": 1, "f": 0}
-    assert series.busy(frame, nodes).to_numpy().tolist()[4:] == [
+    assert busy(frame, nodes).to_numpy().tolist()[4:] == [
         ["b", 0, 0.0, 0.0], ["f", 0, 0.0, 0.0], ["a, 1 idle GPU", 0, 0.0, 0.0], ["b, 4 idle GPUs", 0, 0.0, 0.0],
     ]  # fmt: skip
     rows = results.trials.to_dict("records")
@@ -392,26 +406,26 @@ def test_gpus_are_busy_while_a_trial_has_them() -> None:
         on(3, 0.0, 2.0, "a:4", "a:1", "a:2"),
         on(4, 9.0, 1.0, "b:5"),
     ]
-    frame = series.timeline(made(trials, [], []))
+    frame = timeline(made(trials, [], []))
     assert frame[["trial", "place", "gpu", "slot", "slots"]].to_numpy().tolist() == [
         [0, "a GPU 0", True, 0, 2], [1, "a GPU 0", True, 1, 2], [2, "a GPU 0", True, 0, 2],
         [3, "a GPU 1", True, 0, 1], [3, "a GPU 2", True, 0, 1], [4, "b:5", False, 0, 1],
     ]  # fmt: skip
-    assert series.busy(frame).to_numpy().tolist() == [
+    assert busy(frame).to_numpy().tolist() == [
         ["a", 4, 6 / 7, 11 / 6], ["b", 1, 1 / 7, 1.0],
         ["a GPU 0", 3, 6 / 7, 9 / 6], ["a GPU 1", 1, 2 / 7, 1.0], ["a GPU 2", 1, 2 / 7, 1.0],
     ]  # fmt: skip
     for trials in ([], [trial_row(started=None, worker=None)]):
-        assert series.busy(series.timeline(made(trials, [], []))).empty
+        assert busy(timeline(made(trials, [], []))).empty
 
 
 def test_importance_has_its_spread_over_repeats() -> None:
     rows = [{"parameter": name, "repeat": n, "importance": share + n / 100} for n in range(5)
             for name, share in (("width", 0.2), ("optimizer", 0.7))]  # fmt: skip
-    frame = series.importance_spread(pd.DataFrame(rows))
+    frame = importance_spread(pd.DataFrame(rows))
     assert list(frame["parameter"]) == ["optimizer", "width"]
     assert_allclose(frame.loc[0, ["estimate", "low", "high", "n"]].astype(float), [0.7, 0.71075, 0.73925, 4])
-    assert series.importance_spread(pd.DataFrame({"parameter": [], "repeat": [], "importance": []})).empty
+    assert importance_spread(pd.DataFrame({"parameter": [], "repeat": [], "importance": []})).empty
 
 
 def test_the_noise_scale_is_that_of_the_best_cells_lanes() -> None:
@@ -425,7 +439,7 @@ def test_the_noise_scale_is_that_of_the_best_cells_lanes() -> None:
         for update in (0, 5)
     ]
     results = made(trials, lanes, curves)
-    frame = series.gradient_noise(results, analysis.cells(results))
+    frame = gradient_noise(results, analysis.cells(results))
     assert list(frame["update"]) == [0, 5]
     expected = statistics.gradient_noise_scale(*points.values())
     assert frame["estimate"].eq(expected.estimate).all()
@@ -436,13 +450,13 @@ def test_the_noise_scale_is_that_of_the_best_cells_lanes() -> None:
 def test_optimizers_across_studies_are_relative_to_each_studys_best(tmp_path: Path) -> None:
     options: dict[str, Any] = {"widths": [8], "depths": [1], "batch_sizes": [32], "noise": 0.0}
     pair = [analysis.load(write_study(tmp_path / name, **options)) for name in ("a", "b")]
-    frame = series.across(pair).set_index("optimizer")
+    frame = across(pair).set_index("optimizer")
     assert list(frame.index) == ["adam", "rmsprop", "momentum", "sgd"]
     assert frame.loc["adam", "estimate"] == 1.0
     best = analysis.cells(pair[0]).groupby("optimizer")["validation"].min()
     assert_allclose(frame["estimate"], (best / best["adam"])[frame.index])
     assert frame["studies"].eq(2).all()
     less = analysis.load(write_study(tmp_path / "c", optimizers=["adam", "sgd"], **options))
-    assert list(series.across([pair[0], less])["optimizer"]) == ["adam", "sgd"]
+    assert list(across([pair[0], less])["optimizer"]) == ["adam", "sgd"]
     with pytest.raises(ValueError, match="no common score"):
-        series.across([pair[0], analysis.load(write_study(tmp_path / "d", metric="accuracy", **options))])
+        across([pair[0], analysis.load(write_study(tmp_path / "d", metric="accuracy", **options))])

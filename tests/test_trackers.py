@@ -26,7 +26,7 @@ import pytest
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from analysis.results import ResultsError
+from analysis.schema import ResultsError
 from study.errors import StorageError, UsageError
 from study.progress.trackers import MLflow, TensorBoard
 from study.results.writer import Listener

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.tables import tuned_rates
+from analysis.cells import tuned_rates
 from trainables.config import TrialConfig
 from trainables.lanes.rates import beyond, tuned
 from trainables.lanes.stack import Stack, grid

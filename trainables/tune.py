@@ -78,7 +78,7 @@ class LaneTrainable(tune.Trainable):
         engine: of the last stack.
         training: the reports to come.
         failure: what `step` reports if the trial has failed.
-        earlier: its stints, as `analysis.results.STINT` has them, on the workers that had it before this one.
+        earlier: its stints, as `analysis.schema.STINT` has them, on the workers that had it before this one.
         points, traces, predictions: all that was reported, if the trial keeps a checkpoint of its own.
         reported: the value after each part of the budget.
         whole: whether the next payload tells the whole course.
@@ -301,7 +301,7 @@ class LaneTrainable(tune.Trainable):
         return payload
 
     def _stints(self) -> list[dict[str, Any]]:
-        """When, where and on what the trial ran, this worker until now; `analysis.results.STINT`."""
+        """When, where and on what the trial ran, this worker until now; `analysis.schema.STINT`."""
         now = {
             "started": self.began,
             "ended": self.began + time.monotonic() - self.begun,

@@ -29,10 +29,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.exhibits import Exhibit
+from analysis.figures.exhibit import Exhibit
 from analysis.results import Results
 from analysis.statistics import Interval
-from analysis.wording import counted, number_text, short
+from analysis.text import counted, short
 
 FEWEST = 3
 """Seeds below which no range or interval is compared with the report."""
@@ -118,7 +118,7 @@ def text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, Integral):
         return f"{value:,}"
-    return number_text(float(value)) if isinstance(value, float) else str(value)
+    return short(float(value)) if isinstance(value, float) else str(value)
 
 
 def intervals(rows: pd.DataFrame, *columns: str) -> pd.Series[Any]:
@@ -192,7 +192,7 @@ def section(name: str, measured: Measured) -> Section:
     figures = []
     for key, (data, draw) in measured.figures.items():
         title, caption, alt = (render(told["figures"][key][part], facts) for part in ("title", "caption", "alt"))
-        figures.append(Exhibit("", key, title, caption, alt, data, draw, "no run has finished"))
+        figures.append(Exhibit(key, title, caption, alt, data, draw, "no run has finished"))
     tables = [_table(told["tables"][key], frame, facts) for key, frame in measured.tables.items()]
     about, corrections = (
         [line for each in told.get(part, ()) if (line := render(each, facts))] for part in ("about", "corrections")

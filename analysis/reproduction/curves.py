@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis import figures
-from analysis.figures import PAGE_MM
+from analysis.figures import style
+from analysis.figures.axes import log_axis
+from analysis.figures.style import PAGE_MM, optimizer_look
 from analysis.results import Results
 from analysis.statistics import log_interval
 
@@ -111,9 +112,9 @@ def draw_losses(
     late = data[data["epoch"] >= zoom] if zoom else data.head(0)
 
     def made() -> Figure:
-        figure = figures.figure(PAGE_MM if len(late) else 0.78 * PAGE_MM, 90.0)
+        figure = style.figure(PAGE_MM if len(late) else 0.78 * PAGE_MM, 90.0)
         axes = figure.subplots(1, 2 if len(late) else 1, squeeze=False)[0]
-        colour, _ = figures.optimizer_look("sgd")
+        colour, _ = optimizer_look("sgd")
         for ax, shown in zip(axes, (data, late), strict=False):
             x = shown["epoch"]
             ax.fill_between(x, shown["low"], shown["high"], color=colour, alpha=0.15, linewidth=0, label="range")
@@ -124,7 +125,7 @@ def draw_losses(
             more(ax)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_xlabel("epochs")
-        figures.log_axis(axes[0], "y")
+        log_axis(axes[0], "y")
         axes[0].set_ylabel("mean squared error over the epoch")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         return figure

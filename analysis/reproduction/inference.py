@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.reproduction.claims import printed
 from analysis.results import Results
 from analysis.statistics import log_interval
-from analysis.wording import short
+from analysis.text import short
 
 CANDIDATE = ["inputs", "optimizer", "learning_rate"]
 """What the report does not show, and its printed losses must tell."""

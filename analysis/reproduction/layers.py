@@ -9,9 +9,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import figures, series, tables
-from analysis.exhibits import with_legend
-from analysis.figures import PAGE_MM
+from analysis.cells import cells, fresh_lanes, rank, tuned_lanes
+from analysis.comparisons import winners_curse
+from analysis.figures import style
+from analysis.figures.exhibit import with_legend
+from analysis.figures.heat_map import grid, heat_map
+from analysis.figures.rate_sensitivity import learning_rate_sensitivity, rate_sensitivity
+from analysis.figures.style import PAGE_MM
 from analysis.reproduction.claims import Measured, intervals
 from analysis.results import Results
 from analysis.statistics import Interval, log_interval
@@ -25,11 +29,11 @@ EQUAL = 0.05
 def layers(parts: Mapping[str, Results]) -> Measured:
     """Experiment 6: layers, width and optimizers, each tuned."""
     study = parts["layers"]
-    table = tables.cells(study)
+    table = cells(study)
     scored = on_fresh_seeds(study, table)
     shapes, optimizers = equal_shapes(study, scored), best_of_optimizers(study, scored)
-    heat = series.grid(table, "depth", "width", study.maximize)
-    rates = series.rate_sensitivity(study, table)
+    heat = grid(table, "depth", "width", study.maximize)
+    rates = rate_sensitivity(study, table)
     again = study.confirmation
     facts = {
         "seeds": int(study.lanes["seed"].nunique()),
@@ -41,14 +45,12 @@ def layers(parts: Mapping[str, Results]) -> Measured:
     }
 
     def drawn_heat() -> Figure:
-        figure = figures.figure(0.7 * PAGE_MM, 24 + 13 * max(2, heat["row"].nunique()))
-        figures.heat_map(heat, figure.subplots(), "hidden layers", "width", study.metric, contours=False)
+        figure = style.figure(0.7 * PAGE_MM, 24 + 13 * max(2, heat["row"].nunique()))
+        heat_map(heat, figure.subplots(), "hidden layers", "width", study.metric, contours=False)
         return figure
 
     def drawn_rates() -> Figure:
-        return with_legend(
-            lambda ax: figures.learning_rate_sensitivity(rates, ax, study.metric, "variances of y"), height=85.0
-        )
+        return with_legend(lambda ax: learning_rate_sensitivity(rates, ax, study.metric, "variances of y"), height=85.0)
 
     drawn = {"layers-shapes": (heat, drawn_heat), "layers-optimizers": (rates, drawn_rates)}
     return Measured(facts, drawn, {"shapes": shapes, "optimizers": optimizers}, [study])
@@ -60,12 +62,12 @@ def on_fresh_seeds(study: Results, table: pd.DataFrame) -> pd.DataFrame:
     Shape, optimizer and rate are chosen by the search's seeds, so its scores flatter the chosen cells.
 
     Returns:
-        Rows of `tables.cells` with the confirmation's validation (and its low, high and n), score (the same as an
+        Rows of `cells` with the confirmation's validation (and its low, high and n), score (the same as an
         Interval) and searched, the search's validation. Cells that did not complete again are left out; without a
         confirmation the search's scores stay.
     """
-    found = tables.rank(table, study.maximize).assign(searched=lambda rows: rows["validation"])
-    again = tables.winners_curse(study, table).set_index("trial")
+    found = rank(table, study.maximize).assign(searched=lambda rows: rows["validation"])
+    again = winners_curse(study, table).set_index("trial")
     if not again.empty:
         found = found[found["trial"].isin(again.index[again["confirmed"].notna()])].copy()
         for name, column in (("validation", ""), ("validation_low", "_low"), ("validation_high", "_high"), ("n", "_n")):
@@ -75,8 +77,8 @@ def on_fresh_seeds(study: Results, table: pd.DataFrame) -> pd.DataFrame:
 
 def _paired(study: Results, rows: pd.DataFrame) -> pd.Series[float]:
     """The losses by (cell, seed) on which `on_fresh_seeds` rests."""
-    lanes = tables.fresh_lanes(study, rows)
-    lanes = tables.tuned_lanes(study, rows) if lanes.empty else lanes
+    lanes = fresh_lanes(study, rows)
+    lanes = tuned_lanes(study, rows) if lanes.empty else lanes
     return lanes.set_index(["cell", "seed"])[f"validation_{study.metric}"]
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.exhibits import with_legend
-from analysis.figures import PAGE_MM
+from analysis.figures.exhibit import with_legend
+from analysis.figures.style import PAGE_MM
 from analysis.reproduction.claims import FEWEST, Measured, printed
 from analysis.reproduction.closed_forms import ConstantStep, cubic_step, stalls_in_order, stalls_of_draws
 from analysis.reproduction.curves import draw_losses, ended_losses, span_facts, spans

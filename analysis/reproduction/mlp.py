@@ -11,15 +11,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from analysis import figures
-from analysis.exhibits import with_legend
-from analysis.figures import PAGE_MM
+from analysis.figures.axes import log_axis
+from analysis.figures.exhibit import with_legend
+from analysis.figures.style import PAGE_MM
 from analysis.reproduction.claims import FEWEST, Measured, printed
 from analysis.reproduction.closed_forms import cubic_population, cubic_step, without_x1
 from analysis.reproduction.curves import ended_losses, span_facts, spans
 from analysis.results import Results
 from analysis.statistics import log_interval
-from analysis.wording import short
+from analysis.text import short
 
 ENDS = (30.0, 60.0)
 """Mean squared errors at which the network counts as having ended where the report's did."""
@@ -172,7 +172,7 @@ def _draw(
     ax.plot(epochs, values, "o", color="#000000", markersize=4, fillstyle="none", zorder=4, label="as printed")
     for floor, colour, name in zip(floors, ("#009e73", "#d55e00"), ("ignoring x1", "best line"), strict=True):
         ax.axhline(floor, color=colour, linestyle="--", linewidth=0.9, label=f"{name}: {short(floor)}")
-    figures.log_axis(ax, "x")
-    figures.log_axis(ax, "y")
+    log_axis(ax, "x")
+    log_axis(ax, "y")
     ax.set_xlabel("epochs")
     ax.set_ylabel("mean squared error")

@@ -28,9 +28,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis import figures
-from analysis.exhibits import with_legend
-from analysis.figures import PAGE_MM, optimizer_look
+from analysis.figures import style
+from analysis.figures.exhibit import with_legend
+from analysis.figures.style import PAGE_MM, optimizer_look, ordered_look
 from analysis.reproduction.claims import Measured, printed
 from analysis.reproduction.inference import (
     CANDIDATE,
@@ -52,7 +52,7 @@ from analysis.reproduction.inference import (
 from analysis.reproduction.sizes import layer_table, shape_text, size_facts
 from analysis.results import load
 from analysis.statistics import Interval, logit_interval
-from analysis.wording import interval_text, metric_text, seed_counts, short
+from analysis.text import interval_text, metric_text, seed_counts, short
 
 ERRORS = 15
 """Images in the figure of errors."""
@@ -324,7 +324,7 @@ def errors(predictions: pd.DataFrame) -> pd.DataFrame:
 def image_grid(images: NDArray[np.uint8], titles: Sequence[str], rows: int, height_mm: float) -> Figure:
     """Images (n, height, width) in rows, each under its title."""
     columns = math.ceil(len(images) / rows)
-    drawn = figures.figure(PAGE_MM, height_mm)
+    drawn = style.figure(PAGE_MM, height_mm)
     panels = drawn.subplots(rows, columns, squeeze=False).ravel()
     for ax in panels:
         ax.set_axis_off()
@@ -338,7 +338,7 @@ def draw_candidates(frame: pd.DataFrame, every: int, per_epoch: int) -> Figure:
     """Every candidate: a panel per optimizer and inputs, a line per rate, the printed losses as dots."""
     shown = [(i, o) for i in INPUTS for o in ordered(frame.loc[frame["inputs"] == i, "optimizer"])]
     columns = min(3, len(shown))
-    drawn = figures.figure(PAGE_MM, 10 + 52 * math.ceil(len(shown) / columns))
+    drawn = style.figure(PAGE_MM, 10 + 52 * math.ceil(len(shown) / columns))
     panels = drawn.subplots(math.ceil(len(shown) / columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     rates = sorted(frame["learning_rate"].unique())
     theirs = printed_table().merge(frame[["epoch", "place"]].drop_duplicates(), on=["epoch", "place"])
@@ -348,7 +348,7 @@ def draw_candidates(frame: pd.DataFrame, every: int, per_epoch: int) -> Figure:
         mine = frame[(frame["inputs"] == inputs) & (frame["optimizer"] == optimizer)]
         for place, rate in enumerate(rates):
             own = mine[mine["learning_rate"] == rate].groupby(["epoch", "place"])["loss"]
-            colour, _ = figures.ordered_look(place, len(rates))
+            colour, _ = ordered_look(place, len(rates))
             where = [per_epoch * (epoch - 1) + every * at for epoch, at in own.mean().index]
             ax.fill_between(where, own.min(), own.max(), color=colour, alpha=0.2, linewidth=0)
             ax.plot(where, own.mean(), color=colour, label=f"rate {short(rate)}")
@@ -365,7 +365,7 @@ def draw_candidates(frame: pd.DataFrame, every: int, per_epoch: int) -> Figure:
 
 def draw_confusion(counts: NDArray[np.float64]) -> Figure:
     """A confusion matrix; errors are coloured by their share of the row."""
-    drawn = figures.figure(0.6 * PAGE_MM, 0.6 * PAGE_MM)
+    drawn = style.figure(0.6 * PAGE_MM, 0.6 * PAGE_MM)
     ax = drawn.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     shown = np.where(np.eye(len(counts), dtype=bool), np.nan, shares)
@@ -374,7 +374,7 @@ def draw_confusion(counts: NDArray[np.float64]) -> Figure:
     for (row, column), value in np.ndenumerate(counts):
         if value:
             text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
-            # Cells stay light on dark paper, so the second colour must be one that `figures.adaptive` keeps.
+            # Cells stay light on dark paper, so the second colour must be one that `adaptive` keeps.
             colour = "#666666" if row == column else "#111111"
             ax.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
     ax.set_xticks(range(len(counts)))

@@ -10,16 +10,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from analysis.exhibits import write_file
-from analysis.report import environment
+from analysis.figures.exhibit import write_file
+from analysis.report.page import render
 from analysis.reproduction.claims import Measured, Section, section, source
 from analysis.reproduction.layers import layers
 from analysis.reproduction.linear import cubic_linear, linear
 from analysis.reproduction.mlp import mlp
 from analysis.reproduction.mnist import is_whole, mnist
 from analysis.reproduction.regimes import regimes
-from analysis.results import Results, ResultsError, load
-from analysis.wording import seconds_text
+from analysis.results import Results, load
+from analysis.schema import ResultsError
+from analysis.text import duration
 
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Results]], Measured] | None] = {
     "linear": linear,
@@ -115,16 +116,13 @@ def write_page(out: Path, command: str = "", say: Callable[[str], None] = print)
     if not made and not troubles:
         return None
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    page = (
-        environment()
-        .get_template("reproduction.html.j2")
-        .render(
-            sections=[_shown(each, out) for each in made],
-            total=seconds_text(sum(each.seconds for each in made if math.isfinite(each.seconds))),
-            troubles=troubles,
-            source=source()["source"],
-            command=command or "study reproduce",
-        )
+    page = render(
+        "reproduction.html.j2",
+        sections=[_shown(each, out) for each in made],
+        total=duration(sum(each.seconds for each in made if math.isfinite(each.seconds))),
+        troubles=troubles,
+        source=source()["source"],
+        command=command or "study reproduce",
     )
     write_file(out / "index.html", page.encode())
     return out / "index.html"
@@ -135,6 +133,6 @@ def _shown(section: Section, out: Path) -> dict[str, Any]:
     verdicts = [claim.verdict for claim in section.claims]
     return vars(section) | {
         "figures": [figure.save(out, "") for figure in section.figures],
-        "time": seconds_text(section.seconds),
+        "time": duration(section.seconds),
         "counts": [verdicts.count(verdict) for verdict in ("agrees", "differs", "not checked")],
     }

@@ -13,11 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from analysis import figures, series, tables
-from analysis.exhibits import with_legend
-from analysis.figures import PAGE_MM
+from analysis.cells import cells, curves_of, tuned_lanes
+from analysis.figures import style
+from analysis.figures.exhibit import with_legend
+from analysis.figures.regimes.learning_curves import loss_by_regime, regime_curves
+from analysis.figures.style import PAGE_MM
 from analysis.reproduction.claims import Measured, intervals, printed
-from analysis.results import REGIMES, Results
+from analysis.results import Results
+from analysis.schema import AXES, REGIMES
 from analysis.statistics import Interval, log_interval, t_interval
 
 OVERWHELMING, LITTLE, NONE = 1.0, 0.5, 0.01
@@ -31,12 +34,11 @@ QUICK = 0.5
 def regimes(parts: Mapping[str, Results]) -> Measured:
     """Experiment 4: three batch sizes, as the report drew them, corrected, and tuned."""
     told, fixed, tuned = printed("regimes"), parts["regimes"], parts["regimes-tuned"]
-    table, tuned_table = tables.cells(fixed), tables.cells(tuned)
+    table, tuned_table = cells(fixed), cells(tuned)
     traces = update_losses(fixed)
     numbers, ends = regime_numbers(fixed, table, traces), regime_ends(tuned_table)
     curves, tuned_curves = (
-        own_seconds(study, own, series.regime_curves(study, own))
-        for study, own in ((fixed, table), (tuned, tuned_table))
+        own_seconds(study, own, regime_curves(study, own)) for study, own in ((fixed, table), (tuned, tuned_table))
     )
     drawn = as_drawn(traces, told)
     cut = fixed.trials.empty or float(fixed.trials["epochs"].max()) < told["epochs"]
@@ -77,7 +79,7 @@ def update_losses(study: Results) -> pd.DataFrame:
 
 def own_seconds(study: Results, table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """The curves with the seconds of their own lanes: equal shares of those of all lanes that trained together."""
-    lanes, pieces = tables.tuned_lanes(study, table), []
+    lanes, pieces = tuned_lanes(study, table), []
     for _, line in curves.groupby("regime", sort=False):
         own = float(lanes.loc[lanes["cell"] == line["trial"].iloc[0], "train_seconds_share"].sum())
         whole = float(line["train_seconds"].max())
@@ -120,7 +122,7 @@ def regime_numbers(study: Results, table: pd.DataFrame, traces: pd.DataFrame) ->
         the `jitter` of the batch losses); falling (share of seeds whose validation loss ends below its start);
         seconds (of training an epoch, per lane).
     """
-    curves = tables.curves_of(study, table)
+    curves = curves_of(study, table)
     losses = curves[(curves["split"] == "validation") & (curves["metric"] == "loss")].sort_values("update")
     lost = study.lanes[study.lanes["outcome"] == "diverged"].merge(study.trials[["trial", "regime"]], on="trial")
     rows = []
@@ -235,10 +237,10 @@ def _compared(mini: Sequence[Interval], other: Sequence[Interval]) -> str:
 
 def _four_panels(curves: pd.DataFrame) -> Callable[[], Figure]:
     def made() -> Figure:
-        figure = figures.figure(PAGE_MM, 125)
+        figure = style.figure(PAGE_MM, 125)
         panels = figure.subplots(2, 2, sharey=True).ravel()
-        for ax, by in zip(panels, tables.AXES, strict=True):
-            figures.loss_by_regime(curves, ax, by, raw=False)
+        for ax, by in zip(panels, AXES, strict=True):
+            loss_by_regime(curves, ax, by, raw=False)
             ax.set_ylabel("")
         panels[-1].set_xlabel("training time of these lanes (s)")
         figure.supylabel("validation loss, mean squared error", fontsize=8)

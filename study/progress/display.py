@@ -18,7 +18,8 @@ from rich.text import Text
 
 from analysis import results
 from analysis.statistics import Interval, metric_interval
-from study.progress.status import best_line, cost, duration
+from analysis.text import cost, duration
+from study.progress.status import best_line
 from study.results.recovery import State
 from study.spec import Spec
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 import analysis.results as results
+from analysis.text import cost
 from study.results.ownership import running_owner
 from study.spec.model import Resources
 
@@ -103,15 +104,3 @@ def describe(config: Mapping[Any, Any], rate: float | None) -> str:
         f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}" for name, value in settings.items()
     )
     return f"{config['optimizer']}{shown}, batch {config['batch_size']}{size}{tuned}"
-
-
-def cost(cpu_hours: float, gpu_hours: float) -> str:
-    """CPU-hours and GPU-hours as text."""
-    return f"{cpu_hours:.3g} CPU-hours" + (f", {gpu_hours:.3g} GPU-hours" if gpu_hours else "")
-
-
-def duration(seconds: float) -> str:
-    """A duration as text, in a suitable unit."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -10,7 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from analysis import results, tables
+from analysis import results
+from analysis.cells import cells, rank
 from study.errors import StorageError
 from study.results import CONFIRM
 from study.spec import Spec
@@ -50,7 +51,7 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
         told = f"is damaged ({error}); move {file.parent} away to confirm anew"
         raise StorageError(str(file), [told]) from error
     study = results.load(folder)
-    ranked = tables.rank(tables.cells(study), study.maximize)
+    ranked = rank(cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == "completed"]
     assert spec.confirm
     best = ranked.index.isin(ranked.index[: spec.confirm.top]) | ~ranked["optimizer"].duplicated()

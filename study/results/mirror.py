@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from pyarrow.fs import FileInfo
 
 from analysis.remote import cache_folder, fetch, listing, reason
-from analysis.results import FOLDERS, ResultsError
+from analysis.schema import FOLDERS, ResultsError
 from study.errors import Halted, StorageError
 from study.results import CONFIRM
 from study.results.ownership import HOLDER, Lease, in_use, recorded_owner, running_owner, wait_until_free

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
-from analysis.results import FOLDERS, TABLES, parts
+from analysis.results import parts
+from analysis.schema import FOLDERS, TABLES
 from study.results.tables import Table
 from study.tuning import JOURNAL, compat
 from study.tuning.objectives import values

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.results import FOLDERS, TABLES, parts
+from analysis.results import parts
+from analysis.schema import FOLDERS, TABLES
 from trainables import storage
 from trainables.tune import Payload
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.experiment import Trial
 
-from analysis.results import TABLES, regime
+from analysis.schema import TABLES, regime
 from study.cluster.compat import drop_metrics, forgive_failure
 from study.results.tables import Table, TrialBuffer
 from study.spec import Spec

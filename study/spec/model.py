@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomlkit
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
-from analysis.results import OBJECTIVES
+from analysis.schema import OBJECTIVES
 from study.spec.dimensions import (
     BatchSize,
     Choice,

@@ -40,7 +40,7 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
         port: port to listen on; 0 takes a free one, which is printed.
 
     Raises:
-        analysis.results.ResultsError: if the folder holds no results.
+        analysis.ResultsError: if the folder holds no results.
         StorageError: if the folder holds no Optuna study.
         UsageError: if the port is taken, or optuna-dashboard is missing.
     """

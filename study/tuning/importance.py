@@ -22,6 +22,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis import results
+from analysis.schema import IMPORTANCE, IMPORTANCE_FILE, ResultsError
 from study.tuning import JOURNAL
 from study.tuning.storage import journal
 from trainables import storage
@@ -47,7 +48,7 @@ def refresh(folder: Path, say: Callable[[str], None]) -> None:
         return
     try:
         found = results.load(folder)
-    except results.ResultsError:
+    except ResultsError:
         return
     try:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -69,13 +70,13 @@ def write(study: optuna.Study, objectives: Sequence[str], seed: int, folder: Pat
         folder: the results folder.
         say: receives a line if that failed, which has no other consequence.
     """
-    file = folder / results.IMPORTANCE_FILE
+    file = folder / IMPORTANCE_FILE
     try:
         rows = shares(study, objectives.index("metric") if "metric" in objectives else 0, seed)
         if not rows:
             file.unlink(missing_ok=True)
             return
-        table = pa.Table.from_pylist(rows, schema=results.IMPORTANCE)
+        table = pa.Table.from_pylist(rows, schema=IMPORTANCE)
         storage.write(file, lambda stream: pq.write_table(table, stream, compression="zstd"))
     except Exception as error:  # noqa: BLE001  the study has ended well without the table
         with suppress(OSError):

@@ -22,11 +22,12 @@ import torch
 from torch import nn
 
 from analysis import reproduction
-from analysis.report import write_report
+from analysis.report.page import write_report
 from analysis.reproduction.closed_forms import constant_step
 from analysis.reproduction.inference import candidates, kept, losses, ordered
 from analysis.reproduction.page import run_of, specs_of
-from analysis.results import ResultsError, load
+from analysis.results import load
+from analysis.schema import ResultsError
 from study import api
 from study.errors import InputError, SpecError, StorageError, UsageError
 from study.results.provenance import read_provenance

@@ -49,7 +49,8 @@ class _Trace:
     @property
     def partly(self) -> str:
         """The first parameter, by name, that had a gradient in some updates only; empty if there is none."""
-        return min(set().union(*self.without) - set.intersection(*self.without), default="")
+        names = {name for each in self.without for name in each}
+        return min((name for name in names if not all(name in each for each in self.without)), default="")
 
     def differs(self, other: _Trace) -> str:
         """Name of the first tensor that differs; empty if none does."""

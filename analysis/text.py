@@ -39,18 +39,40 @@ def optimizer_text(name: str, settings: str) -> str:
 
 
 def short(value: float) -> str:
-    """A number in three digits, without the padding of exponents."""
+    """A number in three digits; a dash for NaN, ∞ for infinity."""
+    if math.isnan(value):
+        return "\N{EN DASH}"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
     if 1000 <= abs(value) < 1e6:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
+def duration(seconds: float) -> str:
+    """A time in seconds, minutes or hours; a dash for NaN."""
+    if not math.isfinite(seconds):
+        return short(seconds)
+    value, unit = (seconds, "s") if seconds < 120 else (seconds / 60, "min")
+    if seconds >= 7200:
+        return f"{seconds / 3600:,.1f} h"
+    return f"{value:.2g} {unit}" if value < 10 else f"{value:.0f} {unit}"
+
+
+def cost(cpu_hours: float, gpu_hours: float) -> str:
+    """Processor time such as `12 CPU-minutes and 1.5 GPU-hours`; below 0.1 hours it is given in minutes."""
+    words = [
+        f"{short(hours)} {name}-hours" if hours >= 0.1 else f"{short(60 * hours)} {name}-minutes"
+        for name, hours in (("CPU", cpu_hours), ("GPU", gpu_hours))
+        if hours > 0
+    ]
+    return " and ".join(words) or "0 CPU-hours"
+
+
 def metric_text(value: float, metric: str) -> str:
-    """A value of the metric for readers: an accuracy in percent, a loss in three digits, a dash for none."""
-    if math.isnan(value):
-        return "\N{EN DASH}"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
+    """A value of the metric: an accuracy in percent, a loss in three digits, a dash for NaN."""
+    if not math.isfinite(value):
+        return short(value)
     if metric == "accuracy":
         return f"{100 * value:.1f}%"
     return f"{value:#.3g}" if 0.001 <= abs(value) < 100 else short(value)
@@ -61,11 +83,6 @@ def interval_text(low: float, high: float, n: int, metric: str) -> str:
     if n < 2:
         return "one seed" if n else ""
     return f"[{metric_text(low, metric)}, {metric_text(high, metric)}]".replace("%,", ",")
-
-
-def number_text(value: float) -> str:
-    """A number in a table: three digits, a dash for none, ∞ for never."""
-    return short(value) if math.isfinite(value) else metric_text(value, "loss")
 
 
 def limits_text(row: Any, name: str, metric: str) -> str:
@@ -118,10 +135,3 @@ def band_note(counts: pd.Series[int]) -> str:
 def listing(names: Iterable[str]) -> str:
     """Distinct names, joined by commas."""
     return ", ".join(dict.fromkeys(names))
-
-
-def seconds_text(value: float) -> str:
-    """A duration in the unit that suits it."""
-    if not math.isfinite(value):
-        return metric_text(value, "loss")
-    return f"{value / 3600:.1f} h" if value >= 5400 else f"{value / 60:.1f} min" if value >= 90 else f"{value:.2g} s"

@@ -17,8 +17,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 import analysis
-from analysis import tables
-from analysis.results import FOLDERS
+from analysis.cells import optimizer_order
+from analysis.schema import FOLDERS
 from analysis.statistics import censored_median
 from tests.conftest import (
     PLANTED,
@@ -502,4 +502,4 @@ def test_a_workload_without_target_has_no_times(make_study: Callable[..., Path])
 
 
 def test_optimizers_are_listed_in_a_fixed_order() -> None:
-    assert tables.optimizer_order(["zeta", "adam", "sgd", "alpha", "sgd"]) == ["sgd", "adam", "alpha", "zeta"]
+    assert optimizer_order(["zeta", "adam", "sgd", "alpha", "sgd"]) == ["sgd", "adam", "alpha", "zeta"]

@@ -1,0 +1,140 @@
+"""Axes that several figures share: the metric, batch sizes, logarithmic scales with readable labels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+)
+
+from analysis.text import short
+
+LABELS = {
+    "update": "updates",
+    "examples": "training examples",
+    "epoch": "epochs",
+    "train_seconds": "training time of the stack (s)",
+}
+Direction = Literal["x", "y"]
+
+
+def column_label(name: str, metric: str) -> str:
+    """The name of a column on an axis."""
+    return f"validation {metric}" if name == "validation" else name.replace("_", " ")
+
+
+def metric_axis(ax: Axes, values: pd.Series[float], metric: str, unit: str) -> None:
+    """A vertical axis of the metric: percent for an accuracy, logarithmic for a loss.
+
+    The limits follow the values, not their intervals: that of two seeds can span so many decades that no line is left
+    to see.
+    """
+    ax.set_ylabel(f"validation {metric}" + (f"\n{unit}" if unit else ""))
+    if metric == "accuracy":
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        return
+    positive = _positive(values)
+    if len(positive):
+        log_axis(ax, "y", positive, max(1.3, float(positive.max() / positive.min()) ** 0.06))
+
+
+def size_axis(ax: Axes, sizes: pd.Series[int]) -> None:
+    """A logarithmic horizontal axis of batch sizes, with a tick at each of up to seven."""
+    ax.set_xlabel("batch size")
+    log_axis(ax, "x", sizes)
+    distinct = np.sort(sizes.unique()).astype(float)
+    if 0 < distinct.size <= 7:
+        ax.xaxis.set_major_locator(FixedLocator(distinct.tolist()))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def log_axis(ax: Axes, which: Direction, values: pd.Series[Any] | None = None, margin: float = 1.3) -> None:
+    """A logarithmic axis around the positive values, or around all that has been drawn if no values are given."""
+    if which == "x":
+        ax.set_xscale("log")
+    else:
+        ax.set_yscale("log")
+    if values is None:
+        low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
+    else:
+        positive = _positive(values)
+        if positive.empty:
+            (ax.set_xscale if which == "x" else ax.set_yscale)("linear")
+            return
+        low, high = float(positive.min()) / margin, float(positive.max()) * margin
+        (ax.set_xlim if which == "x" else ax.set_ylim)(low, high)
+    log_ticks(ax, which, low, high)
+
+
+def _positive(values: pd.Series[Any]) -> pd.Series[float]:
+    numbers = values.astype(float)
+    return numbers[(numbers > 0) & np.isfinite(numbers)]
+
+
+def log_ticks(ax: Axes, which: Direction, low: float, high: float) -> None:
+    """Plain numbers on a logarithmic axis of less than two decades, powers of ten on a longer one."""
+    axis, ratio = (ax.yaxis if which == "y" else ax.xaxis), high / low
+    if ratio < 4:
+        axis.set_major_locator(MaxNLocator(5))
+    else:
+        subs = (1.0, 2.0, 5.0) if ratio < 20 else (1.0, 3.0) if ratio < 100 else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_minor_locator(NullLocator() if ratio < 100 else LogLocator(subs=range(2, 10), numticks=12))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value) if ratio < 100 else _power(value)))
+
+
+def log_axis_with_zero(ax: Axes, values: pd.Series[float]) -> None:
+    """A horizontal axis that is logarithmic from the first positive value on, and linear from zero to it."""
+    positive = _positive(values)
+    if positive.empty:
+        return
+    start, end = float(positive.min()), float(positive.max())
+    if end / start < 10:
+        ax.set_xlim(0, end * 1.02)
+        return
+    ax.set_xscale("symlog", linthresh=start, linscale=0.5)
+    ax.set_xlim(0, end * 1.1)
+    decades = np.arange(math.ceil(math.log10(start) + 0.15), math.floor(math.log10(end)) + 1)
+    step = max(1, math.ceil(len(decades) / 5))
+    ax.xaxis.set_major_locator(FixedLocator([0.0, *(10.0 ** decades[::step])]))
+    ax.xaxis.set_minor_locator(FixedLocator([]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+
+
+def _power(value: float) -> str:
+    """A power of ten in Unicode, since mathtext is off."""
+    if value == 0:
+        return "0"
+    return "10" + str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def band(ax: Axes, x: pd.Series[float], line: pd.DataFrame, colour: str, alpha: float = 0.2) -> None:
+    """The interval (columns low, high, n) as a band; left out where one seed gives none."""
+    bounded = line["n"] > 1
+    low, high = line["low"].where(bounded), line["high"].where(bounded)
+    ax.fill_between(x.astype(float), low.astype(float), high.astype(float), color=colour, alpha=alpha, linewidth=0)
+
+
+def crosses_above(ax: Axes, x: pd.Series[Any], height: float, colour: str) -> None:
+    """Crosses above the plot at axes height `height`, for points without a value."""
+    ax.plot(x, np.full(len(x), height), "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False,
+            markersize=4.5)  # fmt: skip
+
+
+def label_above(ax: Axes, text: str, height: float) -> None:
+    """A label to the left of the crosses above the plot."""
+    ax.annotate(text, (0, height), xycoords="axes fraction", xytext=(-4, 0), textcoords="offset points", ha="right",
+                va="center", fontsize=7, color="#555555")  # fmt: skip

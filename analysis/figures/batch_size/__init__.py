@@ -1,0 +1,1 @@
+"""Figures against the batch size."""

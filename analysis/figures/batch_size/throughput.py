@@ -1,0 +1,54 @@
+"""Throughput against the batch size, by engine."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.figures import axes, exhibit, style
+from analysis.results import Results
+from analysis.schema import Outcome
+
+
+def throughput(results: Results) -> pd.DataFrame:
+    """Training examples per second of each trial's whole stack of lanes, without evaluation.
+
+    Returns:
+        Columns trial, optimizer, batch_size, engine, parameters, lanes, examples_per_second. Trials in which a lane
+        ended early are left out, because the remaining lanes then ran faster.
+    """
+    trials, ended = results.trials, results.lanes["outcome"] != Outcome.COMPLETED
+    early = results.lanes.loc[ended | results.lanes["stopped_update"].notna(), "trial"]
+    timed = trials[(trials["train_seconds"] > 0) & trials["lanes"].notna() & ~trials["trial"].isin(early)]
+    rates = timed["examples"] * timed["lanes"] / timed["train_seconds"]
+    columns = ["trial", "optimizer", "batch_size", "engine", "parameters", "lanes"]
+    return timed[columns].assign(examples_per_second=rates.astype(float)).reset_index(drop=True)
+
+
+def throughput_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw `throughput`: a point per trial and a line through the medians of each engine."""
+    data = data.fillna({"engine": "not recorded"})
+    for place, (engine, own) in enumerate(data.groupby("engine")):
+        colour = (style.BLUE, style.ORANGE, "#009E73", "#CC79A7", style.GREY)[place % 5]
+        ax.plot(own["batch_size"], own["examples_per_second"], ".", color=colour, alpha=0.4, markersize=4)
+        medians = own.groupby("batch_size")["examples_per_second"].median()
+        ax.plot(medians.index, medians, color=colour, marker="o", label=str(engine), zorder=3)
+    axes.log_axis(ax, "y", data["examples_per_second"])
+    axes.size_axis(ax, data["batch_size"])
+    ax.set_ylabel("examples per second, all lanes")
+    return ax
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """Throughput of every trial."""
+    data = throughput(results)
+    return exhibit.Exhibit(
+        "throughput",
+        "Throughput",
+        "Training examples per second of a trial's whole stack of lanes, without evaluation. Points: trials of every "
+        "width and depth; line: median by engine; no intervals.",
+        "Examples per second against batch size, one line per engine.",
+        data,
+        lambda: exhibit.with_legend(lambda ax: throughput_against_batch_size(data, ax)),
+        "no trial ran with all its lanes to the end",
+    )

@@ -1,0 +1,77 @@
+"""The tuned learning rate against the batch size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.cells import rank
+from analysis.figures import axes, exhibit, style
+from analysis.results import Results
+from analysis.text import seed_counts
+
+
+def best_rates(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The tuned learning rate of the best cell of each optimizer and batch size.
+
+    Returns:
+        Columns optimizer, batch_size, regime, trial, learning_rate, below and above (the neighbouring rates of its
+        grid, NaN beyond the edge), on_edge. Only cells tuned over more than one rate.
+    """
+    ranked = rank(table, results.maximize)
+    best = ranked[ranked["rates"] > 1].drop_duplicates(["optimizer", "batch_size"])
+    grids = results.pooled.lanes.groupby("cell")["learning_rate"].unique()
+    rows = []
+    for cell in best.to_dict("records"):
+        rates, tuned = np.sort(grids[cell["trial"]]), cell["learning_rate"]
+        below, above = rates[rates < tuned], rates[rates > tuned]
+        row = {name: cell[name] for name in ("optimizer", "batch_size", "regime", "trial", "learning_rate", "on_edge")}
+        row |= {"below": below[-1] if below.size else math.nan, "above": above[0] if above.size else math.nan}
+        rows.append(row)
+    columns = ["optimizer", "batch_size", "regime", "trial", "learning_rate", "below", "above", "on_edge"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["optimizer", "batch_size"], ignore_index=True)
+
+
+def rate_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw `best_rates`: one line per optimizer, with guides for linear and square-root scaling.
+
+    Bars reach halfway to the neighbouring rates of the grid; open markers lie on its edge.
+    """
+    for label, own, colour, marker in style.by_optimizer(data):
+        bars = own[["below", "above"]].to_numpy(dtype=np.float64)
+        rates = own["learning_rate"].to_numpy(dtype=np.float64)
+        ends = np.where(np.isnan(bars), rates[:, None], np.sqrt(bars * rates[:, None]))
+        ax.vlines(own["batch_size"], ends[:, 0], ends[:, 1], color=colour, alpha=0.3, linewidth=2)
+        ax.plot(own["batch_size"], rates, color=colour, marker=marker, label=label, zorder=3)
+        edge = own[own["on_edge"]]
+        ax.plot(edge["batch_size"], edge["learning_rate"], linestyle="", color=colour, marker=marker,
+                markerfacecolor="white", zorder=4)  # fmt: skip
+    if data["batch_size"].nunique() > 1:
+        sizes = np.sort(data["batch_size"].unique().astype(float))
+        start = float(np.exp(np.log(data.loc[data["batch_size"] == sizes[0], "learning_rate"]).mean()))
+        for power, dashes, label in ((1.0, ":", "proportional to batch size"), (0.5, "--", "to its square root")):
+            guide = start * (sizes / sizes[0]) ** power
+            ax.plot(sizes, guide, dashes, color=style.GREY, linewidth=0.9, label=label, zorder=1)
+    axes.log_axis(ax, "y", data["learning_rate"], margin=5)
+    axes.size_axis(ax, data["batch_size"])
+    ax.set_ylabel("tuned learning rate")
+    return ax
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """The tuned rate of the best cell of each optimizer and batch size."""
+    data = best_rates(results, table)
+    return exhibit.Exhibit(
+        "tuned-rate",
+        "Tuned learning rate vs. batch size",
+        f"The best cell of each optimizer and batch size, tuned over {seed_counts(table['n'])}. Bars reach halfway to "
+        f"the neighbouring rates of the grid; they show its resolution and are no confidence interval. Open: on the "
+        f"edge of the grid. Guides: rates proportional to the batch size, and to its square root.",
+        "Tuned learning rate against batch size, one line per optimizer.",
+        exhibit.varied(data, "batch_size"),
+        lambda: exhibit.with_legend(lambda ax: rate_against_batch_size(data, ax)),
+        "one batch size only",
+    )

@@ -1,0 +1,189 @@
+"""Heat maps of the best cells: optimizer against batch size, depth against width."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analysis.cells import optimizer_order, rank
+from analysis.figures import exhibit, style
+from analysis.results import Results
+from analysis.schema import Outcome, Regime
+from analysis.statistics import LIMITS
+from analysis.text import interval_text, metric_text, seed_counts, short, shortened
+
+
+def binned(values: pd.Series[int], limit: int = 8) -> pd.Series[str]:
+    """Labels of whole numbers: themselves, or ranges between powers of two if there are more than `limit`."""
+    if values.nunique() <= limit:
+        return values.astype(str)
+    powers = np.floor(np.log2(values.clip(lower=1))).astype(int)
+    labels = [f"{2**power}-{2 ** (power + 1) - 1}" if power else "0-1" for power in powers.tolist()]
+    return pd.Series(labels, index=values.index)
+
+
+def grid(table: pd.DataFrame, rows: str, columns: str, maximize: bool) -> pd.DataFrame:
+    """The best cell of each pair of values of two columns of `cells`.
+
+    Args:
+        table: `cells` of a study.
+        rows: column whose values make the rows, such as `optimizer`.
+        columns: column whose values make the columns, such as `batch_size`.
+        maximize: whether larger is better.
+
+    Returns:
+        Columns row, column (labels), trial, estimate, low, high, n, parameters (of the best cell), and why: empty where
+        there is an estimate, otherwise `not run`, or how the trials there ended. Every pair of labels has its row.
+    """
+    labels = {name: table[name] if name == "optimizer" else binned(table[name]) for name in (rows, columns)}
+    order = {
+        name: optimizer_order(label) if name == "optimizer" else list(label[table[name].sort_values().index].unique())
+        for name, label in labels.items()
+    }
+    named = table.assign(row=labels[rows], column=labels[columns])
+    if "batch_size" in (rows, columns):
+        place, name = ("row", rows) if rows == "batch_size" else ("column", columns)
+        whole_split = (table["regime"] == Regime.BATCH).groupby(named[place]).all()
+        full = set(whole_split[whole_split].index)
+        titles = {label: f"full ({label})" if label in full else label for label in order[name]}
+        named[place], order[name] = named[place].map(titles), list(titles.values())
+    best = rank(named, maximize).drop_duplicates(["row", "column"])
+    endings = named.groupby(["row", "column"])["outcome"].agg(lambda outcomes: " or ".join(sorted(set(outcomes))))
+    whole = pd.MultiIndex.from_product([order[rows], order[columns]], names=["row", "column"])
+    found = best.rename(columns={"validation": "estimate", "validation_low": "low", "validation_high": "high"})
+    result = found.set_index(["row", "column"])[["trial", *LIMITS, "parameters"]].reindex(whole)
+    why = endings.reindex(whole).replace(str(Outcome.COMPLETED), "no rate survived").fillna("not run")
+    result["why"] = why.where(result["estimate"].isna(), "")
+    return result.astype({"n": float}).fillna({"n": 0}).astype({"n": int}).reset_index()
+
+
+def heat_map(
+    data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str = "loss", contours: bool = False
+) -> Axes:
+    """Draw `grid`: a coloured cell with its value and interval for each pair, grey with the reason where there is none.
+
+    Args:
+        data: from `grid`.
+        ax: where to draw.
+        rows: label of the vertical axis.
+        columns: label of the horizontal axis.
+        metric: `loss` or `accuracy`.
+        contours: whether to add the number of parameters, and lines on which it is constant.
+    """
+    labels = [list(dict.fromkeys(data[name])) for name in ("row", "column")]
+    values = data["estimate"].to_numpy(dtype=np.float64).reshape(len(labels[0]), len(labels[1]))
+    colours = mpl.colormaps["viridis" if metric == "accuracy" else "viridis_r"].with_extremes(bad=style.LIGHT_GREY)
+    norm = _norm(values, metric)
+    ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors="white", linewidth=1.5)
+    for place, cell in enumerate(data.to_dict("records")):
+        y, x = divmod(place, len(labels[1]))
+        if cell["why"]:
+            _write(ax, x, y, cell["why"].replace(" or ", "\nor ").replace("no rate ", "no rate\n"), "", "#444444")
+            continue
+        luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(colours(norm(cell["estimate"]))[:3], 2.2))
+        colour = "#111111" if luminance > 0.18 else "#fefefe"  # the one with more contrast (WCAG 2)
+        interval = interval_text(cell["low"], cell["high"], cell["n"], metric)
+        if contours and cell["parameters"] > 0:
+            interval += f"\n{short(cell['parameters'])} parameters"
+        _write(ax, x, y, metric_text(cell["estimate"], metric), interval, colour)
+    ax.set_xticks(np.arange(len(labels[1])) + 0.5, labels[1])
+    ax.set_yticks(np.arange(len(labels[0])) + 0.5, [shortened(label) for label in labels[0]])
+    ax.tick_params(length=0, which="both")
+    ax.invert_yaxis()
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.set_xlabel(columns)
+    ax.set_ylabel(rows)
+    if contours:  # after the axis is inverted, which turns the labels
+        _parameter_contours(ax, data["parameters"].to_numpy(dtype=np.float64).reshape(values.shape))
+    return ax
+
+
+def _norm(values: NDArray[np.float64], metric: str) -> Normalize:
+    finite = values[np.isfinite(values) & (values > 0)]
+    if not finite.size:
+        return Normalize(0, 1)
+    low, high = float(finite.min()), float(finite.max())
+    if metric == "accuracy":
+        return Normalize(low, high if high > low else low + 0.01)
+    return LogNorm(low, high if high > low else low * 1.1, clip=True)
+
+
+def _write(ax: Axes, x: int, y: int, main: str, below: str, colour: str) -> None:
+    """Text in the middle of a cell, and smaller text below it."""
+    height = 4 * below.count("\n") + 4 if below else 0
+    ax.annotate(main, (x + 0.5, y + 0.5), xytext=(0, height), textcoords="offset points",
+                ha="center", va="center", color=colour, fontsize=7.5 if below else 6.5)  # fmt: skip
+    ax.annotate(below, (x + 0.5, y + 0.5), xytext=(0, -5.5), textcoords="offset points",
+                ha="center", va="center", color=colour, fontsize=5.5)  # fmt: skip
+
+
+def _parameter_contours(ax: Axes, parameters: NDArray[np.float64]) -> None:
+    """Lines of a constant number of parameters, over at least 2 x 2 cells."""
+    if min(parameters.shape) < 2 or not (parameters > 0).all() or np.ptp(parameters) == 0:
+        return
+    low, high = float(np.log10(parameters.min())), float(np.log10(parameters.max()))
+    y, x = (np.arange(size) + 0.5 for size in parameters.shape)
+    ax.contour(x, y, np.log10(parameters), levels=np.linspace(low, high, 5)[1:-1], colors="#f27a26", linewidths=1.0,
+               linestyles="--")  # fmt: skip
+
+
+def optimizer_by_batch_size(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """The best cell of each optimizer and batch size."""
+    return _figure(
+        results,
+        table,
+        ("optimizer", "batch_size"),
+        ("optimizer-batch-size", "Optimizer and batch size"),
+        "width and depth",
+        "one optimizer at one batch size",
+    )
+
+
+def depth_by_width(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """The best cell of each depth and width, with the number of parameters."""
+    return _figure(
+        results,
+        table,
+        ("depth", "width"),
+        ("width-depth", "Width and depth"),
+        "optimizer and batch size",
+        "one width and depth only",
+        " Dashed: lines of a constant number of parameters.",
+    )
+
+
+def _figure(
+    results: Results,
+    table: pd.DataFrame,
+    columns: tuple[str, str],
+    names: tuple[str, str],
+    others: str,
+    alone: str,
+    contours: str = "",
+) -> exhibit.Exhibit:
+    data = exhibit.varied(grid(table, *columns, results.maximize), "row", "column")
+    rows, across = (name.replace("_", " ") for name in columns)
+
+    def drawn() -> Figure:
+        wide, high = data["column"].nunique(), data["row"].nunique()
+        width = min(style.PAGE_MM, max(style.COLUMN_MM, 45 + 24 * wide))
+        image = style.figure(width, 24 + 11 * max(high, 2))
+        heat_map(data, image.subplots(), rows, across, results.metric, bool(contours))
+        return image
+
+    return exhibit.Exhibit(
+        *names,
+        f"Validation {results.metric} of the best cell over {others}, at its tuned rate: {exhibit.mean_of(results)} "
+        f"over {seed_counts(table['n'])}, with the 95% t interval. Yellow is best; grey: no value, with the reason."
+        f"{contours}",
+        f"Heat map of validation {results.metric}: rows are {rows}s, columns {across}s.",
+        data,
+        drawn,
+        alone if len(table) else "no trial has ended yet",
+    )

@@ -1,0 +1,96 @@
+"""Performance profiles: the share of problems that each optimizer solves within a factor of the fastest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from analysis.cells import time_to_target
+from analysis.figures import axes, exhibit, style
+from analysis.results import Results
+from analysis.statistics import censored_median, performance_profile
+from analysis.text import seed_counts
+
+
+def profile(results: Sequence[Results]) -> pd.DataFrame:
+    """Performance profiles of the optimizers (Dolan and More 2002).
+
+    A problem is a study, width, depth and batch size at which all optimizers ran; an optimizer solves it in the median
+    over seeds of the updates that its best rate and settings need to reach the target.
+
+    Returns:
+        Columns optimizer, ratio (multiple of the updates of the fastest), share (of problems solved within it),
+        problems.
+    """
+    times: list[pd.DataFrame] = []
+    for place, study in enumerate(results):
+        if study.target is None:
+            continue
+        pooled = study.pooled
+        reached = time_to_target(study.curves, study.target, study.maximize)[["trial", "lane", "update"]]
+        lanes = pooled.lanes.merge(reached, on=["trial", "lane"], how="left", suffixes=("", "_reached"))
+        medians = lanes.groupby(["cell", "learning_rate"])["update"].agg(censored_median).groupby("cell").min()
+        own = pooled.trials.drop_duplicates("cell").assign(study=place)
+        times.append(own.assign(updates=own["cell"].map(medians)))
+    columns = ["optimizer", "ratio", "share", "problems"]
+    if not times:
+        return pd.DataFrame(columns=columns)
+    every = pd.concat(times, ignore_index=True).replace({"updates": {math.inf: math.nan}})
+    problem = ["study", "width", "depth", "batch_size"]
+    by_problem = every.pivot_table(index="optimizer", columns=problem, values="updates", aggfunc="min", dropna=False)
+    ran = every.assign(ran=1).pivot_table(index="optimizer", columns=problem, values="ran", dropna=False)
+    contested = by_problem.loc[:, ran.notna().all()].clip(lower=1)
+    if len(contested) < 2 or contested.empty or contested.isna().all(axis=None):
+        return pd.DataFrame(columns=columns)
+    slowest = float(np.nanmax((contested / contested.min()).to_numpy(dtype=np.float64)))
+    ratios = np.geomspace(1.0, max(slowest, 1.1), 200)
+    shares = performance_profile(contested.to_numpy(dtype=float), ratios)
+    pieces = [
+        pd.DataFrame({"optimizer": name, "ratio": ratios, "share": share, "problems": contested.shape[1]})
+        for name, share in zip(contested.index, shares, strict=True)
+    ]
+    return pd.concat(pieces, ignore_index=True)
+
+
+def performance_profiles(data: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw `profile`: one step line per optimizer."""
+    for label, own, colour, marker in style.by_optimizer(data):
+        ax.step(own["ratio"], own["share"], where="post", color=colour, marker=marker, markevery=40, label=label)
+    axes.log_axis(ax, "x", data["ratio"], margin=1.0)
+    ax.set_ylim(-0.02, 1.02)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set_xlabel("updates to the target, as a multiple of the fastest")
+    ax.set_ylabel("problems solved")
+    return ax
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """The performance profile of one study."""
+    data = exhibit.varied(profile([results]), "optimizer")
+    reason = "the workload names no target" if results.target is None else "no problem was solved that several tried"
+    return _figure(data, "", "width, depth and batch size", seed_counts(table["n"]), reason)
+
+
+def across_studies(studies: Sequence[Results]) -> exhibit.Exhibit:
+    """The performance profile over several studies."""
+    reason = "no study names a target that several optimizers reached"
+    return _figure(profile(studies), "across", "study, width, depth and batch size", "seeds", reason)
+
+
+def _figure(data: pd.DataFrame, suffix: str, problem: str, seeds: str, reason: str) -> exhibit.Exhibit:
+    return exhibit.Exhibit(
+        f"performance-profile{suffix and '-' + suffix}",
+        "Performance profile" + (" over the studies" if suffix else ""),
+        f"Share of the problems (each a {problem} at which several optimizers ran) in which an optimizer reaches the "
+        f"target within a multiple of the updates of the fastest. Medians over {seeds}, each at its best rate; no "
+        f"intervals.",
+        "Step lines: share of problems solved against the multiple of the fastest, one per optimizer.",
+        data,
+        lambda: exhibit.with_legend(lambda ax: performance_profiles(data, ax)),
+        reason,
+    )

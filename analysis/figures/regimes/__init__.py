@@ -1,0 +1,1 @@
+"""Figures that compare stochastic, mini-batch and full-batch training."""

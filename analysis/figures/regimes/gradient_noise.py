@@ -1,0 +1,70 @@
+"""The gradient noise scale along training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.cells import curves_of, rank
+from analysis.figures import axes, exhibit, style
+from analysis.results import Results
+from analysis.schema import Regime
+from analysis.statistics import LIMITS, gradient_noise_scale
+from analysis.text import seed_counts
+
+
+def gradient_noise(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The gradient noise scale along the training of the best cell of each regime, at its tuned rate.
+
+    Returns:
+        Columns regime, trial, batch_size, update, examples, estimate, low, high, n. Empty if it was not recorded.
+    """
+    best = rank(table, results.maximize).drop_duplicates("regime").set_index("regime")
+    rows = []
+    for regime in (name for name in Regime if name in best.index):
+        curves, cell = curves_of(results, best.loc[[regime]]), best.loc[regime]
+        wide = curves[curves["metric"].isin(["gradient_square", "gradient_noise"])].pivot_table(
+            index=["update", "examples", "seed"], columns="metric", values="value"
+        )
+        for (update, examples), own in wide.groupby(level=["update", "examples"]):
+            scale = gradient_noise_scale(own["gradient_square"], own["gradient_noise"])
+            row = {"regime": str(regime), "trial": cell["trial"], "batch_size": cell["batch_size"]}
+            rows.append(row | {"update": update, "examples": examples} | asdict(scale))
+    frame = pd.DataFrame(rows, columns=["regime", "trial", "batch_size", "update", "examples", *LIMITS])
+    return frame.astype(dict.fromkeys(["batch_size", "update", "examples", *LIMITS], float))
+
+
+def noise_scale(data: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw `gradient_noise`: one line per regime, broken where it is infinite, and a dotted line at its batch size."""
+    for regime, line in data.groupby("regime", sort=False):
+        colour, finite = style.REGIME_COLOURS[str(regime)], line.replace(math.inf, math.nan)
+        axes.band(ax, line["examples"], line.assign(high=line["high"].replace(math.inf, 1e12)), colour)
+        ax.plot(finite["examples"], finite["estimate"], color=colour, marker=".", label=str(regime), zorder=3)
+        ax.axhline(line["batch_size"].iloc[0], color=colour, linestyle=":", linewidth=0.8, zorder=1)
+    finite = data[np.isfinite(data["estimate"]) & (data["estimate"] > 0)]
+    if len(finite):
+        axes.log_axis(ax, "y", pd.concat([finite["estimate"], data["batch_size"]]))
+    axes.log_axis_with_zero(ax, data["examples"])
+    ax.set_xlabel(axes.LABELS["examples"])
+    ax.set_ylabel("gradient noise scale (examples)")
+    return ax
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """The gradient noise scale of the best cell of each regime."""
+    data = gradient_noise(results, table)
+    return exhibit.Exhibit(
+        "gradient-noise",
+        "Gradient noise scale along training",
+        f"tr(Σ) / |G|², the batch size at which noise and signal of the gradient are equal, on a fixed subset of the "
+        f"training split, for the best cell of each regime at its tuned rate over {seed_counts(data['n'])}. Band: "
+        f"pointwise 95% interval; dotted: the batch size of the cell.",
+        "Gradient noise scale against training examples, one line per regime.",
+        data,
+        lambda: exhibit.with_legend(lambda ax: noise_scale(data, ax)),
+        "not recorded; set gradient_noise = true under [recording] in the spec to record it",
+    )

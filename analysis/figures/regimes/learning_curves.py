@@ -1,0 +1,129 @@
+"""Learning curves of the best cell of each regime."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.cells import curves_of, examples_of, rank
+from analysis.figures import axes, exhibit, style
+from analysis.results import Results
+from analysis.schema import AXES, Regime
+from analysis.statistics import LIMITS, UNKNOWN_EXAMPLES, metric_interval, smoothed
+from analysis.text import band_note, listing, optimizer_text, seed_counts, short, shortened
+
+HALF_LIFE = 0.01
+"""Half-life of the smoothing of batch losses, as a share of the examples of the shortest training shown."""
+
+
+def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.DataFrame:
+    """The validation metric along training: mean and interval over the given lanes, point by point.
+
+    Args:
+        curves: rows of `schema.CURVES` of the lanes of one cell. Points that not all lanes have are left out, because
+            trials with a budget in seconds do not share all update numbers.
+        metric: `loss` or `accuracy`.
+        examples: validation examples.
+
+    Returns:
+        One row per point: update, examples, epoch, train_seconds (mean over lanes), estimate, low, high, n.
+    """
+    points = curves[(curves["split"] == "validation") & (curves["metric"] == metric)]
+    counts = points.groupby("update")["value"].transform("size")
+    rows = [
+        {axis: group[axis].mean() for axis in AXES} | asdict(metric_interval(group["value"], metric, examples))
+        for _, group in points[counts == counts.max()].groupby("update", sort=True)
+    ]
+    return pd.DataFrame(rows, columns=[*AXES, *LIMITS]).astype(dict.fromkeys(AXES, float))
+
+
+def regime_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The learning curve of the best cell of each regime, at its tuned rate.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+
+    Returns:
+        Columns regime, trial, optimizer, settings, batch_size, learning_rate, those of `band`, batch_loss (mean loss
+        over the batches since the last point, of the first seed; NaN where not recorded) and batch_smooth (the same
+        smoothed over examples, with `HALF_LIFE`).
+    """
+    names = ["regime", "trial", "optimizer", "settings", "batch_size", "learning_rate"]
+    best = rank(table, results.maximize).drop_duplicates("regime").set_index("regime")
+    pieces, half_life = [], HALF_LIFE * float(best["examples"].min())
+    for regime in (name for name in Regime if name in best.index):
+        curves = curves_of(results, best.loc[[regime]])
+        frame = band(curves, results.metric, examples_of(results, "validation"))
+        batch = curves[(curves["split"] == "batch") & (curves["metric"] == "loss")]
+        trace = batch[batch["seed"] == batch["seed"].min()].set_index("update")["value"]
+        frame["batch_loss"] = frame["update"].map(trace).astype(float)
+        frame["batch_smooth"] = smoothed(frame["batch_loss"], frame["examples"], half_life)
+        cell = best.loc[regime]
+        pieces.append(frame.assign(regime=str(regime), **{name: cell[name] for name in names[1:]}))
+    columns = [*names, *AXES, *LIMITS, "batch_loss", "batch_smooth"]
+    return pd.concat(pieces, ignore_index=True)[columns] if pieces else pd.DataFrame(columns=columns)
+
+
+def loss_by_regime(
+    data: pd.DataFrame, ax: Axes, by: str = "update", metric: str = "loss", unit: str = "", raw: bool = True
+) -> Axes:
+    """Draw `regime_curves`: one line per regime, with its interval as a band.
+
+    Args:
+        data: from `regime_curves`.
+        ax: where to draw.
+        by: the horizontal axis: update, examples, epoch or train_seconds.
+        metric: `loss` or `accuracy`.
+        unit: unit of the metric, for the label.
+        raw: whether to add the batch loss of one seed (faint) and its smoothed version (dotted).
+    """
+    for regime, line in data.groupby("regime", sort=False):
+        colour, first = style.REGIME_COLOURS[str(regime)], line.iloc[0]
+        size = f"batch size {first['batch_size']:,}" + (" (full)" if regime == Regime.BATCH else "")
+        optimizer = optimizer_text(shortened(first["optimizer"]), first["settings"])
+        label = f"{regime}: {size}, {optimizer} at rate {short(first['learning_rate'])}"
+        axes.band(ax, line[by], line, colour)
+        ax.plot(line[by], line["estimate"], color=colour, label=label, zorder=3)
+        if raw and metric == "loss":
+            ax.plot(line[by], line["batch_loss"], color=colour, alpha=0.25, linewidth=0.6, zorder=1)
+            ax.plot(line[by], line["batch_smooth"], color=colour, alpha=0.8, linewidth=0.8, linestyle=":", zorder=2)
+    axes.metric_axis(ax, data["estimate"], metric, unit)
+    axes.log_axis_with_zero(ax, data[by])
+    ax.set_xlabel(axes.LABELS[by])
+    return ax
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """Four panels of learning curves, against updates, examples, epochs and seconds."""
+    data, metric, unit = regime_curves(results, table), results.metric, exhibit.unit_of(results)
+
+    def drawn() -> Figure:
+        panels = exhibit.panels(lambda ax, by: loss_by_regime(data, ax, by, metric, unit), list(AXES), 2, 58.5, results)
+        panels.legend(*panels.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
+        return panels
+
+    caption = (
+        f"The best cell of each regime at its tuned learning rate, against updates, training examples, epochs, and "
+        f"training time of the whole stack (without evaluation). Line: {exhibit.mean_of(results)} of the validation "
+        f"{metric} over {seed_counts(data['n'])}; {band_note(data['n'])}. The axes follow the lines, so bands may be "
+        f"clipped."
+    )
+    if metric == "loss" and data["batch_loss"].notna().any():
+        half_life = HALF_LIFE * float(data.groupby("regime")["examples"].max().min())
+        caption += (
+            f" Faint: batch loss of one seed; dotted: its moving average with a half-life of {short(half_life)} "
+            f"examples in every regime."
+        )
+    return exhibit.Exhibit(
+        "loss-by-regime",
+        f"Validation {metric} by regime",
+        caption,
+        f"Four panels of validation {metric} along training, one line per regime: {listing(data['regime'])}.",
+        data,
+        drawn,
+        "no cell has a tuned learning rate yet",
+    )

@@ -1,0 +1,120 @@
+"""Noise vs. speed: how smoothly and how fast the best cells learn."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.cells import LEAST, curves_of, optimizer_order, rank, time_to_target
+from analysis.figures import axes, exhibit, style
+from analysis.results import Results
+from analysis.schema import Regime
+from analysis.statistics import log_interval
+from analysis.text import metric_text, seed_counts, shortened
+
+
+def noise_and_speed(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """How fast and how smoothly the best cell of each optimizer and batch size learns, at its tuned rate.
+
+    Speed is the number of training examples until the validation loss first falls to a level common to all cells:
+    halfway, on the log scale, from the loss at initialisation to the best final loss of the study. Noise is the
+    standard deviation of the log loss about its trend over the second half of the evaluations: of each from the line
+    through its two neighbours, straight in the updates or in their logarithm, whichever fits better (after Gasser et
+    al. 1986). Neither an exponential nor a power law adds to it.
+
+    Returns:
+        Columns optimizer, batch_size, regime, trial, learning_rate; examples, examples_low, examples_high (infinite
+        where a seed never reached the level), reached (seeds that did), noise, noise_low, noise_high, seeds; and level,
+        the common loss.
+    """
+    best = rank(table, results.maximize).drop_duplicates(["optimizer", "batch_size"])
+    curves = curves_of(results, best)
+    losses = curves[(curves["split"] == "validation") & (curves["metric"] == "loss") & (curves["value"] > 0)]
+    losses = losses.sort_values(["cell", "seed", "update"])
+    lanes = losses.groupby(["cell", "seed"])["value"]
+    level = math.sqrt(lanes.first().median() * lanes.last().min()) if len(losses) else math.nan
+    reached = time_to_target(losses, level, maximize=False).set_index(["trial", "lane"])["examples"]
+    names = ["optimizer", "batch_size", "regime", "trial", "learning_rate"]
+    rows = []
+    for cell in best.to_dict("records"):
+        own = losses[losses["cell"] == cell["trial"]]
+        times = reached.reindex(pd.MultiIndex.from_frame(own[["trial", "lane"]].drop_duplicates())).fillna(math.inf)
+        times = times.clip(lower=own.loc[own["update"] > 0, "examples"].min())  # some reach it at initialisation
+        late = own[own.groupby("seed")["update"].rank(pct=True) > 0.5]
+        noise = pd.Series([_scatter(lane["update"], lane["value"]) for _, lane in late.groupby("seed")], dtype=float)
+        row = {name: cell[name] for name in names}
+        row |= {"reached": int(np.isfinite(times).sum()), "seeds": len(times)}
+        for name, values in {"examples": times, "noise": noise[noise > 0]}.items():
+            interval = log_interval(values)
+            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        rows.append(row)
+    columns = [*names, "examples", "examples_low", "examples_high", "reached", "noise", "noise_low", "noise_high"]
+    columns.append("seeds")
+    numbers = dict.fromkeys(columns[4:], "float64") | {"reached": "int64", "seeds": "int64"}
+    return pd.DataFrame(rows, columns=columns).astype(numbers).assign(level=level)
+
+
+def _scatter(places: pd.Series[int], values: pd.Series[float]) -> float:
+    """The standard deviation of the logarithms of a lane's values about their trend; NaN for fewer than three."""
+    logs, found = np.log(values.to_numpy(dtype=np.float64)), []
+    for x in (places.to_numpy(dtype=np.float64), np.log(np.maximum(places.to_numpy(dtype=np.float64), 1.0))):
+        share = (x[2:] - x[1:-1]) / np.maximum(x[2:] - x[:-2], LEAST)
+        off = logs[1:-1] - share * logs[:-2] - (1 - share) * logs[2:]
+        found.append(math.sqrt(np.mean(off**2 / (1 + share**2 + (1 - share) ** 2))) if off.size else math.nan)
+    return min(found)
+
+
+def noise_against_speed(data: pd.DataFrame, ax: Axes) -> Axes:
+    """Draw `noise_and_speed`: one point per optimizer and batch size, with intervals in both directions.
+
+    Cells of which a seed never reached the common level are hollow and stand right of the plot.
+    """
+    present = [name for name in Regime if name in set(data["regime"])]
+    for regime in present:
+        colour = style.REGIME_COLOURS[regime]
+        for _, own, _, marker in style.by_optimizer(data[data["regime"] == regime]):
+            reached, late = own[np.isfinite(own["examples"])], own[~np.isfinite(own["examples"])]
+            bars: dict[str, Any] = {"color": colour, "alpha": 0.35, "linewidth": 0.8}
+            across = reached[np.isfinite(reached["examples_high"])]
+            ax.hlines(across["noise"], across["examples_low"], across["examples_high"], **bars)
+            up = reached[np.isfinite(reached["noise_high"])]
+            ax.vlines(up["examples"], up["noise_low"], up["noise_high"], **bars)
+            marks: dict[str, Any] = {"linestyle": "", "color": colour, "marker": marker, "clip_on": False}
+            ax.plot(reached["examples"], reached["noise"], markersize=5, **marks)
+            ax.plot(
+                np.full(len(late), 1.02), late["noise"], fillstyle="none", transform=ax.get_yaxis_transform(), **marks
+            )
+    for regime in present:
+        ax.plot([], [], "s", color=style.REGIME_COLOURS[regime], label=str(regime))
+    for name in optimizer_order(data["optimizer"]):
+        ax.plot([], [], linestyle="", marker=style.optimizer_look(name)[1], color=style.GREY, label=shortened(name))
+    ax.set_xlabel("training examples until the loss is halfway (log scale)")
+    ax.set_ylabel("noise of the validation loss\n(sd of its logarithm)")
+    noisy = data["noise"] > 0
+    if (np.isfinite(data["examples"]) & noisy).any():
+        axes.log_axis(ax, "x", data.loc[noisy, "examples"])
+        axes.log_axis(ax, "y", data.loc[noisy, "noise"])
+    return ax
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """Noise vs. speed of the best cell of each optimizer and batch size."""
+    data = noise_and_speed(results, table)
+    level = metric_text(float(data["level"].iloc[0]), "loss") if len(data) else ""
+    return exhibit.Exhibit(
+        "noise-speed",
+        "Noise vs. speed",
+        f"The best cell of each optimizer and batch size at its tuned rate. Horizontal: training examples until the "
+        f"validation loss falls to {level}, which is halfway (on the log scale) from the initial to the best final "
+        f"loss of the study. Vertical: scatter of the log validation loss about its trend, late in training. Both: "
+        f"geometric mean over {seed_counts(table['n'])}; bars: 95% t intervals; hollow, on the right: a seed never "
+        f"reached the level. The axes follow the points, so bars may be clipped.",
+        "Scatter plot of noise vs. speed, one point per optimizer and batch size, coloured by regime.",
+        data,
+        lambda: exhibit.with_legend(lambda ax: noise_against_speed(data, ax)),
+        "no cell has a tuned learning rate yet",
+    )

@@ -1,0 +1,41 @@
+"""All figures of the report, in its order.
+
+A new figure is a module with three functions (compute a frame, draw it on axes, and `figure`, which adds the caption)
+and a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from analysis.figures import heat_map, performance_profile, rate_sensitivity, timeline
+from analysis.figures.batch_size import steps_to_target, throughput, tuned_rate
+from analysis.figures.exhibit import Exhibit
+from analysis.figures.regimes import gradient_noise, learning_curves, noise_speed
+from analysis.figures.search import expected_best, importance, isolation, loss_time, parallel_coordinates, progress
+from analysis.results import Results
+
+FIGURES: dict[str, tuple[Callable[[Results, pd.DataFrame], Exhibit], ...]] = {
+    "regimes": (learning_curves.figure, noise_speed.figure, gradient_noise.figure),
+    "optimizers": (rate_sensitivity.by_optimizer, performance_profile.figure),
+    "batch size": (
+        heat_map.optimizer_by_batch_size,
+        rate_sensitivity.by_batch_size,
+        tuned_rate.figure,
+        steps_to_target.figure,
+        throughput.figure,
+    ),
+    "width and depth": (heat_map.depth_by_width, rate_sensitivity.by_width),
+    "search": (
+        progress.figure,
+        expected_best.figure,
+        importance.figure,
+        isolation.figure,
+        parallel_coordinates.figure,
+        loss_time.figure,
+    ),
+    "ledger": (timeline.figure,),
+}
+"""The figures of each part of the report; each takes the study and its `cells`."""

@@ -1,0 +1,1 @@
+"""Figures of the search: its trials, its hyperparameters and its cost."""

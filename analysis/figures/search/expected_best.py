@@ -1,0 +1,76 @@
+"""The expected best value against the number of trials."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures import axes, exhibit, style
+from analysis.figures.search.progress import progress
+from analysis.results import Results, table_of
+from analysis.schema import Outcome
+from analysis.statistics import expected_best
+
+ADAPTIVE = ("tpe", "gp", "nsga2")
+"""Samplers that learn from earlier trials."""
+
+
+def expected_search(results: Results) -> pd.DataFrame:
+    """The expected best value of a search of each size, per optimizer, over the trials at their own tuned rates.
+
+    Returns:
+        Columns optimizer, trials (1, 2, ... up to the number it had), expected.
+
+    Raises:
+        ValueError: if the sampler was adaptive, because its trials are no random sample of the space.
+    """
+    sampler = str(table_of(results.spec, "tuning").get("sampler", "tpe"))
+    if sampler in ADAPTIVE:
+        raise ValueError(
+            f"the sampler, {sampler}, learns from earlier trials, so its trials are no random sample from which the "
+            f"result of a smaller search can be estimated; the samplers random, qmc and grid allow it"
+        )
+    found = progress(results)
+    pieces = []
+    for name, own in found.groupby("optimizer"):
+        values = own["value"].where(own["outcome"] == Outcome.COMPLETED)
+        if values.notna().any():
+            expected = expected_best(values, results.maximize)
+            counts = np.arange(1, len(expected) + 1)
+            pieces.append(pd.DataFrame({"optimizer": name, "trials": counts, "expected": expected}))
+    columns = ["optimizer", "trials", "expected"]
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=columns)
+
+
+def expected_best_of(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
+    """Draw `expected_search`: one line per optimizer."""
+    for label, own, colour, marker in style.by_optimizer(data):
+        few = own[own["trials"] <= 12]
+        ax.plot(own["trials"], own["expected"], color=colour, label=label, zorder=3)
+        ax.plot(few["trials"], few["expected"], linestyle="", color=colour, marker=marker, markersize=3)
+    ax.set_xlabel("trials of the optimizer")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.metric_axis(ax, data["expected"], metric, unit)
+    ax.set_ylabel("expected best " + ax.get_ylabel())
+    return ax
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """The expected best value of each optimizer against its number of trials."""
+    metric, unit = results.metric, exhibit.unit_of(results)
+    try:
+        data, reason = expected_search(results), "no trial has a value yet"
+    except ValueError as error:
+        data, reason = pd.DataFrame(), str(error)
+    return exhibit.Exhibit(
+        "expected-best",
+        "Expected best vs. number of trials",
+        f"The expected validation {metric} of the best of n trials of an optimizer, drawn without replacement from "
+        f"those that ran (unbiased); a trial without a value counts as the worst. No intervals.",
+        f"Expected best validation {metric} against the number of trials, one line per optimizer.",
+        data,
+        lambda: exhibit.with_legend(lambda ax: expected_best_of(data, ax, metric, unit), height=75),
+        reason,
+    )

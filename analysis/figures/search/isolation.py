@@ -1,0 +1,70 @@
+"""The value of every cell against each hyperparameter alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from analysis.cells import optimizer_order, rank
+from analysis.figures import axes, exhibit, style
+from analysis.results import Results
+from analysis.text import seed_counts, shortened
+
+SEARCHED = ("optimizer", "width", "depth", "batch_size", "learning_rate")
+"""The hyperparameters of a cell, including the tuned rate."""
+
+
+def searched(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
+    """The hyperparameters and the value of each ranked cell, one column per hyperparameter that varied.
+
+    Returns:
+        Columns trial, those of `SEARCHED` that vary, parameters, train_seconds and validation; best first.
+    """
+    ranked = rank(table, maximize)
+    names = [name for name in SEARCHED if ranked[name].nunique() > 1]
+    return ranked[["trial", *names, "parameters", "train_seconds", "validation"]]
+
+
+def isolation(data: pd.DataFrame, ax: Axes, by: str, metric: str = "loss", unit: str = "") -> Axes:
+    """Draw `searched` against its column `by`: a point per cell, a dash at the best of each value."""
+    best = data.groupby(by)["validation"].agg("max" if metric == "accuracy" else "min")
+    if by == "optimizer":
+        order = optimizer_order(data[by])
+        for place, name in enumerate(order):
+            own, (colour, marker) = data[data[by] == name], style.optimizer_look(name)
+            spread = place + 0.5 * (np.arange(len(own)) * 0.618 % 1 - 0.5)  # even and reproducible
+            ax.plot(spread, own["validation"], linestyle="", color=colour, marker=marker, markersize=3, alpha=0.6)
+        ax.plot(range(len(order)), best.reindex(order), "_", color=style.DARK, markersize=16, markeredgewidth=1.4)
+        ax.set_xticks(range(len(order)), [shortened(name, 18) for name in order], rotation=40, ha="right")
+    else:
+        ax.plot(data[by], data["validation"], ".", color=style.BLUE, alpha=0.4, markersize=4)
+        ax.plot(best.index, best, color=style.DARK, marker="_", markersize=8, zorder=3)
+        low, high = float(data[by].min()), float(data[by].max())
+        if by == "depth" or high < 4 * low:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=by != "learning_rate", nbins=6))
+        elif low > 0:
+            axes.log_axis(ax, "x", data[by])
+    if by == "batch_size":
+        axes.size_axis(ax, data[by])
+    ax.set_xlabel(axes.column_label(by, metric))
+    axes.metric_axis(ax, data["validation"], metric, unit)
+    return ax
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """One panel for each hyperparameter that varied."""
+    data, metric, unit = searched(table, results.maximize), results.metric, exhibit.unit_of(results)
+    columns = [name for name in SEARCHED if name in data]
+    return exhibit.Exhibit(
+        "isolation",
+        "Each hyperparameter alone",
+        f"Validation {metric} of every cell at its tuned rate against each hyperparameter that varied, at any value of "
+        f"the others; dark: the best of each value. Each point is a {exhibit.mean_of(results)} over "
+        f"{seed_counts(table['n'])}; no intervals.",
+        f"Panels of validation {metric} against {', '.join(columns)}.",
+        data if columns else data.head(0),
+        lambda: exhibit.panels(lambda ax, by: isolation(data, ax, by, metric, unit), columns, 3, 58, results),
+        "no cell has a tuned learning rate yet" if data.empty else "no hyperparameter varied",
+    )

@@ -1,0 +1,60 @@
+"""The search, trial by trial."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from analysis.cells import examples_of, rate_table, tuned_rows
+from analysis.figures import axes, exhibit, style
+from analysis.results import Results
+from analysis.schema import Outcome
+from analysis.statistics import best_so_far
+
+
+def progress(results: Results) -> pd.DataFrame:
+    """The value of every trial at its own tuned rate.
+
+    Returns:
+        Columns trial, optimizer, outcome, value (NaN if none), best (so far, of the trials that completed; of all while
+        none has).
+    """
+    each = results.lanes.assign(cell=results.lanes["trial"])
+    tuned = tuned_rows(rate_table(each, results.metric, examples_of(results, "validation")), results.metric)
+    frame = results.trials[["trial", "optimizer", "outcome"]]
+    frame = frame.assign(value=results.trials["trial"].map(tuned["estimate"]).astype(float))
+    whole = frame["value"].where(frame["outcome"] == Outcome.COMPLETED)
+    counted = whole if whole.notna().any() else frame["value"]
+    return frame.assign(best=best_so_far(counted, results.maximize))
+
+
+def search_progress(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
+    """Draw `progress`: every trial and the best so far; trials without a value are crosses above the plot."""
+    for label, own, colour, marker in style.by_optimizer(data):
+        ax.plot(own["trial"], own["value"], linestyle="", color=colour, marker=marker, label=label, zorder=3)
+        axes.crosses_above(ax, own.loc[own["value"].isna(), "trial"], 1.03, colour)
+    if data["value"].isna().any():
+        axes.label_above(ax, "no value", 1.03)
+    ax.step(data["trial"], data["best"], where="post", color=style.DARK, label="best so far", zorder=2)
+    ax.set_xlabel("trial, in the order of the search")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(data) == 1:
+        ax.set_xlim(data["trial"].iloc[0] - 1, data["trial"].iloc[0] + 1)
+    axes.metric_axis(ax, data["value"], metric, unit)
+    return ax
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """The value of every trial and the best so far."""
+    data, metric, unit = progress(results), results.metric, exhibit.unit_of(results)
+    return exhibit.Exhibit(
+        "search-progress",
+        "The search, trial by trial",
+        f"Validation {metric} of each trial at its tuned rate ({exhibit.mean_of(results)} over its seeds) and the best "
+        f"so far; no intervals. Cross: a trial without a value.",
+        f"Validation {metric} of every trial in order, and the best so far.",
+        data,
+        lambda: exhibit.with_legend(lambda ax: search_progress(data, ax, metric, unit), height=75),
+        "no trial has ended yet",
+    )

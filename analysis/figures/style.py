@@ -1,0 +1,139 @@
+"""The look of all figures: fonts, sizes, colours and markers, and dark colours for readers who prefer them.
+
+Nothing is changed at import; use `style()` as a context manager. Sizes suit a column (85 mm) or a page (180 mm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from zlib import crc32
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.cells import optimizer_order
+from analysis.schema import Regime
+from analysis.text import shortened
+
+COLUMN_MM, PAGE_MM = 85.0, 180.0
+
+DARK, GREY, LIGHT_GREY = "#333333", "#777777", "#d9d9d9"
+BLUE, ORANGE = "#0072B2", "#D55E00"
+
+# Okabe and Ito (2008), which colour-blind readers can tell apart; wine replaces their yellow, too pale for lines.
+_LOOKS = {
+    "gradient-descent": ("#000000", "P"),
+    "sgd": (BLUE, "o"),
+    "momentum": ("#009E73", "s"),
+    "nesterov": ("#56B4E9", "D"),
+    "adagrad": ("#CC79A7", "v"),
+    "rmsprop": ("#E69F00", "^"),
+    "adam": (ORANGE, "X"),
+    "adamw": ("#882255", "*"),
+    # Tol's muted scheme (2021) for the rest.
+    "adadelta": ("#999933", "<"),
+    "amsgrad": ("#332288", ">"),
+    "adamax": ("#44AA99", "p"),
+    "nadam": ("#661100", "h"),
+    "radam": (GREY, "d"),
+    # Optimizers of torch that are trained lane by lane.
+    "Muon": ("#A6761D", "h"),
+    "LBFGS": ("#332288", "H"),
+    "Rprop": ("#999933", "d"),
+    "Adafactor": ("#44AA99", "<"),
+    "ASGD": ("#CC79A7", "p"),
+}
+REGIME_COLOURS: dict[str, str] = {Regime.STOCHASTIC: ORANGE, Regime.MINI_BATCH: BLUE, Regime.BATCH: "#009E73"}
+
+_DARK_PAPER = "#14171b"
+# The colour that replaces each colour of the figures on dark paper: the same hue, with enough contrast.
+_ON_DARK = {
+    "#000000": "#e6e9ee", "#ffffff": _DARK_PAPER, "#e6e6e6": "#343b44", LIGHT_GREY: "#3b424b", DARK: "#d5dae1",
+    "#444444": "#c3cad3", "#555555": "#b3bcc7", "#666666": "#a2acb8", GREY: "#98a2ae", "#0072b2": "#4aa8e0",
+    "#009e73": "#2cc79b", "#882255": "#d8629c", "#332288": "#8f7fe8", "#661100": "#cf6a52", "#d55e00": "#f27a26",
+}  # fmt: skip
+# For lines only, the dark half of the ordered scale: heat maps are filled with the same colours.
+_LINES_ON_DARK = {
+    mpl.colors.to_hex(colour): mpl.colors.to_hex(0.55 * colour[:3] + 0.45)
+    for colour in mpl.colormaps["viridis"](np.arange(128))
+}
+
+
+def adaptive(svg: bytes) -> bytes:
+    """The SVG figure with a style sheet for dark pages; the cells of heat maps keep their colours."""
+    text = svg.decode()
+    pairs = [(kind, *pair) for pair in _ON_DARK.items() for kind in ("fill", "stroke")]
+    pairs += [("stroke", *pair) for pair in _LINES_ON_DARK.items()]
+    rules = [
+        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
+        for kind, light, dark in pairs
+        if f"{kind}: {light}" in text
+    ]
+    sheet = "<style>@media (prefers-color-scheme: dark){svg{fill:#e6e9ee}" + "".join(rules) + "}</style>"
+    end = text.index("</defs>") + len("</defs>")  # the first one, which holds matplotlib's own style
+    return (text[:end] + sheet + text[end:]).encode()
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """A context in which figures are drawn in the common style."""
+    with mpl.rc_context(
+        {
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+            "font.size": 8,
+            "axes.titlesize": 8,
+            "axes.labelsize": 8,
+            "xtick.labelsize": 7,
+            "ytick.labelsize": 7,
+            "legend.fontsize": 7,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.6,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#e6e6e6",
+            "grid.linewidth": 0.5,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "xtick.minor.width": 0.4,
+            "ytick.minor.width": 0.4,
+            "lines.linewidth": 1.4,
+            "lines.markersize": 4,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "savefig.dpi": 220,
+            "text.parse_math": False,  # a dollar sign in a name is no formula
+            "svg.hashsalt": "study",  # the same figure gives the same file
+        }
+    ):
+        yield
+
+
+def figure(width_mm: float, height_mm: float) -> Figure:
+    """An empty figure of that size in millimetres; call it within `style()`."""
+    return Figure(figsize=(width_mm / 25.4, height_mm / 25.4), layout="constrained")
+
+
+def optimizer_look(name: str) -> tuple[str, str]:
+    """Colour and marker of an optimizer, the same in every figure; those of an unknown name are derived from it."""
+    if name in _LOOKS:
+        return _LOOKS[name]
+    number = crc32(name.encode())
+    return ("#666666", "#A6761D", "#332288", "#44AA99")[number % 4], ("p", "h", "<", ">", "d")[number // 4 % 5]
+
+
+def ordered_look(place: int, count: int) -> tuple[str, str]:
+    """Colour and marker of the value at `place` among `count` ordered values: dark to light along one scale."""
+    colour = mpl.colors.to_hex(mpl.colormaps["viridis"](0.85 * place / max(1, count - 1)))
+    return colour, ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")[place % 10]
+
+
+def by_optimizer(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, str, str]]:
+    """The rows of each optimizer in display order: (label, rows, colour, marker)."""
+    for name in optimizer_order(data["optimizer"]):
+        yield shortened(name), data[data["optimizer"] == name], *optimizer_look(name)

@@ -1,0 +1,137 @@
+"""What a reader must know before trusting the numbers of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analysis.cells import edges, rank
+from analysis.comparisons import winners_curse
+from analysis.figures.search.expected_best import ADAPTIVE
+from analysis.results import Results, stints, table_of
+from analysis.schema import Outcome
+from analysis.text import counted, listing, short
+
+
+def warnings(results: Results, table: pd.DataFrame) -> list[str]:
+    """All warnings that apply, the most important first.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+    """
+    ranked = rank(table, results.maximize)
+    return [
+        *_score(results),
+        *_edges(results, ranked),
+        *_same_seeds(results, table, ranked),
+        *_comparability(results, ranked),
+        *_lost_lanes(results),
+        *_effort(results),
+    ]
+
+
+def _score(results: Results) -> Iterator[str]:
+    if score := table_of(results.spec, "workload").get("score"):
+        yield f"What is called accuracy here is the mean of {score} over examples, from 0 to 1."
+
+
+def _edges(results: Results, ranked: pd.DataFrame) -> Iterator[str]:
+    best = ranked.drop_duplicates("optimizer")
+    edge = [f"{row['optimizer']} ({short(row['learning_rate'])})" for _, row in best[best["on_edge"]].iterrows()]
+    if edge:
+        yield (
+            f"The tuned rate of the best cell lies on the edge of its grid for {', '.join(edge)}: a rate outside may "
+            f"be better. Widen the range."
+        )
+    if ranked["on_edge"].any():
+        yield f"{int(ranked['on_edge'].sum())} of {len(ranked)} tuned rates lie on the edge of their grid."
+    for name, side, bound in edges(results, ranked):
+        yield (
+            f"The best cells lie at the {side} end of the searched {name.replace('_', ' ')}, {bound}: better ones may "
+            f"lie beyond. Widen the range."
+        )
+
+
+def _same_seeds(results: Results, table: pd.DataFrame, ranked: pd.DataFrame) -> Iterator[str]:
+    confirmed = winners_curse(results, table)
+    if confirmed["confirmed"].notna().any():
+        yield (
+            "The leaderboard and the figures show the seeds on which rates and cells were chosen; only the confirmed "
+            "scores come from seeds that chose nothing."
+        )
+    elif len(ranked):
+        yield (
+            "Rates and cells were chosen on the seeds that are reported, and the best of many cells is partly the "
+            "luckiest: expect the winner to score slightly worse on fresh seeds. [confirm] in the spec checks this."
+        )
+    if results.confirmation_trouble:
+        yield f"The confirmation is left out: {results.confirmation_trouble}."
+    missing = results.confirmation.pooled.trials["cell"].nunique() - len(confirmed) if results.confirmation else 0
+    if missing:
+        yield f"{counted(missing, 'confirmed cell')} left out: no lane ended, or the tuned rate has changed since."
+
+
+def _comparability(results: Results, ranked: pd.DataFrame) -> Iterator[str]:
+    if (ranked["rates"] == 1).any():
+        yield "Some cells ran at one learning rate only, so their rate is not tuned."
+    seeds = int(ranked["n"].min()) if len(ranked) else 0
+    if 0 < seeds < 6:
+        yield (
+            f"{counted(seeds, 'seed').capitalize()} cannot give p < .05 in an exact paired test, whatever the "
+            f"difference; at least 6 are needed."
+        )
+    if len(ranked) and ranked["epochs"].max() > 1.5 * ranked["epochs"].min():
+        yield (
+            f"The compared cells trained for {short(ranked['epochs'].min())} to {short(ranked['epochs'].max())} epochs "
+            f"and {short(ranked['updates'].min())} to {short(ranked['updates'].max())} updates: choose the axis of the "
+            f"curves by what training costs you."
+        )
+    stays = stints(results.trials).dropna(subset=["gpus"])
+    on_gpus, ran = stays["trial"][stays["gpus"].map(len) > 0].nunique(), stays["trial"].nunique()
+    if 0 < on_gpus < ran:
+        yield (
+            f"{counted(on_gpus, 'trial')} had a GPU and {ran - on_gpus} had none: compare seconds only within one of "
+            f"these groups."
+        )
+
+
+def _lost_lanes(results: Results) -> Iterator[str]:
+    lanes, trials = results.lanes, results.trials
+    diverged = int((lanes["outcome"] == Outcome.DIVERGED).sum())
+    if diverged:
+        yield (
+            f"{diverged:,} of {len(lanes):,} lanes diverged ({diverged / len(lanes):.0%}); a rate at which any seed "
+            f"diverged cannot be the tuned rate."
+        )
+    if stopped := int((trials["outcome"] == Outcome.STOPPED).sum()):
+        yield (
+            f"{counted(stopped, 'trial')} stopped by the scheduler used less of the budget and are not compared with "
+            f"completed trials."
+        )
+    left_out = results.pooled.left_out["outcome"].value_counts()
+    if len(left_out):
+        yield (
+            f"Trials left out because other trials of the same cell came further: "
+            f"{listing(f'{count} {name}' for name, count in left_out.items())}."
+            + (" A cell whose trial diverged looks too good." if Outcome.DIVERGED in left_out else "")
+        )
+    if given_up := int(lanes["stopped_update"].notna().sum()):
+        yield (
+            f"Successive halving stopped {given_up:,} of {len(lanes):,} lanes early, because their learning rates were "
+            f"behind others. They cannot be the tuned rate, and figures leave them out."
+        )
+
+
+def _effort(results: Results) -> Iterator[str]:
+    sampler, shares = table_of(results.spec, "tuning").get("sampler"), results.trials["optimizer"].value_counts()
+    if sampler in ADAPTIVE and len(shares) > 1 and shares.max() > 1.5 * shares.min():
+        yield (
+            f"The sampler, {sampler}, gave more trials to optimizers that looked good early: {shares.max()} to "
+            f"{shares.idxmax()}, {shares.min()} to {shares.idxmin()}. "
+            f"[tuning] fair = true gives every optimizer the same."
+        )
+    ended = [Outcome.COMPLETED, Outcome.STOPPED, Outcome.DIVERGED]
+    if lost := int((~results.trials["outcome"].isin(ended)).sum()):
+        yield f"Not compared: {counted(lost, 'trial')} that failed, ran out of memory or was interrupted."

@@ -1,0 +1,205 @@
+"""The layout of a results folder: files, tables and their columns, outcomes. The writer and the reader share it.
+
+A results folder holds `spec.toml`, `provenance.json` and the tables of `TABLES`. Each table is a folder of Parquet
+parts that only grows: a part is named `FIRST-LAST.parquet` after the appends that it holds. `importance.parquet` is a
+single file, derived from the trials. The subfolder `confirm/` is a results folder too: the best cells, run again at
+their tuned learning rates on seeds that the search did not use.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+CELL = ["optimizer", "width", "depth", "batch_size", "settings"]
+"""The columns that identify a cell."""
+
+AXES = ("update", "examples", "epoch", "train_seconds")
+"""The four measures of how long a lane has trained."""
+
+OBJECTIVES = ("metric", "train_seconds", "updates", "examples", "parameters")
+"""What a search can optimize; all but the metric are minimized."""
+
+
+TRIES = 5
+"""Attempts at listing and reading the parts of a table, which a running study may merge meanwhile."""
+
+
+class ResultsError(ValueError):
+    """A folder that cannot be read as results; the message names the file and what was expected."""
+
+
+class Outcome(StrEnum):
+    """How a trial or a lane ended."""
+
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    OUT_OF_MEMORY = "out of memory"
+    INTERRUPTED = "interrupted"
+
+
+class Regime(StrEnum):
+    """How much of the training split an update uses."""
+
+    STOCHASTIC = "stochastic"
+    MINI_BATCH = "mini-batch"
+    BATCH = "batch"
+
+
+REGIMES = tuple(str(each) for each in Regime)
+"""The regimes as plain text, in order."""
+
+
+def regime(batch_size: int, training_examples: int) -> Regime:
+    """Stochastic at batch size 1, batch at the whole training split, otherwise mini-batch."""
+    if batch_size >= training_examples:
+        return Regime.BATCH
+    return Regime.STOCHASTIC if batch_size == 1 else Regime.MINI_BATCH
+
+
+def _column(name: str, kind: pa.DataType, description: str, *, optional: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=optional, metadata={"description": description})
+
+
+def _schema(*columns: pa.Field) -> pa.Schema:
+    return pa.schema(columns, metadata={"version": str(SCHEMA_VERSION)})
+
+
+STINT = pa.struct(
+    [
+        ("started", pa.float64()),
+        ("ended", pa.float64()),
+        ("worker", pa.string()),
+        ("gpus", pa.list_(pa.string())),
+        ("share", pa.float64()),
+        ("cpus", pa.int64()),
+    ]
+)
+"""One stay of a trial on a worker: Unix times in seconds; host:process; host:id of each GPU and the share of each that
+the trial had; CPUs. The stay on a worker that was killed ends at the trial's last checkpoint."""
+
+TRIALS = _schema(
+    _column("trial", pa.int64(), "number of the trial, as in Optuna's storage"),
+    _column("optimizer", pa.string(), "update rule"),
+    _column("width", pa.int64(), "units of the first hidden layer, channels of the first convolution; 0 for linear"),
+    _column("depth", pa.int64(), "hidden layers, or convolutions; 0 for linear"),
+    _column("batch_size", pa.int64(), "examples per update"),
+    _column("regime", pa.string(), "stochastic, mini-batch or batch; derived from batch_size"),
+    _column(
+        "settings",
+        pa.string(),
+        "other searched parameters, as JSON: the optimizer's settings, and those of a user's model as model.NAME",
+        optional=True,
+    ),
+    _column("replicate", pa.int64(), "earlier trials of the same cell; each has its own seeds", optional=True),
+    _column("parameters", pa.int64(), "parameters of one network", optional=True),
+    _column("lanes", pa.int64(), "learning rates x seeds trained together", optional=True),
+    _column("engine", pa.string(), "engine that computed the updates", optional=True),
+    _column(
+        "lanes_at_once", pa.int64(), "lanes per pass; fewer than lanes if they did not fit in memory", optional=True
+    ),
+    _column(
+        "extensions",
+        pa.int64(),
+        "times the learning-rate grid grew because its best rate lay on its edge",
+        optional=True,
+    ),
+    _column("outcome", pa.string(), "how the trial ended"),
+    _column("value", pa.float64(), "the metric at the tuned learning rate; empty if none", optional=True),
+    _column("learning_rate", pa.float64(), "the tuned learning rate, chosen on the validation split", optional=True),
+    _column(
+        "reported", pa.list_(pa.float64()), "the value after each part of the budget; empty if none", optional=True
+    ),
+    _column("updates", pa.int64(), "optimizer steps per lane"),
+    _column("examples", pa.int64(), "training examples used per lane"),
+    _column("epochs", pa.float64(), "passes over the training split"),
+    _column("train_seconds", pa.float64(), "training time of the whole stack in seconds, without evaluation"),
+    _column("wall_seconds", pa.float64(), "seconds from start to end, everything included"),
+    _column("started", pa.float64(), "Unix time in seconds", optional=True),
+    _column("worker", pa.string(), "host:process of the last worker that ran it", optional=True),
+    _column("gpus", pa.list_(pa.string()), "host:id of each GPU it used or shared; none means CPU only", optional=True),
+    _column("stints", pa.list_(STINT), "its stays on workers, in order", optional=True),
+    _column("error", pa.string(), "the exception, or why its worker died", optional=True),
+)
+"""One row per trial, written when the trial ends."""
+
+LANES = _schema(
+    _column("trial", pa.int64(), "trial of the lane"),
+    _column("lane", pa.int64(), "index of the lane in its trial"),
+    _column("learning_rate", pa.float64(), "learning rate"),
+    _column("seed", pa.int64(), "seed of initialisation and batches; equal seeds are paired across cells"),
+    _column("outcome", pa.string(), "how the lane ended"),
+    _column("diverged_update", pa.int64(), "first update whose loss was not finite", optional=True),
+    _column("stopped_update", pa.int64(), "update at which successive halving stopped the lane's rate", optional=True),
+    _column("updates", pa.int64(), "optimizer steps made; for a diverged lane those before it diverged"),
+    _column("train_seconds", pa.float64(), "training time of the whole stack while this lane was in it"),
+    _column("train_seconds_share", pa.float64(), "this lane's share of that time"),
+    _column("train_loss", pa.float64(), "last loss on the fixed training subset", optional=True),
+    _column("validation_loss", pa.float64(), "last loss on the validation split", optional=True),
+    _column("test_loss", pa.float64(), "loss on the test split at the end", optional=True),
+    _column("train_accuracy", pa.float64(), "last accuracy on the fixed training subset", optional=True),
+    _column("validation_accuracy", pa.float64(), "last accuracy on the validation split", optional=True),
+    _column("test_accuracy", pa.float64(), "accuracy on the test split at the end", optional=True),
+    _column(
+        "weights",
+        pa.list_(pa.float64()),
+        "final parameters in the network's order; empty unless the spec records them",
+        optional=True,
+    ),
+)
+"""One row per (trial, lane). Losses and accuracies are empty where a lane diverged or has none."""
+
+CURVES = _schema(
+    _column("trial", pa.int64(), "trial of the lane"),
+    _column("lane", pa.int64(), "index of the lane in its trial"),
+    _column("update", pa.int64(), "optimizer steps so far; 0 is the initialisation"),
+    _column("examples", pa.int64(), "training examples used so far"),
+    _column("epoch", pa.float64(), "passes over the training split so far"),
+    _column("train_seconds", pa.float64(), "training time of the whole stack so far, without evaluation"),
+    _column(
+        "split",
+        pa.string(),
+        "train (a fixed subset of at most 1,000), validation, or batch (mean over the batches since the last point)",
+    ),
+    _column(
+        "metric",
+        pa.string(),
+        "loss or accuracy; with recording.gradient_noise also, on the split train, gradient_square (squared norm of "
+        "the mean gradient) and gradient_noise (trace of the covariance of the per-example gradients)",
+    ),
+    _column("value", pa.float64(), "value of the metric; for gradient_* an unbiased estimate, which can be negative"),
+)
+"""One row per (trial, lane, update, split, metric)."""
+
+PREDICTIONS = _schema(
+    _column("trial", pa.int64(), "trial of the lane"),
+    _column("lane", pa.int64(), "index of the lane in its trial"),
+    _column("example", pa.int64(), "index of the example in the test split"),
+    _column("target", pa.int64(), "its class"),
+    _column("predicted", pa.int64(), "the class that the trained lane predicts"),
+    _column("probability", pa.float32(), "the softmax probability of that class"),
+)
+"""One row per (trial, lane, test example); empty unless the spec has `recording.predictions`."""
+
+IMPORTANCE = _schema(
+    _column("parameter", pa.string(), "searched parameter: optimizer, batch_size, width, depth, or e.g. adam.beta1"),
+    _column("repeat", pa.int64(), "0 for all completed trials, 1 and up for bootstrap resamples of them"),
+    _column("importance", pa.float64(), "the parameter's share of the importance for the metric; a repeat sums to 1"),
+)
+"""One row per (repeat, parameter): how much each parameter matters. One file, rewritten as trials end."""
+IMPORTANCE_FILE = "importance.parquet"
+
+TABLES = {"trials": TRIALS, "lanes": LANES, "curves": CURVES, "predictions": PREDICTIONS}
+FOLDERS = {"trials": "trials.parquet", "lanes": "lanes.parquet", "curves": "curves", "predictions": "predictions"}
+KEYS = {
+    "trials": ["trial"],
+    "lanes": ["trial", "lane"],
+    "curves": ["trial", "lane", "update", "split", "metric"],
+    "predictions": ["trial", "lane", "example"],
+}
+"""The columns that identify a row of each table."""

@@ -115,7 +115,7 @@ def test_repeated_cell_gets_fresh_seeds() -> None:
     spec = check(changed(search={"width": 8, "depth": 1, "batch_size": 32, "optimizer": "sgd"}, lanes={"seeds": 3}))
     found = run_through(spec, optuna.create_study(), 3)
     assert [config["replicate"] for config in found] == [0, 1, 2]
-    assert [config["seeds"] for config in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert [config["seeds"] for config in found] == [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
 
 
 def test_interrupted_trial_keeps_its_number_and_cell() -> None:

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tests.s3_server import BUCKET
-
 ROOT = Path(__file__).parents[1]
+BUCKET = "bucket"
 
 
 def free_port() -> int:

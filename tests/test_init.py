@@ -22,7 +22,7 @@ from study.cli import main
 from study.errors import SpecError
 from study.spec import check, init, read
 from study.spec.model import SAMPLERS, SCHEDULERS
-from tests import brought
+from tests import user_code
 from tests.test_readme import commands
 from tests.test_startup import LIBRARIES
 from trainables.catalogue import CATALOGUE, FAMILIES, RULES, SOLO
@@ -408,16 +408,16 @@ complete -p study
 
 @pytest.mark.parametrize(
     ("arguments", "lines"),
-    [(["--data", "brought:waves"], ['model = "mlp"', 'metric = "loss"', 'batch_size = [16, 64, "full"]']),
-     pytest.param(["--data", "brought:waves", "--model", "brought:flat"], ["width = {low = 8, high = 64, log = true}"],
-                  marks=pytest.mark.long)],
+    [(["--data", "user_code:waves"], ['model = "mlp"', 'metric = "loss"', 'batch_size = [16, 64, "full"]']),
+     pytest.param(["--data", "user_code:waves", "--model", "user_code:flat"],
+                  ["width = {low = 8, high = 64, log = true}"], marks=pytest.mark.long)],
     ids=["data", "model"],
 )  # fmt: skip
 def test_what_users_bring_makes_a_spec_that_suits_it(
     arguments: list[str], lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = "\n\ndef flat(in_shape, out_features, width):\n    return plain(in_shape, out_features, width, 1)\n"
-    (tmp_path / "brought.py").write_text(Path(brought.__file__).read_text() + flat)
+    (tmp_path / "user_code.py").write_text(Path(user_code.__file__).read_text() + flat)
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["init", "own.toml", "--yes", *arguments])
     assert result.exit_code == 0, result.output

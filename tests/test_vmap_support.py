@@ -1,11 +1,10 @@
-"""Awkward models, optimizers and rules: what cannot be stacked takes turns, what would be no lane at all is refused."""
+"""Awkward models, optimizers and rules: lanes that cannot be stacked run in turn, hidden state is refused."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from study.errors import SpecError
-from study.spec import check
-from trainables import data, models
+from trainables import models
 from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
@@ -294,7 +291,7 @@ def hooked_chain() -> nn.Module:
      (Scaled, "vmap"),
      (Coupled, "vmap"), (weight_normed, "vmap"), (hooked_chain, "vmap")],
 )  # fmt: skip
-def test_awkward_models_train_as_alone(
+def test_awkward_models_equal_networks_alone(
     build: Callable[[], nn.Module], engine: str, optimizer: str, examples: Data
 ) -> None:
     proof = prove(build, named(optimizer), examples, 10, grid(1e-3, 1e-2, 2, [3, 4]), Criterion("regression"), "own")
@@ -302,14 +299,14 @@ def test_awkward_models_train_as_alone(
     assert proof.engine == ("solo" if optimizer == "Rprop" else engine)
 
 
-def test_one_seed_s_frozen_layer_is_its_own(examples: Data) -> None:
+def test_frozen_layers_of_one_seed_are_its_own(examples: Data) -> None:
     few = [Lane(0.01, 7)]
     proof = prove(Frozen, RULES["adam"], examples, 10, few, Criterion("regression"), "own")
     assert proof.difference < 1e-9
 
 
 @pytest.mark.parametrize("build", [InPlace, rectified])
-def test_inputs_that_a_model_writes_into_stay_as_they_were(build: Callable[[], nn.Module], examples: Data) -> None:
+def test_models_cannot_change_the_examples(build: Callable[[], nn.Module], examples: Data) -> None:
     stack = Stack.build(build, [Lane(0.01, 0)], RULES["sgd"], torch.float64, torch.device("cpu"))
     before = [split.inputs.clone() for split in (examples.train, examples.validation, examples.test)]
     for size in (10, 30):
@@ -324,7 +321,7 @@ class ScaledSeldom(Scaled):
         return super().hidden(x) * (torch.rand(()) < 0.9) if self.training else super().hidden(x)
 
 
-def test_the_gradient_s_noise_is_the_same_in_turn_and_together(examples: Data) -> None:
+def test_gradient_noise_is_equal_in_turn_and_together(examples: Data) -> None:
     found = []
     for build in (Scaled, ScaledSeldom):
         stack = Stack.build(build, [Lane(0.1, 0), Lane(0.1, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
@@ -335,12 +332,12 @@ def test_the_gradient_s_noise_is_the_same_in_turn_and_together(examples: Data) -
         assert torch.allclose(ours, theirs, rtol=1e-9)
 
 
-def test_batches_of_a_model_that_couples_them_stay_whole(examples: Data) -> None:
+def test_coupled_batches_stay_whole(examples: Data) -> None:
     assert support_of(Coupled, examples.train.inputs[:16]).whole
     assert not support_of(Scaled, examples.train.inputs[:16]).whole
 
 
-def test_gradients_that_hooks_change_are_used(examples: Data) -> None:
+def test_gradient_hooks_are_applied(examples: Data) -> None:
     """The clipped network moves by no more than its limit lets it."""
     stack = Stack.build(Clipped, [Lane(1.0, 0), Lane(1.0, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
     before = stack.parameters.clone()
@@ -360,17 +357,15 @@ def test_gradients_that_hooks_change_are_used(examples: Data) -> None:
      (ByNumpy, "own: two networks of one seed begin with other values of last.bias"),
      (ByPython, "own: draws random numbers that are not torch's")],
 )  # fmt: skip
-def test_models_whose_lanes_would_be_none_are_refused(
-    build: Callable[[], nn.Module], told: str, examples: Data
-) -> None:
+def test_support_of_refuses_models_with_hidden_state(build: Callable[[], nn.Module], told: str, examples: Data) -> None:
     with pytest.raises(UserCodeError, match=told):
         support_of(build, examples.train.inputs[:4], "own")
 
 
-def test_a_chain_of_linear_layers_over_images_without_channels_is_torch_s() -> None:
+def test_unbatched_images_are_left_to_torch() -> None:
     """Convolutions of (n, 7, 7) are of one channel-less image each in torch; lanes' layers know none such."""
     build = models.build
-    made = build("tests.test_general:unbatched", (7, 7), 4)
+    made = build("tests.test_vmap_support:unbatched", (7, 7), 4)
     assert not models.layered(made)
     assert made(torch.zeros(5, 7, 7)).shape == (5, 4)
 
@@ -379,7 +374,7 @@ def unbatched(in_shape: tuple[int, ...], out_features: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(5, 5, 3), nn.Flatten(), nn.Linear(25, out_features))
 
 
-def test_a_difference_with_nan_is_infinite() -> None:
+def test_relative_difference_with_nan_is_infinite() -> None:
     one, nan, infinity = torch.ones(2), torch.tensor([1.0, math.nan]), torch.tensor([1.0, math.inf])
     assert relative(one, one) == 0
     assert relative(nan, one) == math.inf
@@ -432,8 +427,8 @@ MIXING = Rule("mixing", mixing, None, (1e-3, 1.0))
 NORMED = Rule("normed", normed, None, (1e-3, 1.0))
 
 
-def test_optimizers_are_tried(examples: Data) -> None:
-    here = "tests.test_general"
+def test_try_optimizer_refuses_dependent_lanes_and_lost_state(examples: Data) -> None:
+    here = "tests.test_vmap_support"
     with pytest.raises(UserCodeError, match="Forgetful: goes on differently where its state_dict is loaded"):
         try_optimizer(f"{here}:Forgetful")
     with pytest.raises(UserCodeError, match="MIXING: a lane's update depends on the lanes beside it; take norms"):
@@ -443,8 +438,8 @@ def test_optimizers_are_tried(examples: Data) -> None:
 
 
 @pytest.mark.parametrize("name", ["WithoutClosure", "Asking", "NORMED"])
-def test_optimizers_of_any_habit_train_as_alone(name: str, examples: Data) -> None:
-    rule = named(f"tests.test_general:{name}")
+def test_awkward_optimizers_equal_networks_alone(name: str, examples: Data) -> None:
+    rule = named(f"tests.test_vmap_support:{name}")
     proof = prove(Net, rule, examples, 10, grid(1e-3, 1e-2, 2, [3, 4]), Criterion("regression"), "own")
     assert proof.difference < 1e-9
     stack = Stack.build(Net, [Lane(0.1, 0)], rule, torch.float64, torch.device("cpu"))
@@ -453,93 +448,14 @@ def test_optimizers_of_any_habit_train_as_alone(name: str, examples: Data) -> No
     assert losses[-1] < losses[0]
 
 
-def constant() -> dict[str, tuple[Tensor, Tensor]]:
-    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
-    y = torch.stack([x[:, 0], torch.full((30,), 7.0)], 1)
-    return {"train": (x, y), "validation": (x, y), "test": (x, y)}
-
-
-def one_class() -> dict[str, tuple[Tensor, Tensor]]:
-    return dict.fromkeys(("train", "validation", "test"), (torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)))
-
-
-def with_gradient() -> dict[str, tuple[Tensor, Tensor]]:
-    x = torch.randn(5, 2, requires_grad=True)
-    return dict.fromkeys(("train", "validation", "test"), (x, x[:, :1] * 2))
-
-
-def unsigned() -> dict[str, Any]:
-    pair = np.arange(12, dtype=np.uint16).reshape(6, 2), np.arange(6, dtype=np.uint16) % 2
-    return dict.fromkeys(("train", "validation", "test"), pair)
-
-
-def test_data_of_any_habit(tmp_path: Path) -> None:
-    found = data.load("tests.test_general:constant", tmp_path, standardize=True)
-    assert found.train.targets[:, 0].std().item() == pytest.approx(1, abs=1e-6)
-    assert torch.equal(found.train.targets[:, 1], torch.zeros(30))
-    single = data.load("tests.test_general:lonely", tmp_path, standardize=True)
-    assert single.train.inputs.isfinite().all()
-    assert single.train.targets.isfinite().all()
-    assert not data.load("tests.test_general:with_gradient", tmp_path).train.targets.requires_grad
-    assert data.load("tests.test_general:unsigned", tmp_path).out_features == 2
-    with pytest.raises(UserCodeError, match="one_class: all targets are 0; expected two classes or more"):
-        data.load("tests.test_general:one_class", tmp_path)
-
-
-def lonely() -> dict[str, tuple[Tensor, Tensor]]:
-    return dict.fromkeys(("train", "validation", "test"), (torch.ones(1, 2), torch.ones(1)))
-
-
 def slips(outputs: Tensor, targets: Tensor) -> Tensor:
     """Above 0 at first and below later."""
     return (outputs - targets).square().mean(1) - 0.5
 
 
-def test_a_loss_that_turns_negative_is_told(examples: Data) -> None:
-    criterion = Criterion("regression", "tests.test_general:slips")
+def test_loss_that_becomes_negative_is_an_error(examples: Data) -> None:
+    criterion = Criterion("regression", "tests.test_vmap_support:slips")
     stack = Stack.build(Net, [Lane(0.05, 0)], RULES["adam"], torch.float64, torch.device("cpu"))
     engine = choose(Net, (IN,), criterion, 10, stack, None, "auto")
     with pytest.raises(UserCodeError, match=r"slips: gives a mean of -0\.\d+ .*expected"):
         list(train(stack, engine, examples, 10, Budget(epochs=30)))
-
-
-class Batched(nn.Module):
-    """Normalises over the batch."""
-
-    def __init__(self, in_shape: tuple[int, ...], out_features: int) -> None:
-        super().__init__()
-        self.norm, self.last = nn.BatchNorm1d(in_shape[0]), nn.Linear(in_shape[0], out_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(self.norm(x))
-        return out
-
-
-@pytest.mark.parametrize(
-    ("sizes", "more", "told"),
-    [([7, 15], {}, "search.batch_size = 7: the last batch of an epoch has one of the 302 examples"),
-     ({"low": 6, "high": 8}, {}, "search.batch_size = 7: the last batch"),
-     ([1, 6], {"drop_last": True}, "search.batch_size = 1: tests.test_general:Batched cannot train on one example"),
-     ([6, 7], {"drop_last": True}, "")],
-)  # fmt: skip
-def test_a_model_that_cannot_train_on_one_example_is_told_of_before(
-    sizes: Any, more: dict[str, bool], told: str, tmp_path: Path
-) -> None:
-    tables = {
-        "name": "own",
-        "workload": {"data": "tests.test_general:many", "model": "tests.test_general:Batched"},
-        "search": {"batch_size": sizes, "optimizer": "adam"},
-        "budget": {"trials": 2, "epochs": 1, **more},
-    }
-    if not told:
-        check(tables, "own.toml", tmp_path)
-        return
-    with pytest.raises(SpecError) as raised:
-        check(tables, "own.toml", tmp_path)
-    assert told in str(raised.value)
-    assert "Expected more than 1 value per channel" in str(raised.value)
-
-
-def many() -> dict[str, tuple[Tensor, Tensor]]:
-    x = torch.randn(302, 2, generator=torch.Generator().manual_seed(0))
-    return dict.fromkeys(("train", "validation", "test"), (x, x.sum(1)))

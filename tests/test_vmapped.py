@@ -1,0 +1,135 @@
+"""Lanes of users' models, optimizers, losses and scores compute what each computes alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from tests import user_code
+from trainables import data, models
+from trainables.criterion import Criterion
+from trainables.engines.choose import choose
+from trainables.lanes.batches import Batches
+from trainables.lanes.equality import prove
+from trainables.lanes.stack import Lane, Stack, grid
+from trainables.lanes.train import advance
+from trainables.rules import RULES, Rule, named
+from trainables.usercode.importing import UserCodeError
+from trainables.usercode.vmap_support import support_of
+
+MODELS = ["Residual", "Vision", "Normed", "Dropped", "plain"]
+
+
+SCALED = Rule("scaled", RULES["adam"].unit_update, torch.optim.Adam, (1e-3, 1e-1), ("exp_avg", "exp_avg_sq"),
+              {"beta1": 0.8, "beta2": 0.99, "eps": 1e-8}, RULES["adam"].columns)  # fmt: skip
+
+
+IMAGES = Criterion("classification")
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Data:
+    return data.load("digits", standardize=True, dtype=torch.float64)
+
+
+def maker(name: str, found: data.Data, **arguments: Any) -> Any:
+    size = {"width": 8, "depth": 2, **arguments}
+    return partial(models.build, f"tests.user_code:{name}", found.in_shape, found.out_features, **size)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "momentum", "tests.test_vmapped:SCALED", "tests.user_code:Lion"])
+@pytest.mark.parametrize("model", MODELS)
+def test_lanes_equal_networks_alone(model: str, optimizer: str, digits: data.Data) -> None:
+    pairs = grid(1e-3, 1e-2, 2, [3, 4])
+    proof = prove(maker(model, digits), named(optimizer), digits, 50, pairs, IMAGES, model)
+    assert proof.difference < 1e-8
+    expected = {"Dropped": "loop", "plain": "eager"}.get(model, "vmap")
+    assert proof.engine == ("solo" if named(optimizer).solo else expected)
+
+
+@pytest.mark.parametrize("model", MODELS[:4])
+def test_lanes_are_equal_after_pauses_in_passes_and_alone(model: str, digits: data.Data) -> None:
+    """Interrupted or not, in passes or all at once, alone or among others: the same numbers."""
+    build, all_lanes = maker(model, digits), grid(1e-3, 1e-2, 2, [0, 1])
+
+    def trained(those: list[Lane], at_once: int = 0, pauses: tuple[int, ...] = ()) -> Stack:
+        stack = Stack.build(build, those, RULES["adam"], torch.float64, torch.device("cpu"))
+        for stop in (*pauses, 30):
+            saved, stack = (
+                stack.state_dict(),
+                Stack.build(build, those, RULES["adam"], torch.float64, torch.device("cpu")),
+            )
+            stack.load_state_dict(saved)
+            stack.at_once = at_once or len(those)
+            engine = choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
+            advance(stack, engine, Batches(digits.train, 100, stack), stop)
+        return stack
+
+    whole = trained(all_lanes)
+    cut = trained(all_lanes, pauses=(7, 19))
+    assert torch.equal(whole.parameters, cut.parameters)
+    assert all(torch.equal(whole.extras[name], cut.extras[name]) for name in whole.extras)
+    for other, rows in ((trained(all_lanes, at_once=3), slice(None)), (trained(all_lanes[2:3]), slice(2, 3))):
+        assert torch.allclose(whole.parameters[rows], other.parameters, rtol=1e-8, atol=1e-8)
+        for name, extra in whole.extras.items():
+            assert torch.allclose(extra[rows].double(), other.extras[name].double(), rtol=1e-8, atol=1e-8)
+
+
+def test_batch_norm_is_evaluated_by_running_means(digits: data.Data) -> None:
+    build = maker("Normed", digits)
+    stack = Stack.build(build, [Lane(0.01, 0), Lane(0.01, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
+    engine = choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
+    advance(stack, engine, Batches(digits.train, 100, stack), 5)
+    assert stack.extras["body.1.num_batches_tracked"].tolist() == [5, 5]
+    before = {name: extra.clone() for name, extra in stack.extras.items()}
+    found = engine.evaluate(stack, slice(0, 2), digits.validation)
+    classes, _ = engine.predict(stack, slice(0, 2), digits.validation)
+    engine.noise(stack, slice(0, 2), digits.train.head(200))
+    assert all(torch.equal(stack.extras[name], extra) for name, extra in before.items())
+    net = build().double().eval()
+    state = dict(zip(models.trained(net), stack.leaves(slice(1, 2)), strict=True))
+    net.load_state_dict({name: leaf[0].detach() for name, leaf in state.items()} | {n: e[1] for n, e in before.items()})
+    outputs = net(digits.validation.inputs).detach()
+    loss = torch.nn.functional.cross_entropy(outputs, digits.validation.targets)
+    assert found["loss"][1].item() == pytest.approx(loss.item(), rel=1e-9)
+    assert torch.equal(classes[1], outputs.argmax(1))
+
+
+def test_frozen_parameters_do_not_change(digits: data.Data) -> None:
+    build = maker("Residual", digits, frozen=True)
+    stack = Stack.build(build, [Lane(0.01, 0), Lane(0.01, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
+    first = {name: extra.clone() for name, extra in stack.extras.items()}
+    assert set(first) == {"first.weight", "first.bias"}  # they differ from seed to seed
+    engine = choose(build, digits.in_shape, IMAGES, 100, stack, None, "auto")
+    before = stack.parameters.clone()
+    advance(stack, engine, Batches(digits.train, 100, stack), 5)
+    assert all(torch.equal(stack.extras[name], extra) for name, extra in first.items())
+    assert not torch.equal(before, stack.parameters)
+
+
+@pytest.mark.parametrize(
+    ("model", "together", "whole", "draws"),
+    [("Residual", True, False, False), ("Vision", True, False, False), ("Normed", True, True, False),
+     ("Dropped", False, True, True)],
+)  # fmt: skip
+def test_support_of_finds_how_lanes_can_run(
+    model: str, together: bool, whole: bool, draws: bool, digits: data.Data
+) -> None:
+    support = support_of(maker(model, digits), digits.train.inputs[:4])
+    assert (support.together, support.whole, support.draws) == (together, whole, draws)
+    assert bool(support.why) is not together
+
+
+def test_user_losses_and_scores_are_per_example() -> None:
+    outputs, targets = torch.randn(3, 7, 2, dtype=torch.float64), torch.randn(1, 7, 2, dtype=torch.float64)
+    own = Criterion("regression", "tests.user_code:huber", "tests.user_code:near")
+    found = own.losses(outputs, targets)
+    assert found.shape == (3, 7)
+    assert torch.equal(found[2], user_code.huber(outputs[2], targets[0]))
+    assert own.scored
+    assert torch.equal(own.scores(outputs, targets)[1], user_code.near(outputs[1], targets[0]))
+    with pytest.raises(UserCodeError, match=r"tests.user_code:plain: raised TypeError"):
+        Criterion("regression", "tests.user_code:plain").losses(outputs, targets)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
 import torch
 
 from trainables import catalogue, data, models
-from trainables.config import Budget
+from trainables.config import Budget, TrialConfig
 from trainables.criterion import Criterion
 from trainables.data import Data
 from trainables.engines.base import Engine
 from trainables.engines.choose import choose
 from trainables.lanes import reference
+from trainables.lanes.records import Report
 from trainables.lanes.stack import Lane, Stack
 from trainables.lanes.train import train
 from trainables.models import Builder
@@ -52,6 +54,14 @@ def fresh(family: str, rule: str, configurations: list[Lane]) -> Stack:
     return Stack.build(builder(family), configurations, named(rule), torch.float64, CPU)
 
 
+def train_stack(
+    stack: Stack, engine: Engine, workload: Data, batch_size: int, budget: Budget, **how: Any
+) -> Iterator[Report]:
+    """Train a stack by `train`, with these settings of a trial."""
+    config = TrialConfig(optimizer=stack.rule.name, batch_size=batch_size, budget=budget, **how)
+    return train(stack, engine, workload, config)
+
+
 def trained(
     family: str,
     rule: str,
@@ -66,7 +76,7 @@ def trained(
     stack = fresh(family, rule, configurations)
     stack.at_once = at_once or stack.at_once
     workload, maker = small(FAMILIES[family][0]), made(family, batch_size, stack, engine)
-    for _ in train(stack, maker, workload, batch_size, Budget(updates=updates), **how):
+    for _ in train_stack(stack, maker, workload, batch_size, Budget(updates=updates), **how):
         pass
     return stack
 

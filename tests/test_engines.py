@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.solo import CPU, FAMILIES, TRAINING, builder, difference, fresh, made, small, solo, trained
+from tests.solo import CPU, FAMILIES, TRAINING, builder, difference, fresh, made, small, solo, train_stack, trained
 from trainables import models
 from trainables.catalogue import SOLO
 from trainables.config import Budget
@@ -19,7 +19,6 @@ from trainables.criterion import Criterion
 from trainables.data import CATALOGUE, Split
 from trainables.engines import compiled, dense, eager, memory
 from trainables.engines.choose import choose
-from trainables.lanes import train as lanes
 from trainables.lanes.batches import Batches
 from trainables.lanes.records import Report
 from trainables.lanes.seeds import initialise
@@ -63,7 +62,7 @@ def test_a_lane_is_a_solo_run_of_torch_optim(engine: str, rule: str, family: str
     stack = fresh(family, rule, configurations)
     maker, workload = made(family, batch_size, stack, engine), small(FAMILIES[family][0])
     for pause, (updates, tolerance) in enumerate(((1, 1e-12), (100, 1e-9))):
-        for _ in lanes.train(stack, maker, workload, batch_size, Budget(updates=updates)):
+        for _ in train_stack(stack, maker, workload, batch_size, Budget(updates=updates)):
             pass
         assert (stack.update, stack.alive) == (updates, [0, 1, 2, 3])
         for row, alone in zip(stack.parameters, expected, strict=True):
@@ -177,7 +176,7 @@ def test_memory_that_does_not_hold_one_lane_is_an_error(monkeypatch: pytest.Monk
 def test_halving_gives_up_the_worse_rates_and_leaves_the_others_as_they_are(engine: str, family: str) -> None:
     configurations = [*grid(1e-4, 3e-2, 8, [0, 1]), Lane(1e200, 0), Lane(1e200, 1)]
     whole = trained(family, "sgd", 32, configurations, 40, engine)
-    halved = trained(family, "sgd", 32, configurations, 40, engine, halving="loss")
+    halved = trained(family, "sgd", 32, configurations, 40, engine, halving=True)
     # Of ten reports of 4 updates: nine rates, one of them lost, are 4 after the second, 2 after the third, then 1.
     assert list(halved.diverged) == [16, 17]
     assert sorted(halved.stopped.values()) == [8] * 8 + [12] * 4 + [20] * 2
@@ -222,7 +221,7 @@ def test_any_other_torch_optimizer_runs_lane_by_lane_and_resumes(name: str) -> N
         return Stack.build(builder("mlp"), configurations, named(name), torch.float64, CPU)
 
     def run(stack: Stack) -> Iterator[Report]:
-        return lanes.train(stack, made("mlp", 32, stack, "auto"), workload, 32, Budget(epochs=4))
+        return train_stack(stack, made("mlp", 32, stack, "auto"), workload, 32, Budget(epochs=4))
 
     whole, first, second = fresh(), fresh(), fresh()
     list(run(whole))
@@ -311,7 +310,7 @@ def test_a_wide_network_sees_the_whole_split_and_short_batches() -> None:
     def parameters(engine: str, batch_size: int) -> torch.Tensor:
         stack = Stack.build(build, grid(1e-3, 1e-2, 3, [0, 1]), RULES["adam"], torch.float64, CPU)
         maker = choose(build, (1, 8, 8), "classification", batch_size, stack, None, engine)
-        list(lanes.train(stack, maker, workload, batch_size, Budget(updates=10)))
+        list(train_stack(stack, maker, workload, batch_size, Budget(updates=10)))
         return stack.parameters
 
     for batch_size in (32, TRAINING):

@@ -13,14 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.solo import CPU, TRAINING, builder, difference, made, small, solo, trained
+from tests.solo import CPU, TRAINING, builder, difference, made, small, solo, train_stack, trained
 from trainables import data, models
 from trainables.augment import Augment
 from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import Data, Split
 from trainables.engines.eager import Eager
-from trainables.lanes import train as lanes
 from trainables.lanes.batches import Batches
 from trainables.lanes.rates import rungs as rungs_of
 from trainables.lanes.records import Report
@@ -40,7 +39,7 @@ def test_divergence_is_dated_by_the_update_that_was_not_finite() -> None:
     workload = Data("linear", "regression", ones, ones, ones)
     stack = Stack.build(build, [Lane(5e9, 0), Lane(0.1, 0)], RULES["sgd"], torch.float64, CPU)
     weight = sum(stack.parameters[0].tolist())
-    reports = list(lanes.train(stack, Eager(build(), Criterion("regression"), 4), workload, 4, Budget(updates=100)))
+    reports = list(train_stack(stack, Eager(build(), Criterion("regression"), 4), workload, 4, Budget(updates=100)))
     # The sum s of weight and bias is the output, and shrinks or grows by the factor 1 - 4 lr per update.
     expected = math.ceil((154.127 - math.log10(abs(weight))) / math.log10(4 * 5e9)) + 1
     assert stack.diverged == {0: expected}
@@ -49,7 +48,7 @@ def test_divergence_is_dated_by_the_update_that_was_not_finite() -> None:
 
 def test_a_trial_whose_lanes_all_diverge_ends_at_once() -> None:
     stack = Stack.build(builder("mlp"), [Lane(1e200, 0)], RULES["sgd"], torch.float64, CPU)
-    reports = list(lanes.train(stack, made("mlp", 1, stack), small("cubic"), 1, Budget(epochs=50)))
+    reports = list(train_stack(stack, made("mlp", 1, stack), small("cubic"), 1, Budget(epochs=50)))
     assert len(reports) == 1
     assert reports[0].finished
     assert stack.alive == []
@@ -65,7 +64,7 @@ def test_resuming_from_a_checkpoint_is_bit_for_bit(rule: str, stop_after: int) -
         return Stack.build(builder("mlp"), configurations, RULES[rule], torch.float64, CPU)
 
     def run(stack: Stack) -> Iterator[Report]:
-        return lanes.train(stack, made("mlp", 32, stack), workload, 32, budget)
+        return train_stack(stack, made("mlp", 32, stack), workload, 32, budget)
 
     whole, first, second = fresh(), fresh(), fresh()
     undisturbed = list(run(whole))
@@ -85,7 +84,7 @@ def test_resuming_from_a_checkpoint_is_bit_for_bit(rule: str, stop_after: int) -
 
 
 def test_a_checkpoint_remembers_what_was_given_up_and_the_size_of_passes() -> None:
-    stack = trained("mlp", "sgd", 32, grid(1e-3, 1e-1, 4, [0]), 20, halving="loss", at_once=3)
+    stack = trained("mlp", "sgd", 32, grid(1e-3, 1e-1, 4, [0]), 20, halving=True, at_once=3)
     assert stack.stopped
     file = io.BytesIO()
     torch.save(stack.state_dict(), file)
@@ -99,7 +98,7 @@ def test_every_updates_loss_is_kept_where_asked() -> None:
     configurations = [Lane(0.01, 0), Lane(1e200, 0), Lane(0.02, 1)]
     workload = small("cubic")
     stack = Stack.build(builder("mlp"), configurations, RULES["sgd"], torch.float64, CPU)
-    training = lanes.train(stack, made("mlp", 32, stack), workload, 32, Budget(epochs=3), every_update=True)
+    training = train_stack(stack, made("mlp", 32, stack), workload, 32, Budget(epochs=3), every_update=True)
     traces = [trace for report in training for trace in report.traces]
     whens = [when for trace in traces for when, *_ in trace.updates()]
     assert [when[0] for when in whens] == list(range(1, 13))
@@ -173,7 +172,7 @@ def test_an_epoch_uses_every_example_once(count: int, batch_size: int) -> None:
 def test_a_short_last_batch_can_be_left_out(engine: str) -> None:
     workload, budget, lane = small("cubic"), Budget(epochs=2, drop_last=True), Lane(0.01, 3)
     stack = Stack.build(builder("mlp"), [lane], RULES["sgd"], torch.float64, CPU)
-    reports = list(lanes.train(stack, made("mlp", 32, stack, engine), workload, 32, budget))
+    reports = list(train_stack(stack, made("mlp", 32, stack, engine), workload, 32, budget))
     assert [(report.epoch, report.examples) for report in reports] == [(1, 96), (2, 192)]
     alone = solo("mlp", "sgd", 32, lane, 6, drop_last=True)[0]
     assert stack.update == 6
@@ -198,7 +197,7 @@ def test_a_short_last_batch_can_be_left_out(engine: str) -> None:
 def test_a_budget_in_updates(budget: Budget, batch_size: int, updates: int) -> None:
     assert budget.total_updates(batch_size, TRAINING) == updates
     stack = Stack.build(builder("linear"), [Lane(0.001, 0)], RULES["sgd"], torch.float64, CPU)
-    reports = list(lanes.train(stack, made("linear", batch_size, stack), small("linear"), batch_size, budget))
+    reports = list(train_stack(stack, made("linear", batch_size, stack), small("linear"), batch_size, budget))
     assert stack.update == updates
     assert [report.number for report in reports] == list(range(1, budget.reports + 1))
     assert [report.finished for report in reports] == [False] * (budget.reports - 1) + [True]
@@ -210,7 +209,7 @@ def test_a_budget_in_updates(budget: Budget, batch_size: int, updates: int) -> N
 
 def test_a_budget_in_seconds_is_spent_on_training_alone() -> None:
     stack = Stack.build(builder("mlp"), [Lane(0.001, 0)], RULES["sgd"], torch.float64, CPU)
-    reports = list(lanes.train(stack, made("mlp", 1, stack), small("cubic"), 1, Budget(seconds=0.2)))
+    reports = list(train_stack(stack, made("mlp", 1, stack), small("cubic"), 1, Budget(seconds=0.2)))
     assert len(reports) == 10
     assert stack.seconds >= 0.2
     assert stack.train_seconds.tolist() == [stack.seconds]
@@ -246,7 +245,7 @@ def test_batch_gradient_descent_on_linear_finds_least_squares() -> None:
     workload = data.load("linear", dtype=torch.float64)
     build = partial(models.build, "linear", (10,), 1)
     stack = Stack.build(build, [Lane(0.1, 0)], RULES["gradient-descent"], torch.float64, CPU)
-    for _ in lanes.train(stack, Eager(build(), Criterion("regression"), 100), workload, 100, Budget(updates=2000)):
+    for _ in train_stack(stack, Eager(build(), Criterion("regression"), 100), workload, 100, Budget(updates=2000)):
         pass
     ones = torch.ones(100, 1, dtype=torch.float64)
     closed_form = torch.linalg.lstsq(torch.cat([workload.train.inputs, ones], 1), workload.train.targets).solution

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from study.results.tables import TrialBuffer
-from tests.solo import CPU, FAMILIES, builder, difference, made, small, trained
+from tests.solo import CPU, FAMILIES, builder, difference, made, small, train_stack, trained
 from trainables import models
 from trainables.config import Budget
 from trainables.criterion import Criterion
@@ -22,7 +22,6 @@ from trainables.engines.eager import Eager
 from trainables.lanes.evaluate import NOISE
 from trainables.lanes.records import Point, Report
 from trainables.lanes.stack import Lane, Stack, grid
-from trainables.lanes.train import train
 from trainables.rules import RULES, named
 from trainables.tune import MLPTrainable
 
@@ -109,7 +108,7 @@ def test_recording_it_changes_no_other_number(engine: str, rule: str, family: st
         stack = Stack.build(builder(family), LANES, named(rule), torch.float64, CPU)
         options = {"every_update": every_update, "gradient_noise": gradient_noise}
         workload, maker = small(FAMILIES[family][0]), made(family, 32, stack, engine)
-        return stack, list(train(stack, maker, workload, 32, Budget(epochs=2), halving="loss", **options))
+        return stack, list(train_stack(stack, maker, workload, 32, Budget(epochs=2), halving=True, **options))
 
     (plain, reports), (recorded, others) = run(False), run(True)
     assert torch.equal(plain.parameters, recorded.parameters)
@@ -131,7 +130,7 @@ def test_it_is_of_the_training_examples_that_are_evaluated() -> None:
     stack = Stack.build(builder("mlp"), [Lane(0.01, 0)], RULES["sgd"], torch.float64, CPU)
     workload, engine = small("cubic"), made("mlp", 32, stack)
     expected = engine.noise(stack, slice(0, 1), workload.train)
-    first = next(train(stack, engine, workload, 32, Budget(epochs=1), gradient_noise=True)).points[1]
+    first = next(train_stack(stack, engine, workload, 32, Budget(epochs=1), gradient_noise=True)).points[1]
     assert list(first.values.values()) == [numbers.tolist() for numbers in expected]
 
 
@@ -143,7 +142,7 @@ def test_a_lane_without_a_finite_value_has_none_and_trains_on() -> None:
     stack = Stack.build(lambda: network, [Lane(1e-30, 0), Lane(1e-30, 1)], RULES["sgd"], torch.float64, CPU)
     stack.parameters[:] = torch.tensor([[1e143, 0.0], [1.0, 0.0]], dtype=torch.float64)
     workload, engine = Data("linear", "regression", far, far, far), Eager(network, Criterion("regression"), 4)
-    points = next(train(stack, engine, workload, 4, Budget(updates=1), gradient_noise=True)).points
+    points = next(train_stack(stack, engine, workload, 4, Budget(updates=1), gradient_noise=True)).points
     assert [point.lanes for point in points[:2]] == [[0, 1], [1]]
     assert stack.alive == [0, 1]
 
@@ -154,7 +153,7 @@ def test_passes_do_not_change_it(family: str) -> None:
         stack = Stack.build(builder(family), LANES, RULES["sgd"], torch.float64, CPU)
         stack.at_once = at_once
         workload, engine = small(FAMILIES[family][0]), made(family, 32, stack)
-        reports = train(stack, engine, workload, 32, Budget(updates=8), gradient_noise=True)
+        reports = train_stack(stack, engine, workload, 32, Budget(updates=8), gradient_noise=True)
         found = [point for report in reports for point in report.points if ("train", NOISE[0]) in point.values]
         return torch.tensor([numbers for point in found[1:] for numbers in point.values.values()])
 

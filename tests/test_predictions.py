@@ -36,7 +36,7 @@ def run(config: dict[str, Any], steps: int = 2) -> tuple[CNNTrainable, TrialBuff
 def test_they_are_what_the_networks_see_and_change_no_number() -> None:
     plain, without, rows = run(CONFIG)
     asked, course, same = run({**CONFIG, "predictions": True})
-    assert torch.equal(plain.stack.parameters, asked.stack.parameters)
+    assert torch.equal(plain.run.stack.parameters, asked.run.stack.parameters)
     assert [course.curves[name] for name in ("update", "value")] == [without.curves[n] for n in ("update", "value")]
     assert not without.predictions["lane"]
     test = data.load("digits", standardize=True).test
@@ -46,7 +46,7 @@ def test_they_are_what_the_networks_see_and_change_no_number() -> None:
     assert (columns["target"] == test.targets.numpy()).all()
     network = models.build("cnn", (1, 8, 8), 10, width=2, depth=1, kernel=3)
     for lane, row in enumerate(same):
-        torch.nn.utils.vector_to_parameters(asked.stack.parameters[lane], network.parameters())
+        torch.nn.utils.vector_to_parameters(asked.run.stack.parameters[lane], network.parameters())
         with torch.no_grad():
             outputs = network(test.inputs).softmax(1)
         np.testing.assert_allclose(columns["probability"][lane], outputs.amax(1), rtol=1e-4)

@@ -189,7 +189,7 @@ class Troubled(MLPTrainable):
         driver = Path(str(self.trial.data_folder)) / "driver"
         if self.trial.trial == 2:
             os._exit(1)
-        if self.trial.trial == 7 and self.stack.reports == 1 and driver.exists():
+        if self.trial.trial == 7 and self.run.stack.reports == 1 and driver.exists():
             pid = int(driver.read_text())
             driver.unlink()
             os.kill(pid, signal.SIGINT)
@@ -200,7 +200,7 @@ class Troubled(MLPTrainable):
         number = self.trial.trial
         if number == 1:
             raise RuntimeError("a bug in the model")
-        if number == 4 and self.stack.reports == 1:
+        if number == 4 and self.run.stack.reports == 1:
             raise MemoryError("too many lanes")
         result = super()._step()
         # Each trial is better than all before, but for one, which the scheduler stops.

@@ -21,8 +21,9 @@ from analysis.cells import tuned_rates
 from trainables.config import TrialConfig
 from trainables.lanes.rates import beyond, tuned
 from trainables.lanes.stack import Stack, grid
+from trainables.lanes.trial import grid_lanes, lane_rows
 from trainables.rules import RULES
-from trainables.tune import TRAINABLES, CNNTrainable, LaneTrainable, MLPTrainable, Payload, grid_lanes, lane_rows
+from trainables.tune import TRAINABLES, CNNTrainable, LaneTrainable, MLPTrainable, Payload
 
 CONFIG: dict[str, Any] = {
     "optimizer": "adam",
@@ -86,7 +87,7 @@ def test_a_saved_trial_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert "payload" not in first._last_result  # it would travel with every checkpoint
     second.load_checkpoint(str(folder))
     assert begun + numbers(second, 2) == undisturbed
-    assert torch.equal(second.stack.parameters, whole.stack.parameters)
+    assert torch.equal(second.run.stack.parameters, whole.run.stack.parameters)
 
 
 def test_a_trial_whose_lanes_all_diverge_says_so_and_has_no_value() -> None:
@@ -181,7 +182,7 @@ def test_a_trial_ends_once_no_rate_counts() -> None:
     # Of two seeds at one rate, one diverges: the cell has no tuned rate, and never will.
     trainable = MLPTrainable({**CONFIG, "rates": (1e-2, 1e-2, 1), "budget": {"epochs": 4}})
     trainable.train()
-    trainable.stack.parameters[0] = math.inf
+    trainable.run.stack.parameters[0] = math.inf
     result = trainable.train()
     assert (result["done"], result["outcome"], result["finished"]) == (True, "diverged", False)
     assert [bool(row["diverged_update"]) for row in result["payload"].lanes] == [True, False]
@@ -322,7 +323,7 @@ def test_ray_tunes_checkpoints_hold_extensions_too(tmp_path: Path, far: list[dic
     assert told(begun + rest) == told(far)
     # Nothing is kept in memory of what was told before.
     assert not any(result["payload"].whole for result in rest)
-    assert first.points == second.points == []
+    assert first.buffer.points == second.buffer.points == []
 
 
 def test_time_between_workers_does_not_count(tmp_path: Path) -> None:
@@ -350,7 +351,7 @@ def test_a_damaged_file_is_ignored(keep: float | str, tmp_path: Path, far: list[
     elif keep == "other zip":
         torch.save({"trial": TrialConfig.of(config).identity(), "stacks": [{}]}, file)
     elif keep == "flipped":
-        place = raw.find(first.stack.parameters[0].numpy().tobytes())
+        place = raw.find(first.run.stack.parameters[0].numpy().tobytes())
         assert place > 0
         raw[place] ^= 1
         file.write_bytes(raw)
@@ -442,7 +443,7 @@ def test_a_step_that_was_cut_off_is_not_kept(tmp_path: Path, monkeypatch: pytest
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainable.engine, "advance", interrupted)
+    monkeypatch.setattr(trainable.run.engine, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trainable.train()
     trainable.cleanup()
@@ -454,7 +455,7 @@ def test_a_trial_that_fails_keeps_its_last_file(tmp_path: Path, monkeypatch: pyt
     trainable = MLPTrainable({**FAR, "checkpoint": str(file)})
     trainable.train()
     before = file.read_bytes()
-    monkeypatch.setattr(trainable.engine, "advance", None)
+    monkeypatch.setattr(trainable.run.engine, "advance", None)
     result = trainable.train()
     assert (result["outcome"], result["payload"]) == ("failed", Payload([], [], [], whole=False))
     assert result["wall_seconds"] > 0
@@ -523,7 +524,7 @@ def test_networks_that_have_had_their_budget_are_forgotten(tmp_path: Path) -> No
         state = torch.load(tmp_path / "trial.pt", weights_only=True)
         assert [len(stack["parameters"]) for stack in state["stacks"]] == kept
         assert [len(stack["state"].get("momentum_buffer", ())) for stack in state["stacks"]] == kept
-        assert [len(stack.parameters) for stack in trainable.stacks] == kept
+        assert [len(stack.parameters) for stack in trainable.run.stacks] == kept
 
 
 def test_the_grid_grows_downwards_too() -> None:

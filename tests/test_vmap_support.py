@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.solo import train_stack
 from trainables import models
 from trainables.config import Budget
 from trainables.criterion import Criterion
@@ -22,7 +23,7 @@ from trainables.lanes.batches import Batches
 from trainables.lanes.equality import prove
 from trainables.lanes.reference import relative
 from trainables.lanes.stack import Lane, Stack, grid
-from trainables.lanes.train import advance, train
+from trainables.lanes.train import advance
 from trainables.rules import RULES, Rule, named
 from trainables.usercode.importing import UserCodeError
 from trainables.usercode.probe import try_optimizer
@@ -311,7 +312,7 @@ def test_models_cannot_change_the_examples(build: Callable[[], nn.Module], examp
     before = [split.inputs.clone() for split in (examples.train, examples.validation, examples.test)]
     for size in (10, 30):
         engine = choose(build, (IN,), "regression", size, stack, None, "auto")
-        list(train(stack, engine, examples, size, Budget(epochs=2)))
+        list(train_stack(stack, engine, examples, size, Budget(epochs=2)))
     after = [split.inputs for split in (examples.train, examples.validation, examples.test)]
     assert all(map(torch.equal, before, after))
 
@@ -458,4 +459,4 @@ def test_loss_that_becomes_negative_is_an_error(examples: Data) -> None:
     stack = Stack.build(Net, [Lane(0.05, 0)], RULES["adam"], torch.float64, torch.device("cpu"))
     engine = choose(Net, (IN,), criterion, 10, stack, None, "auto")
     with pytest.raises(UserCodeError, match=r"slips: gives a mean of -0\.\d+ .*expected"):
-        list(train(stack, engine, examples, 10, Budget(epochs=30)))
+        list(train_stack(stack, engine, examples, 10, Budget(epochs=30)))

@@ -8,7 +8,7 @@ what else is trained, so a resumed trial sees the same images.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class Augment(Augmentation):
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def of(cls, changes: Augmentation, mean: tuple[float, ...], std: tuple[float, ...]) -> Augment | None:
+        """The changes of images that were standardised by mean and std; None if there are none."""
+        return cls(**asdict(changes), mean=mean, std=std) if changes else None
 
     @staticmethod
     def draw(seed: int, count: int) -> Tensor:

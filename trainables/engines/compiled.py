@@ -1,8 +1,7 @@
 """The compiled engine: updates of stacked lanes as programs of torch.compile, one per shape and optimizer.
 
-A program makes whole updates (forward, derivatives and optimizer) of a fixed number of lanes, a tile. A stack is
-trained tile by tile, the last one filled up with copies, so that one program serves any number of lanes and diverged
-lanes cost no recompilation. Programs are much faster than `Eager` on small networks, and take seconds to compile.
+A program makes whole updates of a fixed number of lanes, a tile. A stack is trained tile by tile, the last one filled
+up with copies, so that one program serves any number of lanes. Programs are much faster than `Eager` on small networks.
 
 There are two layouts. `narrow`: lanes are the innermost axis, (B, features, T), so that the smallest network fills the
 processor's vectors; a product is multiply and sum. `wide`: lanes are the outermost axis, (T, features, B), as in
@@ -43,10 +42,8 @@ Tensors = dict[str, Tensor]
 TILE_BYTES = {"narrow": 2 << 20, "wide": 8 << 20}
 # The longest vector of a processor's registers, in bytes: tiles of whole vectors waste none.
 VECTOR_BYTES = 64
-# Fewest lanes of a narrow tile.
-FEWEST_LANES = 16
-# Networks of more parameters are compiled in the wide layout.
-NARROW_PARAMETERS = 4_000
+# Fewest lanes of a narrow tile. Networks of more parameters are compiled in the wide layout.
+FEWEST_LANES, NARROW_PARAMETERS = 16, 4_000
 # Examples in a block, at most; updates in a program, at most, and fewer where they have more operations than this.
 MOST_EXAMPLES = 256
 MOST_UPDATES = 4
@@ -130,9 +127,8 @@ class Compiled(Eager):
         work = 6 * multiplications(network, in_shape) * batch_size * self.tile
         most = 1 if kind == "convolutional" else min(MOST_UPDATES, WHOLE_OPERATIONS // work)
         self.updates = 0 if self.examples < batch_size else max(1, most)
-        fixed = tuple(
-            (name, None if isinstance(v, np.ndarray) else v) for name, v in stack.settings(slice(None)).items()
-        )
+        settings = stack.settings(slice(None)).items()
+        fixed = tuple((name, None if isinstance(value, np.ndarray) else value) for name, value in settings)
         shapes = (self.tile, self.examples, batch_size, stack.parameters.dtype)
         self.program = _program(tuple(chain), criterion.task, stack.rule.name, fixed, self.wide, self.updates, shapes)
 
@@ -231,8 +227,7 @@ class Compiled(Eager):
         x, y = batches.examples.inputs, batches.examples.targets
         found = []
         for start in range(0, len(x), self.examples):
-            rows = torch.arange(start, start + self.examples, device=x.device)
-            rows = rows.clamp(max=len(x) - 1)
+            rows = torch.arange(start, start + self.examples, device=x.device).clamp(max=len(x) - 1)
             shares = self._shares(min(self.examples, len(x) - start), len(x), x)
             found.append((x[rows][None], y[rows][None], shares))
         return found
@@ -333,18 +328,7 @@ class Program:
     @cached_property
     def apply(self) -> Any:
         """(pieces, gradients, states, rates, coefficients, own settings): one step of the optimizer in place."""
-
-        def run(
-            pieces: list[Tensor],
-            found: list[Tensor],
-            states: list[State],
-            rates: Tensor,
-            row: Tensors,
-            own: Tensors,
-        ) -> None:
-            self._apply(pieces, found, states, rates, row, own)
-
-        return _compiled(run)
+        return _compiled(lambda *arguments: self._apply(*arguments))
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainables.augment import Augment
-from trainables.config import Budget, Recording
+from trainables.config import TrialConfig
 from trainables.data import Data
 from trainables.engines.base import Engine
 from trainables.lanes.batches import Batches
@@ -26,19 +26,7 @@ from trainables.lanes.times import EvaluationTimes, spent
 
 
 def train(
-    stack: Stack,
-    engine: Engine,
-    data: Data,
-    batch_size: int,
-    budget: Budget,
-    *,
-    multiplications: int = 1,
-    augment: Augment | None = None,
-    halving: str | None = None,
-    every_update: bool = False,
-    gradient_noise: bool = False,
-    predictions: bool = False,
-    evaluation_share: float = Recording.evaluation_share,
+    stack: Stack, engine: Engine, data: Data, config: TrialConfig, *, multiplications: int = 1
 ) -> Iterator[Report]:
     """Train every lane of a stack, in place, and report after each part of the budget.
 
@@ -46,32 +34,25 @@ def train(
         stack: the lanes; a stack restored from a checkpoint resumes where that was made, bit for bit.
         engine: makes the updates.
         data: on the stack's device, in its type.
-        batch_size: examples per update; the last batch of an epoch may be smaller.
-        budget: how long.
+        config: of the trial; its batch size, budget, augmentation, halving, metric and recording are used here.
         multiplications: of one network for one example, by which evaluation is rationed.
-        augment: random changes of the training examples, if any.
-        halving: metric by which the worse half of the learning rates is given up at 1/2, 1/4, 1/8 ... of the budget;
-            None trains all rates to the end.
-        every_update: whether reports hold the loss of every update.
-        gradient_noise: whether each evaluation also estimates the gradient noise, on the same training examples. This
-            costs two to four times as much as evaluation and changes no other number.
-        predictions: whether the last report holds the predicted classes of the test split.
-        evaluation_share: share of training's cost that evaluation may take; see `EvaluationTimes`.
 
     Yields:
-        Report: `budget.reports` of them, fewer if every lane diverges.
+        Report: `config.budget.reports` of them, fewer if every lane diverges.
     """
-    batches = Batches(data.train, batch_size, stack, augment, drop_last=budget.drop_last)
+    budget = config.budget
+    augment = Augment.of(config.augment, data.mean, data.std)
+    batches = Batches(data.train, config.batch_size, stack, augment, drop_last=budget.drop_last)
     times = EvaluationTimes(
         budget,
-        batch_size,
+        config.batch_size,
         len(data.train),
         evaluated=min(TRAIN_SUBSET, len(data.train)) + len(data.validation),
         multiplications=multiplications,
-        share=evaluation_share,
+        share=config.evaluation_share,
     )
-    evaluator = Evaluator(stack, engine, data, batches, times, gradient_noise)
-    keep = rungs(budget.reports, len({lane.learning_rate for lane in stack.lanes})) if halving else {}
+    evaluator = Evaluator(stack, engine, data, batches, times, config.gradient_noise)
+    keep = rungs(budget.reports, len({lane.learning_rate for lane in stack.lanes})) if config.halving else {}
     if not spent(budget, stack):
         engine.warm_up(stack, batches)
     points: list[Point] = evaluator.points(None) if stack.update == 0 else []
@@ -81,19 +62,19 @@ def train(
         while stack.alive and (stop := times.next_stop(stack)):
             first, seconds = stack.update + 1, stack.seconds
             losses = advance(stack, engine, batches, stop)
-            if every_update:
+            if config.every_update:
                 traces.append(_trace(stack, times, first, seconds, losses))
             losses = evaluator.remove_not_finite(losses)
             if stack.alive:
-                points += evaluator.points(None if every_update else losses)
+                points += evaluator.points(None if config.every_update else losses)
         stack.reports += 1
-        if halving and stack.reports in keep and stack.alive:
-            stack.stop(losers(stack, halving, len(data.validation), keep[stack.reports]))
+        if stack.reports in keep and stack.alive:
+            stack.stop(losers(stack, config.metric, len(data.validation), keep[stack.reports]))
             batches.align(stack)
         finished = spent(budget, stack)
         if finished and stack.alive:
             evaluator.test()
-            predicted = [evaluator.predictions()] if predictions else []
+            predicted = [evaluator.predictions()] if config.predictions else []
         yield Report(stack.reports, *times.progress(stack.update), points, traces, predicted, finished)
         points, traces = [], []
 

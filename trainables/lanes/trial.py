@@ -1,0 +1,213 @@
+"""One trial without Ray: its data and network, its stacks of lanes, and its results.
+
+A trial trains a stack of lanes for the whole budget, and then, while its best learning rate lies on the edge of those
+tried, further stacks of rates beyond that edge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainables import data, models
+from trainables.config import TrialConfig
+from trainables.criterion import Criterion
+from trainables.engines.choose import choose
+from trainables.engines.memory import fitting
+from trainables.lanes.rates import beyond, tuned
+from trainables.lanes.records import Report
+from trainables.lanes.stack import Lane, Stack, grid
+from trainables.lanes.times import EvaluationTimes, spent
+from trainables.lanes.train import train
+from trainables.rules import named
+from trainables.usercode.vmap_support import TRIED_EXAMPLES
+
+
+class TrialRun:
+    """The computation of a trial.
+
+    Args:
+        config: the trial's configuration.
+        family: model family, or import path of a user's model.
+
+    Attributes:
+        stacks: the grid's lanes, then those of each extension; all but the last have used the budget.
+        engine: of the last stack.
+        engine_name, parameters: engine of the first stack, and parameters of one network.
+        times: progress in examples and epochs.
+    """
+
+    def __init__(self, config: TrialConfig, family: str) -> None:
+        self.config, self.dtype = config, getattr(torch, config.dtype)
+        self.device = _prepared_device(config)
+        self.data = data.load(
+            config.data,
+            Path(config.data_folder) if config.data_folder else None,
+            standardize=config.standardize,
+            seed=config.data_seed,
+            dtype=self.dtype,
+            device=self.device,
+            code=config.code,
+        )
+        shape, outputs = self.data.in_shape, self.data.out_features
+        size: dict[str, Any] = {"width": config.width, "depth": config.depth, "bundle": config.code}
+        self.build = partial(models.build, family, shape, outputs, **size, **config.model_args)
+        self.multiplications = models.multiplications(self.build(), shape)
+        self.criterion = Criterion(self.data.task, config.loss, config.score, config.code)
+        self.times = EvaluationTimes(config.budget, config.batch_size, len(self.data.train))
+        self.stacks: list[Stack] = []
+
+    @property
+    def stack(self) -> Stack:
+        """The stack that trains."""
+        return self.stacks[-1]
+
+    def begin(self) -> None:
+        """Initialise the lanes of the grid."""
+        self.stacks = []
+        self._add(grid_lanes(self.config))
+
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        """Restore the stacks from their state dicts; the lanes of each extension follow from the stacks before it."""
+        self.stacks = []
+        for state in states:
+            self._add(self.extension() if self.stacks else grid_lanes(self.config)).load_state_dict(state)
+
+    def reports(self) -> Iterator[Report]:
+        """Train stack after stack, with lanes numbered through all stacks; only the very last report is finished."""
+        while True:
+            before = sum(len(stack.lanes) for stack in self.stacks[:-1])
+            for report in train(self.stack, self.engine, self.data, self.config, multiplications=self.multiplications):
+                extends = report.finished and bool(self.extension())
+                if extends and not self.config.weights:
+                    self.stack.free()
+                yield replace(report.shifted(before), finished=report.finished and not extends)
+            further = self.extension()
+            if not further:
+                return
+            self._add(further)
+
+    def extension(self) -> list[Lane]:
+        """The lanes to train after the present stacks, whose results determine them; empty if there are none."""
+        rate, _ = tuned(self.stacks, self.config.metric, len(self.data.validation))
+        if rate is None or len(self.stacks) > self.config.extensions:
+            return []
+        first = self.stacks[0].lanes
+        tried = [lane.learning_rate for stack in self.stacks for lane in stack.lanes]
+        rates = beyond([lane.learning_rate for lane in first], tried, rate)
+        # The first lanes are the seeds of the first rate.
+        return [replace(lane, learning_rate=rate) for rate in rates for lane in first[: len(self.config.seeds)]]
+
+    def result(self, report: Report) -> dict[str, Any]:
+        """The columns of a result of Ray Tune that tell what the trial has reached."""
+        main, done = self.stacks[0], [stack for stack in self.stacks if spent(self.config.budget, stack)]
+        # Rates of an extension count once they have used the whole budget, so that none is better for being half done.
+        rate, value = tuned(done or self.stacks, self.config.metric, len(self.data.validation))
+        # A rate counts if every seed survives it, so once none counts, none ever will.
+        lost = rate is None
+        extending = bool(done) and not report.finished and not lost
+        examples, epoch = self.times.progress(main.update)
+        return {
+            "value": value,
+            "learning_rate": rate,
+            "outcome": "diverged" if lost else "completed" if report.finished else "running",
+            "finished": report.finished,
+            "report": main.reports,
+            "extensions": len(done) if extending else len(self.stacks) - 1,  # a planned one counts
+            "extending": extending,
+            "update": main.update,
+            "examples": examples,
+            "epoch": epoch,
+            "train_seconds": sum(stack.seconds for stack in self.stacks),
+            "parameters": self.parameters,
+            "lanes": sum(len(stack.lanes) for stack in self.stacks),
+            "engine": self.engine_name,
+            "lanes_at_once": main.at_once,
+        }
+
+    def _add(self, lanes: list[Lane]) -> Stack:
+        """Build a further stack, to be trained next, with its engine."""
+        config, shape = self.config, self.data.in_shape
+        stack = Stack.build(self.build, lanes, named(config.optimizer, config.code), self.dtype, self.device)
+        self.engine = choose(
+            self.build,
+            shape,
+            self.criterion,
+            config.batch_size,
+            stack,
+            self.times.total,
+            config.engine,
+            sample=self.data.train.inputs[:TRIED_EXAMPLES],
+            name=config.model,
+        )
+        stack.at_once = fitting(self.build(), shape, config.batch_size, stack, config.share)
+        if not self.stacks:
+            self.parameters, self.engine_name = stack.parameters.shape[1], self.engine.name
+        self.stacks.append(stack)
+        return stack
+
+
+def grid_lanes(config: TrialConfig) -> list[Lane]:
+    """The lanes with which a trial begins: rates x seeds."""
+    low, high, count = config.rates or (*named(config.optimizer, config.code).rates, 8)
+    settings = tuple(sorted(config.settings.items()))
+    return [replace(lane, settings=settings) for lane in grid(low, high, count, config.seeds)]
+
+
+def lane_rows(stacks: list[Stack], *, weights: bool = False) -> list[dict[str, Any]]:
+    """One row per lane, numbered through all stacks: the lanes table's columns except `trial` and `outcome`.
+
+    A diverged lane has no values.
+
+    Args:
+        stacks: of the trial.
+        weights: whether to add the parameters of the lanes that still train.
+    """
+    rows = [row for stack in stacks for row in _stack_rows(stack, weights=weights)]
+    return [{"lane": number, **row} for number, row in enumerate(rows)]
+
+
+def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
+    ended = dict(zip(stack.alive, stack.parameters.double().tolist(), strict=True)) if weights else {}
+    columns = {
+        f"{split}_{metric}": stack.last.get((split, metric))
+        for split in ("train", "validation", "test")
+        for metric in ("loss", "accuracy")
+    }
+    return [
+        {
+            "learning_rate": lane.learning_rate,
+            "seed": lane.seed,
+            "diverged_update": stack.diverged.get(place),
+            "stopped_update": stack.stopped.get(place),
+            "updates": int(stack.updates[place]),
+            "train_seconds": float(stack.train_seconds[place]),
+            "train_seconds_share": float(stack.shares[place]),
+            **{
+                name: None if values is None or math.isnan(values[place]) else float(values[place])
+                for name, values in columns.items()
+            },
+            "weights": ended.get(place),
+        }
+        for place, lane in enumerate(stack.lanes)
+    ]
+
+
+def _prepared_device(config: TrialConfig) -> torch.device:
+    """The trial's device, after setting up this process for it."""
+    torch.set_num_threads(config.threads)
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(automatic if config.device == "auto" else config.device)
+    if device.type == "cuda":
+        # The same trial again is the same bit for bit, and float32 means float32.
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
+        # A trial that exceeds its share runs out of memory alone, without its neighbours.
+        torch.cuda.set_per_process_memory_fraction(config.share)
+    return device

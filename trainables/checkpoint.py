@@ -45,6 +45,8 @@ class Checkpoint:
         assert self.place is not None
         self.saved = begun = time.monotonic()
         try:
+            if not storage.is_uri(self.place):
+                Path(self.place).parent.mkdir(exist_ok=True)  # not its parents: a removed study stays removed
             storage.write(self.place, partial(torch.save, state))
             self.unsaved = False
         except Exception as error:  # noqa: BLE001  a checkpoint that cannot be written must not end the trial

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from analysis import results
 from analysis.cells import cells, rank
+from analysis.schema import Outcome
 from study.errors import StorageError
 from study.results import CONFIRM
 from study.spec import Spec
@@ -52,7 +53,7 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
         raise StorageError(str(file), [told]) from error
     study = results.load(folder)
     ranked = rank(cells(study), study.maximize)
-    ranked = ranked[ranked["outcome"] == "completed"]
+    ranked = ranked[ranked["outcome"] == Outcome.COMPLETED]
     assert spec.confirm
     best = ranked.index.isin(ranked.index[: spec.confirm.top]) | ~ranked["optimizer"].duplicated()
     space = Space(spec, "", "")

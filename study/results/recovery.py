@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis.results import parts
-from analysis.schema import FOLDERS, TABLES
+from analysis.schema import FOLDERS, TABLES, Outcome
 from study.results.tables import Table
 from study.tuning import JOURNAL, compat
 from study.tuning.objectives import values
@@ -119,7 +119,9 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
     rows, incomplete = _rows(folder, predictions=space.spec.recording.predictions)
     known = study.get_trials(deepcopy=False)
     ended = {
-        number: row for number, row in rows.items() if row["outcome"] != "interrupted" and number not in incomplete
+        number: row
+        for number, row in rows.items()
+        if row["outcome"] != Outcome.INTERRUPTED and number not in incomplete
     }
     for number in range(len(known), max(ended, default=-1) + 1):
         # The storage lost trials; those without rows are suggested again.
@@ -164,7 +166,8 @@ def _rows(folder: Path, *, predictions: bool) -> tuple[dict[int, dict[str, Any]]
         number for number, row in rows.items() if row["lanes"] and number not in there["lanes"] & there["curves"]
     }
     if predictions:
-        lacking |= {number for number, row in rows.items() if row["outcome"] == "completed"} - there["predictions"]
+        completed = {number for number, row in rows.items() if row["outcome"] == Outcome.COMPLETED}
+        lacking |= completed - there["predictions"]
     return rows, lacking | (set().union(*there.values()) - set(rows))
 
 
@@ -175,7 +178,7 @@ def _trials_in(folder: Path, name: str) -> set[int]:
 
 def _attributes(row: dict[str, Any]) -> dict[str, Any]:
     found = {"outcome": row["outcome"], "replicate": row.get("replicate") or 0}
-    if row["outcome"] == "stopped":
+    if row["outcome"] == Outcome.STOPPED:
         found["stopped"] = len(row.get("reported") or [])
     return found | ({"error": row["error"].strip().splitlines()[-1]} if row["error"] else {})
 
@@ -196,7 +199,7 @@ def _placeholder(space: Space, number: int) -> FrozenTrial:
 def _frozen(study: optuna.Study, space: Space, row: dict[str, Any]) -> FrozenTrial:
     """Optuna's record of an ended trial."""
     cell = space.cell_of(row)
-    distributions, state = space.distributions(cell), STATES[row["outcome"]]
+    distributions, state = space.distributions(cell), STATES[Outcome(row["outcome"])]
     reports = _reports(study, row)
     told = values(space.spec.tuning.objectives, row) if state == TrialState.COMPLETE else None
     if state == TrialState.PRUNED and reports:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.experiment import Trial
 
-from analysis.schema import TABLES, regime
+from analysis.schema import TABLES, Outcome, regime
 from study.cluster.compat import drop_metrics, forgive_failure
 from study.results.tables import Table, TrialBuffer
 from study.spec import Spec
@@ -153,38 +153,40 @@ class Collector(tune.Callback):
         spent = getattr(trial, "num_failures", 0) > MAX_FAILURES and not once
         if self.final or (spent and not _node_died(trial)):
             self.tell("set aside", f"trial {number}: its worker died again; the trial is set aside as failed")
-            self._end(trial, "failed", _reason(trial))
+            self._end(trial, Outcome.FAILED, _reason(trial))
         else:
             self.orphans += 1
             self.tell("worker lost", f"trial {number}: its worker was lost; the trial goes on later")
-            self._end(trial, "interrupted", None)
+            self._end(trial, Outcome.INTERRUPTED, None)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Trials that were running or waited for a worker were interrupted."""
         for trial in trials:
             if trial.config["trial"] in self.buffers.keys() | self.search.running.keys():
                 self.cut_off += 1
-                self._end(trial, "interrupted", None)
+                self._end(trial, Outcome.INTERRUPTED, None)
         if not self.broken:
             self.search.close()
 
-    def _end(self, trial: Trial, ended: str, error: str | None) -> None:
+    def _end(self, trial: Trial, ended: Outcome, error: str | None) -> None:
         number = trial.config["trial"]
         if self.broken:
             return
         buffer = self.buffers.pop(number, None) or TrialBuffer()  # a worker that cannot start has none
         row = self._row(trial.config, buffer.result, ended, error)
-        lane_end = ended if ended != "diverged" else "completed" if buffer.result["finished"] else "stopped"
-        lanes = [{**lane, "trial": number, "outcome": _lane_outcome(lane, lane_end)} for lane in buffer.lanes]
+        lane_end = ended
+        if ended == Outcome.DIVERGED:
+            lane_end = Outcome.COMPLETED if buffer.result["finished"] else Outcome.STOPPED
+        lanes = [{**lane, "trial": number, "outcome": str(_lane_outcome(lane, lane_end))} for lane in buffer.lanes]
         with self._ends_session():
-            if ended == "stopped":
+            if ended == Outcome.STOPPED:
                 self.search.stopped(number, buffer.result["report"])
             self.tables["curves"].append(buffer.curves)
             self.tables["predictions"].append(buffer.predictions)
             self.tables["lanes"].append(_columns(lanes, TABLES["lanes"].names))
             self.tables["trials"].append(_columns([row], TABLES["trials"].names))
             self.search.end(number, ended, row, error)
-        if ended != "interrupted":
+        if ended != Outcome.INTERRUPTED:
             self.ended += 1
             discard(trial.config["checkpoint"], self.folder)
         for listener in self.listeners:
@@ -200,7 +202,7 @@ class Collector(tune.Callback):
             self.broken = error
             raise
 
-    def _row(self, config: dict[str, Any], result: dict[str, Any], ended: str, error: str | None) -> dict[str, Any]:
+    def _row(self, config: dict[str, Any], result: dict[str, Any], ended: Outcome, error: str | None) -> dict[str, Any]:
         """A row of the trials table. The trainable reports NaN where there is no value; the table has null."""
         return {
             "trial": config["trial"],
@@ -216,7 +218,7 @@ class Collector(tune.Callback):
             "engine": result.get("engine"),
             "lanes_at_once": result.get("lanes_at_once"),
             "extensions": result.get("extensions"),
-            "outcome": ended,
+            "outcome": str(ended),
             "value": None if result.get("learning_rate") is None else result["value"],
             "learning_rate": result.get("learning_rate"),
             "reported": [None if math.isnan(value) else value for value in result.get("reported", [])],
@@ -246,11 +248,11 @@ def discard(checkpoint: str, folder: Path) -> None:
         storage.delete(checkpoint)
 
 
-def _lane_outcome(lane: dict[str, Any], of_trial: str) -> str:
+def _lane_outcome(lane: dict[str, Any], of_trial: Outcome) -> Outcome:
     """How a lane ended: by itself, or with its trial."""
     if lane["diverged_update"] is not None:
-        return "diverged"
-    return of_trial if lane["stopped_update"] is None else "stopped"
+        return Outcome.DIVERGED
+    return of_trial if lane["stopped_update"] is None else Outcome.STOPPED
 
 
 def _columns(rows: list[dict[str, Any]], names: Iterable[str]) -> dict[str, list[Any]]:

@@ -18,23 +18,24 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from analysis.schema import Outcome
 from study.tuning import compat
 from study.tuning.objectives import values
 from study.tuning.samplers import fair_optimizer, sampler
 from study.tuning.space import Space, key
 
 STATES = {
-    "completed": TrialState.COMPLETE,
-    "stopped": TrialState.PRUNED,
-    "diverged": TrialState.FAIL,
-    "failed": TrialState.FAIL,
-    "out of memory": TrialState.FAIL,
+    Outcome.COMPLETED: TrialState.COMPLETE,
+    Outcome.STOPPED: TrialState.PRUNED,
+    Outcome.DIVERGED: TrialState.FAIL,
+    Outcome.FAILED: TrialState.FAIL,
+    Outcome.OUT_OF_MEMORY: TrialState.FAIL,
     # It waits to be resumed under its number.
-    "interrupted": TrialState.WAITING,
+    Outcome.INTERRUPTED: TrialState.WAITING,
 }
 
 
-def outcome(result: dict[str, Any] | None, *, error: bool = False) -> str:
+def outcome(result: dict[str, Any] | None, *, error: bool = False) -> Outcome:
     """How a trial ended, from its last result.
 
     Args:
@@ -42,11 +43,11 @@ def outcome(result: dict[str, Any] | None, *, error: bool = False) -> str:
         error: whether the trial raised, or its worker died.
     """
     if error:
-        return "failed"
+        return Outcome.FAILED
     if not result or "outcome" not in result:
-        return "interrupted"
+        return Outcome.INTERRUPTED
     # The trainable reports "running" until its budget is spent, so the scheduler ended it.
-    return "stopped" if result["outcome"] == "running" else str(result["outcome"])
+    return Outcome.STOPPED if result["outcome"] == "running" else Outcome(result["outcome"])
 
 
 class TruthfulSearch(Searcher):
@@ -147,7 +148,7 @@ class TruthfulSearch(Searcher):
         if trial := self.running.get(number):
             trial.set_user_attr("stopped", part)
 
-    def end(self, number: int, ended: str, result: dict[str, Any], error: str | None = None) -> None:
+    def end(self, number: int, ended: Outcome, result: dict[str, Any], error: str | None = None) -> None:
         """End a trial in Optuna, unless it has ended there already.
 
         An interrupted trial stays running until `close`, or `ask` would return it as a new one.
@@ -156,13 +157,13 @@ class TruthfulSearch(Searcher):
         trial = self.running.pop(number, None)
         if trial is None:
             return
-        trial.set_user_attr("outcome", ended)
+        trial.set_user_attr("outcome", str(ended))
         if error:
             trial.set_user_attr("error", error.strip().splitlines()[-1])
-        if ended == "interrupted":
+        if ended == Outcome.INTERRUPTED:
             self.interrupted.append(trial)
             return
-        told = values(self.space.spec.tuning.objectives, result) if ended == "completed" else None
+        told = values(self.space.spec.tuning.objectives, result) if ended == Outcome.COMPLETED else None
         # Optuna gives a pruned trial its last intermediate value.
         self.study.tell(trial, told, state=STATES[ended])
 

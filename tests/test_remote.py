@@ -402,12 +402,13 @@ def run_to_end(spec: Spec, folder: Path) -> list[tuple[Any, ...]]:
         try:
             driver = Driver(folder, spec)
             driver.run(2 - len(driver.state.rows))
+            ended = told(driver)
             break
         except Exception as error:  # noqa: BLE001  raised again, unless it comes from the database
             database.wait_until_back(spec, error, heard.append)
     messages = ["Optuna's database does not answer", "Optuna's database answers again"]
     assert [line.split(" (")[0].split(",")[0] for line in heard] in ([], messages)
-    return told(driver)
+    return ended
 
 
 def cut_statements(patch: pytest.MonkeyPatch, number: int) -> list[int]:

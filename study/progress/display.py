@@ -166,7 +166,7 @@ class ProgressDisplay:
             "lanes_per_second": self.lanes / elapsed if elapsed > 0 else 0.0,
             "cpu_hours": cpu / 3600,
             "gpu_hours": gpu / 3600,
-            "seconds_left": elapsed * (self.planned - self.done) / since if since else None,
+            "seconds_left": math.ceil(elapsed * (self.planned - self.done) / since) if since else None,
         }
 
     def summary(self) -> str:

@@ -1,8 +1,8 @@
-"""Random changes of training images, each example its own, the same for lanes with the same seed.
+"""Random changes of training images, drawn for each example, the same for lanes with the same seed.
 
-Rotation, translation and flip are one affine map of the pixels' places; brightness, contrast and saturation are blends.
-The numbers drawn for an example depend on the lane's seed, the epoch and the example alone, never on the device or on
-what else is trained, so a resumed trial sees the same images.
+Rotation, translation and flip are one affine map of pixel positions; brightness, contrast and saturation are blends.
+The numbers drawn for an example depend on the lane's seed, the epoch and the example alone, not on the device or on
+other lanes, so a resumed trial sees the same images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from trainables.config import Augmentation
 
-# Shares of red, green and blue in what the eye takes for brightness (ITU-R BT.601).
+# Weights of red, green and blue in luminance (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -38,7 +38,7 @@ class Augment(Augmentation):
 
     @staticmethod
     def draw(seed: int, count: int) -> Tensor:
-        """Uniform numbers in [0, 1) for so many examples, (count, 7), on the CPU."""
+        """Uniform numbers in [0, 1) for `count` examples, (count, 7), on the CPU."""
         return torch.rand(count, 7, generator=torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ class Augment(Augmentation):
             turn = (2 * angle - 1) * math.radians(self.rotate or 0.0)
             sign = torch.where(mirror < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(mirror)
             cos, sin = turn.cos(), turn.sin()
-            # Places run from -1 to 1 both ways, so a shift by the whole height is 2, and a turn must not shear.
+            # Positions run from -1 to 1 on both axes: a shift by the height is 2, and a rotation must not shear.
             x, y = ((2 * each - 1) * 2 * (self.translate or 0.0) for each in (right, down))
             first = torch.stack([sign * cos, -sign * sin * (height / width), sign * x], 1)
             second = torch.stack([sin * (width / height), cos, y], 1)

@@ -1,4 +1,4 @@
-"""What outputs are judged by: a loss, and for classes or by a user's score a share from 0 to 1, called accuracy."""
+"""The loss of outputs, and a score from 0 to 1, called accuracy: for classes, or by a user's function."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ class Criterion:
     """A loss and a score of each example.
 
     Attributes:
-        task: squared error, meaned over outputs, or cross-entropy in nats and the share of right classes.
-        loss: import path of a user's loss, in place of the task's.
-        score: import path of a user's score, likewise.
+        task: squared error, averaged over outputs, or cross-entropy in nats and the share of correct classes.
+        loss, score: import paths of a user's, which replace the task's.
         code: folder of the user code's bundle.
     """
 
@@ -50,13 +49,13 @@ class Criterion:
         return F.cross_entropy(outputs.reshape(-1, classes), labels, reduction="none").view(lanes, batch)
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Score of each example in each lane, (K, B), floating or boolean; shapes as of `losses`."""
+        """Score of each example in each lane, (K, B), floating or boolean; the arguments are those of `losses`."""
         if self.score:
             return self._each(self.score, "score", outputs, targets)
         return outputs.argmax(2) == targets
 
     def refuse(self, metric: str, means: np.ndarray) -> None:
-        """Refuse what a user's loss or score has come to if lanes could not be compared by it.
+        """Refuse values of a user's loss or score by which lanes cannot be compared.
 
         Args:
             metric: loss or accuracy.

@@ -63,14 +63,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in its three splits. Validation chooses; test is looked at once, at the end.
+    """A data set in its three splits. Settings are chosen on validation; test is evaluated once, at the end.
 
     Attributes:
         name: one of `catalogue.CATALOGUE`, or an import path.
         task: regression or classification.
         train, validation, test: the splits.
         mean, std: by which the inputs were standardised, one number per column or channel; none if they were not.
-        outputs: that a model of a user's data must have; of ours the catalogue says it.
+        outputs: that a model of a user's data set needs; 0 for a data set of the catalogue.
     """
 
     name: str
@@ -103,20 +103,20 @@ def load(
     device: torch.device = CPU,
     code: str = "",
 ) -> Data:
-    """Load a data set; a second call in the same process answers from memory.
+    """Load a data set; a second call in the same process returns the same tensors.
 
     Args:
         name: one of `catalogue.CATALOGUE`, or the import path of a user's data set (`trainables.usercode.importing`).
-        folder: where downloaded data lie; `data_folder()` if not given.
+        folder: of downloaded data; `data_folder()` if not given.
         standardize: subtract the training split's mean and divide by its standard deviation: inputs per column, or per
             channel of an image; a regression's targets too, so that its loss is in variances of y.
-        seed: draws the data that are made, and splits the others.
+        seed: by which synthetic data are drawn and the others split.
         dtype: floating type of inputs and regression targets.
-        device: where all splits stay.
+        device: of all splits.
         code: folder of the bundle that has a user's data set.
 
     Raises:
-        DataError: if the data cannot be had, or not standardised.
+        DataError: if the data cannot be loaded, or must not be standardised.
         UserCodeError: if a user's data set cannot be used.
     """
     return _load(name, folder or data_folder(), standardize, seed, dtype, device, code if is_import_path(name) else "")
@@ -126,7 +126,7 @@ def load(
 def _load(
     name: str, folder: Path, standardize: bool, seed: int, dtype: torch.dtype, device: torch.device, code: str
 ) -> Data:
-    """As `load`; the same name may be another data set in another copy of users' modules."""
+    """Load a data set once per process; the same import path may name another data set in another bundle."""
     if is_import_path(name):
         splits, task, outputs = _user_splits(name, folder, seed, code)
     elif name not in CATALOGUE:
@@ -146,13 +146,13 @@ def _load(
 
 
 def facts_of(data: Data, about: str = "") -> Facts:
-    """What is known of a data set that has been loaded."""
+    """The properties of a loaded data set."""
     sizes = len(data.train), len(data.validation), len(data.test)
     return Facts(data.task, data.in_shape, data.out_features, *sizes, about)
 
 
 def takes_seed(name: str, code: str = "") -> bool:
-    """Whether a data set is another one for another seed."""
+    """Whether a data set depends on its seed."""
     if not is_import_path(name):
         return True
     parameters = inspect.signature(imported(name, code)).parameters.values()
@@ -160,7 +160,7 @@ def takes_seed(name: str, code: str = "") -> bool:
 
 
 def _user_splits(path: str, folder: Path, seed: int, code: str) -> tuple[list[Split], Task, int]:
-    """A user's splits, their task, and the outputs that a model of them needs."""
+    """A user's splits, their task, and the outputs that a model needs."""
     names = ("train", "validation", "test")
     given = called(path, "data", {"seed": seed, "folder": folder}, optional=("seed", "folder"), code=code)
     if not isinstance(given, Mapping) or set(given) != set(names):
@@ -205,7 +205,7 @@ def _user_split(path: str, name: str, pair: Any) -> Split:
 
 
 def _tensor(values: Any) -> Tensor:
-    """A user's array as a tensor that asks for no gradient; unsigned numbers, of which torch knows few, as signed."""
+    """A user's array as a tensor without gradient; unsigned integers, which torch supports in part, as signed."""
     if isinstance(values, np.ndarray) and values.dtype in (np.uint16, np.uint32):
         values = values.astype(np.int64)
     return torch.as_tensor(values).detach()
@@ -219,7 +219,7 @@ def _cubic(seed: int) -> list[Split]:
 
 
 def linear_coefficients(seed: int = 0) -> np.ndarray:
-    """The coefficients by which the data set linear of a seed was made, (10,); all but 3 are zero."""
+    """The true coefficients of the data set linear, (10,); all but 3 are zero."""
     return _make_linear(seed)[2]
 
 
@@ -255,10 +255,10 @@ def _digits(seed: int) -> list[Split]:
 
 
 def _quadratic(seed: int) -> list[Split]:
-    """Points without targets: `models.quadratic` has their loss as the squared error against zero.
+    """Points with targets of zero, against which the squared error of `models.quadratic` is the problem's loss.
 
-    DeepOBS has no third split, and publishes its test loss epoch by epoch. Validation alone is followed that way here,
-    so it is the test's points once more: what is tuned on this data set is not judged by data that it never saw.
+    DeepOBS has no third split and publishes its test loss of every epoch. Here only validation is evaluated that often,
+    so validation holds the points of test: on this data set, test does not give an independent estimate.
     """
     train, test = (Split(torch.from_numpy(x), torch.zeros(x.shape)) for x in deepobs.points(seed))
     return [train, test, test]
@@ -271,7 +271,7 @@ def _cut(inputs: np.ndarray, targets: np.ndarray, facts: Facts) -> list[Split]:
 
 
 def _torchvision(name: str, folder: Path, seed: int) -> list[Split]:
-    """The official training file whole; the official test file in two halves, validation and test."""
+    """The official training file; halves of the official test file as validation and test."""
     from torchvision import datasets
 
     cls, place = _TORCHVISION[name]
@@ -306,7 +306,7 @@ def _standardized(
     splits: list[Split], *, targets_too: bool
 ) -> tuple[list[Split], tuple[float, ...], tuple[float, ...]]:
     train = splits[0]
-    # Every axis but the columns', or the channels'.
+    # All axes except that of the columns or channels.
     axes = [axis for axis in range(train.inputs.ndim) if axis != 1]
     mean, std = train.inputs.mean(axes, keepdim=True), _deviation(train.inputs, axes)
     center: Tensor | int = 0
@@ -318,7 +318,7 @@ def _standardized(
 
 
 def _deviation(values: Tensor, axes: list[int]) -> Tensor:
-    """The standard deviation along some axes, which stay; 1 of what does not vary and so says nothing."""
+    """The standard deviation along some axes, which are kept; 1 where it is zero."""
     count = math.prod(values.shape[axis] for axis in axes)
     found = values.std(axes, keepdim=True) if count > 1 else values.sum(axes, keepdim=True) * 0
     return torch.where(found > 0, found, 1.0)

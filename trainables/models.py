@@ -1,4 +1,4 @@
-"""The model families: plain `torch.nn` modules, made of layers that lanes know how to stack; and models of users.
+"""The model families, plain `torch.nn` modules of layers that lanes can stack, and user models.
 
 The source report's networks are points of the space: an MLP of width 64 and depth 2 is 64-32, a CNN of width 4 and
 depth 2 is 4-8 channels before its 32-16 head.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Literal, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ CNN_HEAD = (32, 16)
 
 
 class Shift(nn.Module):
-    """Takes a trained vector away from the inputs.
+    """Subtracts a trained vector from the inputs.
 
     Args:
-        start: what the vector is at first, (features,).
+        start: initial value of the vector, (features,).
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -45,7 +45,7 @@ class Fixed(nn.Module):
     """A linear map that is not trained.
 
     Args:
-        matrix: (out_features, in_features), float64; the inputs' type decides in which it is applied.
+        matrix: (out_features, in_features), float64; it is applied in the type of the inputs.
     """
 
     matrix: Tensor
@@ -151,8 +151,8 @@ def build(
         family: one of `FAMILIES`, or the import path of a user's model (`trainables.usercode.importing`).
         in_shape: shape of one example.
         out_features: outputs.
-        width: see `mlp` and `cnn`; the linear and the quadratic model have none. A user's model is told if it is not 0.
-        depth: likewise.
+        width: see `mlp` and `cnn`; 0 for the linear and the quadratic model. A user's model gets it if it is not 0.
+        depth: as width.
         bundle: folder of the bundle that has a user's model.
         arguments: the family's own: `shape` of an MLP, `kernel` and `padding` of a CNN.
 
@@ -162,16 +162,7 @@ def build(
     """
     if is_import_path(family):
         size = {name: value for name, value in (("width", width), ("depth", depth)) if value}
-        offered = {"in_shape": in_shape, "out_features": out_features, **size, **arguments}
-        network = called(family, "model", offered, code=bundle)
-        if not isinstance(network, nn.Module):
-            raise UserCodeError(f"{family}: returned {type(network).__name__}; expected a torch.nn.Module")
-        _refuse_kinds(family, network)
-        if not trained(network):
-            raise UserCodeError(
-                f"{family}: its module has no parameters that require gradients; nothing is to be trained"
-            )
-        return nn.Sequential(network) if layered(network) and not _as_lanes_take_them(network, in_shape) else network
+        return _user_model(family, bundle, {"in_shape": in_shape, "out_features": out_features, **size, **arguments})
     if family == "linear":
         return linear(in_shape, out_features)
     if family == "quadratic":
@@ -182,22 +173,29 @@ def build(
     return makers[family](in_shape, out_features, width=width, depth=depth, **arguments)
 
 
-def _refuse_kinds(path: str, network: nn.Module) -> None:
-    """Refuse kinds of parameters and buffers that lanes do not have."""
+def _user_model(path: str, bundle: str, arguments: dict[str, Any]) -> nn.Module:
+    """Build a user's model, and check that it can be trained."""
+    network = called(path, "model", arguments, code=bundle)
+    if not isinstance(network, nn.Module):
+        raise UserCodeError(f"{path}: returned {type(network).__name__}; expected a torch.nn.Module")
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise UserCodeError(f"{path}: {name} has no size yet, as lazy layers'; give the layer its sizes")
         if tensor.is_complex():
             raise UserCodeError(f"{path}: {name} is complex; keep its real view, and torch.view_as_complex in forward")
+    if not trained(network):
+        raise UserCodeError(f"{path}: its module has no parameters that require gradients; nothing is to be trained")
+    # Wrapped, a chain is not taken for one of the shipped families.
+    return nn.Sequential(network) if layered(network) and not _inputs_fit(network, arguments["in_shape"]) else network
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a network that are trained, by name, in its order."""
+    """The parameters of a network that are trained, by name, in the network's order."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def layered(module: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Whether a network is a chain of the layers that lanes know, each as the families use it, all of it trained."""
+    """Whether a network is a chain of layers that lanes can stack, used as in the families, with all of it trained."""
     if type(module) is not nn.Sequential or not all(map(_known, module)):
         return False
     if hooked(module, forward=True):
@@ -207,11 +205,11 @@ def layered(module: nn.Module) -> TypeGuard[nn.Sequential]:
 
 
 def hooked(module: nn.Module, *, forward: bool = False) -> bool:
-    """Whether a network has hooks that may change gradients; or, if asked for, any hooks or a `forward` put in place.
+    """Whether a network has hooks that may change gradients; with `forward`, any hooks or a replaced `forward`.
 
     Args:
         module: the network.
-        forward: whether those of the forward pass count too.
+        forward: whether the forward pass counts too.
     """
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters()):
         return True
@@ -221,8 +219,8 @@ def hooked(module: nn.Module, *, forward: bool = False) -> bool:
     return replaced or any(getattr(each, kind) for each in module.modules() for kind in kinds)
 
 
-def _as_lanes_take_them(network: nn.Sequential, in_shape: tuple[int, ...]) -> bool:
-    """Whether linear layers get vectors and convolutions images with channels, of which torch's take more kinds."""
+def _inputs_fit(network: nn.Sequential, in_shape: tuple[int, ...]) -> bool:
+    """Whether linear layers get vectors and convolutions images with channels; torch allows other shapes, too."""
     axes = len(in_shape)
     for layer in network:
         if isinstance(layer, nn.Flatten):
@@ -248,14 +246,14 @@ def _known(layer: nn.Module) -> bool:
 
 
 def _examples(module: nn.Module, in_shape: tuple[int, ...]) -> Tensor:
-    """Two, of zeros: statistics of a batch want more than one."""
+    """Two examples of zeros: batch statistics need more than one."""
     like = next(module.parameters())
     return torch.zeros(2, *in_shape, dtype=like.dtype, device=like.device)
 
 
 @contextmanager
 def _unfused() -> Iterator[None]:
-    """Without the fused operations, of attention and LSTM, that a counter of multiplications does not see."""
+    """Disable the fused operations of attention and LSTM, which torch's counter of operations does not count."""
     lstm, attention = torch._C._get_mkldnn_enabled(), torch.backends.mha.get_fastpath_enabled()
     torch._C._set_mkldnn_enabled(False)
     torch.backends.mha.set_fastpath_enabled(False)
@@ -267,7 +265,7 @@ def _unfused() -> Iterator[None]:
 
 
 def activations(module: nn.Module, in_shape: tuple[int, ...]) -> int:
-    """Numbers that one example leaves behind in a forward pass, its inputs included."""
+    """Numbers that a forward pass keeps for one example, its inputs included."""
     x = _examples(module, in_shape)
     if layered(module):
         return (x.numel() + sum(y.numel() for _, y in _layer_by_layer(module, x))) // len(x)
@@ -284,9 +282,9 @@ def activations(module: nn.Module, in_shape: tuple[int, ...]) -> int:
 
 
 def multiplications(module: nn.Module, in_shape: tuple[int, ...]) -> int:
-    """Multiplications of one network's forward pass for one example, those of its linear maps and convolutions.
+    """Multiplications of the linear maps and convolutions in one network's forward pass of one example.
 
-    Of a user's network at least as many as it has parameters: operations that no counter knows are not free.
+    For a user's network at least as many as it has parameters, since operations that are not counted are not free.
     """
     x, total = _examples(module, in_shape), 0
     if not layered(module):
@@ -308,7 +306,7 @@ def multiplications(module: nn.Module, in_shape: tuple[int, ...]) -> int:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """A network as it is for evaluation, for as long as the context lasts; what it cannot run is told of."""
+    """Put a network into evaluation mode for as long as the context lasts; an error in it is the user code's."""
     before = module.training
     module.eval()
     try:

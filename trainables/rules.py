@@ -1,13 +1,15 @@
 """The optimizers' update rules over stacked parameters, each lane with its own learning rate.
 
-The parameters of K networks lie side by side as one (K, P) tensor, so a rule is a few elementwise operations whatever
-the network. Every rule here is linear in the learning rate and its state does not depend on it: it computes the unit
-update u, and the step is p <- p - lr_k u. The results are those of the torch.optim class that each rule names, with the
-settings given.
+The parameters of K networks are the rows of one (K, P) tensor, so a rule is a few elementwise operations for any
+network. Every rule is linear in the learning rate, and its state does not depend on it: it computes the unit update u,
+and the step is p <- p - lr_k u. The results are those of the torch.optim class that the rule names, with the same
+settings.
 
-What depends on the number of the update (bias corrections, warming schedules) comes from a table that is computed
-before a run of updates, so that a compiled program or a CUDA graph reads it from memory. Settings may differ between
-lanes, as tensors that broadcast against the parameters.
+Coefficients that depend on the number of the update (bias corrections, warming of momentum) come from a table that is
+computed before a run of updates, so that a CUDA graph or a compiled program reads them from memory. Settings may differ
+between lanes, as tensors that broadcast against the parameters.
+
+To add an optimizer, write its update here, list it in `_UPDATES`, and add its settings to `catalogue.OPTIMIZERS`.
 """
 
 from __future__ import annotations
@@ -50,14 +52,14 @@ class Rule:
 
     Attributes:
         name: the name in specs, tables and figures.
-        unit_update: (parameters, gradients, state, coefficients, settings) -> u, all of the parameters' shape or
+        unit_update: (parameters, gradients, state, coefficients, settings) -> u, each of the parameters' shape or
             broadcasting against it; changes the state in place.
         torch_class: the torch.optim class that computes the same, if there is one.
         rates: (lowest, highest) learning rate of the default grid, for losses of order one.
         buffers: names of the state's tensors, each like the parameters, zero at first.
         settings: constants, under torch.optim's names.
         columns: the coefficients that depend on the number of the update.
-        solo: whether there is no rule over lanes, so that `torch_class` itself runs, lane by lane.
+        solo: whether `torch_class` itself runs, lane by lane, because there is no rule over lanes.
     """
 
     name: str
@@ -91,7 +93,7 @@ class Rule:
             settings: floats, or (L,) arrays of lanes' values; the rule's own if not given.
 
         Returns:
-            name -> (updates, 1), or (updates, L) where a setting that counts differs between lanes; float64.
+            name -> (updates, 1), or (updates, L) where a setting that it depends on differs between lanes; float64.
         """
         table = self.columns(np.arange(1, last + 1, dtype=np.float64)[:, None], settings or self.settings)
         return {name: column[first - 1 :] for name, column in table.items()}
@@ -99,9 +101,9 @@ class Rule:
     def optimizers(
         self, parameters: list[nn.Parameter], rate: float, settings: Mapping[str, float]
     ) -> list[torch.optim.Optimizer]:
-        """The torch class, for the parameters of one network.
+        """Optimizers of the torch class, for the parameters of one network.
 
-        Muon takes matrices only; the other parameters are left to AdamW at the same rate, as its author advises.
+        Muon takes matrices only; AdamW trains the other parameters at the same rate, as Muon's author advises.
         """
         make: Any = self.torch_class
         if self.torch_class is not torch.optim.Muon:
@@ -113,7 +115,7 @@ class Rule:
     def reference(
         self, parameters: list[nn.Parameter], rate: float, settings: Mapping[str, float]
     ) -> list[torch.optim.Optimizer]:
-        """The torch optimizers that compute the same, with the same settings; the rule itself if there are none."""
+        """The torch optimizers that compute the same with the same settings; the rule itself if there are none."""
         if self.solo:
             return self.optimizers(parameters, rate, settings)
         if self.torch_class is None:
@@ -265,7 +267,7 @@ def _mean(buffer: Tensor, value: Tensor, decay: Number) -> Tensor:
 
 
 def _mean_square(buffer: Tensor, value: Tensor, decay: Number) -> Tensor:
-    """A running mean of squares, brought up to date in place."""
+    """A running mean of squares, updated in place."""
     buffer.mul_(decay)
     if isinstance(decay, Tensor):
         return buffer.add_(value.square().mul_(1 - decay))
@@ -273,12 +275,12 @@ def _mean_square(buffer: Tensor, value: Tensor, decay: Number) -> Tensor:
 
 
 def _moments(g: Tensor, state: State, s: Numbers) -> tuple[Tensor, Tensor]:
-    """The running means of gradients and of their squares, brought up to date in place."""
+    """The running means of gradients and of their squares, updated in place."""
     return _mean(state["exp_avg"], g, s["beta1"]), _mean_square(state["exp_avg_sq"], g, s["beta2"])
 
 
 def _bias(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What corrects the bias of the mean and of the root mean square: 1 / (1 - beta1^n), 1 / sqrt(1 - beta2^n)."""
+    """Bias corrections of the mean and of the root mean square: 1 / (1 - beta1^n), 1 / sqrt(1 - beta2^n)."""
     return {"mean": 1 / (1 - s["beta1"] ** n), "root": 1 / np.sqrt(1 - s["beta2"] ** n)}
 
 
@@ -332,14 +334,14 @@ RULES: dict[str, Rule] = {name: _shipped(name) for name in catalogue.RULES}
 
 
 def named(name: str, code: str = "") -> Rule:
-    """The rule of this name, or any class of `torch.optim`, which then runs lane by lane; or a user's, of either kind.
+    """The rule of this name, a class of `torch.optim`, which runs lane by lane, or a user's optimizer of either kind.
 
     Args:
         name: of a rule or class, or an import path.
         code: folder of the bundle that has a user's optimizer.
 
     Raises:
-        KeyError: if there is neither.
+        KeyError: if there is no such optimizer.
         UserCodeError: if a user's optimizer cannot be used.
     """
     if name in RULES:

@@ -16,10 +16,10 @@ def test_the_formula_is_what_a_convolution_does(size: int, kernel: int, stride: 
     image, filters = torch.zeros(1, 1, size, size), torch.zeros(1, 1, kernel, kernel)
     if size + 2 * padding < kernel:
         with pytest.raises(ModelError, match="does not fit"):
-            models.conv_output_size(size, kernel, stride=stride, padding=padding)
+            catalogue.conv_output_size(size, kernel, stride=stride, padding=padding)
         return
     expected = F.conv2d(image, filters, stride=stride, padding=padding).shape[-1]
-    assert models.conv_output_size(size, kernel, stride=stride, padding=padding) == expected
+    assert catalogue.conv_output_size(size, kernel, stride=stride, padding=padding) == expected
 
 
 def widths(network: nn.Sequential) -> list[int]:

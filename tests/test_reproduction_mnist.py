@@ -21,7 +21,7 @@ from study.spec import read
 from study.tuning.space import Space
 from study.verify import reproduce
 from study.verify.reproduce import Plan, Runner, run_mnist
-from trainables import data, models
+from trainables import catalogue, data, models
 
 REPORT = Path(__file__).parents[2] / "shared" / "reference" / "report-numbers.json"
 LAYERS: list[dict[str, Any]] = [
@@ -65,7 +65,7 @@ def test_layers_have_the_shapes_and_parameters_that_torch_gives_them() -> None:
 
 @pytest.mark.parametrize(("size", "kernel", "stride", "padding"), [(28, 5, 1, 0), (24, 2, 2, 0), (7, 3, 2, 1)])
 def test_the_formula_is_that_of_the_networks(size: int, kernel: int, stride: int, padding: int) -> None:
-    expected = models.conv_output_size(size, kernel, stride=stride, padding=padding)
+    expected = catalogue.conv_output_size(size, kernel, stride=stride, padding=padding)
     assert sizes.output_size(size, kernel, stride, padding) == expected
 
 

@@ -177,13 +177,13 @@ class ProgressDisplay:
         parts += [f"{now['running']} running"] if self.running else []
         parts += [f"{now['lanes_per_second']:.1f} lanes/s"] if self.lanes else []
         parts += [cost(now["cpu_hours"], now["gpu_hours"])]
-        parts += [f"about {duration(now['seconds_left'])} left"] if now["seconds_left"] else []
+        parts += [f"about {duration(round(now['seconds_left']))} left"] if now["seconds_left"] else []
         return ", ".join(parts) + (f"; {self._best()}" if self.best else "")
 
     def _lines(self) -> Table:
         """The live display: progress bar, counts and best trial; lines are cut to the terminal's width."""
         now = self.numbers()
-        left = f"about {duration(now['seconds_left'])} left" if now["seconds_left"] else ""
+        left = f"about {duration(round(now['seconds_left']))} left" if now["seconds_left"] else ""
         bar = Table.grid(padding=(0, 1))
         elapsed = duration(time.monotonic() - self.started)
         progress = ProgressBar(self.planned, self.done, width=24)

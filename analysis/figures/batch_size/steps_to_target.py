@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from analysis.cells import time_to_target
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
-from analysis.statistics import critical_batch_size
+from analysis.scaling import critical_batch_size
 from analysis.text import seed_counts, short
 
 
@@ -46,7 +46,7 @@ def batch_scaling(steps: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns optimizer, critical, low, high (its interval), n (seeds fitted), smallest_steps, smallest_examples. An
-        optimizer without a fit (see `analysis.statistics.critical_batch_size`) has no row.
+        optimizer without a fit (see `analysis.scaling.critical_batch_size`) has no row.
     """
     rows = []
     for name, own in steps.groupby("optimizer"):

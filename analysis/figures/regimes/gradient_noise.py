@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from analysis.cells import curves_of, rank
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
+from analysis.scaling import gradient_noise_scale
 from analysis.schema import Regime
-from analysis.statistics import LIMITS, gradient_noise_scale
+from analysis.statistics import LIMITS
 from analysis.text import seed_counts
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-import optuna
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 import analysis
+from study.results import recovery
+from study.results.tables import Table
+from study.tuning import compat
 from tests.fakes.tune import Trial
 from tests.fakes.world import World
 
@@ -34,7 +36,12 @@ SPECS: dict[str, dict[str, Any]] = {
     "extended": TINY | {"lanes": TINY["lanes"] | {"extensions": 1}, "budget": {"trials": 3, "updates": 2}},
     "without checkpoints": TINY | {"recording": {"checkpoint_seconds": 1e9}},
     "confirmed": TINY | {"budget": {"trials": 2, "updates": 2}, "confirm": {"top": 1, "seeds": 2}},
+    "at a URI": TINY,
+    "in a database": TINY | {"tuning": TINY["tuning"] | {"storage": "any"}},
+    "stopped early": TINY | {"tuning": TINY["tuning"] | {"scheduler": "asha"}, "budget": {"trials": 4, "updates": 3}},
 }
+# How many histories of each kind, by what one costs.
+HISTORIES = dict.fromkeys(SPECS, 30) | {"plain": 40, "confirmed": 20, "at a URI": 40, "in a database": 10}
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 WHEN_AND_WHERE = {"worker", "started", "stints"}
 
@@ -44,37 +51,41 @@ def tables(folder: Path) -> dict[str, str]:
     found, texts = analysis.load(folder), {}
     for name in ("trials", "lanes", "curves"):
         frame = getattr(found, name)
-        texts[name] = frame.drop(columns=[c for c in frame if "seconds" in c or c in WHEN_AND_WHERE]).to_csv()
+        texts[name] = frame.drop(columns=[c for c in frame if "seconds" in c or c in WHEN_AND_WHERE]).to_csv(
+            index=False
+        )
     return texts
 
 
-def told(folder: Path, name: str) -> list[tuple[Any, ...]]:
+def told(world: World, folder: Path, name: str) -> list[tuple[Any, ...]]:
     """What Optuna's storage holds of each trial."""
-    storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
-    found = optuna.load_study(study_name=name, storage=storage).trials
+    found = world.optuna(folder, name).trials
     parts = ((t.params, t.distributions, t.intermediate_values, t.user_attrs) for t in found)
     rest = [[sorted(each.items()) for each in part] for part in parts]
     return [(t.number, t.state, t.values, *part) for t, part in zip(found, rest, strict=True)]
 
 
-def computed(folder: Path, name: str) -> list[Any]:
+def computed(world: World) -> list[Any]:
     """All that must not depend on a study's history."""
-    found: list[Any] = [tables(folder), told(folder, name)]
+    folder = world.results()
+    found: list[Any] = [tables(folder), told(world, folder, "tiny")]
     if (folder / "confirm").exists():
-        found += computed(folder / "confirm", f"{name}-confirm")
+        found += [tables(folder / "confirm"), told(world, folder / "confirm", "tiny-confirm")]
     return found
 
 
 @cache
 def undisturbed(kind: str) -> list[Any]:
-    """What a study computes to which nothing happens."""
-    with tempfile.TemporaryDirectory(dir=MEMORY) as place, World(Path(place) / "out", SPECS[kind]) as world:
+    """What a study computes to which nothing happens, in a folder and without a scheduler."""
+    tables = SPECS[kind] | {"tuning": TINY["tuning"]}
+    with tempfile.TemporaryDirectory(dir=MEMORY) as top, World(Path(top), tables) as world:
         world.finish()
-        return computed(world.place, "tiny")
+        return computed(world)
 
 
-def check_whole(folder: Path) -> None:
-    """No row is there twice, every trial is in a final state, and nothing is left over."""
+def check_whole(world: World) -> None:
+    """No row is there twice and nothing is left over."""
+    folder = world.results()
     found = analysis.load(folder)
     assert not found.trials["trial"].duplicated().any()
     assert not found.lanes.duplicated(["trial", "lane"]).any()
@@ -86,52 +97,57 @@ def check_whole(folder: Path) -> None:
     assert not (folder / "tune").exists()
 
 
+def check_stopped(world: World, whole: list[Any]) -> None:
+    """Whatever the scheduler stopped, numbers are those of the trials that nothing stopped."""
+    mine, all_of_it = tables(world.results()), whole[0]
+    assert set(mine["curves"].splitlines()) <= set(all_of_it["curves"].splitlines())
+    for name in ("trials", "lanes"):
+        completed = {line for line in mine[name].splitlines() if "completed" in line}
+        assert completed <= set(all_of_it[name].splitlines())
+    ends = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+    outcomes = analysis.load(world.results()).trials["outcome"]
+    assert [trial.state for trial in world.optuna(world.results(), "tiny").trials] == [ends[each] for each in outcomes]
+
+
 class Histories(RuleBasedStateMachine):
-    """Draws what happens to a study of one of `SPECS`."""
+    """Draws what happens to a study."""
 
     kind: ClassVar[str] = "plain"
 
     def __init__(self) -> None:
         super().__init__()
         self.top = Path(tempfile.mkdtemp(dir=MEMORY))
-        self.world = World(self.top / "out", SPECS[self.kind])
+        self.world = World(self.top, SPECS[self.kind], at_uri=self.kind == "at a URI")
         self.world.__enter__()
-        self.finished = set[int]()
-        self.start()
-
-    def trial(self, which: int) -> Trial:
-        """One of the trials that run."""
-        running = self.world.running()
-        return running[which % len(running)]
-
-    def start(self) -> None:
-        self.world.calm()
         self.world.start()
+
+    def fresh(self) -> list[Trial]:
+        """The trials that run and have lost no worker: one that loses two in one session is set aside as failed."""
+        return [trial for trial in self.world.running() if not trial.num_failures]
 
     @precondition(lambda self: not self.world.alive)
     @rule()
     def resume(self) -> None:
-        self.start()
+        self.world.calm()
+        self.world.start()
 
     @precondition(lambda self: self.world.running())
     @rule(which=st.integers(0, 1), steps=st.integers(1, 4))
     def step(self, which: int, steps: int) -> None:
         for _ in range(steps):
-            if self.world.running():
-                self.world.step(self.trial(which))
+            if running := self.world.running():
+                self.world.step(running[which % len(running)])
 
-    @precondition(lambda self: any(not trial.num_failures for trial in self.world.running()))
+    @precondition(lambda self: self.fresh())
     @rule(which=st.integers(0, 1), stepped=st.booleans())
     def kill_worker(self, which: int, stepped: bool) -> None:
-        running = [trial for trial in self.world.running() if not trial.num_failures]
-        self.world.kill_worker(running[which % len(running)], stepped=stepped)
+        self.world.kill_worker(self.fresh()[which % len(self.fresh())], stepped=stepped)
 
-    @precondition(lambda self: any(not t.num_failures for t in self.world.running()) and self.world.orphans < 2)
+    @precondition(lambda self: self.fresh() and self.world.orphans < 2)
     @rule(which=st.integers(0, 1), twice=st.booleans())
     def kill_worker_between_trials(self, which: int, twice: bool) -> None:
-        running = [trial for trial in self.world.running() if not trial.num_failures]
-        self.world.orphans += 1
-        self.world.kill_between(running[which % len(running)], twice=twice)
+        self.world.orphans += 1  # after three in a row the study gives a trial up
+        self.world.kill_between(self.fresh()[which % len(self.fresh())], twice=twice)
 
     @precondition(lambda self: len(self.world.nodes) > 1 and self.world.orphans < 2)
     @rule(which=st.integers(0, 1))
@@ -164,29 +180,108 @@ class Histories(RuleBasedStateMachine):
     def fill_disk(self, writes: int) -> None:
         self.world.fill_disk(writes)
 
+    @precondition(lambda self: not self.world.alive)
+    @rule(
+        table=st.sampled_from(["trials", "lanes", "curves"]),
+        which=st.integers(0, 2),
+        share=st.sampled_from([0.0, 0.5, 0.9]),
+    )
+    def damage_part(self, table: str, which: int, share: float) -> None:
+        self.world.damage_part(table, which, share)
+
+    @precondition(lambda self: not self.world.alive and not self.world.database)
+    @rule(share=st.sampled_from([0.3, 0.6, 0.9]), middle=st.booleans())
+    def damage_journal(self, share: float, middle: bool) -> None:
+        self.world.damage_journal(share, middle=middle)
+
+    @precondition(lambda self: self.world.alive and self.kind == "at a URI")
+    @rule()
+    def send(self) -> None:
+        self.world.send()
+
+    @precondition(lambda self: self.world.alive and self.kind == "at a URI")
+    @rule(requests=st.integers(1, 20))
+    def lose_store(self, requests: int) -> None:
+        self.world.lose_store(requests)
+
+    @precondition(lambda self: not self.world.alive and "bucket/out/spec.toml" in self.world.store.files)
+    @rule()
+    def change_machine(self) -> None:
+        self.world.change_machine()
+
+    @precondition(lambda self: self.world.alive and self.world.database)
+    @rule(statements=st.integers(1, 6))
+    def lose_database(self, statements: int) -> None:
+        self.world.lose_database(statements)
+
+    @precondition(lambda self: self.world.alive and self.world.database)
+    @rule(after=st.integers(0, 8))
+    def lose_commit(self, after: int) -> None:
+        self.world.lose_commit(after)
+
     def teardown(self) -> None:
         try:
             self.world.finish()
-            assert computed(self.world.place, "tiny") == undisturbed(self.kind)
-            check_whole(self.world.place)
+            if self.kind == "stopped early":
+                check_stopped(self.world, undisturbed(self.kind))
+            else:
+                assert computed(self.world) == undisturbed(self.kind)
+            check_whole(self.world)
         finally:
             self.world.__exit__()
             shutil.rmtree(self.top, ignore_errors=True)
 
 
-def run(kind: str, examples: int = 10, **options: Any) -> None:
-    """Try random histories of a kind of study."""
-    machine = type("Histories", (Histories,), {"kind": kind})
+def run(kind: str, histories: int, **how: Any) -> None:
+    """Try random histories of a kind of study, the same ones each time unless told otherwise."""
     undisturbed(kind)
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck),
-            **options,
-        ),
-    )  # fmt: skip
+    chosen = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)} | how
+    machine = type("Histories", (Histories,), {"kind": kind})
+    run_state_machine_as_test(machine, settings=settings(max_examples=histories, stateful_step_count=8, **chosen))
 
 
 @pytest.mark.parametrize("kind", SPECS)
 def test_a_disturbed_study_ends_as_an_undisturbed_one(kind: str) -> None:
-    run(kind)
+    run(kind, HISTORIES[kind])
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", SPECS)
+def test_many_more_histories(kind: str) -> None:
+    run(kind, 10 * HISTORIES[kind], derandomize=False)
+
+
+def forget_lost_rows(patch: pytest.MonkeyPatch) -> None:
+    """An ended trial whose rows are lost is not run again."""
+    state = recovery.State.__init__
+
+    def without(self: recovery.State, rows: dict[int, Any], *given: Any) -> None:
+        state(self, rows, *given)
+        self.redo = _Nothing()
+
+    patch.setattr(recovery.State, "__init__", without)
+
+
+class _Nothing(list[int]):
+    def append(self, number: int) -> None: ...
+
+
+def keep_partial_rows(patch: pytest.MonkeyPatch) -> None:
+    """The rows of a trial that has not ended stay in the tables."""
+    patch.setattr(Table, "drop", lambda self, trials: None)
+
+
+def leave_running(patch: pytest.MonkeyPatch) -> None:
+    """A trial whose rows were written before the driver died is never told to Optuna."""
+    patch.setattr(compat, "end_as", lambda *_: None)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("fault", [forget_lost_rows, keep_partial_rows, leave_running])
+def test_histories_find_a_fault(fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed("plain")
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        run("plain", 300, phases=[Phase.generate])

@@ -32,7 +32,8 @@ import tomlkit
 import torch
 
 import study
-from analysis.results import FOLDERS, parts
+from analysis.results import parts
+from analysis.schema import FOLDERS
 from study.results import mirror, ownership
 from tests.fakes.store import Server, Store
 from tests.fakes.tune import NODE_DIED, Trial, Tuner

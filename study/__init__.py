@@ -4,68 +4,10 @@
     outcome = study.run(spec)                                                                # as `study run` does
     results = analysis.load(outcome.folder)
 
-Names are imported when first used: `study --help` does not pay for torch and Ray.
+`__init__.pyi` lists the public names. Each is imported when first used, so that `study --help` loads neither torch nor
+Ray.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from study.api import (
-        resume,
-        run,
-    )
-    from study.errors import (
-        ClusterError,
-        Halted,
-        Interrupted,
-        SpecError,
-        StorageError,
-        StudyError,
-        UsageError,
-    )
-    from study.session import (
-        Outcome,
-    )
-    from study.spec import (
-        Spec,
-        check,
-        read,
-    )
-    from trainables.errors import (
-        DataError,
-    )
-
-__all__ = [
-    "ClusterError",
-    "DataError",
-    "Halted",
-    "Interrupted",
-    "Outcome",
-    "Spec",
-    "SpecError",
-    "StorageError",
-    "StudyError",
-    "UsageError",
-    "check",
-    "read",
-    "resume",
-    "run",
-]
-
-_HOMES = ("study.errors", "study.spec", "trainables.errors", "study.api")
-"""The modules that hold these names, the quickest to import first."""
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for home in _HOMES:
-            found = getattr(import_module(home), name, None)
-            if found is not None:
-                globals()[name] = found
-                return found
-    raise AttributeError(f"module 'study' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

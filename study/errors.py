@@ -10,7 +10,7 @@
     Interrupted             Ctrl-C, SIGTERM or SIGUSR1 ended the study, exit code 130; a KeyboardInterrupt
 
 The commands print the message alone and exit with the code. Data that cannot be loaded raise `study.DataError`,
-unreadable results raise `analysis.ResultsError`. This module imports nothing of ours: every other one can use it.
+unreadable results raise `analysis.ResultsError`. This module imports nothing heavy: every other one can use it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable
 from typing import Any
+
+from trainables.errors import DataError as DataError
 
 
 class StudyError(Exception):

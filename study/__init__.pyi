@@ -1,0 +1,14 @@
+from .api import resume as resume
+from .api import run as run
+from .errors import ClusterError as ClusterError
+from .errors import DataError as DataError
+from .errors import Halted as Halted
+from .errors import Interrupted as Interrupted
+from .errors import SpecError as SpecError
+from .errors import StorageError as StorageError
+from .errors import StudyError as StudyError
+from .errors import UsageError as UsageError
+from .session import Outcome as Outcome
+from .spec import Spec as Spec
+from .spec import check as check
+from .spec import read as read

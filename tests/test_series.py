@@ -441,7 +441,7 @@ def test_the_noise_scale_is_that_of_the_best_cells_lanes() -> None:
     results = made(trials, lanes, curves)
     frame = gradient_noise(results, analysis.cells(results))
     assert list(frame["update"]) == [0, 5]
-    expected = statistics.gradient_noise_scale(*points.values())
+    expected = analysis.gradient_noise_scale(*points.values())
     assert frame["estimate"].eq(expected.estimate).all()
     assert expected.estimate == 10.0
     assert frame["n"].eq(3).all()

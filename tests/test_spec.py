@@ -72,7 +72,7 @@ BAD = {
         changed(workload__data="minst"),
         'workload.data = "minst": unknown data set "minst" (did you mean',
     ),
-    "unknown engine": (changed(lanes__engine="jit"), "valid: auto, eager, compiled, cuda-graph, solo"),
+    "unknown engine": (changed(lanes__engine="jit"), "valid: auto, eager, native, compiled, cuda-graph, solo"),
     "an engine without the rule": (
         changed(lanes__engine="compiled", search__optimizer=["adam", "Muon"]),
         "lanes.engine: compiled does not train Muon, which runs lane by lane; valid: auto",

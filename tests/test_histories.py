@@ -254,6 +254,12 @@ def run(kind: str, histories: int, **how: Any) -> None:
 
 @pytest.mark.parametrize("kind", SPECS)
 def test_a_disturbed_study_ends_as_an_undisturbed_one(kind: str) -> None:
+    run(kind, HISTORIES[kind] // 5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", SPECS)
+def test_two_hundred_histories(kind: str) -> None:
     run(kind, HISTORIES[kind])
 
 

@@ -12,8 +12,9 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session, scoped_session
 
 from study.errors import StorageError
 from study.tuning import JOURNAL
@@ -120,5 +121,11 @@ def _database(spec: Spec) -> BaseStorage | None:
     except (SQLAlchemyError, ImportError, ValueError) as error:
         message = f"cannot be opened: {str(error).splitlines()[0]}; correct the URL, or install its driver"
         raise StorageError("tuning.storage", [message]) from error
-    weakref.finalize(storage, storage.engine.dispose)
+    weakref.finalize(storage, _close, storage.scoped_session, storage.engine)
     return storage
+
+
+def _close(sessions: scoped_session[Session], engine: Engine) -> None:
+    """Close a storage's connections, also the one in which an interrupted call has left its transaction open."""
+    sessions.remove()
+    engine.dispose()

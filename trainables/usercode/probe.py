@@ -75,9 +75,10 @@ class Probe:
         if not self.answer.mistakes:
             sample = self._sample()
             for path, settings in request.optimizers.items():
-                work = partial(try_optimizer, path, code)
+                work, before = partial(try_optimizer, path, code), len(self.answer.mistakes)
                 self._try("search.optimizer", path, f"trying {path}", RUN_SECONDS, work)
-                self._settings(path, settings)
+                if len(self.answer.mistakes) == before:
+                    self._settings(path, settings)
             if sample:
                 self._functions(sample)
                 self._networks(sample)

@@ -265,7 +265,7 @@ def write_confirmation(
 
 
 # The files that take longest start first, so that no worker is left with one of them at the end.
-SLOWEST = ("test_histories.py", "test_engines.py", "test_report.py", "test_remote.py", "test_tune.py")
+SLOWEST = ("test_cli.py", "test_histories.py", "test_engines.py", "test_report.py", "test_remote.py", "test_tune.py")
 
 
 @pytest.hookimpl(tryfirst=True)

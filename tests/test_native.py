@@ -70,10 +70,7 @@ def trained(
     """The stack after some updates in two calls, the losses, and an evaluation on the split."""
     shape = tuple(split.inputs.shape[1:])
     stack = Stack.build(make, lanes, named(rule), split.inputs.dtype, CPU)
-    if kind is Native:
-        engine: Native | Wide = Native(make(), shape, Criterion(task), 16, batch, stack)
-    else:
-        engine = Wide(make(), Criterion(task), 16, stack)
+    engine = kind(make(), shape, Criterion(task), 16, batch, stack)
     batches, rows = Batches(split, batch, stack), slice(0, len(lanes))
     losses = [engine.advance(stack, batches, rows, 2)]
     stack.update = 2

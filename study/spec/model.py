@@ -206,7 +206,7 @@ class Lanes(Section):
         learning_rate: the grid for all optimizers; if not given, each optimizer's own range at `rates` values.
         rates: values in an optimizer's own range.
         seeds: seeds of initialisation and batches.
-        engine: eager, compiled, cuda-graph or solo; auto takes the fastest for the trial.
+        engine: native, eager, cuda-graph or solo; auto takes the fastest for the trial.
         halving: whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget.
         extensions: how often a trial may add half as many rates beyond the edge on which its best one lies.
     """

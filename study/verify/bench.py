@@ -277,23 +277,16 @@ def _one_update(config: dict[str, Any]) -> None:
 def show(found: dict[str, Any], console: Console) -> None:
     """Print what `run` gathered, for people, within 80 columns."""
     if rows := found.get("updates"):
-        table = _table("one update, Adam", "engine", "K", "solo", "lane", "ratio", "bound", "cold")
+        table = _table("one update, Adam", "engine", "K", "solo", "lane", "ratio", "bound")
         for row in rows:
             numbers = (row["solo_us"], row["lane_us"], row["ratio"], row["lane_us"] / row["bound_us"])
-            cold = f"{row['cold_seconds']:.0f}"
-            table.add_row(
-                row["name"],
-                row["engine"],
-                str(row["lanes"]),
-                *map(_figure, numbers),
-                cold,
-            )
+            table.add_row(row["name"], row["engine"], str(row["lanes"]), *map(_figure, numbers))
         console.print(table)
-        console.print("K lanes; solo, lane: microseconds; bound: times the arithmetic's; cold: seconds")
+        console.print("K lanes; solo, lane: microseconds; bound: times the arithmetic's")
     if row := found.get("figure"):
-        table = _table("the report's regime figure, s a seed", "seeds", "its loop", "lane", "ratio", "cold")
-        numbers = (row["loop_seconds"], row["lane_seconds"], row["ratio"], row["cold_seconds"])
-        table.add_row("batches of 1, 32 and 10,000, 10 epochs", str(row["seeds"]), *map(_figure, numbers))
+        table = _table("the report's regime figure, s a seed", "seeds", "its loop", "lane", "ratio")
+        speeds = (row["loop_seconds"], row["lane_seconds"], row["ratio"])
+        table.add_row("batches of 1, 32 and 10,000, 10 epochs", str(row["seeds"]), *map(_figure, speeds))
         console.print(table)
     if rows := found.get("search"):
         table = _table(f"MLP on cubic, {EPOCHS} epochs, batch 32", "runs", "seconds", "runs per hour", "ours / it")

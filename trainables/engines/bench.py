@@ -75,7 +75,7 @@ _MLP: _Network = ("mlp", (2,), 1, 16, 2)
 _WIDE: _Network = ("mlp", (1, 28, 28), 10, 128, 2)
 _CNN: _Network = ("cnn", (1, 28, 28), 10, 4, 2)
 _CNN_8: _Network = ("cnn", (1, 28, 28), 10, 8, 2)
-# Examples in whole batches, so that no short batch affects the times; 18 lanes are 6 rates x 3 seeds, as in shipped specs.
+# Examples in whole batches, so that no short batch affects the times; 18 lanes: 6 rates x 3 seeds, as in shipped specs.
 WORKS = (
     Work("2-16-8-1 MLP, batch 1", *_MLP, 1, 10_000, 18, "float32"),
     Work("2-16-8-1 MLP, batch 32", *_MLP, 32, 10_016, 18, "float32"),

@@ -256,7 +256,7 @@ class Native(Eager):
 
 
 class Wide(Eager):
-    """Large dense networks, lane after lane: torch makes the products, the kernel the update; arguments as of `Native`."""
+    """Large dense networks lane after lane: products by torch, updates by the kernel. Arguments as of `Native`."""
 
     name = "native"
 

@@ -2,7 +2,7 @@
 
 The baseline is `reference.updates`: one configuration, tensors in memory, batches by index, torch.optim, one thread.
 It and the engines take turns, so that drift in the machine's speed affects all alike; ratios are taken turn by turn.
-`python -m trainables` runs this with torch and numpy alone.
+JAX takes part where it is installed and has the network. `python -m trainables` runs this with torch and numpy alone.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainables import models
 from trainables.criterion import Criterion
 from trainables.data import Split, Task
+from trainables.engines import jax_peer
 from trainables.engines.choose import choose
 from trainables.engines.kernel.build import unavailable
 from trainables.lanes.batches import Batches
@@ -127,13 +130,17 @@ def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[Row]
     if device.type == "cpu" and unavailable():
         names.remove("native")
     solo, stacks = _solo(work, device), {name: _stack(work, device, name) for name in names}
-    solo(1)  # the first update loads libraries
-    for name in names:
-        stacks[name](4)
+    if device.type == "cpu" and work.family == "mlp" and work.task == "regression" and find_spec("jax"):
+        names.append("jax")
+        stacks["jax"] = _jax(work)
+    for make in (solo, *stacks.values()):
+        make(1)  # the first update loads libraries, and compiles JAX's program
     turns = []
     for _ in range(rounds):
         one = _per_update(solo, device)
-        turns.append((one, {name: _per_update(stacks[name], device) / work.lanes for name in names}))
+        units = {"jax": work.examples // work.batch_size}
+        each = {name: _per_update(stacks[name], device, units.get(name, 1)) / work.lanes for name in names}
+        turns.append((one, each))
     bound = operations(work) / _speed(device, getattr(torch, work.dtype)) * 1e6
     return [
         Row(
@@ -225,6 +232,16 @@ def _stack(work: Work, device: torch.device, name: str) -> Callable[[int], None]
     return make
 
 
+def _jax(work: Work) -> Callable[[int], None]:
+    """The same stack in JAX, as a function that makes a number of updates, rounded up to whole epochs."""
+    examples = _examples(work, torch.device("cpu"))
+    sizes = [layer.in_features for layer in work.build().modules() if isinstance(layer, nn.Linear)]
+    rates = np.array([lane.learning_rate for lane in grid(1e-5, 1e-4, work.lanes // work.seeds, range(work.seeds))])
+    arrays = examples.inputs.numpy(), examples.targets.numpy()
+    train = jax_peer.epochs([*sizes, work.out_features], *arrays, work.batch_size, rates, work.seeds)
+    return lambda count: train(-(-count * work.batch_size // work.examples))
+
+
 def _seconds(make: Callable[[int], None], count: int, device: torch.device) -> float:
     started = time.perf_counter()
     make(count)
@@ -233,14 +250,14 @@ def _seconds(make: Callable[[int], None], count: int, device: torch.device) -> f
     return time.perf_counter() - started
 
 
-def _per_update(make: Callable[[int], None], device: torch.device) -> float:
-    """Seconds per update, over about `TURN_SECONDS`."""
-    count = 4
+def _per_update(make: Callable[[int], None], device: torch.device, unit: int = 1) -> float:
+    """Seconds per update, over about `TURN_SECONDS`, in whole multiples of `unit` updates."""
+    count = unit
     while True:
         spent = _seconds(make, count, device)
         if spent > TURN_SECONDS / 2:
             return spent / count
-        count = max(2 * count, int(count * TURN_SECONDS / max(spent, 1e-6)))
+        count = max(2 * count, int(count * TURN_SECONDS / max(spent, 1e-6)) // unit * unit)
 
 
 def _speed(device: torch.device, dtype: torch.dtype) -> float:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,11 +17,23 @@ from rich.console import Console
 import trainables.engines.bench
 from study.verify import bench
 from trainables.engines.bench import WORKS, Work
+from trainables.engines.jax_peer import epochs
+
+
+@pytest.mark.nightly
+def test_jax_trains_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainables.engines.bench, "TURN_SECONDS", 1e-3)
+    rows = trainables.engines.bench.measure(dataclasses.replace(WORKS[1], examples=320), torch.device("cpu"), rounds=1)
+    assert [row.engine for row in rows] == ["eager", "native", "jax"]
+    train = epochs([1, 4, 1], np.linspace(-1, 1, 64)[:, None], np.zeros((64, 1)), 8, np.array([0.01, 0.01]), 2)
+    losses = [float(train(count).max()) for count in (1, 30)]
+    assert losses[1] < losses[0] / 10
 
 
 @pytest.mark.parametrize("work", WORKS, ids=[work.name for work in WORKS])
 def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainables.engines.bench, "TURN_SECONDS", 1e-3)
+    monkeypatch.setattr(trainables.engines.bench, "find_spec", lambda name: None)
     small = dataclasses.replace(work, lanes=4, examples=min(work.examples, 300), batch_size=min(work.batch_size, 300))
     rows = trainables.engines.bench.measure(small, torch.device("cpu"), rounds=1)
     assert [row.engine for row in rows] == ["eager", "native"]
@@ -57,7 +70,7 @@ def test_operations_are_two_per_product_and_three_passes() -> None:
 def test_the_torch_part_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
     code = """
 import sys
-for name in ("ray", "optuna", "pandas", "pydantic", "sklearn", "torchvision", "platformdirs", "pyarrow", "rich"):
+for name in ("jax", "ray", "optuna", "pandas", "pydantic", "sklearn", "torchvision", "platformdirs", "pyarrow", "rich"):
     sys.modules[name] = None  # importing it raises
 from trainables.engines import bench
 bench.TURN_SECONDS = 1e-3

@@ -351,9 +351,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         times = (row["seconds"], row["plain_seconds"], row["ratio"])
         table.add_row(row["name"], str(row["runs"]), *map(_figure, times))
         console.print(table)
-        console.print(
-            f"plain torch: seconds of training its runs one after another, on one of {row['cores']} cores"
-        )
+        console.print(f"plain torch: seconds of training its runs one after another, on one of {row['cores']} cores")
     if rows := found.get("search"):
         table = _table(f"MLP on cubic, {EPOCHS} epochs, batch 32", "runs", "seconds", "runs per hour", "ours / it")
         for row in rows:

@@ -239,7 +239,11 @@ def _jax(work: Work) -> Callable[[int], None]:
     rates = np.array([lane.learning_rate for lane in grid(1e-5, 1e-4, work.lanes // work.seeds, range(work.seeds))])
     arrays = examples.inputs.numpy(), examples.targets.numpy()
     train = jax_peer.epochs([*sizes, work.out_features], *arrays, work.batch_size, rates, work.seeds)
-    return lambda count: train(-(-count * work.batch_size // work.examples))
+
+    def make(count: int) -> None:
+        train(-(-count * work.batch_size // work.examples))
+
+    return make
 
 
 def _seconds(make: Callable[[int], None], count: int, device: torch.device) -> float:

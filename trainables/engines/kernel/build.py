@@ -64,9 +64,9 @@ def digest() -> str:
     return hashlib.sha256(text + " ".join(FLAGS).encode()).hexdigest()[:12]
 
 
-def name_of(dtype: str) -> str:
-    """The file name of this machine's library for a type."""
-    return f"native-{dtype}-{processor()}-{digest()}.so"
+def name_of(dtype: str, kind: str = "") -> str:
+    """The file name of the library for a type and a kind of processor, this machine's if not given."""
+    return f"native-{dtype}-{kind or processor()}-{digest()}.so"
 
 
 def folders() -> list[Path]:

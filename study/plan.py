@@ -20,6 +20,7 @@ from trainables import data, models
 from trainables.data import Data, Split
 from trainables.engines.base import Engine
 from trainables.engines.choose import choose
+from trainables.engines.kernel.build import unavailable
 from trainables.engines.memory import fitting, lane_bytes
 from trainables.lanes import equality
 from trainables.lanes.batches import Batches
@@ -30,9 +31,10 @@ from trainables.lanes.train import advance
 from trainables.usercode.importing import UserCodeError, is_import_path
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 
-# A probe times updates for this long, on batches of at most this many examples, and scales to the batch size.
+# A probe times updates for this long. Batches whose forward pass of all lanes has more multiplications than this are
+# cut, to no fewer examples than this, and the time is scaled to the batch size.
 PROBE_SECONDS = 0.2
-PROBE_EXAMPLES = 256
+PROBE_MULTIPLICATIONS, PROBE_EXAMPLES = 1e8, 256
 # Relative; rounding compounded over so few updates stays far below.
 LANE_EQUALITY = {"float64": 1e-8, "float32": 1e-3}
 
@@ -94,7 +96,10 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     fewest = min(p.at_once for p in probes)
     if fewest < lane_count:
         rows.append(("", f"in passes of {fewest} where memory does not hold all"))
-    rows.append(("engine", " or ".join(sorted({p.engine for p in probes})) + ", by the size of the trial"))
+    engines = sorted({p.engine for p in probes})
+    rows.append(("engine", " or ".join(engines) + (", by the trial" if len(engines) > 1 else "")))
+    if why := unavailable():
+        rows.append(("", f"no native kernel on this machine ({why}): its CPUs train several times slower without"))
     if spec.resources.cpu_nodes:
         small = sum(p.small for p in probes)
         rows.append(("devices", f"{small} of {len(probes)} cells at the corners of the space are small: on CPUs alone"))
@@ -107,28 +112,27 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
 def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     """Try a cell briefly, with the optimizer that takes the most time, or else memory."""
     workload, facts = spec.workload, spec.workload.facts
-    build, judge, updates = (
-        builder(spec, width, depth),
-        criterion(spec),
-        spec.budget.total_updates(batch_size, facts.train),
-    )
+    make, judge = builder(spec, width, depth), criterion(spec)
+    updates = spec.budget.total_updates(batch_size, facts.train)
     rule, dtype = rule_of(spec, _heaviest(spec)), getattr(torch, workload.dtype)
-    stack, network = Stack.build(build, _lanes(spec), rule, dtype, torch.device("cpu")), build()
-    examples = _examples(spec, stack)
+    stack, network = Stack.build(make, _lanes(spec), rule, dtype, torch.device("cpu")), make()
+    multiplications = models.multiplications(network, facts.in_shape)
+    most = int(PROBE_MULTIPLICATIONS / (multiplications * len(stack.lanes)))
+    tried = min(batch_size, max(most, PROBE_EXAMPLES))
+    examples = _examples(spec, stack, max(tried, 2 * PROBE_EXAMPLES))
     sample = examples.inputs[:TRIED_EXAMPLES]
-    tried = min(batch_size, PROBE_EXAMPLES)
     augmented = bool(workload.augment)
-    engine = choose(build, facts.in_shape, judge, tried, stack, spec.lanes.engine, augmented=augmented, sample=sample)
+    engine = choose(make, facts.in_shape, judge, tried, stack, spec.lanes.engine, augmented=augmented, sample=sample)
     seconds = None
     if updates is not None:
         update = _update_seconds(stack, engine, Batches(examples, tried, stack)) * batch_size / tried
-        points = _evaluations(spec, batch_size, models.multiplications(network, facts.in_shape))
+        points = _evaluations(spec, batch_size, multiplications)
         seconds = updates * update + points * _evaluation_seconds(spec, stack, engine, examples)
     kept, working = lane_bytes(network, facts.in_shape, batch_size, stack)
     numbers = (facts.train + facts.validation + facts.test) * math.prod(facts.in_shape)
     at_once = fitting(network, facts.in_shape, batch_size, stack)
     memory = kept * len(stack.lanes) + working * at_once + numbers * stack.parameters.element_size()
-    small = packing.small(build, facts.in_shape, batch_size)
+    small = packing.small(make, facts.in_shape, batch_size)
     return Probe(batch_size, updates, seconds, memory, engine.name, at_once, small)
 
 
@@ -175,9 +179,9 @@ def _data(spec: Spec, dtype: torch.dtype) -> Data:
     return data.load(workload.data, folder, standardize=workload.standardize, dtype=dtype, code=workload.code)
 
 
-def _examples(spec: Spec, stack: Stack) -> Split:
+def _examples(spec: Spec, stack: Stack, count: int) -> Split:
     """Examples to time updates on: of a user's data, on whose values a model may depend; otherwise zeros."""
-    facts, count = spec.workload.facts, 2 * PROBE_EXAMPLES
+    facts = spec.workload.facts
     if is_import_path(spec.workload.data):
         train = _data(spec, stack.parameters.dtype).train
         rows = torch.arange(count) % len(train)

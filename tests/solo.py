@@ -81,6 +81,7 @@ def trained(
     return stack
 
 
+@cache
 def solo(
     family: str, rule: str, batch_size: int, lane: Lane, *updates: int, drop_last: bool = False
 ) -> list[torch.Tensor]:

@@ -19,8 +19,9 @@ from trainables.criterion import Criterion
 from trainables.data import Split
 from trainables.lanes.seeds import batch_order, drawing, initialise
 from trainables.lanes.stack import Lane
-from trainables.models import Builder, trained
+from trainables.models import Builder, layered, trained
 from trainables.rules import Rule
+from trainables.usercode.importing import is_import_path
 
 # (outputs (n, out_features), targets (n, ...)) -> the mean loss, a scalar.
 MeanLoss = Callable[[Tensor, Tensor], Tensor]
@@ -127,7 +128,9 @@ def alone(
             order = batch_order(lane.seed, epoch, len(examples)).to(examples.inputs.device)
             yield from order.split(size)[: min(per_epoch, count - epoch * per_epoch)]
 
-    return network, updates(network, optimizers, examples, mean_loss(criterion), batches(), lane.seed)
+    # Only networks and optimizers of users may draw random numbers; seeding would slow down the others by half.
+    seed = None if layered(network) and not is_import_path(rule.name) else lane.seed
+    return network, updates(network, optimizers, examples, mean_loss(criterion), batches(), seed)
 
 
 def mean_loss(criterion: Criterion) -> MeanLoss:

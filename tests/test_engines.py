@@ -249,6 +249,13 @@ def test_the_engine_of_a_cpu_is_native_where_the_kernel_knows_everything(monkeyp
 
     for family in FAMILIES:
         assert chosen(family=family) == "native"
+    for width, lanes, engine in ((8, 1, "native"), (16, 1, "eager"), (16, 4, "native"), (32, 18, "eager")):
+
+        def build(width: int = width) -> nn.Module:
+            return models.build("cnn", (1, 28, 28), 10, width=width, depth=2)
+
+        stack = Stack.build(build, [Lane(0.1, 0)] * lanes, named("adam"), torch.float32, CPU)
+        assert choose(build, (1, 28, 28), "classification", 64, stack).name == engine
     assert chosen(rule="LBFGS") == "solo"
     assert chosen(augmented=True) == chosen(loss="tests.user_code:huber") == "eager"
     with pytest.raises(ValueError, match="native does not support augmentation; choose auto"):

@@ -15,7 +15,7 @@ from trainables.engines.eager import Eager
 from trainables.engines.graph import Graph
 from trainables.engines.kernel.build import BuildError
 from trainables.engines.memory import block_size
-from trainables.engines.native import Native, Wide, described, wide
+from trainables.engines.native import Native, Wide, pays, wide
 from trainables.engines.solo import Solo
 from trainables.engines.vmapped import Vmapped, VmapSupport
 from trainables.lanes.seeds import initialise
@@ -47,7 +47,7 @@ def choose(
         batch_size: examples per update.
         stack: all lanes of the trial.
         wanted: one of `catalogue.ENGINES`, or auto: a recorded graph on a GPU; on a CPU native where the kernel knows
-            what the trial computes and can be built, otherwise eager.
+            what the trial computes, is faster and can be built, otherwise eager.
         augmented: whether examples are changed at random.
         sample: about `TRIED_EXAMPLES` examples on which to try a user's model; noise if not given.
         name: of that model, for messages.
@@ -81,7 +81,7 @@ def choose(
     )  # fmt: skip
     if wanted == "native" and lacks:
         raise ValueError(f"the engine native does not support {lacks}; choose auto")
-    if wanted == "native" or (wanted == "auto" and not lacks and described(network, in_shape) is not None):
+    if wanted == "native" or (wanted == "auto" and not lacks and pays(network, in_shape, stack)):
         kind = Wide if wide(network, stack) else Native
         try:
             return kind(network, in_shape, criterion, block, batch_size, stack)

@@ -52,6 +52,8 @@ RULE_MULTIPLICATIONS = 320
 MOST_UPDATES = 4096
 # Larger dense networks leave the cache as stacked lanes.
 WIDE_PARAMETERS = 16_000
+# Parameters of a convolutional network, per lane up to the fourth, from which torch is faster.
+FILTERS_PARAMETERS = 20_000
 
 _DENSE, _RELU, _CONVOLUTION, _PAD, _POOL, _SHIFT, _FIXED = range(7)
 
@@ -107,6 +109,13 @@ def wide(network: nn.Sequential, stack: Stack) -> bool:
     """Whether a network is dense and so large that stacked lanes would leave the cache."""
     dense = all(isinstance(layer, nn.Linear | nn.ReLU | nn.Flatten) for layer in network)
     return dense and stack.parameters.shape[1] > WIDE_PARAMETERS
+
+
+def pays(network: nn.Sequential, in_shape: tuple[int, ...], stack: Stack) -> bool:
+    """Whether the kernel knows all layers and is faster than torch, as it is not for many filters or few lanes."""
+    convolutional = any(isinstance(layer, nn.Conv2d) for layer in network)
+    most = FILTERS_PARAMETERS * min(len(stack.lanes), 4)
+    return described(network, in_shape) is not None and not (convolutional and stack.parameters.shape[1] > most)
 
 
 def _plain(layer: nn.Conv2d) -> bool:

@@ -161,9 +161,6 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
     """Make the folder of a new study: `out`, or the first of results/NAME, results/NAME-2 ... that is free.
 
     Making it claims it: two runs that start together get two folders.
-
-    Raises:
-        StorageError: if `out` is not empty, or cannot be made.
     """
     if out is not None:
         try:
@@ -189,11 +186,7 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
 
 
 def check_nodes(cluster: Cluster, spec: Spec, folder: Path) -> None:
-    """Check the nodes of a cluster that others started, now and as they join.
-
-    Raises:
-        ClusterError: if a node is not fit for the study.
-    """
+    """Raise a `ClusterError` if a node of a cluster that others started is unfit; look at those that join, too."""
     if cluster.joined:
         place, modules, code = mirror.home(folder), bundle.needed(spec.tables()), bundle.code_of(folder)
         nodes.fit_nodes(place, modules, code)
@@ -261,11 +254,7 @@ def _tell_edited_code(folder: Path) -> None:
 
 
 def write_report(folders: Sequence[Path | str]) -> Path:
-    """Write the report of studies into the folder of the first, or into the local copy of its URI.
-
-    Raises:
-        Halted: if it cannot be written.
-    """
+    """Write the report of studies into the folder of the first, or into the local copy of its URI."""
     places = [str(each if isinstance(each, str) else mirror.home(each)) for each in folders]
     again = shlex.join(["study", "report", *places])
     try:
@@ -324,20 +313,7 @@ def one_ray() -> Iterator[Callable[[Spec], Cluster]]:
 def run_all(
     studies: Sequence[tuple[Spec, Path]], on: Callable[[Spec], Cluster], *, command: str = "", show: Show = "auto"
 ) -> list[Outcome]:
-    """Run studies one after another on one Ray of this machine.
-
-    Args:
-        studies: specs and their results folders; those that an earlier call began are resumed.
-        on: of `one_ray`.
-        command: what the user ran, for the provenance.
-        show: how progress is shown, as for `run`.
-
-    Returns:
-        How each ended; those after the first that was interrupted are left out.
-
-    Raises:
-        SpecError, ClusterError, DataError, Halted: as `run`.
-    """
+    """Run studies one after another on the Ray of `one_ray`, or resume them, up to the first that is interrupted."""
     data_folder = data.data_folder().absolute()
     for spec, _ in studies:
         _data_folder(spec)

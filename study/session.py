@@ -68,25 +68,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Stage:
-    """The search of a study or its confirmation: where its trials run and write.
+    """The search of a study or its confirmation: where its trials run and write."""
 
-    Attributes:
-        spec: what to run; `budget.trials` is the number of trials in the end.
-        folder: its results folder, owned by this process.
-        data_folder: where downloaded data lie, absolute.
-        cluster: the Ray to run on.
-        show: how progress is shown.
-        note: records an event of a node or worker: its kind, and a text.
-        winners: the cells to confirm; empty for the search.
-    """
-
-    spec: Spec
-    folder: Path
-    data_folder: Path
-    cluster: Cluster
-    show: Show
-    note: Callable[[str, str], None]
-    winners: list[Winner] = field(default_factory=list)
+    spec: Spec  # what to run; `budget.trials` is the number of trials in the end
+    folder: Path  # its results folder, owned by this process
+    data_folder: Path  # where downloaded data lie, absolute
+    cluster: Cluster  # the Ray to run on
+    show: Show  # how progress is shown
+    note: Callable[[str, str], None]  # records an event of a node or worker: its kind, and a text
+    winners: list[Winner] = field(default_factory=list)  # the cells to confirm; empty for the search
 
     @property
     def checkpoints(self) -> str:
@@ -97,19 +87,9 @@ class Stage:
 def run_session(
     spec: Spec, folder: Path, data_folder: Path, cluster: Cluster, command: str, *, show: Show = "auto"
 ) -> Outcome:
-    """Run the remaining trials of a study, then its confirmation.
+    """Run the remaining trials of a study, up to `budget.trials` of them, then its confirmation.
 
-    Args:
-        spec: what to search; `budget.trials` is how many trials there are to be in the end.
-        folder: the results folder, absolute; created if it does not exist.
-        data_folder: where downloaded data lie, absolute.
-        cluster: the Ray that this process is connected to.
-        command: for the provenance.
-        show: see `study.progress.display.Show`.
-
-    Raises:
-        StorageError: if another process owns the folder, or its database cannot be opened.
-        Halted: if nothing more can be written.
+    Both folders are absolute; that of the results is created if it does not exist.
     """
     # The folder keeps an open share of a GPU open: another session may have other GPUs.
     packed = packing.resolved(spec)

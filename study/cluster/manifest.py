@@ -78,21 +78,10 @@ def render(
     image: str | None = None,
     time: str | None = None,
 ) -> str:
-    """The manifest of a study, as text.
+    """The manifest of a study, as text; a `UsageError` lists every invalid option.
 
-    Args:
-        kind: of cluster.
-        spec: the study.
-        source: what the user calls the spec: a file, or the name of a shipped one.
-        nodes: number of nodes that run trials.
-        cpus_per_node: as many as a node's trials take if not given, and at least 8 without GPUs.
-        gpus_per_node: as many as one trial takes if not given.
-        out: the results folder as all nodes see it, or a URI.
-        image: of containers (kuberay) or machines (ray-up).
-        time: time limit of the job, HH:MM:SS; a day if not given.
-
-    Raises:
-        UsageError: with every invalid option.
+    `source` is what the user calls the spec; a node has as many CPUs and GPUs as its trials take if not given, and at
+    least 8 CPUs without GPUs; `image` is one of containers (kuberay) or machines (ray-up).
     """
     resources = spec.resources
     gpus = math.ceil(resources.gpus) if gpus_per_node is None else gpus_per_node
@@ -224,12 +213,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _yaml(value: Any, indent: int = 0) -> str:
-    """A YAML scalar of any text: a block if all lines are printable ASCII, otherwise quoted.
-
-    Args:
-        value: the text.
-        indent: spaces before the lines of a block.
-    """
+    """A YAML scalar of any text: a block, indented, if all lines are printable ASCII, otherwise quoted."""
     text = str(value)
     if re.fullmatch(r"([\x20-\x7e]*\n)+", text) and text[0] not in " \n":
         return "|\n" + "".join(" " * indent + line for line in text.splitlines(keepends=True)).rstrip("\n")

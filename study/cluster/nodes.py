@@ -32,40 +32,20 @@ CLOCK_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Node:
-    """Facts about a node.
+    """Facts about a node."""
 
-    Attributes:
-        name: host and address.
-        resources: as Ray counts them.
-        versions: of `PACKAGES`; empty for a package that is not installed.
-        free_bytes: free memory.
-        ahead_seconds: of its clock before this machine's, about.
-        sees: whether it can write into the results folder.
-        missing: modules that it cannot import, each with the reason.
-        problem: why it could not be asked; empty if it answered.
-    """
-
-    name: str
-    resources: dict[str, float]
-    versions: dict[str, str] = field(default_factory=dict)
-    free_bytes: int = 0
-    ahead_seconds: float = 0.0
-    sees: bool = True
-    missing: dict[str, str] = field(default_factory=dict)
-    problem: str = ""
+    name: str  # host and address
+    resources: dict[str, float]  # as Ray counts them
+    versions: dict[str, str] = field(default_factory=dict)  # of `PACKAGES`; empty for a package that is not installed
+    free_bytes: int = 0  # free memory
+    ahead_seconds: float = 0.0  # of its clock before this machine's, about
+    sees: bool = True  # whether it can write into the results folder
+    missing: dict[str, str] = field(default_factory=dict)  # modules that it cannot import, each with the reason
+    problem: str = ""  # why it could not be asked; empty if it answered
 
 
 def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> list[Node]:
-    """Ask every node of the cluster that this process is connected to.
-
-    Args:
-        place: the results folder, which exists, or a URI.
-        modules: modules that every node must be able to import.
-        code: folder of the bundle here; Ray has sent it along.
-
-    Raises:
-        StorageError: if the URI cannot be written to from here.
-    """
+    """Ask every node whether it can write into a place, which exists, and import modules; `code` was sent along."""
     mark = storage.join(place, f".seen-{uuid.uuid4().hex}")
     try:
         storage.write(mark, lambda stream: stream.write(b"seen"))
@@ -94,11 +74,7 @@ def joined(
 
 
 def gpu_bytes() -> int:
-    """Memory of the cluster's smallest GPU; 0 if there is none. The GPUs of a node are taken to be alike.
-
-    Raises:
-        ClusterError: if a node that has GPUs does not say how large they are: its could be the smallest.
-    """
+    """Memory of the cluster's smallest GPU; 0 if there is none. The GPUs of a node are taken to be alike."""
     nodes = [node for node in _alive() if node["Resources"].get("GPU")]
     answers = _finished(_answers(_gpu, (), nodes, IMPORT_SECONDS, PAUSE_SECONDS, "answered", gpus=0.001))
     sizes, problems = [], []
@@ -143,15 +119,9 @@ def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
 
 
 def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> list[Node]:
-    """The nodes of the connected cluster, if a study can run on all of them.
+    """The nodes of the connected cluster; a `ClusterError` lists everything that keeps a study from running there.
 
-    Args:
-        place: for the results, or a URI. Of a folder that does not exist yet the nearest parent is looked at.
-        modules: as for `survey`.
-        code: as for `survey`.
-
-    Raises:
-        ClusterError: with everything that keeps the study from running.
+    Of a folder that does not exist yet the nearest parent is looked at.
     """
     if isinstance(place, Path):
         place = place.absolute()
@@ -164,16 +134,7 @@ def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None 
 
 
 def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> str:
-    """A line of text for each node.
-
-    Args:
-        resources: of a trial.
-        nodes: of `fit_nodes`.
-        trial_bytes: memory of a trial that runs without a GPU; 0 if all have one.
-
-    Raises:
-        ClusterError: if a node has too little memory for as many trials as its CPUs allow.
-    """
+    """A line of text for each node; `trial_bytes` is the memory of a trial on CPUs, 0 if all are on GPUs."""
     lines, problems = [], []
     for node in nodes:
         has = [{"Resources": node.resources}]
@@ -209,12 +170,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _state(packages: Sequence[str], mark: str) -> dict[str, Any]:
-    """Fields of `Node` that need no import of torch; the clock, as a Unix time.
-
-    Args:
-        packages: whose versions are asked.
-        mark: a file or URI to be read and written; empty if none is.
-    """
+    """Fields of `Node` that need no import of torch; the clock, as a Unix time. `mark` is a file or URI, or empty."""
     import importlib.metadata
     import os
     import time
@@ -245,12 +201,7 @@ def _state(packages: Sequence[str], mark: str) -> dict[str, Any]:
 
 
 def _imports(modules: Sequence[str], code: str) -> dict[str, Any]:
-    """The modules that cannot be imported, each with the reason.
-
-    Args:
-        modules: of the spec.
-        code: folder of the bundle, as the driver sees it; Ray may have put a copy elsewhere.
-    """
+    """The modules that cannot be imported, each with the reason; of `code` Ray may have put a copy elsewhere."""
     import importlib
     import sys
     from pathlib import Path
@@ -300,16 +251,7 @@ def _answers(
     """Run a function on nodes of `ray.nodes()`; yields after every pause, and returns their answers in order.
 
     An answer is what the function returned, its `clock` as `ahead_seconds` of this machine's; or the `problem` if
-    there is none.
-
-    Args:
-        question: the function, which imports what it needs.
-        about: its arguments.
-        nodes: where to run it.
-        seconds: to wait for the answers.
-        pause: seconds between two looks.
-        what: the node has not done if it is silent, for messages.
-        gpus: that it takes.
+    there is none: the node cannot run it, or `has not {what}` in so many seconds.
     """
     import ray
     from ray import cloudpickle

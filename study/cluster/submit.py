@@ -47,23 +47,9 @@ POLL_SECONDS = 0.5
 def submit(
     spec: Spec, address: str, out: str, *, wait: float = 0.0, to: Path | None = None, say: Callable[[str], None] = print
 ) -> int:
-    """Run a study as a job of a cluster, or resume the one in `out`.
+    """Run a study as a job of a cluster, or resume the one in `out`; the exit code of the job, 1 if it has none.
 
-    Args:
-        spec: the study.
-        address: of the job server, `http://HEAD:8265`.
-        out: results folder as the cluster's nodes see it, or a URI.
-        wait: seconds to wait for nodes on which a trial fits.
-        to: folder on this machine that the results are copied to; None, or a URI as `out`, copies nothing.
-        say: prints a line, of ours or of the job.
-
-    Returns:
-        The exit code of the job's `study run`; 1 if it has none.
-
-    Raises:
-        ClusterError: if no job server answers there, or its Ray is of another version.
-        UsageError: if `out` is a relative path.
-        StorageError: if `to` holds anything but an earlier copy of the results.
+    The results are copied to the folder `to` of this machine, if `out` is a folder of the cluster.
     """
     _use_token()
     if not storage.is_uri(out) and not Path(out).is_absolute():
@@ -169,16 +155,7 @@ def _ended(client: JobSubmissionClient, job: str) -> JobDetails:
 
 
 def fetch(client: JobSubmissionClient, out: str, to: Path) -> None:
-    """Copy a results folder of the cluster's head to this machine.
-
-    Args:
-        client: of its job server.
-        out: the folder there.
-        to: the folder here, which is replaced.
-
-    Raises:
-        StorageError: if it could not be had.
-    """
+    """Copy a results folder of the cluster's head to this machine, where it replaces the folder `to`."""
     job = client.submit_job(entrypoint=shlex.join(["python", "-c", _PACK, out]))
     info, text = _ended(client, job), client.get_job_logs(job)
     if info.driver_exit_code != 0:

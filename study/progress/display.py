@@ -34,13 +34,7 @@ Show: TypeAlias = Literal["auto", "plain", "json", "quiet"]
 
 
 class ProgressDisplay:
-    """Counts trials by outcome, keeps the best one with its interval and the total cost, and shows them.
-
-    Args:
-        spec: of the study.
-        planned: number of trials at the end.
-        show: the kind of display.
-    """
+    """Counts trials by outcome, keeps the best one with its interval and the total cost, and shows them."""
 
     def __init__(self, spec: Spec, planned: int, show: Show) -> None:
         self.spec, self.planned, self.show = spec, planned, show
@@ -69,12 +63,7 @@ class ProgressDisplay:
         return self.counts.total() - self.counts["interrupted"]
 
     def go_on(self, state: State, folder: Path) -> None:
-        """Count the trials of earlier sessions.
-
-        Args:
-            state: of the study.
-            folder: its results folder.
-        """
+        """Count the trials of earlier sessions."""
         for row in state.rows.values():
             self._count(row)
         self.before = self.done

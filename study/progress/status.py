@@ -18,14 +18,7 @@ from study.spec.model import Resources
 
 
 def status(folder: Path | str) -> str:
-    """Some lines of text: trials by outcome, diverged lanes, the best cell, the cost, and what can be done next.
-
-    Args:
-        folder: the results folder, or its URI.
-
-    Raises:
-        analysis.ResultsError: if the folder holds no results.
-    """
+    """Some lines of text: trials by outcome, diverged lanes, the best cell, the cost, and what can be done next."""
     found = results.load(folder)
     again, lanes, resources = found.confirmation, found.lanes, Resources(**found.spec.get("resources", {}))
     if owner := running_owner(folder):

@@ -60,15 +60,7 @@ def _words(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 class TensorBoard:
-    """Writes event files, one run per trial, which `tensorboard --logdir FOLDER` shows while the study runs.
-
-    Args:
-        folder: the runs are its subfolders.
-        metric: name of the workload's metric.
-
-    Raises:
-        UsageError: if tensorboard is not installed.
-    """
+    """Writes event files, one run per trial, which `tensorboard --logdir FOLDER` shows while the study runs."""
 
     def __init__(self, folder: Path, metric: str) -> None:
         require("tensorboard", "tensorboard")
@@ -170,17 +162,8 @@ class MLflow:
 
     A thread sends everything, so no trial waits for the server. Calls that fail are repeated, at growing intervals,
     until `close`; calls that the server refuses are dropped. (mlflow's own asynchronous logging neither starts nor ends
-    runs, and drops what fails.) mlflow reads the credentials MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
-
-    Args:
-        uri: address of the server, http:// or https://.
-        study: name of the study.
-        folder: results folder; with its number it identifies a trial's run after a resume.
-        metric: name of the workload's metric.
-        say: told once, from the thread, that the server is unavailable or refuses a call.
-
-    Raises:
-        UsageError: if mlflow is not installed, or the URI is not a server's.
+    runs, and drops what fails.) mlflow reads the credentials MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. The
+    results folder and the trial's number identify a run after a resume.
     """
 
     def __init__(self, uri: str, study: str, folder: Path, metric: str, say: Callable[[str], None]) -> None:

@@ -25,25 +25,16 @@ WINNERS = "winners.json"
 
 @dataclass(frozen=True)
 class Winner:
-    """A cell to be confirmed.
+    """A cell to be confirmed."""
 
-    Attributes:
-        cell: as the spec writes it.
-        learning_rate: the tuned one.
-    """
-
-    cell: Cell
-    learning_rate: float
+    cell: Cell  # as the spec writes it
+    learning_rate: float  # the tuned one
 
 
 def winners(spec: Spec, folder: Path) -> list[Winner]:
     """The cells of a finished search to confirm: the best ones of all, and the best one of each optimizer.
 
     They are also written to `confirm/winners.json`, after those that were confirmed before.
-
-    Args:
-        spec: the study's.
-        folder: its results folder.
     """
     file = folder / CONFIRM / WINNERS
     try:

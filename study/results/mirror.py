@@ -98,18 +98,10 @@ def check_home(study: optuna.Study, folder: Path) -> None:
 
 @contextmanager
 def mirrored(place: Path | str, command: str, say: Callable[[str], None], *, new: bool = False) -> Iterator[Path]:
-    """The folder in which to run a study whose results go to a place.
+    """The folder in which to run a study whose results go to a place: a folder itself, or the spool of a URI.
 
-    Args:
-        place: a folder, which is returned as it is, or a URI.
-        command: what the user ran, for those who find the URI in use.
-        say: receives a line when the store is away, and when it is back.
-        new: whether the study is to begin.
-
-    Raises:
-        StorageError: if the URI cannot be used, another run owns it, or it holds a study although `new` is set, or none
-            although it is not.
-        Halted: if not everything could be sent; it is safe in the spool.
+    `new` says that the study begins. Raises StorageError if the URI cannot be used, another run owns it, or it holds a
+    study that should not be there, or none; and Halted if not everything could be sent, which is safe in the spool.
     """
     if isinstance(place, Path):
         yield place
@@ -138,11 +130,7 @@ def mirrored(place: Path | str, command: str, say: Callable[[str], None], *, new
 
 
 def send(folder: Path, uri: str) -> None:
-    """Copy the files of a folder to a URI.
-
-    Raises:
-        OSError: if that fails.
-    """
+    """Copy the files of a folder to a URI."""
     for file in [each for each in sorted(folder.rglob("*")) if each.is_file()]:
         storage.write_bytes(join(uri, *file.relative_to(folder).parts), file.read_bytes())
 
@@ -210,16 +198,12 @@ def _stamp(file: Path) -> Stamp:
 
 
 class _Mirror(threading.Thread):
-    """Sends what changes in a spool.
-
-    Attributes:
-        known: files at the URI, as they were in the spool when they were sent.
-    """
+    """Sends what changes in a spool."""
 
     def __init__(self, spool: Path, lease: Lease, say: Callable[[str], None]) -> None:
         super().__init__(name="mirror", daemon=True)
         self.uri, self.spool, self.lease, self.say = lease.uri, spool, lease, say
-        self.known: dict[str, Stamp] = {}
+        self.known: dict[str, Stamp] = {}  # files at the URI, as they were in the spool when they were sent
         self._seen: set[str] = set()
         self._ended, self._away = threading.Event(), False
 
@@ -305,11 +289,7 @@ class _Mirror(threading.Thread):
         return files
 
     def close(self) -> None:
-        """Send the rest, let go of the URI and remove the spool.
-
-        Raises:
-            Halted: if that could not be done; the spool stays.
-        """
+        """Send the rest, let go of the URI and remove the spool, which stays if that could not be done."""
         self._ended.set()
         self.join()
         until = time.monotonic() + PATIENCE_SECONDS

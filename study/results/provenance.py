@@ -34,14 +34,7 @@ def new_session(command: str) -> dict[str, Any]:
 
 
 class Record:
-    """The record of a running session in `provenance.json`.
-
-    Args:
-        folder: the results folder.
-        spec: the study's.
-        command: what the user ran.
-        nodes: host names of the cluster's nodes, added as they are seen, with their GPUs.
-    """
+    """The record of a running session in `provenance.json`; `nodes` grows as nodes of the cluster are seen."""
 
     def __init__(self, folder: Path, spec: Spec, command: str, nodes: dict[str, int]) -> None:
         self.folder, self.spec = folder, spec
@@ -66,14 +59,7 @@ class Record:
 
 
 def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *, finished: bool) -> None:
-    """Write `provenance.json`.
-
-    Args:
-        folder: the results folder.
-        spec: the study's.
-        sessions: one record of `new_session` for each run, resume and extension.
-        finished: whether every trial has ended.
-    """
+    """Write `provenance.json`: of each session the record of `new_session`, and whether every trial has ended."""
     facts = spec.workload.facts
     loss = f"mean of {spec.workload.loss}" if spec.workload.loss else "cross-entropy in nats"
     if facts.task == "regression" and not spec.workload.loss:

@@ -33,17 +33,11 @@ from trainables import storage
 
 @dataclass
 class State:
-    """Progress of a study.
+    """Progress of a study."""
 
-    Attributes:
-        rows: rows of the trials table, of trials that have ended, by number.
-        redo: trials that ended in Optuna's storage, but whose rows were lost.
-        begun: trials that have begun and not ended.
-    """
-
-    rows: dict[int, dict[str, Any]]
-    redo: list[int] = field(default_factory=list)
-    begun: list[int] = field(default_factory=list)
+    rows: dict[int, dict[str, Any]]  # rows of the trials table, of trials that have ended, by number
+    redo: list[int] = field(default_factory=list)  # trials that ended in Optuna's storage, but whose rows were lost
+    begun: list[int] = field(default_factory=list)  # trials that have begun and not ended
 
 
 def repair_files(folder: Path, say: Callable[[str], None]) -> None:
@@ -51,10 +45,6 @@ def repair_files(folder: Path, say: Callable[[str], None]) -> None:
 
     A journal whose last line is incomplete loses that line, which nothing depends on yet. A journal with a damaged line
     is moved aside; `reconcile` then fills a new one from the tables.
-
-    Args:
-        folder: the results folder, owned by this process.
-        say: receives a line for each repair.
     """
     for name in FOLDERS.values():
         for unfinished in (folder / name).glob("*.tmp"):
@@ -109,11 +99,6 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
     """Make Optuna's storage and the tables agree.
 
     Afterwards every trial in the storage has ended or waits to run, and the tables hold only rows of ended trials.
-
-    Args:
-        study: Optuna's.
-        space: the cells.
-        folder: the results folder.
     """
     tables = {name: Table(name, folder) for name in TABLES}
     rows, incomplete = _rows(folder, predictions=space.spec.recording.predictions)

@@ -50,21 +50,8 @@ class Listener(Protocol):
 class Collector(tune.Callback):
     """Collects what trials report, writes a trial's rows when it ends, and passes both on.
 
-    Args:
-        spec: the study's.
-        folder: the results folder.
-        search: tells Optuna.
-        listeners: follow the trials.
-        tick: called after every step of Ray Tune's loop.
-        say: receives messages for the user.
-        tell: receives events of workers: their kind, and a text.
-        final: whether a trial that Ray Tune gives up, as its worker died between two trials, has failed; otherwise it
-            is interrupted, for a further round.
-
-    Attributes:
-        orphans: trials that wait for a further round.
-        cut_off: trials that were running when the session ended.
-        ended: trials that ended.
+    `final` says whether a trial that Ray Tune gives up, as its worker died between two trials, has failed; otherwise it
+    is interrupted, for a further round. `tell` receives events of workers: their kind, and a text.
     """
 
     def __init__(
@@ -236,12 +223,7 @@ class Collector(tune.Callback):
 
 
 def discard(checkpoint: str, folder: Path) -> None:
-    """Delete the checkpoint of a trial that has ended. One at a URI is marked for `study.results.mirror` to delete.
-
-    Args:
-        checkpoint: its path or URI.
-        folder: the results folder.
-    """
+    """Delete the checkpoint of a trial that has ended. One at a URI is marked for `study.results.mirror` to delete."""
     if storage.is_uri(checkpoint):
         (folder / "checkpoints" / checkpoint.split("?")[0].rsplit("/", 1)[-1]).touch()
     else:

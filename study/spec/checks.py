@@ -24,12 +24,7 @@ _ARGUMENTS = {"mlp": ("shape",), "cnn": ("kernel", "padding")}
 
 
 def mistakes(sections: Mapping[str, Any], user_code: UserCode) -> list[str]:
-    """The mistakes between sections.
-
-    Args:
-        sections: the valid ones, by name.
-        user_code: the user code that the spec names, which rules can look at too.
-    """
+    """The mistakes between the valid sections of a spec; rules can look at its user code too."""
     found: list[str] = []
     for rule in RULES:
         parameters, known = inspect.signature(rule).parameters.values(), {**sections, "user_code": user_code}

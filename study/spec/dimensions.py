@@ -123,13 +123,7 @@ def argument(value: object) -> str | None:
 
 
 def parser(complain: Complaint, *, whole: bool = True, ranges: bool = True) -> Callable[[object], Dimension]:
-    """A parser of entries.
-
-    Args:
-        complain: what is wrong with a value.
-        whole: whether the numbers of a range of whole bounds are whole.
-        ranges: whether ranges are valid.
-    """
+    """A parser of entries; numbers of a range of whole bounds are whole unless `whole` is false."""
 
     def parse(value: object) -> Dimension:
         if isinstance(value, Dimension):

@@ -41,25 +41,15 @@ _SEARCHED = (("width", "depth"), ("width",), ("depth",), ())
 
 @dataclass(frozen=True)
 class Answers:
-    """What a new spec is made from; the defaults are for small real data that need no download.
+    """What a new spec is made from; the defaults are for small real data that need no download."""
 
-    Attributes:
-        data: a data set of `trainables.catalogue.CATALOGUE`, or the import path of a user's.
-        model: a model family, or the import path of a user's model.
-        optimizers: to compare.
-        trials: cells to try.
-        epochs: per lane.
-        seeds: per learning rate.
-        name: of the study.
-    """
-
-    data: str = "digits"
-    model: str = "cnn"
-    optimizers: tuple[str, ...] = ("sgd", "momentum", "adam")
-    trials: int = 24
-    epochs: int = 5
-    seeds: int = 3
-    name: str = "study"
+    data: str = "digits"  # a data set of `trainables.catalogue.CATALOGUE`, or the import path of a user's
+    model: str = "cnn"  # a model family, or the import path of a user's model
+    optimizers: tuple[str, ...] = ("sgd", "momentum", "adam")  # to compare
+    trials: int = 24  # cells to try
+    epochs: int = 5  # per lane
+    seeds: int = 3  # per learning rate
+    name: str = "study"  # of the study
 
 
 def offered(data: str) -> tuple[str, ...]:
@@ -76,17 +66,7 @@ def _facts(data: str) -> Facts | None:
 
 
 def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
-    """Write a new spec.
-
-    Args:
-        file: to write; an existing file is never overwritten.
-        given: answers by the names in `QUESTIONS`; optimizers as typed, comma separated.
-        ask: whether to ask for the others; otherwise they take their defaults.
-
-    Raises:
-        SpecError: if the answers make no valid spec.
-        UsageError: if the file exists or cannot be written.
-    """
+    """Write a new spec from the answers that are given, optimizers as typed; ask for the others, or use defaults."""
     with _writing(file):  # before the first question
         if file.exists() or file.is_symlink():
             raise FileExistsError
@@ -101,11 +81,7 @@ def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
 
 
 def render(answers: Answers) -> str:
-    """The spec of some answers, as commented TOML.
-
-    Raises:
-        SpecError: if it is not valid.
-    """
+    """The spec of some answers, as commented TOML; a `SpecError` if it is not valid."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,

@@ -65,11 +65,7 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
 
 
 def find(source: str | Path) -> Path:
-    """The file of a spec that is given as a path, or as the name of a shipped spec.
-
-    Raises:
-        SpecError: if there is none.
-    """
+    """The file of a spec that is given as a path, or as the name of a shipped spec."""
     file = Path(source)
     if file.is_file():
         return file

@@ -32,18 +32,7 @@ class _Handler(WSGIRequestHandler):
 
 
 def serve(folder: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Show a study in the browser until Ctrl-C.
-
-    Args:
-        folder: the results folder.
-        host: address to listen on; the default is reached from this machine alone.
-        port: port to listen on; 0 takes a free one, which is printed.
-
-    Raises:
-        analysis.ResultsError: if the folder holds no results.
-        StorageError: if the folder holds no Optuna study.
-        UsageError: if the port is taken, or optuna-dashboard is missing.
-    """
+    """Show a study in the browser until Ctrl-C; the default host is reached from this machine alone."""
     require("optuna_dashboard", "dashboard")
     found = results.load(folder)
     storage = _storage(folder, found.spec.get("tuning", {}).get("storage"), found.name)
@@ -62,11 +51,7 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
 
 
 def _storage(folder: Path, url: str | None, study: str) -> BaseStorage:
-    """Optuna's storage, opened so that nothing is written to it, not even tables.
-
-    Raises:
-        StorageError: if it cannot be read, or does not hold the study.
-    """
+    """Optuna's storage, opened so that nothing is written to it, not even tables."""
     if not url and not (folder / JOURNAL).is_file():  # opening it would make it
         raise StorageError(
             str(folder), ["has no optuna.journal; the study has not begun, or its journal was moved away"]

@@ -39,10 +39,6 @@ def refresh(folder: Path, say: Callable[[str], None]) -> None:
     """Write the table again from the journal of a study that may be running.
 
     A folder without a journal keeps its table: opening a database may take long, or need a password.
-
-    Args:
-        folder: the results folder; nothing happens if it holds no results.
-        say: receives a line if there can be no table.
     """
     if not (folder / JOURNAL).is_file():  # opening it would make it
         return
@@ -61,15 +57,7 @@ def refresh(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def write(study: optuna.Study, objectives: Sequence[str], seed: int, folder: Path, say: Callable[[str], None]) -> None:
-    """Write the table of a study into its results folder; without one, an earlier table is deleted.
-
-    Args:
-        study: Optuna's; it is only read.
-        objectives: the study's; the metric counts, or the first one if that is not among them.
-        seed: the study's root seed.
-        folder: the results folder.
-        say: receives a line if that failed, which has no other consequence.
-    """
+    """Write the table of a study, for the metric or the first objective; without one, an earlier table is deleted."""
     file = folder / IMPORTANCE_FILE
     try:
         rows = shares(study, objectives.index("metric") if "metric" in objectives else 0, seed)
@@ -90,16 +78,9 @@ def _trouble(folder: Path, error: Exception) -> str:
 
 
 def shares(study: optuna.Study, objective: int, seed: int) -> list[dict[str, Any]]:
-    """The rows of the table: each parameter's share of the importance, for all trials and for each resample.
+    """Rows of `analysis.schema.IMPORTANCE`: each parameter's share, for all completed trials and for each resample.
 
-    Args:
-        study: Optuna's; only completed trials count.
-        objective: index of the value.
-        seed: the study's root seed.
-
-    Returns:
-        Rows of `analysis.results.IMPORTANCE`; none if there are too few trials, or no parameter matters or varies. A
-        resample in which none does has no rows either.
+    None if there are too few trials, or no parameter matters or varies. A resample in which none does has no rows.
     """
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     trials = [_bare(trial, objective) for trial in completed if math.isfinite(trial.values[objective])]

@@ -36,12 +36,7 @@ STATES = {
 
 
 def outcome(result: dict[str, Any] | None, *, error: bool = False) -> Outcome:
-    """How a trial ended, from its last result.
-
-    Args:
-        result: what the trainable last reported, if anything.
-        error: whether the trial raised, or its worker died.
-    """
+    """How a trial ended, from its last result."""
     if error:
         return Outcome.FAILED
     if not result or "outcome" not in result:
@@ -53,11 +48,8 @@ def outcome(result: dict[str, Any] | None, *, error: bool = False) -> Outcome:
 class TruthfulSearch(Searcher):
     """Suggests trials, and keeps Optuna's storage up to date.
 
-    Args:
-        space: the cells.
-        study: Optuna's; only the driver uses it. Its waiting trials are suggested first.
-        redo: trials that ended in Optuna but whose rows were lost; they run again, before all others.
-        room: number of trials that may be under way now, given how many of them are for GPUs.
+    First run those of `redo`, which ended in Optuna but whose rows were lost, then those that wait. `room` is the
+    number of trials that may be under way now, given how many of them are for GPUs.
     """
 
     def __init__(
@@ -139,12 +131,7 @@ class TruthfulSearch(Searcher):
             compat.report(self.study, trial, part, value)  # a trial that starts again repeats what it reported
 
     def stopped(self, number: int, part: int) -> None:
-        """Record that the scheduler stopped a trial, before its rows are written: without them it stops there again.
-
-        Args:
-            number: of the trial.
-            part: of the budget, after which it was stopped.
-        """
+        """Record where a trial was stopped, before its rows are written: without them it stops there again."""
         if trial := self.running.get(number):
             trial.set_user_attr("stopped", part)
 

@@ -22,21 +22,14 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True)
 class Space:
-    """The cells of a spec, and the trials that run them.
+    """The cells of a spec, and the trials that run them."""
 
-    Args:
-        spec: the study's.
-        data_folder: where downloaded data lie, absolute.
-        checkpoints: folder in which running trials keep their state, or its URI.
-        fixed: learning rates of trials whose rate is not searched, by number.
-        code: folder of user code; empty if there is none.
-    """
-
-    spec: Spec
-    data_folder: str
-    checkpoints: str
+    spec: Spec  # the study's
+    data_folder: str  # where downloaded data lie, absolute
+    checkpoints: str  # folder in which running trials keep their state, or its URI
+    # learning rates of trials whose rate is not searched, by number
     fixed: dict[int, float] = field(default_factory=dict)
-    code: str = ""
+    code: str = ""  # folder of user code; empty if there is none
 
     def suggest(self, trial: optuna.Trial | optuna.trial.FixedTrial) -> Cell:
         """The cell of an Optuna trial; settings are suggested only with their optimizer."""
@@ -47,10 +40,7 @@ class Space:
     def configuration(self, cell: Cell, number: int, replicate: int = 0) -> dict[str, Any]:
         """A trial's configuration for Ray Tune: the fields of `TrialConfig`, replicate, and searched for the tables.
 
-        Args:
-            cell: the cell it runs.
-            number: the trial's.
-            replicate: number of earlier trials of the same cell; each has seeds of its own.
+        `replicate` is the number of earlier trials of the same cell; each has seeds of its own.
         """
         spec = self.spec
         workload, resources, lanes = spec.workload, spec.resources, spec.lanes

@@ -30,11 +30,7 @@ DATABASE_ERRORS = (StorageInternalError, DBAPIError)
 
 
 def open_study(spec: Spec, folder: Path) -> optuna.Study:
-    """Optuna's study of a results folder; it is created if it does not exist.
-
-    Raises:
-        StorageError: if its database cannot be opened.
-    """
+    """Optuna's study of a results folder; it is created if it does not exist."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
         storage=_database(spec) or journal(folder),
@@ -48,9 +44,6 @@ def create_study(spec: Spec) -> optuna.Study | None:
     """Create the study in the spec's database; None if the spec names none.
 
     Creating it claims the name: of two runs that start together, one is refused.
-
-    Raises:
-        StorageError: if the database holds a study of this name or its confirmation, or cannot be opened.
     """
     if not (database := _database(spec)):
         return None
@@ -79,13 +72,7 @@ def journal(folder: Path) -> JournalStorage:
 
 
 def wait_until_back(spec: Spec, error: BaseException, say: Callable[[str], None]) -> None:
-    """Wait until the server of a spec's database answers again.
-
-    Args:
-        spec: the study's.
-        error: raised by Optuna or SQLAlchemy; raised again unless a server did not answer.
-        say: receives a line when the wait begins and ends.
-    """
+    """Wait until the server of a spec's database answers again; raise the error again if that was not its reason."""
     reason, url = _no_answer(error), spec.tuning.storage
     if not reason or not url or make_url(url).get_backend_name() == "sqlite":  # a file has no server to wait for
         raise error

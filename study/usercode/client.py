@@ -46,15 +46,7 @@ def request(
     sizes: Mapping[str, Sequence[Any]],
     settings: Mapping[str, Mapping[str, list[Any]]],
 ) -> Request:
-    """What to try of a spec.
-
-    Args:
-        tables: the spec's, valid or not.
-        code: folder of the bundle.
-        folders: where its modules were copied from.
-        sizes: width, depth and model arguments -> values of the networks to try.
-        settings: optimizer -> setting -> values to try.
-    """
+    """What to try of the tables of a spec, valid or not; `sizes` and `settings` have the values to try."""
     workload, paths = _table(tables, "workload"), paths_in(tables)
 
     def path(*keys: str) -> str:
@@ -92,8 +84,7 @@ def key(request: Request) -> str:
 def ask(request: Request) -> Answer:
     """The probe's answer; if it died or took too long, an answer with this mistake.
 
-    Raises:
-        RuntimeError: if the process ended before it tried anything.
+    A RuntimeError if the process ended before it tried anything.
     """
     with tempfile.TemporaryDirectory() as held:
         files = [Path(held) / name for name in ("request.json", "answer.json", "stage.json", "output")]

@@ -67,25 +67,17 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs studies that belong together on one Ray.
+    """Runs studies that belong together on one Ray."""
 
-    Attributes:
-        on: from `api.one_ray`.
-        command: what the user ran, for the provenance.
-        show: how studies show their progress.
-        say: prints a line.
-    """
-
-    on: Callable[[Spec], Cluster]
-    command: str = ""
-    show: Show = "auto"
-    say: Callable[[str], None] = print
+    on: Callable[[Spec], Cluster]  # from `api.one_ray`
+    command: str = ""  # what the user ran, for the provenance
+    show: Show = "auto"  # how studies show their progress
+    say: Callable[[str], None] = print  # prints a line
 
     def finish(self, studies: Sequence[tuple[Spec, Path]]) -> tuple[list[Path], str]:
         """Run studies that have not finished, each with the folder below which its results folder is to be.
 
-        Returns:
-            The results folders of those that have finished, in order, and the name of the one that was interrupted.
+        Returns the results folders of those that have finished, in order, and the name of the one that was interrupted.
         """
         places = [place(spec, parent) for spec, parent in studies]
         left = []
@@ -129,20 +121,9 @@ def run(
     show: Show = "auto",
     say: Callable[[str], None] = print,
 ) -> Ended:
-    """Run what is left of some experiments, then write the page of all that have been run.
+    """Run what is left of some experiments, all if `only` is empty, then write the page of all that have been run.
 
-    Args:
-        out: the folder of all experiments; made if it does not exist.
-        only: names of `EXPERIMENTS`; all if empty.
-        seeds: of every experiment, instead of its specs'.
-        epochs: the most epochs, to try everything quickly; most claims are then not checked.
-        command: what the user ran, for the provenance.
-        show: how studies show their progress.
-        say: prints a line.
-
-    Raises:
-        StorageError: if the folder cannot be made.
-        UsageError: if it holds longer runs than are asked for.
+    With fewer epochs most claims are not checked. A `UsageError` if the folder holds longer runs than are asked for.
     """
     chosen = [name for name in EXPERIMENTS if not only or name in only]
     studies = [
@@ -229,13 +210,8 @@ def _plateau(spec: Spec, seed: int) -> dict[str, Any]:
 def by_hand(spec: Spec, seed: int) -> dict[str, Any]:
     """One update of gradient descent on a squared error, without automatic differentiation.
 
-    Args:
-        spec: of the linear model.
-        seed: of the draw of the data, of the initial parameters and of the order.
-
-    Returns:
-        The observation (x, y), the parameters before (10 weights, then the bias), prediction, gradient and parameters
-        after, all by the formulas: for (prediction - y)^2 the gradient is 2 (prediction - y) (x, 1).
+    The observation (x, y), the parameters before (10 weights, then the bias), prediction, gradient and parameters
+    after, all by the formulas: for (prediction - y)^2 the gradient is 2 (prediction - y) (x, 1).
     """
     examples = data.load(spec.workload.data, seed=seed, dtype=torch.float64)
     network = initialise(partial(models.build, "linear", examples.in_shape, 1), seed)
@@ -251,17 +227,11 @@ def by_hand(spec: Spec, seed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long the CNN trains.
+    """How long the CNN trains."""
 
-    Attributes:
-        epoch_updates: updates in the report's epoch: 60,000 images at batch size 4.
-        every: updates whose losses are averaged into one.
-        epochs: of the report.
-    """
-
-    epoch_updates: int = 15_000
-    every: int = 2_000
-    epochs: int = 3
+    epoch_updates: int = 15_000  # updates in the report's epoch: 60,000 images at batch size 4
+    every: int = 2_000  # updates whose losses are averaged into one
+    epochs: int = 3  # of the report
 
     def budget(self, epochs: int, spec: Spec) -> dict[str, Any]:
         """The spec's budget for that many of the report's epochs; in updates where the data have other epochs."""
@@ -275,16 +245,7 @@ def run_mnist(out: Path, runner: Runner, seeds: int | None = None, plan: Plan | 
 
     All candidates train first; the adaptive optimizers for one epoch, which refutes those whose loss falls too early.
     Those that fit it train on, and the candidates nearest to the printed losses train again on fresh seeds, as many as
-    cost no more than a few.
-
-    Args:
-        out: the reproduction's folder.
-        runner: runs the studies.
-        seeds: the fewest seeds of each candidate; the spec's three if not given.
-        plan: how long everything trains; as long as the report if not given.
-
-    Returns:
-        The name of the study in which it was interrupted; empty if it was not.
+    cost no more than a few. Returns the name of the study in which it was interrupted, or an empty text.
     """
     plan, folder = plan or Plan(), out / "mnist"
     folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from study.results.confirm import Winner
 from study.results.ownership import own_folder
 from study.results.provenance import Record
 from study.results.recovery import reconcile, repair_files
-from study.results.writer import MAX_FAILURES, Collector, Listener
+from study.results.writer import MAX_FAILURES, Collector, Listener, discard
 from study.spec import Spec
 from study.tuning import importance
 from study.tuning.schedulers import scheduler
@@ -168,6 +168,10 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
     if display.done >= stage.spec.budget.trials:
         if not storage.is_uri(stage.checkpoints):
             shutil.rmtree(stage.checkpoints, ignore_errors=True)
+        # A worker saves when Ray Tune ends it, which may be after the scheduler stopped its last trial.
+        for trial in study.get_trials(deepcopy=False):
+            if "stopped" in trial.user_attrs and storage.is_uri(stage.checkpoints):
+                discard(space.checkpoint(trial.number), stage.folder)
         if not stage.winners:
             importance.write(study, stage.spec.tuning.objectives, stage.spec.tuning.seed, stage.folder, display.say)
     return collector

@@ -25,7 +25,7 @@ from study.progress.display import ProgressDisplay, Show
 from study.results import CONFIRM, confirm, mirror
 from study.results.confirm import Winner
 from study.results.ownership import own_folder
-from study.results.provenance import Record
+from study.results.provenance import Record, write_provenance
 from study.results.recovery import reconcile, repair_files
 from study.results.writer import MAX_FAILURES, Collector, Listener, discard
 from study.spec import Spec
@@ -113,10 +113,10 @@ def _confirm(spec: Spec, search: Stage, record: Record) -> Outcome:
     winners, folder = confirm.winners(spec, search.folder), search.folder / CONFIRM
     final = confirm.confirmation(spec, len(winners))
     storage.write_text(folder / "spec.toml", final.to_toml())
-    record.write(folder, final, finished=False)
+    write_provenance(folder, final, record.sessions, finished=False)
     packed = confirm.confirmation(search.spec, len(winners))
     outcome = _run_stage(replace(search, spec=packed, folder=folder, winners=winners))
-    record.write(folder, final, finished=not outcome.interrupted)
+    write_provenance(folder, final, record.sessions, finished=not outcome.interrupted)
     return outcome
 
 
@@ -148,7 +148,9 @@ def _run_stage(stage: Stage) -> Outcome:
 def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collector | None:
     """Bring the folder in order, and run once what has not ended; None if nothing is left."""
     (stage.folder / "checkpoints").mkdir(exist_ok=True)
-    space = _space(stage)
+    rates = {number: winner.learning_rate for number, winner in enumerate(stage.winners)}
+    code = bundle.code_of(stage.folder)
+    space = Space(stage.spec, str(stage.data_folder), stage.checkpoints, rates, str(code) if code else "")
     repair_files(stage.folder, display.say)
     study = open_study(stage.spec, stage.folder)
     if stage.spec.tuning.storage:
@@ -156,7 +158,7 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
     for winner in stage.winners[len(study.get_trials(deepcopy=False)) :]:
         study.enqueue_trial({name: winner.cell[name] for name in space.distributions(winner.cell)})
     state = reconcile(study, space, stage.folder)
-    display.go_on(state, stage.folder)
+    display.count_earlier(state, stage.folder)
     remaining = stage.spec.budget.trials - len(state.rows)
     collector = None
     if remaining > 0:
@@ -166,26 +168,26 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
         search = TruthfulSearch(space, study, state.redo, stage.cluster.room)
         collector = _tune(stage, display, search, remaining, final=final)
     if display.done >= stage.spec.budget.trials:
-        if not storage.is_uri(stage.checkpoints):
+        if storage.is_uri(stage.checkpoints):
+            # A worker saves when Ray Tune ends it, which may be after the scheduler stopped its last trial.
+            for trial in study.get_trials(deepcopy=False):
+                if "stopped" in trial.user_attrs:
+                    discard(space.checkpoint(trial.number), stage.folder)
+        else:
             shutil.rmtree(stage.checkpoints, ignore_errors=True)
-        # A worker saves when Ray Tune ends it, which may be after the scheduler stopped its last trial.
-        for trial in study.get_trials(deepcopy=False):
-            if "stopped" in trial.user_attrs and storage.is_uri(stage.checkpoints):
-                discard(space.checkpoint(trial.number), stage.folder)
         if not stage.winners:
             importance.write(study, stage.spec.tuning.objectives, stage.spec.tuning.seed, stage.folder, display.say)
     return collector
 
 
-def _space(stage: Stage) -> Space:
-    rates = {number: winner.learning_rate for number, winner in enumerate(stage.winners)}
-    code = bundle.code_of(stage.folder)
-    return Space(stage.spec, str(stage.data_folder), stage.checkpoints, rates, str(code) if code else "")
-
-
 def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remaining: int, *, final: bool) -> Collector:
     """Run trials until Ray Tune has none left, or a signal ends it."""
-    listeners: list[Listener] = [display, *_trackers(stage, display)]
+    spec, folder, metric = stage.spec, stage.folder, stage.spec.workload.metric
+    listeners: list[Listener] = [display]
+    if spec.recording.tensorboard:
+        listeners.append(trackers.TensorBoard(folder / "tensorboard", metric))
+    if spec.recording.mlflow:
+        listeners.append(trackers.MLflow(spec.recording.mlflow, spec.name, folder, metric, display.say))
 
     def tick() -> None:
         display.tick()
@@ -196,8 +198,8 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
         stage.note(kind, text)
 
     stage.cluster.note = tell
-    collector = Collector(stage.spec, stage.folder, search, listeners, tick, display.say, tell, final=final)
-    shutil.rmtree(stage.folder / "tune", ignore_errors=True)
+    collector = Collector(spec, folder, search, listeners, tick, display.say, tell, final=final)
+    shutil.rmtree(folder / "tune", ignore_errors=True)
     tuner = _tuner(stage, search, collector, remaining)
     try:
         with display, stoppable():  # Ray Tune leaves handlers of its own behind
@@ -205,17 +207,21 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
     finally:
         for listener in listeners:
             listener.close()
-    shutil.rmtree(stage.folder / "tune", ignore_errors=True)
+    shutil.rmtree(folder / "tune", ignore_errors=True)
     return collector
 
 
 def _tuner(stage: Stage, search: TruthfulSearch, collector: Collector, remaining: int) -> tune.Tuner:
-    resources = partial(_resources, cpus=float(stage.spec.resources.cpus_per_trial), gpus=stage.spec.resources.gpus)
+    spec, trials = stage.spec, search.study.get_trials(deepcopy=False)
+    resources = partial(_resources, cpus=float(spec.resources.cpus_per_trial), gpus=spec.resources.gpus)
+    # What earlier sessions saw and stopped.
+    past = {trial.number: dict(trial.intermediate_values) for trial in trials}
+    stopped = {trial.number: trial.user_attrs["stopped"] for trial in trials if "stopped" in trial.user_attrs}
     return tune.Tuner(
-        tune.with_resources(trainable(stage.spec.workload.model), resources),
+        tune.with_resources(trainable(spec.workload.model), resources),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=_scheduler(stage.spec, search),
+            scheduler=scheduler(spec, search.mode, past, stopped),
             metric="value",
             mode=search.mode,
             num_samples=remaining,
@@ -238,26 +244,8 @@ def _resources(config: dict[str, Any], cpus: float, gpus: float) -> tune.Placeme
     return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus if config["device"] == "cuda" else 0.0}])
 
 
-def _scheduler(spec: Spec, search: TruthfulSearch) -> Any:
-    """The scheduler, which knows what earlier sessions saw and stopped."""
-    trials = search.study.get_trials(deepcopy=False)
-    past = {trial.number: dict(trial.intermediate_values) for trial in trials}
-    stopped = {trial.number: trial.user_attrs["stopped"] for trial in trials if "stopped" in trial.user_attrs}
-    return scheduler(spec, search.mode, past, stopped)
-
-
 def _trial_name(trial: Trial) -> str:
     return f"trial-{trial.config['trial']:05d}"
-
-
-def _trackers(stage: Stage, display: ProgressDisplay) -> list[Listener]:
-    recording, metric = stage.spec.recording, stage.spec.workload.metric
-    chosen: list[Listener] = []
-    if recording.tensorboard:
-        chosen.append(trackers.TensorBoard(stage.folder / "tensorboard", metric))
-    if recording.mlflow:
-        chosen.append(trackers.MLflow(recording.mlflow, stage.spec.name, stage.folder, metric, display.say))
-    return chosen
 
 
 @contextmanager

@@ -504,7 +504,8 @@ def test_resume_lists_ignored_spec_changes(
         api.resume(tmp_path, like=check(changed(**changes)))
         return capsys.readouterr().err
 
-    monkeypatch.setattr(api, "_resume", lambda *how: None)
+    for name in ("_connect_and_run", "_with_report"):
+        monkeypatch.setattr(api, name, lambda *how: None)
     begun = {"resources": {"gpus_per_trial": 0.25}, "tuning": {"storage": "postgresql://me:secret@there/db"}}
     files.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
     assert told(**begun) == ""

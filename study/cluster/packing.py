@@ -32,7 +32,7 @@ def resolved(spec: Spec) -> Spec:
         message = (
             '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'
         )
-        raise ClusterError("resources.gpus_per_trial", [message])
+        raise ClusterError("resources.gpus_per_trial", message)
     largest: float = max(needs(spec, *corner) for corner in spec.corners())
     if any(spec.optimizer_facts(name).solo for name in spec.search.optimizers()):
         largest = memory  # the state of such an optimizer is unknown (LBFGS keeps a hundred gradients)

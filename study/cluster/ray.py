@@ -131,9 +131,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
     import ray
 
     if ray.is_initialized():
-        raise ClusterError(
-            "ray", ["runs in this process already, and a study starts its own; call ray.shutdown() first"]
-        )
+        raise ClusterError("ray", "runs in this process already, and a study starts its own; call ray.shutdown() first")
 
     listen_beyond_loopback(allowed=bool(address))  # Ray may have been imported before
 
@@ -149,15 +147,13 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
     except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, TimeoutError) as error:
         if not address:
             raise
-        raise ClusterError(f"--address {address}", [_why(error)]) from error
+        raise ClusterError(f"--address {address}", _why(error)) from error
     try:
         cluster, until = Cluster(spec.resources, joined=bool(address)), time.monotonic() + wait
         while not (fits := cluster.fits()) and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
         if not fits:
-            raise ClusterError(
-                "resources", [_too_small(spec.resources, [node for node in ray.nodes() if node["Alive"]])]
-            )
+            raise ClusterError("resources", _too_small(spec.resources, [node for node in ray.nodes() if node["Alive"]]))
         yield cluster
     finally:
         ray.shutdown()
@@ -173,7 +169,7 @@ def reach(address: str) -> None:
     """Raise a `ClusterError` unless a Ray head may listen at an address. Ray itself would retry for minutes."""
     if address.startswith(("ray://", "http://", "https://")):
         advice = "give host:6379 on a node of the cluster, or send the study there: `study submit --address http://HEAD:8265`"
-        raise ClusterError(f"--address {address}", [f"a study cannot be driven through this port; {advice}"])
+        raise ClusterError(f"--address {address}", f"a study cannot be driven through this port; {advice}")
     host, _, port = address.rpartition(":")
     if address in ("auto", "local") or not port.isdigit():
         return
@@ -184,9 +180,9 @@ def reach(address: str) -> None:
             with suppress(OSError):  # the other side may hang up, or stay silent
                 answer = connection.recv(9)
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
+        raise ClusterError(f"--address {address}", f"nothing answers ({error}); {advice}") from error
     if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
-        raise ClusterError(f"--address {address}", [f"what listens there is no Ray head, whose port is 6379; {advice}"])
+        raise ClusterError(f"--address {address}", f"what listens there is no Ray head, whose port is 6379; {advice}")
 
 
 def _why(error: Exception) -> str:

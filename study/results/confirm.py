@@ -38,10 +38,9 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
     """
     file = folder / CONFIRM / WINNERS
     try:
-        found = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+        chosen = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
     except (ValueError, TypeError) as error:
-        told = f"is damaged ({error}); move {file.parent} away to confirm anew"
-        raise StorageError(str(file), [told]) from error
+        raise StorageError(str(file), f"is damaged ({error}); move {file.parent} away to confirm anew") from error
     study = results.load(folder)
     ranked = rank(cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == Outcome.COMPLETED]
@@ -50,11 +49,11 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
     space = Space(spec, "", "")
     for row in ranked[best].to_dict("records"):
         winner = Winner(space.cell_of({str(name): value for name, value in row.items()}), float(row["learning_rate"]))
-        if winner not in found:
-            found.append(winner)
+        if winner not in chosen:
+            chosen.append(winner)
     file.parent.mkdir(exist_ok=True)
-    write_text(file, json.dumps([asdict(each) for each in found], indent=1) + "\n")
-    return found
+    write_text(file, json.dumps([asdict(each) for each in chosen], indent=1) + "\n")
+    return chosen
 
 
 def confirmation(spec: Spec, count: int) -> Spec:

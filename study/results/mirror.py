@@ -91,7 +91,7 @@ def check_home(study: optuna.Study, folder: Path) -> None:
     """Raise a `StorageError` if a database's study belongs to another results folder, which still holds a study."""
     recorded, here = study.user_attrs.get("results"), str(home(folder))
     if recorded and recorded != here and has_study(recorded):
-        raise StorageError("tuning.storage", [f"its study {study.study_name} is that of {recorded}, not of {here}"])
+        raise StorageError("tuning.storage", f"its study {study.study_name} is that of {recorded}, not of {here}")
     if recorded != here:  # new, or moved
         set_home(study, folder)
 
@@ -115,7 +115,7 @@ def mirrored(place: Path | str, command: str, say: Callable[[str], None], *, new
         raise in_use(place, running_owner(place) or "a process of this machine that begins or ends") from None
     except OSError as error:
         message = f"results are gathered in {spool.parent} first, which cannot be written ({error.strerror})"
-        raise StorageError(place, [f"{message}; set XDG_CACHE_HOME to a folder that can"]) from error
+        raise StorageError(place, f"{message}; set XDG_CACHE_HOME to a folder that can") from error
     try:
         mirror = _claimed(place, spool, command, say, new=new)
         _URIS[spool] = place
@@ -170,9 +170,9 @@ def _claimed(uri: str, spool: Path, command: str, say: Callable[[str], None], *,
         if isinstance(error, StorageError):
             raise
         message = f"cannot be used ({reason(error)}); does it exist, may you write to it, and does the store answer?"
-        raise StorageError(uri, [message]) from error
+        raise StorageError(uri, message) from error
     if lease.lost:
-        raise StorageError(uri, [f"a study has begun in it: {lease.lost}; give another URI"])
+        raise StorageError(uri, f"a study has begun in it: {lease.lost}; give another URI")
     return mirror
 
 
@@ -180,10 +180,10 @@ def _refuse_used(uri: str, spool: Path, remote: dict[str, FileInfo]) -> None:
     """Raise a `StorageError` unless a new study can begin at a URI."""
     if remote:
         what = "already holds a study" if "spec.toml" in remote else f"is not empty, it holds {min(remote)}"
-        raise StorageError(f"--out {uri}", [f"{what}; give a URI where there is nothing yet"])
+        raise StorageError(f"--out {uri}", f"{what}; give a URI where there is nothing yet")
     if spool.exists():
         message = f"an earlier run could not send its results, they are in {spool}; `study resume {uri}` continues it"
-        raise StorageError(f"--out {uri}", [f"{message}; to start again, remove that folder"])
+        raise StorageError(f"--out {uri}", f"{message}; to start again, remove that folder")
 
 
 def _skipped(name: str) -> bool:

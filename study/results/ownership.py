@@ -54,14 +54,13 @@ class Owner:
 
     def is_dead(self) -> bool:
         """Whether its process ran on this machine and is gone."""
-        if self.host != platform.node():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
+        if self.host == platform.node():
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            except PermissionError:  # it is another user's
+                pass
         return False
 
 
@@ -105,7 +104,7 @@ def _running_at(uri: str) -> str | None:
         system, path = storage.at(storage.join(uri, HOLDER))
         silent = time.time() - system.get_file_info(path).mtime_ns / 1e9
     except (OSError, ValueError) as error:
-        raise StorageError(uri, [f"cannot be read ({reason(error)}); does it exist, and may you read it?"]) from error
+        raise StorageError(uri, f"cannot be read ({reason(error)}); does it exist, and may you read it?") from error
     return str(owner) if silent < 2 * DEAD_SECONDS else None
 
 
@@ -118,13 +117,13 @@ def own_folder(folder: Path, command: str) -> Iterator[None]:
     except Timeout:
         raise in_use(folder, str(recorded_owner(folder) or UNKNOWN)) from None
     except OSError as error:
-        raise StorageError(str(folder), [f"cannot be written to: {error.strerror}"]) from error
+        raise StorageError(str(folder), f"cannot be written to: {error.strerror}") from error
     try:
         try:
             Owner(command).write(folder)
         except OSError as error:
             message = f"cannot be written to: {error.strerror}; make space or fix that, then try again"
-            raise StorageError(str(folder), [message]) from error
+            raise StorageError(str(folder), message) from error
         yield
     finally:
         with suppress(OSError):
@@ -134,7 +133,7 @@ def own_folder(folder: Path, command: str) -> Iterator[None]:
 
 def in_use(place: Path | str, owner: str) -> StorageError:
     """The error that a study runs at a place."""
-    return StorageError(str(place), [f"a study runs in it: {owner}; wait for it, or stop it with SIGTERM"])
+    return StorageError(str(place), f"a study runs in it: {owner}; wait for it, or stop it with SIGTERM")
 
 
 class Lease:

@@ -7,6 +7,7 @@ again. Ray Tune's snapshots are not used.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -24,10 +25,10 @@ from analysis.results import parts
 from analysis.schema import FOLDERS, TABLES, Outcome
 from study.results.tables import Table
 from study.tuning import JOURNAL, compat
-from study.tuning.objectives import values
 from study.tuning.samplers import fair_optimizer
 from study.tuning.searcher import STATES
 from study.tuning.space import Space
+from study.tuning.storage import values
 from trainables import storage
 
 
@@ -84,13 +85,10 @@ def _damage(file: Path) -> str | None:
 
 
 def _move_aside(folder: Path, file: Path) -> Path:
-    damaged = folder / "damaged"
+    damaged, prefix = folder / "damaged", "" if file.parent == folder else f"{file.parent.name}-"
     damaged.mkdir(exist_ok=True)
-    aside = damaged / f"{file.parent.name if file.parent != folder else ''}{'-' * (file.parent != folder)}{file.name}"
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = aside.with_name(f"{number}-{file.name}")
+    names = (f"{number}-{file.name}" if number > 1 else f"{prefix}{file.name}" for number in itertools.count(1))
+    aside = next(damaged / name for name in names if not (damaged / name).exists())
     shutil.move(file, aside)
     return aside
 
@@ -161,19 +159,6 @@ def _trials_in(folder: Path, name: str) -> set[int]:
     return {number for file in files for number in pq.read_table(file, columns=["trial"])["trial"].unique().to_pylist()}
 
 
-def _attributes(row: dict[str, Any]) -> dict[str, Any]:
-    found = {"outcome": row["outcome"], "replicate": row.get("replicate") or 0}
-    if row["outcome"] == Outcome.STOPPED:
-        found["stopped"] = len(row.get("reported") or [])
-    return found | ({"error": row["error"].strip().splitlines()[-1]} if row["error"] else {})
-
-
-def _reports(study: optuna.Study, row: dict[str, Any]) -> dict[int, float]:
-    """The intermediate values of a row's trial; none with several objectives, where Optuna allows none."""
-    numbered = enumerate(row.get("reported") or [], start=1)
-    return {} if len(study.directions) > 1 else {part: value for part, value in numbered if value is not None}
-
-
 def _placeholder(space: Space, number: int) -> FrozenTrial:
     """A waiting trial without a cell; its optimizer is fixed if optimizers take turns."""
     turn = fair_optimizer(space.spec, number)
@@ -183,17 +168,24 @@ def _placeholder(space: Space, number: int) -> FrozenTrial:
 
 def _frozen(study: optuna.Study, space: Space, row: dict[str, Any]) -> FrozenTrial:
     """Optuna's record of an ended trial."""
-    cell = space.cell_of(row)
+    cell, reported = space.cell_of(row), row.get("reported") or []
     distributions, state = space.distributions(cell), STATES[Outcome(row["outcome"])]
-    reports = _reports(study, row)
-    told = values(space.spec.tuning.objectives, row) if state == TrialState.COMPLETE else None
+    # With several objectives Optuna allows no intermediate values.
+    several = len(study.directions) > 1
+    reports = {part: value for part, value in enumerate(reported, start=1) if value is not None and not several}
+    scores = values(space.spec.tuning.objectives, row) if state == TrialState.COMPLETE else None
     if state == TrialState.PRUNED and reports:
-        told = [reports[max(reports)]]
+        scores = [reports[max(reports)]]
+    attributes = {"outcome": row["outcome"], "replicate": row.get("replicate") or 0}
+    if row["outcome"] == Outcome.STOPPED:
+        attributes["stopped"] = len(reported)
+    if row["error"]:
+        attributes["error"] = row["error"].strip().splitlines()[-1]
     return optuna.trial.create_trial(
         state=state,
-        values=told,
+        values=scores,
         params={name: cell[name] for name in distributions},
         distributions=distributions,
-        user_attrs=_attributes(row),
+        user_attrs=attributes,
         intermediate_values=reports,
     )

@@ -31,6 +31,11 @@ MAX_FAILURES = 1
 MAX_NODES = 10
 
 
+# Columns of the trials table that a trial reports under the same name.
+_MEASURED = ("parameters", "lanes", "engine", "lanes_at_once", "extensions", "learning_rate", "started", "worker",
+             "gpus", "stints")  # fmt: skip
+
+
 class Listener(Protocol):
     """Something in the driver's process that follows trials: the display, a tracker."""
 
@@ -192,32 +197,17 @@ class Collector(tune.Callback):
     def _row(self, config: dict[str, Any], result: dict[str, Any], ended: Outcome, error: str | None) -> dict[str, Any]:
         """A row of the trials table. The trainable reports NaN where there is no value; the table has null."""
         return {
-            "trial": config["trial"],
-            "optimizer": config["optimizer"],
-            "width": config["width"],
-            "depth": config["depth"],
-            "batch_size": config["batch_size"],
+            **{name: config[name] for name in ("trial", "optimizer", "width", "depth", "batch_size", "replicate")},
+            **{name: result.get(name) for name in _MEASURED},
+            **{name: result.get(name, 0.0) for name in ("train_seconds", "wall_seconds")},
             "regime": regime(config["batch_size"], self.training_examples),
             "settings": json.dumps(config["searched"], sort_keys=True) if config["searched"] else None,
-            "replicate": config["replicate"],
-            "parameters": result.get("parameters"),
-            "lanes": result.get("lanes"),
-            "engine": result.get("engine"),
-            "lanes_at_once": result.get("lanes_at_once"),
-            "extensions": result.get("extensions"),
             "outcome": str(ended),
             "value": None if result.get("learning_rate") is None else result["value"],
-            "learning_rate": result.get("learning_rate"),
             "reported": [None if math.isnan(value) else value for value in result.get("reported", [])],
             "updates": result.get("update", 0),
             "examples": result.get("examples", 0),
             "epochs": result.get("epoch", 0.0),
-            "train_seconds": result.get("train_seconds", 0.0),
-            "wall_seconds": result.get("wall_seconds", 0.0),
-            "started": result.get("started"),
-            "worker": result.get("worker"),
-            "gpus": result.get("gpus"),
-            "stints": result.get("stints"),
             "error": error,
         }
 

@@ -116,9 +116,9 @@ class Workload(Section):
     @property
     def facts(self) -> Facts:
         """Properties of the data set."""
-        found = CATALOGUE.get(self.data) or self._user_code.facts
-        assert found, "a user's data set is tried before its facts are asked for"
-        return found
+        facts = CATALOGUE.get(self.data) or self._user_code.facts
+        assert facts, "a user's data set is tried before its facts are asked for"
+        return facts
 
     @property
     def user_code(self) -> bundle.UserCode:
@@ -129,11 +129,6 @@ class Workload(Section):
     def code(self) -> str:
         """Folder of the bundle of user code; empty if there is none."""
         return self._user_code.code
-
-    @property
-    def lone(self) -> str:
-        """Why a user's model cannot train on a single example; empty if it can."""
-        return self._user_code.lone
 
     def arguments(self) -> dict[str, Any]:
         """The model's arguments that are given and not searched."""

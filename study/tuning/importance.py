@@ -43,17 +43,16 @@ def refresh(folder: Path, say: Callable[[str], None]) -> None:
     if not (folder / JOURNAL).is_file():  # opening it would make it
         return
     try:
-        found = results.load(folder)
+        loaded = results.load(folder)
     except ResultsError:
         return
     try:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.load_study(study_name=found.name, storage=journal(folder))
-        seed = int(found.spec.get("tuning", {}).get("seed", 0))
+        study = optuna.load_study(study_name=loaded.name, storage=journal(folder))
+        seed = int(loaded.spec.get("tuning", {}).get("seed", 0))
     except Exception as error:  # noqa: BLE001  a report does not need the table
         say(_trouble(folder, error))
     else:
-        write(study, found.objectives, seed, folder, say)
+        write(study, loaded.objectives, seed, folder, say)
 
 
 def write(study: optuna.Study, objectives: Sequence[str], seed: int, folder: Path, say: Callable[[str], None]) -> None:
@@ -95,11 +94,11 @@ def shares(study: optuna.Study, objective: int, seed: int) -> list[dict[str, Any
     samples = [np.arange(len(trials)), *random.integers(len(trials), size=(REPEATS, len(trials)))]
     rows: list[dict[str, Any]] = []
     for repeat, chosen in enumerate(samples):
-        found = _importances([trials[number] for number in chosen], names, study.directions[objective])
-        total = sum(found.values())
+        importances = _importances([trials[number] for number in chosen], names, study.directions[objective])
+        total = sum(importances.values())
         if not total and not repeat:
             return []
-        each = {name: value / total for name, value in found.items()} if total else {}
+        each = {name: value / total for name, value in importances.items()} if total else {}
         rows += [{"parameter": name, "repeat": repeat, "importance": value} for name, value in each.items()]
     return rows
 
@@ -123,5 +122,5 @@ def _importances(
         study = optuna.create_study(direction=direction)
         study.add_trials(trials)
         evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
-        found = get_param_importances(study, evaluator=evaluator, params=there, normalize=False)
-    return {name: found.get(name, 0.0) for name in names}
+        importances = get_param_importances(study, evaluator=evaluator, params=there, normalize=False)
+    return {name: importances.get(name, 0.0) for name in names}

@@ -20,9 +20,9 @@ from ray.tune.search import Searcher
 
 from analysis.schema import Outcome
 from study.tuning import compat
-from study.tuning.objectives import values
 from study.tuning.samplers import fair_optimizer, sampler
 from study.tuning.space import Space, key
+from study.tuning.storage import values
 
 STATES = {
     Outcome.COMPLETED: TrialState.COMPLETE,
@@ -35,11 +35,9 @@ STATES = {
 }
 
 
-def outcome(result: dict[str, Any] | None, *, error: bool = False) -> Outcome:
+def outcome(result: dict[str, Any]) -> Outcome:
     """How a trial ended, from its last result."""
-    if error:
-        return Outcome.FAILED
-    if not result or "outcome" not in result:
+    if "outcome" not in result:
         return Outcome.INTERRUPTED
     # The trainable reports "running" until its budget is spent, so the scheduler ended it.
     return Outcome.STOPPED if result["outcome"] == "running" else Outcome(result["outcome"])
@@ -83,22 +81,22 @@ class TruthfulSearch(Searcher):
         if self.redo:
             number = self.redo.pop(0)
             cell = self.space.suggest(optuna.trial.FixedTrial(self.params.pop(number)))
-            return self._under_way(self.space.configuration(cell, number, self.replicates.get(number, 0)))
-        number = self.waiting.pop(0) if self.waiting else self.asked
-        self.study.sampler = sampler(self.space.spec, number)
-        trial = self.running[number] = self._resume(number) if number < self.asked else self._ask(number)
-        self.asked = max(self.asked, number + 1)
-        cell = self.space.suggest(trial)
-        if number not in self.replicates:
-            # A repeated cell gets fresh seeds.
-            taken = self.seen[key(cell)]
-            self.replicates[number] = min(set(range(len(taken) + 1)) - taken)
-            taken.add(self.replicates[number])
-            trial.set_user_attr("replicate", self.replicates[number])
-        return self._under_way(self.space.configuration(cell, number, self.replicates[number]))
-
-    def _under_way(self, configuration: dict[str, Any]) -> dict[str, Any]:
-        self.under_way[configuration["trial"]] = configuration["device"]
+            self.replicates.setdefault(number, 0)
+        else:
+            number = self.waiting.pop(0) if self.waiting else self.asked
+            self.study.sampler = sampler(self.space.spec, number)
+            # A waiting trial keeps its earlier suggestions; `ask` may return another one that waits.
+            trial = compat.running_trial(self.study, number) if number < self.asked else self._ask(number)
+            self.running[number], self.asked = trial, max(self.asked, number + 1)
+            cell = self.space.suggest(trial)
+            if number not in self.replicates:
+                # A repeated cell gets fresh seeds.
+                taken = self.seen[key(cell)]
+                self.replicates[number] = min(set(range(len(taken) + 1)) - taken)
+                taken.add(self.replicates[number])
+                trial.set_user_attr("replicate", self.replicates[number])
+        configuration = self.space.configuration(cell, number, self.replicates[number])
+        self.under_way[number] = configuration["device"]
         return configuration
 
     def _ask(self, number: int) -> optuna.Trial:
@@ -108,15 +106,8 @@ class TruthfulSearch(Searcher):
         assert trial.number == number
         return trial
 
-    def _resume(self, number: int) -> optuna.Trial:
-        """A waiting trial, with its earlier suggestions; `ask` may return another one that waits."""
-        return compat.running_trial(self.study, number)
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the collector calls `end` after it has written the trial's rows."""
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: the collector calls `report`."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: Optuna's storage holds the state."""
@@ -150,9 +141,9 @@ class TruthfulSearch(Searcher):
         if ended == Outcome.INTERRUPTED:
             self.interrupted.append(trial)
             return
-        told = values(self.space.spec.tuning.objectives, result) if ended == Outcome.COMPLETED else None
+        scores = values(self.space.spec.tuning.objectives, result) if ended == Outcome.COMPLETED else None
         # Optuna gives a pruned trial its last intermediate value.
-        self.study.tell(trial, told, state=STATES[ended])
+        self.study.tell(trial, scores, state=STATES[ended])
 
     def close(self) -> None:
         """Let interrupted trials wait, once no other trial is asked for."""

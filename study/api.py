@@ -232,7 +232,7 @@ def _tell_edited_code(folder: Path) -> None:
     if edited := bundle.edited(folder):
         which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
         copy = storage.join(mirror.home(folder), CODE)
-        _tell(f"note: {which} {have} been edited since; the study goes on with the code it began with, in {copy}")
+        _tell(f"note: {which} {have} been edited since; the study continues with the code it began with, in {copy}")
 
 
 def write_report(folders: Sequence[Path | str]) -> Path:

@@ -364,7 +364,7 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
     if ended.page:
         click.echo(f"page: {_shown(ended.page)}")
     if ended.interrupted:
-        click.echo(f"interrupted in {ended.interrupted}; the same command goes on", err=True)
+        click.echo(f"interrupted in {ended.interrupted}; the same command continues it", err=True)
         raise SystemExit(130)
 
 
@@ -402,7 +402,9 @@ def _go(start: Callable[..., Outcome], *what: Any, show: Show | None, **options:
     if show == "json":
         click.echo(json.dumps({"event": "written", "results": folder, "report": report}))
     if outcome.interrupted:
-        what_next = f"interrupted: {outcome.ended} of {outcome.planned} trials ended; `study resume {folder}` goes on"
+        what_next = (
+            f"interrupted: {outcome.ended} of {outcome.planned} trials ended; `study resume {folder}` continues it"
+        )
         click.echo(what_next, err=True)
     if show != "json":
         click.echo(f"results: {folder}")

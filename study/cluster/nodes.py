@@ -229,7 +229,7 @@ def _answers(
     """Run a function on nodes of `ray.nodes()`; yields between two looks, and returns their answers in order.
 
     An answer is what the function returned, its `clock` as `ahead_seconds` of this machine's; or the `problem` if
-    there is none: the node cannot run it, or `has not {what}` in so many seconds.
+    there is none: the node cannot run it, or `has not {what}` in time.
     """
     import ray
     from ray import cloudpickle

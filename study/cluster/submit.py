@@ -134,7 +134,7 @@ def _follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -
         info = _ended(client, job)
     except KeyboardInterrupt:
         address = client.get_address()
-        say(f"the job goes on; to follow it: ray job logs --follow --address {address} {job}")
+        say(f"the job continues; to follow it: ray job logs --follow --address {address} {job}")
         say(f"to end it: ray job stop --address {address} {job}")
         raise
     if info.driver_exit_code is None and info.message:

@@ -7,7 +7,6 @@ import math
 import time
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rich.console import Console
@@ -72,7 +71,7 @@ class ProgressDisplay:
             self.interval = self._over_seeds(lanes[lanes["trial"] == self.best["trial"]].to_dict("records"))
         if state.rows or state.begun or state.redo:
             parts = [f"{self.done} of {self.planned} trials have ended"]
-            parts += [f"{len(state.begun)} go on where they were"] if state.begun else []
+            parts += [f"{len(state.begun)} continue where they were"] if state.begun else []
             parts += [f"{len(state.redo)} run again, whose rows were lost"] if state.redo else []
             self.say(f"{self.spec.name}: {', '.join(parts)}")
 
@@ -94,9 +93,7 @@ class ProgressDisplay:
             self.output.display(self._lines())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.live.stop()
         if self.show == "json":
             self._object("end", **self.numbers())

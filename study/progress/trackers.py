@@ -236,8 +236,8 @@ class MLflow:
         if len(reason) > 300:
             reason = reason[:300] + "..."
         self._say(
-            f"MLflow at {shown} does not take what it is sent ({reason}); the study goes on, and what is missing there "
-            f"is sent when it can be, without another warning"
+            f"MLflow at {shown} does not take what it is sent ({reason}); the study continues, and what is missing "
+            f"there is sent when it can be, without another warning"
         )
 
     def _begin(self, trial: int, parameters: dict[str, Any], when: int) -> None:

@@ -40,7 +40,7 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
     try:
         chosen = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
     except (ValueError, TypeError) as error:
-        raise StorageError(str(file), f"is damaged ({error}); move {file.parent} away to confirm anew") from error
+        raise StorageError(str(file), f"is damaged ({error}); move {file.parent} away to confirm again") from error
     study = results.load(folder)
     ranked = rank(cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == Outcome.COMPLETED]

@@ -164,11 +164,9 @@ def _claimed(uri: str, spool: Path, command: str, say: Callable[[str], None], *,
         mirror = _Mirror(spool, lease, say)
         mirror.known = {name: (0, 0) if ours else _stamp(spool / name) for name in remote if not _skipped(name)}
         lease.claim()
-    except ResultsError:
+    except (ResultsError, StorageError):
         raise
     except (OSError, ValueError) as error:
-        if isinstance(error, StorageError):
-            raise
         message = f"cannot be used ({reason(error)}); does it exist, may you write to it, and does the store answer?"
         raise StorageError(uri, message) from error
     if lease.lost:

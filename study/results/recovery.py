@@ -71,7 +71,9 @@ def repair_files(folder: Path, say: Callable[[str], None]) -> None:
             fine = False
         if not fine:
             aside = _move_aside(folder, journal)
-            say(f"{journal}: line {number} is damaged; moved to {aside}. Optuna's storage is made anew from the tables")
+            say(
+                f"{journal}: line {number} is damaged; moved to {aside}. Optuna's storage is made again from the tables"
+            )
             return
 
 
@@ -124,14 +126,14 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
         for table in tables.values():
             table.drop(gone)
     # A stopped trial whose rows were lost starts again: its checkpoint may lie beyond the point where it stops.
-    going_on = {
+    needed = {
         space.checkpoint(trial.number)
         for trial in study.get_trials(deepcopy=False)
         if trial.number not in ended and "stopped" not in trial.user_attrs
     }
     for name in storage.names(space.checkpoints):
         # Left by a crash before it was deleted, or unfinished.
-        if (place := storage.join(space.checkpoints, name)) not in going_on:
+        if (place := storage.join(space.checkpoints, name)) not in needed:
             storage.delete(place)
     return state
 
@@ -143,15 +145,13 @@ def _rows(folder: Path, *, predictions: bool) -> tuple[dict[int, dict[str, Any]]
     """
     pieces = [pq.read_table(file) for _, _, file in parts(folder / FOLDERS["trials"])]
     rows = {row["trial"]: row for piece in pieces for row in piece.to_pylist()}
-    there = {name: _trials_in(folder, name) for name in ("lanes", "curves", "predictions")}
+    held = {name: _trials_in(folder, name) for name in ("lanes", "curves", "predictions")}
     # A trial that failed before its first report has neither lanes nor curves.
-    lacking = {
-        number for number, row in rows.items() if row["lanes"] and number not in there["lanes"] & there["curves"]
-    }
+    lacking = {number for number, row in rows.items() if row["lanes"] and number not in held["lanes"] & held["curves"]}
     if predictions:
         completed = {number for number, row in rows.items() if row["outcome"] == Outcome.COMPLETED}
-        lacking |= completed - there["predictions"]
-    return rows, lacking | (set().union(*there.values()) - set(rows))
+        lacking |= completed - held["predictions"]
+    return rows, lacking | (set().union(*held.values()) - set(rows))
 
 
 def _trials_in(folder: Path, name: str) -> set[int]:

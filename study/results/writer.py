@@ -130,7 +130,7 @@ class Collector(tune.Callback):
             forgive_failure(trial)
         if not self.broken:
             lost = "its node" if node else "its worker"
-            self.tell("worker lost", f"trial {number}: {lost} was lost; the trial goes on in another")
+            self.tell("worker lost", f"trial {number}: {lost} was lost; the trial continues in another")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended by itself, or was stopped."""
@@ -148,7 +148,7 @@ class Collector(tune.Callback):
             self._end(trial, Outcome.FAILED, _reason(trial))
         else:
             self.orphans += 1
-            self.tell("worker lost", f"trial {number}: its worker was lost; the trial goes on later")
+            self.tell("worker lost", f"trial {number}: its worker was lost; the trial continues later")
             self._end(trial, Outcome.INTERRUPTED, None)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:

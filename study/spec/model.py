@@ -1,6 +1,6 @@
 """The sections of a spec, each with its own checks; `study.spec.checks` has those between sections.
 
-Sections whose settings a trial is told inherit them from `trainables.config`.
+Sections whose settings a trial gets inherit them from `trainables.config`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Workload(Section):
     score: ImportPath | None = None
     target: float | None = None  # the metric value that counts as solved
     standardize: bool = True  # mean 0 and standard deviation 1 over the training split, also of a regression's targets
-    # whether each trial draws its data anew, from its first seed; otherwise all trials share one draw
+    # whether each trial draws new data, from its first seed; otherwise all trials share one draw
     redraw: bool = False
     augment: Augmentation = Augmentation()  # random changes of the training images
     dtype: Annotated[str, known("dtype", ("float32", "float64"))] = "float32"  # float32 or float64

@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: study test check nightly figures api clean
+.PHONY: study test check nightly wheels figures api clean
 
 study: .venv/installed
 	$(BIN)/study run quick
@@ -18,9 +18,13 @@ check: .venv/installed
 	$(BIN)/python tests/house.py
 
 # The tests that `test` and `.ci/run` leave out, an hour or more; those that need the whole machine run last, alone.
-nightly: .venv/installed
+nightly: .venv/extras
 	$(BIN)/python -m pytest -m "nightly and not alone" -n 2 --dist loadfile --durations=20
 	$(BIN)/python -m pytest -m "nightly and alone" --durations=20
+
+# With the native kernel for each platform, into dist.
+wheels: .venv/extras
+	$(BIN)/python -m trainables.engines.kernel.wheels
 
 # Those of the README; pdftoppm is poppler's.
 figures: .venv/installed
@@ -44,4 +48,8 @@ clean:
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	$(BIN)/python -m trainables.engines.kernel.build
+	touch $@
+
+.venv/extras: .venv/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[bench,wheels]"
 	touch $@

@@ -18,7 +18,6 @@ from study.spec import Spec
 from study.spec.adjust import planned_trials
 from trainables import data, models
 from trainables.data import Data, Split
-from trainables.engines import compiled
 from trainables.engines.base import Engine
 from trainables.engines.choose import choose
 from trainables.engines.memory import fitting, lane_bytes
@@ -117,19 +116,14 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     stack, network = Stack.build(build, _lanes(spec), rule, dtype, torch.device("cpu")), build()
     examples = _examples(spec, stack)
     sample = examples.inputs[:TRIED_EXAMPLES]
-    engine = choose(build, facts.in_shape, judge, batch_size, stack, updates, spec.lanes.engine, sample=sample)
+    tried = min(batch_size, PROBE_EXAMPLES)
+    augmented = bool(workload.augment)
+    engine = choose(build, facts.in_shape, judge, tried, stack, spec.lanes.engine, augmented=augmented, sample=sample)
     seconds = None
     if updates is not None:
-        # Compiling takes longer than a probe may: eager is timed, and the saving of compiling estimated.
-        plain = "auto" if rule.solo or is_import_path(workload.model) else "eager"
-        tried = min(batch_size, PROBE_EXAMPLES)
-        eager = choose(build, facts.in_shape, judge, tried, stack, None, plain, sample=sample)
-        update = _update_seconds(stack, eager, Batches(examples, tried, stack)) * batch_size / tried
-        if engine.name == "compiled":
-            assert models.layered(network)
-            update = max(update / 10, update - compiled.saving(network, facts.in_shape, batch_size, stack))
+        update = _update_seconds(stack, engine, Batches(examples, tried, stack)) * batch_size / tried
         points = _evaluations(spec, batch_size, models.multiplications(network, facts.in_shape))
-        seconds = updates * update + points * _evaluation_seconds(spec, stack, eager, examples)
+        seconds = updates * update + points * _evaluation_seconds(spec, stack, engine, examples)
     kept, working = lane_bytes(network, facts.in_shape, batch_size, stack)
     numbers = (facts.train + facts.validation + facts.test) * math.prod(facts.in_shape)
     at_once = fitting(network, facts.in_shape, batch_size, stack)

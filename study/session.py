@@ -36,6 +36,7 @@ from study.tuning.space import Space
 from study.tuning.storage import DATABASE_ERRORS, open_study, wait_until_back
 from study.usercode import bundle
 from trainables import storage
+from trainables.engines.kernel import build
 from trainables.tune import trainable
 
 # Rounds in a row in which no trial ends, before the session gives up what keeps them from ending.
@@ -127,8 +128,11 @@ def _run_stage(stage: Stage) -> Outcome:
     remain after the server of Optuna's database was away: as after a crash, the tables say what is missing.
     """
     rounds, failed, done = ROUNDS, 0, -1
+    why = build.unavailable()
     while True:
         display = ProgressDisplay(stage.spec, stage.spec.budget.trials, stage.show)
+        if why and not stage.winners:
+            display.say(f"no native kernel on this machine ({why}): its CPUs train several times slower without")
         try:
             collector = _run_round(stage, display, final=rounds == 1)
         except InputError:

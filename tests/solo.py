@@ -46,7 +46,7 @@ def builder(family: str) -> Builder:
 
 def made(family: str, batch_size: int, stack: Stack, engine: str = "eager") -> Engine:
     facts = catalogue.CATALOGUE[FAMILIES[family][0]]
-    return choose(builder(family), facts.in_shape, facts.task, batch_size, stack, None, engine)
+    return choose(builder(family), facts.in_shape, facts.task, batch_size, stack, engine)
 
 
 def fresh(family: str, rule: str, configurations: list[Lane]) -> Stack:

@@ -17,8 +17,9 @@ from trainables.catalogue import SOLO
 from trainables.config import Budget
 from trainables.criterion import Criterion
 from trainables.data import CATALOGUE, Split
-from trainables.engines import compiled, dense, eager, memory
+from trainables.engines import dense, eager, memory, native
 from trainables.engines.choose import choose
+from trainables.engines.kernel.build import BuildError
 from trainables.lanes.batches import Batches
 from trainables.lanes.records import Report
 from trainables.lanes.seeds import initialise
@@ -32,21 +33,15 @@ def cases() -> list[Any]:
     """Engine x rule x family x batch size.
 
     A rule sees the parameters of every network as flat rows, never layers or examples, so the grid need not be full:
-    every rule runs with one network, and every network x batch size with one or two rules. Compiling takes seconds, so
-    most cases of the compiled engine are nightly.
+    every rule runs with one network, and every network x batch size with one or two rules.
     """
     found = []
-    for engine in ("eager", "cuda-graph", "compiled"):
-        network = "linear" if engine == "compiled" else "mlp"
-        programs = [family for family in FAMILIES if engine != "compiled" or family != "quadratic"]
-        chosen = [(rule, network, 32) for rule in RULES]
-        chosen += [(rule, family, size) for rule in ("adam", "momentum") for family in programs for size in SIZES]
+    for engine in ("eager", "cuda-graph", "native"):
+        chosen = [(rule, "mlp", 32) for rule in RULES]
+        chosen += [(rule, family, size) for rule in ("adam", "momentum") for family in FAMILIES for size in SIZES]
         for rule, family, size in dict.fromkeys(chosen):
-            marks = []
-            if engine == "compiled" and (rule not in ("adam", "momentum", "nadam") or (family, size) != (network, 32)):
-                marks = [pytest.mark.nightly]
-            elif (family, size) != (network, 32) and (rule != "adam" or (engine != "eager" and family == "cnn")):
-                marks = [pytest.mark.long]
+            slow = rule != "adam" or (engine == "cuda-graph" and family == "cnn")
+            marks = [pytest.mark.long] if slow and (family, size) != ("mlp", 32) and engine != "native" else []
             name = f"{engine}-{rule}-{family}-batch{size}"
             found.append(pytest.param(engine, rule, family, size, marks=marks, id=name))
     return found
@@ -57,14 +52,14 @@ def test_a_lane_is_a_solo_run_of_torch_optim(engine: str, rule: str, family: str
     # Rules that divide by a gradient's size magnify the rounding of one near zero, in proportion to the rate: adagrad's
     # first update of the CNN differs by 2e-13 where the processor sums in another order (AVX2 against AVX-512).
     low, _ = RULES[rule].rates
-    configurations = grid(low, 10 * low, 2, seeds=[3, 8])
+    configurations = [Lane(low, 3), Lane(10 * low, 8)]
     expected = [solo(family, rule, batch_size, lane, 1, 100) for lane in configurations]
     stack = fresh(family, rule, configurations)
     maker, workload = made(family, batch_size, stack, engine), small(FAMILIES[family][0])
     for pause, (updates, tolerance) in enumerate(((1, 1e-12), (100, 1e-9))):
         for _ in train_stack(stack, maker, workload, batch_size, Budget(updates=updates)):
             pass
-        assert (stack.update, stack.alive) == (updates, [0, 1, 2, 3])
+        assert (stack.update, stack.alive) == (updates, [0, 1])
         for row, alone in zip(stack.parameters, expected, strict=True):
             assert difference(row, alone[pause]) <= tolerance
 
@@ -74,8 +69,8 @@ EACH = pytest.mark.parametrize(
     [
         *(pytest.param("eager", family, id=f"eager-{family}") for family in FAMILIES),
         pytest.param("cuda-graph", "mlp", id="cuda-graph-mlp"),
-        pytest.param("compiled", "mlp", id="compiled-mlp", marks=pytest.mark.long),
-        pytest.param("compiled", "cnn", id="compiled-cnn", marks=pytest.mark.nightly),
+        pytest.param("native", "mlp", id="native-mlp"),
+        pytest.param("native", "cnn", id="native-cnn"),
     ],
 )
 
@@ -192,16 +187,15 @@ def test_halving_gives_up_the_worse_rates_and_leaves_the_others_as_they_are(engi
 
 
 @pytest.mark.parametrize("rule", ["momentum", "adam", "nadam", "radam", "adamw", "adadelta"])
-@pytest.mark.parametrize("engine", ["eager", "cuda-graph", pytest.param("compiled", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("engine", ["eager", "cuda-graph", "native"])
 def test_settings_may_differ_between_lanes(engine: str, rule: str) -> None:
     name, value = {"momentum": ("momentum", 0.5), "adadelta": ("rho", 0.8)}.get(rule, ("beta2", 0.95))
-    family = "linear" if engine == "compiled" else "mlp"
     low = RULES[rule].rates[0]
     own = ((name, value),)
     configurations = [Lane(10 * low, 1), Lane(10 * low, 1, own), Lane(10 * low, 2, own)]
-    stack = trained(family, rule, 32, configurations, 50, engine)
+    stack = trained("mlp", rule, 32, configurations, 50, engine)
     for row, lane in zip(stack.parameters, configurations, strict=True):
-        assert difference(row, solo(family, rule, 32, lane, 50)[0]) <= 1e-9
+        assert difference(row, solo("mlp", rule, 32, lane, 50)[0]) <= 1e-9
     assert difference(stack.parameters[1], stack.parameters[0]) > 1e-9
 
 
@@ -240,65 +234,62 @@ def test_any_other_torch_optimizer_runs_lane_by_lane_and_resumes(name: str) -> N
 
 @pytest.mark.parametrize(
     ("rule", "engine", "message"),
-    [("Muon", "compiled", "no update rule"), ("adam", "solo", "adam has one")],
+    [("Muon", "native", "no update rule"), ("adam", "solo", "adam has one")],
 )
 def test_an_engine_that_does_not_suit_the_optimizer_is_refused(rule: str, engine: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         trained("mlp", rule, 32, [Lane(0.01, 0)], 5, engine)
 
 
-def test_the_engine_is_chosen_by_what_compiling_saves() -> None:
-    def chosen(updates: int | None, rule: str = "adam", family: str = "mlp") -> str:
+def test_the_engine_of_a_cpu_is_native_where_the_kernel_knows_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(wanted: str = "auto", rule: str = "adam", family: str = "mlp", loss: str = "", **how: Any) -> str:
         stack = Stack.build(builder(family), grid(1e-4, 1e-2, 8, range(5)), named(rule), torch.float64, CPU)
-        in_shape = CATALOGUE[FAMILIES[family][0]].in_shape
-        return choose(builder(family), in_shape, "regression", 32, stack, updates, "auto").name
+        facts = CATALOGUE[FAMILIES[family][0]]
+        return choose(builder(family), facts.in_shape, Criterion(facts.task, loss), 32, stack, wanted, **how).name
 
-    assert chosen(100) == "eager"
-    assert chosen(1_000_000) == ("compiled" if compiled.compiler() else "eager")
-    assert chosen(None) == "eager"
-    assert chosen(1_000_000, "LBFGS") == "solo"
-    assert chosen(1_000_000, family="quadratic") == "eager"
+    for family in FAMILIES:
+        assert chosen(family=family) == "native"
+    assert chosen(rule="LBFGS") == "solo"
+    assert chosen(augmented=True) == chosen(loss="tests.user_code:huber") == "eager"
+    with pytest.raises(ValueError, match="native does not support augmentation; choose auto"):
+        chosen("native", augmented=True)
+    with pytest.raises(ValueError, match="native does not support losses of users; choose auto"):
+        chosen("native", loss="tests.user_code:huber")
+
+    def no_compiler(dtype: str) -> None:
+        raise BuildError("no C compiler")
+
+    monkeypatch.setattr("trainables.engines.native.library", no_compiler)
+    assert chosen() == "eager"
+    with pytest.raises(BuildError, match="no C compiler"):
+        chosen("native")
 
 
 @pytest.mark.parametrize(
-    ("family", "arguments", "in_shape", "outputs", "wide"),
+    ("family", "arguments", "in_shape", "outputs"),
     [
-        ("mlp", {"width": 128, "depth": 2}, (1, 28, 28), 10, True),
-        ("mlp", {"width": 9, "depth": 3}, (3,), 2, True),
-        ("mlp", {"width": 9, "depth": 3}, (3,), 2, False),
-        ("linear", {}, (1, 8, 8), 10, True),
-        ("linear", {}, (1, 8, 8), 10, False),
-        ("cnn", {"width": 3, "depth": 1, "kernel": 3}, (3, 9, 7), 4, False),  # odd sizes, colour
-        ("cnn", {"width": 4, "depth": 2, "kernel": 4, "padding": 2}, (1, 12, 12), 10, False),
+        ("mlp", {"width": 128, "depth": 2}, (1, 28, 28), 10),
+        ("mlp", {"width": 9, "depth": 3}, (3,), 2),
+        ("linear", {}, (1, 8, 8), 10),
     ],
-    ids=["wide", "odd-wide", "odd-narrow", "linear-wide", "linear-narrow", "odd-cnn", "padded-cnn"],
+    ids=["wide", "odd", "linear"],
 )
 def test_the_written_derivatives_are_those_of_autograd(
-    family: str, arguments: dict[str, int], in_shape: tuple[int, ...], outputs: int, wide: bool
+    family: str, arguments: dict[str, int], in_shape: tuple[int, ...], outputs: int
 ) -> None:
     network = initialise(lambda: models.build(family, in_shape, outputs, **arguments), 0).double()
     random = torch.Generator().manual_seed(0)
-    # Few different values, so that pooling windows have ties.
-    x = torch.randint(-2, 3, (5, *in_shape), generator=random).double()
+    x = torch.randint(-2, 3, (5, *in_shape), generator=random).double()  # with zeros, where a ReLU has its kink
     y = torch.randint(outputs, (5,), generator=random)
     loss = nn.functional.cross_entropy(network(x), y)
     expected = torch.autograd.grad(loss, list(network.parameters()))
-    layers = compiled.layers(network, in_shape, wide=wide)
+    layers = dense.linear_layers(network)
     assert layers is not None
-    lane = 0 if wide else -1
-    leaves = [parameter.detach().unsqueeze(lane) for parameter in network.parameters()]
-    found_loss, found = dense.gradients(
-        layers,
-        leaves,
-        (x.movedim(0, -1) if wide else x).unsqueeze(lane),
-        y.unsqueeze(lane),
-        1 / 5,
-        "classification",
-        examples=2 if wide else 0,
-    )
-    torch.testing.assert_close(found_loss[0], loss.detach(), rtol=1e-13, atol=0)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.squeeze(lane), theirs, rtol=1e-11, atol=1e-14)
+    leaves = [parameter.detach()[None] for parameter in network.parameters()]
+    own, gradients = dense.gradients(layers, leaves, x.movedim(0, -1)[None], y[None], 5, "classification")
+    torch.testing.assert_close(own[0], loss.detach(), rtol=1e-13, atol=0)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours[0], theirs, rtol=1e-11, atol=1e-14)
 
 
 def test_a_wide_network_sees_the_whole_split_and_short_batches() -> None:
@@ -309,26 +300,24 @@ def test_a_wide_network_sees_the_whole_split_and_short_batches() -> None:
 
     def parameters(engine: str, batch_size: int) -> torch.Tensor:
         stack = Stack.build(build, grid(1e-3, 1e-2, 3, [0, 1]), RULES["adam"], torch.float64, CPU)
-        maker = choose(build, (1, 8, 8), "classification", batch_size, stack, None, engine)
+        maker = choose(build, (1, 8, 8), "classification", batch_size, stack, engine)
         list(train_stack(stack, maker, workload, batch_size, Budget(updates=10)))
         return stack.parameters
 
     for batch_size in (32, TRAINING):
-        assert difference(parameters("compiled", batch_size), parameters("eager", batch_size)) <= 1e-9
+        assert difference(parameters("native", batch_size), parameters("eager", batch_size)) <= 1e-9
 
 
 @pytest.mark.parametrize(
     "network",
     [
-        nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(3)),
         nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.Tanh()),
-        builder("quadratic")(),
     ],
-    ids=["pooling", "stride", "tanh", "quadratic"],
+    ids=["stride", "tanh"],
 )
-def test_what_no_program_computes_is_not_compiled(network: nn.Sequential) -> None:
-    assert compiled.layers(network, (1, 8, 8), wide=False) is compiled.layers(network, (1, 8, 8), wide=True) is None
+def test_the_kernel_does_not_describe_what_it_cannot_compute(network: nn.Sequential) -> None:
+    assert native.described(network, (1, 8, 8)) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -168,7 +168,7 @@ def test_an_epoch_uses_every_example_once(count: int, batch_size: int) -> None:
     assert sorted(seen) == list(range(count))
 
 
-@pytest.mark.parametrize("engine", ["eager", "cuda-graph", pytest.param("compiled", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("engine", ["eager", "cuda-graph", "native"])
 def test_a_short_last_batch_can_be_left_out(engine: str) -> None:
     workload, budget, lane = small("cubic"), Budget(epochs=2, drop_last=True), Lane(0.01, 3)
     stack = Stack.build(builder("mlp"), [lane], RULES["sgd"], torch.float64, CPU)

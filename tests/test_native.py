@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +20,14 @@ from torch import nn
 from trainables.criterion import Criterion
 from trainables.data import Split, Task
 from trainables.engines.eager import Eager
-from trainables.engines.kernel import build
+from trainables.engines.kernel import build, wheels
 from trainables.engines.native import KERNELS, Native, Wide
 from trainables.lanes.batches import Batches
 from trainables.lanes.reference import alone, relative
 from trainables.lanes.stack import Lane, Stack
 from trainables.rules import RULES, named
 
+TESTS = Path(__file__).parent
 CPU = torch.device("cpu")
 ODD = st.sampled_from([1, 2, 3, 5, 7, 8, 13, 17])
 
@@ -70,10 +73,7 @@ def trained(
     """The stack after some updates in two calls, the losses, and an evaluation on the split."""
     shape = tuple(split.inputs.shape[1:])
     stack = Stack.build(make, lanes, named(rule), split.inputs.dtype, CPU)
-    if kind is Native:
-        engine: Native | Wide = Native(make(), shape, Criterion(task), 16, batch, stack)
-    else:
-        engine = Wide(make(), Criterion(task), 16, stack)
+    engine = kind(make(), shape, Criterion(task), 16, batch, stack)
     batches, rows = Batches(split, batch, stack), slice(0, len(lanes))
     losses = [engine.advance(stack, batches, rows, 2)]
     stack.update = 2
@@ -211,3 +211,40 @@ def test_losses_of_large_batches_are_summed_in_float64() -> None:
     _, expected, _ = trained(Native, make, one, 1, "sgd", lanes, task="regression")
     np.testing.assert_allclose(losses.numpy(), expected.numpy(), rtol=1e-6)
     np.testing.assert_allclose(evaluation["loss"].item(), expected[0].item(), rtol=1e-6)
+
+
+SANITIZED = "gcc -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+COMPILERS = {"gcc": "gcc", "clang": "clang", "zig": f"{sys.executable} -m ziglang cc", "sanitizers": SANITIZED}
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_build_by_another_compiler_passes_the_suite(compiler: str, tmp_path: Path) -> None:
+    if not shutil.which(COMPILERS[compiler].split()[0]):
+        pytest.skip(f"{compiler} is not installed")
+    code = (
+        "import sys, pytest; from pathlib import Path; from trainables.engines.kernel import build; "
+        "build.folders = lambda: [Path(sys.argv[1])]; print(build.identity('float64')); "
+        "sys.exit(pytest.main(['-q', '-x', '-n0', '-k', 'native', '-m', 'not nightly', *sys.argv[2:]]))"
+    )
+    environment = {**os.environ, "CC": COMPILERS[compiler]}
+    if compiler == "sanitizers":
+        asked = [["gcc", f"-print-file-name={name}.so"] for name in ("libasan", "libstdc++")]
+        preload = [subprocess.run(each, capture_output=True, text=True, check=True).stdout.strip() for each in asked]
+        environment |= {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}  # Python's own leaks
+    command = [sys.executable, "-c", code, str(tmp_path), "tests/test_native.py", "tests/test_engines.py"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=TESTS.parent)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (" by gcc" in run.stdout) == (compiler in ("gcc", "sanitizers"))
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("platform", wheels.PLATFORMS)
+def test_the_kernel_of_each_wheel_can_be_built(platform: str, tmp_path: Path) -> None:
+    files = wheels.cross_build(platform, tmp_path)
+    assert len(files) == 2 * len(wheels.PLATFORMS[platform])
+    own = build.name_of("float32")
+    if platform == "manylinux_2_17_x86_64" and build.processor().startswith("x86") and sys.platform == "linux":
+        assert own in {file.name for file in files}

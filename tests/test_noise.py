@@ -98,9 +98,9 @@ def split(points: list[Point]) -> tuple[list[Any], list[Any]]:
         ("eager", "adam", "mlp", True),
         ("eager", "adam", "cnn", False),
         ("cuda-graph", "adam", "mlp", False),
-        pytest.param("compiled", "adam", "mlp", False, marks=pytest.mark.long),
+        ("native", "adam", "mlp", False),
         ("solo", "Muon", "mlp", False),
-        pytest.param("compiled", "adam", "cnn", True, marks=pytest.mark.nightly),
+        ("native", "adam", "cnn", True),
     ],
 )
 def test_recording_it_changes_no_other_number(engine: str, rule: str, family: str, every_update: bool) -> None:

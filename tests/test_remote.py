@@ -206,7 +206,7 @@ def test_study_waits_for_its_database_and_survives_a_kill(
     kill(running)
     assert started(tmp_path, "resume", "out").wait(280) == 0, said(tmp_path)
     pd.testing.assert_frame_equal(lanes(out), undisturbed, check_exact=True)
-    trials = optuna.load_study(study_name="good", storage=postgres.url).trials
+    trials = database.open_study(check(tables), out).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * TRIALS
     assert "Traceback" not in said(tmp_path)
 

@@ -72,10 +72,10 @@ BAD = {
         changed(workload__data="minst"),
         'workload.data = "minst": unknown data set "minst" (did you mean',
     ),
-    "unknown engine": (changed(lanes__engine="jit"), "valid: auto, eager, native, compiled, cuda-graph, solo"),
+    "unknown engine": (changed(lanes__engine="jit"), "valid: auto, native, eager, cuda-graph, solo"),
     "an engine without the rule": (
-        changed(lanes__engine="compiled", search__optimizer=["adam", "Muon"]),
-        "lanes.engine: compiled does not train Muon, which runs lane by lane; valid: auto",
+        changed(lanes__engine="native", search__optimizer=["adam", "Muon"]),
+        "lanes.engine: native does not train Muon, which runs lane by lane; valid: auto",
     ),
     "halving at once": (changed(lanes__halving=True, budget__epochs=1), "lanes.halving: rates are dropped between"),
     "solo for a rule": (changed(lanes__engine="solo"), "lanes.engine: solo is for "),
@@ -195,9 +195,12 @@ BAD = {
         quadratic(search__optimizer=["sgd", "Muon"]),
         "search.optimizer: Muon trains matrices and the model quadratic has none",
     ),
-    "a program of the quadratic": (
-        quadratic(lanes={"engine": "compiled"}),
-        "lanes.engine: compiled has no program for the model quadratic; valid: auto, eager",
+    "an engine that does not augment": (
+        changed(
+            workload={"data": "mnist", "model": "cnn", "metric": "accuracy", "augment": {"flip": True}},
+            lanes__engine="native",
+        ),
+        "lanes.engine: native trains on unchanged examples, and workload.augment changes them; valid: auto, eager",
     ),
     "depth of the quadratic": (
         quadratic(search__depth=2),

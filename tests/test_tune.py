@@ -117,6 +117,19 @@ def test_a_trial_does_not_wait_for_numbers_next_to_nothing() -> None:
     assert (tiny * 1e-10).item() > 0  # and whoever else computes here, has them
 
 
+def test_a_trial_resumed_with_another_build_of_the_kernel_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**CONFIG, "checkpoint": str(tmp_path / "checkpoints" / "0.pt"), "budget": {"epochs": 4}}
+    trainable = MLPTrainable(config)
+    trainable.train()
+    trainable.cleanup()
+    monkeypatch.setattr("trainables.engines.native.identity", lambda dtype: "the new one")
+    result = MLPTrainable(config).train()
+    assert result["report"] == 2
+    assert "resumed with another build of the native kernel (the new one, before " in result["warning"]
+
+
 def test_each_family_has_its_trainable() -> None:
     assert TRAINABLES["mlp"] is TRAINABLES["linear"] is TRAINABLES["quadratic"] is MLPTrainable
     assert TRAINABLES["cnn"] is CNNTrainable
@@ -130,7 +143,7 @@ def test_a_trial_says_how_it_was_made_and_what_it_gave_up() -> None:
     config = {**CONFIG, "rates": (1e-4, 1e-1, 4), "budget": {"epochs": 8}, "halving": True, "every_update": True}
     trainable = MLPTrainable(config)
     results = [trainable.train() for _ in range(8)]
-    assert (results[-1]["engine"], results[-1]["lanes_at_once"], results[-1]["lanes"]) == ("eager", 8, 8)
+    assert (results[-1]["engine"], results[-1]["lanes_at_once"], results[-1]["lanes"]) == ("native", 8, 8)
     rows = results[-1]["payload"].lanes
     # 4 rates are halved after 2 and 4 of 8 epochs of 4 updates.
     assert sorted(row["stopped_update"] or 32 for row in rows) == [8] * 4 + [16] * 2 + [32] * 2

@@ -67,8 +67,8 @@ def test_model_arguments_are_searched(tmp_path: Path) -> None:
     assert spec.rates("tests.user_code:Lion") == (1e-4, 0.1, 8)
     with pytest.raises(SpecError, match=r"search.settings.*: tests.user_code:Lion has no such setting; valid: beta1"):
         check({**tables, "search": {**tables["search"], "settings": {"tests.user_code:Lion": {"momentum": 0.9}}}})
-    with pytest.raises(SpecError, match=r"lanes.engine: compiled does not train tests.user_code:Lion"):
-        check({**tables, "lanes": {"engine": "compiled"}})
+    with pytest.raises(SpecError, match=r"lanes.engine: native does not train tests.user_code:Lion"):
+        check({**tables, "lanes": {"engine": "native"}})
 
 
 @pytest.mark.nightly

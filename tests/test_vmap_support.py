@@ -311,7 +311,7 @@ def test_models_cannot_change_the_examples(build: Callable[[], nn.Module], examp
     stack = Stack.build(build, [Lane(0.01, 0)], RULES["sgd"], torch.float64, torch.device("cpu"))
     before = [split.inputs.clone() for split in (examples.train, examples.validation, examples.test)]
     for size in (10, 30):
-        engine = choose(build, (IN,), "regression", size, stack, None, "auto")
+        engine = choose(build, (IN,), "regression", size, stack)
         list(train_stack(stack, engine, examples, size, Budget(epochs=2)))
     after = [split.inputs for split in (examples.train, examples.validation, examples.test)]
     assert all(map(torch.equal, before, after))
@@ -326,7 +326,7 @@ def test_gradient_noise_is_equal_in_turn_and_together(examples: Data) -> None:
     found = []
     for build in (Scaled, ScaledSeldom):
         stack = Stack.build(build, [Lane(0.1, 0), Lane(0.1, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
-        engine = choose(build, (IN,), "regression", 10, stack, None, "auto")
+        engine = choose(build, (IN,), "regression", 10, stack)
         found.append((engine.name, *engine.noise(stack, slice(0, 2), examples.train)))
     assert [name for name, *_ in found] == ["vmap", "loop"]
     for ours, theirs in zip(found[0][1:], found[1][1:], strict=True):
@@ -342,7 +342,7 @@ def test_gradient_hooks_are_applied(examples: Data) -> None:
     """The clipped network moves by no more than its limit lets it."""
     stack = Stack.build(Clipped, [Lane(1.0, 0), Lane(1.0, 1)], RULES["sgd"], torch.float64, torch.device("cpu"))
     before = stack.parameters.clone()
-    engine = choose(Clipped, (IN,), "regression", 10, stack, None, "auto")
+    engine = choose(Clipped, (IN,), "regression", 10, stack)
     advance(stack, engine, Batches(examples.train, 10, stack), 3)
     assert 0 < float((stack.parameters - before).abs().max()) < 3.001e-3
 
@@ -444,7 +444,7 @@ def test_awkward_optimizers_equal_networks_alone(name: str, examples: Data) -> N
     proof = prove(Net, rule, examples, 10, grid(1e-3, 1e-2, 2, [3, 4]), Criterion("regression"), "own")
     assert proof.difference < 1e-9
     stack = Stack.build(Net, [Lane(0.1, 0)], rule, torch.float64, torch.device("cpu"))
-    engine = choose(Net, (IN,), "regression", 10, stack, None, "auto")
+    engine = choose(Net, (IN,), "regression", 10, stack)
     losses = advance(stack, engine, Batches(examples.train, 10, stack), 30)
     assert losses[-1] < losses[0]
 
@@ -457,6 +457,6 @@ def slips(outputs: Tensor, targets: Tensor) -> Tensor:
 def test_loss_that_becomes_negative_is_an_error(examples: Data) -> None:
     criterion = Criterion("regression", "tests.test_vmap_support:slips")
     stack = Stack.build(Net, [Lane(0.05, 0)], RULES["adam"], torch.float64, torch.device("cpu"))
-    engine = choose(Net, (IN,), criterion, 10, stack, None, "auto")
+    engine = choose(Net, (IN,), criterion, 10, stack)
     with pytest.raises(UserCodeError, match=r"slips: gives a mean of -0\.\d+ .*expected"):
         list(train_stack(stack, engine, examples, 10, Budget(epochs=30)))

@@ -14,7 +14,7 @@ from trainables import deepobs
 from trainables.errors import ModelError
 
 Task = Literal["regression", "classification"]
-ENGINES = ("eager", "native", "compiled", "cuda-graph", "solo")
+ENGINES = ("native", "eager", "cuda-graph", "solo")
 FAMILIES = ("linear", "mlp", "cnn", "quadratic")
 
 

@@ -199,6 +199,7 @@ class LaneTrainable(tune.Trainable):
             "trial": self.trial.identity(),
             "segments": self._segments(),
             "reported": self.reported,
+            "build": "" if self.failure else self.run.engine.build,
             "stacks": [] if self.failure else [stack.state_dict() for stack in self.run.stacks],
             "points": [plain(point) for point in self.buffer.points],
             "traces": [plain(trace) for trace in self.buffer.traces],
@@ -215,6 +216,12 @@ class LaneTrainable(tune.Trainable):
         )
         # Assigned last, so that nothing of an incomplete state stays.
         self.earlier, self.reported, self.buffer = state["segments"], state["reported"], buffer
+        before, now = state.get("build", ""), self.run.engine.build  # earlier versions did not save it
+        if before and before != now:
+            self.checkpoint.warnings.append(
+                f"resumed with another build of the native kernel ({now or 'none'}, before {before}): "
+                "later numbers may differ in the last digits"
+            )
         # Ray Tune's checkpoints hold no records, which the driver has already.
         self.whole = self.trial.checkpoint is not None
 

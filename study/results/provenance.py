@@ -15,6 +15,7 @@ from typing import Any
 from study.spec import Spec
 from study.spec.compare import fixed_settings
 from trainables import storage
+from trainables.engines.kernel import build
 
 FILE = "provenance.json"
 PACKAGES = ("optimizer-study", "torch", "torchvision", "ray", "optuna", "numpy", "pandas")
@@ -100,7 +101,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, memory and GPUs of this machine."""
+    """Processor, memory, GPUs and native kernel of this machine."""
     import torch
 
     cpu = platform.processor() or platform.machine()
@@ -116,6 +117,7 @@ def hardware() -> dict[str, Any]:
         "memory_bytes": memory,
         "gpus": gpus,
         "system": platform.platform(),
+        "kernel": build.unavailable() or build.identity("float32"),
     }
 
 

@@ -81,8 +81,10 @@ def engine_suits_optimizers(
         yield f"lanes.engine: {engine} does not train {', '.join(solo)}, which runs lane by lane; valid: auto"
     elif workload and is_import_path(workload.model):
         yield f"lanes.engine: {engine} is for the shipped models; valid with {workload.model}: auto"
-    elif engine == "compiled" and workload and (workload.loss or any(map(is_import_path, names))):
-        yield "lanes.engine: compiled knows the shipped losses and optimizers only; valid: auto, eager"
+    elif engine == "native" and workload and (workload.loss or any(map(is_import_path, names))):
+        yield "lanes.engine: native knows the shipped losses and optimizers only; valid: auto, eager"
+    elif engine == "native" and workload and workload.augment:
+        yield "lanes.engine: native trains on unchanged examples, and workload.augment changes them; valid: auto, eager"
 
 
 def halving_has_reports(lanes: Lanes, budget: Budget) -> Iterator[str]:
@@ -162,7 +164,7 @@ def no_batch_has_one_example(workload: Workload, search: Search, budget: Budget)
             return
 
 
-def quadratic_is_whole(workload: Workload, search: Search | None = None, lanes: Lanes | None = None) -> Iterator[str]:
+def quadratic_is_whole(workload: Workload, search: Search | None = None) -> Iterator[str]:
     """DeepOBS's quadratic problem is one data set with one model, in its own units."""
     if "quadratic" not in (workload.data, workload.model):
         return
@@ -174,8 +176,6 @@ def quadratic_is_whole(workload: Workload, search: Search | None = None, lanes: 
         yield "workload.standardize = true: quadratic is a problem in its own units; set standardize = false"
     if workload.model == "quadratic" and search and "Muon" in search.optimizers():
         yield "search.optimizer: Muon trains matrices and the model quadratic has none; leave it out"
-    if workload.model == "quadratic" and lanes and lanes.engine == "compiled":
-        yield "lanes.engine: compiled has no program for the model quadratic; valid: auto, eager"
 
 
 def predictions_are_of_classes(workload: Workload, recording: Recording) -> Iterator[str]:

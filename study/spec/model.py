@@ -186,7 +186,7 @@ class Lanes(Section):
     learning_rate: Rates | None = None
     rates: Positive = 8  # values in an optimizer's own range
     seeds: Positive = 5  # seeds of initialisation and batches
-    # eager, compiled, cuda-graph or solo; auto takes the fastest for the trial
+    # native, eager, cuda-graph or solo; auto takes the fastest for the trial
     engine: Annotated[str, known("engine", ("auto", *ENGINES))] = "auto"
     halving: bool = False  # whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget
     # how often a trial may add half as many rates beyond the edge on which its best one lies

@@ -1,8 +1,9 @@
 """`study bench`: what our trials cost beside what a user would run otherwise, on this machine, in one run.
 
-Four parts: an update of a lane beside the solo loop, and the source report's regime figure (both in
-`trainables.engines.bench`); a whole search beside plain Ray Tune and plain Optuna, on the same networks, examples and
-processors; and what Ray adds to a trial that does nothing.
+Five parts: an update of a lane beside the solo loop, and the source report's regime figure (both in
+`trainables.engines.bench`); a shipped study, from the command to its report, beside its runs in plain torch; a whole
+search beside plain Ray Tune and plain Optuna, on the same networks, examples and processors; and what Ray adds to a
+trial that does nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import datetime as dt
 import json
 import math
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from rich import box
 from rich.console import Console
@@ -29,16 +33,23 @@ from torch import nn
 import trainables.engines.bench
 from analysis import results
 from study.cluster import ray
+from study.cluster.build import builder, criterion
+from study.results import CONFIRM
 from study.results.provenance import commit, hardware, versions
 from study.session import run_session
-from study.spec import Spec, check
+from study.spec import Spec, check, reading
 from study.spec.adjust import planned_trials
 from trainables import data, models
+from trainables.lanes.reference import alone
+from trainables.lanes.stack import Lane
+from trainables.rules import named
 from trainables.storage import write_text
 
 # Peers run so many (configuration, seed) runs, and are scaled; they would take hours for all.
 RAY_RUNS, OPTUNA_RUNS = 8, 24
 EMPTY_TRIALS, PLAIN_TRIALS = 2000, 40
+# The updates of a cell by plain torch are timed for so long.
+PLAIN_SECONDS = 0.2
 EPOCHS = 20
 SEARCH = check(
     {
@@ -75,20 +86,67 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     """Measure and gather everything.
 
     Args:
-        only: `figure`, `search`, `trials`, or part of the name of a line of the first table; everything if empty.
+        only: `figure`, `study`, `search`, `trials`, or part of the name of a line of the first table; everything if
+            empty.
         device: for the first table.
     """
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     found: dict[str, Any] = {"commit": commit(), "began": began, "versions": versions(), "hardware": hardware()}
     if only in ("", "figure"):
         found["figure"] = asdict(trainables.engines.bench.figure(device))
-    if only not in ("figure", "search", "trials"):
+    if only not in ("figure", "study", "search", "trials"):
         found["updates"] = trainables.engines.bench.run(device, only)["rows"]
+    if only in ("", "study"):
+        found["study"] = shipped("quick")
     if only in ("", "search"):
         found["search"] = [asdict(row) for row in searches(SEARCH)]
     if only in ("", "search", "trials"):
         found["trials"] = empty_trials(EMPTY_TRIALS, PLAIN_TRIALS)
     return found
+
+
+def shipped(name: str, *options: str) -> dict[str, Any]:
+    """A study from the command to its report, beside the training of all its runs one after another in plain torch.
+
+    Of plain torch, some updates of each cell are timed, and multiplied by those that its lanes made. It evaluates
+    nothing and writes nothing.
+
+    Args:
+        name: of the spec.
+        options: of `study run`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / name
+        command = [sys.executable, "-m", "study", "run", name, "--out", str(folder), *options]
+        seconds = _timed(lambda: subprocess.run(command, check=True, capture_output=True))
+        spec, runs, plain = reading.read(folder / "spec.toml"), 0, 0.0
+        for stage in (folder, folder / CONFIRM):
+            if stage.is_dir():
+                found = results.load(stage)
+                made = found.lanes.groupby("trial")["updates"].sum()
+                plain += sum(_plain_update_seconds(spec, row) * made[row["trial"]] for row in _rows(found.trials))
+                runs += len(found.lanes)
+    shares = {"seconds": seconds, "plain_seconds": plain, "ratio": plain / seconds}
+    return {"name": " ".join([name, *options]), "runs": runs, **shares, "cores": os.cpu_count()}
+
+
+def _rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    return trials.to_dict("records")
+
+
+def _plain_update_seconds(spec: Spec, row: dict[str, Any]) -> float:
+    """Seconds of an update of one network of a trial's cell by the ordinary loop, on one thread."""
+    torch.set_num_threads(1)
+    workload = spec.workload
+    examples = data.load(workload.data, standardize=workload.standardize, dtype=getattr(torch, workload.dtype)).train
+    build, lane, rule = builder(spec, row["width"], row["depth"]), Lane(1e-6, 0), named(row["optimizer"])
+    _, updates = alone(build, rule, examples, row["batch_size"], lane, criterion(spec), 10**9)
+    next(updates)
+    made, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < PLAIN_SECONDS or made < 3:
+        next(updates)
+        made += 1
+    return spent / made
 
 
 def searches(spec: Spec) -> list[SearchRow]:
@@ -277,24 +335,23 @@ def _one_update(config: dict[str, Any]) -> None:
 def show(found: dict[str, Any], console: Console) -> None:
     """Print what `run` gathered, for people, within 80 columns."""
     if rows := found.get("updates"):
-        table = _table("one update, Adam", "engine", "K", "solo", "lane", "ratio", "bound", "cold")
+        table = _table("one update, Adam", "engine", "K", "solo", "lane", "ratio", "bound")
         for row in rows:
             numbers = (row["solo_us"], row["lane_us"], row["ratio"], row["lane_us"] / row["bound_us"])
-            cold = f"{row['cold_seconds']:.0f}"
-            table.add_row(
-                row["name"],
-                row["engine"],
-                str(row["lanes"]),
-                *map(_figure, numbers),
-                cold,
-            )
+            table.add_row(row["name"], row["engine"], str(row["lanes"]), *map(_figure, numbers))
         console.print(table)
-        console.print("K lanes; solo, lane: microseconds; bound: times the arithmetic's; cold: seconds")
+        console.print("K lanes; solo, lane: microseconds; bound: times the arithmetic's")
     if row := found.get("figure"):
-        table = _table("the report's regime figure, s a seed", "seeds", "its loop", "lane", "ratio", "cold")
-        numbers = (row["loop_seconds"], row["lane_seconds"], row["ratio"], row["cold_seconds"])
-        table.add_row("batches of 1, 32 and 10,000, 10 epochs", str(row["seeds"]), *map(_figure, numbers))
+        table = _table("the report's regime figure, s a seed", "seeds", "its loop", "lane", "ratio")
+        speeds = (row["loop_seconds"], row["lane_seconds"], row["ratio"])
+        table.add_row("batches of 1, 32 and 10,000, 10 epochs", str(row["seeds"]), *map(_figure, speeds))
         console.print(table)
+    if row := found.get("study"):
+        table = _table("a shipped study, from command to report", "runs", "seconds", "plain torch", "ratio")
+        times = (row["seconds"], row["plain_seconds"], row["ratio"])
+        table.add_row(row["name"], str(row["runs"]), *map(_figure, times))
+        console.print(table)
+        console.print(f"plain torch: seconds of training its runs one after another, on one of {row['cores']} cores")
     if rows := found.get("search"):
         table = _table(f"MLP on cubic, {EPOCHS} epochs, batch 32", "runs", "seconds", "runs per hour", "ours / it")
         for row in rows:

@@ -17,10 +17,12 @@ class Engine(ABC):
 
     Attributes:
         name: one of `catalogue.ENGINES`, or vmap or loop for user models.
+        build: what identifies the code that computes, where other builds may round differently; otherwise empty.
         criterion: the loss, and the score if there is one.
     """
 
     name: str
+    build: str = ""
     criterion: Criterion
 
     @abstractmethod

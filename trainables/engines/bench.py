@@ -2,7 +2,7 @@
 
 The baseline is `reference.updates`: one configuration, tensors in memory, batches by index, torch.optim, one thread.
 It and the engines take turns, so that drift in the machine's speed affects all alike; ratios are taken turn by turn.
-`python -m trainables` runs this with torch and numpy alone.
+JAX takes part where it is installed and has the network. `python -m trainables` runs this with torch and numpy alone.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainables import models
 from trainables.criterion import Criterion
 from trainables.data import Split, Task
+from trainables.engines import jax_peer
 from trainables.engines.choose import choose
-from trainables.engines.compiled import MOST_UPDATES, compiler
+from trainables.engines.kernel.build import unavailable
 from trainables.lanes.batches import Batches
 from trainables.lanes.reference import mean_loss, updates
 from trainables.lanes.seeds import initialise
@@ -58,7 +61,7 @@ class Work:
     examples: int
     lanes: int
     dtype: str
-    seeds: int = 4
+    seeds: int = 3
 
     @property
     def task(self) -> Task:
@@ -70,18 +73,22 @@ class Work:
         return models.build(self.family, self.in_shape, self.out_features, width=self.width, depth=self.depth)
 
 
-_MLP: tuple[str, tuple[int, ...], int, int, int] = ("mlp", (2,), 1, 16, 2)
-_WIDE: tuple[str, tuple[int, ...], int, int, int] = ("mlp", (1, 28, 28), 10, 128, 2)
-_CNN: tuple[str, tuple[int, ...], int, int, int] = ("cnn", (1, 28, 28), 10, 4, 2)
-# Examples in whole batches, so that no short batch affects the times.
+_Network = tuple[str, tuple[int, ...], int, int, int]
+_MLP: _Network = ("mlp", (2,), 1, 16, 2)
+_WIDE: _Network = ("mlp", (1, 28, 28), 10, 128, 2)
+_CNN: _Network = ("cnn", (1, 28, 28), 10, 4, 2)
+_CNN_8: _Network = ("cnn", (1, 28, 28), 10, 8, 2)
+# Examples in whole batches, so that no short batch affects the times; 18 lanes: 6 rates x 3 seeds, as in shipped specs.
 WORKS = (
-    Work("2-16-8-1 MLP, batch 1", *_MLP, 1, 10_000, 512, "float64"),
-    Work("2-16-8-1 MLP, batch 32", *_MLP, 32, 10_016, 512, "float64"),
-    Work("2-16-8-1 MLP, batch 10,000", *_MLP, 10_000, 10_000, 48, "float64"),
-    Work("784-128-64-10 MLP, batch 32", *_WIDE, 32, 2_048, 16, "float32"),
-    Work("784-128-64-10 MLP, batch 256", *_WIDE, 256, 2_048, 16, "float32"),
-    Work("4-8 channel CNN, batch 4", *_CNN, 4, 2_048, 32, "float32"),
-    Work("4-8 channel CNN, batch 64", *_CNN, 64, 2_048, 32, "float32"),
+    Work("2-16-8-1 MLP, batch 1", *_MLP, 1, 10_000, 18, "float32"),
+    Work("2-16-8-1 MLP, batch 32", *_MLP, 32, 10_016, 18, "float32"),
+    Work("2-16-8-1 MLP, batch 10,000", *_MLP, 10_000, 10_000, 18, "float32"),
+    Work("2-16-8-1 MLP, batch 1, 256 lanes", *_MLP, 1, 10_000, 256, "float64"),
+    Work("784-128-64-10 MLP, batch 32", *_WIDE, 32, 2_048, 18, "float32"),
+    Work("784-128-64-10 MLP, batch 256", *_WIDE, 256, 2_048, 18, "float32"),
+    Work("4-8 channel CNN, batch 4", *_CNN, 4, 2_048, 18, "float32"),
+    Work("4-8 channel CNN, batch 64", *_CNN, 64, 2_048, 18, "float32"),
+    Work("8-16 channel CNN, batch 64, 4 lanes", *_CNN_8, 64, 2_048, 4, "float32", 2),
 )
 
 
@@ -100,7 +107,6 @@ class Row:
 
     Attributes:
         name, engine, lanes, device: the work, and where it ran.
-        cold_seconds: of the first update, compiling or recording included, without any cache.
         solo_us: microseconds per update of the ordinary loop.
         lane_us: microseconds per update of the stack, divided by its lanes.
         ratio: median of the rounds' solo over lane.
@@ -112,7 +118,6 @@ class Row:
     engine: str
     lanes: int
     device: str
-    cold_seconds: float
     solo_us: float
     lane_us: float
     ratio: float
@@ -121,18 +126,21 @@ class Row:
 
 def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[Row]:
     """Time the ordinary loop and each engine of the device in turn, with Adam; one row per engine."""
-    names = ["eager", "cuda-graph" if device.type == "cuda" else "compiled"]
-    if device.type == "cpu" and not compiler():
-        names.remove("compiled")
+    names = ["eager", "cuda-graph" if device.type == "cuda" else "native"]
+    if device.type == "cpu" and unavailable():
+        names.remove("native")
     solo, stacks = _solo(work, device), {name: _stack(work, device, name) for name in names}
-    solo(1)  # the first update loads libraries
-    cold = {name: _seconds(stacks[name], 1, device) for name in names}
-    for name in names:
-        stacks[name](2 * MOST_UPDATES)
+    if device.type == "cpu" and work.family == "mlp" and work.task == "regression" and find_spec("jax"):
+        names.append("jax")
+        stacks["jax"] = _jax(work)
+    for make in (solo, *stacks.values()):
+        make(1)  # the first update loads libraries, and compiles JAX's program
     turns = []
     for _ in range(rounds):
         one = _per_update(solo, device)
-        turns.append((one, {name: _per_update(stacks[name], device) / work.lanes for name in names}))
+        units = {"jax": work.examples // work.batch_size}
+        each = {name: _per_update(stacks[name], device, units.get(name, 1)) / work.lanes for name in names}
+        turns.append((one, each))
     bound = operations(work) / _speed(device, getattr(torch, work.dtype)) * 1e6
     return [
         Row(
@@ -140,7 +148,6 @@ def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[Row]
             engine=name,
             lanes=work.lanes,
             device=str(device),
-            cold_seconds=cold[name],
             solo_us=statistics.median(one for one, _ in turns) * 1e6,
             lane_us=statistics.median(lane[name] for _, lane in turns) * 1e6,
             ratio=statistics.median(one / lane[name] for one, lane in turns),
@@ -152,31 +159,28 @@ def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[Row]
 
 @dataclass(frozen=True)
 class Figure:
-    """Time of the source report's regime figure per seed, without compiling.
+    """Time of the source report's regime figure per seed.
 
     Attributes:
         seeds: lanes that train together.
         loop_seconds: of the ordinary loop, without the report's own bookkeeping.
         lane_seconds: of a lane, by the fastest engine in each regime.
         ratio: loop over lane.
-        cold_seconds: of compiling, once for all seeds.
     """
 
     seeds: int
     loop_seconds: float
     lane_seconds: float
     ratio: float
-    cold_seconds: float
 
 
 def figure(device: str = "cpu", rounds: int = 3) -> Figure:
     """Measure the regime figure, regime by regime, on one thread."""
-    with _one_thread_without_caches():
+    with _one_thread():
         measured = [(measure(work, torch.device(device), rounds), count) for work, count in FIGURE]
     best = [(min(rows, key=lambda row: row.lane_us), count) for rows, count in measured]
     loop, lane = (sum(getattr(row, key) * n for row, n in best) / 1e6 for key in ("solo_us", "lane_us"))
-    cold = sum(row.cold_seconds for row, _ in best)
-    return Figure(FIGURE_SEEDS, loop, lane, loop / lane, cold)
+    return Figure(FIGURE_SEEDS, loop, lane, loop / lane)
 
 
 def operations(work: Work) -> int:
@@ -220,10 +224,24 @@ def _stack(work: Work, device: torch.device, name: str) -> Callable[[int], None]
     lanes = grid(1e-5, 1e-4, work.lanes // work.seeds, range(work.seeds))
     stack = Stack.build(work.build, lanes, RULES["adam"], getattr(torch, work.dtype), device)
     batches = Batches(examples, work.batch_size, stack)
-    engine = choose(work.build, work.in_shape, work.task, work.batch_size, stack, None, name)
+    engine = choose(work.build, work.in_shape, work.task, work.batch_size, stack, name)
 
     def make(count: int) -> None:
         advance(stack, engine, batches, stack.update + count)
+
+    return make
+
+
+def _jax(work: Work) -> Callable[[int], None]:
+    """The same stack in JAX, as a function that makes a number of updates, rounded up to whole epochs."""
+    examples = _examples(work, torch.device("cpu"))
+    sizes = [layer.in_features for layer in work.build().modules() if isinstance(layer, nn.Linear)]
+    rates = np.array([lane.learning_rate for lane in grid(1e-5, 1e-4, work.lanes // work.seeds, range(work.seeds))])
+    arrays = examples.inputs.numpy(), examples.targets.numpy()
+    train = jax_peer.epochs([*sizes, work.out_features], *arrays, work.batch_size, rates, work.seeds)
+
+    def make(count: int) -> None:
+        train(-(-count * work.batch_size // work.examples))
 
     return make
 
@@ -236,15 +254,14 @@ def _seconds(make: Callable[[int], None], count: int, device: torch.device) -> f
     return time.perf_counter() - started
 
 
-def _per_update(make: Callable[[int], None], device: torch.device) -> float:
-    """Seconds per update, over about `TURN_SECONDS`, in multiples of a compiled program's updates."""
-    count = MOST_UPDATES
+def _per_update(make: Callable[[int], None], device: torch.device, unit: int = 1) -> float:
+    """Seconds per update, over about `TURN_SECONDS`, in whole multiples of `unit` updates."""
+    count = unit
     while True:
         spent = _seconds(make, count, device)
         if spent > TURN_SECONDS / 2:
             return spent / count
-        more = int(count * TURN_SECONDS / max(spent, 1e-6)) // MOST_UPDATES * MOST_UPDATES
-        count = max(2 * count, more)
+        count = max(2 * count, int(count * TURN_SECONDS / max(spent, 1e-6)) // unit * unit)
 
 
 def _speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -260,22 +277,18 @@ def _speed(device: torch.device, dtype: torch.dtype) -> float:
 
 
 @contextmanager
-def _one_thread_without_caches() -> Iterator[None]:
-    """Run torch on one thread, and let it compile everything anew, so that a cold start is measured as one."""
-    from torch._inductor import config  # its import takes seconds
-
+def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with config.patch(force_disable_caches=True):
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
 
 
 def run(device: str = "cpu", only: str = "") -> dict[str, Any]:
     """Measure every work whose name contains `only`, on one thread; the result is plain JSON."""
-    with _one_thread_without_caches():
+    with _one_thread():
         found = [row for work in WORKS if only in work.name for row in measure(work, torch.device(device))]
     hardware = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     rows = [asdict(row) for row in found]

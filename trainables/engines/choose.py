@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from trainables.criterion import Criterion
 from trainables.data import Task
-from trainables.engines import compiled
 from trainables.engines.base import Engine
-from trainables.engines.compiled import Compiled
 from trainables.engines.eager import Eager
 from trainables.engines.graph import Graph
+from trainables.engines.kernel.build import BuildError
 from trainables.engines.memory import block_size
-from trainables.engines.native import DENSE_LAYERS, WIDE_PARAMETERS, Native, Wide
+from trainables.engines.native import Native, Wide, described, wide
 from trainables.engines.solo import Solo
 from trainables.engines.vmapped import Vmapped, VmapSupport
 from trainables.lanes.seeds import initialise
@@ -33,9 +32,9 @@ def choose(
     criterion: Criterion | Task,
     batch_size: int,
     stack: Stack,
-    updates: int | None,
-    wanted: str,
+    wanted: str = "auto",
     *,
+    augmented: bool = False,
     sample: Tensor | None = None,
     name: str = "the model",
 ) -> Engine:
@@ -47,15 +46,16 @@ def choose(
         criterion: the loss and the score, or a task for its own.
         batch_size: examples per update.
         stack: all lanes of the trial.
-        updates: of each lane; None if the budget is in seconds.
-        wanted: one of `catalogue.ENGINES`, or auto: a recorded graph on a GPU, compiled where that saves more time
-            than compiling takes, otherwise eager. The engine native has to be asked for.
+        wanted: one of `catalogue.ENGINES`, or auto: a recorded graph on a GPU; on a CPU native where the kernel knows
+            what the trial computes and can be built, otherwise eager.
+        augmented: whether examples are changed at random.
         sample: about `TRIED_EXAMPLES` examples on which to try a user's model; noise if not given.
         name: of that model, for messages.
 
     Raises:
-        ValueError: if the wanted engine does not support the optimizer or the model.
-        TypeError: if it does not support a layer of the network.
+        ValueError: if the wanted engine does not support the optimizer, the model or the device.
+        BuildError: if native is wanted and there is no kernel on this machine.
+        TypeError: if no engine supports a layer of the network.
     """
     if isinstance(criterion, str):
         criterion = Criterion(criterion)
@@ -72,38 +72,23 @@ def choose(
     if rule.solo:
         network = network.to(stack.parameters.device, stack.parameters.dtype)
         return Solo(network, Eager(network, criterion, block), may_draw=is_import_path(rule.name))
-    written = not criterion.loss and rule.name in RULES
-    if wanted == "compiled" and not written:
-        raise ValueError("the engine compiled does not support losses and rules of users; choose auto")
-    if wanted == "native":
-        return _native(network, in_shape, criterion, block, batch_size, stack, written=written)
-    if wanted == "auto":
-        wanted = "eager"
-        if stack.parameters.is_cuda:
-            wanted = "cuda-graph"
-        elif written and updates and compiled.pays(network, in_shape, batch_size, stack, updates):
-            wanted = "compiled"
-    if wanted == "compiled":
-        return Compiled(network, in_shape, criterion, batch_size, stack)
-    return (Graph if wanted == "cuda-graph" else Eager)(network, criterion, block)
-
-
-def _native(
-    network: nn.Sequential,
-    in_shape: tuple[int, ...],
-    criterion: Criterion,
-    block: int,
-    batch_size: int,
-    stack: Stack,
-    *,
-    written: bool,
-) -> Engine:
-    """The kernel's engine: stacked lanes, or one lane after another where a dense network is wide."""
-    if stack.parameters.is_cuda or not written:
-        raise ValueError("the engine native is for CPUs, and supports no losses and rules of users; choose auto")
-    if stack.parameters.shape[1] > WIDE_PARAMETERS and all(isinstance(each, DENSE_LAYERS) for each in network):
-        return Wide(network, criterion, block, stack)
-    return Native(network, in_shape, criterion, block, batch_size, stack)
+    cuda = stack.parameters.is_cuda
+    if wanted == "cuda-graph" or (wanted == "auto" and cuda):
+        return Graph(network, criterion, block)
+    lacks = (
+        "GPUs" if cuda else "losses of users" if criterion.loss else "optimizers of users" if rule.name not in RULES
+        else "augmentation" if augmented else ""
+    )  # fmt: skip
+    if wanted == "native" and lacks:
+        raise ValueError(f"the engine native does not support {lacks}; choose auto")
+    if wanted == "native" or (wanted == "auto" and not lacks and described(network, in_shape) is not None):
+        kind = Wide if wide(network, stack) else Native
+        try:
+            return kind(network, in_shape, criterion, block, batch_size, stack)
+        except BuildError:
+            if wanted == "native":
+                raise
+    return Eager(network, criterion, block)
 
 
 # A worker trains many trials of a model, and trying a large one takes seconds.

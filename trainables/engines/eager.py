@@ -37,7 +37,7 @@ class Eager(Engine):
 
     def __init__(self, network: nn.Sequential, criterion: Criterion, block: int) -> None:
         self._forward, self.criterion, self.block = stacked(network), criterion, block
-        self._dense = None if criterion.loss else dense.layers(network)
+        self._dense = None if criterion.loss else dense.linear_layers(network)
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """Make the updates one by one."""
@@ -91,7 +91,7 @@ class Eager(Engine):
             return each.detach(), list(torch.autograd.grad(each.sum(), leaves, materialize_grads=True))
         with torch.no_grad():
             x, y = x.movedim(1, -1), y.movedim(1, -1)
-            return dense.gradients(self._dense, leaves, x, y, 1 / count, self.criterion.task)
+            return dense.gradients(self._dense, leaves, x, y, count, self.criterion.task)
 
     def summed(
         self, forward: Forward, leaves: Sequence[Tensor], blocks: Iterable[tuple[Tensor, Tensor]], count: int

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainables.criterion import Criterion
 from trainables.data import Split
 from trainables.engines.eager import Eager
-from trainables.engines.kernel import build
+from trainables.engines.kernel.build import identity, library
 from trainables.lanes.batches import Batches
 from trainables.lanes.stack import Stack
 from trainables.models import Fixed, Shift, activations, multiplications
@@ -52,8 +52,6 @@ RULE_MULTIPLICATIONS = 320
 MOST_UPDATES = 4096
 # Larger dense networks leave the cache as stacked lanes.
 WIDE_PARAMETERS = 16_000
-
-DENSE_LAYERS = (nn.Linear, nn.ReLU, nn.Flatten)
 
 _DENSE, _RELU, _CONVOLUTION, _PAD, _POOL, _SHIFT, _FIXED = range(7)
 
@@ -105,6 +103,12 @@ def described(network: nn.Sequential, in_shape: tuple[int, ...]) -> np.ndarray |
     return np.array(rows, dtype=np.int64)
 
 
+def wide(network: nn.Sequential, stack: Stack) -> bool:
+    """Whether a network is dense and so large that stacked lanes would leave the cache."""
+    dense = all(isinstance(layer, nn.Linear | nn.ReLU | nn.Flatten) for layer in network)
+    return dense and stack.parameters.shape[1] > WIDE_PARAMETERS
+
+
 def _plain(layer: nn.Conv2d) -> bool:
     """Whether a convolution is square in every respect and steps pixel by pixel."""
     if isinstance(layer.padding, str) or layer.stride != (1, 1):
@@ -119,7 +123,7 @@ class Native(Eager):
         network: one network of the family.
         in_shape: shape of one example.
         criterion: what outputs are judged by; its loss is the task's own.
-        block: examples that torch passes at a time, where the gradient's noise is estimated.
+        block: examples that torch passes at a time: always in `Wide`, here where the gradient's noise is estimated.
         batch_size: examples per update.
         stack: the lanes.
 
@@ -143,7 +147,8 @@ class Native(Eager):
         layers, dtype = described(network, in_shape), stack.parameters.dtype
         if layers is None:
             raise TypeError(f"the native kernel does not know all layers of {network}; choose the engine eager")
-        self.layers, self.kernel = layers, build.library(str(dtype).removeprefix("torch."))
+        self.layers, kind = layers, str(dtype).removeprefix("torch.")
+        self.kernel, self.build = library(kind), identity(kind)
         self.slots = int(self.kernel.native_slots())
         vector = self.slots * stack.parameters.element_size()
         self.most = max(1, BLOCK_BYTES // (2 * activations(network, in_shape) * vector))
@@ -159,10 +164,7 @@ class Native(Eager):
 
     @torch.no_grad()
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
-        """Make the updates of an epoch in one call; examples that are augmented are left to the eager engine."""
-        if batches.augment:
-            with torch.enable_grad():
-                return super().advance(stack, batches, rows, stop)
+        """Make the updates of an epoch in one call."""
         update, losses = stack.update, []
         while update < stop:
             count = min(stop - update, batches.per_epoch - update % batches.per_epoch, MOST_UPDATES)
@@ -254,23 +256,22 @@ class Native(Eager):
 
 
 class Wide(Eager):
-    """Large dense networks, lane after lane: torch makes the products, the kernel the update.
-
-    Args:
-        network: one network of the family, of linear layers and ReLU.
-        criterion: what outputs are judged by.
-        block: examples that pass at a time.
-        stack: the lanes.
-
-    Raises:
-        BuildError: if there is no kernel on this machine.
-    """
+    """Large dense networks lane after lane: products by torch, updates by the kernel. Arguments as of `Native`."""
 
     name = "native"
 
-    def __init__(self, network: nn.Sequential, criterion: Criterion, block: int, stack: Stack) -> None:
+    def __init__(
+        self,
+        network: nn.Sequential,
+        in_shape: tuple[int, ...],
+        criterion: Criterion,
+        block: int,
+        batch_size: int,
+        stack: Stack,
+    ) -> None:
         super().__init__(network, criterion, block)
-        self.kernel = build.library(str(stack.parameters.dtype).removeprefix("torch."))
+        kind = str(stack.parameters.dtype).removeprefix("torch.")
+        self.kernel, self.build = library(kind), identity(kind)
         self.shapes = [layer.weight.shape for layer in network if isinstance(layer, nn.Linear)]
 
     def warm_up(self, stack: Stack, batches: Batches) -> None:

@@ -66,7 +66,7 @@ def prove(
     def together(lanes: list[Lane]) -> tuple[Stack, str, Callable[[int], object]]:
         stack = Stack.build(build, lanes, rule, data.train.inputs.dtype, torch.device("cpu"))
         sample = data.train.inputs[:TRIED_EXAMPLES]
-        engine = choose(build, data.in_shape, criterion, batch_size, stack, None, "auto", sample=sample, name=name)
+        engine = choose(build, data.in_shape, criterion, batch_size, stack, sample=sample, name=name)
         batches = Batches(data.train, batch_size, stack)
         return stack, engine.name, lambda updates: advance(stack, engine, batches, stack.update + updates)
 

@@ -141,8 +141,8 @@ class TrialRun:
             self.criterion,
             config.batch_size,
             stack,
-            self.times.total,
             config.engine,
+            augmented=bool(config.augment),
             sample=self.data.train.inputs[:TRIED_EXAMPLES],
             name=config.model,
         )

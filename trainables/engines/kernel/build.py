@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 SOURCE = Path(__file__).parent
 # Neither may assume finite numbers: a NaN has to survive. A product and a sum may be rounded once.
@@ -65,9 +64,9 @@ def digest() -> str:
     return hashlib.sha256(text + " ".join(FLAGS).encode()).hexdigest()[:12]
 
 
-def name_of(dtype: str) -> str:
-    """The file name of this machine's library for a type."""
-    return f"native-{dtype}-{processor()}-{digest()}.so"
+def name_of(dtype: str, kind: str = "") -> str:
+    """The file name of the library for a type and a kind of processor, this machine's if not given."""
+    return f"native-{dtype}-{kind or processor()}-{digest()}.so"
 
 
 def folders() -> list[Path]:
@@ -98,7 +97,7 @@ def build(dtype: str, folder: Path) -> Path:
 
 
 @functools.cache
-def library(dtype: str) -> Any:
+def library(dtype: str) -> ctypes.CDLL:
     """The kernel for a type, built now if it has not been.
 
     Raises:
@@ -106,13 +105,28 @@ def library(dtype: str) -> Any:
     """
     for folder in folders():
         if (file := folder / name_of(dtype)).is_file():
-            return ctypes.CDLL(str(file))
+            return _loaded(file)
     for folder in folders():
         try:
-            return ctypes.CDLL(str(build(dtype, folder)))
+            return _loaded(build(dtype, folder))
         except OSError as error:
             reason = error
     raise BuildError(f"cannot be written or loaded: {reason}")
+
+
+def _loaded(file: Path) -> ctypes.CDLL:
+    kernel = ctypes.CDLL(str(file))
+    kernel.native_compiler.restype = ctypes.c_char_p
+    return kernel
+
+
+def identity(dtype: str) -> str:
+    """What the last bits of a lane's numbers depend on: the source, the kind of processor and the compiler.
+
+    Raises:
+        BuildError: if there is no kernel on this machine.
+    """
+    return f"{digest()} for {processor()} by {library(dtype).native_compiler().decode()}"
 
 
 def unavailable() -> str | None:
@@ -127,4 +141,4 @@ def unavailable() -> str | None:
 
 if __name__ == "__main__":
     why = unavailable()
-    print(f"native kernel: {why}" if why else f"native kernel: built for {processor()}, {digest()}")
+    print(f"native kernel: {why or identity('float32')}")

@@ -172,3 +172,11 @@ EXPORT int native_step(int64_t numbers, REAL *parameters, const REAL *gradients,
 
 /* Slots of a tile. */
 EXPORT int64_t native_slots(void) { return SLOTS; }
+
+EXPORT const char *native_compiler(void) {
+#ifdef __clang__
+    return __VERSION__;
+#else
+    return "gcc " __VERSION__;
+#endif
+}

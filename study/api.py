@@ -9,8 +9,8 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -67,33 +67,23 @@ def run(
     """
     if not isinstance(spec, Spec):
         spec = check(spec) if isinstance(spec, Mapping) else read(spec)
-    place = None if out is None else _place(out)
-    if place is None:
-        return _run(spec, None, address, wait, command, show)
-    with mirror.mirrored(place, command, _tell, new=True) as folder:
-        return _run(spec, folder, address, wait, command, show)
-
-
-def _run(spec: Spec, out: Path | None, address: str | None, wait: float, command: str, show: Show) -> Outcome:
-    """Run a study from its beginning, in a local folder."""
-    data_folder = _data_folder(spec)
-    folder = claim_folder(spec, out).absolute()
-    spec = resolved(spec)
-    created = False
-    try:
-        if study := create_study(spec):
-            created = True
-            mirror.set_home(study, folder)
-        for note in spec.copy_code(folder):
-            _tell(f"note: {note}")
-        outcome = _connect_and_run(spec, folder, data_folder, address, wait, command, show)
-    finally:
-        # Nothing was written if Ray did not start.
-        if folder.is_dir() and {file.name for file in folder.iterdir()} <= {CODE}:
-            shutil.rmtree(folder)
-            if created:
-                delete_study(spec)
-    return _with_report(outcome)
+    with nullcontext() if out is None else mirror.mirrored(_place(out), command, _tell, new=True) as place:
+        data_folder = download(spec)
+        folder = claim_folder(spec, place).absolute()
+        spec, study = resolved(spec), None
+        try:
+            if study := create_study(spec):
+                mirror.set_home(study, folder)
+            for note in spec.copy_code(folder):
+                _tell(f"note: {note}")
+            outcome = _connect_and_run(spec, folder, data_folder, address, wait, command, show)
+        finally:
+            # Nothing was written if Ray did not start.
+            if folder.is_dir() and {file.name for file in folder.iterdir()} <= {CODE}:
+                shutil.rmtree(folder)
+                if study:
+                    delete_study(spec)
+        return _with_report(outcome)
 
 
 def resume(
@@ -125,27 +115,21 @@ def resume(
         if like:
             require_same(like, local)
             _tell_ignored_changes(like, local)
-        return _resume(local, more, address, wait, command, show)
-
-
-def _resume(folder: Path, more: int, address: str | None, wait: float, command: str, show: Show) -> Outcome:
-    """Continue a study in a local folder."""
-    if not (folder / "spec.toml").is_file():
-        what = "not a results folder, it has no spec.toml" if folder.is_dir() else "no such folder"
-        raise StorageError(str(folder), [f"{what}; give the results folder that `study run` printed"])
-    spec, folder = read(folder / "spec.toml"), folder.absolute()
-    with own_folder(folder, command):
-        pass  # if another process runs it, say so before Ray starts
-    _refuse_edits(spec, folder)
-    if more:
-        count = len(spec.search.optimizers())
-        if spec.tuning.fair and (rest := more % count):
-            message = f"tuning.fair shares them among {count}; valid: {more - rest + count}"
-            raise UsageError(f"--trials {more}", [message])
-        spec = with_trials(spec, spec.budget.trials + more)
-    _tell_edited_code(folder)
-    data_folder = _data_folder(spec)
-    return _with_report(_connect_and_run(spec, folder, data_folder, address, wait, command, show))
+        if not (local / "spec.toml").is_file():
+            what = "not a results folder, it has no spec.toml" if local.is_dir() else "no such folder"
+            raise StorageError(str(local), f"{what}; give the results folder that `study run` printed")
+        spec, local = read(local / "spec.toml"), local.absolute()
+        with own_folder(local, command):
+            pass  # if another process runs it, say so before Ray starts
+        _refuse_edits(spec, local)
+        if more:
+            count = len(spec.search.optimizers())
+            if spec.tuning.fair and (rest := more % count):
+                message = f"tuning.fair shares them among {count}; valid: {more - rest + count}"
+                raise UsageError(f"--trials {more}", message)
+            spec = with_trials(spec, spec.budget.trials + more)
+        _tell_edited_code(local)
+        return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))
 
 
 def _connect_and_run(
@@ -161,19 +145,16 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
     """Make the folder of a new study: `out`, or the first of results/NAME, results/NAME-2 ... that is free.
 
     Making it claims it: two runs that start together get two folders.
-
-    Raises:
-        StorageError: if `out` is not empty, or cannot be made.
     """
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
             names = sorted(path.name for path in out.iterdir())
         except OSError as error:
-            raise StorageError(str(out), [f"cannot be made: {error.strerror}; give another folder"]) from error
+            raise StorageError(str(out), f"cannot be made: {error.strerror}; give another folder") from error
         if names:
             what = "already holds a study" if "spec.toml" in names else f"is not empty, it holds {names[0]}"
-            raise StorageError(str(out), [f"{what}; give a folder that does not exist yet"])
+            raise StorageError(str(out), f"{what}; give a folder that does not exist yet")
         return out
     for number in itertools.count(1):
         folder = Path("results") / (spec.name if number == 1 else f"{spec.name}-{number}")
@@ -182,18 +163,13 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            message = f"cannot be made: {error.strerror}; give another folder as out"
-            raise StorageError(str(folder), [message]) from error
+            raise StorageError(str(folder), f"cannot be made: {error.strerror}; give another folder as out") from error
         return folder
     raise AssertionError("unreachable")
 
 
 def check_nodes(cluster: Cluster, spec: Spec, folder: Path) -> None:
-    """Check the nodes of a cluster that others started, now and as they join.
-
-    Raises:
-        ClusterError: if a node is not fit for the study.
-    """
+    """Raise a `ClusterError` if a node of a cluster that others started is unfit; look at those that join, too."""
     if cluster.joined:
         place, modules, code = mirror.home(folder), bundle.needed(spec.tables()), bundle.code_of(folder)
         nodes.fit_nodes(place, modules, code)
@@ -205,22 +181,21 @@ def require_same(spec: Spec, folder: Path) -> None:
     recorded = fixed_settings(read(folder / "spec.toml"))
     if changed := differences(recorded, fixed_settings(spec)):
         message = f"holds a study with another {', '.join(changed)}; give a folder of its own, or the spec as it was"
-        raise StorageError(f"--out {mirror.home(folder)}", [message])
+        raise StorageError(f"--out {mirror.home(folder)}", message)
 
 
 def _refuse_edits(spec: Spec, folder: Path) -> None:
     """Raise a `SpecError` if settings were edited that the trials of a study have been run with."""
     file, advice = folder / "spec.toml", "put it back, or run the changed spec into a folder of its own"
-    ran = _recorded_settings(folder)
+    ran, winners = _recorded_settings(folder), _recorded_settings(folder / CONFIRM)
     # A key that is not recorded is one that a later version has added.
     changed = differences(ran, {key: value for key, value in fixed_settings(spec).items() if key in ran})
-    if changed:
-        told = [f"{key} = {new}: was {old} when the study ran; {advice}" for key, (old, new) in changed.items()]
-        raise SpecError(str(file), told)
-    seeds = _recorded_settings(folder / CONFIRM).get("lanes.seeds")
-    if spec.confirm and seeds not in (None, spec.confirm.seeds):
-        message = f"confirm.seeds = {spec.confirm.seeds}: was {seeds} when winners were confirmed; put it back"
-        raise SpecError(str(file), [message])
+    mistakes = [f"{key} = {new}: was {old} when the study ran; {advice}" for key, (old, new) in changed.items()]
+    if spec.confirm and (seeds := winners.get("lanes.seeds", spec.confirm.seeds)) != spec.confirm.seeds:
+        asked = f"confirm.seeds = {spec.confirm.seeds}"
+        mistakes.append(f"{asked}: was {seeds} when winners were confirmed; put it back")
+    if mistakes:
+        raise SpecError(str(file), mistakes)
 
 
 def _recorded_settings(folder: Path) -> dict[str, Any]:
@@ -257,15 +232,11 @@ def _tell_edited_code(folder: Path) -> None:
     if edited := bundle.edited(folder):
         which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
         copy = storage.join(mirror.home(folder), CODE)
-        _tell(f"note: {which} {have} been edited since; the study goes on with the code it began with, in {copy}")
+        _tell(f"note: {which} {have} been edited since; the study continues with the code it began with, in {copy}")
 
 
 def write_report(folders: Sequence[Path | str]) -> Path:
-    """Write the report of studies into the folder of the first, or into the local copy of its URI.
-
-    Raises:
-        Halted: if it cannot be written.
-    """
+    """Write the report of studies into the folder of the first, or into the local copy of its URI."""
     places = [str(each if isinstance(each, str) else mirror.home(each)) for each in folders]
     again = shlex.join(["study", "report", *places])
     try:
@@ -290,60 +261,16 @@ def _place(place: str | Path) -> Path | str:
     try:
         return storage.place(place)
     except ValueError as error:
-        raise StorageError("the results folder", [str(error)]) from error
+        raise StorageError("the results folder", str(error)) from error
 
 
 def _tell(text: str) -> None:
     print(f"study: {text}", file=sys.stderr)
 
 
-def _data_folder(spec: Spec) -> Path:
-    """Where downloaded data lie, absolute. A spec's data are downloaded here, before anything is written."""
-    folder = data.data_folder().absolute()
+def download(spec: Spec) -> Path:
+    """Download a spec's data, before anything is written; returns the folder of all downloaded data."""
+    folder = data.data_folder()
     if not is_import_path(spec.workload.data):
         data.load(spec.workload.data, folder)
     return folder
-
-
-@contextmanager
-def one_ray() -> Iterator[Callable[[Spec], Cluster]]:
-    """A Ray of this machine for some calls of `run_all`, started with the first of them: it takes seconds."""
-    with ExitStack() as stack:
-        started: list[Cluster] = []
-
-        def on(spec: Spec) -> Cluster:
-            if not started:
-                stack.enter_context(stoppable())
-                started.append(stack.enter_context(ray.connected(spec, None)))
-                stack.enter_context(stoppable())
-            return started[0]
-
-        yield on
-
-
-def run_all(
-    studies: Sequence[tuple[Spec, Path]], on: Callable[[Spec], Cluster], *, command: str = "", show: Show = "auto"
-) -> list[Outcome]:
-    """Run studies one after another on one Ray of this machine.
-
-    Args:
-        studies: specs and their results folders; those that an earlier call began are resumed.
-        on: of `one_ray`.
-        command: what the user ran, for the provenance.
-        show: how progress is shown, as for `run`.
-
-    Returns:
-        How each ended; those after the first that was interrupted are left out.
-
-    Raises:
-        SpecError, ClusterError, DataError, Halted: as `run`.
-    """
-    data_folder = data.data_folder().absolute()
-    for spec, _ in studies:
-        _data_folder(spec)
-    outcomes: list[Outcome] = []
-    for spec, folder in studies:
-        outcomes.append(run_session(spec, folder.absolute(), data_folder, on(spec), command, show=show))
-        if outcomes[-1].interrupted:
-            break
-    return outcomes

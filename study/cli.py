@@ -11,9 +11,9 @@ import sys
 import tempfile
 import tomllib
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, reduce, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -63,9 +63,9 @@ class SpecName(click.ParamType):
         """Shipped specs and TOML files that begin with the incomplete text; otherwise the shell completes it."""
         folder = incomplete[: incomplete.rfind("/") + 1]
         specs = sorted(f"{folder}{file.name}" for file in Path(folder or ".").glob("*.toml"))
-        found = [CompletionItem(name, help=about) for name, about in _shipped("**/*.toml").items()]
-        found += map(CompletionItem, specs)
-        begun = [item for item in found if item.value.startswith(incomplete)]
+        items = [CompletionItem(name, help=about) for name, about in _shipped("**/*.toml").items()]
+        items += map(CompletionItem, specs)
+        begun = [item for item in items if item.value.startswith(incomplete)]
         # Not both: if one item asks bash to complete files, it drops the items before it.
         return begun or [CompletionItem(incomplete, type="file")]
 
@@ -99,32 +99,37 @@ class Group(click.Group):
             raise
 
 
-def sized(command: Any) -> Any:
-    """Add the options that change the size of a study."""
+def _with(*options: Any) -> Callable[[Any], Any]:
+    return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
+
+
+def sized(command: Callable[..., None]) -> Any:
+    """Add the argument SPEC and options that change a study's size; the command takes the spec that they make."""
+
+    @wraps(command)
+    def read_first(spec: str, trials: int | None, epochs: int | None, seeds: int | None, **options: Any) -> None:
+        from study.spec import read
+
+        changes = {"budget": {"trials": trials, "epochs": epochs}, "lanes": {"seeds": seeds}}
+        given = {name: {key: value for key, value in table.items() if value} for name, table in changes.items()}
+        command(read(spec, given), **options)
+
     return _with(
-        command,
+        click.argument("spec", type=_SPEC),
         click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's."),
         click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget."),
         click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's."),
-    )
+    )(read_first)
 
 
-def running(command: Any) -> Any:
-    """Add the options of commands that run trials."""
-    return _with(
-        command,
-        click.option("--address", help="Ray cluster to join (auto or host:port); this machine if not given."),
-        click.option("--wait", default=0.0, help="Seconds to wait for a node that has room for a trial."),
-        click.option("--quiet", "show", flag_value="quiet", help="Show no progress."),
-        click.option("--plain", "show", flag_value="plain", help="Show plain lines, also in a terminal."),
-        click.option("--json", "show", flag_value="json", help="Print JSON lines, for programs."),
-    )
-
-
-def _with(command: Any, *options: Any) -> Any:
-    for option in reversed(options):
-        command = option(command)
-    return command
+# Options of commands that run trials; these take them as `how`, for `_go`.
+running = _with(
+    click.option("--address", help="Ray cluster to join (auto or host:port); this machine if not given."),
+    click.option("--wait", default=0.0, help="Seconds to wait for a node that has room for a trial."),
+    click.option("--quiet", "show", flag_value="quiet", help="Show no progress."),
+    click.option("--plain", "show", flag_value="plain", help="Show plain lines, also in a terminal."),
+    click.option("--json", "show", flag_value="json", help="Print JSON lines, for programs."),
+)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -158,92 +163,68 @@ def init(file: Path, yes: bool, **given: str | int | None) -> None:
 
 
 @main.command()
-@click.argument("spec", type=_SPEC)
 @sized
 @click.option("--out", type=_PLACE, help="Results folder, or s3://BUCKET/NAME, gs:// ...; results/NAME if not given.")
-@click.option("--resume", "go_on", is_flag=True, help="Resume the study in --out if there is one.")
+@click.option("--resume", "again", is_flag=True, help="Resume the study in --out if there is one.")
 @running
-def run(
-    spec: str,
-    trials: int | None,
-    epochs: int | None,
-    seeds: int | None,
-    out: Path | str | None,
-    go_on: bool,
-    address: str | None,
-    wait: float,
-    show: str | None,
-) -> None:
+def run(spec: Spec, out: Path | str | None, again: bool, **how: Any) -> None:
     """Run a study and write its report.
 
     SPEC is a TOML file or the name of a shipped spec.
     """
-    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
-    if go_on and out is None:
+    if again and out is None:
         raise click.UsageError("--resume needs --out, the folder of the study")
     from study import api
     from study.results import mirror
 
-    there = go_on and mirror.has_study(str(out))
-    if there:
-        _go(api.resume, out, like=study, address=address, wait=wait, show=show)
+    if again and mirror.has_study(str(out)):
+        _go(api.resume, out, like=spec, **how)
     else:
-        _go(api.run, study, out, address=address, wait=wait, show=show)
+        _go(api.run, spec, out, **how)
 
 
 @main.command()
 @click.argument("folder", type=_PLACE)
 @running
-def resume(folder: Path | str, address: str | None, wait: float, show: str | None) -> None:
+def resume(folder: Path | str, **how: Any) -> None:
     """Resume an interrupted study.
 
     FOLDER is its results folder or URI.
     """
     from study import api
 
-    _go(api.resume, folder, address=address, wait=wait, show=show)
+    _go(api.resume, folder, **how)
 
 
 @main.command()
 @click.argument("folder", type=_PLACE)
 @click.option("--trials", type=click.IntRange(1), required=True, help="Trials to add.")
 @running
-def extend(folder: Path | str, trials: int, address: str | None, wait: float, show: str | None) -> None:
+def extend(folder: Path | str, trials: int, **how: Any) -> None:
     """Add trials to a study.
 
     FOLDER is its results folder or URI.
     """
     from study import api
 
-    _go(api.resume, folder, more=trials, address=address, wait=wait, show=show)
+    _go(api.resume, folder, more=trials, **how)
 
 
 @main.command()
-@click.argument("spec", type=_SPEC)
 @sized
 @click.option("--address", required=True, help="The cluster's job server, http://HEAD:8265.")
 @click.option("--out", type=Place(), required=True, help="Results folder that all nodes share, or URI.")
 @click.option("--to", type=_FOLDER, help="Local copy of the results; results/NAME if not given.")
 @click.option("--wait", default=0.0, help="Seconds to wait for a node of the cluster on which a trial fits.")
-def submit(
-    spec: str,
-    trials: int | None,
-    epochs: int | None,
-    seeds: int | None,
-    address: str,
-    out: str,
-    to: Path | None,
-    wait: float,
-) -> None:
+def submit(spec: Spec, address: str, out: str, to: Path | None, wait: float) -> None:
     """Run a study on a cluster as a job, and fetch its results.
 
     A study that is already in --out is resumed.
     """
-    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     from study.cluster import submit as jobs
 
-    to = to or Path("results") / study.name
-    ended = jobs.submit(study, address, out, wait=wait, to=to, say=click.echo)
+    to = to or Path("results") / spec.name
+    ended = jobs.submit(spec, address, out, wait=wait, to=to, say=click.echo)
     if storage.is_uri(out):
         click.echo(f"results: {out}; `study report {shlex.quote(out)}` reads them there")
     elif (to / "spec.toml").is_file():
@@ -262,16 +243,7 @@ def submit(
 )
 @click.option("--image", help="Container image with this project (kuberay), or machine image (ray-up).")
 @click.option("--time", help="Time limit of the job, HH:MM:SS; a day if not given. Not for ray-up.")
-def manifest(
-    kind: Kind,
-    spec: str,
-    nodes: int,
-    cpus_per_node: int | None,
-    gpus_per_node: int | None,
-    out: str | None,
-    image: str | None,
-    time: str | None,
-) -> None:
+def manifest(kind: Kind, spec: str, **options: Any) -> None:
     """Print a Slurm script, RayJob or cluster file for a study.
 
     Each runs `study run`, and resumes a study that is already in --out.
@@ -279,18 +251,7 @@ def manifest(
     from study.cluster.manifest import render
     from study.spec import read
 
-    text = render(
-        kind,
-        read(spec),
-        source=spec,
-        nodes=nodes,
-        cpus_per_node=cpus_per_node,
-        gpus_per_node=gpus_per_node,
-        out=out,
-        image=image,
-        time=time,
-    )
-    click.echo(text, nl=False)
+    click.echo(render(kind, read(spec), source=spec, **options), nl=False)
 
 
 @main.command()
@@ -304,17 +265,13 @@ def dashboard(folder: Path, port: int) -> None:
 
 
 @main.command()
-@click.argument("spec", type=_SPEC)
 @sized
 @click.option("--address", help="Ray cluster to check too, auto or host:port: is every node fit?")
 @click.option(
     "--out", type=_PLACE, default=Path("results"), show_default=True, help="Results folder or URI, for --address."
 )
-def check(
-    spec: str, trials: int | None, epochs: int | None, seeds: int | None, address: str | None, out: Path | str
-) -> None:
+def check(spec: Spec, address: str | None, out: Path | str) -> None:
     """Validate a spec and print its cells, lanes, memory and time."""
-    study = _read(spec, trials=trials, epochs=epochs, seeds=seeds)
     from study import plan
     from study.cluster import nodes as preflight
     from study.cluster import packing, ray
@@ -325,20 +282,20 @@ def check(
         if address:  # first, because measuring takes longer
             ray.reach(address)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            study.copy_code(scratch)
+            spec.copy_code(scratch)
             code = bundle.code_of(scratch)
-            stack.enter_context(ray.connected(study, address, bundle=code))
-            nodes = preflight.fit_nodes(out, bundle.needed(study.tables()), code)
-            study = packing.resolved(study)
-        probes = plan.probed(study)
-        click.echo(plan.describe(study, probes))
-        proof, equal = plan.proved(study)
+            stack.enter_context(ray.connected(spec, address, bundle=code))
+            nodes = preflight.fit_nodes(out, bundle.needed(spec.tables()), code)
+            spec = packing.resolved(spec)
+        probes = plan.probed(spec)
+        click.echo(plan.describe(spec, probes))
+        proof, equal = plan.proved(spec)
         if proof:
             click.echo(proof)
         if not equal:
             raise SystemExit(1)
         if address:
-            taken = study.resources
+            taken = spec.resources
             on_cpus = [p.memory_bytes for p in probes if not taken.gpus or (taken.cpu_nodes and p.small)]
             click.echo(preflight.describe(taken, nodes, max(on_cpus, default=0)))
 
@@ -390,7 +347,7 @@ def report(folders: tuple[Path | str, ...]) -> None:
 @click.option("--out", type=_FOLDER, default=Path("results/reproduction"), show_default=True, help="Results folder.")
 @click.option("--quiet", "show", flag_value="quiet", help="Show no progress.")
 @click.option("--plain", "show", flag_value="plain", help="Show plain lines, on a terminal too.")
-def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out: Path, show: str | None) -> None:
+def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out: Path, show: Show | None) -> None:
     """Repeat the source report's experiments and compare numbers.
 
     Experiments are linear, cubic-linear, mlp, regimes, mnist and layers. Finished ones are not run again.
@@ -399,13 +356,15 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
 
     if unknown := [name for name in only if name not in reproduction.EXPERIMENTS]:
         valid = ", ".join(reproduction.EXPERIMENTS)
-        raise UsageError(f"--only {unknown[0]}", [f"no such experiment; valid: {valid}"])
+        raise UsageError(f"--only {unknown[0]}", f"no such experiment; valid: {valid}")
     say = partial(click.echo, err=True)
-    ended = reproduction.run(out, only=only, seeds=seeds, epochs=epochs, command=_command(), show=_show(show), say=say)
+    ended = reproduction.run(
+        out, only=only, seeds=seeds, epochs=epochs, command=_command(), show=show or "auto", say=say
+    )
     if ended.page:
         click.echo(f"page: {_shown(ended.page)}")
     if ended.interrupted:
-        click.echo(f"interrupted in {ended.interrupted}; the same command goes on", err=True)
+        click.echo(f"interrupted in {ended.interrupted}; the same command continues it", err=True)
         raise SystemExit(130)
 
 
@@ -419,10 +378,10 @@ def bench(only: str, device: str, out: Path | None) -> None:
 
     from study.verify import bench as measurements
 
-    found = measurements.run(only, device)
-    measurements.show(found, Console())
+    measured = measurements.run(only, device)
+    measurements.show(measured, Console())
     if out:
-        measurements.write(found, out)
+        measurements.write(measured, out)
 
 
 def _shipped(pattern: str) -> dict[str, str]:
@@ -432,10 +391,10 @@ def _shipped(pattern: str) -> dict[str, str]:
     return {name: tomllib.loads(file.read_text(encoding="utf-8"))["description"] for name, file in specs.items()}
 
 
-def _go(start: Callable[..., Outcome], *what: Any, show: str | None, **options: Any) -> None:
+def _go(start: Callable[..., Outcome], *what: Any, show: Show | None, **options: Any) -> None:
     """Run or resume a study, print where its results are, and exit with the right code."""
     try:
-        outcome = start(*what, command=_command(), show=_show(show), **options)
+        outcome = start(*what, command=_command(), show=show or "auto", **options)
     except Interrupted as stop:
         outcome = stop.outcome
     folder = _shown(outcome.folder)
@@ -443,7 +402,9 @@ def _go(start: Callable[..., Outcome], *what: Any, show: str | None, **options: 
     if show == "json":
         click.echo(json.dumps({"event": "written", "results": folder, "report": report}))
     if outcome.interrupted:
-        what_next = f"interrupted: {outcome.ended} of {outcome.planned} trials ended; `study resume {folder}` goes on"
+        what_next = (
+            f"interrupted: {outcome.ended} of {outcome.planned} trials ended; `study resume {folder}` continues it"
+        )
         click.echo(what_next, err=True)
     if show != "json":
         click.echo(f"results: {folder}")
@@ -454,20 +415,6 @@ def _go(start: Callable[..., Outcome], *what: Any, show: str | None, **options: 
     if not outcome.scored:
         click.echo(f"no trial gave a value; `study status {folder}` says how they ended", err=True)
         raise SystemExit(1)
-
-
-def _show(chosen: str | None) -> Show:
-    return cast("Show", chosen or "auto")
-
-
-def _read(spec: str, *, trials: int | None, epochs: int | None, seeds: int | None) -> Spec:
-    from study.spec import read
-
-    budget = {"trials": trials, "epochs": epochs}
-    changes = {"budget": {key: value for key, value in budget.items() if value is not None}}
-    if seeds is not None:
-        changes["lanes"] = {"seeds": seeds}
-    return read(spec, changes)
 
 
 def _command() -> str:

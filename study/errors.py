@@ -42,8 +42,8 @@ class InputError(StudyError, ValueError):
 
     exit_code = 2
 
-    def __init__(self, source: str, mistakes: Iterable[str]) -> None:
-        self.source, self.mistakes = source, list(mistakes)
+    def __init__(self, source: str, mistakes: str | Iterable[str]) -> None:
+        self.source, self.mistakes = source, [mistakes] if isinstance(mistakes, str) else list(mistakes)
         count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
         super().__init__(f"{source}: {count}\n" + "\n".join(f"  {mistake}" for mistake in self.mistakes))
 
@@ -83,4 +83,4 @@ def require(package: str, extra: str) -> None:
     """Raise a `UsageError` that says what to install, unless an optional package is installed; it is not imported."""
     if importlib.util.find_spec(package) is None:
         command = f'pip install "optimizer-study[{extra}]"'
-        raise UsageError(extra, [f"needs the package {package.replace('_', '-')}, which is not here; {command}"])
+        raise UsageError(extra, f"needs the package {package.replace('_', '-')}, which is not here; {command}")

@@ -25,9 +25,9 @@ from study.progress.display import ProgressDisplay, Show
 from study.results import CONFIRM, confirm, mirror
 from study.results.confirm import Winner
 from study.results.ownership import own_folder
-from study.results.provenance import Record
+from study.results.provenance import Record, write_provenance
 from study.results.recovery import reconcile, repair_files
-from study.results.writer import MAX_FAILURES, Collector, Listener
+from study.results.writer import MAX_FAILURES, Collector, Listener, discard
 from study.spec import Spec
 from study.tuning import importance
 from study.tuning.schedulers import scheduler
@@ -69,25 +69,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Stage:
-    """The search of a study or its confirmation: where its trials run and write.
+    """The search of a study or its confirmation: where its trials run and write."""
 
-    Attributes:
-        spec: what to run; `budget.trials` is the number of trials in the end.
-        folder: its results folder, owned by this process.
-        data_folder: where downloaded data lie, absolute.
-        cluster: the Ray to run on.
-        show: how progress is shown.
-        note: records an event of a node or worker: its kind, and a text.
-        winners: the cells to confirm; empty for the search.
-    """
-
-    spec: Spec
-    folder: Path
-    data_folder: Path
-    cluster: Cluster
-    show: Show
-    note: Callable[[str, str], None]
-    winners: list[Winner] = field(default_factory=list)
+    spec: Spec  # what to run; `budget.trials` is the number of trials in the end
+    folder: Path  # its results folder, owned by this process
+    data_folder: Path  # where downloaded data lie, absolute
+    cluster: Cluster  # the Ray to run on
+    show: Show  # how progress is shown
+    note: Callable[[str, str], None]  # records an event of a node or worker: its kind, and a text
+    winners: list[Winner] = field(default_factory=list)  # the cells to confirm; empty for the search
 
     @property
     def checkpoints(self) -> str:
@@ -98,19 +88,9 @@ class Stage:
 def run_session(
     spec: Spec, folder: Path, data_folder: Path, cluster: Cluster, command: str, *, show: Show = "auto"
 ) -> Outcome:
-    """Run the remaining trials of a study, then its confirmation.
+    """Run the remaining trials of a study, up to `budget.trials` of them, then its confirmation.
 
-    Args:
-        spec: what to search; `budget.trials` is how many trials there are to be in the end.
-        folder: the results folder, absolute; created if it does not exist.
-        data_folder: where downloaded data lie, absolute.
-        cluster: the Ray that this process is connected to.
-        command: for the provenance.
-        show: see `study.progress.display.Show`.
-
-    Raises:
-        StorageError: if another process owns the folder, or its database cannot be opened.
-        Halted: if nothing more can be written.
+    Both folders are absolute; that of the results is created if it does not exist.
     """
     # The folder keeps an open share of a GPU open: another session may have other GPUs.
     packed = packing.resolved(spec)
@@ -134,10 +114,10 @@ def _confirm(spec: Spec, search: Stage, record: Record) -> Outcome:
     winners, folder = confirm.winners(spec, search.folder), search.folder / CONFIRM
     final = confirm.confirmation(spec, len(winners))
     storage.write_text(folder / "spec.toml", final.to_toml())
-    record.write(folder, final, finished=False)
+    write_provenance(folder, final, record.sessions, finished=False)
     packed = confirm.confirmation(search.spec, len(winners))
     outcome = _run_stage(replace(search, spec=packed, folder=folder, winners=winners))
-    record.write(folder, final, finished=not outcome.interrupted)
+    write_provenance(folder, final, record.sessions, finished=not outcome.interrupted)
     return outcome
 
 
@@ -172,7 +152,9 @@ def _run_stage(stage: Stage) -> Outcome:
 def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collector | None:
     """Bring the folder in order, and run once what has not ended; None if nothing is left."""
     (stage.folder / "checkpoints").mkdir(exist_ok=True)
-    space = _space(stage)
+    rates = {number: winner.learning_rate for number, winner in enumerate(stage.winners)}
+    code = bundle.code_of(stage.folder)
+    space = Space(stage.spec, str(stage.data_folder), stage.checkpoints, rates, str(code) if code else "")
     repair_files(stage.folder, display.say)
     study = open_study(stage.spec, stage.folder)
     if stage.spec.tuning.storage:
@@ -180,7 +162,7 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
     for winner in stage.winners[len(study.get_trials(deepcopy=False)) :]:
         study.enqueue_trial({name: winner.cell[name] for name in space.distributions(winner.cell)})
     state = reconcile(study, space, stage.folder)
-    display.go_on(state, stage.folder)
+    display.count_earlier(state, stage.folder)
     remaining = stage.spec.budget.trials - len(state.rows)
     collector = None
     if remaining > 0:
@@ -190,22 +172,26 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
         search = TruthfulSearch(space, study, state.redo, stage.cluster.room)
         collector = _tune(stage, display, search, remaining, final=final)
     if display.done >= stage.spec.budget.trials:
-        if not storage.is_uri(stage.checkpoints):
+        if storage.is_uri(stage.checkpoints):
+            # A worker saves when Ray Tune ends it, which may be after the scheduler stopped its last trial.
+            for trial in study.get_trials(deepcopy=False):
+                if "stopped" in trial.user_attrs:
+                    discard(space.checkpoint(trial.number), stage.folder)
+        else:
             shutil.rmtree(stage.checkpoints, ignore_errors=True)
         if not stage.winners:
             importance.write(study, stage.spec.tuning.objectives, stage.spec.tuning.seed, stage.folder, display.say)
     return collector
 
 
-def _space(stage: Stage) -> Space:
-    rates = {number: winner.learning_rate for number, winner in enumerate(stage.winners)}
-    code = bundle.code_of(stage.folder)
-    return Space(stage.spec, str(stage.data_folder), stage.checkpoints, rates, str(code) if code else "")
-
-
 def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remaining: int, *, final: bool) -> Collector:
     """Run trials until Ray Tune has none left, or a signal ends it."""
-    listeners: list[Listener] = [display, *_trackers(stage, display)]
+    spec, folder, metric = stage.spec, stage.folder, stage.spec.workload.metric
+    listeners: list[Listener] = [display]
+    if spec.recording.tensorboard:
+        listeners.append(trackers.TensorBoard(folder / "tensorboard", metric))
+    if spec.recording.mlflow:
+        listeners.append(trackers.MLflow(spec.recording.mlflow, spec.name, folder, metric, display.say))
 
     def tick() -> None:
         display.tick()
@@ -216,8 +202,8 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
         stage.note(kind, text)
 
     stage.cluster.note = tell
-    collector = Collector(stage.spec, stage.folder, search, listeners, tick, display.say, tell, final=final)
-    shutil.rmtree(stage.folder / "tune", ignore_errors=True)
+    collector = Collector(spec, folder, search, listeners, tick, display.say, tell, final=final)
+    shutil.rmtree(folder / "tune", ignore_errors=True)
     tuner = _tuner(stage, search, collector, remaining)
     try:
         with display, stoppable():  # Ray Tune leaves handlers of its own behind
@@ -225,17 +211,21 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
     finally:
         for listener in listeners:
             listener.close()
-    shutil.rmtree(stage.folder / "tune", ignore_errors=True)
+    shutil.rmtree(folder / "tune", ignore_errors=True)
     return collector
 
 
 def _tuner(stage: Stage, search: TruthfulSearch, collector: Collector, remaining: int) -> tune.Tuner:
-    resources = partial(_resources, cpus=float(stage.spec.resources.cpus_per_trial), gpus=stage.spec.resources.gpus)
+    spec, trials = stage.spec, search.study.get_trials(deepcopy=False)
+    resources = partial(_resources, cpus=float(spec.resources.cpus_per_trial), gpus=spec.resources.gpus)
+    # What earlier sessions saw and stopped.
+    past = {trial.number: dict(trial.intermediate_values) for trial in trials}
+    stopped = {trial.number: trial.user_attrs["stopped"] for trial in trials if "stopped" in trial.user_attrs}
     return tune.Tuner(
-        tune.with_resources(trainable(stage.spec.workload.model), resources),
+        tune.with_resources(trainable(spec.workload.model), resources),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=_scheduler(stage.spec, search),
+            scheduler=scheduler(spec, search.mode, past, stopped),
             metric="value",
             mode=search.mode,
             num_samples=remaining,
@@ -258,26 +248,8 @@ def _resources(config: dict[str, Any], cpus: float, gpus: float) -> tune.Placeme
     return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus if config["device"] == "cuda" else 0.0}])
 
 
-def _scheduler(spec: Spec, search: TruthfulSearch) -> Any:
-    """The scheduler, which knows what earlier sessions saw and stopped."""
-    trials = search.study.get_trials(deepcopy=False)
-    past = {trial.number: dict(trial.intermediate_values) for trial in trials}
-    stopped = {trial.number: trial.user_attrs["stopped"] for trial in trials if "stopped" in trial.user_attrs}
-    return scheduler(spec, search.mode, past, stopped)
-
-
 def _trial_name(trial: Trial) -> str:
     return f"trial-{trial.config['trial']:05d}"
-
-
-def _trackers(stage: Stage, display: ProgressDisplay) -> list[Listener]:
-    recording, metric = stage.spec.recording, stage.spec.workload.metric
-    chosen: list[Listener] = []
-    if recording.tensorboard:
-        chosen.append(trackers.TensorBoard(stage.folder / "tensorboard", metric))
-    if recording.mlflow:
-        chosen.append(trackers.MLflow(recording.mlflow, stage.spec.name, stage.folder, metric, display.say))
-    return chosen
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def test_what_a_users_module_does_wrong_later_is_one_line_too(monkeypatch: pytes
     def wrong(*_: object, **__: object) -> None:
         raise UserCodeError("own:Net: raised KeyError: 'x' [own.py:7]")
 
-    monkeypatch.setattr("study.cli._read", wrong)
+    monkeypatch.setattr("study.spec.read", wrong)
     found = CliRunner().invoke(main, ["check", "own.toml"])
     assert found.exit_code == 2
     assert found.output == "study: own:Net: raised KeyError: 'x' [own.py:7]\n"

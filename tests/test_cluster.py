@@ -146,7 +146,7 @@ def test_nodes_die_are_cut_off_and_join_and_nothing_is_lost(nodes: Nodes, spec: 
     assert len(trials) == 60
     assert {trial.state for trial in trials} == {optuna.trial.TrialState.COMPLETE}
     page = (out / "report" / "index.html").read_text()
-    for told in ("node c (", "node d (", "node e (10.77.0.5) has joined", "was lost; the trial goes on in another"):
+    for told in ("node c (", "node d (", "node e (10.77.0.5) has joined", "was lost; the trial continues in another"):
         assert told in page, told
 
 

@@ -20,6 +20,8 @@ from study.spec.compare import fixed_settings
 from tests.conftest import lane_row
 from tests.test_spec import changed
 from trainables import storage
+from trainables.lanes.records import Point
+from trainables.tune import Payload
 
 
 def rows(first: int, count: int) -> dict[str, list[Any]]:
@@ -61,7 +63,8 @@ def test_lane_outcome_is_its_own_or_that_of_its_trial(
 
 def test_trial_buffer_turns_every_loss_into_a_curve() -> None:
     progress = TrialBuffer()
-    progress.add(7, [0, 2], (5, 160, 0.5, 1.25), "batch", "loss", [0.1, 0.2])
+    point = Point(5, 160, 0.5, 1.25, [0, 2], {("batch", "loss"): [0.1, 0.2]})
+    progress.take(7, Payload([point]))
     assert progress.curves["lane"] == [0, 2]
     assert progress.curves["value"] == [0.1, 0.2]
     assert progress.curves["update"] == [5, 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from itertools import zip_longest
@@ -20,7 +21,7 @@ import analysis
 from study.results import recovery
 from study.results.tables import Table
 from study.tuning import compat
-from tests.fakes.tune import Trial
+from tests.fakes.tune import Trial, Tuner
 from tests.fakes.world import World
 
 TINY: dict[str, Any] = {
@@ -303,3 +304,20 @@ def test_histories_find_a_fault(fault: Callable[[pytest.MonkeyPatch], None], mon
     fault(monkeypatch)
     with pytest.raises(AssertionError):
         run("plain", 300, phases=[Phase.generate])
+
+
+def test_no_checkpoint_of_a_stopped_trial_stays_at_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Tune ends the worker of a trial that a scheduler stopped, which saves, after the trial has ended."""
+    cleanup = Tuner._cleanup
+
+    def sent_before(tuner: Tuner) -> None:
+        (mirror,) = [each for each in threading.enumerate() if each.name == "mirror"]
+        assert mirror._pushed()  # type: ignore[attr-defined]
+        cleanup(tuner)
+
+    monkeypatch.setattr(Tuner, "_cleanup", sent_before)
+    tables = SPECS["stopped early"] | {"budget": {"trials": 7, "updates": 3}, "recording": {"checkpoint_seconds": 1e9}}
+    with World(tmp_path, tables, at_uri=True) as world:
+        world.finish()
+        assert analysis.load(world.results()).trials["outcome"].iloc[-1] == "stopped"
+        assert not world.store.below("bucket/out/checkpoints")

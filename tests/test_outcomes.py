@@ -9,21 +9,22 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from analysis.schema import Outcome
 from study.spec import Spec, check
 from study.spec.adjust import planned_trials
-from study.tuning.objectives import directions
 from study.tuning.searcher import TruthfulSearch, outcome
 from study.tuning.space import Space
+from study.tuning.storage import directions
 from tests.test_spec import changed
 
 RUNNING = {"outcome": "running", "value": 0.5}
-CASES: dict[str, tuple[dict[str, Any] | None, bool, str, TrialState, float | None]] = {
-    "completed": ({**RUNNING, "outcome": "completed", "value": 0.25}, False, "completed", TrialState.COMPLETE, 0.25),
-    "stopped": (RUNNING, False, "stopped", TrialState.PRUNED, 0.5),
-    "diverged": ({**RUNNING, "outcome": "diverged", "value": math.nan}, False, "diverged", TrialState.FAIL, None),
-    "raised": (None, True, "failed", TrialState.FAIL, None),
-    "no memory": ({"outcome": "out of memory", "value": math.nan}, False, "out of memory", TrialState.FAIL, None),
-    "interrupted": (None, False, "interrupted", TrialState.WAITING, None),
+CASES: dict[str, tuple[dict[str, Any], str, TrialState, float | None]] = {
+    "completed": ({**RUNNING, "outcome": "completed", "value": 0.25}, "completed", TrialState.COMPLETE, 0.25),
+    "stopped": (RUNNING, "stopped", TrialState.PRUNED, 0.5),
+    "diverged": ({**RUNNING, "outcome": "diverged", "value": math.nan}, "diverged", TrialState.FAIL, None),
+    "raised": ({}, "failed", TrialState.FAIL, None),
+    "no memory": ({"outcome": "out of memory", "value": math.nan}, "out of memory", TrialState.FAIL, None),
+    "interrupted": ({}, "interrupted", TrialState.WAITING, None),
 }
 
 
@@ -33,16 +34,16 @@ def search(spec: Spec | None = None, study: optuna.Study | None = None) -> Truth
     return TruthfulSearch(Space(spec, "/data", "/checkpoints"), study or optuna.create_study(directions=towards))
 
 
-@pytest.mark.parametrize(("result", "error", "name", "state", "value"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("result", "name", "state", "value"), CASES.values(), ids=CASES)
 def test_outcome_maps_to_a_state_in_optuna(
-    result: dict[str, Any] | None, error: bool, name: str, state: TrialState, value: float | None
+    result: dict[str, Any], name: str, state: TrialState, value: float | None
 ) -> None:
     searcher = search()
     assert searcher.suggest("a")["trial"] == 0
-    ended = outcome(result, error=error)
+    ended = Outcome.FAILED if name == "failed" else outcome(result)
     if result and not math.isnan(result["value"]):
         searcher.report(0, 1, result["value"])
-    searcher.end(0, ended, result or {}, "Traceback\nRuntimeError: why" if state == TrialState.FAIL else None)
+    searcher.end(0, ended, result, "Traceback\nRuntimeError: why" if state == TrialState.FAIL else None)
     searcher.close()
     (trial,) = searcher.study.trials
     assert trial.state == state

@@ -34,7 +34,6 @@ from analysis.reproduction.closed_forms import (
 from analysis.reproduction.curves import ended_losses, epoch_losses, span_facts, spans
 from analysis.reproduction.page import run_of
 from analysis.statistics import Interval
-from study import api
 from study.errors import UsageError
 from study.spec import SHIPPED, Spec, read
 from study.verify import reproduce
@@ -535,7 +534,7 @@ def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pyte
     def never(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("ran again")
 
-    monkeypatch.setattr(api, "run_session", never)
+    monkeypatch.setattr(reproduce, "run_session", never)
     again = reproduce.run(tmp_path, only=["linear"], seeds=3, show="quiet", say=said.append)
     assert again.page
     assert "done already" in said[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import nn
 import analysis
 from analysis.reproduction import inference, mnist, sizes
 from analysis.reproduction.claims import Section, judge, printed, section
-from study import api
 from study.spec import read
 from study.tuning.space import Space
 from study.verify import reproduce
@@ -249,8 +249,8 @@ def drawn(found: Section) -> Iterator[tuple[str, Any]]:
 
 
 def run(out: Path, seeds: int = 2) -> None:
-    with api.one_ray() as on:
-        run_mnist(out, Runner(on, show="quiet"), seeds, TINY)
+    with ExitStack() as stack:
+        run_mnist(out, Runner(stack, show="quiet"), seeds, TINY)
 
 
 def check(out: Path, *, real: bool) -> Section:

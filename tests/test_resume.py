@@ -40,7 +40,7 @@ KILLED = changed(
 )
 CONFIRMED = KILLED | {"confirm": {"top": 4, "seeds": 3}}
 
-LOST = r"trial (\d+): its worker was lost; the trial goes on"
+LOST = r"trial (\d+): its worker was lost; the trial continues"
 
 
 def ended(folder: Path) -> int:
@@ -138,7 +138,7 @@ def test_sigterm_saves_running_trials_and_confirmation_survives_a_kill(tmp_path:
     outcomes = analysis.load(tmp_path / "results/good").trials["outcome"]
     assert set(outcomes) <= {"completed", "interrupted"}
     assert len(outcomes) < 40
-    assert "`study resume results/good` goes on" in said(tmp_path)
+    assert "`study resume results/good` continues it" in said(tmp_path)
     running = started(tmp_path, "resume", "results/good")
     confirmation = tmp_path / "results/good/confirm"
     wait_for(tmp_path, lambda: len(list(confirmation.glob("trials.parquet/*"))) > 1, running)

@@ -487,7 +487,7 @@ def test_resume_refuses_changed_settings(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(SpecError, match=r"confirm.seeds = 9: was 4 when winners were confirmed; put it back"):
         api.resume(tmp_path)
     files.write_text(tmp_path / "confirm/winners.json", '[{"cell": {}')
-    with pytest.raises(StorageError, match=r"winners.json: .*\n.*is damaged .*; move .*confirm away to confirm anew"):
+    with pytest.raises(StorageError, match=r"winners.json: .*\n.*is damaged .*; move .*confirm away to confirm again"):
         confirm.winners(SPEC, tmp_path)
     files.write_text(tmp_path / "provenance.json", '{"spec": "of an earlier version", "sessions": [{}]}')
     fair = check(changed(tuning={"fair": True}))
@@ -504,7 +504,8 @@ def test_resume_lists_ignored_spec_changes(
         api.resume(tmp_path, like=check(changed(**changes)))
         return capsys.readouterr().err
 
-    monkeypatch.setattr(api, "_resume", lambda *how: None)
+    for name in ("_connect_and_run", "_with_report"):
+        monkeypatch.setattr(api, name, lambda *how: None)
     begun = {"resources": {"gpus_per_trial": 0.25}, "tuning": {"storage": "postgresql://me:secret@there/db"}}
     files.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
     assert told(**begun) == ""

@@ -141,7 +141,7 @@ def test_study_resumes_with_the_code_it_started_with(tmp_path: Path, monkeypatch
     write(tmp_path, {"own": wider, "beyond/helping": "x = 1"})
     more = again([*module, "extend", "results/own", "--trials", "2", "--plain"])
     assert more.returncode == 0, more.stderr
-    begun = f"note: {tmp_path / 'own.py'} has been edited since; the study goes on with the code it began with, in "
+    begun = f"note: {tmp_path / 'own.py'} has been edited since; the study continues with the code it began with, in "
     assert f"{begun}{tmp_path / 'results' / 'own' / 'code'}" in more.stderr
     assert f"note: {tmp_path / 'beyond' / 'helping.py'} is no part of the copy and has been edited since" in more.stderr
     trials = analysis.load(tmp_path / "results" / "own").trials

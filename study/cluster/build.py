@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from study.spec import Spec
 from trainables import models
@@ -16,12 +17,11 @@ def rule(spec: Spec, optimizer: str) -> Rule:
     return named(optimizer, spec.workload.code)
 
 
-def builder(spec: Spec, width: int, depth: int, end: int = -1) -> Builder:
-    """A function that makes one network; searched arguments of the model have the value at `end` of their dimension."""
-    workload = spec.workload
+def builder(spec: Spec, width: int, depth: int, end: int = -1, **chosen: Any) -> Builder:
+    """A function that makes one network; arguments of the model that are not chosen have the value at an `end`."""
+    workload, facts = spec.workload, spec.workload.facts
     searched = {name.removeprefix("model."): dimension.ends()[end] for name, dimension in workload.searched().items()}
-    size = {"width": width, "depth": depth, **workload.arguments(), **searched}
-    facts = workload.facts
+    size = {"width": width, "depth": depth, **workload.arguments(), **searched, **chosen}
     return partial(models.build, workload.model, facts.in_shape, facts.out_features, bundle=workload.code, **size)
 
 

@@ -10,15 +10,15 @@ import math
 import platform
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
-
 from study.errors import UsageError
 from study.spec import SHIPPED, Spec
+from study.spec.init import template
 
 Kind = Literal["slurm", "kuberay", "ray-up"]
 # Options that a kind does not have.
@@ -78,43 +78,20 @@ def render(
     image: str | None = None,
     time: str | None = None,
 ) -> str:
-    """The manifest of a study, as text.
+    """The manifest of a study, as text; a `UsageError` lists every invalid option.
 
-    Args:
-        kind: of cluster.
-        spec: the study.
-        source: what the user calls the spec: a file, or the name of a shipped one.
-        nodes: number of nodes that run trials.
-        cpus_per_node: as many as a node's trials take if not given, and at least 8 without GPUs.
-        gpus_per_node: as many as one trial takes if not given.
-        out: the results folder as all nodes see it, or a URI.
-        image: of containers (kuberay) or machines (ray-up).
-        time: time limit of the job, HH:MM:SS; a day if not given.
-
-    Raises:
-        UsageError: with every invalid option.
+    `source` is what the user calls the spec; a node has as many CPUs and GPUs as its trials take if not given, and at
+    least 8 CPUs without GPUs; `image` is one of containers (kuberay) or machines (ray-up).
     """
     resources = spec.resources
     gpus = math.ceil(resources.gpus) if gpus_per_node is None else gpus_per_node
     cpus = _cpus(spec, gpus) if cpus_per_node is None else cpus_per_node
-    machine = Machine.smallest(cpus, gpus)
     out = f"{'results' if kind == 'slurm' else SHARED}/{spec.name}" if out is None else out
-    seconds, wrong_time = _seconds(time or DEFAULT_TIME)
-    mistakes = _unused(kind, image=image, time=time) + wrong_time + _too_few(spec, cpus, gpus)
-    if kind == "ray-up" and machine is None:
-        mistakes.append(
-            f"--cpus-per-node {cpus} --gpus-per-node {gpus}: no machine has as many; valid: at most 192 and 8"
-        )
-    mistakes += _misplaced(kind, out)
-    if image is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", image):
-        mistakes.append(f"--image {image!r}: must be letters, digits and ._:/@-, as in registry.example/study:1")
-    if not source.isprintable():
-        mistakes.append(f"{source!r}: the name of a spec cannot have control characters here; rename it")
-    if mistakes:
+    if mistakes := list(_mistakes(kind, spec, source, cpus, gpus, out, image, time)):
         raise UsageError(f"study manifest {kind}", mistakes)
     share = resources.gpus_per_trial if resources.gpus_per_trial == "auto" else f"{resources.gpus:g}"
-    template = _environment().get_template(f"{kind}.j2")
-    return template.render(
+    file = Path(__file__).parent / "manifests" / f"{kind}.j2"
+    return template(file, shell=shlex.quote, yaml=_yaml, heredoc=_heredoc).render(
         spec=spec,
         toml=spec.to_toml(),
         source=source,
@@ -124,14 +101,14 @@ def render(
         nodes=nodes,
         cpus=cpus,
         gpus=gpus,
-        machine=machine,
+        machine=Machine.smallest(cpus, gpus),
         memory_gib=max(4, 2 * cpus),
         out=out,
         shared=None if _URI.fullmatch(out) else SHARED,
         image=image,
         images=IMAGES,
         time=time or DEFAULT_TIME,
-        seconds=seconds,
+        seconds=_seconds(time or DEFAULT_TIME),
         warning_seconds=WARNING_SECONDS,
         node_seconds=NODE_SECONDS,
         command=command,
@@ -168,68 +145,45 @@ def _cpus(spec: Spec, gpus: int) -> int:
     return each * math.ceil(8 / each)
 
 
-def _unused(kind: Kind, **options: str | None) -> list[str]:
-    """Mistakes: options that were given and mean nothing to a kind."""
-    given = [(name, options[name]) for name in UNUSED[kind] if options[name] is not None]
-    return [f"--{name} {value}: means nothing to {kind}; leave it out" for name, value in given]
-
-
-def _too_few(spec: Spec, cpus: int, gpus: int) -> list[str]:
-    """Mistakes: nodes on which no trial fits."""
+def _mistakes(
+    kind: Kind, spec: Spec, source: str, cpus: int, gpus: int, out: str, image: str | None, time: str | None
+) -> Iterator[str]:
+    """What is wrong with the options, one line each."""
+    for name, value in (("image", image), ("time", time)):
+        if name in UNUSED[kind] and value is not None:
+            yield f"--{name} {value}: means nothing to {kind}; leave it out"
+    seconds = _seconds(time or DEFAULT_TIME)
+    if seconds is None:
+        yield f"--time {time!r}: must be HH:MM:SS, as in 24:00:00"
+    elif seconds < SHORTEST_SECONDS:
+        yield f"--time {time}: too short to start, run and save; give 00:10:00 or more"
     resources = spec.resources
-    pairs = (("cpus", cpus, resources.cpus_per_trial), ("gpus", gpus, resources.gpus))
-    return [
-        f"--{name}-per-node {has}: a trial takes {needs:g}; give {math.ceil(needs)} or more, "
-        f"or lower resources.{name}_per_trial"
-        for name, has, needs in pairs
-        if has < needs
-    ]
-
-
-def _seconds(time: str) -> tuple[int, list[str]]:
-    """A time limit HH:MM:SS in seconds, and its mistakes."""
-    parts = re.fullmatch(r"(\d{1,4}):([0-5]\d):([0-5]\d)", time)
-    if not parts:
-        return 0, [f"--time {time!r}: must be HH:MM:SS, as in 24:00:00"]
-    hours, minutes, rest = map(int, parts.groups())
-    seconds = hours * 3600 + minutes * 60 + rest
-    if seconds < SHORTEST_SECONDS:
-        return seconds, [f"--time {time}: too short to start, run and save; give 00:10:00 or more"]
-    return seconds, []
-
-
-def _misplaced(kind: Kind, out: str) -> list[str]:
-    """Mistakes: results that cannot go to `out`."""
-    if not out or not out.isprintable():
-        return [f"--out {out!r}: must be a path or a URI, without control characters"]
-    if _URI.fullmatch(out) or kind == "slurm":
-        return []
+    for name, has, needs in (("cpus", cpus, resources.cpus_per_trial), ("gpus", gpus, resources.gpus)):
+        if has < needs:
+            advice = f"give {math.ceil(needs)} or more, or lower resources.{name}_per_trial"
+            yield f"--{name}-per-node {has}: a trial takes {needs:g}; {advice}"
+    if kind == "ray-up" and not Machine.smallest(cpus, gpus):
+        yield f"--cpus-per-node {cpus} --gpus-per-node {gpus}: no machine has as many; valid: at most 192 and 8"
     below = Path(out).parts
-    if below[:2] != Path(SHARED).parts or len(below) < 3 or ".." in below:
-        return [f"--out {out!r}: the nodes share the folder {SHARED} alone; valid: {SHARED}/NAME, or a URI as s3://B/N"]
-    return []
+    shared = below[:2] == Path(SHARED).parts and len(below) > 2 and ".." not in below
+    if not out or not out.isprintable():
+        yield f"--out {out!r}: must be a path or a URI, without control characters"
+    elif not (kind == "slurm" or shared or _URI.fullmatch(out)):
+        yield f"--out {out!r}: the nodes share the folder {SHARED} alone; valid: {SHARED}/NAME, or a URI as s3://B/N"
+    if image is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", image):
+        yield f"--image {image!r}: must be letters, digits and ._:/@-, as in registry.example/study:1"
+    if not source.isprintable():
+        yield f"{source!r}: the name of a spec cannot have control characters here; rename it"
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "manifests"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # no HTML; user input goes through `shell`, `yaml` or `heredoc`
-    )
-    environment.filters |= {"shell": shlex.quote, "yaml": _yaml, "heredoc": _heredoc}
-    return environment
+def _seconds(time: str) -> int | None:
+    """A time limit HH:MM:SS in seconds; None if it is none."""
+    parts = re.fullmatch(r"(\d{1,4}):([0-5]\d):([0-5]\d)", time)
+    return parts and sum(int(part) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
 
 
 def _yaml(value: Any, indent: int = 0) -> str:
-    """A YAML scalar of any text: a block if all lines are printable ASCII, otherwise quoted.
-
-    Args:
-        value: the text.
-        indent: spaces before the lines of a block.
-    """
+    """A YAML scalar of any text: a block, indented, if all lines are printable ASCII, otherwise quoted."""
     text = str(value)
     if re.fullmatch(r"([\x20-\x7e]*\n)+", text) and text[0] not in " \n":
         return "|\n" + "".join(" " * indent + line for line in text.splitlines(keepends=True)).rstrip("\n")

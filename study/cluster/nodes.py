@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 import time
 import uuid
@@ -25,56 +26,34 @@ PACKAGES = ("torch", "numpy")
 ANSWER_SECONDS = 20.0
 # For user code, which imports torch, perhaps from a slow network disk; and for torch's view of a GPU.
 IMPORT_SECONDS = 60.0
-PAUSE_SECONDS = 1.0
+PAUSE_SECONDS = 0.1
 # The report's timeline shows workers' clocks.
 CLOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Node:
-    """Facts about a node.
+    """Facts about a node."""
 
-    Attributes:
-        name: host and address.
-        resources: as Ray counts them.
-        versions: of `PACKAGES`; empty for a package that is not installed.
-        free_bytes: free memory.
-        ahead_seconds: of its clock before this machine's, about.
-        sees: whether it can write into the results folder.
-        missing: modules that it cannot import, each with the reason.
-        problem: why it could not be asked; empty if it answered.
-    """
-
-    name: str
-    resources: dict[str, float]
-    versions: dict[str, str] = field(default_factory=dict)
-    free_bytes: int = 0
-    ahead_seconds: float = 0.0
-    sees: bool = True
-    missing: dict[str, str] = field(default_factory=dict)
-    problem: str = ""
+    name: str  # host and address
+    resources: dict[str, float]  # as Ray counts them
+    versions: dict[str, str] = field(default_factory=dict)  # of `PACKAGES`; empty for a package that is not installed
+    free_bytes: int = 0  # free memory
+    ahead_seconds: float = 0.0  # of its clock before this machine's, about
+    sees: bool = True  # whether it can write into the results folder
+    missing: dict[str, str] = field(default_factory=dict)  # modules that it cannot import, each with the reason
+    problem: str = ""  # why it could not be asked; empty if it answered
 
 
 def survey(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> list[Node]:
-    """Ask every node of the cluster that this process is connected to.
-
-    Args:
-        place: the results folder, which exists, or a URI.
-        modules: modules that every node must be able to import.
-        code: folder of the bundle here; Ray has sent it along.
-
-    Raises:
-        StorageError: if the URI cannot be written to from here.
-    """
+    """Ask every node whether it can write into a place, which exists, and import modules; `code` was sent along."""
     mark = storage.join(place, f".seen-{uuid.uuid4().hex}")
     try:
         storage.write(mark, lambda stream: stream.write(b"seen"))
     except (OSError, ValueError) as error:
-        raise StorageError(
-            f"--out {place}", [f"cannot be written to from here ({error}); give another place"]
-        ) from error
+        raise StorageError(f"--out {place}", f"cannot be written to from here ({error}); give another place") from error
     try:
-        nodes = _finished(_facts(_alive(), place, mark, modules, code, PAUSE_SECONDS))
+        nodes = _finished(_facts(_alive(), place, mark, modules, code))
         return sorted(nodes, key=lambda node: node.name)
     finally:
         with suppress(OSError):
@@ -89,18 +68,14 @@ def joined(
     Whether the node reaches a URI is not asked, as the study must not wait for the store.
     """
     mark = "" if storage.is_uri(place) else storage.join(place, "spec.toml")
-    nodes = yield from _facts([node], place, mark, modules, code, pause=0.0)
+    nodes = yield from _facts([node], place, mark, modules, code)
     yield mistakes(nodes, place)
 
 
 def gpu_bytes() -> int:
-    """Memory of the cluster's smallest GPU; 0 if there is none. The GPUs of a node are taken to be alike.
-
-    Raises:
-        ClusterError: if a node that has GPUs does not say how large they are: its could be the smallest.
-    """
+    """Memory of the cluster's smallest GPU; 0 if there is none. The GPUs of a node are taken to be alike."""
     nodes = [node for node in _alive() if node["Resources"].get("GPU")]
-    answers = _finished(_answers(_gpu, (), nodes, IMPORT_SECONDS, PAUSE_SECONDS, "answered", gpus=0.001))
+    answers = _finished(_answers(_gpu, (), nodes, IMPORT_SECONDS, "answered", gpus=0.001))
     sizes, problems = [], []
     for node, answer in zip(nodes, answers, strict=True):
         sizes.append(answer.get("bytes", 0))
@@ -143,15 +118,9 @@ def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
 
 
 def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None = None) -> list[Node]:
-    """The nodes of the connected cluster, if a study can run on all of them.
+    """The nodes of the connected cluster; a `ClusterError` lists everything that keeps a study from running there.
 
-    Args:
-        place: for the results, or a URI. Of a folder that does not exist yet the nearest parent is looked at.
-        modules: as for `survey`.
-        code: as for `survey`.
-
-    Raises:
-        ClusterError: with everything that keeps the study from running.
+    Of a folder that does not exist yet the nearest parent is looked at.
     """
     if isinstance(place, Path):
         place = place.absolute()
@@ -164,16 +133,7 @@ def fit_nodes(place: Path | str, modules: Sequence[str] = (), code: Path | None 
 
 
 def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> str:
-    """A line of text for each node.
-
-    Args:
-        resources: of a trial.
-        nodes: of `fit_nodes`.
-        trial_bytes: memory of a trial that runs without a GPU; 0 if all have one.
-
-    Raises:
-        ClusterError: if a node has too little memory for as many trials as its CPUs allow.
-    """
+    """A line of text for each node; `trial_bytes` is the memory of a trial on CPUs, 0 if all are on GPUs."""
     lines, problems = [], []
     for node in nodes:
         has = [{"Resources": node.resources}]
@@ -198,7 +158,7 @@ def describe(resources: Resources, nodes: Sequence[Node], trial_bytes: int) -> s
     return "\n".join(lines)
 
 
-# The questions run on the nodes. They import what they need, as nothing else of this module is sent along.
+# The questions run on the nodes. Of what this module imports they use what is quick to import there.
 
 
 def _gpu() -> dict[str, Any]:
@@ -209,17 +169,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _state(packages: Sequence[str], mark: str) -> dict[str, Any]:
-    """Fields of `Node` that need no import of torch; the clock, as a Unix time.
-
-    Args:
-        packages: whose versions are asked.
-        mark: a file or URI to be read and written; empty if none is.
-    """
-    import importlib.metadata
-    import os
-    import time
-    from pathlib import Path
-
+    """Fields of `Node` that need no import of torch; the clock, as a Unix time. `mark` is a file or URI, or empty."""
     versions = {}
     for package in packages:
         try:
@@ -227,34 +177,19 @@ def _state(packages: Sequence[str], mark: str) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = ""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    if "://" not in mark:
-        sees = not mark or (Path(mark).exists() and os.access(Path(mark).parent, os.W_OK))
-    else:
+    sees = not mark or (Path(mark).exists() and os.access(Path(mark).parent, os.W_OK))
+    if storage.is_uri(mark):
         try:
-            from pyarrow.fs import FileSystem
-
-            system, path = FileSystem.from_uri(mark)
-            with system.open_input_file(path) as file:
-                content = file.read()
-            with system.open_output_stream(path) as stream:
-                stream.write(content)
-            sees = True
+            if (stream := storage.read(mark)) is not None:
+                storage.write_bytes(mark, stream.read())
+                sees = True
         except (ImportError, OSError, ValueError):
-            sees = False
+            pass
     return {"versions": versions, "free_bytes": free, "sees": sees, "clock": time.time()}
 
 
 def _imports(modules: Sequence[str], code: str) -> dict[str, Any]:
-    """The modules that cannot be imported, each with the reason.
-
-    Args:
-        modules: of the spec.
-        code: folder of the bundle, as the driver sees it; Ray may have put a copy elsewhere.
-    """
-    import importlib
-    import sys
-    from pathlib import Path
-
+    """The modules that cannot be imported, each with the reason; of `code` Ray may have put a copy elsewhere."""
     missing = {}
     # Before the folder that the study was started in; a trial checks that it has the right ones.
     sent = [place for entry in sys.path if (place := Path(entry, "code")).joinpath("inspected.json").is_file()]
@@ -268,22 +203,17 @@ def _imports(modules: Sequence[str], code: str) -> dict[str, Any]:
 
 
 def _facts(
-    nodes: Sequence[dict[str, Any]],
-    place: Path | str,
-    mark: str,
-    modules: Sequence[str],
-    code: Path | None,
-    pause: float,
+    nodes: Sequence[dict[str, Any]], place: Path | str, mark: str, modules: Sequence[str], code: Path | None
 ) -> Generator[None, None, list[Node]]:
     """Facts about nodes of `ray.nodes()`, as `_answers` yields and returns them.
 
     User code is imported only if nothing else is wrong.
     """
-    answers = yield from _answers(_state, (PACKAGES, mark), nodes, ANSWER_SECONDS, pause, "answered")
+    answers = yield from _answers(_state, (PACKAGES, mark), nodes, ANSWER_SECONDS, "answered")
     asked = [Node(name_of(node), node["Resources"], **facts) for node, facts in zip(nodes, answers, strict=True)]
     if modules and not mistakes(asked, place):
         what = f"imported {', '.join(modules)}"
-        answers = yield from _answers(_imports, (list(modules), str(code or "")), nodes, IMPORT_SECONDS, pause, what)
+        answers = yield from _answers(_imports, (list(modules), str(code or "")), nodes, IMPORT_SECONDS, what)
         asked = [replace(node, **facts) for node, facts in zip(asked, answers, strict=True)]
     return asked
 
@@ -293,23 +223,13 @@ def _answers(
     about: tuple[Any, ...],
     nodes: Sequence[dict[str, Any]],
     seconds: float,
-    pause: float,
     what: str,
     gpus: float = 0.0,
 ) -> Generator[None, None, list[dict[str, Any]]]:
-    """Run a function on nodes of `ray.nodes()`; yields after every pause, and returns their answers in order.
+    """Run a function on nodes of `ray.nodes()`; yields between two looks, and returns their answers in order.
 
     An answer is what the function returned, its `clock` as `ahead_seconds` of this machine's; or the `problem` if
-    there is none.
-
-    Args:
-        question: the function, which imports what it needs.
-        about: its arguments.
-        nodes: where to run it.
-        seconds: to wait for the answers.
-        pause: seconds between two looks.
-        what: the node has not done if it is silent, for messages.
-        gpus: that it takes.
+    there is none: the node cannot run it, or `has not {what}` in time.
     """
     import ray
     from ray import cloudpickle
@@ -325,7 +245,7 @@ def _answers(
     waiting = list(references)
     looked, until = time.time(), time.monotonic() + seconds
     while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=pause)
+        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         for reference in ready:
             try:
                 answers[reference] = ray.get(reference)
@@ -350,6 +270,7 @@ def _finished(answers: Generator[None, None, Result]) -> Result:
         except StopIteration as end:
             result: Result = end.value
             return result
+        time.sleep(PAUSE_SECONDS)
 
 
 def _alive() -> list[dict[str, Any]]:

@@ -24,11 +24,7 @@ SMALL_MULTIPLICATIONS = 100_000
 
 
 def resolved(spec: Spec) -> Spec:
-    """The spec with `gpus_per_trial` computed from its largest cell, if it is "auto"; otherwise unchanged.
-
-    Raises:
-        ClusterError: if the GPUs' memory is unknown.
-    """
+    """The spec with `gpus_per_trial` computed from its largest cell, if it is "auto"; otherwise unchanged."""
     if spec.resources.gpus_per_trial != "auto":
         return spec
     memory = (spec.resources.gpu_memory_gib or 0) * 2**30 or nodes.gpu_bytes()
@@ -36,7 +32,7 @@ def resolved(spec: Spec) -> Spec:
         message = (
             '"auto": no GPU here tells how much memory it has; set resources.gpu_memory_gib, or a number in its place'
         )
-        raise ClusterError("resources.gpus_per_trial", [message])
+        raise ClusterError("resources.gpus_per_trial", message)
     largest: float = max(needs(spec, *corner) for corner in spec.corners())
     if any(spec.optimizer_facts(name).solo for name in spec.search.optimizers()):
         largest = memory  # the state of such an optimizer is unknown (LBFGS keeps a hundred gradients)
@@ -46,24 +42,13 @@ def resolved(spec: Spec) -> Spec:
 
 
 def share(needed: float, memory: float) -> float:
-    """The share of a GPU that a trial takes: 1 / n, where n is the largest number up to `SHARING` of trials that fit.
-
-    Args:
-        needed: memory of a trial, in bytes.
-        memory: of the GPU, in bytes.
-    """
+    """The share of a GPU that a trial takes: 1 / n, with the largest n up to `SHARING` for which the bytes suffice."""
     together = min(SHARING, int(lane_memory.MEMORY_SHARE * memory // needed))
     return math.floor(1e4 / together) / 1e4 if together > 1 else 1.0  # Ray counts in ten-thousandths
 
 
 def small(build: Builder, in_shape: tuple[int, ...], batch_size: int) -> bool:
-    """Whether a cell runs without a GPU under `resources.cpu_nodes`; depends on the cell alone.
-
-    Args:
-        build: makes one of its networks.
-        in_shape: shape of one example.
-        batch_size: examples per update.
-    """
+    """Whether a cell runs without a GPU under `resources.cpu_nodes`; depends on the cell alone."""
     return 3 * models.multiplications(build(), in_shape) * batch_size <= SMALL_MULTIPLICATIONS
 
 

@@ -47,20 +47,15 @@ _PACKAGES = ("study", "trainables", "analysis")
 
 @dataclass
 class Cluster:
-    """The Ray that this process is connected to.
+    """The Ray that this process is connected to."""
 
-    Attributes:
-        resources: of a trial.
-        joined: whether it was running already; then nodes come and go.
-        note: called with the kind and description of each event of a node.
-        seen: host name of every node with CPUs so far -> the most GPUs that it had.
-        look_over: yields None until a node that joined has answered, then its mistakes.
-    """
-
-    resources: Resources
-    joined: bool = False
+    resources: Resources  # of a trial
+    joined: bool = False  # whether it was running already; then nodes come and go
+    # called with the kind and description of each event of a node
     note: Callable[[str, str], None] = lambda kind, text: None
+    # host name of every node with CPUs so far -> the most GPUs that it had
     seen: dict[str, int] = field(default_factory=dict)
+    # yields None until a node that joined has answered, then its mistakes
     look_over: Callable[[dict[str, Any]], Iterator[list[str] | None]] = lambda node: iter([[]])
     _looked: float = field(default=-math.inf, repr=False)
     _nodes: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
@@ -76,13 +71,11 @@ class Cluster:
         return fitting(self.resources, self._nodes.values())
 
     def room(self, on_gpus: int = 0) -> int:
-        """Trials that may be running or waiting now.
+        """Trials that may be running or waiting now, of which `on_gpus` take a GPU.
 
-        On a cluster one more than fit, so that a node that joins is used at once, and an autoscaler sees the demand.
-
-        Args:
-            on_gpus: trials running or waiting that take a GPU. If small cells run without one, as many of these may
-                wait as run; otherwise the next small cell would wait behind them.
+        On a cluster one more than fit, so that a node that joins is used at once, and an autoscaler sees the demand. If
+        small cells run without a GPU, as many trials for GPUs may wait as run; otherwise the next small cell would wait
+        behind them.
         """
         fit = self.fits()
         if not self.resources.cpu_nodes:
@@ -124,16 +117,9 @@ def name_of(node: Mapping[str, Any]) -> str:
 
 @contextmanager
 def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path | None = None) -> Iterator[Cluster]:
-    """Join the cluster at an address, or start Ray on this machine.
+    """Join the cluster at an address, auto or host:port, or start Ray on this machine, on loopback.
 
-    Args:
-        spec: its resources are those of a trial.
-        address: auto, or host:port of the cluster's head; None starts Ray here, on loopback.
-        wait: seconds to wait for nodes on which a trial fits.
-        bundle: folder of the bundle of user code, which is sent to the nodes.
-
-    Raises:
-        ClusterError: if no trial fits, or no cluster answers at the address.
+    Waits some seconds for nodes on which a trial fits. The bundle of user code is sent to the nodes.
     """
     if address:
         reach(address)
@@ -145,9 +131,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
     import ray
 
     if ray.is_initialized():
-        raise ClusterError(
-            "ray", ["runs in this process already, and a study starts its own; call ray.shutdown() first"]
-        )
+        raise ClusterError("ray", "runs in this process already, and a study starts its own; call ray.shutdown() first")
 
     listen_beyond_loopback(allowed=bool(address))  # Ray may have been imported before
 
@@ -163,15 +147,13 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
     except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, TimeoutError) as error:
         if not address:
             raise
-        raise ClusterError(f"--address {address}", [_why(error)]) from error
+        raise ClusterError(f"--address {address}", _why(error)) from error
     try:
         cluster, until = Cluster(spec.resources, joined=bool(address)), time.monotonic() + wait
         while not (fits := cluster.fits()) and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
         if not fits:
-            raise ClusterError(
-                "resources", [_too_small(spec.resources, [node for node in ray.nodes() if node["Alive"]])]
-            )
+            raise ClusterError("resources", _too_small(spec.resources, [node for node in ray.nodes() if node["Alive"]]))
         yield cluster
     finally:
         ray.shutdown()
@@ -184,14 +166,10 @@ def packages(bundle: Path | None = None) -> list[str]:
 
 
 def reach(address: str) -> None:
-    """Check that a Ray head may listen at an address. Ray itself would retry for minutes.
-
-    Raises:
-        ClusterError: if none listens, or no study can be driven through such an address.
-    """
+    """Raise a `ClusterError` unless a Ray head may listen at an address. Ray itself would retry for minutes."""
     if address.startswith(("ray://", "http://", "https://")):
         advice = "give host:6379 on a node of the cluster, or send the study there: `study submit --address http://HEAD:8265`"
-        raise ClusterError(f"--address {address}", [f"a study cannot be driven through this port; {advice}"])
+        raise ClusterError(f"--address {address}", f"a study cannot be driven through this port; {advice}")
     host, _, port = address.rpartition(":")
     if address in ("auto", "local") or not port.isdigit():
         return
@@ -202,9 +180,9 @@ def reach(address: str) -> None:
             with suppress(OSError):  # the other side may hang up, or stay silent
                 answer = connection.recv(9)
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"--address {address}", [f"nothing answers ({error}); {advice}"]) from error
+        raise ClusterError(f"--address {address}", f"nothing answers ({error}); {advice}") from error
     if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
-        raise ClusterError(f"--address {address}", [f"what listens there is no Ray head, whose port is 6379; {advice}"])
+        raise ClusterError(f"--address {address}", f"what listens there is no Ray head, whose port is 6379; {advice}")
 
 
 def _why(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import os
 import shlex
 import shutil
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING
 from study.cluster.compat import server_version
 from study.cluster.ray import NO_TOKEN, packages
 from study.errors import ClusterError, StorageError, UsageError
-from study.results.provenance import read_provenance
 from study.spec import Spec
 from study.usercode import bundle
 from trainables import storage
@@ -47,28 +47,13 @@ POLL_SECONDS = 0.5
 def submit(
     spec: Spec, address: str, out: str, *, wait: float = 0.0, to: Path | None = None, say: Callable[[str], None] = print
 ) -> int:
-    """Run a study as a job of a cluster, or resume the one in `out`.
+    """Run a study as a job of a cluster, or resume the one in `out`; the exit code of the job, 1 if it has none.
 
-    Args:
-        spec: the study.
-        address: of the job server, `http://HEAD:8265`.
-        out: results folder as the cluster's nodes see it, or a URI.
-        wait: seconds to wait for nodes on which a trial fits.
-        to: folder on this machine that the results are copied to; None, or a URI as `out`, copies nothing.
-        say: prints a line, of ours or of the job.
-
-    Returns:
-        The exit code of the job's `study run`; 1 if it has none.
-
-    Raises:
-        ClusterError: if no job server answers there, or its Ray is of another version.
-        UsageError: if `out` is a relative path.
-        StorageError: if `to` holds anything but an earlier copy of the results.
+    The results are copied to the folder `to` of this machine, if `out` is a folder of the cluster.
     """
-    _use_token()
     if not storage.is_uri(out) and not Path(out).is_absolute():
         message = "a job begins in a folder that goes with it; give an absolute path that all nodes share, or a URI"
-        raise UsageError(f"--out {out}", [message])
+        raise UsageError(f"--out {out}", message)
     if to and not storage.is_uri(out):
         _may_replace(to, out)
     client = _client(address)
@@ -91,22 +76,20 @@ def submit(
 
 def _may_replace(to: Path, out: str) -> None:
     """Raise a `StorageError` if a folder here holds anything but the results in `out` or a copy of them."""
-    command = shlex.split(str(read_provenance(to).get("command", "")))
+    command: list[str] = []
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # no results, or damaged ones
+        command = shlex.split(json.loads((to / "provenance.json").read_text(encoding="utf-8"))["command"])
     if to.absolute() == Path(out) or ("--out", out) in pairwise(command):
         return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         message = f"is no copy of {out} and would be replaced by one; give another folder, which is not there yet"
-        raise StorageError(f"--to {to}", [message])
-
-
-def _use_token() -> None:
-    """Make Ray send its token, if it has one, to the job server as well. Read when Ray is imported."""
-    token = Path.home() / ".ray" / "auth_token"
-    if token.is_file() or "RAY_AUTH_TOKEN" in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        raise StorageError(f"--to {to}", message)
 
 
 def _client(address: str) -> JobSubmissionClient:
+    # Ray sends its token, if it has one, to the job server as well if this is set when it is imported.
+    if (Path.home() / ".ray" / "auth_token").is_file() or "RAY_AUTH_TOKEN" in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     # These would override the address.
@@ -117,21 +100,19 @@ def _client(address: str) -> JobSubmissionClient:
 
         client = JobSubmissionClient(address)
     except ray.exceptions.AuthenticationError as error:
-        raise ClusterError(f"--address {address}", [NO_TOKEN]) from error
+        raise ClusterError(f"--address {address}", NO_TOKEN) from error
     except ConnectionError as error:
         advice = "is the dashboard running there, or a tunnel to it (`ssh -L 8265:127.0.0.1:8265 HEAD`)?"
-        raise ClusterError(f"--address {address}", [f"no job server answers; {advice}"]) from error
+        raise ClusterError(f"--address {address}", f"no job server answers; {advice}") from error
     except (RuntimeError, ValueError) as error:
         if "ray[default]" in str(error):
             advice = "pip install 'optimizer-study[cluster]'"
-            raise UsageError("study submit", [f"needs Ray's job client; {advice}"]) from error
-        raise ClusterError(f"--address {address}", [f"{error}; valid: http://HEAD:8265"]) from error
+            raise UsageError("study submit", f"needs Ray's job client; {advice}") from error
+        raise ClusterError(f"--address {address}", f"{error}; valid: http://HEAD:8265") from error
     theirs = server_version(client)
     if theirs != ray.__version__:
         advice = f"install ray=={theirs} here, or ray=={ray.__version__} there"
-        raise ClusterError(
-            f"--address {address}", [f"the cluster has Ray {theirs}, here is {ray.__version__}; {advice}"]
-        )
+        raise ClusterError(f"--address {address}", f"the cluster has Ray {theirs}, here is {ray.__version__}; {advice}")
     return client
 
 
@@ -153,7 +134,7 @@ def _follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -
         info = _ended(client, job)
     except KeyboardInterrupt:
         address = client.get_address()
-        say(f"the job goes on; to follow it: ray job logs --follow --address {address} {job}")
+        say(f"the job continues; to follow it: ray job logs --follow --address {address} {job}")
         say(f"to end it: ray job stop --address {address} {job}")
         raise
     if info.driver_exit_code is None and info.message:
@@ -169,21 +150,12 @@ def _ended(client: JobSubmissionClient, job: str) -> JobDetails:
 
 
 def fetch(client: JobSubmissionClient, out: str, to: Path) -> None:
-    """Copy a results folder of the cluster's head to this machine.
-
-    Args:
-        client: of its job server.
-        out: the folder there.
-        to: the folder here, which is replaced.
-
-    Raises:
-        StorageError: if it could not be had.
-    """
+    """Copy a results folder of the cluster's head to this machine, where it replaces the folder `to`."""
     job = client.submit_job(entrypoint=shlex.join(["python", "-c", _PACK, out]))
     info, text = _ended(client, job), client.get_job_logs(job)
     if info.driver_exit_code != 0:
         why = [str(info.message), *text.strip().splitlines()][-1]
-        raise StorageError(f"--to {to}", [f"{out} could not be fetched ({why}); copy it by hand"])
+        raise StorageError(f"--to {to}", f"{out} could not be fetched ({why}); copy it by hand")
     # The log begins with the command, which contains the marks.
     content = base64.b64decode(text.rsplit(_BEGIN, 1)[1].rsplit(_END, 1)[0])
     to.parent.mkdir(parents=True, exist_ok=True)

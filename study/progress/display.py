@@ -7,7 +7,6 @@ import math
 import time
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rich.console import Console
@@ -34,13 +33,7 @@ Show: TypeAlias = Literal["auto", "plain", "json", "quiet"]
 
 
 class ProgressDisplay:
-    """Counts trials by outcome, keeps the best one with its interval and the total cost, and shows them.
-
-    Args:
-        spec: of the study.
-        planned: number of trials at the end.
-        show: the kind of display.
-    """
+    """Counts trials by outcome, keeps the best one with its interval and the total cost, and shows them."""
 
     def __init__(self, spec: Spec, planned: int, show: Show) -> None:
         self.spec, self.planned, self.show = spec, planned, show
@@ -68,13 +61,8 @@ class ProgressDisplay:
         """Trials that ended, without interrupted ones."""
         return self.counts.total() - self.counts["interrupted"]
 
-    def go_on(self, state: State, folder: Path) -> None:
-        """Count the trials of earlier sessions.
-
-        Args:
-            state: of the study.
-            folder: its results folder.
-        """
+    def count_earlier(self, state: State, folder: Path) -> None:
+        """Count the trials of earlier sessions."""
         for row in state.rows.values():
             self._count(row)
         self.before = self.done
@@ -83,7 +71,7 @@ class ProgressDisplay:
             self.interval = self._over_seeds(lanes[lanes["trial"] == self.best["trial"]].to_dict("records"))
         if state.rows or state.begun or state.redo:
             parts = [f"{self.done} of {self.planned} trials have ended"]
-            parts += [f"{len(state.begun)} go on where they were"] if state.begun else []
+            parts += [f"{len(state.begun)} continue where they were"] if state.begun else []
             parts += [f"{len(state.redo)} run again, whose rows were lost"] if state.redo else []
             self.say(f"{self.spec.name}: {', '.join(parts)}")
 
@@ -105,9 +93,7 @@ class ProgressDisplay:
             self.output.display(self._lines())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.live.stop()
         if self.show == "json":
             self._object("end", **self.numbers())
@@ -169,38 +155,36 @@ class ProgressDisplay:
             "seconds_left": math.ceil(elapsed * (self.planned - self.done) / since) if since else None,
         }
 
+    def _words(self) -> tuple[list[str], list[str], str]:
+        """Outcomes, speed with cost, and the time left, in words."""
+        now = self.numbers()
+        outcomes = [f"{count} {name}" for name, count in self.counts.items()]
+        speed = [f"{now['lanes_per_second']:.1f} lanes/s"] if self.lanes else []
+        left = f"about {duration(round(now['seconds_left']))} left" if now["seconds_left"] else ""
+        return outcomes, [*speed, cost(now["cpu_hours"], now["gpu_hours"])], left
+
     def summary(self) -> str:
         """One line: counts, speed, cost, time left and the best trial."""
-        now = self.numbers()
-        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
-        parts = [f"{self.done}/{self.planned} trials" + (f" ({counts})" if counts else "")]
-        parts += [f"{now['running']} running"] if self.running else []
-        parts += [f"{now['lanes_per_second']:.1f} lanes/s"] if self.lanes else []
-        parts += [cost(now["cpu_hours"], now["gpu_hours"])]
-        parts += [f"about {duration(round(now['seconds_left']))} left"] if now["seconds_left"] else []
-        return ", ".join(parts) + (f"; {self._best()}" if self.best else "")
+        outcomes, spent, left = self._words()
+        counts = f" ({', '.join(outcomes)})" if outcomes else ""
+        running = f"{len(self.running)} running" if self.running else ""
+        parts = [f"{self.done}/{self.planned} trials{counts}", running, *spent, left]
+        return ", ".join(filter(None, parts)) + (f"; {self._best()}" if self.best else "")
 
     def _lines(self) -> Table:
         """The live display: progress bar, counts and best trial; lines are cut to the terminal's width."""
-        now = self.numbers()
-        left = f"about {duration(round(now['seconds_left']))} left" if now["seconds_left"] else ""
-        bar = Table.grid(padding=(0, 1))
-        elapsed = duration(time.monotonic() - self.started)
-        progress = ProgressBar(self.planned, self.done, width=24)
+        outcomes, spent, left = self._words()
+        elapsed, progress = duration(time.monotonic() - self.started), ProgressBar(self.planned, self.done, width=24)
+        bar, lines = Table.grid(padding=(0, 1)), Table.grid()
         bar.add_row("trials", progress, f"{self.done}/{self.planned}", elapsed, left)
-        counts = [f"{len(self.running)} running", *(f"{count} {name}" for name, count in self.counts.items())]
-        speed = [f"{now['lanes_per_second']:.1f} lanes/s"] if self.lanes else []
-        second = " · ".join([*counts, *speed, cost(now["cpu_hours"], now["gpu_hours"])])
-        lines = Table.grid()
         lines.add_row(bar)
-        for text in (second, self._best() if self.best else ""):
+        for text in (" · ".join([f"{len(self.running)} running", *outcomes, *spent]), self._best()):
             lines.add_row(Text(text, no_wrap=True, overflow="ellipsis"))
         return lines
 
     def _best(self) -> str:
-        assert self.best
         interval = (self.interval.low, self.interval.high) if self.interval else None
-        return best_line(self.spec.workload.metric, self.best, interval)
+        return best_line(self.spec.workload.metric, self.best, interval) if self.best else ""
 
     def _spent(self, trial: dict[str, Any]) -> tuple[float, float]:
         return results.spent(trial, self.spec.resources.cpus_per_trial, self.spec.resources.gpus)
@@ -216,17 +200,14 @@ class ProgressDisplay:
             return False
         self.scored += 1
         better = self.best is None or (value > self.best["value"]) == self.maximize
-        if better and row["outcome"] == "completed":
-            self.best = row
-            return True
-        return False
+        self.best = row if better and row["outcome"] == "completed" else self.best
+        return self.best is row
 
     def _over_seeds(self, lanes: list[dict[str, Any]]) -> Interval:
         """The best trial's interval over seeds, at its tuned learning rate."""
         assert self.best
-        metric = self.spec.workload.metric
-        mine = [lane for lane in lanes if lane["learning_rate"] == self.best["learning_rate"]]
-        values = [lane[f"validation_{metric}"] for lane in mine]
+        metric, rate = self.spec.workload.metric, self.best["learning_rate"]
+        values = [lane[f"validation_{metric}"] for lane in lanes if lane["learning_rate"] == rate]
         known = [value for value in values if value is not None]
         return metric_interval(known, metric, self.spec.workload.facts.validation)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,74 +11,67 @@ from typing import Any
 import pandas as pd
 
 import analysis.results as results
-from analysis.text import cost
+from analysis.text import cost, settings_text
 from study.results.ownership import running_owner
 from study.spec.model import Resources
 
 
 def status(folder: Path | str) -> str:
-    """Some lines of text: trials by outcome, diverged lanes, the best cell, the cost, and what can be done next.
-
-    Args:
-        folder: the results folder, or its URI.
-
-    Raises:
-        analysis.ResultsError: if the folder holds no results.
-    """
-    found = results.load(folder)
-    again, lanes, resources = found.confirmation, found.lanes, Resources(**found.spec.get("resources", {}))
+    """Some lines of text: trials by outcome, diverged lanes, the best cell, the cost, and what can be done next."""
+    study = results.load(folder)
+    again, lanes, resources = study.confirmation, study.lanes, Resources(**study.spec.get("resources", {}))
     if owner := running_owner(folder):
         state = f"running, {owner}"
-    elif found.provenance.get("finished"):
+    elif study.provenance.get("finished"):
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:
         state = f"interrupted; `study resume {folder}` continues it"
     lines = [
-        f"{found.name}: {state}",
-        f"  trials  {_counts(found)}",
+        f"{study.name}: {state}",
+        f"  trials  {_counts(study)}",
         *([f"  confirm {_counts(again)}"] if again else []),
         f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
-        f"  cost    {cost(*results.hours(found, resources.cpus_per_trial, resources.gpus))}",
-        *_best(found, ""),
+        f"  cost    {cost(*results.hours(study, resources.cpus_per_trial, resources.gpus))}",
+        *_best(study, ""),
         *(_best(again, "confirmed: ") if again else []),
     ]
-    if len(found.objectives) > 1:
-        lines += _front(found)
-    trials = found.trials
+    if len(study.objectives) > 1:
+        lines += _front(study)
+    trials = study.trials
     for _, trial in trials[trials["error"].notna()].head(3).iterrows():
         reason = shorten(trial["error"].strip().splitlines()[-1], 160, placeholder=" ...")
         lines.append(f"  failed  trial {trial['trial']}: {reason}")
     return "\n".join(lines)
 
 
-def _counts(found: results.Results) -> str:
+def _counts(study: results.Results) -> str:
     """Number of trials that ended, number planned, and how they ended."""
-    counts = found.trials["outcome"].value_counts()
-    ended = len(found.trials) - int(counts.get("interrupted", 0))
+    counts = study.trials["outcome"].value_counts()
+    ended = len(study.trials) - int(counts.get("interrupted", 0))
     by_outcome = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"{ended} of {found.spec['budget']['trials']}: {by_outcome or 'none ended yet'}"
+    return f"{ended} of {study.spec['budget']['trials']}: {by_outcome or 'none ended yet'}"
 
 
-def _completed(found: results.Results) -> pd.DataFrame:
-    return found.trials[(found.trials["outcome"] == "completed") & found.trials["value"].notna()]
+def _completed(study: results.Results) -> pd.DataFrame:
+    return study.trials[(study.trials["outcome"] == "completed") & study.trials["value"].notna()]
 
 
-def _best(found: results.Results, where: str) -> list[str]:
+def _best(study: results.Results, where: str) -> list[str]:
     """The line of the best trial; none if there is none. Its interval stands in the report: it needs scipy."""
-    completed = _completed(found)
+    completed = _completed(study)
     if completed.empty:
         return []
-    best: dict[Any, Any] = completed.sort_values("value", ascending=not found.maximize).iloc[0].to_dict()
-    return [f"  {where}{best_line(found.metric, best, None)} (trial {best['trial']})"]
+    best: dict[Any, Any] = completed.sort_values("value", ascending=not study.maximize).iloc[0].to_dict()
+    return [f"  {where}{best_line(study.metric, best, None)} (trial {best['trial']})"]
 
 
-def _front(found: results.Results) -> list[str]:
+def _front(study: results.Results) -> list[str]:
     """The trials that no other trial beats in every objective."""
-    completed, lines = _completed(found), []
+    completed, lines = _completed(study), []
     table = completed.rename(columns={"value": "validation"})
-    for row in completed[results.pareto(table, found.objectives, found.maximize)].to_dict("records"):
-        values = [row["value" if name == "metric" else name] for name in found.objectives]
-        numbers = ", ".join(f"{name} {n:.4g}" for name, n in zip(found.objectives, values, strict=True))
+    for row in completed[results.pareto(table, study.objectives, study.maximize)].to_dict("records"):
+        values = [row["value" if name == "metric" else name] for name in study.objectives]
+        numbers = ", ".join(f"{name} {n:.4g}" for name, n in zip(study.objectives, values, strict=True))
         lines.append(f"  front   {numbers}: {describe(row, row['learning_rate'])} (trial {row['trial']})")
     return lines
 
@@ -97,10 +89,5 @@ def describe(config: Mapping[Any, Any], rate: float | None) -> str:
     size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
     tuned = f", rate {rate:.2g}" if rate is not None else ""
     settings = config.get("settings")
-    if isinstance(settings, str):
-        settings = json.loads(settings or "{}")
-    settings = settings if isinstance(settings, dict) else {}
-    shown = "".join(
-        f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}" for name, value in settings.items()
-    )
-    return f"{config['optimizer']}{shown}, batch {config['batch_size']}{size}{tuned}"
+    own = f", {settings_text(settings)}" if isinstance(settings, str) and settings else ""
+    return f"{config['optimizer']}{own}, batch {config['batch_size']}{size}{tuned}"

@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,15 +59,7 @@ def _words(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 class TensorBoard:
-    """Writes event files, one run per trial, which `tensorboard --logdir FOLDER` shows while the study runs.
-
-    Args:
-        folder: the runs are its subfolders.
-        metric: name of the workload's metric.
-
-    Raises:
-        UsageError: if tensorboard is not installed.
-    """
+    """Writes event files, one run per trial, which `tensorboard --logdir FOLDER` shows while the study runs."""
 
     def __init__(self, folder: Path, metric: str) -> None:
         require("tensorboard", "tensorboard")
@@ -157,36 +148,19 @@ _CLOSE_SECONDS = 60.0
 _TOO_MANY_REQUESTS = 429
 
 
-@dataclass
-class _Run:
-    """A trial's run on the server, and the update of its last point."""
-
-    id: str
-    update: int
-
-
 class MLflow:
     """Logs to an MLflow tracking server: one experiment per study name, one run per trial.
 
     A thread sends everything, so no trial waits for the server. Calls that fail are repeated, at growing intervals,
     until `close`; calls that the server refuses are dropped. (mlflow's own asynchronous logging neither starts nor ends
-    runs, and drops what fails.) mlflow reads the credentials MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
-
-    Args:
-        uri: address of the server, http:// or https://.
-        study: name of the study.
-        folder: results folder; with its number it identifies a trial's run after a resume.
-        metric: name of the workload's metric.
-        say: told once, from the thread, that the server is unavailable or refuses a call.
-
-    Raises:
-        UsageError: if mlflow is not installed, or the URI is not a server's.
+    runs, and drops what fails.) mlflow reads the credentials MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. The
+    results folder and the trial's number identify a run after a resume.
     """
 
     def __init__(self, uri: str, study: str, folder: Path, metric: str, say: Callable[[str], None]) -> None:
         require("mlflow", "mlflow")
         if not uri.startswith(("http://", "https://")):
-            raise UsageError("mlflow", [f"{uri} is no tracking server; give its address, as http://host:5000"])
+            raise UsageError("mlflow", f"{uri} is no tracking server; give its address, as http://host:5000")
         for name, value in _MLFLOW_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -195,7 +169,7 @@ class MLflow:
         self._uri, self._study, self._folder, self._metric, self._say = uri, study, str(folder), metric, say
         self._experiment = ""
         self._begun: set[int] = set()
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, tuple[str, int]] = {}  # trial -> its run on the server, and the update of its last point
         self._warned = False
         self._closing, self._deadline = threading.Event(), math.inf
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -262,8 +236,8 @@ class MLflow:
         if len(reason) > 300:
             reason = reason[:300] + "..."
         self._say(
-            f"MLflow at {shown} does not take what it is sent ({reason}); the study goes on, and what is missing there "
-            f"is sent when it can be, without another warning"
+            f"MLflow at {shown} does not take what it is sent ({reason}); the study continues, and what is missing "
+            f"there is sent when it can be, without another warning"
         )
 
     def _begin(self, trial: int, parameters: dict[str, Any], when: int) -> None:
@@ -281,7 +255,7 @@ class MLflow:
         else:
             tags, name = {"trial": str(trial), "folder": self._folder}, f"trial-{trial:05d}"
             run = self._client.create_run(self._experiment, start_time=when, tags=tags, run_name=name)
-        self._runs[trial] = _Run(run.info.run_id, update)
+        self._runs[trial] = run.info.run_id, update
         new = {name: value for name, value in parameters.items() if name not in run.data.params}
         self._client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in new.items()])
 
@@ -291,18 +265,18 @@ class MLflow:
         return next((run for run in runs if run.data.tags.get("folder") == self._folder), None)
 
     def _report(self, trial: int, update: int, values: dict[str, float], when: int) -> None:
-        run = self._runs.get(trial)  # None if the server refused to start it
-        if run and update > run.update:
-            self._client.log_batch(run.id, metrics=_points(values, when, update))
-            run.update = update
+        run, last = self._runs.get(trial, ("", update))  # none if the server refused to start it
+        if update > last:
+            self._client.log_batch(run, metrics=_points(values, when, update))
+            self._runs[trial] = run, update
 
     def _end(self, trial: int, update: int, values: dict[str, float], words: dict[str, str], when: int) -> None:
         from mlflow.entities import RunTag
 
-        if run := self._runs.get(trial):
-            tags = [RunTag(name, text) for name, text in words.items()]
-            self._client.log_batch(run.id, metrics=_points(values, when, update), tags=tags)
-            self._client.set_terminated(run.id, _STATUSES.get(words["outcome"], "FAILED"), end_time=when)
+        if trial in self._runs:
+            run, tags = self._runs[trial][0], [RunTag(name, text) for name, text in words.items()]
+            self._client.log_batch(run, metrics=_points(values, when, update), tags=tags)
+            self._client.set_terminated(run, _STATUSES.get(words["outcome"], "FAILED"), end_time=when)
             del self._runs[trial]
 
 

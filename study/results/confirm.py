@@ -25,32 +25,22 @@ WINNERS = "winners.json"
 
 @dataclass(frozen=True)
 class Winner:
-    """A cell to be confirmed.
+    """A cell to be confirmed."""
 
-    Attributes:
-        cell: as the spec writes it.
-        learning_rate: the tuned one.
-    """
-
-    cell: Cell
-    learning_rate: float
+    cell: Cell  # as the spec writes it
+    learning_rate: float  # the tuned one
 
 
 def winners(spec: Spec, folder: Path) -> list[Winner]:
     """The cells of a finished search to confirm: the best ones of all, and the best one of each optimizer.
 
     They are also written to `confirm/winners.json`, after those that were confirmed before.
-
-    Args:
-        spec: the study's.
-        folder: its results folder.
     """
     file = folder / CONFIRM / WINNERS
     try:
-        found = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+        chosen = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
     except (ValueError, TypeError) as error:
-        told = f"is damaged ({error}); move {file.parent} away to confirm anew"
-        raise StorageError(str(file), [told]) from error
+        raise StorageError(str(file), f"is damaged ({error}); move {file.parent} away to confirm again") from error
     study = results.load(folder)
     ranked = rank(cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == Outcome.COMPLETED]
@@ -59,11 +49,11 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
     space = Space(spec, "", "")
     for row in ranked[best].to_dict("records"):
         winner = Winner(space.cell_of({str(name): value for name, value in row.items()}), float(row["learning_rate"]))
-        if winner not in found:
-            found.append(winner)
+        if winner not in chosen:
+            chosen.append(winner)
     file.parent.mkdir(exist_ok=True)
-    write_text(file, json.dumps([asdict(each) for each in found], indent=1) + "\n")
-    return found
+    write_text(file, json.dumps([asdict(each) for each in chosen], indent=1) + "\n")
+    return chosen
 
 
 def confirmation(spec: Spec, count: int) -> Spec:

@@ -91,25 +91,17 @@ def check_home(study: optuna.Study, folder: Path) -> None:
     """Raise a `StorageError` if a database's study belongs to another results folder, which still holds a study."""
     recorded, here = study.user_attrs.get("results"), str(home(folder))
     if recorded and recorded != here and has_study(recorded):
-        raise StorageError("tuning.storage", [f"its study {study.study_name} is that of {recorded}, not of {here}"])
+        raise StorageError("tuning.storage", f"its study {study.study_name} is that of {recorded}, not of {here}")
     if recorded != here:  # new, or moved
         set_home(study, folder)
 
 
 @contextmanager
 def mirrored(place: Path | str, command: str, say: Callable[[str], None], *, new: bool = False) -> Iterator[Path]:
-    """The folder in which to run a study whose results go to a place.
+    """The folder in which to run a study whose results go to a place: a folder itself, or the spool of a URI.
 
-    Args:
-        place: a folder, which is returned as it is, or a URI.
-        command: what the user ran, for those who find the URI in use.
-        say: receives a line when the store is away, and when it is back.
-        new: whether the study is to begin.
-
-    Raises:
-        StorageError: if the URI cannot be used, another run owns it, or it holds a study although `new` is set, or none
-            although it is not.
-        Halted: if not everything could be sent; it is safe in the spool.
+    `new` says that the study begins. Raises StorageError if the URI cannot be used, another run owns it, or it holds a
+    study that should not be there, or none; and Halted if not everything could be sent, which is safe in the spool.
     """
     if isinstance(place, Path):
         yield place
@@ -123,7 +115,7 @@ def mirrored(place: Path | str, command: str, say: Callable[[str], None], *, new
         raise in_use(place, running_owner(place) or "a process of this machine that begins or ends") from None
     except OSError as error:
         message = f"results are gathered in {spool.parent} first, which cannot be written ({error.strerror})"
-        raise StorageError(place, [f"{message}; set XDG_CACHE_HOME to a folder that can"]) from error
+        raise StorageError(place, f"{message}; set XDG_CACHE_HOME to a folder that can") from error
     try:
         mirror = _claimed(place, spool, command, say, new=new)
         _URIS[spool] = place
@@ -138,11 +130,7 @@ def mirrored(place: Path | str, command: str, say: Callable[[str], None], *, new
 
 
 def send(folder: Path, uri: str) -> None:
-    """Copy the files of a folder to a URI.
-
-    Raises:
-        OSError: if that fails.
-    """
+    """Copy the files of a folder to a URI."""
     for file in [each for each in sorted(folder.rglob("*")) if each.is_file()]:
         storage.write_bytes(join(uri, *file.relative_to(folder).parts), file.read_bytes())
 
@@ -176,15 +164,13 @@ def _claimed(uri: str, spool: Path, command: str, say: Callable[[str], None], *,
         mirror = _Mirror(spool, lease, say)
         mirror.known = {name: (0, 0) if ours else _stamp(spool / name) for name in remote if not _skipped(name)}
         lease.claim()
-    except ResultsError:
+    except (ResultsError, StorageError):
         raise
     except (OSError, ValueError) as error:
-        if isinstance(error, StorageError):
-            raise
         message = f"cannot be used ({reason(error)}); does it exist, may you write to it, and does the store answer?"
-        raise StorageError(uri, [message]) from error
+        raise StorageError(uri, message) from error
     if lease.lost:
-        raise StorageError(uri, [f"a study has begun in it: {lease.lost}; give another URI"])
+        raise StorageError(uri, f"a study has begun in it: {lease.lost}; give another URI")
     return mirror
 
 
@@ -192,10 +178,10 @@ def _refuse_used(uri: str, spool: Path, remote: dict[str, FileInfo]) -> None:
     """Raise a `StorageError` unless a new study can begin at a URI."""
     if remote:
         what = "already holds a study" if "spec.toml" in remote else f"is not empty, it holds {min(remote)}"
-        raise StorageError(f"--out {uri}", [f"{what}; give a URI where there is nothing yet"])
+        raise StorageError(f"--out {uri}", f"{what}; give a URI where there is nothing yet")
     if spool.exists():
         message = f"an earlier run could not send its results, they are in {spool}; `study resume {uri}` continues it"
-        raise StorageError(f"--out {uri}", [f"{message}; to start again, remove that folder"])
+        raise StorageError(f"--out {uri}", f"{message}; to start again, remove that folder")
 
 
 def _skipped(name: str) -> bool:
@@ -210,16 +196,12 @@ def _stamp(file: Path) -> Stamp:
 
 
 class _Mirror(threading.Thread):
-    """Sends what changes in a spool.
-
-    Attributes:
-        known: files at the URI, as they were in the spool when they were sent.
-    """
+    """Sends what changes in a spool."""
 
     def __init__(self, spool: Path, lease: Lease, say: Callable[[str], None]) -> None:
         super().__init__(name="mirror", daemon=True)
         self.uri, self.spool, self.lease, self.say = lease.uri, spool, lease, say
-        self.known: dict[str, Stamp] = {}
+        self.known: dict[str, Stamp] = {}  # files at the URI, as they were in the spool when they were sent
         self._seen: set[str] = set()
         self._ended, self._away = threading.Event(), False
 
@@ -305,11 +287,7 @@ class _Mirror(threading.Thread):
         return files
 
     def close(self) -> None:
-        """Send the rest, let go of the URI and remove the spool.
-
-        Raises:
-            Halted: if that could not be done; the spool stays.
-        """
+        """Send the rest, let go of the URI and remove the spool, which stays if that could not be done."""
         self._ended.set()
         self.join()
         until = time.monotonic() + PATIENCE_SECONDS

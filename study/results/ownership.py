@@ -35,21 +35,15 @@ UNKNOWN = "an unknown process"
 
 @dataclass(frozen=True)
 class Owner:
-    """The run that owns a results folder or URI.
-
-    Attributes:
-        session: id of the run at a URI; empty for a folder.
-        beat: heartbeats so far.
-        ended: when it let go of the URI; empty while it runs.
-    """
+    """The run that owns a results folder or URI."""
 
     command: str
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
     since: str = field(default_factory=now)
-    session: str = ""
-    beat: int = 0
-    ended: str = ""
+    session: str = ""  # id of the run at a URI; empty for a folder
+    beat: int = 0  # heartbeats so far
+    ended: str = ""  # when it let go of the URI; empty while it runs
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
@@ -60,23 +54,18 @@ class Owner:
 
     def is_dead(self) -> bool:
         """Whether its process ran on this machine and is gone."""
-        if self.host != platform.node():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
+        if self.host == platform.node():
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            except PermissionError:  # it is another user's
+                pass
         return False
 
 
 def recorded_owner(place: Path | str) -> Owner | None:
-    """The owner that the record at a folder or URI names, dead or alive; None without a readable record.
-
-    Raises:
-        OSError: if the place cannot be read.
-    """
+    """The owner that the record at a folder or URI names, dead or alive; None without a readable record."""
     if not (stream := storage.read(storage.join(place, HOLDER))):
         return None
     try:
@@ -89,11 +78,7 @@ def recorded_owner(place: Path | str) -> Owner | None:
 
 
 def running_owner(place: Path | str) -> str | None:
-    """Who runs a study at a folder or URI, in words; None if nobody does, as far as can be seen from this machine.
-
-    Raises:
-        StorageError: if a URI cannot be read.
-    """
+    """Who runs a study at a folder or URI, in words; None if nobody does, as far as can be seen from this machine."""
     if storage.is_uri(place):
         return _running_at(str(place))
     with suppress(OSError):
@@ -119,34 +104,26 @@ def _running_at(uri: str) -> str | None:
         system, path = storage.at(storage.join(uri, HOLDER))
         silent = time.time() - system.get_file_info(path).mtime_ns / 1e9
     except (OSError, ValueError) as error:
-        raise StorageError(uri, [f"cannot be read ({reason(error)}); does it exist, and may you read it?"]) from error
+        raise StorageError(uri, f"cannot be read ({reason(error)}); does it exist, and may you read it?") from error
     return str(owner) if silent < 2 * DEAD_SECONDS else None
 
 
 @contextmanager
 def own_folder(folder: Path, command: str) -> Iterator[None]:
-    """Own a results folder.
-
-    Args:
-        folder: exists.
-        command: what the user ran, for those who find the folder in use.
-
-    Raises:
-        StorageError: if another process owns it, or it cannot be written to.
-    """
+    """Own a results folder, which exists; a `StorageError` names its owner if there is one."""
     lock = FileLock(folder / LOCK, timeout=LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout:
         raise in_use(folder, str(recorded_owner(folder) or UNKNOWN)) from None
     except OSError as error:
-        raise StorageError(str(folder), [f"cannot be written to: {error.strerror}"]) from error
+        raise StorageError(str(folder), f"cannot be written to: {error.strerror}") from error
     try:
         try:
             Owner(command).write(folder)
         except OSError as error:
             message = f"cannot be written to: {error.strerror}; make space or fix that, then try again"
-            raise StorageError(str(folder), [message]) from error
+            raise StorageError(str(folder), message) from error
         yield
     finally:
         with suppress(OSError):
@@ -156,15 +133,11 @@ def own_folder(folder: Path, command: str) -> Iterator[None]:
 
 def in_use(place: Path | str, owner: str) -> StorageError:
     """The error that a study runs at a place."""
-    return StorageError(str(place), [f"a study runs in it: {owner}; wait for it, or stop it with SIGTERM"])
+    return StorageError(str(place), f"a study runs in it: {owner}; wait for it, or stop it with SIGTERM")
 
 
 class Lease:
-    """Ownership of a URI, which lasts as long as its heartbeats.
-
-    Attributes:
-        lost: the run that has taken the URI over; empty while it is ours.
-    """
+    """Ownership of a URI, which lasts as long as its heartbeats; `lost` names the run that has taken it over."""
 
     def __init__(self, uri: str, command: str) -> None:
         self.uri, self.owner, self.lost = uri, Owner(command, session=uuid.uuid4().hex), ""
@@ -188,16 +161,7 @@ class Lease:
 
 
 def wait_until_free(uri: str, owner: Owner | None, say: Callable[[str], None]) -> None:
-    """Wait until the owner of a URI is known to be dead. Clocks of other machines are not trusted.
-
-    Args:
-        uri: of the results.
-        owner: the recorded one.
-        say: receives a line if there is something to wait for.
-
-    Raises:
-        StorageError: if the owner lives.
-    """
+    """Wait until the owner of a URI is known to be dead. Clocks of other machines are not trusted."""
     if not owner or owner.ended or owner.is_dead():
         return
     say(f"{uri}: held by {owner}; waiting up to {DEAD_SECONDS:.0f} s to see whether it lives")

@@ -35,46 +35,28 @@ def new_session(command: str) -> dict[str, Any]:
 
 
 class Record:
-    """The record of a running session in `provenance.json`.
-
-    Args:
-        folder: the results folder.
-        spec: the study's.
-        command: what the user ran.
-        nodes: host names of the cluster's nodes, added as they are seen, with their GPUs.
-    """
+    """The record of a running session in `provenance.json`; `nodes` grows as nodes of the cluster are seen."""
 
     def __init__(self, folder: Path, spec: Spec, command: str, nodes: dict[str, int]) -> None:
         self.folder, self.spec = folder, spec
-        self.sessions = [*(read_provenance(folder).get("sessions") or []), new_session(command)]
-        self.sessions[-1]["nodes"] = nodes
-        self.write(folder, spec, finished=False)
+        earlier = read_provenance(folder).get("sessions") or []
+        self.sessions = [*earlier, new_session(command) | {"nodes": nodes}]
+        write_provenance(folder, spec, self.sessions, finished=False)
 
     def note(self, kind: str, text: str) -> None:
         """Record what happened to a node or worker; if it cannot be written now, the next write includes it."""
         self.sessions[-1]["events"].append({"time": now(), "kind": kind, "text": text})
         with suppress(OSError):
-            self.write(self.folder, self.spec, finished=False)
-
-    def write(self, folder: Path, spec: Spec, *, finished: bool) -> None:
-        """Write the provenance of the study, or of its confirmation."""
-        write_provenance(folder, spec, self.sessions, finished=finished)
+            write_provenance(self.folder, self.spec, self.sessions, finished=False)
 
     def end(self, *, finished: bool) -> None:
         """Record that the session has ended."""
         self.sessions[-1]["ended"] = now()
-        self.write(self.folder, self.spec, finished=finished)
+        write_provenance(self.folder, self.spec, self.sessions, finished=finished)
 
 
 def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *, finished: bool) -> None:
-    """Write `provenance.json`.
-
-    Args:
-        folder: the results folder.
-        spec: the study's.
-        sessions: one record of `new_session` for each run, resume and extension.
-        finished: whether every trial has ended.
-    """
+    """Write `provenance.json`: of each session the record of `new_session`, and whether every trial has ended."""
     facts = spec.workload.facts
     loss = f"mean of {spec.workload.loss}" if spec.workload.loss else "cross-entropy in nats"
     if facts.task == "regression" and not spec.workload.loss:
@@ -88,11 +70,7 @@ def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *
         "seeds": {"root": spec.tuning.seed, "lanes": spec.lane_seeds(), "confirm": spec.confirm_seeds()},
         "data": {
             "name": spec.workload.data,
-            "about": facts.about,
-            "task": facts.task,
-            "train": facts.train,
-            "validation": facts.validation,
-            "test": facts.test,
+            **{name: getattr(facts, name) for name in ("about", "task", "train", "validation", "test")},
             "loss": loss,
         },
     }

@@ -7,6 +7,7 @@ again. Ray Tune's snapshots are not used.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -24,26 +25,20 @@ from analysis.results import parts
 from analysis.schema import FOLDERS, TABLES, Outcome
 from study.results.tables import Table
 from study.tuning import JOURNAL, compat
-from study.tuning.objectives import values
 from study.tuning.samplers import fair_optimizer
 from study.tuning.searcher import STATES
 from study.tuning.space import Space
+from study.tuning.storage import values
 from trainables import storage
 
 
 @dataclass
 class State:
-    """Progress of a study.
+    """Progress of a study."""
 
-    Attributes:
-        rows: rows of the trials table, of trials that have ended, by number.
-        redo: trials that ended in Optuna's storage, but whose rows were lost.
-        begun: trials that have begun and not ended.
-    """
-
-    rows: dict[int, dict[str, Any]]
-    redo: list[int] = field(default_factory=list)
-    begun: list[int] = field(default_factory=list)
+    rows: dict[int, dict[str, Any]]  # rows of the trials table, of trials that have ended, by number
+    redo: list[int] = field(default_factory=list)  # trials that ended in Optuna's storage, but whose rows were lost
+    begun: list[int] = field(default_factory=list)  # trials that have begun and not ended
 
 
 def repair_files(folder: Path, say: Callable[[str], None]) -> None:
@@ -51,10 +46,6 @@ def repair_files(folder: Path, say: Callable[[str], None]) -> None:
 
     A journal whose last line is incomplete loses that line, which nothing depends on yet. A journal with a damaged line
     is moved aside; `reconcile` then fills a new one from the tables.
-
-    Args:
-        folder: the results folder, owned by this process.
-        say: receives a line for each repair.
     """
     for name in FOLDERS.values():
         for unfinished in (folder / name).glob("*.tmp"):
@@ -80,7 +71,9 @@ def repair_files(folder: Path, say: Callable[[str], None]) -> None:
             fine = False
         if not fine:
             aside = _move_aside(folder, journal)
-            say(f"{journal}: line {number} is damaged; moved to {aside}. Optuna's storage is made anew from the tables")
+            say(
+                f"{journal}: line {number} is damaged; moved to {aside}. Optuna's storage is made again from the tables"
+            )
             return
 
 
@@ -94,13 +87,10 @@ def _damage(file: Path) -> str | None:
 
 
 def _move_aside(folder: Path, file: Path) -> Path:
-    damaged = folder / "damaged"
+    damaged, prefix = folder / "damaged", "" if file.parent == folder else f"{file.parent.name}-"
     damaged.mkdir(exist_ok=True)
-    aside = damaged / f"{file.parent.name if file.parent != folder else ''}{'-' * (file.parent != folder)}{file.name}"
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = aside.with_name(f"{number}-{file.name}")
+    names = (f"{number}-{file.name}" if number > 1 else f"{prefix}{file.name}" for number in itertools.count(1))
+    aside = next(damaged / name for name in names if not (damaged / name).exists())
     shutil.move(file, aside)
     return aside
 
@@ -109,11 +99,6 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
     """Make Optuna's storage and the tables agree.
 
     Afterwards every trial in the storage has ended or waits to run, and the tables hold only rows of ended trials.
-
-    Args:
-        study: Optuna's.
-        space: the cells.
-        folder: the results folder.
     """
     tables = {name: Table(name, folder) for name in TABLES}
     rows, incomplete = _rows(folder, predictions=space.spec.recording.predictions)
@@ -141,14 +126,14 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
         for table in tables.values():
             table.drop(gone)
     # A stopped trial whose rows were lost starts again: its checkpoint may lie beyond the point where it stops.
-    going_on = {
+    needed = {
         space.checkpoint(trial.number)
         for trial in study.get_trials(deepcopy=False)
         if trial.number not in ended and "stopped" not in trial.user_attrs
     }
     for name in storage.names(space.checkpoints):
         # Left by a crash before it was deleted, or unfinished.
-        if (place := storage.join(space.checkpoints, name)) not in going_on:
+        if (place := storage.join(space.checkpoints, name)) not in needed:
             storage.delete(place)
     return state
 
@@ -160,33 +145,18 @@ def _rows(folder: Path, *, predictions: bool) -> tuple[dict[int, dict[str, Any]]
     """
     pieces = [pq.read_table(file) for _, _, file in parts(folder / FOLDERS["trials"])]
     rows = {row["trial"]: row for piece in pieces for row in piece.to_pylist()}
-    there = {name: _trials_in(folder, name) for name in ("lanes", "curves", "predictions")}
+    held = {name: _trials_in(folder, name) for name in ("lanes", "curves", "predictions")}
     # A trial that failed before its first report has neither lanes nor curves.
-    lacking = {
-        number for number, row in rows.items() if row["lanes"] and number not in there["lanes"] & there["curves"]
-    }
+    lacking = {number for number, row in rows.items() if row["lanes"] and number not in held["lanes"] & held["curves"]}
     if predictions:
         completed = {number for number, row in rows.items() if row["outcome"] == Outcome.COMPLETED}
-        lacking |= completed - there["predictions"]
-    return rows, lacking | (set().union(*there.values()) - set(rows))
+        lacking |= completed - held["predictions"]
+    return rows, lacking | (set().union(*held.values()) - set(rows))
 
 
 def _trials_in(folder: Path, name: str) -> set[int]:
     files = [file for _, _, file in parts(folder / FOLDERS[name])]
     return {number for file in files for number in pq.read_table(file, columns=["trial"])["trial"].unique().to_pylist()}
-
-
-def _attributes(row: dict[str, Any]) -> dict[str, Any]:
-    found = {"outcome": row["outcome"], "replicate": row.get("replicate") or 0}
-    if row["outcome"] == Outcome.STOPPED:
-        found["stopped"] = len(row.get("reported") or [])
-    return found | ({"error": row["error"].strip().splitlines()[-1]} if row["error"] else {})
-
-
-def _reports(study: optuna.Study, row: dict[str, Any]) -> dict[int, float]:
-    """The intermediate values of a row's trial; none with several objectives, where Optuna allows none."""
-    numbered = enumerate(row.get("reported") or [], start=1)
-    return {} if len(study.directions) > 1 else {part: value for part, value in numbered if value is not None}
 
 
 def _placeholder(space: Space, number: int) -> FrozenTrial:
@@ -198,17 +168,24 @@ def _placeholder(space: Space, number: int) -> FrozenTrial:
 
 def _frozen(study: optuna.Study, space: Space, row: dict[str, Any]) -> FrozenTrial:
     """Optuna's record of an ended trial."""
-    cell = space.cell_of(row)
+    cell, reported = space.cell_of(row), row.get("reported") or []
     distributions, state = space.distributions(cell), STATES[Outcome(row["outcome"])]
-    reports = _reports(study, row)
-    told = values(space.spec.tuning.objectives, row) if state == TrialState.COMPLETE else None
+    # With several objectives Optuna allows no intermediate values.
+    several = len(study.directions) > 1
+    reports = {part: value for part, value in enumerate(reported, start=1) if value is not None and not several}
+    scores = values(space.spec.tuning.objectives, row) if state == TrialState.COMPLETE else None
     if state == TrialState.PRUNED and reports:
-        told = [reports[max(reports)]]
+        scores = [reports[max(reports)]]
+    attributes = {"outcome": row["outcome"], "replicate": row.get("replicate") or 0}
+    if row["outcome"] == Outcome.STOPPED:
+        attributes["stopped"] = len(reported)
+    if row["error"]:
+        attributes["error"] = row["error"].strip().splitlines()[-1]
     return optuna.trial.create_trial(
         state=state,
-        values=told,
+        values=scores,
         params={name: cell[name] for name in distributions},
         distributions=distributions,
-        user_attrs=_attributes(row),
+        user_attrs=attributes,
         intermediate_values=reports,
     )

@@ -16,7 +16,7 @@ from analysis.schema import FOLDERS, TABLES
 from trainables import storage
 from trainables.tune import Payload
 
-# Equal neighbours are merged once there are so many, so the parts stay few and each row is rewritten O(log n) times.
+# Equal neighbours are merged once there are this many, so the parts stay few and each row is rewritten O(log n) times.
 MERGE = 8
 
 
@@ -86,27 +86,15 @@ class TrialBuffer:
         for point in payload.points:
             when = (point.update, point.examples, point.epoch, point.train_seconds)
             for (split, metric), numbers in point.values.items():
-                self.add(trial, point.lanes, when, split, metric, numbers)
+                _extend(self.curves, (trial, point.lanes, *when, split, metric, numbers), len(point.lanes))
         for trace in payload.traces:
             for when, lanes, losses in trace.updates():
-                self.add(trial, lanes, when, "batch", "loss", losses)
+                _extend(self.curves, (trial, lanes, *when, "batch", "loss", losses), len(lanes))
         for each in payload.predictions:
             count = len(each.targets)
             for lane, classes, probabilities in zip(each.lanes, each.classes, each.probabilities, strict=True):
                 row = (trial, lane, range(count), each.targets.tolist(), classes.tolist(), probabilities.tolist())
                 _extend(self.predictions, row, count)
-
-    def add(
-        self,
-        trial: int,
-        lanes: list[int],
-        when: tuple[int, int, float, float],
-        split: str,
-        metric: str,
-        values: list[float],
-    ) -> None:
-        """Add a point to the curves of some lanes; `when` is (update, examples, epoch, train_seconds)."""
-        _extend(self.curves, (trial, lanes, *when, split, metric, values), len(lanes))
 
 
 def _empty(table: str) -> dict[str, list[Any]]:

@@ -31,6 +31,11 @@ MAX_FAILURES = 1
 MAX_NODES = 10
 
 
+# Columns of the trials table that a trial reports under the same name.
+_MEASURED = ("parameters", "lanes", "engine", "lanes_at_once", "extensions", "learning_rate", "started", "worker",
+             "gpus", "stints")  # fmt: skip
+
+
 class Listener(Protocol):
     """Something in the driver's process that follows trials: the display, a tracker."""
 
@@ -50,21 +55,8 @@ class Listener(Protocol):
 class Collector(tune.Callback):
     """Collects what trials report, writes a trial's rows when it ends, and passes both on.
 
-    Args:
-        spec: the study's.
-        folder: the results folder.
-        search: tells Optuna.
-        listeners: follow the trials.
-        tick: called after every step of Ray Tune's loop.
-        say: receives messages for the user.
-        tell: receives events of workers: their kind, and a text.
-        final: whether a trial that Ray Tune gives up, as its worker died between two trials, has failed; otherwise it
-            is interrupted, for a further round.
-
-    Attributes:
-        orphans: trials that wait for a further round.
-        cut_off: trials that were running when the session ended.
-        ended: trials that ended.
+    `final` says whether a trial that Ray Tune gives up, as its worker died between two trials, has failed; otherwise it
+    is interrupted, for a further round. `tell` receives events of workers: their kind, and a text.
     """
 
     def __init__(
@@ -138,7 +130,7 @@ class Collector(tune.Callback):
             forgive_failure(trial)
         if not self.broken:
             lost = "its node" if node else "its worker"
-            self.tell("worker lost", f"trial {number}: {lost} was lost; the trial goes on in another")
+            self.tell("worker lost", f"trial {number}: {lost} was lost; the trial continues in another")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended by itself, or was stopped."""
@@ -156,7 +148,7 @@ class Collector(tune.Callback):
             self._end(trial, Outcome.FAILED, _reason(trial))
         else:
             self.orphans += 1
-            self.tell("worker lost", f"trial {number}: its worker was lost; the trial goes on later")
+            self.tell("worker lost", f"trial {number}: its worker was lost; the trial continues later")
             self._end(trial, Outcome.INTERRUPTED, None)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
@@ -205,43 +197,23 @@ class Collector(tune.Callback):
     def _row(self, config: dict[str, Any], result: dict[str, Any], ended: Outcome, error: str | None) -> dict[str, Any]:
         """A row of the trials table. The trainable reports NaN where there is no value; the table has null."""
         return {
-            "trial": config["trial"],
-            "optimizer": config["optimizer"],
-            "width": config["width"],
-            "depth": config["depth"],
-            "batch_size": config["batch_size"],
+            **{name: config[name] for name in ("trial", "optimizer", "width", "depth", "batch_size", "replicate")},
+            **{name: result.get(name) for name in _MEASURED},
+            **{name: result.get(name, 0.0) for name in ("train_seconds", "wall_seconds")},
             "regime": regime(config["batch_size"], self.training_examples),
             "settings": json.dumps(config["searched"], sort_keys=True) if config["searched"] else None,
-            "replicate": config["replicate"],
-            "parameters": result.get("parameters"),
-            "lanes": result.get("lanes"),
-            "engine": result.get("engine"),
-            "lanes_at_once": result.get("lanes_at_once"),
-            "extensions": result.get("extensions"),
             "outcome": str(ended),
             "value": None if result.get("learning_rate") is None else result["value"],
-            "learning_rate": result.get("learning_rate"),
             "reported": [None if math.isnan(value) else value for value in result.get("reported", [])],
             "updates": result.get("update", 0),
             "examples": result.get("examples", 0),
             "epochs": result.get("epoch", 0.0),
-            "train_seconds": result.get("train_seconds", 0.0),
-            "wall_seconds": result.get("wall_seconds", 0.0),
-            "started": result.get("started"),
-            "worker": result.get("worker"),
-            "gpus": result.get("gpus"),
-            "stints": result.get("stints"),
             "error": error,
         }
 
 
 def discard(checkpoint: str, folder: Path) -> None:
-    """Delete the checkpoint of a trial that has ended. One at a URI is marked for `study.results.mirror` to delete.
-
-    Args:
-        checkpoint: its path or URI.
-        folder: the results folder.
-    """
+    """Delete the checkpoint of a trial that has ended. One at a URI is marked for `study.results.mirror` to delete."""
     if storage.is_uri(checkpoint):
         (folder / "checkpoints" / checkpoint.split("?")[0].rsplit("/", 1)[-1]).touch()
     else:

@@ -24,19 +24,14 @@ _ARGUMENTS = {"mlp": ("shape",), "cnn": ("kernel", "padding")}
 
 
 def mistakes(sections: Mapping[str, Any], user_code: UserCode) -> list[str]:
-    """The mistakes between sections.
-
-    Args:
-        sections: the valid ones, by name.
-        user_code: the user code that the spec names, which rules can look at too.
-    """
-    found: list[str] = []
+    """The mistakes between the valid sections of a spec; rules can look at its user code too."""
+    lines: list[str] = []
     for rule in RULES:
         parameters, known = inspect.signature(rule).parameters.values(), {**sections, "user_code": user_code}
         given = {each.name: known[each.name] for each in parameters if each.name in known}
         if all(each.name in given or each.default is None for each in parameters):
-            found += rule(**given)
-    return found
+            lines += rule(**given)
+    return lines
 
 
 def metric_suits_task(workload: Workload) -> Iterator[str]:
@@ -153,13 +148,13 @@ def _misfit(workload: Workload, width: int, depth: int) -> str | None:
 
 def no_batch_has_one_example(workload: Workload, search: Search, budget: Budget) -> Iterator[str]:
     """Some models of users cannot train on a single example, as those that normalise over the batch; one mistake."""
-    if not workload.lone:
+    if not workload.user_code.lone:
         return
-    count, sizes, why = workload.facts.train, search.batch_size, f"cannot train on one ({workload.lone})"
-    given = range(sizes.low, sizes.high + 1) if isinstance(sizes, Range) else sizes.ends()
+    count, sizes, why = workload.facts.train, search.batch_size, f"cannot train on one ({workload.user_code.lone})"
+    given = range(int(sizes.low), int(sizes.high) + 1) if isinstance(sizes, Range) else sizes.ends()
     for size in sorted(count if size == "full" else min(int(size), count) for size in given):
         if size == 1:
-            yield f"search.batch_size = 1: {workload.model} cannot train on one example ({workload.lone})"
+            yield f"search.batch_size = 1: {workload.model} cannot train on one example ({workload.user_code.lone})"
             return
         if count % size == 1 and not budget.drop_last:
             yield (
@@ -279,24 +274,6 @@ def cpu_nodes_compare_no_devices(
         yield f"lanes.engine: cuda-graph is for GPUs, and small cells train on CPUs; valid: auto; or {advice}"
 
 
-RULES: tuple[Rule, ...] = (
-    metric_suits_task,
-    target_is_possible,
-    arguments_suit_model,
-    cnn_has_images,
-    engine_suits_optimizers,
-    halving_has_reports,
-    batch_sizes_suit_data,
-    sizes_suit_model,
-    networks_can_be_built,
-    no_batch_has_one_example,
-    quadratic_is_whole,
-    predictions_are_of_classes,
-    settings_suit_optimizers,
-    grid_sampler_has_lists,
-    objectives_are_distinct,
-    scheduler_judges_one_objective,
-    fair_grids_are_fixed,
-    fair_trials_can_be_shared,
-    cpu_nodes_compare_no_devices,
+RULES: tuple[Rule, ...] = tuple(
+    function for name, function in list(globals().items()) if name[0] != "_" and inspect.isgeneratorfunction(function)
 )

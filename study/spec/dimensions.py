@@ -44,48 +44,33 @@ class Choice(Section):
 
 
 class Range(Section):
-    """Whole numbers from low to high, both included, on a log scale if asked."""
+    """Numbers from low to high, both included, on a log scale if asked; whole numbers if the bounds are whole."""
 
-    low: int
-    high: int
+    low: int | float
+    high: int | float
     log: bool = False
 
-    def size(self) -> int:
-        """Number of values."""
-        return self.high - self.low + 1
+    @property
+    def whole(self) -> bool:
+        """Whether the numbers are whole."""
+        return isinstance(self.low, int)
 
-    def at(self, unit: float) -> int:
-        """The value at a position in [0, 1]; on a log scale a number's share is that of its surroundings, +- 1/2."""
-        low, high = self.low - 0.5, self.high + 0.5
+    def size(self) -> float:
+        """Number of values; infinite unless they are whole."""
+        return self.high - self.low + 1 if self.whole else math.inf
+
+    def at(self, unit: float) -> int | float:
+        """The value at a position in [0, 1]; a whole number's share is that of its surroundings, +- 1/2."""
+        low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
         value = low * (high / low) ** unit if self.log else low + (high - low) * unit
-        return min(max(round(value), self.low), self.high)
+        return min(max(round(value), self.low), self.high) if self.whole else value
 
-    def ends(self) -> list[int | float | str]:
+    def ends(self) -> list[bool | int | float | str]:
         """The values that decide questions of size: the lowest and the highest."""
         return sorted({self.low, self.high})
 
 
-class Reals(Section):
-    """Real numbers from low to high, on a log scale if asked."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def size(self) -> float:
-        """Number of values: infinite."""
-        return math.inf
-
-    def at(self, unit: float) -> float:
-        """The value at a position in [0, 1]."""
-        return self.low * (self.high / self.low) ** unit if self.log else self.low + (self.high - self.low) * unit
-
-    def ends(self) -> list[int | float | str]:
-        """The lowest and the highest value."""
-        return [self.low, self.high]
-
-
-Dimension: TypeAlias = Choice | Range | Reals
+Dimension: TypeAlias = Choice | Range
 Complaint: TypeAlias = Callable[[object], str | None]
 """Value -> what is wrong with it, or None."""
 
@@ -123,13 +108,7 @@ def argument(value: object) -> str | None:
 
 
 def parser(complain: Complaint, *, whole: bool = True, ranges: bool = True) -> Callable[[object], Dimension]:
-    """A parser of entries.
-
-    Args:
-        complain: what is wrong with a value.
-        whole: whether the numbers of a range of whole bounds are whole.
-        ranges: whether ranges are valid.
-    """
+    """A parser of entries; numbers of a range of whole bounds are whole unless `whole` is false."""
 
     def parse(value: object) -> Dimension:
         if isinstance(value, Dimension):
@@ -150,7 +129,7 @@ def parser(complain: Complaint, *, whole: bool = True, ranges: bool = True) -> C
     return parse
 
 
-def _range(table: dict[str, Any], complain: Complaint, *, whole: bool) -> Range | Reals:
+def _range(table: dict[str, Any], complain: Complaint, *, whole: bool) -> Range:
     if extra := sorted(set(table) - {"low", "high", "log"}):
         raise ValueError(f"unknown {', '.join(extra)} in a range; valid: low, high, log")
     if missing := [bound for bound in ("low", "high") if bound not in table]:
@@ -167,9 +146,8 @@ def _range(table: dict[str, Any], complain: Complaint, *, whole: bool) -> Range 
         raise ValueError("; ".join(complaints))
     if low > high:
         raise ValueError(f"low = {low} is above high = {high}")
-    if whole and isinstance(low, int) and isinstance(high, int):
-        return Range(low=low, high=high, log=log)
-    return Reals(low=float(low), high=float(high), log=log)
+    kind = int if whole and isinstance(low, int) and isinstance(high, int) else float
+    return Range(low=kind(low), high=kind(high), log=log)
 
 
 def plain(dimension: Dimension) -> object:

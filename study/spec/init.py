@@ -6,7 +6,7 @@ import errno
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,25 +41,15 @@ _SEARCHED = (("width", "depth"), ("width",), ("depth",), ())
 
 @dataclass(frozen=True)
 class Answers:
-    """What a new spec is made from; the defaults are for small real data that need no download.
+    """What a new spec is made from; the defaults are for small real data that need no download."""
 
-    Attributes:
-        data: a data set of `trainables.catalogue.CATALOGUE`, or the import path of a user's.
-        model: a model family, or the import path of a user's model.
-        optimizers: to compare.
-        trials: cells to try.
-        epochs: per lane.
-        seeds: per learning rate.
-        name: of the study.
-    """
-
-    data: str = "digits"
-    model: str = "cnn"
-    optimizers: tuple[str, ...] = ("sgd", "momentum", "adam")
-    trials: int = 24
-    epochs: int = 5
-    seeds: int = 3
-    name: str = "study"
+    data: str = "digits"  # a data set of `trainables.catalogue.CATALOGUE`, or the import path of a user's
+    model: str = "cnn"  # a model family, or the import path of a user's model
+    optimizers: tuple[str, ...] = ("sgd", "momentum", "adam")  # to compare
+    trials: int = 24  # cells to try
+    epochs: int = 5  # per lane
+    seeds: int = 3  # per learning rate
+    name: str = "study"  # of the study
 
 
 def offered(data: str) -> tuple[str, ...]:
@@ -76,17 +66,7 @@ def _facts(data: str) -> Facts | None:
 
 
 def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
-    """Write a new spec.
-
-    Args:
-        file: to write; an existing file is never overwritten.
-        given: answers by the names in `QUESTIONS`; optimizers as typed, comma separated.
-        ask: whether to ask for the others; otherwise they take their defaults.
-
-    Raises:
-        SpecError: if the answers make no valid spec.
-        UsageError: if the file exists or cannot be written.
-    """
+    """Write a new spec from the answers that are given, optimizers as typed; ask for the others, or use defaults."""
     with _writing(file):  # before the first question
         if file.exists() or file.is_symlink():
             raise FileExistsError
@@ -100,26 +80,27 @@ def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
         out.write(text)
 
 
-def render(answers: Answers) -> str:
-    """The spec of some answers, as commented TOML.
-
-    Raises:
-        SpecError: if it is not valid.
-    """
+def template(file: Path, **filters: Callable[..., str]) -> jinja2.Template:
+    """A template of plain text; user input in it goes through a filter that quotes it."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(file.parent),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # not HTML; the filter `toml` quotes the user's text
+        autoescape=False,  # no HTML
     )
-    environment.filters["toml"] = _toml
+    environment.filters |= filters
+    return environment.get_template(file.name)
+
+
+def render(answers: Answers) -> str:
+    """The spec of some answers, as commented TOML; a `SpecError` if it is not valid."""
     facts = _facts(answers.data)
     small = facts is not None and facts.train <= _SMALL
     sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train]
     for searched in _SEARCHED if is_import_path(answers.model) else [()]:
-        text = environment.get_template("init.j2").render(
+        text = template(Path(__file__).with_name("init.j2"), toml=_toml).render(
             answers=answers,
             own=is_import_path(answers.model),
             searched=searched,
@@ -210,6 +191,6 @@ def _writing(file: Path) -> Iterator[None]:
         yield
     except FileExistsError as error:
         taken = "exists and is not overwritten; give another name, as in `study init other.toml`"
-        raise UsageError(str(file), [taken]) from error
+        raise UsageError(str(file), taken) from error
     except OSError as error:
-        raise UsageError(str(file), [f"cannot be written: {error.strerror}"]) from error
+        raise UsageError(str(file), f"cannot be written: {error.strerror}") from error

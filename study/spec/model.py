@@ -1,6 +1,6 @@
 """The sections of a spec, each with its own checks; `study.spec.checks` has those between sections.
 
-Sections whose settings a trial is told inherit them from `trainables.config`.
+Sections whose settings a trial gets inherit them from `trainables.config`.
 """
 
 from __future__ import annotations
@@ -48,14 +48,11 @@ def part(section: Part, kind: type[Part]) -> Part:
 
 
 class ModelArgs(Section):
-    """Arguments of a shipped model family.
+    """Arguments of a shipped model family."""
 
-    Attributes:
-        shape: whether an MLP's width halves from layer to layer or is constant.
-        kernel, padding: side of a CNN's filters, and pixels around its images.
-    """
-
+    # whether an MLP's width halves from layer to layer or is constant
     shape: Literal["halving", "constant"] | None = None
+    # kernel, padding: side of a CNN's filters, and pixels around its images
     kernel: Positive | None = None
     padding: Annotated[int, Field(ge=0, le=1000)] | None = None
 
@@ -65,35 +62,26 @@ class Augmentation(Section, config.Augmentation):
 
 
 class Workload(Section):
-    """Data, model family and metric; never the optimizer.
+    """Data, model family and metric; never the optimizer."""
 
-    Attributes:
-        data: a data set of `trainables.catalogue.CATALOGUE`, or the import path of the user's.
-        model: linear, mlp, cnn, or quadratic for the data set of that name; or the import path of the user's.
-        model_args: arguments of a shipped model.
-        own_args: the spec's `model_args` if the model is the user's; lists and ranges are searched.
-        metric: loss, or accuracy for a classification, which is then the default; on the validation split.
-        loss: import path of the user's, which replaces squared error or cross-entropy.
-        score: import path of the user's, which replaces accuracy; the spec may give it as `metric`.
-        target: the metric value that counts as solved.
-        standardize: mean 0 and standard deviation 1 over the training split, also of a regression's targets.
-        redraw: whether each trial draws its data anew, from its first seed; otherwise all trials share one draw.
-        augment: random changes of the training images.
-        dtype: float32 or float64.
-    """
-
+    # a data set of `trainables.catalogue.CATALOGUE`, or the import path of the user's
     data: Annotated[str, known("data set", CATALOGUE, user_code=True)]
+    # linear, mlp, cnn, or quadratic for the data set of that name; or the import path of the user's
     model: Annotated[str, known("model", FAMILIES, user_code=True)]
-    model_args: ModelArgs = ModelArgs()
+    model_args: ModelArgs = ModelArgs()  # arguments of a shipped model
+    # the spec's `model_args` if the model is the user's; lists and ranges are searched
     own_args: dict[str, ModelArgument] = Field(default_factory=dict)
+    # loss, or accuracy for a classification, which is then the default; on the validation split
     metric: Annotated[str, known("metric", ("loss", "accuracy"))] = "loss"
-    loss: ImportPath | None = None
+    loss: ImportPath | None = None  # import path of the user's, which replaces squared error or cross-entropy
+    # import path of the user's, which replaces accuracy; the spec may give it as `metric`
     score: ImportPath | None = None
-    target: float | None = None
-    standardize: bool = True
+    target: float | None = None  # the metric value that counts as solved
+    standardize: bool = True  # mean 0 and standard deviation 1 over the training split, also of a regression's targets
+    # whether each trial draws new data, from its first seed; otherwise all trials share one draw
     redraw: bool = False
-    augment: Augmentation = Augmentation()
-    dtype: Annotated[str, known("dtype", ("float32", "float64"))] = "float32"
+    augment: Augmentation = Augmentation()  # random changes of the training images
+    dtype: Annotated[str, known("dtype", ("float32", "float64"))] = "float32"  # float32 or float64
     _user_code: bundle.UserCode = PrivateAttr(default=bundle.UserCode())
 
     @model_validator(mode="before")
@@ -128,9 +116,9 @@ class Workload(Section):
     @property
     def facts(self) -> Facts:
         """Properties of the data set."""
-        found = CATALOGUE.get(self.data) or self._user_code.facts
-        assert found, "a user's data set is tried before its facts are asked for"
-        return found
+        facts = CATALOGUE.get(self.data) or self._user_code.facts
+        assert facts, "a user's data set is tried before its facts are asked for"
+        return facts
 
     @property
     def user_code(self) -> bundle.UserCode:
@@ -141,11 +129,6 @@ class Workload(Section):
     def code(self) -> str:
         """Folder of the bundle of user code; empty if there is none."""
         return self._user_code.code
-
-    @property
-    def lone(self) -> str:
-        """Why a user's model cannot train on a single example; empty if it can."""
-        return self._user_code.lone
 
     def arguments(self) -> dict[str, Any]:
         """The model's arguments that are given and not searched."""
@@ -158,17 +141,14 @@ class Workload(Section):
 
 
 class Search(Section):
-    """The space of cells. In TOML a list is a choice, {low, high, log} a range, a lone value fixed.
+    """The space of cells. In TOML a list is a choice, {low, high, log} a range, a lone value fixed."""
 
-    Attributes:
-        width, depth, batch_size, optimizer: the dimensions of a cell.
-        settings: optimizer -> its settings, under torch.optim's names; they are searched only with it.
-    """
-
+    # width, depth, batch_size, optimizer: the dimensions of a cell
     width: Whole | None = None
     depth: Whole | None = None
     batch_size: BatchSize
     optimizer: Optimizer
+    # optimizer -> its settings, under torch.optim's names; they are searched only with it
     settings: dict[str, dict[str, Setting]] = Field(default_factory=dict)
 
     def dimensions(self) -> dict[str, Dimension]:
@@ -200,33 +180,23 @@ class Rates(Section):
 
 
 class Lanes(Section):
-    """What each trial trains side by side: learning rates x seeds.
+    """What each trial trains side by side: learning rates x seeds."""
 
-    Attributes:
-        learning_rate: the grid for all optimizers; if not given, each optimizer's own range at `rates` values.
-        rates: values in an optimizer's own range.
-        seeds: seeds of initialisation and batches.
-        engine: native, eager, cuda-graph or solo; auto takes the fastest for the trial.
-        halving: whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget.
-        extensions: how often a trial may add half as many rates beyond the edge on which its best one lies.
-    """
-
+    # the grid for all optimizers; if not given, each optimizer's own range at `rates` values
     learning_rate: Rates | None = None
-    rates: Positive = 8
-    seeds: Positive = 5
+    rates: Positive = 8  # values in an optimizer's own range
+    seeds: Positive = 5  # seeds of initialisation and batches
+    # native, eager, cuda-graph or solo; auto takes the fastest for the trial
     engine: Annotated[str, known("engine", ("auto", *ENGINES))] = "auto"
-    halving: bool = False
+    halving: bool = False  # whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget
+    # how often a trial may add half as many rates beyond the edge on which its best one lies
     extensions: Annotated[int, Field(ge=0, le=10)] = 2
 
 
 class Budget(Section, config.Budget):
-    """How many trials, and how long each lane trains: one of epochs, updates, examples, seconds.
+    """How many trials, and how long each lane trains: one of epochs, updates, examples, seconds."""
 
-    Attributes:
-        trials: cells to try.
-    """
-
-    trials: Positive = 64
+    trials: Positive = 64  # cells to try
 
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
@@ -237,49 +207,33 @@ class Budget(Section, config.Budget):
 
 
 class Tuning(Section):
-    """How cells are proposed and stopped, and the root of every seed.
+    """How cells are proposed and stopped, and the root of every seed."""
 
-    Attributes:
-        sampler: proposes cells. Those of random, qmc and grid depend only on the trial's number.
-        scheduler: stops trials that are behind.
-        seed: the root of every seed.
-        fair: whether every optimizer gets the same number of trials and lanes.
-        objectives: what is optimized at once: the workload's metric, and costs.
-        storage: URL of the database for Optuna; a journal file in the results folder if not given.
-    """
-
+    # proposes cells. Those of random, qmc and grid depend only on the trial's number
     sampler: Annotated[str, known("sampler", SAMPLERS)] = "tpe"
-    scheduler: Annotated[str, known("scheduler", SCHEDULERS)] = "asha"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    fair: bool = False
+    scheduler: Annotated[str, known("scheduler", SCHEDULERS)] = "asha"  # stops trials that are behind
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # the root of every seed
+    fair: bool = False  # whether every optimizer gets the same number of trials and lanes
+    # what is optimized at once: the workload's metric, and costs
     objectives: list[Annotated[str, known("objective", OBJECTIVES)]] = Field(
         default_factory=lambda: ["metric"], min_length=1
     )
-    storage: str | None = None
+    storage: str | None = None  # URL of the database for Optuna; a journal file in the results folder if not given
 
 
 class Confirm(Section):
-    """The winners run again, each at its tuned rate, on seeds that the search did not use.
+    """The winners run again, each at its tuned rate, on seeds that the search did not use."""
 
-    Attributes:
-        top: number of best cells; every optimizer's best cell is added.
-        seeds: fresh seeds of each.
-    """
-
-    top: Positive = 3
-    seeds: Annotated[int, Field(ge=2, le=10_000)] = 10
+    top: Positive = 3  # number of best cells; every optimizer's best cell is added
+    seeds: Annotated[int, Field(ge=2, le=10_000)] = 10  # fresh seeds of each
 
 
 class Recording(Section, config.Recording):
-    """What is kept.
+    """What is kept."""
 
-    Attributes:
-        tensorboard: whether TensorBoard's event files are written, into `tensorboard/` of the results folder.
-        mlflow: address of an MLflow tracking server.
-    """
-
+    # whether TensorBoard's event files are written, into `tensorboard/` of the results folder
     tensorboard: bool = False
-    mlflow: str | None = None
+    mlflow: str | None = None  # address of an MLflow tracking server
 
 
 def _gpus(value: object) -> object:
@@ -290,19 +244,15 @@ def _gpus(value: object) -> object:
 
 
 class Resources(Section):
-    """What one trial takes. A fraction of a GPU shares it.
+    """What one trial takes. A fraction of a GPU shares it."""
 
-    Attributes:
-        cpus_per_trial: also its threads.
-        gpus_per_trial: a number; or auto, which a run replaces by the share that its largest cell needs.
-        gpu_memory_gib: of each GPU, for auto; read from the GPUs if not given.
-        cpu_nodes: whether small cells train on CPUs alone, also on nodes without a GPU. The cell decides which are
-            small, so that a trial's kind of device, and with it its numbers, never depend on what is free.
-    """
-
-    cpus_per_trial: Positive = 1
+    cpus_per_trial: Positive = 1  # also its threads
+    # a number; or auto, which a run replaces by the share that its largest cell needs
     gpus_per_trial: Annotated[float | Literal["auto"], BeforeValidator(_gpus)] = 0.0
+    # of each GPU, for auto; read from the GPUs if not given
     gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    # whether small cells train on CPUs alone, also on nodes without a GPU. The cell decides which are small, so that a
+    # trial's kind of device, and with it its numbers, never depend on what is free
     cpu_nodes: bool = False
 
     @model_validator(mode="after")
@@ -335,11 +285,7 @@ class Spec(Section):
     resources: Resources = Resources()
 
     def lane_seeds(self, replicate: int = 0) -> list[int]:
-        """The seeds of a trial's lanes.
-
-        Args:
-            replicate: number of earlier trials with the same cell.
-        """
+        """The seeds of a trial's lanes, after as many earlier trials with the same cell."""
         first = self.tuning.seed * SEEDS + replicate * self.lanes.seeds
         return list(range(first, first + self.lanes.seeds))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -12,9 +12,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from study.errors import SpecError
 from study.spec import checks
-from study.spec.dimensions import model_argument, setting, shown, similar, size
+from study.spec.dimensions import Dimension, model_argument, setting, shown, similar, size
 from study.spec.model import LIMITS, Lanes, Spec
 from study.usercode import bundle
+from study.usercode.client import table
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -48,12 +49,12 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(str(file), [f"not valid TOML: {error}"]) from error
+        raise SpecError(str(file), f"not valid TOML: {error}") from error
     except UnicodeDecodeError as error:
         mistake = f"not UTF-8: byte {error.start} cannot be decoded; save the file as UTF-8"
-        raise SpecError(str(file), [mistake]) from error
+        raise SpecError(str(file), mistake) from error
     except OSError as error:
-        raise SpecError(str(file), [f"cannot be read: {error.strerror}"]) from error
+        raise SpecError(str(file), f"cannot be read: {error.strerror}") from error
     for section, values in (changes or {}).items():
         if not isinstance(values, Mapping):
             tables[section] = values
@@ -65,20 +66,16 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
 
 
 def find(source: str | Path) -> Path:
-    """The file of a spec that is given as a path, or as the name of a shipped spec.
-
-    Raises:
-        SpecError: if there is none.
-    """
+    """The file of a spec that is given as a path, or as the name of a shipped spec."""
     file = Path(source)
     if file.is_file():
         return file
     if (SHIPPED / f"{source}.toml").is_file():
         return SHIPPED / f"{source}.toml"
     if file.is_dir():
-        raise SpecError(str(file), ["is a directory; give the TOML file in it"])
+        raise SpecError(str(file), "is a directory; give the TOML file in it")
     shipped = sorted(spec.stem for spec in SHIPPED.glob("*.toml"))
-    raise SpecError(str(source), [f"no such file, and no shipped spec of that name; shipped: {', '.join(shipped)}"])
+    raise SpecError(str(source), f"no such file, and no shipped spec of that name; shipped: {', '.join(shipped)}")
 
 
 def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None = None) -> Spec:
@@ -123,31 +120,27 @@ def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None =
     return Spec(**valid)
 
 
+def _ends(entries: Mapping[str, Any], parse: Callable[[object], Dimension]) -> dict[str, list[Any]]:
+    """The values at the ends of each entry; invalid ones are left out, which are reported with their section."""
+    ends = {}
+    for name, value in entries.items():
+        with suppress(ValueError, TypeError):
+            ends[str(name)] = parse(value).ends()
+    return ends
+
+
 def sizes_in(tables: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Width, depth and arguments of a user's model, each with the values at its ends; invalid ones are left out."""
-    search, workload = tables.get("search"), tables.get("workload")
-    given: dict[str, Any] = {}
-    if isinstance(search, Mapping):
-        given |= {name: (search[name], size) for name in ("width", "depth") if name in search}
-    if isinstance(workload, Mapping) and isinstance(arguments := workload.get("model_args"), Mapping):
-        given |= {str(name): (value, model_argument) for name, value in arguments.items()}
-    found = {}
-    for name, (value, parse) in given.items():
-        with suppress(ValueError, TypeError):  # reported when its section is checked
-            found[name] = parse(value).ends()
-    return found
+    """Width, depth and arguments of a user's model, each with the values at its ends."""
+    search, arguments = table(tables, "search"), table(tables, "workload", "model_args")
+    sizes = {name: search[name] for name in ("width", "depth") if name in search}
+    return _ends(sizes, size) | _ends(arguments, model_argument)
 
 
 def settings_in(tables: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """Settings of each optimizer, each with the values at its ends; invalid ones are left out."""
-    search = tables.get("search")
-    settings = search.get("settings") if isinstance(search, Mapping) else None
-    found: dict[str, dict[str, list[Any]]] = {}
-    for optimizer, entries in settings.items() if isinstance(settings, Mapping) else ():
-        for name, value in entries.items() if isinstance(entries, Mapping) else ():
-            with suppress(ValueError, TypeError):
-                found.setdefault(optimizer, {})[name] = setting(value).ends()
-    return found
+    """Settings of each optimizer, each with the values at its ends."""
+    names = table(tables, "search", "settings")
+    ends = {name: _ends(table(tables, "search", "settings", name), setting) for name in names}
+    return {name: settings for name, settings in ends.items() if settings}
 
 
 def _explain(section: str, error: ValidationError) -> list[str]:

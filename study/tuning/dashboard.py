@@ -32,27 +32,16 @@ class _Handler(WSGIRequestHandler):
 
 
 def serve(folder: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Show a study in the browser until Ctrl-C.
-
-    Args:
-        folder: the results folder.
-        host: address to listen on; the default is reached from this machine alone.
-        port: port to listen on; 0 takes a free one, which is printed.
-
-    Raises:
-        analysis.ResultsError: if the folder holds no results.
-        StorageError: if the folder holds no Optuna study.
-        UsageError: if the port is taken, or optuna-dashboard is missing.
-    """
+    """Show a study in the browser until Ctrl-C; the default host is reached from this machine alone."""
     require("optuna_dashboard", "dashboard")
-    found = results.load(folder)
-    storage = _storage(folder, found.spec.get("tuning", {}).get("storage"), found.name)
+    loaded = results.load(folder)
+    storage = _storage(folder, loaded.spec.get("tuning", {}).get("storage"), loaded.name)
     from optuna_dashboard import wsgi
 
     try:
         server = make_server(host, port, _read_only(wsgi(storage)), server_class=_Server, handler_class=_Handler)
     except (OSError, OverflowError) as error:
-        raise UsageError("dashboard", [f"cannot listen on {host}:{port} ({error}); give another port"]) from error
+        raise UsageError("dashboard", f"cannot listen on {host}:{port} ({error}); give another port") from error
     with server:
         print(f"dashboard: http://{host}:{server.server_port}/  (Ctrl-C ends it)", flush=True)
         try:
@@ -62,23 +51,17 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
 
 
 def _storage(folder: Path, url: str | None, study: str) -> BaseStorage:
-    """Optuna's storage, opened so that nothing is written to it, not even tables.
-
-    Raises:
-        StorageError: if it cannot be read, or does not hold the study.
-    """
+    """Optuna's storage, opened so that nothing is written to it, not even tables."""
     if not url and not (folder / JOURNAL).is_file():  # opening it would make it
-        raise StorageError(
-            str(folder), ["has no optuna.journal; the study has not begun, or its journal was moved away"]
-        )
+        raise StorageError(str(folder), "has no optuna.journal; the study has not begun, or its journal was moved away")
     try:
         storage: BaseStorage = RDBStorage(url, skip_table_creation=True) if url else journal(folder)
         names = [held.study_name for held in storage.get_all_studies()]
     except (StorageInternalError, SQLAlchemyError, RuntimeError, ImportError, ValueError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise StorageError(str(folder), [f"Optuna's storage cannot be read ({reason})"]) from error
+        raise StorageError(str(folder), f"Optuna's storage cannot be read ({reason})") from error
     if study not in names:
-        raise StorageError(str(folder), [f"Optuna's storage does not hold the study {study}; it holds {names}"])
+        raise StorageError(str(folder), f"Optuna's storage does not hold the study {study}; it holds {names}")
     return storage
 
 

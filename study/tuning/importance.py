@@ -39,37 +39,24 @@ def refresh(folder: Path, say: Callable[[str], None]) -> None:
     """Write the table again from the journal of a study that may be running.
 
     A folder without a journal keeps its table: opening a database may take long, or need a password.
-
-    Args:
-        folder: the results folder; nothing happens if it holds no results.
-        say: receives a line if there can be no table.
     """
     if not (folder / JOURNAL).is_file():  # opening it would make it
         return
     try:
-        found = results.load(folder)
+        loaded = results.load(folder)
     except ResultsError:
         return
     try:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.load_study(study_name=found.name, storage=journal(folder))
-        seed = int(found.spec.get("tuning", {}).get("seed", 0))
+        study = optuna.load_study(study_name=loaded.name, storage=journal(folder))
+        seed = int(loaded.spec.get("tuning", {}).get("seed", 0))
     except Exception as error:  # noqa: BLE001  a report does not need the table
         say(_trouble(folder, error))
     else:
-        write(study, found.objectives, seed, folder, say)
+        write(study, loaded.objectives, seed, folder, say)
 
 
 def write(study: optuna.Study, objectives: Sequence[str], seed: int, folder: Path, say: Callable[[str], None]) -> None:
-    """Write the table of a study into its results folder; without one, an earlier table is deleted.
-
-    Args:
-        study: Optuna's; it is only read.
-        objectives: the study's; the metric counts, or the first one if that is not among them.
-        seed: the study's root seed.
-        folder: the results folder.
-        say: receives a line if that failed, which has no other consequence.
-    """
+    """Write the table of a study, for the metric or the first objective; without one, an earlier table is deleted."""
     file = folder / IMPORTANCE_FILE
     try:
         rows = shares(study, objectives.index("metric") if "metric" in objectives else 0, seed)
@@ -90,16 +77,9 @@ def _trouble(folder: Path, error: Exception) -> str:
 
 
 def shares(study: optuna.Study, objective: int, seed: int) -> list[dict[str, Any]]:
-    """The rows of the table: each parameter's share of the importance, for all trials and for each resample.
+    """Rows of `analysis.schema.IMPORTANCE`: each parameter's share, for all completed trials and for each resample.
 
-    Args:
-        study: Optuna's; only completed trials count.
-        objective: index of the value.
-        seed: the study's root seed.
-
-    Returns:
-        Rows of `analysis.results.IMPORTANCE`; none if there are too few trials, or no parameter matters or varies. A
-        resample in which none does has no rows either.
+    None if there are too few trials, or no parameter matters or varies. A resample in which none does has no rows.
     """
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     trials = [_bare(trial, objective) for trial in completed if math.isfinite(trial.values[objective])]
@@ -114,11 +94,11 @@ def shares(study: optuna.Study, objective: int, seed: int) -> list[dict[str, Any
     samples = [np.arange(len(trials)), *random.integers(len(trials), size=(REPEATS, len(trials)))]
     rows: list[dict[str, Any]] = []
     for repeat, chosen in enumerate(samples):
-        found = _importances([trials[number] for number in chosen], names, study.directions[objective])
-        total = sum(found.values())
+        importances = _importances([trials[number] for number in chosen], names, study.directions[objective])
+        total = sum(importances.values())
         if not total and not repeat:
             return []
-        each = {name: value / total for name, value in found.items()} if total else {}
+        each = {name: value / total for name, value in importances.items()} if total else {}
         rows += [{"parameter": name, "repeat": repeat, "importance": value} for name, value in each.items()]
     return rows
 
@@ -142,5 +122,5 @@ def _importances(
         study = optuna.create_study(direction=direction)
         study.add_trials(trials)
         evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
-        found = get_param_importances(study, evaluator=evaluator, params=there, normalize=False)
-    return {name: found.get(name, 0.0) for name in names}
+        importances = get_param_importances(study, evaluator=evaluator, params=there, normalize=False)
+    return {name: importances.get(name, 0.0) for name in names}

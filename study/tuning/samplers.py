@@ -101,10 +101,6 @@ def sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
     """The sampler of a trial's cell.
 
     Adaptive samplers are seeded per trial: a study that is resumed must not draw the numbers of its first trials again.
-
-    Args:
-        spec: the study's.
-        number: the trial's.
     """
     if spec.tuning.sampler in ("random", "qmc", "grid"):
         return Design(spec)

@@ -20,14 +20,7 @@ Past = Mapping[int, Mapping[int, float]]
 
 
 def scheduler(spec: Spec, mode: str, past: Past, stopped: Mapping[int, int] | None = None) -> TrialScheduler:
-    """The scheduler of a spec.
-
-    Args:
-        spec: the study's.
-        mode: max or min, of the trials' values.
-        past: values that trials of earlier sessions reported.
-        stopped: trials that were stopped, and after which part of the budget; their rows may have been lost.
-    """
+    """The scheduler of a spec, which knows what trials of earlier sessions reported and where they were stopped."""
     if spec.tuning.scheduler == "none":
         return InOrder()  # type: ignore[no-untyped-call]
     return Halving(spec.budget.reports, BRACKETS[spec.tuning.scheduler], mode, past, stopped)
@@ -48,14 +41,8 @@ class Halving(InOrder, AsyncHyperBandScheduler):
     """Asynchronous successive halving (Li et al. 2020); with several brackets, asynchronous Hyperband.
 
     Time is the part of the budget that a trial has spent, however often it was interrupted. Extensions of a
-    learning-rate grid follow the budget and are not judged.
-
-    Args:
-        reports: number of parts of the budget.
-        brackets: of Hyperband; one is plain successive halving.
-        mode: max or min.
-        past: values that trials of earlier sessions reported; they count as seen.
-        stopped: trials that stopped after a part of the budget, and stop there again: their rows were lost.
+    learning-rate grid follow the budget and are not judged. What trials of earlier sessions reported counts as seen;
+    `stopped` trials stop again after the same part: their rows were lost.
     """
 
     def __init__(

@@ -20,9 +20,9 @@ from ray.tune.search import Searcher
 
 from analysis.schema import Outcome
 from study.tuning import compat
-from study.tuning.objectives import values
 from study.tuning.samplers import fair_optimizer, sampler
 from study.tuning.space import Space, key
+from study.tuning.storage import values
 
 STATES = {
     Outcome.COMPLETED: TrialState.COMPLETE,
@@ -35,16 +35,9 @@ STATES = {
 }
 
 
-def outcome(result: dict[str, Any] | None, *, error: bool = False) -> Outcome:
-    """How a trial ended, from its last result.
-
-    Args:
-        result: what the trainable last reported, if anything.
-        error: whether the trial raised, or its worker died.
-    """
-    if error:
-        return Outcome.FAILED
-    if not result or "outcome" not in result:
+def outcome(result: dict[str, Any]) -> Outcome:
+    """How a trial ended, from its last result."""
+    if "outcome" not in result:
         return Outcome.INTERRUPTED
     # The trainable reports "running" until its budget is spent, so the scheduler ended it.
     return Outcome.STOPPED if result["outcome"] == "running" else Outcome(result["outcome"])
@@ -53,11 +46,8 @@ def outcome(result: dict[str, Any] | None, *, error: bool = False) -> Outcome:
 class TruthfulSearch(Searcher):
     """Suggests trials, and keeps Optuna's storage up to date.
 
-    Args:
-        space: the cells.
-        study: Optuna's; only the driver uses it. Its waiting trials are suggested first.
-        redo: trials that ended in Optuna but whose rows were lost; they run again, before all others.
-        room: number of trials that may be under way now, given how many of them are for GPUs.
+    First run those of `redo`, which ended in Optuna but whose rows were lost, then those that wait. `room` is the
+    number of trials that may be under way now, given how many of them are for GPUs.
     """
 
     def __init__(
@@ -91,22 +81,22 @@ class TruthfulSearch(Searcher):
         if self.redo:
             number = self.redo.pop(0)
             cell = self.space.suggest(optuna.trial.FixedTrial(self.params.pop(number)))
-            return self._under_way(self.space.configuration(cell, number, self.replicates.get(number, 0)))
-        number = self.waiting.pop(0) if self.waiting else self.asked
-        self.study.sampler = sampler(self.space.spec, number)
-        trial = self.running[number] = self._resume(number) if number < self.asked else self._ask(number)
-        self.asked = max(self.asked, number + 1)
-        cell = self.space.suggest(trial)
-        if number not in self.replicates:
-            # A repeated cell gets fresh seeds.
-            taken = self.seen[key(cell)]
-            self.replicates[number] = min(set(range(len(taken) + 1)) - taken)
-            taken.add(self.replicates[number])
-            trial.set_user_attr("replicate", self.replicates[number])
-        return self._under_way(self.space.configuration(cell, number, self.replicates[number]))
-
-    def _under_way(self, configuration: dict[str, Any]) -> dict[str, Any]:
-        self.under_way[configuration["trial"]] = configuration["device"]
+            self.replicates.setdefault(number, 0)
+        else:
+            number = self.waiting.pop(0) if self.waiting else self.asked
+            self.study.sampler = sampler(self.space.spec, number)
+            # A waiting trial keeps its earlier suggestions; `ask` may return another one that waits.
+            trial = compat.running_trial(self.study, number) if number < self.asked else self._ask(number)
+            self.running[number], self.asked = trial, max(self.asked, number + 1)
+            cell = self.space.suggest(trial)
+            if number not in self.replicates:
+                # A repeated cell gets fresh seeds.
+                taken = self.seen[key(cell)]
+                self.replicates[number] = min(set(range(len(taken) + 1)) - taken)
+                taken.add(self.replicates[number])
+                trial.set_user_attr("replicate", self.replicates[number])
+        configuration = self.space.configuration(cell, number, self.replicates[number])
+        self.under_way[number] = configuration["device"]
         return configuration
 
     def _ask(self, number: int) -> optuna.Trial:
@@ -116,15 +106,8 @@ class TruthfulSearch(Searcher):
         assert trial.number == number
         return trial
 
-    def _resume(self, number: int) -> optuna.Trial:
-        """A waiting trial, with its earlier suggestions; `ask` may return another one that waits."""
-        return compat.running_trial(self.study, number)
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the collector calls `end` after it has written the trial's rows."""
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: the collector calls `report`."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: Optuna's storage holds the state."""
@@ -139,12 +122,7 @@ class TruthfulSearch(Searcher):
             compat.report(self.study, trial, part, value)  # a trial that starts again repeats what it reported
 
     def stopped(self, number: int, part: int) -> None:
-        """Record that the scheduler stopped a trial, before its rows are written: without them it stops there again.
-
-        Args:
-            number: of the trial.
-            part: of the budget, after which it was stopped.
-        """
+        """Record where a trial was stopped, before its rows are written: without them it stops there again."""
         if trial := self.running.get(number):
             trial.set_user_attr("stopped", part)
 
@@ -163,9 +141,9 @@ class TruthfulSearch(Searcher):
         if ended == Outcome.INTERRUPTED:
             self.interrupted.append(trial)
             return
-        told = values(self.space.spec.tuning.objectives, result) if ended == Outcome.COMPLETED else None
+        scores = values(self.space.spec.tuning.objectives, result) if ended == Outcome.COMPLETED else None
         # Optuna gives a pruned trial its last intermediate value.
-        self.study.tell(trial, told, state=STATES[ended])
+        self.study.tell(trial, scores, state=STATES[ended])
 
     def close(self) -> None:
         """Let interrupted trials wait, once no other trial is asked for."""

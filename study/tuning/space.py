@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 
 from study.cluster import packing
+from study.cluster.build import builder
 from study.spec import Spec
-from study.spec.dimensions import Choice, Dimension, Range
+from study.spec.dimensions import Dimension, Range
 from study.spec.model import part
-from trainables import config, models, storage
+from trainables import config, storage
 
 Cell = dict[str, Any]
 """optimizer, batch_size, width and depth as the spec writes them, and the optimizer's settings as `adam.beta1`."""
@@ -22,21 +23,14 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True)
 class Space:
-    """The cells of a spec, and the trials that run them.
+    """The cells of a spec, and the trials that run them."""
 
-    Args:
-        spec: the study's.
-        data_folder: where downloaded data lie, absolute.
-        checkpoints: folder in which running trials keep their state, or its URI.
-        fixed: learning rates of trials whose rate is not searched, by number.
-        code: folder of user code; empty if there is none.
-    """
-
-    spec: Spec
-    data_folder: str
-    checkpoints: str
+    spec: Spec  # the study's
+    data_folder: str  # where downloaded data lie, absolute
+    checkpoints: str  # folder in which running trials keep their state, or its URI
+    # learning rates of trials whose rate is not searched, by number
     fixed: dict[int, float] = field(default_factory=dict)
-    code: str = ""
+    code: str = ""  # folder of user code; empty if there is none
 
     def suggest(self, trial: optuna.Trial | optuna.trial.FixedTrial) -> Cell:
         """The cell of an Optuna trial; settings are suggested only with their optimizer."""
@@ -47,10 +41,7 @@ class Space:
     def configuration(self, cell: Cell, number: int, replicate: int = 0) -> dict[str, Any]:
         """A trial's configuration for Ray Tune: the fields of `TrialConfig`, replicate, and searched for the tables.
 
-        Args:
-            cell: the cell it runs.
-            number: the trial's.
-            replicate: number of earlier trials of the same cell; each has seeds of its own.
+        `replicate` is the number of earlier trials of the same cell; each has seeds of its own.
         """
         spec = self.spec
         workload, resources, lanes = spec.workload, spec.resources, spec.lanes
@@ -64,7 +55,7 @@ class Space:
             depth=cell.get("depth", 0),
             data=workload.data,
             model=workload.model,
-            model_args=self._arguments(cell),
+            model_args=workload.arguments() | _under("model", cell),
             settings=settings(cell),
             metric=workload.metric,
             loss=workload.loss or "",
@@ -91,19 +82,12 @@ class Space:
         )
         return {**asdict(trial), "replicate": replicate, "searched": searched(cell)}
 
-    def _arguments(self, cell: Cell) -> dict[str, Any]:
-        return self.spec.workload.arguments() | _under("model", cell)
-
     def _device(self, cell: Cell, batch_size: int) -> str:
         """The device on which a cell trains: cpu or cuda."""
-        resources, workload = self.spec.resources, self.spec.workload
-        if not resources.gpus:
-            return "cpu"
-        shape, outputs = workload.facts.in_shape, workload.facts.out_features
-        size = {"width": cell.get("width", 0), "depth": cell.get("depth", 0), **self._arguments(cell)}
-        build = partial(models.build, workload.model, shape, outputs, bundle=workload.code, **size)
-        if not resources.cpu_nodes:
-            return "cuda"
+        resources, shape = self.spec.resources, self.spec.workload.facts.in_shape
+        if not resources.gpus or not resources.cpu_nodes:
+            return "cuda" if resources.gpus else "cpu"
+        build = builder(self.spec, cell.get("width", 0), cell.get("depth", 0), **_under("model", cell))
         try:
             return "cpu" if packing.small(build, shape, batch_size) else "cuda"
         except Exception:  # noqa: BLE001  the trial reports a model that cannot be built
@@ -152,9 +136,8 @@ def key(cell: Cell) -> str:
 
 def _suggest(trial: optuna.Trial | optuna.trial.FixedTrial, name: str, dimension: Dimension) -> Any:
     if isinstance(dimension, Range):
-        return trial.suggest_int(name, dimension.low, dimension.high, log=dimension.log)
-    if not isinstance(dimension, Choice):
-        return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
+        suggest: Callable[..., Any] = trial.suggest_int if dimension.whole else trial.suggest_float
+        return suggest(name, dimension.low, dimension.high, log=dimension.log)
     if len(dimension.values) == 1:
         return dimension.values[0]
     return trial.suggest_categorical(name, dimension.values)

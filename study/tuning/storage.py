@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
@@ -18,53 +18,53 @@ from sqlalchemy.orm import Session, scoped_session
 
 from study.errors import StorageError
 from study.tuning import JOURNAL
-from study.tuning.objectives import directions
 
 if TYPE_CHECKING:
     from study.spec import Spec
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would print a line for each trial
 # How long a session waits for a database that is away, and the longest pause between two attempts to reach it.
 PATIENCE_SECONDS, RETRY_SECONDS = 3600.0, 15.0
 # What Optuna and SQLAlchemy raise for whatever goes wrong in a database.
 DATABASE_ERRORS = (StorageInternalError, DBAPIError)
 
 
-def open_study(spec: Spec, folder: Path) -> optuna.Study:
-    """Optuna's study of a results folder; it is created if it does not exist.
+def directions(objectives: list[str], metric: str) -> list[Literal["minimize", "maximize"]]:
+    """Which way each objective is better: costs are minimized."""
+    return ["maximize" if name == "metric" and metric == "accuracy" else "minimize" for name in objectives]
 
-    Raises:
-        StorageError: if its database cannot be opened.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
-        storage=_database(spec) or journal(folder),
-        study_name=spec.name,
-        directions=directions(spec.tuning.objectives, spec.workload.metric),
-        load_if_exists=True,
-    )
+
+def values(objectives: list[str], row: Mapping[str, Any]) -> list[float]:
+    """A completed trial's values for Optuna, from its row of the trials table."""
+    return [float(row["value" if objective == "metric" else objective]) for objective in objectives]
+
+
+def open_study(spec: Spec, folder: Path) -> optuna.Study:
+    """Optuna's study of a results folder; it is created if it does not exist."""
+    return _create(spec, _database(spec) or journal(folder), load_if_exists=True)
 
 
 def create_study(spec: Spec) -> optuna.Study | None:
     """Create the study in the spec's database; None if the spec names none.
 
     Creating it claims the name: of two runs that start together, one is refused.
-
-    Raises:
-        StorageError: if the database holds a study of this name or its confirmation, or cannot be opened.
     """
     if not (database := _database(spec)):
         return None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     name = f"{spec.name}-confirm"
     try:
         if name in {study.study_name for study in database.get_all_studies()}:
             raise DuplicatedStudyError
         name = spec.name
-        best = directions(spec.tuning.objectives, spec.workload.metric)
-        return optuna.create_study(storage=database, study_name=name, directions=best)
+        return _create(spec, database)
     except DuplicatedStudyError as error:
         message = f"holds a study called {name} already; change the spec's name, or `study resume` its folder"
-        raise StorageError("tuning.storage", [message]) from error
+        raise StorageError("tuning.storage", message) from error
+
+
+def _create(spec: Spec, storage: BaseStorage, *, load_if_exists: bool = False) -> optuna.Study:
+    best = directions(spec.tuning.objectives, spec.workload.metric)
+    return optuna.create_study(storage=storage, study_name=spec.name, directions=best, load_if_exists=load_if_exists)
 
 
 def delete_study(spec: Spec) -> None:
@@ -79,13 +79,7 @@ def journal(folder: Path) -> JournalStorage:
 
 
 def wait_until_back(spec: Spec, error: BaseException, say: Callable[[str], None]) -> None:
-    """Wait until the server of a spec's database answers again.
-
-    Args:
-        spec: the study's.
-        error: raised by Optuna or SQLAlchemy; raised again unless a server did not answer.
-        say: receives a line when the wait begins and ends.
-    """
+    """Wait until the server of a spec's database answers again; raise the error again if that was not its reason."""
     reason, url = _no_answer(error), spec.tuning.storage
     if not reason or not url or make_url(url).get_backend_name() == "sqlite":  # a file has no server to wait for
         raise error
@@ -120,7 +114,7 @@ def _database(spec: Spec) -> BaseStorage | None:
         storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (SQLAlchemyError, ImportError, ValueError) as error:
         message = f"cannot be opened: {str(error).splitlines()[0]}; correct the URL, or install its driver"
-        raise StorageError("tuning.storage", [message]) from error
+        raise StorageError("tuning.storage", message) from error
     weakref.finalize(storage, _close, storage.scoped_session, storage.engine)
     return storage
 

@@ -40,26 +40,17 @@ _ANSWERS: dict[tuple[str, str], Answer] = {}
 
 @dataclass(frozen=True)
 class UserCode:
-    """The user code of a spec, checked.
+    """The user code of a spec, checked."""
 
-    Attributes:
-        code: folder of the bundle, which exists as long as this process; empty if there is no user code.
-        digest: of its files.
-        record: contents of its `inspected.json`: `files` with their hashes, `sources`, `answers` of the probe.
-        facts: of a user's data set.
-        mistakes: what cannot be used.
-        notes: what the user should know before the study runs.
-        lone: why a user's model cannot train on one example; empty if it can.
-        optimizers: properties of the user's optimizers, by import path.
-    """
-
-    code: str = ""
-    digest: str = ""
+    code: str = ""  # folder of the bundle, which exists as long as this process; empty if there is no user code
+    digest: str = ""  # of its files
+    # contents of its `inspected.json`: `files` with their hashes, `sources`, `answers` of the probe
     record: Mapping[str, Any] = field(default_factory=dict)
-    facts: Facts | None = None
-    mistakes: Sequence[str] = ()
-    notes: Sequence[str] = ()
-    lone: str = ""
+    facts: Facts | None = None  # of a user's data set
+    mistakes: Sequence[str] = ()  # what cannot be used
+    notes: Sequence[str] = ()  # what the user should know before the study runs
+    lone: str = ""  # why a user's model cannot train on one example; empty if it can
+    # properties of the user's optimizers, by import path
     optimizers: Mapping[str, OptimizerFacts] = field(default_factory=dict)
 
     def optimizer(self, name: str) -> OptimizerFacts:
@@ -69,18 +60,13 @@ class UserCode:
 
 @dataclass
 class _Copy:
-    """A bundle in the making.
+    """A bundle in the making."""
 
-    Attributes:
-        folder: of the bundle.
-        files: name in it -> hash.
-        sources: top-level module or package -> file or folder that it was copied from.
-        mistakes, notes: as in `UserCode`.
-    """
-
-    folder: Path
-    files: dict[str, str] = field(default_factory=dict)
+    folder: Path  # of the bundle
+    files: dict[str, str] = field(default_factory=dict)  # name in it -> hash
+    # top-level module or package -> file or folder that it was copied from
     sources: dict[str, str] = field(default_factory=dict)
+    # mistakes, notes: as in `UserCode`
     mistakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -107,15 +93,11 @@ def inspect(
     sizes: Mapping[str, Sequence[Any]],
     settings: Mapping[str, Mapping[str, list[Any]]] | None = None,
 ) -> UserCode:
-    """Copy and check the user code of a spec.
+    """Copy and check the user code that the tables of a spec name, valid or not.
 
     Answers of the probe are kept in the process and in the results folder: what was checked is not checked again.
-
-    Args:
-        tables: the spec's, valid or not.
-        folder: searched for modules before the current folder; if it has a `code/`, only that is used.
-        sizes: width, depth and model arguments -> values of the networks to try.
-        settings: optimizer -> setting -> values to try.
+    Modules are looked for in a folder before the current one; if it has a `code/`, only that is used. `sizes` and
+    `settings` have the values to try.
     """
     paths = paths_in(tables)
     if not paths:
@@ -202,13 +184,7 @@ def _restored(code: Path) -> _Copy:
 
 
 def _copied(paths: Mapping[str, str], lacking: Iterable[str], folders: Sequence[Path]) -> _Copy:
-    """A bundle of the modules of import paths, and of all modules that they import.
-
-    Args:
-        paths: import path -> key in the spec.
-        lacking: further modules.
-        folders: where modules are looked for, in this order; others are left out.
-    """
+    """A bundle of the modules of import paths (-> key in the spec), and of all that they import, from some folders."""
     importlib.invalidate_caches()
     copy = _Copy(_new_folder())
     todo = [(path.partition(":")[0].partition(".")[0], f"{key}: {path}", folders) for path, key in paths.items()]

@@ -33,9 +33,9 @@ _ROOT = Path(importing.__file__).resolve().parents[2]
 
 def paths_in(tables: Mapping[str, Any]) -> dict[str, str]:
     """The import paths in the tables of a spec, valid or not, each with its key."""
-    workload = _table(tables, "workload")
+    workload, optimizers = table(tables, "workload"), table(tables, "search").get("optimizer")
     named = [(f"workload.{key}", workload.get(key)) for key in ("data", "model", "loss", "metric", "score")]
-    named += [("search.optimizer", each) for each in _optimizers(tables)]
+    named += [("search.optimizer", each) for each in (optimizers if isinstance(optimizers, list) else [optimizers])]
     return {name: key for key, name in named if isinstance(name, str) and is_import_path(name)}
 
 
@@ -46,16 +46,8 @@ def request(
     sizes: Mapping[str, Sequence[Any]],
     settings: Mapping[str, Mapping[str, list[Any]]],
 ) -> Request:
-    """What to try of a spec.
-
-    Args:
-        tables: the spec's, valid or not.
-        code: folder of the bundle.
-        folders: where its modules were copied from.
-        sizes: width, depth and model arguments -> values of the networks to try.
-        settings: optimizer -> setting -> values to try.
-    """
-    workload, paths = _table(tables, "workload"), paths_in(tables)
+    """What to try of the tables of a spec, valid or not; `sizes` and `settings` have the values to try."""
+    workload, paths = table(tables, "workload"), paths_in(tables)
 
     def path(*keys: str) -> str:
         names = [workload.get(key) for key in keys]
@@ -92,8 +84,7 @@ def key(request: Request) -> str:
 def ask(request: Request) -> Answer:
     """The probe's answer; if it died or took too long, an answer with this mistake.
 
-    Raises:
-        RuntimeError: if the process ended before it tried anything.
+    A RuntimeError if the process ended before it tried anything.
     """
     with tempfile.TemporaryDirectory() as held:
         files = [Path(held) / name for name in ("request.json", "answer.json", "stage.json", "output")]
@@ -162,11 +153,9 @@ def _stage(file: Path) -> dict[str, Any] | None:
     return stage
 
 
-def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    table = tables.get(name)
-    return table if isinstance(table, Mapping) else {}
-
-
-def _optimizers(tables: Mapping[str, Any]) -> list[Any]:
-    names = _table(tables, "search").get("optimizer")
-    return names if isinstance(names, list) else [names]
+def table(tables: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """A table within tables of a spec, valid or not; empty if there is none."""
+    for name in names:
+        below = tables.get(name)
+        tables = below if isinstance(below, Mapping) else {}
+    return tables

@@ -11,11 +11,11 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,12 @@ from analysis.reproduction.page import run_of, specs_of
 from analysis.results import load
 from analysis.schema import ResultsError
 from study import api
+from study.cluster import ray
+from study.cluster.ray import Cluster
 from study.errors import InputError, SpecError, StorageError, UsageError
+from study.progress.display import Show
 from study.results.provenance import read_provenance
+from study.session import run_session, stoppable
 from study.spec import Spec, read
 from study.spec.compare import fixed_settings
 from trainables import data, models
@@ -38,10 +42,6 @@ from trainables.augment import Augment
 from trainables.data import Data, Split
 from trainables.lanes.seeds import batch_order, initialise
 from trainables.storage import write_text
-
-if TYPE_CHECKING:
-    from study.cluster.ray import Cluster
-    from study.progress.display import Show
 
 EXPERIMENTS: dict[str, list[str]] = {name: specs_of(name) for name in reproduction.EXPERIMENTS}
 """Experiment -> the specs that it runs, in the report's order."""
@@ -67,37 +67,40 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs studies that belong together on one Ray.
+    """Runs studies that belong together on one Ray of this machine, which starts with the first of them."""
 
-    Attributes:
-        on: from `api.one_ray`.
-        command: what the user ran, for the provenance.
-        show: how studies show their progress.
-        say: prints a line.
-    """
-
-    on: Callable[[Spec], Cluster]
+    stack: ExitStack  # ends Ray
     command: str = ""
     show: Show = "auto"
     say: Callable[[str], None] = print
+    started: list[Cluster] = field(default_factory=list)
+
+    def ray(self, spec: Spec) -> Cluster:
+        """The Ray of all studies."""
+        if not self.started:
+            self.stack.enter_context(stoppable())
+            self.started.append(self.stack.enter_context(ray.connected(spec, None)))
+            self.stack.enter_context(stoppable())  # Ray sets signal handlers of its own
+        return self.started[0]
 
     def finish(self, studies: Sequence[tuple[Spec, Path]]) -> tuple[list[Path], str]:
-        """Run studies that have not finished, each with the folder below which its results folder is to be.
+        """Run or resume studies until one is interrupted, each with the parent of its results folder.
 
-        Returns:
-            The results folders of those that have finished, in order, and the name of the one that was interrupted.
+        Returns the results folders of those that have finished, in order, and the name of the one that was interrupted.
         """
-        places = [place(spec, parent) for spec, parent in studies]
-        left = []
-        for (spec, parent), (folder, finished) in zip(studies, places, strict=True):
+        places, whole, interrupted = [(spec, parent, *place(spec, parent)) for spec, parent in studies], [], ""
+        for spec, _, _, finished in places:
+            if not finished:
+                api.download(spec)
+        for spec, parent, folder, finished in places:
             if finished:
                 self.say(f"{parent.name}: {spec.name} is done already, in {folder}")
-            else:
-                left.append((spec, folder))
-        outcomes = api.run_all(left, self.on, command=self.command, show=self.show)
-        ended = {outcome.folder for outcome in outcomes if not outcome.interrupted}
-        whole = [folder for folder, finished in places if finished or folder.absolute() in ended]
-        return whole, next((spec.name for spec, folder in left if folder.absolute() not in ended), "")
+            elif not interrupted:
+                where = folder.absolute(), data.data_folder()
+                outcome = run_session(spec, *where, self.ray(spec), self.command, show=self.show)
+                finished, interrupted = not outcome.interrupted, spec.name if outcome.interrupted else ""
+            whole += [folder] * finished
+        return whole, interrupted
 
 
 def place(spec: Spec, parent: Path) -> tuple[Path, bool]:
@@ -129,20 +132,9 @@ def run(
     show: Show = "auto",
     say: Callable[[str], None] = print,
 ) -> Ended:
-    """Run what is left of some experiments, then write the page of all that have been run.
+    """Run what is left of some experiments, all if `only` is empty, then write the page of all that have been run.
 
-    Args:
-        out: the folder of all experiments; made if it does not exist.
-        only: names of `EXPERIMENTS`; all if empty.
-        seeds: of every experiment, instead of its specs'.
-        epochs: the most epochs, to try everything quickly; most claims are then not checked.
-        command: what the user ran, for the provenance.
-        show: how studies show their progress.
-        say: prints a line.
-
-    Raises:
-        StorageError: if the folder cannot be made.
-        UsageError: if it holds longer runs than are asked for.
+    With fewer epochs most claims are not checked. A `UsageError` if the folder holds longer runs than are asked for.
     """
     chosen = [name for name in EXPERIMENTS if not only or name in only]
     studies = [
@@ -153,9 +145,9 @@ def run(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"--out {out}", [f"cannot be made: {error.strerror}; give another folder"]) from error
-    with api.one_ray() as on:
-        runner = Runner(on, command, show, say)
+        raise StorageError(f"--out {out}", f"cannot be made: {error.strerror}; give another folder") from error
+    with ExitStack() as stack:
+        runner = Runner(stack, command, show, say)
         finished, interrupted = runner.finish(studies)
         for folder in finished:
             _add_truth(read(folder / "spec.toml"), folder)
@@ -202,7 +194,7 @@ def _refuse_shorter(spec: Spec, parent: Path) -> None:
         return
     if there and spec.budget.epochs and spec.budget.epochs < there[1]:
         mistake = f"{parent.parent} holds {spec.name} with {there[1]} epochs, which its page shows; give another --out"
-        raise UsageError(f"--epochs {spec.budget.epochs}", [mistake])
+        raise UsageError(f"--epochs {spec.budget.epochs}", mistake)
 
 
 def _add_truth(spec: Spec, folder: Path) -> None:
@@ -211,8 +203,8 @@ def _add_truth(spec: Spec, folder: Path) -> None:
     if tell is None:
         return
     draws = [spec.lane_seeds(trial)[0] for trial in range(spec.budget.trials)]
-    told = [{"seed": seed, **tell(spec, seed)} for seed in draws]
-    write_text(folder / reproduction.TRUTH, json.dumps(told) + "\n")
+    truth = [{"seed": seed, **tell(spec, seed)} for seed in draws]
+    write_text(folder / reproduction.TRUTH, json.dumps(truth) + "\n")
 
 
 def _coefficients(spec: Spec, seed: int) -> dict[str, Any]:
@@ -222,20 +214,15 @@ def _coefficients(spec: Spec, seed: int) -> dict[str, Any]:
 def _plateau(spec: Spec, seed: int) -> dict[str, Any]:
     examples = data.load(spec.workload.data, seed=seed, dtype=torch.float64).train
     rate, _, _ = spec.rates("sgd")
-    found = constant_step(examples.inputs.numpy(), examples.targets.numpy()[:, 0], rate)
-    return {"floor": found.floor, "noise": found.noise}
+    fit = constant_step(examples.inputs.numpy(), examples.targets.numpy()[:, 0], rate)
+    return {"floor": fit.floor, "noise": fit.noise}
 
 
 def by_hand(spec: Spec, seed: int) -> dict[str, Any]:
     """One update of gradient descent on a squared error, without automatic differentiation.
 
-    Args:
-        spec: of the linear model.
-        seed: of the draw of the data, of the initial parameters and of the order.
-
-    Returns:
-        The observation (x, y), the parameters before (10 weights, then the bias), prediction, gradient and parameters
-        after, all by the formulas: for (prediction - y)^2 the gradient is 2 (prediction - y) (x, 1).
+    The observation (x, y), the parameters before (10 weights, then the bias), prediction, gradient and parameters
+    after, all by the formulas: for (prediction - y)^2 the gradient is 2 (prediction - y) (x, 1).
     """
     examples = data.load(spec.workload.data, seed=seed, dtype=torch.float64)
     network = initialise(partial(models.build, "linear", examples.in_shape, 1), seed)
@@ -251,17 +238,11 @@ def by_hand(spec: Spec, seed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long the CNN trains.
+    """How long the CNN trains."""
 
-    Attributes:
-        epoch_updates: updates in the report's epoch: 60,000 images at batch size 4.
-        every: updates whose losses are averaged into one.
-        epochs: of the report.
-    """
-
-    epoch_updates: int = 15_000
-    every: int = 2_000
-    epochs: int = 3
+    epoch_updates: int = 15_000  # updates in the report's epoch: 60,000 images at batch size 4
+    every: int = 2_000  # updates whose losses are averaged into one
+    epochs: int = 3  # of the report
 
     def budget(self, epochs: int, spec: Spec) -> dict[str, Any]:
         """The spec's budget for that many of the report's epochs; in updates where the data have other epochs."""
@@ -275,16 +256,7 @@ def run_mnist(out: Path, runner: Runner, seeds: int | None = None, plan: Plan | 
 
     All candidates train first; the adaptive optimizers for one epoch, which refutes those whose loss falls too early.
     Those that fit it train on, and the candidates nearest to the printed losses train again on fresh seeds, as many as
-    cost no more than a few.
-
-    Args:
-        out: the reproduction's folder.
-        runner: runs the studies.
-        seeds: the fewest seeds of each candidate; the spec's three if not given.
-        plan: how long everything trains; as long as the report if not given.
-
-    Returns:
-        The name of the study in which it was interrupted; empty if it was not.
+    cost no more than a few. Returns the name of the study in which it was interrupted, or an empty text.
     """
     plan, folder = plan or Plan(), out / "mnist"
     folder.mkdir(parents=True, exist_ok=True)
@@ -334,12 +306,15 @@ def run_mnist(out: Path, runner: Runner, seeds: int | None = None, plan: Plan | 
     further, interrupted = runner.finish(again)
     if not interrupted:
         nearest = [own.name for own in further if own.name.startswith("nearest")]
-        told = {"data": name, "why": why, "augment": AUGMENT, "every": plan.every, "epoch_updates": plan.epoch_updates}
-        told |= {"nearest": nearest, "screened": [own.name for own in [*screened, *further] if own.name not in nearest]}
+        facts = {"data": name, "why": why, "augment": AUGMENT, "every": plan.every, "epoch_updates": plan.epoch_updates}
+        facts |= {
+            "nearest": nearest,
+            "screened": [own.name for own in [*screened, *further] if own.name not in nearest],
+        }
         loaded = data.load(name, data.data_folder().absolute(), standardize=False)
         _write_images(loaded, folder)
         network = _network(read(MNIST, {"workload": base}), loaded)
-        for file, content in (("network.json", network), ("run.json", told)):
+        for file, content in (("network.json", network), ("run.json", facts)):
             write_text(folder / file, json.dumps(content, indent=1) + "\n")
     return interrupted
 

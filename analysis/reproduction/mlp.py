@@ -33,19 +33,16 @@ def scale(told: Mapping[str, Any]) -> float:
 
 
 def mlp(parts: Mapping[str, Results]) -> Measured:
-    """Experiment 3: the 64-32 network.
-
-    Args:
-        parts: results of mlp-64-32; and of cubic-linear and layers, if they are there.
-    """
+    """Experiment 3: the 64-32 network; `parts` may have cubic-linear and layers too."""
     told, study = printed("mlp"), parts["mlp-64-32"]
     (losses, lost), factor, line = ended_losses(study), scale(told), cubic_step(1e-6).floor
     true = {int(epoch): value / factor for epoch, value in told["loss"].items()}
-    found, last = spans(losses, true), max(true)
+    span, last = spans(losses, true), max(true)
     # Every lane: one that diverged has no loss here, and has not ended where the report's did.
     ends = losses[losses["epoch"] == losses["epoch"].max()]
     final = study.lanes[["trial", "lane", "seed"]].merge(ends, on=["trial", "lane"], how="left").sort_values("loss")
     of_line = printed("cubic-linear")
+    ours = _linear_losses(parts.get("cubic-linear"), of_line["epochs"])
     facts = {
         "seeds": int(final["seed"].nunique()),
         "draws": int(study.trials["trial"].nunique()),
@@ -55,23 +52,19 @@ def mlp(parts: Mapping[str, Results]) -> Measured:
         "batches": math.ceil(told["examples"] / told["batch_size"]),
         "last": told["loss"][str(last)],
         "true_last": true[last],
-        "curve": span_facts(found, len(true), lost),
-        "whole": bool(len(found)) and int(found["epoch"].max()) == last,
+        "curve": span_facts(span, len(true), lost),
+        "whole": bool(len(span)) and int(span["epoch"].max()) == last,
         **end_facts(final["loss"]),
-        **better_facts(
-            final["loss"], of_line["loss"][-1], _linear_losses(parts.get("cubic-linear"), of_line["epochs"])
-        ),
+        **better_facts(final["loss"], of_line["loss"][-1], ours),
         "slow": slow_facts(losses, line, true, lost),
         "standardised": standardised_facts(parts.get("layers"), line),
     }
-    names = {str(epoch): value for epoch, value in told["loss"].items()}
-    epochs = found.assign(as_printed=[names[str(epoch)] for epoch in found["epoch"]])
+    epochs = span.assign(as_printed=[told["loss"][str(epoch)] for epoch in span["epoch"]])
+    floors = {"ignoring x1": without_x1(), "best line": line}
     drawn = {
         "mlp-losses": (
             losses,
-            lambda: with_legend(
-                lambda ax: _draw(losses, told["loss"], factor, (without_x1(), line), ax), PAGE_MM, 90.0
-            ),
+            lambda: with_legend(lambda ax: _draw(losses, told["loss"], factor, floors, ax), PAGE_MM, 90.0),
         )
     }
     ended = final.assign(learned=[ending(loss, without_x1(), line) for loss in final["loss"]])
@@ -116,21 +109,21 @@ def _linear_losses(study: Results | None, epochs: int) -> pd.Series[float] | Non
     if study is None:
         return None
     losses, _ = ended_losses(study)
-    found = losses.loc[losses["epoch"] == epochs, "loss"]
-    return found if len(found) >= FEWEST else None
+    last = losses.loc[losses["epoch"] == epochs, "loss"]
+    return last if len(last) >= FEWEST else None
 
 
 def slow_facts(losses: pd.DataFrame, line: float, true: Mapping[int, float], lost: int) -> dict[str, Any]:
     """After how many epochs seeds pass the best linear model's loss, `line`; empty if none or the report's does not.
 
-    `true` is epoch -> the printed loss on this scale, `lost` the number of seeds that diverged.
+    `true` is the printed loss on this scale by epoch, `lost` the number of seeds that diverged.
     """
     passed = losses[losses["loss"] < line].groupby(["trial", "lane"])["epoch"].min()
     first, count = min(true), lost + len(losses[["trial", "lane"]].drop_duplicates())
     if passed.empty or true[first] >= line:
         return {}
-    return {"epoch": first, "times": line / true[first], "passed": len(passed), "of": count,
-            "first": int(passed.min()), "final": int(passed.max())}  # fmt: skip
+    ends = {"first": int(passed.min()), "final": int(passed.max())}
+    return {"epoch": first, "times": line / true[first], "passed": len(passed), "of": count} | ends
 
 
 def standardised_facts(study: Results | None, line: float) -> dict[str, Any]:
@@ -162,7 +155,7 @@ def ending(loss: float, least: float, line: float) -> str:
 
 
 def _draw(
-    losses: pd.DataFrame, told: Mapping[str, float], factor: float, floors: tuple[float, float], ax: Axes
+    losses: pd.DataFrame, told: Mapping[str, float], factor: float, floors: Mapping[str, float], ax: Axes
 ) -> None:
     for number, (_, own) in enumerate(losses.groupby(["trial", "lane"])):
         ax.plot(own["epoch"], own["loss"], color="#0072b2", alpha=0.45, linewidth=0.6, rasterized=True,
@@ -170,7 +163,7 @@ def _draw(
     epochs, values = [int(epoch) for epoch in told], np.array(list(told.values()))
     ax.plot(epochs, values / factor, "o", color="#000000", markersize=4, zorder=4, label=f"printed / {factor:,.0f}")
     ax.plot(epochs, values, "o", color="#000000", markersize=4, fillstyle="none", zorder=4, label="as printed")
-    for floor, colour, name in zip(floors, ("#009e73", "#d55e00"), ("ignoring x1", "best line"), strict=True):
+    for (name, floor), colour in zip(floors.items(), ("#009e73", "#d55e00"), strict=True):
         ax.axhline(floor, color=colour, linestyle="--", linewidth=0.9, label=f"{name}: {short(floor)}")
     log_axis(ax, "x")
     log_axis(ax, "y")

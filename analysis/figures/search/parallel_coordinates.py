@@ -82,9 +82,8 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """All cells across the hyperparameters that varied."""
     data, metric = searched(table, results.maximize), results.metric
     columns = [name for name in SEARCHED if name in data]
-    lines = (
-        "Each line is a cell" if len(data) <= MOST_LINES else f"{MOST_LINES} of {len(data):,} cells, evenly by rank,"
-    )
+    few = len(data) <= MOST_LINES
+    lines = "Each line is a cell" if few else f"{MOST_LINES} of {len(data):,} cells, evenly by rank,"
     return exhibit.Exhibit(
         "parallel-coordinates",
         "All cells in parallel coordinates",

@@ -60,10 +60,6 @@ class Comparison:
 def comparisons(results: Results, table: pd.DataFrame) -> list[Comparison]:
     """The best cell against the best cell of every other optimizer, paired by seed, with Holm's adjustment.
 
-    Args:
-        results: the study.
-        table: its `cells`.
-
     Returns:
         One comparison per rival, the best rival first; `effect.n` is 0 where the two share no seed.
     """
@@ -107,10 +103,6 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     The curse is of a loss the ratio confirmed / search (geometric means), of an accuracy the difference search -
     confirmed (as a share): above 1, or positive, means worse than in the search. Its interval is Welch's, of log losses
     or of accuracies, since the two sets of seeds are independent.
-
-    Args:
-        results: the study.
-        table: its `cells`.
 
     Returns:
         Columns trial, those of `CELL`, regime, learning_rate; rank_search (in the leaderboard), rank_confirmed (among

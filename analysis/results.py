@@ -7,6 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,20 +18,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis import schema
 from analysis.remote import fetch
-from analysis.schema import (
-    CELL,
-    FOLDERS,
-    IMPORTANCE,
-    IMPORTANCE_FILE,
-    KEYS,
-    OBJECTIVES,
-    SCHEMA_VERSION,
-    STINT,
-    TABLES,
-    TRIES,
-    ResultsError,
-)
+from analysis.schema import CELL, FOLDERS, IMPORTANCE, OBJECTIVES, STINT, TABLES, TRIES, ResultsError
 
 _PART = re.compile(r"(\d+)-(\d+)\.parquet")
 
@@ -151,7 +141,7 @@ class Results:
     Attributes:
         path: the results folder.
         spec: the resolved spec, as plain tables.
-        spec_text: the same as it stands in `spec.toml`.
+        spec_text: the text of `spec.toml`.
         provenance: commit, versions, hardware, seeds and command; empty if the study has not written it yet.
         trials: one row per ended trial (`TRIALS`).
         lanes: one row per lane of an ended trial (`LANES`).
@@ -177,13 +167,10 @@ class Results:
     @cached_property
     def importance(self) -> pd.DataFrame:
         """How much each parameter matters (`IMPORTANCE`); empty if trials were too few, or the program too old."""
-        file = self.path / IMPORTANCE_FILE
-        try:
-            piece = _piece(file, "importance", IMPORTANCE)
-        except FileNotFoundError:
-            piece = IMPORTANCE.empty_table()
-        frame: pd.DataFrame = piece.to_pandas()
-        return frame
+        file, table = self.path / schema.IMPORTANCE_FILE, IMPORTANCE.empty_table()
+        with suppress(FileNotFoundError):
+            table = _piece(file, "importance", IMPORTANCE)
+        return pd.DataFrame(table.to_pandas())
 
     @cached_property
     def pooled(self) -> Pool:
@@ -268,27 +255,25 @@ def load(path: str | Path) -> Results:
     objectives = table_of(spec, "tuning").get("objectives", ["metric"])
     if not isinstance(objectives, list) or not all(name in OBJECTIVES for name in objectives):
         raise ResultsError(f"{spec_file}: tuning.objectives are some of {', '.join(OBJECTIVES)}; got {objectives!r}")
-    provenance_file = folder / "provenance.json"
+    file = folder / "provenance.json"
     try:
-        provenance = json.loads(provenance_file.read_text(encoding="utf-8")) if provenance_file.is_file() else {}
+        provenance = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
-        raise ResultsError(f"{provenance_file}: not valid JSON ({error}); delete it to continue without it") from error
+        raise ResultsError(f"{file}: not valid JSON ({error}); delete it to continue without it") from error
     if not isinstance(provenance, dict):
-        raise ResultsError(f"{provenance_file}: not a JSON object; delete it to continue without it")
+        raise ResultsError(f"{file}: not a JSON object; delete it to continue without it")
     trials = _read("trials", folder)
     # A trial's lanes are written just before the trial.
     appended = max((last for _, last, _ in parts(folder / FOLDERS["lanes"])), default=0)
-    if appended > 1 and not parts(folder / FOLDERS["trials"]):
-        raise ResultsError(
-            f"{folder / FOLDERS['trials']}: missing, though there are lanes; restore it, or "
-            f"`study resume {folder}` runs its trials again"
-        )
-    for name in ("lanes", "curves"):
-        if (trials["lanes"] > 0).any() and not parts(folder / FOLDERS[name]):
-            raise ResultsError(
-                f"{folder / FOLDERS[name]}: missing, though trials.parquet has trials with lanes; restore it, or "
-                f"`study resume {folder}` runs them again"
-            )
+    has_lanes = (trials["lanes"] > 0).any()
+    for name, needed, why, runs in (
+        ("trials", appended > 1, "there are lanes", "its trials"),
+        ("lanes", has_lanes, "trials.parquet has trials with lanes", "them"),
+        ("curves", has_lanes, "trials.parquet has trials with lanes", "them"),
+    ):
+        if needed and not parts(file := folder / FOLDERS[name]):
+            advice = f"restore it, or `study resume {folder}` runs {runs} again"
+            raise ResultsError(f"{file}: missing, though {why}; {advice}")
     return Results(folder, spec, spec_text, provenance, trials, _read("lanes", folder))
 
 
@@ -306,7 +291,7 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _read(table: str, folder: Path) -> pd.DataFrame:
     frame: pd.DataFrame = pa.concat_tables(_pieces(table, folder / FOLDERS[table])).to_pandas()
     # A resumed worker repeats the rows that it had not yet saved; the numbers are the same, so either row will do.
-    keys = KEYS[table]
+    keys = schema.KEYS[table]
     return frame.drop_duplicates(keys, keep="last").sort_values(keys, ignore_index=True)
 
 
@@ -323,7 +308,7 @@ def _pieces(table: str, folder: Path) -> list[pa.Table]:
     raise AssertionError("unreachable")
 
 
-def _piece(file: Path, table: str, schema: pa.Schema) -> pa.Table:
+def _piece(file: Path, table: str, columns: pa.Schema) -> pa.Table:
     """The rows of one file, in the table's columns."""
     try:
         piece = pq.read_table(file)
@@ -332,14 +317,14 @@ def _piece(file: Path, table: str, schema: pa.Schema) -> pa.Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise ResultsError(f"{file}: cannot be read ({error}); move it away to continue without its rows") from error
     version = (piece.schema.metadata or {}).get(b"version", b"none").decode()
-    if version != str(SCHEMA_VERSION):
+    if version != str(schema.SCHEMA_VERSION):
         raise ResultsError(
-            f"{file}: written with schema version {version}, this program reads version {SCHEMA_VERSION}; "
+            f"{file}: written with schema version {version}, this program reads version {schema.SCHEMA_VERSION}; "
             f"read it with the program that wrote it, or run the study again"
         )
-    absent = [column for column in schema if column.name not in piece.schema.names]
+    absent = [column for column in columns if column.name not in piece.schema.names]
     if missing := [column.name for column in absent if not column.nullable]:
         raise ResultsError(f"{file}: not a {table} table, it lacks {', '.join(missing)}")
     for new in absent:  # an older program knew fewer columns
         piece = piece.append_column(new, pa.nulls(len(piece), new.type))
-    return piece.select(schema.names).cast(schema)
+    return piece.select(columns.names).cast(columns)

@@ -19,10 +19,10 @@ CELL = ["optimizer", "width", "depth", "batch_size", "settings"]
 """The columns that identify a cell."""
 
 AXES = ("update", "examples", "epoch", "train_seconds")
-"""The four measures of how long a lane has trained."""
+"""The four measures of the length of training."""
 
 OBJECTIVES = ("metric", "train_seconds", "updates", "examples", "parameters")
-"""What a search can optimize; all but the metric are minimized."""
+"""The objectives of a search; all but the metric are minimized."""
 
 TRIES = 5
 """Attempts at listing and reading the parts of a table, which a running study may merge meanwhile."""

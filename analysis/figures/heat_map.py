@@ -95,8 +95,7 @@ def heat_map(
     ax.invert_yaxis()
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    ax.set_xlabel(columns)
-    ax.set_ylabel(rows)
+    ax.set(xlabel=columns, ylabel=rows)
     if contours:  # after the axis is inverted, which turns the labels
         _parameter_contours(ax, data["parameters"].to_numpy(dtype=np.float64).reshape(values.shape))
     return ax

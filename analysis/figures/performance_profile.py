@@ -61,8 +61,7 @@ def performance_profiles(data: pd.DataFrame, ax: Axes) -> Axes:
     axes.log_axis(ax, "x", data["ratio"], margin=1.0)
     ax.set_ylim(-0.02, 1.02)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set_xlabel("updates to the target, as a multiple of the fastest")
-    ax.set_ylabel("problems solved")
+    ax.set(xlabel="updates to the target, as a multiple of the fastest", ylabel="problems solved")
     return ax
 
 

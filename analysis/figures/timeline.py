@@ -81,20 +81,14 @@ def busy(times: pd.DataFrame, nodes: Mapping[str, int] = MappingProxyType({})) -
     stays = times.drop_duplicates(["confirming", "trial", "started"])  # a stay with several GPUs has several rows
     for column, some in (("node", stays), ("place", times[times["gpu"]])):
         for name, own in some.groupby(column):
-            seconds, lengths = covered(own), own["ended"] - own["started"]
-            rows.append(
-                {
-                    "name": str(name),
-                    "trials": len(own.drop_duplicates(["confirming", "trial"])),
-                    "share": seconds / whole if whole else 1.0,
-                    "together": float(lengths.sum()) / seconds if seconds else 1.0,
-                }
-            )
-    ran = [str(row["name"]) for row in rows]
+            seconds, length = covered(own), float((own["ended"] - own["started"]).sum())
+            trials = len(own.drop_duplicates(["confirming", "trial"]))
+            rows.append((str(name), trials, seconds / whole if whole else 1.0, length / seconds if seconds else 1.0))
+    ran = [name for name, *_ in rows]
     idle = [node for node in nodes if node not in ran]
     without = {node: gpus - sum(name.startswith(f"{node} GPU ") for name in ran) for node, gpus in nodes.items()}
     idle += [f"{node}, {counted(count, 'idle GPU')}" for node, count in without.items() if count > 0]
-    rows += [{"name": name, "trials": 0, "share": 0.0, "together": 0.0} for name in idle]
+    rows += [(name, 0, 0.0, 0.0) for name in idle]
     return pd.DataFrame(rows, columns=["name", "trials", "share", "together"])
 
 

@@ -63,7 +63,7 @@ def write_report(
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template of `templates/` makes of some values."""
+    """The page of a template of `templates/` with some values."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -75,7 +75,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def _across(studies: Sequence[Results], out: Path) -> dict[str, Any]:
-    """What the template shows of several studies together."""
+    """The values of the template for several studies together."""
     shown = {"figures": [across_studies(studies).save(out, "")], "table": None}
     try:
         table = across(studies)
@@ -98,7 +98,7 @@ def _across(studies: Sequence[Results], out: Path) -> dict[str, Any]:
 
 
 def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
-    """Everything that the template shows of one study."""
+    """The values of the template for one study."""
     table = cells(results)
     ranked, curse = rank(table, results.maximize), winners_curse(results, table)
     leaderboard = f"figures/{prefix}cells.csv"

@@ -94,7 +94,7 @@ def compared(results: Results, cells: pd.DataFrame, best: str, has_settings: boo
             _cell(each.rival, has_settings)
             | {
                 metric: (metric_text(score.estimate, metric), f"{each.split} {limits}"),
-                "best vs. it": effect_text(each, metric) if each.effect.n else dash,
+                "best vs. it": " ".join(effect_text(each.effect, metric)).strip(),
                 "seeds won": (f"{each.wins} of {each.effect.n}", "fresh" if each.fresh else ""),
                 "chance to win": share if chance.n else dash,
                 "sign-flip p": short(each.p),

@@ -12,14 +12,14 @@ from analysis.cells import rank
 from analysis.comparisons import Comparison, average_curse, comparisons, winners_curse
 from analysis.results import Results, hours, records, table_of
 from analysis.schema import Outcome
+from analysis.statistics import Interval
 from analysis.text import (
     cell_at_rate,
     cell_text,
     cost,
     counted,
-    interval_text,
+    estimate_text,
     listing,
-    metric_text,
     seed_counts,
     short,
     value_text,
@@ -109,13 +109,11 @@ def _evidence(first: Comparison, results: Results, count: int, *, of_search: boo
     pairs = counted(first.effect.n, "paired fresh seed" if first.fresh else "paired seed")
     pairs += " of the search" if of_search and not first.fresh else ""
     p = f"Holm p = {short(first.holm)}" if count > 1 else f"sign-flip p = {short(first.p)}"
-    ours, theirs = (
-        f"{metric_text(score.estimate, metric)} {interval_text(score.low, score.high, score.n, metric)}"
-        for score in first.scores
-    )
+    ours, theirs = (estimate_text(score, metric) for score in first.scores)
     return (
         f"{first.split} {metric} {ours} against {theirs} for {cell_at_rate(first.rival)}; "
-        f"{effect_text(first, metric)}, better on {first.wins} of {pairs}, {p}, for {study_cost(results)}."
+        f"{' '.join(effect_text(first.effect, metric))}, better on {first.wins} of {pairs}, {p}, for "
+        f"{study_cost(results)}."
     )
 
 
@@ -133,12 +131,13 @@ def _others(rest: Sequence[Comparison]) -> str:
     return others + (f"; statistically indistinguishable: {equal}." if equal else ".")
 
 
-def effect_text(comparison: Comparison, metric: str) -> str:
-    """The effect with its interval."""
-    effect = comparison.effect
+def effect_text(effect: Interval, metric: str) -> tuple[str, str]:
+    """A ratio of losses or a difference of accuracies with limits: `1.08 times`, `[0.97, 1.2]`; a dash for NaN."""
+    if math.isnan(effect.estimate):
+        return short(effect.estimate), ""
     if metric == "accuracy":
-        return f"{100 * effect.estimate:+.2f} percentage points [{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
-    return f"{short(effect.estimate)} times [{short(effect.low)}, {short(effect.high)}]"
+        return f"{100 * effect.estimate:+.2f} percentage points", f"[{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
+    return f"{short(effect.estimate)} times", f"[{short(effect.low)}, {short(effect.high)}]"
 
 
 def confirmation(results: Results, curse: pd.DataFrame) -> list[str]:
@@ -172,8 +171,7 @@ def _curse_sentence(results: Results, curse: pd.DataFrame) -> list[str]:
     neutral, scale = (0.0, "search minus confirmed") if results.maximize else (1.0, "confirmed over search")
     sentence = f"The winner's curse, {scale} validation {metric} (above {neutral:g}: worse on fresh seeds), is "
     if len(held) > 1:
-        shown = {"curse": average.estimate, "curse_low": average.low, "curse_high": average.high}
-        sentence += f"{' '.join(curse_text(shown, metric))} on average"
+        sentence += f"{' '.join(effect_text(average, metric))} on average"
         sentence += f" and {' '.join(curse_text(best, metric))} for the best" if best["confirmed_n"] else ""
     else:
         sentence += " ".join(curse_text(held.iloc[0], metric))
@@ -182,13 +180,8 @@ def _curse_sentence(results: Results, curse: pd.DataFrame) -> list[str]:
 
 
 def curse_text(row: Any, metric: str) -> tuple[str, str]:
-    """The curse and its limits, such as `1.08 times` and `[0.97, 1.2]`; a dash for none."""
-    estimate, low, high = (float(row[name]) for name in ("curse", "curse_low", "curse_high"))
-    if math.isnan(estimate):
-        return metric_text(estimate, metric), ""
-    if metric == "accuracy":
-        return f"{100 * estimate:+.2f} percentage points", f"[{100 * low:+.2f}, {100 * high:+.2f}]"
-    return f"{short(estimate)} times", f"[{short(low)}, {short(high)}]"
+    """The curse of a row of `winners_curse` with its limits."""
+    return effect_text(Interval(row["curse"], row["curse_low"], row["curse_high"], row["confirmed_n"]), metric)
 
 
 def _why_not_confirmed(row: Any) -> str:

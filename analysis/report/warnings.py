@@ -1,4 +1,4 @@
-"""What a reader must know before trusting the numbers of a report."""
+"""Warnings about the numbers of a report."""
 
 from __future__ import annotations
 

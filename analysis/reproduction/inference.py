@@ -33,30 +33,30 @@ WINDOW = ["epoch", "place"]
 
 
 class Fit(NamedTuple):
-    """How well the printed losses pass for one more seed of a candidate."""
+    """How well the printed losses pass for one more seed of a candidate; distances are root mean squares of logarithms.
+
+    `distance` is that of the printed losses from the seeds' geometric mean, `nearest` from the nearest seed: where some
+    seeds learn at once and others never, losses between the two are near the mean, but near no seed. `others` is the
+    largest distance of a seed from its nearest curve, the printed one included. `p` is the share of all n + 1 curves
+    that are at least as far from their nearest as the printed one: if that were one more seed, p <= x would happen with
+    probability x at most. `plateau`, `fall` and `tail` count printed losses of each part between the least and the
+    largest seed's, `of` all of each part; `spans`: whether the seeds span plateau and fall.
+
+    `fits` is the criterion: not the furthest from its nearest, a seed within `NEAR`, and spans. `NEAR` is needed
+    because a single odd seed is the nearest of the printed curve at any distance, and vice versa.
+    """
 
     distance: float
-    """Root mean square of the log of printed loss over the seeds' geometric mean."""
     nearest: float
-    """The same distance of the printed losses from the nearest seed. Where some seeds learn at once and others never,
-    losses between the two are near the mean, but near no seed."""
     others: float
-    """The largest distance of a seed from its nearest curve, the printed one included."""
     p: float
-    """Share of all n + 1 curves that are at least as far from their nearest as the printed one. If that were one more
-    seed, p <= x would happen with probability x at most."""
     plateau: int
     fall: int
     tail: int
-    """Printed losses of each part that lie between the least and the largest seed's."""
     of: list[int]
-    """The number of printed losses in each part."""
     seeds: int
     spans: bool
-    """Whether the seeds span the printed plateau and fall."""
     fits: bool
-    """The criterion: not the furthest from its nearest, a seed within `NEAR`, and plateau and fall spanned. `NEAR` is
-    needed because a single odd seed is the nearest of the printed curve at any distance, and vice versa."""
 
 
 def spanned(inside: int, of: int, seeds: int) -> bool:

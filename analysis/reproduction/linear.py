@@ -51,14 +51,14 @@ def completed(study: Results) -> pd.DataFrame:
 
 def linear(parts: Mapping[str, Results]) -> Measured:
     """Experiment 1: the update by hand, and a linear model of linear data."""
-    told, once, study = printed("linear"), parts["linear-by-hand"], parts["linear"]
+    report, once, study = printed("linear"), parts["linear-by-hand"], parts["linear"]
     losses, lost = ended_losses(study)
-    span = spans(losses, dict(enumerate(told["loss"], start=1)))
+    span = spans(losses, dict(enumerate(report["loss"], start=1)))
     weights, steps = coefficients(study), by_hand(once)
     gaps = np.abs(steps["program"] - steps["after"]) / np.maximum(1, np.abs(steps["after"]))
     facts = {
         "seeds": len(completed(study)),
-        "step": step_check(told["by_hand"]),
+        "step": step_check(report["by_hand"]),
         "draws": int(steps["seed"].nunique()),
         "gap": float(gaps.max()),
         "curve": span_facts(span, 20, lost),
@@ -74,19 +74,19 @@ def linear(parts: Mapping[str, Results]) -> Measured:
     return Measured(facts, drawn, first, [once, study])
 
 
-def step_check(told: Mapping[str, Any]) -> dict[str, float]:
+def step_check(report: Mapping[str, Any]) -> dict[str, float]:
     """Consequences of the printed loss, target, weights and gradient of one observation.
 
     The gradient of (prediction - y)^2 by the weights is 2 (prediction - y) x, so x follows from it, and from x and the
     weights the bias, which is not printed. error is prediction - y, bias_limit that of PyTorch's initialisation, step
     1 - 2 r (|x|^2 + 1), the share of the error that a step of the printed rate r leaves.
     """
-    weights, gradient = np.array(told["weights"]), np.array(told["gradient"])
+    weights, gradient = np.array(report["weights"]), np.array(report["gradient"])
     # Of the two roots, the one that a fresh network can predict: a number near 0.
-    error = min((sign * math.sqrt(told["loss"]) for sign in (1, -1)), key=lambda e: abs(told["target"] + e))
+    error = min((sign * math.sqrt(report["loss"]) for sign in (1, -1)), key=lambda e: abs(report["target"] + e))
     x = gradient / (2 * error)
-    prediction = told["target"] + error
-    step = 1 - 2 * told["learning_rate"] * (float(x @ x) + 1)
+    prediction = report["target"] + error
+    step = 1 - 2 * report["learning_rate"] * (float(x @ x) + 1)
     facts = {"error": error, "prediction": prediction, "bias": prediction - float(x @ weights)}
     return facts | {"bias_limit": 1 / math.sqrt(len(x)), "step": step, "loss_after": (step * error) ** 2}
 
@@ -133,19 +133,19 @@ def weight_facts(weights: pd.DataFrame, lost: int = 0) -> dict[str, Any]:
 
 def cubic_linear(parts: Mapping[str, Results]) -> Measured:
     """Experiment 2: a linear model of cubic data stalls."""
-    told, study = printed("cubic-linear"), parts["cubic-linear"]
+    report, study = printed("cubic-linear"), parts["cubic-linear"]
     losses, lost = ended_losses(study)
-    span = spans(losses, dict(enumerate(told["loss"], start=1)))
-    stalls, exact = plateaus(study, losses), cubic_step(told["learning_rate"])
+    span = spans(losses, dict(enumerate(report["loss"], start=1)))
+    stalls, exact = plateaus(study, losses), cubic_step(report["learning_rate"])
     trouble = "" if truth(study.path) else f"{TRUTH} is missing or damaged"
     facts = {
         "seeds": study.lanes["seed"].nunique(),
-        "curve": span_facts(span, told["epochs"], lost),
-        "trouble": trouble if len(span) == told["epochs"] else "the run was cut short",
-        "first_measured": told["epochs"] - MEASURED_EPOCHS + 1,
+        "curve": span_facts(span, report["epochs"], lost),
+        "trouble": trouble if len(span) == report["epochs"] else "the run was cut short",
+        "first_measured": report["epochs"] - MEASURED_EPOCHS + 1,
         "zoom": ZOOM if len(losses) and losses["epoch"].max() >= ZOOM else 0,
-        **stall_facts(told["loss"][-1], stalls, exact, lost),
-        **order_facts(told["learning_rate"]),
+        **stall_facts(report["loss"][-1], stalls, exact, lost),
+        **order_facts(report["learning_rate"]),
     }
     drawn = {"cubic-linear-losses": draw_losses(losses, span, lambda ax: _draw_floors(ax, exact), ZOOM)}
     predicted = stalls["floor"] + stalls["noise"]
@@ -166,12 +166,12 @@ def plateaus(study: Results, losses: pd.DataFrame) -> pd.DataFrame:
     return predicted.merge(seeds[["seed", "measured"]], on="seed")
 
 
-def stall_facts(told: float, stalls: pd.DataFrame, exact: ConstantStep, lost: int = 0) -> dict[str, Any]:
-    """How stalled losses, from `plateaus`, compare with their predictions and with `told`, the report's last loss.
+def stall_facts(last: float, stalls: pd.DataFrame, exact: ConstantStep, lost: int = 0) -> dict[str, Any]:
+    """How stalled losses, from `plateaus`, compare with their predictions and with `last`, the report's last loss.
 
     `exact` is for the whole distribution of the data, `lost` the number of draws on which training diverged.
     """
-    facts: dict[str, Any] = {"told": told, "exact": exact, "lost": lost, "n": len(stalls), "tolerance": TOLERANCE}
+    facts: dict[str, Any] = {"last": last, "exact": exact, "lost": lost, "n": len(stalls), "tolerance": TOLERANCE}
     if len(stalls) < FEWEST:
         return facts
     low, high = float(stalls["measured"].min()), float(stalls["measured"].max())
@@ -184,11 +184,11 @@ def stall_facts(told: float, stalls: pd.DataFrame, exact: ConstantStep, lost: in
         "low": low,
         "high": high,
         "measured": t_interval(stalls["measured"]),
-        "beyond": told / high - 1 if told > high else 1 - told / low,
+        "beyond": last / high - 1 if last > high else 1 - last / low,
         "further": DRAWS,
         "mean_of_further": float(others.mean()),
-        "place": (told - float(others.mean())) / float(others.std(ddof=1)),
-        "as_far": int(min((others >= told).sum(), (others <= told).sum())),
+        "place": (last - float(others.mean())) / float(others.std(ddof=1)),
+        "as_far": int(min((others >= last).sum(), (others <= last).sum())),
         "floor": t_interval(stalls["floor"]),
         "noise": t_interval(noise),
         "gaps": gaps,
@@ -218,5 +218,4 @@ def _draw_weights(weights: pd.DataFrame, ax: Axes) -> None:
     mine, rest = weights[weights["informative"]], weights[~weights["informative"]]
     ax.plot(mine["coefficient"], mine["weight"], "o", color="#0072b2", markersize=3, label="informative")
     ax.plot(rest["coefficient"], rest["weight"], "x", color="#d55e00", markersize=4, label="not informative")
-    ax.set_xlabel("true coefficient")
-    ax.set_ylabel("weight after training")
+    ax.set(xlabel="true coefficient", ylabel="weight after training")

@@ -34,9 +34,9 @@ from analysis.reproduction import inference
 from analysis.reproduction.claims import Measured, printed
 from analysis.reproduction.inference import CANDIDATE, INPUTS, candidate_text, candidates, losses
 from analysis.reproduction.sizes import layer_table, shape_text, size_facts
-from analysis.results import load
-from analysis.statistics import Interval, logit_interval
-from analysis.text import interval_text, metric_text, seed_counts, short
+from analysis.results import load, records
+from analysis.statistics import logit_interval
+from analysis.text import estimate_text, seed_counts, short
 
 ERRORS = 15
 """Images in the figure of errors."""
@@ -125,7 +125,7 @@ class Run:
             "last_inside": bool(self.table["inside"].iloc[-1]),
             "last_printed": float(self.table["printed"].iloc[-1]),
             "still": self.still(),
-            "accuracy": _accuracy_text(logit_interval(self.lanes["test_accuracy"], len(images["test"]))),
+            "accuracy": estimate_text(logit_interval(self.lanes["test_accuracy"], len(images["test"])), "accuracy"),
             "test_examples": len(images["test"]),
             "labels": images["batch_labels"].tolist(),
             "copies": images["augmented"].shape[1] - 1,
@@ -151,13 +151,13 @@ class Run:
         rates = fitting.set_index("optimizer")["learning_rate"].to_dict()
         pair = set(rates) == {"sgd", "momentum"} and len(fitting) == 2
         again = self.final.set_index(CANDIDATE).index
-        left = self.tried[self.tried["fits"] & ~self.tried.set_index(CANDIDATE).index.isin(again)]
+        untrained = self.tried[self.tried["fits"] & ~self.tried.set_index(CANDIDATE).index.isin(again)]
         return {
             "fitting": _names(fitting),
             "nearest": candidate_text(self.final.iloc[0]),
             # With a momentum of 0.9 a step counts ten times.
             "alike": pair and math.isclose(rates["sgd"], 10 * rates["momentum"], rel_tol=1e-3),
-            "unrefuted": _names(left),
+            "unrefuted": _names(untrained),
         }
 
     def given_up(self) -> dict[str, Any]:
@@ -170,12 +170,12 @@ class Run:
     def best(self) -> dict[str, Any]:
         """The candidate that is best on the validation split."""
         table = self.screened.groupby(CANDIDATE).agg(
-            validation=("validation_accuracy", "mean"), n=("seed", "size"), there=("validation_accuracy", "count")
+            validation=("validation_accuracy", "mean"), n=("seed", "size"), scored=("validation_accuracy", "count")
         )
-        best = table[table["n"] == table["there"]].reset_index().sort_values("validation").iloc[-1]
+        best = table[table["n"] == table["scored"]].reset_index().sort_values("validation").iloc[-1]
         score = logit_interval(of(self.screened, best)["test_accuracy"], len(self.images["test"]))
         epochs = int(of(self.screen, best)["epoch"].max())
-        return {"best": candidate_text(best), "best_epochs": epochs, "best_accuracy": _accuracy_text(score)}
+        return {"best": candidate_text(best), "best_epochs": epochs, "best_accuracy": estimate_text(score, "accuracy")}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Layers, training, and the candidates before and after the fresh seeds."""
@@ -216,8 +216,7 @@ class Run:
         ax.plot(where, table["estimate"], color=colour, label=f"ours, {self.chosen['seeds']} seeds")
         ax.plot(where, table["printed"], "o", color="#000000", markersize=3.5, label="printed in the report", zorder=4)
         _loss_axis(ax)
-        ax.set_xlabel(f"updates, those of the {self.every:,} averaged last")
-        ax.set_ylabel("training loss (nats)")
+        ax.set(xlabel=f"updates, those of the {self.every:,} averaged last", ylabel="training loss (nats)")
 
 
 def of(frame: pd.DataFrame, candidate: Any) -> pd.DataFrame:
@@ -226,16 +225,12 @@ def of(frame: pd.DataFrame, candidate: Any) -> pd.DataFrame:
 
 
 def _names(table: pd.DataFrame) -> list[str]:
-    return [candidate_text(row) for row in table.to_dict("records")]
+    return [candidate_text(row) for row in records(table)]
 
 
 def _loss_text(row: Any) -> str:
     limits = f"[{row['low']:.3f}, {row['high']:.3f}]"
     return f"{row['estimate']:.3f} {limits}, seeds {row['least']:.3f} to {row['largest']:.3f}"
-
-
-def _accuracy_text(score: Interval) -> str:
-    return f"{metric_text(score.estimate, 'accuracy')} {interval_text(score.low, score.high, score.n, 'accuracy')}"
 
 
 def _inside(rows: pd.DataFrame, seeds: int) -> dict[str, Any]:
@@ -246,7 +241,7 @@ def _inside(rows: pd.DataFrame, seeds: int) -> dict[str, Any]:
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`candidates` with what the page shows of them in words."""
+    """`candidates` with their columns in words."""
     spans = {
         f"{part}_spanned": [f"{n} of {of[place]}" for n, of in zip(table[part], table["of"], strict=True)]
         for place, part in enumerate(("plateau", "fall", "tail"))
@@ -338,8 +333,7 @@ def draw_confusion(counts: NDArray[np.float64]) -> Figure:
             ax.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
     ax.set_xticks(range(len(counts)))
     ax.set_yticks(range(len(counts)))
-    ax.set_xlabel("class predicted")
-    ax.set_ylabel("class")
+    ax.set(xlabel="class predicted", ylabel="class")
     ax.grid(visible=False)
     return drawn
 

@@ -61,7 +61,7 @@ def run_of(out: Path, experiment: str, spec: str) -> tuple[Path, int] | None:
 
 
 def sections(out: Path) -> tuple[list[Section], list[str]]:
-    """The sections of what has been run in a folder, in order, and the reasons why others are missing."""
+    """The sections of all experiments that have been run in a folder, and the reasons why others are missing."""
     made, troubles = [], []
 
     @cache
@@ -121,7 +121,7 @@ def write_page(out: Path, command: str = "", say: Callable[[str], None] = print)
 
 
 def _shown(section: Section, out: Path) -> dict[str, Any]:
-    """What the template shows of a section."""
+    """The values of the template for a section."""
     verdicts = [claim.verdict for claim in section.claims]
     return vars(section) | {
         "figures": [figure.save(out, "") for figure in section.figures],

@@ -32,16 +32,16 @@ QUICK = 0.5
 
 def regimes(parts: Mapping[str, Results]) -> Measured:
     """Experiment 4: three batch sizes, as the report drew them, corrected, and tuned."""
-    told, fixed, tuned = printed("regimes"), parts["regimes"], parts["regimes-tuned"]
+    report, fixed, tuned = printed("regimes"), parts["regimes"], parts["regimes-tuned"]
     table, tuned_table = cells(fixed), cells(tuned)
     traces = update_losses(fixed)
     numbers, ends = regime_numbers(fixed, table, traces), regime_ends(tuned_table)
     curves, tuned_curves = (
         own_seconds(study, own, regime_curves(study, own)) for study, own in ((fixed, table), (tuned, tuned_table))
     )
-    drawn = as_drawn(traces, told)
-    cut = fixed.trials.empty or float(fixed.trials["epochs"].max()) < told["epochs"]
-    full, small = told["batch_sizes"]["batch"], told["batch_sizes"]["mini-batch"]
+    drawn = as_drawn(traces, report)
+    cut = fixed.trials.empty or float(fixed.trials["epochs"].max()) < report["epochs"]
+    full, small = report["batch_sizes"]["batch"], report["batch_sizes"]["mini-batch"]
     updates = math.ceil(full / small)
     facts = {
         "seeds": int(fixed.lanes["seed"].nunique()),
@@ -49,7 +49,7 @@ def regimes(parts: Mapping[str, Results]) -> Measured:
         "small_size": small,
         "updates": updates,
         "left": full - (updates - 1) * small,
-        "stretched": told["batch_drawn_to"] / told["batch_points"],
+        "stretched": report["batch_drawn_to"] / report["batch_points"],
         "rates": [
             f"{row['regime']} {row['learning_rate']:.3g}" for row in records(tuned_curves.drop_duplicates("regime"))
         ],
@@ -81,11 +81,11 @@ def own_seconds(study: Results, table: pd.DataFrame, curves: pd.DataFrame) -> pd
     return pd.concat(pieces) if pieces else curves
 
 
-def as_drawn(traces: pd.DataFrame, told: Mapping[str, Any]) -> pd.DataFrame:
+def as_drawn(traces: pd.DataFrame, report: Mapping[str, Any]) -> pd.DataFrame:
     """The first seed's losses at the horizontal places (x) that the report's code gives them and calls epochs."""
     own = traces[traces["seed"] == traces["seed"].min()]
-    step = {regime: 1 / ticks for regime, ticks in told["ticks_per_epoch"].items()}
-    step["batch"] = told["batch_drawn_to"] / told["batch_points"]
+    step = {regime: 1 / ticks for regime, ticks in report["ticks_per_epoch"].items()}
+    step["batch"] = report["batch_drawn_to"] / report["batch_points"]
     x = (own["update"] - 1) * own["regime"].map(step).astype(float)
     return pd.DataFrame({"regime": own["regime"], "x": x, "value": own["value"]}).reset_index(drop=True)
 
@@ -224,5 +224,4 @@ def _draw_as_drawn(data: pd.DataFrame, ax: Axes) -> None:
     for regime, colour in zip(REGIMES, ("#d55e00", "#0072b2", "#009e73"), strict=True):
         own = data[data["regime"] == regime]
         ax.plot(own["x"], own["value"], color=colour, linewidth=0.8, label=regime, rasterized=True)
-    ax.set_xlabel("epochs, as the report's axis has them")
-    ax.set_ylabel("loss of the batch")
+    ax.set(xlabel="epochs, as the report's axis has them", ylabel="loss of the batch")

@@ -46,8 +46,7 @@ def noise_scale(data: pd.DataFrame, ax: Axes) -> Axes:
     if len(finite):
         axes.log_axis(ax, "y", pd.concat([finite["estimate"], data["batch_size"]]))
     axes.log_axis_with_zero(ax, data["examples"])
-    ax.set_xlabel(axes.LABELS["examples"])
-    ax.set_ylabel("gradient noise scale (examples)")
+    ax.set(xlabel=axes.LABELS["examples"], ylabel="gradient noise scale (examples)")
     return ax
 
 

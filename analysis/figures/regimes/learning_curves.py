@@ -44,10 +44,6 @@ def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) ->
 def regime_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     """The learning curve of the best cell of each regime, at its tuned rate.
 
-    Args:
-        results: the study.
-        table: its `cells`.
-
     Returns:
         Columns regime, trial, optimizer, settings, batch_size, learning_rate, those of `band`, batch_loss (mean loss
         over the batches since the last point, of the first seed; NaN where not recorded) and batch_smooth (the same

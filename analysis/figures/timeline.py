@@ -96,7 +96,7 @@ def covered(times: pd.DataFrame) -> float:
     """Seconds in which at least one trial ran; `times` is from `timeline`."""
     spans = times.sort_values("started")
     until = spans["ended"].cummax().shift(fill_value=-math.inf)
-    return float((spans["ended"] - spans["started"].clip(lower=until)).clip(lower=0).sum())
+    return float(sum((spans["ended"] - spans["started"].clip(lower=until)).clip(lower=0)))
 
 
 def trial_timeline(data: pd.DataFrame, ax: Axes, workers: int = MOST_WORKERS) -> Axes:

@@ -7,6 +7,8 @@ experiment computes `Measured`; its facts are the names that templates and rules
     unless                      [condition, reason] pairs: the claim is not checked for the first condition that holds
     agrees, differs             conditions; without `differs`, a claim differs where it does not agree
     rule, of                    a rule that claims share, and the fact that the rule calls `it`
+
+The facts `printed` and `asked` (thresholds of rules) are tables of the file.
 """
 
 from __future__ import annotations
@@ -149,8 +151,9 @@ def judge(experiment: str, name: str, facts: Mapping[str, Any]) -> Claim:
     """A claim of the file, judged by its rule; `facts` are the values of the names that it uses."""
     claim = source()[experiment]["claims"][name]
     claim = source()["rules"].get(claim.get("rule"), {}) | claim
+    facts = {name: source()[experiment].get(name) for name in ("printed", "asked")} | dict(facts)
     if "of" in claim:
-        facts = {**facts, "it": facts[claim["of"]]}
+        facts["it"] = facts[claim["of"]]
 
     def holds(condition: str) -> bool:
         return bool(_TEMPLATES.compile_expression(condition, undefined_to_none=False)(**facts))

@@ -22,13 +22,6 @@ from analysis.results import Results, records
 from analysis.schema import REGIMES
 from analysis.statistics import Interval, log_interval, t_interval
 
-OVERWHELMING, LITTLE, NONE = 1.0, 0.5, 0.01
-"""Noise of a batch of one, of 32 and of all observations, as shares of the mean loss, that deserves to be called so."""
-CONSTANT = 0.01
-"""A fall that looks like none, as a share of the first loss."""
-QUICK = 0.5
-"""A quick fall leaves less than this share of the first loss."""
-
 
 def regimes(parts: Mapping[str, Results]) -> Measured:
     """Experiment 4: three batch sizes, as the report drew them, corrected, and tuned."""
@@ -41,15 +34,8 @@ def regimes(parts: Mapping[str, Results]) -> Measured:
     )
     drawn = as_drawn(traces, report)
     cut = fixed.trials.empty or float(fixed.trials["epochs"].max()) < report["epochs"]
-    full, small = report["batch_sizes"]["batch"], report["batch_sizes"]["mini-batch"]
-    updates = math.ceil(full / small)
     facts = {
         "seeds": int(fixed.lanes["seed"].nunique()),
-        "full_size": full,
-        "small_size": small,
-        "updates": updates,
-        "left": full - (updates - 1) * small,
-        "stretched": report["batch_drawn_to"] / report["batch_points"],
         "rates": [
             f"{row['regime']} {row['learning_rate']:.3g}" for row in records(tuned_curves.drop_duplicates("regime"))
         ],
@@ -156,7 +142,6 @@ def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, cut: bool) -> dic
     ranked = sorted(records(ends), key=lambda row: row["loss"].estimate)
     facts: dict[str, Any] = {"cut": cut or set(by_regime) != set(REGIMES), "ranked": ranked}
     facts |= {"full_end": next((row for row in ranked if row["regime"] == "batch"), None)}
-    facts |= {"asked": {"noise": [OVERWHELMING, LITTLE, NONE], "constant": CONSTANT, "quick": QUICK}}
     if facts["cut"]:
         return facts
     rows = [by_regime[name] for name in REGIMES]

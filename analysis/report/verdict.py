@@ -13,17 +13,7 @@ from analysis.comparisons import Comparison, average_curse, comparisons, winners
 from analysis.results import Results, hours, records, table_of
 from analysis.schema import Outcome
 from analysis.statistics import Interval
-from analysis.text import (
-    cell_at_rate,
-    cell_text,
-    cost,
-    counted,
-    estimate_text,
-    listing,
-    seed_counts,
-    short,
-    value_text,
-)
+from analysis.text import cell_at_rate, cell_text, cost, counted, estimate_text, listing, seed_counts, short, value_text
 
 
 def verdict(results: Results, table: pd.DataFrame) -> str:

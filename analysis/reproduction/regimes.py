@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -156,7 +156,10 @@ def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, cut: bool) -> dic
 
 
 def time_facts(fixed: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, Any]:
-    """How batches of 32 compare with the other regimes in the same time, by curves at one rate and at tuned rates."""
+    """How batches of 32 compare with the other regimes in the same time, by curves at one rate and at tuned rates.
+
+    The answer is better or worse if the intervals are apart at all of their evaluations; empty otherwise.
+    """
     rows, counts, missing = [], [], ""
     for name, words in (("batch", "the full batch"), ("stochastic", "batches of one")):
         for curves, which in ((fixed, "at 0.001"), (tuned, "each at its tuned rate")):
@@ -165,8 +168,10 @@ def time_facts(fixed: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, Any]:
                 continue
             seconds, mini, other = losses
             counts += [each.n for each in (*mini, *other)]
+            better = max(each.high for each in mini) < min(each.low for each in other)
+            worse = min(each.low for each in mini) > max(each.high for each in other)
             row = {"words": words, "which": which, "seconds": seconds, "mini": mini, "other": other}
-            rows.append(row | {"answer": _compared(mini, other)})
+            rows.append(row | {"answer": "better" if better else "worse" if worse else ""})
     return {"times": rows, "times_missing": missing, "times_n": min(counts, default=0)}
 
 
@@ -176,26 +181,19 @@ def same_seconds(curves: pd.DataFrame, regime: str) -> tuple[float, list[Interva
     Returns the shorter training of the two, in seconds for all seeds; the losses of the mini-batches, then the other's,
     each at its last evaluation before that time and, if there is one, its first after it. None without one before.
     """
-    both = [] if curves.empty else [curves[curves["regime"] == name] for name in ("mini-batch", regime)]
-    both = [line.dropna(subset=["train_seconds"]) for line in both]
-    if not both or any(line.empty for line in both):
+    if curves.empty:
         return None
+    curves = curves.dropna(subset=["train_seconds"]).sort_values("train_seconds")
+    both = [curves[curves["regime"] == name] for name in ("mini-batch", regime)]
     seconds = min(float(line["train_seconds"].max()) for line in both)
-    mini, other = (_around(line.sort_values("train_seconds"), seconds) for line in both)
-    return (seconds, mini, other) if mini and other else None
-
-
-def _around(line: pd.DataFrame, seconds: float) -> list[Interval]:
-    before, after = line[line["train_seconds"] <= seconds].tail(1), line[line["train_seconds"] > seconds].head(1)
-    rows = pd.concat([before, after]) if len(before) else before
-    return intervals(rows, "estimate", "low", "high", "n").to_list()
-
-
-def _compared(mini: Sequence[Interval], other: Sequence[Interval]) -> str:
-    """Better or worse if the intervals are apart at all of their evaluations; empty otherwise."""
-    if max(each.high for each in mini) < min(each.low for each in other):
-        return "better"
-    return "worse" if min(each.low for each in mini) > max(each.high for each in other) else ""
+    before = [int((line["train_seconds"] <= seconds).sum()) for line in both]
+    if not all(before):
+        return None
+    mini, other = (
+        intervals(line.iloc[count - 1 : count + 1], "estimate", "low", "high", "n").to_list()
+        for line, count in zip(both, before, strict=True)
+    )
+    return seconds, mini, other
 
 
 def _four_panels(curves: pd.DataFrame) -> Figure:

@@ -22,6 +22,7 @@ LEADERBOARD_ROWS = 20
 FAILURE_ROWS = 10
 TEXT = ("optimizer", "settings", "regime", "outcome", "node or GPU", "cell", "reason", "when", "what")
 """The columns that hold text, not numbers."""
+TIMES = {"updates": "update", "examples": "examples", "epochs": "epoch", "train s": "train_seconds", "log-rank p": "p"}
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,7 @@ def times(results: Results, cells: pd.DataFrame) -> Table | None:
             "batch size": f"{row['batch_size']:,}",
             "tuned rate": short(row["learning_rate"]),
             "reached by seeds": f"{row['reached']} of {row['seeds']}",
-            "updates": short(row["update"]),
-            "examples": short(row["examples"]),
-            "epochs": short(row["epoch"]),
-            "train s": short(row["train_seconds"]),
-            "log-rank p": short(row["p"]),
+            **{head: short(row[name]) for head, name in TIMES.items()},
         }
         for row in records(target_times(results, cells))
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import astuple
 
 import numpy as np
 import pandas as pd
@@ -48,8 +48,6 @@ def across(results: Sequence[Results]) -> pd.DataFrame:
         own = [scores[name, place] for place in range(len(results)) if (name, place) in scores]
         if len(own) == len(results):
             interval = iqm_interval(own, rng=np.random.default_rng(0))
-            rows.append(
-                {"optimizer": name, **asdict(interval if maximize else interval.map(np.exp)), "studies": len(own)}
-            )
+            rows.append((name, len(own), *astuple(interval if maximize else interval.map(np.exp))))
     frame = pd.DataFrame(rows, columns=["optimizer", "studies", *LIMITS])
     return frame.sort_values("estimate", ascending=not maximize, kind="stable", ignore_index=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -111,7 +110,7 @@ def write_page(out: Path, command: str = "", say: Callable[[str], None] = print)
     page = render(
         "reproduction.html.j2",
         sections=[_shown(each, out) for each in made],
-        total=duration(sum(each.seconds for each in made if math.isfinite(each.seconds))),
+        total=duration(sum(each.seconds for each in made)),
         troubles=troubles,
         source=source()["source"],
         command=command or "study reproduce",

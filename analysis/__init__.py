@@ -5,7 +5,9 @@
     analysis.loss_by_regime(analysis.regime_curves(results, table), axes)  # compute, then draw
     analysis.write_report("results/quick")
 
-`__init__.pyi` lists the public names. Each is imported when first used, so that `import analysis` stays fast.
+Functions of `results` and `table` take a study and its `cells`; those of `data` and `ax` draw what the function that
+they name has computed. `__init__.pyi` lists the public names. Each is imported when first used, so that
+`import analysis` stays fast.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Results in, tidy frames out: each function computes what a table or a figure of the report shows.
+"""Tables of cells, learning rates, lanes and times to target, computed from results.
 
 Trials of one cell are pooled (`analysis.results.pool`): a cell's seeds are those of all its replicates.
 """
@@ -6,24 +6,17 @@ Trials of one cell are pooled (`analysis.results.pool`): a cell's seeds are thos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis.results import Results, pool, table_of
+from analysis.results import Results, pool, records, table_of
 from analysis.schema import AXES, CELL, Outcome, Regime
-from analysis.statistics import (
-    LIMITS,
-    UNKNOWN_EXAMPLES,
-    censored_median,
-    edge_of,
-    log_rank_p,
-    metric_interval,
-)
+from analysis.statistics import LIMITS, UNKNOWN_EXAMPLES, censored_median, edge_of, log_rank_p, metric_interval
 
 OPTIMIZERS = (
     *("gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta"),
@@ -32,15 +25,14 @@ OPTIMIZERS = (
 """The order in which optimizers are listed; others follow by name."""
 
 LEAST = float(np.finfo(np.float64).tiny)
-"""What stands for a loss of zero where its logarithm is taken."""
+"""Replaces a loss of zero where its logarithm is taken."""
 
 _SURVIVED = (Outcome.COMPLETED, Outcome.STOPPED)
 
 
 def examples_of(results: Results, split: str) -> int:
-    """Examples in a split as provenance tells, else `UNKNOWN_EXAMPLES`."""
-    data = results.provenance.get("data")
-    count = data.get(split) if isinstance(data, dict) else None
+    """Examples in a split according to provenance, or `UNKNOWN_EXAMPLES`."""
+    count = table_of(results.provenance, "data").get(split)
     return count if isinstance(count, int) and count > 0 else UNKNOWN_EXAMPLES
 
 
@@ -53,17 +45,16 @@ def rate_table(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLE
         examples: validation examples.
 
     Returns:
-        Columns cell, learning_rate, lanes, diverged (lanes that did), estimate, low, high, n; shared: whether every
-        seed of the cell ran at this rate; eligible: whether all survived there, and halving did not give it up.
+        Columns cell, learning_rate, lanes, diverged (number of diverged lanes), estimate, low, high, n; shared: whether
+        every seed of the cell ran at this rate; eligible: whether all seeds survived, and halving did not stop it.
     """
     ordered = lanes.sort_values(["cell", "learning_rate", "seed"])
     by_rate = ordered.assign(gone=ordered["outcome"] == "diverged").groupby(["cell", "learning_rate"])
     table = by_rate.agg(lanes=("seed", "size"), diverged=("gone", "sum"), early=("stopped_update", "count"))
     survived = ordered[f"validation_{metric}"].where(ordered["outcome"].isin(_SURVIVED)).to_numpy(dtype=np.float64)
     values = np.split(survived, np.cumsum(table["lanes"])[:-1]) if len(table) else []
-    intervals = [metric_interval(own, metric, examples) for own in values]
-    table[list(LIMITS)] = [[getattr(interval, name) for name in LIMITS] for interval in intervals] or np.empty((0, 4))
-    # Rates given up early, by halving, are shown for what they reached but cannot be the tuned one.
+    table[list(LIMITS)] = [astuple(metric_interval(own, metric, examples)) for own in values] or np.empty((0, 4))
+    # Rates that halving stopped are shown with what they reached, but cannot be the tuned rate.
     table["eligible"] = table.pop("early") == 0
     table = table.reset_index().astype({"lanes": "int64", "diverged": "int64", "n": "int64"})
     seeds = table["cell"].map(lanes.groupby("cell")["seed"].nunique())
@@ -82,9 +73,9 @@ def tuned_rows(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 def tuned_rates(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.Series[float]:
     """The learning rate of each cell with the best mean validation metric over seeds.
 
-    Means are taken on the metric's own scale (see `metric_interval`). Only rates at which every seed of the cell ran
-    and survived are eligible, because the mean of the survivors would flatter a rate that often diverges. Means that
-    agree in twelve digits are tied, and a tie goes to the smaller rate.
+    Means are taken on the scale of `metric_interval`. Only rates at which every seed of the cell ran and survived are
+    eligible, because the mean of the survivors would flatter a rate that often diverges. Means that agree in twelve
+    digits are tied, and a tie goes to the smaller rate.
 
     Args:
         lanes: rows of `Results.pooled.lanes`.
@@ -98,15 +89,15 @@ def tuned_rates(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPL
 
 
 def cells(results: Results) -> pd.DataFrame:
-    """One row per cell: its tuned rate and what it reached there.
+    """One row per cell: its tuned rate and its scores at that rate.
 
     Returns:
-        Columns trial (the lowest of those pooled), trials (how many), optimizer, width, depth, batch_size, settings,
-        regime, outcome, parameters, updates, examples, epochs (of the first trial), train_seconds (mean over trials),
-        extensions (of the grid, the most of any trial); learning_rate (tuned, NaN if none), on_edge (the lowest or
-        highest of several rates), rates (how many), both of the rates at which every seed ran; seeds, diverged_share
-        (of lanes); validation, validation_low, validation_high and n over seeds at the tuned rate, likewise test,
-        test_low, test_high and test_n. Rows are in order of trial.
+        Columns trial (the lowest of those pooled), trials (their number), those of `CELL`, regime, outcome, parameters,
+        updates, examples, epochs (of the first trial), train_seconds (mean over trials), extensions (of the grid, the
+        largest number of any trial); learning_rate (tuned, NaN if none), on_edge (whether it is the lowest or highest
+        of several rates), rates (their number), both of the rates at which every seed ran; seeds, diverged_share (of
+        lanes); validation, validation_low, validation_high and n over seeds at the tuned rate; test, test_low,
+        test_high and test_n over the same. Rows are in order of trial.
     """
     metric, lanes = results.metric, results.pooled.lanes
     trials = results.pooled.trials.groupby("cell")
@@ -127,25 +118,25 @@ def cells(results: Results) -> pd.DataFrame:
     table["diverged_share"] = (lanes["outcome"] == "diverged").groupby(lanes["cell"]).mean()
     table[["validation", "validation_low", "validation_high"]] = tuned[["estimate", "low", "high"]]
     table["n"] = tuned["n"].fillna(0).astype("int64")
-    there = lanes[lanes["learning_rate"] == lanes["cell"].map(table["learning_rate"])]
+    at_tuned = lanes[lanes["learning_rate"] == lanes["cell"].map(table["learning_rate"])]
     tests = {
-        cell: asdict(metric_interval(values, metric, examples_of(results, "test")))
-        for cell, values in there.groupby("cell")[f"test_{metric}"]
+        cell: metric_interval(values, metric, examples_of(results, "test")).named("test")
+        for cell, values in at_tuned.groupby("cell")[f"test_{metric}"]
     }
-    test = pd.DataFrame.from_dict(tests, orient="index", columns=list(LIMITS)).astype(float).reindex(table.index)
-    table[["test", "test_low", "test_high"]] = test[["estimate", "low", "high"]]
-    table["test_n"] = test["n"].fillna(0).astype("int64")
+    names = ["test", "test_low", "test_high", "test_n"]
+    table[names] = pd.DataFrame.from_dict(tests, orient="index", columns=names).astype(float).reindex(table.index)
+    table["test_n"] = table["test_n"].fillna(0).astype("int64")
     columns = ["trial", "trials", *CELL, "regime", "outcome", "parameters", "updates", "examples", "epochs"]
     columns += ["train_seconds", "extensions", "learning_rate", "on_edge", "rates", "seeds", "diverged_share"]
-    columns += ["validation", "validation_low", "validation_high", "n", "test", "test_low", "test_high", "test_n"]
+    columns += ["validation", "validation_low", "validation_high", "n", *names]
     return table.reset_index(drop=True)[columns]
 
 
 def rank(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
     """The rows of `cells` that can be compared, best validation metric first, ties by trial.
 
-    They have a tuned rate and saw the whole budget: what the scheduler stopped had less. While no trial has completed,
-    those that have not are ranked among themselves.
+    They have a tuned rate and used the whole budget; trials that the scheduler stopped used less. While no trial has
+    completed, all with a tuned rate are ranked.
     """
     tuned = table[table["validation"].notna()]
     whole = tuned[tuned["outcome"] == "completed"]
@@ -156,8 +147,8 @@ def rank(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
 def edges(results: Results, ranked: pd.DataFrame) -> list[tuple[str, str, str]]:
     """The edges of the search space at which the best cells lie, so that better ones may lie beyond.
 
-    That is where the best cell, or half of the best tenth, lies within 5% of a bound (`edge_of`). Bounds beyond which
-    nothing is possible are none: one example, unit or layer, and the whole training split.
+    The best cell, or half of the best tenth, lies within 5% of such a bound (`edge_of`). Bounds beyond which nothing is
+    possible are left out: one example, unit or layer, and the whole training split.
 
     Args:
         results: the study.
@@ -166,7 +157,7 @@ def edges(results: Results, ranked: pd.DataFrame) -> list[tuple[str, str, str]]:
     Returns:
         (width, depth or batch_size; low or high; the bound) for each.
     """
-    found = []
+    at_edge = []
     top = ranked.head(max(1, len(ranked) // 10))
     for name in ("width", "depth", "batch_size"):
         space = table_of(results.spec, "search").get(name)
@@ -179,18 +170,15 @@ def edges(results: Results, ranked: pd.DataFrame) -> list[tuple[str, str, str]]:
             low, high, log = float(min(sizes)), float(max(sizes)), min(sizes) > 0
         values = top.loc[top["regime"] != "batch", name] if name == "batch_size" else top[name]
         sides = pd.Series([edge_of(float(value), low, high, log) for value in values], index=values.index, dtype=str)
-        for side, bound in (("low", low), ("high", high)):
-            if not len(sides) or (side == "low" and bound <= 1):
-                continue
-            if side == "high" and name == "batch_size" and isinstance(space, list) and "full" in space:
-                continue
-            if sides.iloc[0] == side or (sides == side).mean() >= 0.5:
-                found.append((name, side, f"{bound:g}"))
-    return found
+        whole_split = name == "batch_size" and isinstance(space, list) and "full" in space
+        for side, bound, is_limit in (("low", low, low <= 1), ("high", high, whole_split)):
+            if len(sides) and not is_limit and (sides.iloc[0] == side or (sides == side).mean() >= 0.5):
+                at_edge.append((name, side, f"{bound:g}"))
+    return at_edge
 
 
 def optimizer_order(names: Iterable[str]) -> list[str]:
-    """Distinct optimizers in the order of `OPTIMIZERS`, others behind by name."""
+    """Distinct optimizers in the order of `OPTIMIZERS`, then others by name."""
     return sorted(set(names), key=lambda name: (OPTIMIZERS.index(name) if name in OPTIMIZERS else 99, name))
 
 
@@ -201,9 +189,9 @@ def tuned_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def fresh_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
-    """The confirmation's lanes of some rows of `cells`, as `tuned_lanes` gives the search's.
+    """The confirmation's lanes of some rows of `cells`; the column cell is the rows' trial, as in `tuned_lanes`.
 
-    A cell that was confirmed at another rate than its tuned one has none: the search went on and chose anew.
+    A cell that was confirmed at another rate than its tuned one has none: the search has chosen again since.
     """
     again = results.confirmation
     if again is None:
@@ -212,7 +200,7 @@ def fresh_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
     of_trial = again.trials[["trial", *CELL]].fillna({"settings": ""}).merge(keys, on=CELL)[["trial", "cell", "tuned"]]
     lanes = again.lanes.merge(of_trial, on="trial")
     lanes = lanes[np.isclose(lanes["learning_rate"], lanes["tuned"], rtol=1e-9, atol=0)]
-    # Pooled only now: what completed at a rate of old must not hide what diverged at this one.
+    # Pooled after that choice: trials that completed at an earlier rate must not hide those that diverged at this one.
     kept = pool(again.trials[again.trials["trial"].isin(lanes["trial"])], again.lanes).trials["trial"]
     return lanes[lanes["trial"].isin(kept)].drop(columns="tuned")
 
@@ -221,11 +209,11 @@ def time_to_target(curves: pd.DataFrame, target: float, maximize: bool, between:
     """When each lane first reaches the target on the validation split.
 
     Args:
-        curves: rows of `analysis.schema.CURVES`; accuracy counts if `maximize`, else loss.
+        curves: rows of `analysis.schema.CURVES`; accuracy is used if `maximize`, otherwise loss.
         target: the value that counts as solved; reaching it exactly counts.
         maximize: whether larger is better.
-        between: whether to interpolate between the two evaluations around it, on a straight line in the logarithm of a
-            loss; else it is the later one.
+        between: whether to interpolate between the two evaluations around it, linearly in an accuracy or in the
+            logarithm of a loss; otherwise the later one is taken.
 
     Returns:
         One row per lane of the curves: trial, lane, reached, and update, examples, epoch, train_seconds at the first
@@ -240,9 +228,9 @@ def time_to_target(curves: pd.DataFrame, target: float, maximize: bool, between:
         before = points.groupby(["trial", "lane"])[["value", *AXES]].shift().loc[first.index]
         values = np.array([before["value"], np.full(len(first), target), first["value"]], dtype=np.float64)
         start, goal, end = values if maximize else np.log(np.maximum(values, LEAST))
-        way = (start - goal) / (start - end)
+        share = (start - goal) / (start - end)
         for axis in AXES:
-            first[axis] = (before[axis] + way * (first[axis] - before[axis])).fillna(first[axis])
+            first[axis] = (before[axis] + share * (first[axis] - before[axis])).fillna(first[axis])
     lanes = points[["trial", "lane"]].drop_duplicates().sort_values(["trial", "lane"])
     table = lanes.merge(first[["trial", "lane", *AXES]], on=["trial", "lane"], how="left")
     return table.astype(dict.fromkeys(AXES, float)).assign(reached=table["update"].notna())
@@ -253,9 +241,9 @@ def target_times(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns regime, optimizer, settings, trial, batch_size, learning_rate, reached (seeds), seeds, the medians over
-        seeds of update, examples, epoch, train_seconds, infinite where half of the seeds never reach the target, and p,
-        of the log-rank test of the examples against the fastest of the regime (NaN of itself, and where it says
-        nothing). Fastest in examples first within a regime. Empty if the workload has no target.
+        seeds of update, examples, epoch, train_seconds (infinite where half of the seeds never reach the target), and p
+        of the log-rank test of the examples against the fastest of the regime (NaN for the fastest, and where the test
+        is undefined). Fastest in examples first within a regime. Empty if the workload has no target.
     """
     names = ["regime", "optimizer", "settings", "trial", "batch_size", "learning_rate"]
     columns = [*names, "reached", "seeds", *AXES, "p"]
@@ -264,16 +252,16 @@ def target_times(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     if results.target is not None:
         best = rank(table, results.maximize).drop_duplicates(["regime", "optimizer"])
         curves = curves_of(results, best)
-        for cell in best.to_dict("records"):
+        for cell in records(best):
             of_cell = curves[curves["cell"] == cell["trial"]]
             own = time_to_target(of_cell, results.target, results.maximize)
             times[cell["trial"]] = own["examples"], of_cell.groupby(["trial", "lane"])["examples"].max().to_numpy()
             medians = {axis: censored_median(own[axis]) for axis in AXES}
-            shown = {name: cell[name] for name in names}
-            rows.append(shown | {"reached": int(own["reached"].sum()), "seeds": len(own)} | medians)
+            rows.append({**cell, "reached": int(own["reached"].sum()), "seeds": len(own), **medians})
+    order = {name: place for place, name in enumerate(Regime)}
     frame = pd.DataFrame(rows, columns=columns)
-    order = frame["regime"].map({name: place for place, name in enumerate(Regime)})
-    frame = frame.assign(order=order).sort_values(["order", "examples", "trial"], ignore_index=True)[columns]
+    frame = frame.assign(order=frame["regime"].map(order)).sort_values(["order", "examples", "trial"])
+    frame = frame[columns].reset_index(drop=True)
     fastest = frame.groupby("regime")["trial"].transform("first")
     frame["p"] = [
         math.nan if own == first else log_rank_p(times[first][0], times[own][0], times[first][1], times[own][1])
@@ -286,3 +274,11 @@ def curves_of(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
     """The curves of the lanes of some rows of `cells` at their tuned rate; cell and seed are added."""
     lanes = tuned_lanes(results, rows)[["trial", "lane", "cell", "seed"]]
     return results.curves[results.curves["trial"].isin(lanes["trial"])].merge(lanes, on=["trial", "lane"])
+
+
+def best_of_regimes(results: Results, table: pd.DataFrame) -> Iterator[tuple[pd.Series[Any], pd.DataFrame]]:
+    """The best row of `cells` of each regime, in order, with its `curves_of`."""
+    best = rank(table, results.maximize).drop_duplicates("regime")
+    for name in Regime:
+        if len(own := best[best["regime"] == name]):
+            yield own.iloc[0], curves_of(results, own)

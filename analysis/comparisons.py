@@ -9,34 +9,26 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import LEAST, examples_of, fresh_lanes, rank, tuned_lanes
-from analysis.results import Results
+from analysis.results import Results, records
 from analysis.schema import CELL
-from analysis.statistics import (
-    Interval,
-    curse_interval,
-    holm,
-    metric_interval,
-    sign_flip_p,
-    superiority,
-    t_interval,
-)
+from analysis.statistics import Interval, curse_interval, holm, metric_interval, sign_flip_p, superiority, t_interval
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The best cell against the best cell of another optimizer, over the seeds that they share.
 
-    Both were chosen on validation over the search's seeds; what was chosen on other data is compared where it can be.
+    Both were chosen on validation over the search's seeds; the test split and fresh seeds are used if both have them.
 
     Attributes:
         best: row of `cells`.
         rival: row of `cells`.
-        split: `test` where both have it, else `validation`.
-        fresh: whether over seeds that the search never saw, since both were confirmed.
+        split: `test` where both have it, otherwise `validation`.
+        fresh: whether the seeds are those of the confirmation, which the search never saw.
         effect: of a loss the ratio best / rival (geometric mean), of an accuracy the difference best - rival; paired.
         scores: the best cell's and the rival's own metric on the split, over the same seeds.
         wins: pairs in which the best cell is better.
-        superiority: share of the pairs that are not tied in which it is, with its exact interval.
+        superiority: share of the untied pairs in which it is better, with its exact interval.
         p: `sign_flip_p` of the pairs.
         holm: p adjusted for all comparisons that `comparisons` made.
         neutral: the effect that means no difference: ratio 1, or difference 0.
@@ -56,33 +48,29 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval excludes that there is no difference."""
+        """Whether the interval excludes equality."""
         return self.effect.low > self.neutral or self.effect.high < self.neutral
 
     def favours_rival(self, metric: str) -> bool:
-        """Whether the rival is the better one on the compared split, against the choice made on validation."""
+        """Whether the rival is better on the compared split, although the best cell won on validation."""
         sign = 1 if metric == "accuracy" else -1
         return sign * (self.effect.estimate - self.neutral) < 0
 
 
 def comparisons(results: Results, table: pd.DataFrame) -> list[Comparison]:
-    """The best cell beside the best cell of every other optimizer, paired by seed, with Holm's adjustment.
-
-    Args:
-        results: the study.
-        table: its `cells`.
+    """The best cell against the best cell of every other optimizer, paired by seed, with Holm's adjustment.
 
     Returns:
         One comparison per rival, the best rival first; `effect.n` is 0 where the two share no seed.
     """
     best_of_each = rank(table, results.maximize).drop_duplicates("optimizer")
-    found = [_compare(results, best_of_each.iloc[[0, place]]) for place in range(1, len(best_of_each))]
-    adjusted = holm([comparison.p for comparison in found])
-    return [replace(comparison, holm=float(p)) for comparison, p in zip(found, adjusted, strict=True)]
+    pairs = [_compare(results, best_of_each.iloc[[0, place]]) for place in range(1, len(best_of_each))]
+    adjusted = holm([comparison.p for comparison in pairs])
+    return [replace(comparison, holm=float(p)) for comparison, p in zip(pairs, adjusted, strict=True)]
 
 
 def _compare(results: Results, rows: pd.DataFrame) -> Comparison:
-    """Two rows of `cells`, the first the better one."""
+    """Compare two rows of `cells`, the better one first."""
     best, rival = rows.iloc[0], rows.iloc[1]
     lanes = fresh_lanes(results, rows)
     # The survivors alone would flatter a cell that diverged on a fresh seed.
@@ -95,10 +83,10 @@ def _compare(results: Results, rows: pd.DataFrame) -> Comparison:
     first, second = pairs.to_numpy(dtype=np.float64).T
     if results.maximize:
         gains = first - second
-        # The t interval of few differences can pass what two accuracies can differ by.
+        # The t interval of few differences can exceed the largest possible difference of two accuracies.
         effect, neutral = t_interval(gains).map(lambda values: np.clip(values, -1.0, 1.0)), 0.0
     else:
-        # A loss of zero is taken for the smallest number: the ratio is then without bounds, but the pair counts.
+        # A loss of zero counts as the smallest number: the ratio is then unbounded, but the pair counts.
         gains = np.log(np.maximum(second, LEAST)) - np.log(np.maximum(first, LEAST))
         with np.errstate(over="ignore"):
             effect, neutral = t_interval(-gains).map(np.exp), 1.0
@@ -110,15 +98,11 @@ def _compare(results: Results, rows: pd.DataFrame) -> Comparison:
 
 
 def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    """The confirmed cells: what they scored on validation in the search, and what on seeds that it never saw.
+    """The confirmed cells with their scores in the search and on the confirmation's fresh seeds.
 
     The curse is of a loss the ratio confirmed / search (geometric means), of an accuracy the difference search -
-    confirmed (as a share): above 1, or positive, means worse than the search promised. Its interval is Welch's, of
-    log losses or of accuracies, since the two sets of seeds are independent.
-
-    Args:
-        results: the study.
-        table: its `cells`.
+    confirmed (as a share): above 1, or positive, means worse than in the search. Its interval is Welch's, of log losses
+    or of accuracies, since the two sets of seeds are independent.
 
     Returns:
         Columns trial, those of `CELL`, regime, learning_rate; rank_search (in the leaderboard), rank_confirmed (among
@@ -130,24 +114,19 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     search, fresh = tuned_lanes(results, ranked), fresh_lanes(results, ranked)
     rows: list[dict[str, Any]] = []
     confirmed = ranked.assign(rank_search=range(1, len(ranked) + 1))[ranked["trial"].isin(fresh["cell"])]
-    for cell in confirmed.to_dict("records"):
+    for cell in records(confirmed):
         own = fresh[fresh["cell"] == cell["trial"]]
         diverged = int((own["outcome"] == "diverged").sum())
         endings = own.loc[own["outcome"] != "completed", "outcome"].to_list()
-        row = {name: cell[name] for name in ["trial", *CELL, "regime", "learning_rate", "rank_search"]}
-        row |= {"seeds": len(own), "diverged": diverged}
+        row = cell | {"seeds": len(own), "diverged": diverged}
         row["outcome"] = "diverged" if diverged else [*endings, "completed"][0]
         row |= {f"search{end}": cell[f"validation{end}"] for end in ("", "_low", "_high")} | {"search_n": cell["n"]}
         values = own.head(0) if endings else own  # the survivors alone would flatter the cell
         before = search.loc[search["cell"] == cell["trial"], f"validation_{metric}"]
         after = values[f"validation_{metric}"]
-        for name, interval in {
-            "confirmed": metric_interval(after, metric, examples_of(results, "validation")),
-            "test": metric_interval(values[f"test_{metric}"], metric, examples_of(results, "test")),
-            "curse": curse_interval(before.to_numpy()[:, None], after.to_numpy()[:, None], metric),
-        }.items():
-            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-            row[f"{name}_n"] = interval.n
+        row |= metric_interval(after, metric, examples_of(results, "validation")).named("confirmed")
+        row |= metric_interval(values[f"test_{metric}"], metric, examples_of(results, "test")).named("test")
+        row |= curse_interval(before.to_numpy()[:, None], after.to_numpy()[:, None], metric).named("curse")
         rows.append(row)
     limits = [f"{name}{end}" for name in ("search", "confirmed", "test") for end in ("", "_low", "_high", "_n")]
     columns = ["trial", *CELL, "regime", "learning_rate", "rank_search", "rank_confirmed", "outcome", "seeds"]
@@ -160,14 +139,14 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 def average_curse(results: Results, curse: pd.DataFrame) -> Interval:
     """The curse averaged over the confirmed cells, from `winners_curse`: geometric mean of ratios, or mean difference.
 
-    Cells share their seeds, so each seed's average over the cells is one value of Welch's two samples; a seed that not
-    every cell ran is left out. Cells without a confirmed score are, too.
+    Cells share their seeds, so each seed's average over the cells is one value of Welch's two samples. Seeds that not
+    every cell ran, and cells without a confirmed score, are left out.
     """
-    held = curse[curse["confirmed"].notna()]
+    confirmed = curse[curse["confirmed"].notna()]
     search, fresh = (
         lanes.pivot_table(index="seed", columns="cell", values=f"validation_{results.metric}")
         .dropna()
         .to_numpy(dtype=float)
-        for lanes in (tuned_lanes(results, held), fresh_lanes(results, held))
+        for lanes in (tuned_lanes(results, confirmed), fresh_lanes(results, confirmed))
     )
     return curse_interval(search, fresh, results.metric)

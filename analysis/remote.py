@@ -19,30 +19,17 @@ UNREAD = ("checkpoints", "damaged", "report", "tensorboard")
 
 
 def cache_folder(uri: str, kind: str) -> Path:
-    """This user's local cache folder for a URI, which need not exist.
-
-    Args:
-        uri: of results.
-        kind: of the cache: fetched, or spool.
-    """
+    """This user's local cache folder for a URI of results, which need not exist; `kind` is fetched or spool."""
     name = PurePosixPath(f"{urlsplit(uri).netloc}{urlsplit(uri).path}").name
     key = hashlib.sha256(uri.encode()).hexdigest()[:12]
     return platformdirs.user_cache_path("optimizer-study") / kind / f"{name}-{key}"
 
 
 def fetch(uri: str, folder: Path | None = None, unread: tuple[str, ...] = UNREAD) -> Path:
-    """Make a local folder equal to the results at a URI, finished or not.
+    """Make a local folder equal to the results at a URI, finished or not, but for the folders of `unread`.
 
-    Args:
-        uri: of the results.
-        folder: the local folder, whose other files are deleted; one in the user's cache if not given.
-        unread: folders to leave out.
-
-    Returns:
-        The local folder.
-
-    Raises:
-        ResultsError: if there are no results, or they cannot be read.
+    Other files of the folder are deleted; it is one in the user's cache if none is given. Returns the folder;
+    ResultsError if there are no results, or they cannot be read.
     """
     if folder:
         return _fetched(uri, folder, unread)
@@ -55,35 +42,32 @@ def fetch(uri: str, folder: Path | None = None, unread: tuple[str, ...] = UNREAD
 def _fetched(uri: str, folder: Path, unread: tuple[str, ...]) -> Path:
     try:
         system, root = FileSystem.from_uri(uri)
-        for left in reversed(range(TRIES)):
-            there = listing(system, root, unread)
-            if "spec.toml" not in there:
-                told = "holds no results, there is no spec.toml; give the URI that `study run` printed"
-                raise ResultsError(f"{uri}: {told}")
+        for remaining in reversed(range(TRIES)):
+            files = listing(system, root, unread)
+            if "spec.toml" not in files:
+                mistake = "holds no results, there is no spec.toml; give the URI that `study run` printed"
+                raise ResultsError(f"{uri}: {mistake}")
             try:
-                for name, info in there.items():
-                    _bring(system, info, folder / name)
+                for name, info in files.items():
+                    _download(system, info, folder / name)
                 break
             except FileNotFoundError:
-                if not left:
+                if not remaining:
                     raise
     except (OSError, pa.ArrowException) as error:
         raise ResultsError(f"{uri}: cannot be fetched ({reason(error)}); is it there, and may you read it?") from error
     for file in [each for each in folder.rglob("*") if each.is_file()]:
-        if file.relative_to(folder).as_posix() not in there:
+        if file.relative_to(folder).as_posix() not in files:
             file.unlink(missing_ok=True)
     return folder
 
 
 def listing(system: FileSystem, root: str, unread: tuple[str, ...] = ()) -> dict[str, FileInfo]:
     """The files below a path of a file system, by their relative names, without hidden ones."""
-    found = system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
-    files = {each.path.removeprefix(root).lstrip("/"): each for each in found if each.type == FileType.File}
-    return {
-        name: each
-        for name, each in files.items()
-        if not any(part.startswith(".") or part in unread for part in name.split("/"))
-    }
+    entries = system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+    files = {each.path.removeprefix(root).lstrip("/"): each for each in entries if each.type == FileType.File}
+    hidden = {name for name in files if any(part.startswith(".") or part in unread for part in name.split("/"))}
+    return {name: each for name, each in files.items() if name not in hidden}
 
 
 def reason(error: Exception) -> str:
@@ -91,8 +75,8 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _bring(system: FileSystem, info: FileInfo, file: Path) -> None:
-    """Fetch a file, unless the local one has the same time and size."""
+def _download(system: FileSystem, info: FileInfo, file: Path) -> None:
+    """Download a file, unless the local one has the same time and size."""
     if file.is_file() and (file.stat().st_mtime_ns, file.stat().st_size) == (info.mtime_ns, info.size):
         return
     file.parent.mkdir(parents=True, exist_ok=True)

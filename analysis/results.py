@@ -7,6 +7,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,47 +18,32 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis import schema
 from analysis.remote import fetch
-from analysis.schema import (
-    CELL,
-    FOLDERS,
-    IMPORTANCE,
-    IMPORTANCE_FILE,
-    KEYS,
-    OBJECTIVES,
-    SCHEMA_VERSION,
-    STINT,
-    TABLES,
-    TRIES,
-    ResultsError,
-)
+from analysis.schema import CELL, FOLDERS, IMPORTANCE, OBJECTIVES, STINT, TABLES, TRIES, ResultsError
 
 _PART = re.compile(r"(\d+)-(\d+)\.parquet")
 
 
 def parts(folder: Path) -> list[tuple[int, int, Path]]:
-    """The parts of a table that count: (first append, last append, file), in order, merged leftovers skipped."""
-    found = []
-    for file in folder.glob("*.parquet"):
-        if match := _PART.fullmatch(file.name):
-            found.append((int(match[1]), int(match[2]), file))
-    found.sort(key=lambda part: (part[0], -part[1]))
+    """The valid parts of a table: (first append, last append, file), in order, without parts that were merged."""
+    named = ((_PART.fullmatch(file.name), file) for file in folder.glob("*.parquet"))
+    listed = [(int(match[1]), int(match[2]), file) for match, file in named if match]
     kept: list[tuple[int, int, Path]] = []
-    for part in found:
+    for part in sorted(listed, key=lambda part: (part[0], -part[1])):
         if not kept or part[1] > kept[-1][1]:
             kept.append(part)
     return kept
 
 
 def stints(trials: pd.DataFrame) -> pd.DataFrame:
-    """When, where and on what trials ran.
+    """The stays of trials on workers: trial and the columns of `STINT`.
 
-    Returns:
-        Columns trial and those of `STINT`, a row for each stay on a worker. Trials that no worker told of have none;
-        one that an older program ran has one, from its start, as if it had never been interrupted.
+    Trials that no worker reported have none. One that an older program ran has one, from its start, as if it had never
+    been interrupted.
     """
     rows: list[dict[str, Any]] = []
-    for row in trials.to_dict("records"):
+    for row in records(trials):
         if row["stints"] is not None:
             rows += [{"trial": row["trial"], **stint} for stint in row["stints"]]
         elif pd.notna(row["worker"]) and pd.notna(row["started"]):
@@ -68,28 +54,23 @@ def stints(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def spent(trial: Mapping[Any, Any], cpus: float, gpus: float) -> tuple[float, float]:
-    """CPU-seconds and GPU-seconds of a trial: of what it had, whatever the spec says now.
+    """CPU-seconds and GPU-seconds of a trial (its row, or its last result), by the resources that it had.
 
-    Args:
-        trial: its row, or its last result.
-        cpus: that the spec gives a trial, for those of an older program.
-        gpus: likewise.
+    `cpus` and `gpus` are those that the spec gives a trial; they are used for trials of older programs only.
     """
-    if (found := trial.get("stints")) is None:
+    if (stays := trial.get("stints")) is None:
         seconds, none = trial.get("wall_seconds", 0.0), trial.get("gpus") is not None and not len(trial["gpus"])
         return seconds * cpus, 0.0 if none else seconds * gpus
-    lengths = [stint["ended"] - stint["started"] for stint in found]
-    return (
-        sum(length * stint["cpus"] for length, stint in zip(lengths, found, strict=True)),
-        sum(length * stint["share"] * len(stint["gpus"]) for length, stint in zip(lengths, found, strict=True)),
-    )
+    timed = [(stay["ended"] - stay["started"], stay) for stay in stays]
+    gpu_seconds = sum(length * stay["share"] * len(stay["gpus"]) for length, stay in timed)
+    return sum(length * stay["cpus"] for length, stay in timed), gpu_seconds
 
 
 def hours(results: Results, cpus: float, gpus: float) -> tuple[float, float]:
-    """CPU-hours and GPU-hours of all trials, those of the confirmation included; arguments as of `spent`."""
+    """CPU-hours and GPU-hours of all trials, those of the confirmation included; `cpus` and `gpus` as in `spent`."""
     both = [each.trials for each in (results, results.confirmation) if each is not None]
-    taken = [spent(row, cpus, gpus) for trials in both for row in trials.to_dict("records")]
-    return sum(cpu for cpu, _ in taken) / 3600, sum(gpu for _, gpu in taken) / 3600
+    seconds = [spent(row, cpus, gpus) for trials in both for row in records(trials)]
+    return sum(cpu for cpu, _ in seconds) / 3600, sum(gpu for _, gpu in seconds) / 3600
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,7 @@ class Pool:
     Attributes:
         trials: columns of `TRIALS` and cell; settings are empty text if none. Identical repeats are absent.
         lanes: columns of `LANES` and cell; one row per (cell, learning rate, seed).
-        left_out: trials of these cells that saw less of the budget than the pooled ones, or ended worse.
+        left_out: trials of these cells that used less of the budget than the pooled ones, or ended worse.
     """
 
     trials: pd.DataFrame
@@ -108,14 +89,10 @@ class Pool:
 
 
 def pool(trials: pd.DataFrame, lanes: pd.DataFrame) -> Pool:
-    """Gather the trials of each cell, whose replicates are the same cell with more seeds.
+    """Gather the trials of each cell from rows of `TRIALS` and `LANES`; replicates are the same cell with more seeds.
 
-    Only equals are pooled: the completed trials of a cell; failing these the stopped ones that came furthest, then
+    Only equals are pooled: the completed trials of a cell; if there are none, the stopped ones that came furthest, then
     those that diverged, then the rest. A seed that ran twice at a rate counts once.
-
-    Args:
-        trials: rows of `TRIALS`.
-        lanes: rows of `LANES`.
     """
     trials = trials.fillna({"settings": ""})
     ended = trials["outcome"].map({"completed": 0, "stopped": 1, "diverged": 2}).fillna(3)
@@ -133,11 +110,11 @@ def pool(trials: pd.DataFrame, lanes: pd.DataFrame) -> Pool:
 
 
 def pareto(table: pd.DataFrame, objectives: Sequence[str], maximize: bool) -> pd.Series[bool]:
-    """Which completed cells no other one dominates: none is as good in every objective and better in one.
+    """Which completed cells no other cell dominates (as good in every objective and better in one).
 
     Args:
         table: `cells`, or any frame with the columns outcome, validation and the objectives.
-        objectives: some of `OBJECTIVES`; `metric` is the column validation, others are to be small.
+        objectives: some of `OBJECTIVES`; `metric` is the column validation, all others are minimized.
         maximize: whether a larger metric is better.
 
     Returns:
@@ -149,7 +126,7 @@ def pareto(table: pd.DataFrame, objectives: Sequence[str], maximize: bool) -> pd
     if maximize and "metric" in objectives:
         costs[:, columns.index("validation")] *= -1
     costs[(table["outcome"] != "completed").to_numpy()] = math.nan
-    # NaN compares false, so what lacks an objective dominates nothing.
+    # NaN compares false, so a cell that lacks an objective dominates nothing.
     front = [
         not np.isnan(cost).any() and not ((costs <= cost).all(axis=1) & (costs < cost).any(axis=1)).any()
         for cost in costs
@@ -164,7 +141,7 @@ class Results:
     Attributes:
         path: the results folder.
         spec: the resolved spec, as plain tables.
-        spec_text: the same as it stands in `spec.toml`.
+        spec_text: the text of `spec.toml`.
         provenance: commit, versions, hardware, seeds and command; empty if the study has not written it yet.
         trials: one row per ended trial (`TRIALS`).
         lanes: one row per lane of an ended trial (`LANES`).
@@ -179,28 +156,25 @@ class Results:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """One row per (trial, lane, update, split, metric) (`CURVES`); read when first asked for."""
+        """One row per (trial, lane, update, split, metric) (`CURVES`); read at first use."""
         return _read("curves", self.path)
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """One row per (trial, lane, test example) (`PREDICTIONS`); empty if they were not asked for."""
+        """One row per (trial, lane, test example) (`PREDICTIONS`); empty if they were not recorded."""
         return _read("predictions", self.path)
 
     @cached_property
     def importance(self) -> pd.DataFrame:
         """How much each parameter matters (`IMPORTANCE`); empty if trials were too few, or the program too old."""
-        file = self.path / IMPORTANCE_FILE
-        try:
-            piece = _piece(file, "importance", IMPORTANCE)
-        except FileNotFoundError:
-            piece = IMPORTANCE.empty_table()
-        frame: pd.DataFrame = piece.to_pandas()
-        return frame
+        file, table = self.path / schema.IMPORTANCE_FILE, IMPORTANCE.empty_table()
+        with suppress(FileNotFoundError):
+            table = _piece(file, "importance", IMPORTANCE)
+        return pd.DataFrame(table.to_pandas())
 
     @cached_property
     def pooled(self) -> Pool:
-        """The trials and lanes by cell; what statistics count."""
+        """The trials and lanes by cell, which all statistics use."""
         return pool(self.trials, self.lanes)
 
     @property
@@ -210,7 +184,7 @@ class Results:
 
     @property
     def confirmation_trouble(self) -> str:
-        """Why there is a `confirm/` but no confirmation: it is empty or cannot be read; else empty."""
+        """Why there is a `confirm/` but no confirmation: it has no trials or cannot be read; otherwise empty."""
         return self._confirmed[1]
 
     @cached_property
@@ -218,14 +192,14 @@ class Results:
         if not (self.path / "confirm").is_dir():
             return None, ""
         try:
-            found = load(self.path / "confirm")
+            again = load(self.path / "confirm")
         except ResultsError as error:
             return None, str(error)
-        return (None, "no trial of it has ended yet") if found.trials.empty else (found, "")
+        return (None, "no trial of it has ended yet") if again.trials.empty else (again, "")
 
     @property
     def objectives(self) -> list[str]:
-        """What the search pursued, some of `OBJECTIVES`; the metric alone unless the spec names more."""
+        """The objectives of the search, some of `OBJECTIVES`; the metric alone unless the spec names more."""
         return list(table_of(self.spec, "tuning").get("objectives", ["metric"]))
 
     @property
@@ -254,10 +228,10 @@ def load(path: str | Path) -> Results:
     """Read a results folder, finished or not.
 
     Args:
-        path: the folder that `study run` wrote, or its URI; what is there is fetched into a cache folder.
+        path: the folder that `study run` wrote, or its URI, which is fetched into a cache folder.
 
     Raises:
-        ResultsError: if the folder is none, or one of its files cannot be read.
+        ResultsError: if it is no results folder, or one of its files cannot be read.
     """
     if "://" in str(path):
         path = fetch(str(path))
@@ -281,34 +255,32 @@ def load(path: str | Path) -> Results:
     objectives = table_of(spec, "tuning").get("objectives", ["metric"])
     if not isinstance(objectives, list) or not all(name in OBJECTIVES for name in objectives):
         raise ResultsError(f"{spec_file}: tuning.objectives are some of {', '.join(OBJECTIVES)}; got {objectives!r}")
-    provenance_file = folder / "provenance.json"
+    file = folder / "provenance.json"
     try:
-        provenance = json.loads(provenance_file.read_text(encoding="utf-8")) if provenance_file.is_file() else {}
+        provenance = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
-        raise ResultsError(f"{provenance_file}: not valid JSON ({error}); delete it to go on without") from error
+        raise ResultsError(f"{file}: not valid JSON ({error}); delete it to continue without it") from error
     if not isinstance(provenance, dict):
-        raise ResultsError(f"{provenance_file}: not a JSON object; delete it to go on without")
+        raise ResultsError(f"{file}: not a JSON object; delete it to continue without it")
     trials = _read("trials", folder)
     # A trial's lanes are written just before the trial.
     appended = max((last for _, last, _ in parts(folder / FOLDERS["lanes"])), default=0)
-    if appended > 1 and not parts(folder / FOLDERS["trials"]):
-        raise ResultsError(
-            f"{folder / FOLDERS['trials']}: missing, though there are lanes; restore it, or "
-            f"`study resume {folder}` runs its trials again"
-        )
-    for name in ("lanes", "curves"):
-        if (trials["lanes"] > 0).any() and not parts(folder / FOLDERS[name]):
-            raise ResultsError(
-                f"{folder / FOLDERS[name]}: missing, though trials.parquet has trials with lanes; restore it, or "
-                f"`study resume {folder}` runs them again"
-            )
+    has_lanes = (trials["lanes"] > 0).any()
+    for name, needed, why, runs in (
+        ("trials", appended > 1, "there are lanes", "its trials"),
+        ("lanes", has_lanes, "trials.parquet has trials with lanes", "them"),
+        ("curves", has_lanes, "trials.parquet has trials with lanes", "them"),
+    ):
+        if needed and not parts(file := folder / FOLDERS[name]):
+            advice = f"restore it, or `study resume {folder}` runs {runs} again"
+            raise ResultsError(f"{file}: missing, though {why}; {advice}")
     return Results(folder, spec, spec_text, provenance, trials, _read("lanes", folder))
 
 
 def table_of(tables: dict[str, Any], name: str) -> dict[str, Any]:
-    """A table of a spec or of provenance; empty if it has none of that name, or something else in its place."""
-    found = tables.get(name)
-    return found if isinstance(found, dict) else {}
+    """A table of a spec or of provenance; empty if there is none of that name, or another type in its place."""
+    table = tables.get(name)
+    return table if isinstance(table, dict) else {}
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -318,46 +290,41 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _read(table: str, folder: Path) -> pd.DataFrame:
     frame: pd.DataFrame = pa.concat_tables(_pieces(table, folder / FOLDERS[table])).to_pandas()
-    # A worker that was resumed reports again what it had not yet saved: the same numbers, so either row will do.
-    keys = KEYS[table]
+    # A resumed worker repeats the rows that it had not yet saved; the numbers are the same, so either row will do.
+    keys = schema.KEYS[table]
     return frame.drop_duplicates(keys, keep="last").sort_values(keys, ignore_index=True)
 
 
 def _pieces(table: str, folder: Path) -> list[pa.Table]:
-    """The parts of a table. A study that runs may merge some after they were listed; the list is then made again."""
-    schema, left = TABLES[table], TRIES
-    while True:
+    """The parts of a table. A running study may merge some after they were listed; then they are listed again."""
+    for remaining in reversed(range(TRIES)):
         try:
             # The newest first: they are the next to be merged, and the oldest take longest to read.
-            pieces = [_piece(file, table, schema) for _, _, file in reversed(parts(folder))]
-            return pieces[::-1] or [schema.empty_table()]
+            pieces = [_piece(file, table, TABLES[table]) for _, _, file in reversed(parts(folder))]
+            return pieces[::-1] or [TABLES[table].empty_table()]
         except FileNotFoundError as error:
-            left -= 1
-            if not left:
-                raise ResultsError(f"{error}: listed, but not there; move it away to go on without") from error
+            if not remaining:
+                raise ResultsError(f"{error}: listed, but not there; move it away to continue without it") from error
+    raise AssertionError("unreachable")
 
 
-def _piece(file: Path, table: str, schema: pa.Schema) -> pa.Table:
+def _piece(file: Path, table: str, columns: pa.Schema) -> pa.Table:
     """The rows of one file, in the table's columns."""
     try:
         piece = pq.read_table(file)
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as error:
-        raise ResultsError(
-            f"{file}: cannot be read ({error}); move it away to go on without the rows it held"
-        ) from error
+        raise ResultsError(f"{file}: cannot be read ({error}); move it away to continue without its rows") from error
     version = (piece.schema.metadata or {}).get(b"version", b"none").decode()
-    if version != str(SCHEMA_VERSION):
+    if version != str(schema.SCHEMA_VERSION):
         raise ResultsError(
-            f"{file}: written with schema version {version}, this program reads version {SCHEMA_VERSION}; "
+            f"{file}: written with schema version {version}, this program reads version {schema.SCHEMA_VERSION}; "
             f"read it with the program that wrote it, or run the study again"
         )
-    absent = [column for column in schema if column.name not in piece.schema.names]
-    for new in (column for column in absent if column.nullable):
-        # An older program knew fewer columns.
-        piece = piece.append_column(new, pa.nulls(len(piece), new.type))
-    missing = [column.name for column in absent if not column.nullable]
-    if missing:
+    absent = [column for column in columns if column.name not in piece.schema.names]
+    if missing := [column.name for column in absent if not column.nullable]:
         raise ResultsError(f"{file}: not a {table} table, it lacks {', '.join(missing)}")
-    return piece.select(schema.names).cast(schema)
+    for new in absent:  # an older program knew fewer columns
+        piece = piece.append_column(new, pa.nulls(len(piece), new.type))
+    return piece.select(columns.names).cast(columns)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from analysis.statistics import Interval, log_interval
+from analysis.statistics import NOTHING, Interval, log_interval
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class BatchScaling:
     """How the steps to a target depend on the batch size.
 
     Attributes:
-        steps: S_min, the steps that no batch size goes below.
-        examples: E_min, the examples that no batch size goes below.
-        critical: B_crit = E_min / S_min, the batch size that takes twice as many of either.
+        steps: S_min, the fewest steps of any batch size.
+        examples: E_min, the fewest examples of any batch size.
+        critical: B_crit = E_min / S_min, the batch size that needs twice as many of either.
     """
 
     steps: Interval
@@ -40,24 +40,22 @@ def _fit_scaling(log_sizes: NDArray[np.float64], log_steps: NDArray[np.float64])
 
 
 def critical_batch_size(batch_sizes: ArrayLike, steps: ArrayLike, level: float = 0.95) -> BatchScaling | None:
-    """Fits the trade of steps against examples, (S / S_min - 1) (E / E_min - 1) = 1 (McCandlish et al. 2018).
+    """Fit the trade of steps against examples, (S / S_min - 1) (E / E_min - 1) = 1 (McCandlish et al. 2018).
 
-    With E = B S that is S = S_min (1 + B_crit / B). It is fitted seed by seed, by least squares on log S, and averaged
-    as `log_interval` does. A seed identifies B_crit if it reached the target at three batch sizes or more, and the
-    fitted B_crit lies between a quarter of the smallest batch size and four times the largest: beyond, the points show
-    one of the two limits alone. A seed that does not is left out. At these ends that leaves out the seeds on the far
-    side, so that the estimate lies too far inside and the interval seldom covers B_crit; well inside it covers as it
-    says, by simulation with five and ten seeds.
+    With E = B S that is S = S_min (1 + B_crit / B), fitted seed by seed by least squares on log S and averaged by
+    `log_interval`. A seed identifies B_crit if it reached the target at three batch sizes or more, and the fitted
+    B_crit lies between a quarter of the smallest batch size and four times the largest: beyond, the points show only
+    one of the two limits. Other seeds are left out. Near these ends that biases the estimate inwards, and the interval
+    seldom covers B_crit; well inside, coverage is nominal, by simulation with five and ten seeds.
 
     Args:
         batch_sizes: shape (b,), > 0.
-        steps: shape (b, seeds), >= 0; steps to the target, NaN where a seed never reached it. None at all tell of no
-            scaling and are left out, too.
+        steps: shape (b, seeds), >= 0; steps to the target, NaN where a seed never reached it. Zeros are left out.
         level: confidence level.
 
     Returns:
-        The scaling, n counting the seeds that identify B_crit; None unless most of those that were fitted do, since
-        under perfect scaling noise makes a few seem to.
+        The scaling with the number of seeds that identify B_crit; None unless most of the fitted seeds do, since under
+        perfect scaling noise lets a few seem to.
 
     Raises:
         ValueError: if a batch size is not positive, or steps are negative.
@@ -80,8 +78,8 @@ def critical_batch_size(batch_sizes: ArrayLike, steps: ArrayLike, level: float =
         return None
     log_least, log_critical = np.array(fits).T
     with np.errstate(over="ignore"):
-        found = [np.exp(logs) for logs in (log_least, log_least + log_critical, log_critical)]
-    return BatchScaling(*(log_interval(values, level) for values in found))
+        seeds = [np.exp(logs) for logs in (log_least, log_least + log_critical, log_critical)]
+    return BatchScaling(*(log_interval(values, level) for values in seeds))
 
 
 def gradient_noise_scale(squares: ArrayLike, noises: ArrayLike, level: float = 0.95) -> Interval:
@@ -89,25 +87,24 @@ def gradient_noise_scale(squares: ArrayLike, noises: ArrayLike, level: float = 0
 
     The interval is Fieller's (1954): the ratios r for which the mean of noises - r * squares is not significantly
     different from 0, by Student's t. At a level of 95% it covered 95% to 98% in simulations with five and ten lanes,
-    where intervals of the logarithm by the delta method and by the jackknife covered 81% to 95%. The price is that it
-    has no upper limit where the mean of the squares might be 0: the lanes do not bound the scale then.
+    where intervals of the logarithm by the delta method and by the jackknife covered 81% to 95%. It has no upper limit
+    where the mean of the squares might be 0.
 
     Args:
-        squares: shape (lanes,); unbiased estimates of |G|^2, which may be negative. A lane without both values finite
-            is dropped.
-        noises: shape (lanes,); likewise of tr(Sigma).
+        squares: shape (lanes,); unbiased estimates of |G|^2, which may be negative. Lanes without two finite values are
+            dropped.
+        noises: shape (lanes,); unbiased estimates of tr(Sigma).
         level: confidence level.
 
     Returns:
         The interval, in [0, inf]; the estimate is infinite if the squares average to 0 or less, otherwise 0 if the
-        noises do. Limits are 0 and infinity for one lane, and where every ratio is rejected; everything is NaN for
-        none.
+        noises do. Limits are 0 and infinity for one lane, and where every ratio is rejected; all are NaN for none.
     """
     lanes = np.stack([np.asarray(squares, dtype=np.float64).ravel(), np.asarray(noises, dtype=np.float64).ravel()])
     lanes = lanes[:, np.isfinite(lanes).all(axis=0)]
     count = int(lanes.shape[1])
     if count == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
+        return NOTHING
     scale = np.abs(lanes).max(axis=1)  # so that no square over- or underflows
     scale[scale == 0] = 1.0
     square, noise = (lanes / scale[:, None]).mean(axis=1).tolist()

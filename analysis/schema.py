@@ -9,6 +9,7 @@ their tuned learning rates on seeds that the search did not use.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 
 import pyarrow as pa
 
@@ -18,11 +19,10 @@ CELL = ["optimizer", "width", "depth", "batch_size", "settings"]
 """The columns that identify a cell."""
 
 AXES = ("update", "examples", "epoch", "train_seconds")
-"""The four measures of how long a lane has trained."""
+"""The four measures of the length of training."""
 
 OBJECTIVES = ("metric", "train_seconds", "updates", "examples", "parameters")
-"""What a search can optimize; all but the metric are minimized."""
-
+"""The objectives of a search; all but the metric are minimized."""
 
 TRIES = 5
 """Attempts at listing and reading the parts of a table, which a running study may merge meanwhile."""
@@ -66,6 +66,9 @@ def _column(name: str, kind: pa.DataType, description: str, *, optional: bool = 
     return pa.field(name, kind, nullable=optional, metadata={"description": description})
 
 
+_optional = partial(_column, optional=True)
+
+
 def _schema(*columns: pa.Field) -> pa.Schema:
     return pa.schema(columns, metadata={"version": str(SCHEMA_VERSION)})
 
@@ -90,41 +93,31 @@ TRIALS = _schema(
     _column("depth", pa.int64(), "hidden layers, or convolutions; 0 for linear"),
     _column("batch_size", pa.int64(), "examples per update"),
     _column("regime", pa.string(), "stochastic, mini-batch or batch; derived from batch_size"),
-    _column(
+    _optional(
         "settings",
         pa.string(),
         "other searched parameters, as JSON: the optimizer's settings, and those of a user's model as model.NAME",
-        optional=True,
     ),
-    _column("replicate", pa.int64(), "earlier trials of the same cell; each has its own seeds", optional=True),
-    _column("parameters", pa.int64(), "parameters of one network", optional=True),
-    _column("lanes", pa.int64(), "learning rates x seeds trained together", optional=True),
-    _column("engine", pa.string(), "engine that computed the updates", optional=True),
-    _column(
-        "lanes_at_once", pa.int64(), "lanes per pass; fewer than lanes if they did not fit in memory", optional=True
-    ),
-    _column(
-        "extensions",
-        pa.int64(),
-        "times the learning-rate grid grew because its best rate lay on its edge",
-        optional=True,
-    ),
+    _optional("replicate", pa.int64(), "earlier trials of the same cell; each has its own seeds"),
+    _optional("parameters", pa.int64(), "parameters of one network"),
+    _optional("lanes", pa.int64(), "learning rates x seeds trained together"),
+    _optional("engine", pa.string(), "engine that computed the updates"),
+    _optional("lanes_at_once", pa.int64(), "lanes per pass; fewer than lanes if they did not fit in memory"),
+    _optional("extensions", pa.int64(), "times the learning-rate grid grew because its best rate lay on its edge"),
     _column("outcome", pa.string(), "how the trial ended"),
-    _column("value", pa.float64(), "the metric at the tuned learning rate; empty if none", optional=True),
-    _column("learning_rate", pa.float64(), "the tuned learning rate, chosen on the validation split", optional=True),
-    _column(
-        "reported", pa.list_(pa.float64()), "the value after each part of the budget; empty if none", optional=True
-    ),
+    _optional("value", pa.float64(), "the metric at the tuned learning rate; empty if none"),
+    _optional("learning_rate", pa.float64(), "the tuned learning rate, chosen on the validation split"),
+    _optional("reported", pa.list_(pa.float64()), "the value after each part of the budget; empty if none"),
     _column("updates", pa.int64(), "optimizer steps per lane"),
     _column("examples", pa.int64(), "training examples used per lane"),
     _column("epochs", pa.float64(), "passes over the training split"),
     _column("train_seconds", pa.float64(), "training time of the whole stack in seconds, without evaluation"),
     _column("wall_seconds", pa.float64(), "seconds from start to end, everything included"),
-    _column("started", pa.float64(), "Unix time in seconds", optional=True),
-    _column("worker", pa.string(), "host:process of the last worker that ran it", optional=True),
-    _column("gpus", pa.list_(pa.string()), "host:id of each GPU it used or shared; none means CPU only", optional=True),
-    _column("stints", pa.list_(STINT), "its stays on workers, in order", optional=True),
-    _column("error", pa.string(), "the exception, or why its worker died", optional=True),
+    _optional("started", pa.float64(), "Unix time in seconds"),
+    _optional("worker", pa.string(), "host:process of the last worker that ran it"),
+    _optional("gpus", pa.list_(pa.string()), "host:id of each GPU it used or shared; none means CPU only"),
+    _optional("stints", pa.list_(STINT), "its stays on workers, in order"),
+    _optional("error", pa.string(), "the exception, or why its worker died"),
 )
 """One row per trial, written when the trial ends."""
 
@@ -134,22 +127,19 @@ LANES = _schema(
     _column("learning_rate", pa.float64(), "learning rate"),
     _column("seed", pa.int64(), "seed of initialisation and batches; equal seeds are paired across cells"),
     _column("outcome", pa.string(), "how the lane ended"),
-    _column("diverged_update", pa.int64(), "first update whose loss was not finite", optional=True),
-    _column("stopped_update", pa.int64(), "update at which successive halving stopped the lane's rate", optional=True),
+    _optional("diverged_update", pa.int64(), "first update whose loss was not finite"),
+    _optional("stopped_update", pa.int64(), "update at which successive halving stopped the lane's rate"),
     _column("updates", pa.int64(), "optimizer steps made; for a diverged lane those before it diverged"),
     _column("train_seconds", pa.float64(), "training time of the whole stack while this lane was in it"),
     _column("train_seconds_share", pa.float64(), "this lane's share of that time"),
-    _column("train_loss", pa.float64(), "last loss on the fixed training subset", optional=True),
-    _column("validation_loss", pa.float64(), "last loss on the validation split", optional=True),
-    _column("test_loss", pa.float64(), "loss on the test split at the end", optional=True),
-    _column("train_accuracy", pa.float64(), "last accuracy on the fixed training subset", optional=True),
-    _column("validation_accuracy", pa.float64(), "last accuracy on the validation split", optional=True),
-    _column("test_accuracy", pa.float64(), "accuracy on the test split at the end", optional=True),
-    _column(
-        "weights",
-        pa.list_(pa.float64()),
-        "final parameters in the network's order; empty unless the spec records them",
-        optional=True,
+    _optional("train_loss", pa.float64(), "last loss on the fixed training subset"),
+    _optional("validation_loss", pa.float64(), "last loss on the validation split"),
+    _optional("test_loss", pa.float64(), "loss on the test split at the end"),
+    _optional("train_accuracy", pa.float64(), "last accuracy on the fixed training subset"),
+    _optional("validation_accuracy", pa.float64(), "last accuracy on the validation split"),
+    _optional("test_accuracy", pa.float64(), "accuracy on the test split at the end"),
+    _optional(
+        "weights", pa.list_(pa.float64()), "final parameters in the network's order; empty unless the spec records them"
     ),
 )
 """One row per (trial, lane). Losses and accuracies are empty where a lane diverged or has none."""

@@ -1,16 +1,16 @@
-"""Arrays in, numbers and intervals out; no plotting, and nothing that knows of a study.
+"""Statistics of arrays: intervals, tests and curves, independent of studies and figures.
 
 Every interval of a mean is a t interval over seeds. With few seeds the percentile and BCa bootstrap cover too little
-(84% where 95% is meant, at five seeds), the t interval does not; the interquartile mean alone is bootstrapped, as in
-its paper. Losses are averaged as logarithms and accuracies as log-odds, because on those scales the scatter over seeds
-is close to symmetric and an interval cannot leave the possible values.
+(84% instead of 95%, at five seeds); only the interquartile mean is bootstrapped, as in its paper. Losses are averaged
+as logarithms and accuracies as log-odds, because on those scales the scatter over seeds is close to symmetric and an
+interval cannot leave the possible values.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 UNKNOWN_EXAMPLES = 1000
-"""Validation examples assumed where provenance names none; it only sets how far a perfect accuracy is from infinity."""
+"""Examples assumed where provenance names none; the number only limits the log-odds of a perfect accuracy."""
 
 EDGE = 0.05
 """Share of a range, next to each bound, that counts as its edge."""
@@ -29,10 +29,10 @@ class Interval:
     """An estimate with the limits of its confidence interval.
 
     Attributes:
-        estimate: the estimate; NaN without values.
-        low: lower limit; the lowest possible value where one value alone bounds nothing.
-        high: upper limit, likewise.
-        n: values that it rests on.
+        estimate: NaN without values.
+        low: lower limit; with a single value, the lowest possible one.
+        high: upper limit; with a single value, the highest possible one.
+        n: number of values.
     """
 
     estimate: float
@@ -45,7 +45,13 @@ class Interval:
         estimate, low, high = (float(value) for value in function(np.array([self.estimate, self.low, self.high])))
         return Interval(estimate, low, high, self.n)
 
+    def named(self, name: str) -> dict[str, float]:
+        """The columns of a table with several intervals: NAME, NAME_low, NAME_high and NAME_n."""
+        return dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_n"), astuple(self), strict=True))
 
+
+NOTHING = Interval(math.nan, math.nan, math.nan, 0)
+"""The interval of no values."""
 LIMITS = tuple(each.name for each in fields(Interval))
 """The columns that an interval fills in a table."""
 
@@ -59,19 +65,19 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """The mean with Student's t interval (Student 1908).
 
     Args:
-        values: shape (n,); one value per seed. What is not finite marks a seed without a value and is dropped.
+        values: shape (n,); one per seed. Values that are not finite mark seeds without one and are dropped.
         level: confidence level.
 
     Returns:
-        The interval; limits are infinite for one value and everything is NaN for none.
+        The interval; limits are infinite for one value, and everything is NaN for none.
     """
     sample = _finite(values)
     if sample.size == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
+        return NOTHING
     mean = float(sample.mean())
     if sample.size == 1:
         return Interval(mean, -math.inf, math.inf, 1)
-    # A report takes thousands of these, and scipy.stats.t is a hundred times slower than the function below it.
+    # A report computes thousands of these, and scipy.stats.t is a hundred times slower than stdtrit.
     half = float(special.stdtrit(sample.size - 1, 0.5 + level / 2)) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
     return Interval(mean, mean - half, mean + half, int(sample.size))
 
@@ -85,31 +91,28 @@ def welch_interval(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> 
         level: confidence level.
 
     Returns:
-        The interval, n counting both samples; limits are infinite where a sample has one value, and everything is NaN
-        where one has none or any value is not finite.
+        The interval with the n of both samples; limits are infinite if a sample has one value, and everything is NaN if
+        one has none or any value is not finite.
     """
     samples = [np.asarray(values, dtype=np.float64).ravel() for values in (first, second)]
-    count = sum(sample.size for sample in samples)
+    sizes = np.array([sample.size for sample in samples])
     if not all(sample.size and np.isfinite(sample).all() for sample in samples):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    difference = float(samples[0].mean() - samples[1].mean())
-    if min(sample.size for sample in samples) == 1:
-        return Interval(difference, -math.inf, math.inf, count)
-    squares = np.array([sample.var(ddof=1) / sample.size for sample in samples])
-    total = float(squares.sum())
-    if total == 0:
-        return Interval(difference, difference, difference, count)
-    freedom = total**2 / float((squares**2 / [sample.size - 1 for sample in samples]).sum())
-    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(total)
-    return Interval(difference, difference - half, difference + half, count)
+        return NOTHING
+    difference, half = float(samples[0].mean() - samples[1].mean()), math.inf
+    if sizes.min() > 1:
+        squares = np.array([sample.var(ddof=1) / sample.size for sample in samples])
+        total = float(squares.sum())
+        freedom = total**2 / float((squares**2 / (sizes - 1)).sum()) if total else 1.0
+        half = float(stats.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(total)
+    return Interval(difference, difference - half, difference + half, int(sizes.sum()))
 
 
 def log_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """The geometric mean with the t interval of the logarithms.
 
     Args:
-        values: shape (n,), >= 0; NaN is dropped. A zero makes the geometric mean zero and leaves it without an upper
-            limit; an infinite value makes it infinite, with no lower limit but zero.
+        values: shape (n,), >= 0; NaN is dropped. A zero makes the geometric mean zero without an upper limit; an
+            infinite value makes it infinite with a lower limit of zero.
         level: confidence level.
 
     Raises:
@@ -130,12 +133,12 @@ def log_interval(values: ArrayLike, level: float = 0.95) -> Interval:
 def logit_interval(values: ArrayLike, examples: int, level: float = 0.95) -> Interval:
     """The mean accuracy on the log-odds scale with its t interval.
 
-    The log-odds are of (correct + 1/2) / (examples + 1), finite at 0% and 100% (Haldane 1956, Anscombe 1956), and the
-    same correction is undone on the way back, so that equal accuracies average to themselves.
+    The log-odds are of (correct + 1/2) / (examples + 1), finite at 0% and 100% (Haldane 1956, Anscombe 1956). The
+    inverse undoes the correction, so that equal accuracies average to themselves.
 
     Args:
-        values: shape (n,), in [0, 1]; what is not finite is dropped.
-        examples: examples that each accuracy was measured on.
+        values: shape (n,), in [0, 1]; values that are not finite are dropped.
+        examples: number of examples that each accuracy was measured on.
         level: confidence level.
 
     Raises:
@@ -153,12 +156,12 @@ def logit_interval(values: ArrayLike, examples: int, level: float = 0.95) -> Int
 
 
 def metric_interval(values: ArrayLike, metric: str, examples: int = UNKNOWN_EXAMPLES, level: float = 0.95) -> Interval:
-    """The interval that suits the metric: `log_interval` of a loss, `logit_interval` of an accuracy.
+    """`log_interval` of a loss, `logit_interval` of an accuracy.
 
     Args:
-        values: shape (n,); one value per seed.
+        values: shape (n,); one per seed.
         metric: `loss` or `accuracy`.
-        examples: examples that an accuracy was measured on; a loss does not use it.
+        examples: number of examples that an accuracy was measured on; not used for a loss.
         level: confidence level.
     """
     return logit_interval(values, examples, level) if metric == "accuracy" else log_interval(values, level)
@@ -169,25 +172,24 @@ def iqm_interval(
 ) -> Interval:
     """The interquartile mean over all scores of all workloads, with a stratified bootstrap (Agarwal et al. 2021).
 
-    The middle half of the scores of all workloads together is averaged. The bootstrap resamples the seeds within each
-    workload, and the percentiles of the means are the limits. They cover too little: at a level of 95%, about 90% with
-    five seeds per workload and 93% with ten, by simulation.
+    The middle half of all scores is averaged. The bootstrap resamples the seeds within each workload, and percentiles
+    of the means are the limits. They cover too little: at a level of 95%, about 90% with five seeds per workload and
+    93% with ten, by simulation.
 
     Args:
-        scores: per workload, shape (seeds,); larger or smaller may be better. NaN is dropped and a workload without a
-            score is left out, a workload counts by its number of seeds.
+        scores: per workload, shape (seeds,); NaN is dropped.
         level: confidence level.
-        resamples: bootstrap samples.
+        resamples: number of bootstrap samples.
         rng: source of the bootstrap's randomness.
 
     Returns:
-        The interval, n counting all scores; limits are infinite where a workload has one score, which tells of no
+        The interval with the number of all scores; limits are infinite if a workload has one score, which has no
         scatter, and everything is NaN without scores.
     """
     arrays = [np.asarray(values, dtype=np.float64).ravel() for values in scores]
     samples = [kept for array in arrays if (kept := array[~np.isnan(array)]).size]
     if not samples:
-        return Interval(math.nan, math.nan, math.nan, 0)
+        return NOTHING
     count = sum(sample.size for sample in samples)
     with np.errstate(invalid="ignore"):  # infinite scores of both signs have no mean
         estimate = float(stats.trim_mean(np.concatenate(samples), 0.25))
@@ -196,7 +198,7 @@ def iqm_interval(
         drawn = [sample[rng.integers(0, sample.size, (resamples, sample.size))] for sample in samples]
         means = stats.trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1)
     tail = 0.5 - level / 2
-    # Order statistics rather than points between them, which would be NaN next to an infinite mean.
+    # Interpolation between order statistics would give NaN next to an infinite mean.
     low, high = np.quantile(means, tail, method="lower"), np.quantile(means, 1 - tail, method="higher")
     return Interval(estimate, float(low), float(high), count)
 
@@ -205,12 +207,11 @@ def superiority(differences: ArrayLike, level: float = 0.95) -> Interval:
     """The probability that A beats B, with the exact interval of a proportion (Clopper and Pearson 1934).
 
     Args:
-        differences: shape (n,); one per pair, positive where A is better, which may be infinite. Ties count for neither
-            and are dropped, as is NaN.
+        differences: shape (n,); one per pair, positive where A is better; may be infinite. Ties and NaN are dropped.
         level: confidence level; the interval covers at least this much.
 
     Returns:
-        The interval, n counting the pairs that are no ties; without any the estimate is NaN and the limits are 0 and 1.
+        The interval with the number of untied pairs; without any the estimate is NaN and the limits are 0 and 1.
     """
     array = np.asarray(differences, dtype=np.float64).ravel()
     wins, losses = int((array > 0).sum()), int((array < 0).sum())
@@ -228,7 +229,7 @@ def sign_flip_p(differences: ArrayLike) -> float:
     pairs never reach .05.
 
     Args:
-        differences: shape (n,); what is not finite is dropped.
+        differences: shape (n,); values that are not finite are dropped.
 
     Returns:
         p; NaN without pairs.
@@ -241,9 +242,7 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """The p-values adjusted for being several, by the step-down of Holm (1979).
-
-    Those at or below a level are rejected with that chance, at most, of any false rejection, whatever the dependence.
+    """The p-values adjusted for multiple testing by the step-down method of Holm (1979), under any dependence.
 
     Args:
         p: shape (m,); NaN for a test without a p-value, which stays NaN and is not counted.
@@ -266,19 +265,19 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
 def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second_end: ArrayLike) -> float:
     """Two-sided p that two samples of censored times have one distribution: the log-rank test (Mantel 1966).
 
-    It is a test for large samples: of equal ones it finds 7% different at a level of 5% with five times in each, 5.8%
+    It is asymptotic: at a level of 5% it rejects equal distributions in 7% of cases with five times per sample, 5.8%
     with ten and 5.4% with twenty, by simulation.
 
     Args:
-        first: shape (n,); times, and NaN or infinity for what was not reached: it is censored.
-        second: shape (m,), likewise.
-        first_end: shape (n,) or a scalar; how long the first sample was observed, used where it is censored. What was
-            neither reached nor observed for a known time is dropped.
-        second_end: shape (m,) or a scalar, likewise.
+        first: shape (n,); times, censored where NaN or infinite.
+        second: shape (m,), as first.
+        first_end: shape (n,) or a scalar; how long the first sample was observed, used where it is censored. Times
+            without an event and without a known end are dropped.
+        second_end: shape (m,) or a scalar, as first_end.
 
     Returns:
         p, from the normal distribution; NaN where undefined: a sample is empty or was not observed until the first
-        event, nothing was reached, or all that was observed so long was reached at the same time.
+        event, there is no event, or all that was observed so long had its event at the same time.
     """
     reached, censored = [], []
     for times, ends in ((first, first_end), (second, second_end)):
@@ -290,19 +289,19 @@ def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second
     events, lengths = np.concatenate(reached), [np.concatenate(pair) for pair in zip(reached, censored, strict=True)]
     if events.size == 0:
         return math.nan
-    # Who is at risk at the first event decides, as later ones find fewer. Asked before, because the statistic is a
-    # rounding error divided by zero where nothing can vary, and its p not NaN but 0.
+    # At later events fewer are at risk. Checked first, because where nothing can vary the statistic is a rounding error
+    # divided by zero, and its p is 0 instead of NaN.
     start = events.min()
     at_risk = [int((length >= start).sum()) for length in lengths]
     if min(at_risk) == 0 or sum(at_risk) == (events == start).sum():
         return math.nan
-    end = events.max()  # what was observed longer counts as observed until then, as scipy takes finite times only
+    end = events.max()  # longer observation adds nothing, and scipy takes finite times only
     data = [stats.CensoredData(uncensored=e, right=c.clip(max=end)) for e, c in zip(reached, censored, strict=True)]
     return float(stats.logrank(data[0], data[1]).pvalue)
 
 
 def curse_interval(search: NDArray[np.float64], fresh: NDArray[np.float64], metric: str) -> Interval:
-    """How much worse the fresh scores are than the search's: shapes (seeds, cells), averaged over cells."""
+    """How much worse the fresh scores are than those of the search: shapes (seeds, cells), averaged over cells."""
     if metric == "accuracy":
         return welch_interval(search.mean(axis=1), fresh.mean(axis=1)).map(lambda values: np.clip(values, -1.0, 1.0))
     with np.errstate(divide="ignore", over="ignore"):
@@ -327,10 +326,10 @@ def smoothed(values: ArrayLike, places: ArrayLike, half_life: float) -> NDArray[
     """An exponential moving average whose weights halve every `half_life`, free of the bias towards its start.
 
     Args:
-        values: shape (n,); NaN is passed over.
-        places: shape (n,), > 0 and increasing: how far from the start the values stand, such as training examples. They
-            need not be even: a value stands for the way since the place before it.
-        half_life: the distance over which the weight of a value falls to a half.
+        values: shape (n,); NaN is skipped.
+        places: shape (n,), > 0 and increasing: distances from the start, such as training examples. They need not be
+            even: a value represents the interval since the place before it.
+        half_life: the distance over which the weight of a value halves.
 
     Returns:
         Shape (n,): the weighted mean of the values up to each place; NaN before the first value.
@@ -348,15 +347,15 @@ def smoothed(values: ArrayLike, places: ArrayLike, half_life: float) -> NDArray[
 
 
 def expected_best(values: ArrayLike, maximize: bool) -> NDArray[np.float64]:
-    """The expected best of n of the trials, for every n: what a search of n trials would have found.
+    """The expected best value of a search of n trials, for every n.
 
     Unbiased: the mean over all sets of n trials, where the j-th value from the worst is the best of C(j-1, n-1) among
-    C(N, n) sets. It supposes that trials are exchangeable, as those of random search are; those of an adaptive sampler
-    are not. (Dodge et al. 2019 take the sets with replacement, which is biased: Tang et al. 2020.)
+    C(N, n) sets. Trials must be exchangeable, as in random search but not with an adaptive sampler. (Dodge et al. 2019
+    take the sets with replacement, which is biased: Tang et al. 2020.)
 
     Args:
-        values: shape (N,). A trial whose value is not finite counts as the worst finite one seen: leaving it out would
-            make failures free, and any set that holds nothing else needs some value.
+        values: shape (N,). A trial whose value is not finite counts as the worst finite one: leaving it out would make
+            failures free, and a set of failures alone needs some value.
         maximize: whether larger is better.
 
     Returns:
@@ -382,8 +381,8 @@ def performance_profile(times: ArrayLike, ratios: ArrayLike) -> NDArray[np.float
 
     Args:
         times: shape (solvers, problems), >= 0; NaN or infinite where a solver never solved the problem. A problem that
-            nobody solved counts for everyone as not solved.
-        ratios: shape (r,), >= 1; infinity asks for the share ever solved.
+            nobody solved counts as unsolved for all.
+        ratios: shape (r,), >= 1; infinity gives the share ever solved.
 
     Returns:
         Shape (solvers, r), in [0, 1]; NaN without problems.
@@ -407,16 +406,16 @@ def performance_profile(times: ArrayLike, ratios: ArrayLike) -> NDArray[np.float
 
 
 def edge_of(value: float, low: float, high: float, log: bool) -> str:
-    """Which edge of its range a value lies at: within 5% of a bound, on a logarithmic scale if `log`.
+    """The edge of its range at which a value lies: within 5% of a bound, or beyond it.
 
     Args:
-        value: the value; beyond a bound it lies at that edge, and NaN lies at none.
+        value: NaN lies at no edge.
         low: lower bound, positive if `log`.
-        high: upper bound, no less.
+        high: upper bound, not below the lower one.
         log: whether the range is searched on a logarithmic scale.
 
     Returns:
-        `low`, `high`, or nothing, as for a range of one point, which has no edges.
+        `low`, `high`, or an empty text; also for a range of one point, which has no edges.
 
     Raises:
         ValueError: if the bounds are no range.
@@ -433,6 +432,6 @@ def edge_of(value: float, low: float, high: float, log: bool) -> str:
 
 
 def censored_median(values: ArrayLike) -> float:
-    """The median of times, shape (n,), of which NaN ones were not reached and count as infinite; NaN for none."""
+    """The median of times, shape (n,), in which NaN (not reached) counts as infinite; NaN for none."""
     times = np.asarray(values, dtype=np.float64)
     return float(np.median(np.where(np.isnan(times), np.inf, times))) if times.size else math.nan

@@ -85,6 +85,11 @@ def interval_text(low: float, high: float, n: int, metric: str) -> str:
     return f"[{metric_text(low, metric)}, {metric_text(high, metric)}]".replace("%,", ",")
 
 
+def estimate_text(score: Any, metric: str) -> str:
+    """An `Interval` of the metric in a sentence."""
+    return f"{metric_text(score.estimate, metric)} {interval_text(score.low, score.high, score.n, metric)}"
+
+
 def limits_text(row: Any, name: str, metric: str) -> str:
     """The limits of a score of a row in brackets; says so where one seed allows none."""
     count = row["n"] if name == "validation" else row[f"{name}_n"]
@@ -119,7 +124,7 @@ def counted(number: Any, noun: str) -> str:
 
 
 def seed_counts(counts: pd.Series[int], noun: str = "seed") -> str:
-    """How many seeds numbers rest on, such as `3 seeds` or `3 to 8 seeds`."""
+    """The range of numbers of seeds, such as `3 seeds` or `3 to 8 seeds`."""
     known = counts[counts > 0]
     if known.empty:
         return f"{noun}s"
@@ -128,7 +133,7 @@ def seed_counts(counts: pd.Series[int], noun: str = "seed") -> str:
 
 
 def band_note(counts: pd.Series[int]) -> str:
-    """What a caption says of the band."""
+    """The caption of a band of intervals over that many seeds."""
     return "band: pointwise 95% t interval" if (counts > 1).any() else "no band, which one seed does not allow"
 
 

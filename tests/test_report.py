@@ -22,8 +22,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import analysis
-from analysis.report import page as report_page
-from analysis.report import verdict, warnings
+from analysis.report import tables, verdict, warnings
 from analysis.schema import FOLDERS
 from tests.conftest import (
     PART,
@@ -287,7 +286,9 @@ def test_every_outcome_is_counted_and_warned_of(tmp_path: Path) -> None:
     ]
     write_tables(tmp_path, trials=trials, lanes=lanes)
     results = analysis.load(tmp_path)
-    assert report_page.outcome_counts(results) == [(outcome, 1, 2) for outcome in outcomes]
+    counts = tables.outcomes(results)
+    assert counts
+    assert counts.rows == [[outcome, "1", "2"] for outcome in outcomes]
     text = squeezed(read(analysis.write_report(tmp_path)))
     assert "1 trial stopped by the scheduler used less of the budget" in text
     assert "Not compared: 3 trials that failed, ran out of memory or was interrupted" in text
@@ -515,9 +516,10 @@ def test_what_failed_is_listed_with_its_reason(tmp_path: Path) -> None:
         for n, error in enumerate(errors)
     ]
     write_tables(tmp_path, trials=trials, lanes=[])
-    found = report_page.failures(analysis.load(tmp_path))
-    assert found[0] == (0, "adam, width 1, depth 1, batch size 32", "ValueError: no such thing")
-    assert found[1][2] == "not recorded"
+    failures = tables.failures(analysis.load(tmp_path))
+    assert failures
+    assert failures.rows[0] == ["0", "adam, width 1, depth 1, batch size 32", "ValueError: no such thing"]
+    assert failures.rows[1][2] == "not recorded"
     text = squeezed(read(analysis.write_report(tmp_path)))
     assert "Failed trials, the first 10 of 12" in text
     assert text.count("out of luck") == 8

@@ -110,7 +110,7 @@ def synthetic(seeds: int, shift: float = 0.0, scale: float = 1.0, seed: int = 0)
 
 def test_the_candidate_that_printed_the_losses_fits() -> None:
     found = inference.fit(synthetic(16), PRINTED)
-    assert found.of == (7, 4, 10)
+    assert found.of == [7, 4, 10]
     assert found.spans
     assert found.fits
     assert found.nearest < found.others
@@ -260,7 +260,7 @@ def check(out: Path, *, real: bool) -> Section:
         "mnist-batch", "mnist-augmentation", "mnist-training", "mnist-candidates", "mnist-confusion", "mnist-errors"
     }  # fmt: skip
     assert all(drawing.caption and drawing.alt and len(drawing.data) for drawing in found.figures)
-    tables = {table.title: pd.DataFrame(table.rows, columns=table.head) for table in found.tables}
+    tables = {table.label: pd.DataFrame(table.rows, columns=table.head) for table in found.tables}
     assert len(tables["The training table"]) == 21
     assert len(tables["The nearest, and their neighbours, on fresh seeds"]) >= 1
     layers = tables["Layers, shapes and parameters"]

@@ -7,16 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    NullLocator,
-    PercentFormatter,
-)
 
 from analysis.text import short
 
@@ -26,10 +18,9 @@ LABELS = {
     "epoch": "epochs",
     "train_seconds": "training time of the stack (s)",
 }
-Direction = Literal["x", "y"]
 
 
-def column_label(name: str, metric: str) -> str:
+def column_label(name: str, metric: str = "") -> str:
     """The name of a column on an axis."""
     return f"validation {metric}" if name == "validation" else name.replace("_", " ")
 
@@ -42,10 +33,8 @@ def metric_axis(ax: Axes, values: pd.Series[float], metric: str, unit: str) -> N
     """
     ax.set_ylabel(f"validation {metric}" + (f"\n{unit}" if unit else ""))
     if metric == "accuracy":
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        return
-    positive = _positive(values)
-    if len(positive):
+        ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None))
+    elif len(positive := _positive(values)):
         log_axis(ax, "y", positive, max(1.3, float(positive.max() / positive.min()) ** 0.06))
 
 
@@ -55,26 +44,23 @@ def size_axis(ax: Axes, sizes: pd.Series[int]) -> None:
     log_axis(ax, "x", sizes)
     distinct = np.sort(sizes.unique()).astype(float)
     if 0 < distinct.size <= 7:
-        ax.xaxis.set_major_locator(FixedLocator(distinct.tolist()))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        ax.xaxis.set_major_locator(ticker.FixedLocator(distinct.tolist()))
+        ax.xaxis.set_minor_locator(ticker.NullLocator())
+        ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def log_axis(ax: Axes, which: Direction, values: pd.Series[Any] | None = None, margin: float = 1.3) -> None:
+def log_axis(ax: Axes, which: Literal["x", "y"], values: pd.Series[Any] | None = None, margin: float = 1.3) -> None:
     """A logarithmic axis around the positive values, or around all that has been drawn if no values are given."""
-    if which == "x":
-        ax.set_xscale("log")
-    else:
-        ax.set_yscale("log")
+    ax.set(**{f"{which}scale": "log"})
     if values is None:
         low, high = ax.get_xlim() if which == "x" else ax.get_ylim()
     else:
         positive = _positive(values)
         if positive.empty:
-            (ax.set_xscale if which == "x" else ax.set_yscale)("linear")
+            ax.set(**{f"{which}scale": "linear"})
             return
         low, high = float(positive.min()) / margin, float(positive.max()) * margin
-        (ax.set_xlim if which == "x" else ax.set_ylim)(low, high)
+        ax.set(**{f"{which}lim": (low, high)})
     log_ticks(ax, which, low, high)
 
 
@@ -83,17 +69,14 @@ def _positive(values: pd.Series[Any]) -> pd.Series[float]:
     return numbers[(numbers > 0) & np.isfinite(numbers)]
 
 
-def log_ticks(ax: Axes, which: Direction, low: float, high: float) -> None:
+def log_ticks(ax: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
     """Plain numbers on a logarithmic axis of less than two decades, powers of ten on a longer one."""
     axis, ratio = (ax.yaxis if which == "y" else ax.xaxis), high / low
-    if ratio < 4:
-        axis.set_major_locator(MaxNLocator(5))
-    else:
-        subs = (1.0, 2.0, 5.0) if ratio < 20 else (1.0, 3.0) if ratio < 100 else (1.0,)
-        axis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    axis.set_minor_locator(NullLocator() if ratio < 100 else LogLocator(subs=range(2, 10), numticks=12))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value) if ratio < 100 else _power(value)))
+    subs = (1.0, 2.0, 5.0) if ratio < 20 else (1.0, 3.0) if ratio < 100 else (1.0,)
+    axis.set_major_locator(ticker.MaxNLocator(5) if ratio < 4 else ticker.LogLocator(subs=subs, numticks=12))
+    axis.set_minor_locator(ticker.NullLocator() if ratio < 100 else ticker.LogLocator(subs=range(2, 10), numticks=12))
+    axis.set_minor_formatter(ticker.NullFormatter())
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value) if ratio < 100 else _power(value)))
 
 
 def log_axis_with_zero(ax: Axes, values: pd.Series[float]) -> None:
@@ -109,9 +92,9 @@ def log_axis_with_zero(ax: Axes, values: pd.Series[float]) -> None:
     ax.set_xlim(0, end * 1.1)
     decades = np.arange(math.ceil(math.log10(start) + 0.15), math.floor(math.log10(end)) + 1)
     step = max(1, math.ceil(len(decades) / 5))
-    ax.xaxis.set_major_locator(FixedLocator([0.0, *(10.0 ** decades[::step])]))
-    ax.xaxis.set_minor_locator(FixedLocator([]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    ax.xaxis.set_major_locator(ticker.FixedLocator([0.0, *(10.0 ** decades[::step])]))
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _power(value)))
 
 
 def _power(value: float) -> str:
@@ -123,9 +106,8 @@ def _power(value: float) -> str:
 
 def band(ax: Axes, x: pd.Series[float], line: pd.DataFrame, colour: str, alpha: float = 0.2) -> None:
     """The interval (columns low, high, n) as a band; left out where one seed gives none."""
-    bounded = line["n"] > 1
-    low, high = line["low"].where(bounded), line["high"].where(bounded)
-    ax.fill_between(x.astype(float), low.astype(float), high.astype(float), color=colour, alpha=alpha, linewidth=0)
+    limits = line[["low", "high"]].where(line["n"] > 1).astype(float)
+    ax.fill_between(x.astype(float), limits["low"], limits["high"], color=colour, alpha=alpha, linewidth=0)
 
 
 def crosses_above(ax: Axes, x: pd.Series[Any], height: float, colour: str) -> None:

@@ -22,17 +22,7 @@ SCREEN_DPI = 130  # larger than in print, for which the figures are laid out
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A figure of the report.
-
-    Attributes:
-        name: name of its files.
-        title: heading above it.
-        caption: text below it.
-        alt: description for readers who do not see it.
-        data: the numbers that it shows; empty if there is nothing to draw.
-        draw: draws it.
-        reason: why it is missing where `data` is empty.
-    """
+    """A figure of the report; `alt` describes it for readers who do not see it, `reason` says why it has no data."""
 
     name: str
     title: str
@@ -55,26 +45,20 @@ class Exhibit:
             for kind in files.values():  # an earlier report may have written them
                 (out / kind).unlink(missing_ok=True)
             return shown | {"image": None, "reason": self.reason}
+        svg, pdf = io.BytesIO(), io.BytesIO()
         try:
-            svg, pdf, size = self._rendered()
+            with style():
+                drawn = self.draw()
+                drawn.savefig(svg, format="svg", metadata={"Date": None, "Title": self.title})
+                drawn.set_layout_engine("none")  # keeps the layout, which takes most of the time
+                drawn.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Title": self.title})
         except Exception as error:  # noqa: BLE001 - one figure that fails must not prevent the report
             return shown | {"image": None, "reason": f"drawing it failed ({type(error).__name__}: {error})"}
-        write_file(out / files["svg"], svg)
-        write_file(out / files["pdf"], pdf)
-        write_file(out / files["csv"], self.data.to_csv(index=False).encode())
-        image = "data:image/svg+xml;base64," + base64.b64encode(adaptive(svg)).decode()
-        return shown | {"image": image, "size": [round(SCREEN_DPI * inches) for inches in size]}
-
-    def _rendered(self) -> tuple[bytes, bytes, tuple[float, float]]:
-        """The SVG and PDF files, and the size in inches."""
-        with style():
-            drawn = self.draw()
-            svg, pdf = io.BytesIO(), io.BytesIO()
-            drawn.savefig(svg, format="svg", metadata={"Date": None, "Title": self.title})
-            drawn.set_layout_engine("none")  # keeps the layout, which takes most of the time
-            drawn.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Title": self.title})
-            width, height = drawn.get_size_inches()
-        return svg.getvalue(), pdf.getvalue(), (width, height)
+        numbers = self.data.to_csv(index=False).encode()
+        for kind, content in {"svg": svg.getvalue(), "pdf": pdf.getvalue(), "csv": numbers}.items():
+            write_file(out / files[kind], content)
+        image = "data:image/svg+xml;base64," + base64.b64encode(adaptive(svg.getvalue())).decode()
+        return shown | {"image": image, "size": [round(SCREEN_DPI * inches) for inches in drawn.get_size_inches()]}
 
 
 def with_legend(draw: Callable[[Axes], Any], width: float = 0.78 * PAGE_MM, height: float = 80.0) -> Figure:
@@ -88,10 +72,8 @@ def with_legend(draw: Callable[[Axes], Any], width: float = 0.78 * PAGE_MM, heig
     return drawn
 
 
-def panels(
-    draw: Callable[[Axes, str], Any], columns: list[str], across: int, row_mm: float, results: Results
-) -> Figure:
-    """A page-wide figure with one panel per column name, `across` in a row; all share the axis of the metric."""
+def panels(draw: Callable[[Axes, str], Any], columns: list[str], across: int, row_mm: float, label: str) -> Figure:
+    """A page-wide figure with one panel per column name, `across` in a row; all share the vertical axis, `label`."""
     rows = -(-len(columns) // across)
     drawn = figure(PAGE_MM, 8 + row_mm * rows)
     axes = drawn.subplots(rows, across, sharey=True, squeeze=False).ravel()
@@ -100,8 +82,7 @@ def panels(
         if place < len(columns):
             draw(ax, columns[place])
         ax.set_ylabel("")
-    unit = unit_of(results)
-    drawn.supylabel(f"validation {results.metric}" + (f", {unit}" if unit else ""), fontsize=8)
+    drawn.supylabel(label, fontsize=8)
     return drawn
 
 
@@ -118,6 +99,11 @@ def mean_of(results: Results) -> str:
 def unit_of(results: Results) -> str:
     """The unit of a loss, from provenance; empty for an accuracy."""
     return str(table_of(results.provenance, "data").get("loss", "")) if results.metric == "loss" else ""
+
+
+def metric_label(results: Results) -> str:
+    """The metric with its unit."""
+    return ", ".join(filter(None, [f"validation {results.metric}", unit_of(results)]))
 
 
 def write_file(path: Path, content: bytes) -> None:

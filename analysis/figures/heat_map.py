@@ -41,22 +41,20 @@ def grid(table: pd.DataFrame, rows: str, columns: str, maximize: bool) -> pd.Dat
         there is an estimate, otherwise `not run`, or how the trials there ended. Every pair of labels has its row.
     """
     labels = {name: table[name] if name == "optimizer" else binned(table[name]) for name in (rows, columns)}
+    if "batch_size" in labels:
+        sizes = labels["batch_size"]
+        full = (table["regime"] == Regime.BATCH).groupby(sizes).transform("all")
+        labels["batch_size"] = sizes.where(~full, "full (" + sizes + ")")
     order = {
         name: optimizer_order(label) if name == "optimizer" else list(label[table[name].sort_values().index].unique())
         for name, label in labels.items()
     }
     named = table.assign(row=labels[rows], column=labels[columns])
-    if "batch_size" in (rows, columns):
-        place, name = ("row", rows) if rows == "batch_size" else ("column", columns)
-        whole_split = (table["regime"] == Regime.BATCH).groupby(named[place]).all()
-        full = set(whole_split[whole_split].index)
-        titles = {label: f"full ({label})" if label in full else label for label in order[name]}
-        named[place], order[name] = named[place].map(titles), list(titles.values())
     best = rank(named, maximize).drop_duplicates(["row", "column"])
     endings = named.groupby(["row", "column"])["outcome"].agg(lambda outcomes: " or ".join(sorted(set(outcomes))))
     whole = pd.MultiIndex.from_product([order[rows], order[columns]], names=["row", "column"])
-    found = best.rename(columns={"validation": "estimate", "validation_low": "low", "validation_high": "high"})
-    result = found.set_index(["row", "column"])[["trial", *LIMITS, "parameters"]].reindex(whole)
+    scored = best.rename(columns={"validation": "estimate", "validation_low": "low", "validation_high": "high"})
+    result = scored.set_index(["row", "column"])[["trial", *LIMITS, "parameters"]].reindex(whole)
     why = endings.reindex(whole).replace(str(Outcome.COMPLETED), "no rate survived").fillna("not run")
     result["why"] = why.where(result["estimate"].isna(), "")
     return result.astype({"n": float}).fillna({"n": 0}).astype({"n": int}).reset_index()
@@ -97,8 +95,7 @@ def heat_map(
     ax.invert_yaxis()
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    ax.set_xlabel(columns)
-    ax.set_ylabel(rows)
+    ax.set(xlabel=columns, ylabel=rows)
     if contours:  # after the axis is inverted, which turns the labels
         _parameter_contours(ax, data["parameters"].to_numpy(dtype=np.float64).reshape(values.shape))
     return ax
@@ -133,56 +130,37 @@ def _parameter_contours(ax: Axes, parameters: NDArray[np.float64]) -> None:
                linestyles="--")  # fmt: skip
 
 
-def optimizer_by_batch_size(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
-    """The best cell of each optimizer and batch size."""
-    return _figure(
-        results,
-        table,
-        ("optimizer", "batch_size"),
-        ("optimizer-batch-size", "Optimizer and batch size"),
-        "width and depth",
-        "one optimizer at one batch size",
-    )
-
-
-def depth_by_width(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
-    """The best cell of each depth and width, with the number of parameters."""
-    return _figure(
-        results,
-        table,
-        ("depth", "width"),
-        ("width-depth", "Width and depth"),
-        "optimizer and batch size",
-        "one width and depth only",
+# Name, title, what the best is taken over, why there is nothing to compare, and the end of the caption.
+_WORDS = {
+    ("optimizer", "batch_size"): (
+        "optimizer-batch-size", "Optimizer and batch size", "width and depth", "one optimizer at one batch size", "",
+    ),
+    ("depth", "width"): (
+        "width-depth", "Width and depth", "optimizer and batch size", "one width and depth only",
         " Dashed: lines of a constant number of parameters.",
-    )
+    ),
+}  # fmt: skip
 
 
-def _figure(
-    results: Results,
-    table: pd.DataFrame,
-    columns: tuple[str, str],
-    names: tuple[str, str],
-    others: str,
-    alone: str,
-    contours: str = "",
-) -> exhibit.Exhibit:
-    data = exhibit.varied(grid(table, *columns, results.maximize), "row", "column")
-    rows, across = (name.replace("_", " ") for name in columns)
+def figure(results: Results, table: pd.DataFrame, rows: str, columns: str) -> exhibit.Exhibit:
+    """The best cell of each optimizer and batch size, or of each depth and width with the number of parameters."""
+    data = exhibit.varied(grid(table, rows, columns, results.maximize), "row", "column")
+    name, title, others, alone, contours = _WORDS[rows, columns]
+    down, across = rows.replace("_", " "), columns.replace("_", " ")
 
     def drawn() -> Figure:
         wide, high = data["column"].nunique(), data["row"].nunique()
-        width = min(style.PAGE_MM, max(style.COLUMN_MM, 45 + 24 * wide))
-        image = style.figure(width, 24 + 11 * max(high, 2))
-        heat_map(data, image.subplots(), rows, across, results.metric, bool(contours))
+        image = style.figure(min(style.PAGE_MM, max(style.COLUMN_MM, 45 + 24 * wide)), 24 + 11 * max(high, 2))
+        heat_map(data, image.subplots(), down, across, results.metric, bool(contours))
         return image
 
     return exhibit.Exhibit(
-        *names,
+        name,
+        title,
         f"Validation {results.metric} of the best cell over {others}, at its tuned rate: {exhibit.mean_of(results)} "
         f"over {seed_counts(table['n'])}, with the 95% t interval. Yellow is best; grey: no value, with the reason."
         f"{contours}",
-        f"Heat map of validation {results.metric}: rows are {rows}s, columns {across}s.",
+        f"Heat map of validation {results.metric}: rows are {down}s, columns {across}s.",
         data,
         drawn,
         alone if len(table) else "no trial has ended yet",

@@ -50,11 +50,8 @@ def profile(results: Sequence[Results]) -> pd.DataFrame:
     slowest = float(np.nanmax((contested / contested.min()).to_numpy(dtype=np.float64)))
     ratios = np.geomspace(1.0, max(slowest, 1.1), 200)
     shares = performance_profile(contested.to_numpy(dtype=float), ratios)
-    pieces = [
-        pd.DataFrame({"optimizer": name, "ratio": ratios, "share": share, "problems": contested.shape[1]})
-        for name, share in zip(contested.index, shares, strict=True)
-    ]
-    return pd.concat(pieces, ignore_index=True)
+    frame = pd.DataFrame(shares.T, ratios, contested.index).rename_axis("ratio").reset_index()
+    return frame.melt("ratio", value_name="share").assign(problems=contested.shape[1])[columns]
 
 
 def performance_profiles(data: pd.DataFrame, ax: Axes) -> Axes:
@@ -64,31 +61,29 @@ def performance_profiles(data: pd.DataFrame, ax: Axes) -> Axes:
     axes.log_axis(ax, "x", data["ratio"], margin=1.0)
     ax.set_ylim(-0.02, 1.02)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set_xlabel("updates to the target, as a multiple of the fastest")
-    ax.set_ylabel("problems solved")
+    ax.set(xlabel="updates to the target, as a multiple of the fastest", ylabel="problems solved")
     return ax
 
 
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The performance profile of one study."""
-    data = exhibit.varied(profile([results]), "optimizer")
     reason = "the workload names no target" if results.target is None else "no problem was solved that several tried"
-    return _figure(data, "", "width, depth and batch size", seed_counts(table["n"]), reason)
+    return _figure(exhibit.varied(profile([results]), "optimizer"), "", "", seed_counts(table["n"]), reason)
 
 
 def across_studies(studies: Sequence[Results]) -> exhibit.Exhibit:
     """The performance profile over several studies."""
     reason = "no study names a target that several optimizers reached"
-    return _figure(profile(studies), "across", "study, width, depth and batch size", "seeds", reason)
+    return _figure(profile(studies), "across", "study, ", "seeds", reason)
 
 
 def _figure(data: pd.DataFrame, suffix: str, problem: str, seeds: str, reason: str) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         f"performance-profile{suffix and '-' + suffix}",
         "Performance profile" + (" over the studies" if suffix else ""),
-        f"Share of the problems (each a {problem} at which several optimizers ran) in which an optimizer reaches the "
-        f"target within a multiple of the updates of the fastest. Medians over {seeds}, each at its best rate; no "
-        f"intervals.",
+        f"Share of the problems (each a {problem}width, depth and batch size at which several optimizers ran) in which "
+        f"an optimizer reaches the target within a multiple of the updates of the fastest. Medians over {seeds}, each "
+        f"at its best rate; no intervals.",
         "Step lines: share of problems solved against the multiple of the fastest, one per optimizer.",
         data,
         lambda: exhibit.with_legend(lambda ax: performance_profiles(data, ax)),

@@ -46,7 +46,7 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
     for place, name in enumerate(groups):
         line = data[data["group"] == name].sort_values("learning_rate")
         colour, marker = style.optimizer_look(name) if by == "optimizer" else style.ordered_look(place, len(groups))
-        label = shortened(name) if by == "optimizer" else f"{axes.column_label(by, metric)} {name:,}"
+        label = shortened(name) if by == "optimizer" else f"{axes.column_label(by)} {name:,}"
         # NaN breaks the line at a rate that not every seed survived.
         shown = line.assign(**{column: line[column].where(line["eligible"]) for column in ("estimate", "low", "high")})
         axes.band(ax, shown["learning_rate"], shown, colour, 0.12)
@@ -67,57 +67,22 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
     return ax
 
 
-def by_optimizer(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
-    """Sensitivity of the best cell of each optimizer."""
-    data = rate_sensitivity(results, table)
-    return _figure(
-        results,
-        data,
-        "learning-rate-sensitivity",
-        "Sensitivity to the learning rate",
-        "The best cell of each optimizer at every learning rate of its grid.",
-        f"optimizer: {listing(data['optimizer'])}",
-        "no cell has a tuned learning rate yet",
-    )
-
-
-def by_batch_size(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
-    """Sensitivity of the best optimizer at each batch size."""
-    data = exhibit.varied(rate_sensitivity(results, table, "batch_size"), "group")
-    return _figure(
-        results,
-        data,
-        "rate-by-batch-size",
-        "Sensitivity to the learning rate, by batch size",
-        f"The best cell of {listing(data['optimizer'])} at each batch size.",
-        "batch size",
-        "the best optimizer ran at one batch size only",
-    )
-
-
-def by_width(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
-    """Sensitivity of the best optimizer at each width."""
-    data = exhibit.varied(rate_sensitivity(results, table, "width"), "group")
-    return _figure(
-        results,
-        data,
-        "rate-by-width",
-        "Sensitivity to the learning rate, by width",
-        f"The best cell of {listing(data['optimizer'])} at each width.",
-        "width",
-        "the best optimizer ran at one width only",
-    )
-
-
-def _figure(
-    results: Results, data: pd.DataFrame, name: str, title: str, cells: str, lines: str, reason: str
-) -> exhibit.Exhibit:
-    metric, unit, seeds = results.metric, exhibit.unit_of(results), data.loc[data["eligible"], "n"]
+def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhibit.Exhibit:
+    """Sensitivity of the best cell of each optimizer, or of the best optimizer at each batch size or width."""
+    data, metric, unit = rate_sensitivity(results, table, by), results.metric, exhibit.unit_of(results)
+    name, title, words = "learning-rate-sensitivity", "Sensitivity to the learning rate", axes.column_label(by)
+    cells, reason = "each optimizer at every learning rate of its grid", "no cell has a tuned learning rate yet"
+    lines = f"optimizer: {listing(data['optimizer'])}"
+    if by != "optimizer":
+        data = exhibit.varied(data, "group")
+        name, title, lines = f"rate-by-{words.replace(' ', '-')}", f"{title}, by {words}", words
+        cells, reason = f"{listing(data['optimizer'])} at each {words}", f"the best optimizer ran at one {words} only"
+    seeds = data.loc[data["eligible"], "n"]
     return exhibit.Exhibit(
         name,
         title,
-        f"{cells} Line: {exhibit.mean_of(results)} of the final validation {metric} over {seed_counts(seeds)}; "
-        f"{band_note(seeds)}. Ring: tuned rate; cross: a seed diverged.",
+        f"The best cell of {cells}. Line: {exhibit.mean_of(results)} of the final validation {metric} over "
+        f"{seed_counts(seeds)}; {band_note(seeds)}. Ring: tuned rate; cross: a seed diverged.",
         f"Final validation {metric} against learning rate, one line per {lines}.",
         data,
         lambda: exhibit.with_legend(lambda ax: learning_rate_sensitivity(data, ax, metric, unit), height=85),

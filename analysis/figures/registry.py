@@ -7,6 +7,7 @@ and a line here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 
@@ -19,15 +20,18 @@ from analysis.results import Results
 
 FIGURES: dict[str, tuple[Callable[[Results, pd.DataFrame], Exhibit], ...]] = {
     "regimes": (learning_curves.figure, noise_speed.figure, gradient_noise.figure),
-    "optimizers": (rate_sensitivity.by_optimizer, performance_profile.figure),
+    "optimizers": (rate_sensitivity.figure, performance_profile.figure),
     "batch size": (
-        heat_map.optimizer_by_batch_size,
-        rate_sensitivity.by_batch_size,
+        partial(heat_map.figure, rows="optimizer", columns="batch_size"),
+        partial(rate_sensitivity.figure, by="batch_size"),
         tuned_rate.figure,
         steps_to_target.figure,
         throughput.figure,
     ),
-    "width and depth": (heat_map.depth_by_width, rate_sensitivity.by_width),
+    "width and depth": (
+        partial(heat_map.figure, rows="depth", columns="width"),
+        partial(rate_sensitivity.figure, by="width"),
+    ),
     "search": (
         progress.figure,
         expected_best.figure,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -45,26 +45,18 @@ def timeline(results: Results) -> pd.DataFrame:
         if each is not None
     ]
     timed = pd.concat(parts, ignore_index=True)
-    gpus = [_gpus(named) for named in timed["gpus"]]
+    # Older versions did not record the GPUs.
+    gpus = [[" GPU ".join(name.split(":", 1)) for name in ([] if row is None else row)] for row in timed["gpus"]]
     frame = timed[["trial", "confirming", "optimizer", "outcome", "worker"]].assign(
         node=timed["worker"].str.rsplit(":", n=1).str[0],
-        gpu=np.array([bool(found) for found in gpus], dtype=bool),
-        place=pd.Series([found or [worker] for found, worker in zip(gpus, timed["worker"], strict=True)], timed.index),
+        gpu=np.array([bool(names) for names in gpus], dtype=bool),
+        place=pd.Series([names or [worker] for names, worker in zip(gpus, timed["worker"], strict=True)], timed.index),
         started=timed["started"] - timed["started"].min(),
         ended=timed["ended"] - timed["started"].min(),
     )
     frame = frame.explode("place").sort_values(["gpu", "place", "started"], ascending=[False, True, True])
-    return _slots(frame.reset_index(drop=True))
-
-
-def _gpus(named: Sequence[str] | None) -> list[str]:
-    """The GPUs of a trial as the report names them; older versions did not record them."""
-    return [] if named is None else [" GPU ".join(each.split(":", 1)) for each in named]
-
-
-def _slots(frame: pd.DataFrame) -> pd.DataFrame:
-    """Number the trials that share a place at a time: each takes the lowest slot that is free when it starts."""
-    slots: list[int] = []
+    frame = frame.reset_index(drop=True)
+    slots: list[int] = []  # each trial takes the lowest slot of its place that is free when it starts
     free: dict[str, list[float]] = {}
     for place, started, ended in zip(frame["place"], frame["started"], frame["ended"], strict=True):
         ends = free.setdefault(place, [])
@@ -89,31 +81,22 @@ def busy(times: pd.DataFrame, nodes: Mapping[str, int] = MappingProxyType({})) -
     stays = times.drop_duplicates(["confirming", "trial", "started"])  # a stay with several GPUs has several rows
     for column, some in (("node", stays), ("place", times[times["gpu"]])):
         for name, own in some.groupby(column):
-            seconds, lengths = covered(own), own["ended"] - own["started"]
-            rows.append(
-                {
-                    "name": str(name),
-                    "trials": len(own.drop_duplicates(["confirming", "trial"])),
-                    "share": seconds / whole if whole else 1.0,
-                    "together": float(lengths.sum()) / seconds if seconds else 1.0,
-                }
-            )
-    ran = [str(row["name"]) for row in rows]
+            seconds, length = covered(own), float((own["ended"] - own["started"]).sum())
+            trials = len(own.drop_duplicates(["confirming", "trial"]))
+            rows.append((str(name), trials, seconds / whole if whole else 1.0, length / seconds if seconds else 1.0))
+    ran = [name for name, *_ in rows]
     idle = [node for node in nodes if node not in ran]
-    for node, gpus in nodes.items():
-        if (without := gpus - sum(name.startswith(f"{node} GPU ") for name in ran)) > 0:
-            idle.append(f"{node}, {counted(without, 'idle GPU')}")
-    rows += [{"name": name, "trials": 0, "share": 0.0, "together": 0.0} for name in idle]
+    without = {node: gpus - sum(name.startswith(f"{node} GPU ") for name in ran) for node, gpus in nodes.items()}
+    idle += [f"{node}, {counted(count, 'idle GPU')}" for node, count in without.items() if count > 0]
+    rows += [(name, 0, 0.0, 0.0) for name in idle]
     return pd.DataFrame(rows, columns=["name", "trials", "share", "together"])
 
 
 def covered(times: pd.DataFrame) -> float:
     """Seconds in which at least one trial ran; `times` is from `timeline`."""
-    total, until = 0.0, -math.inf
-    for started, ended in times.sort_values("started")[["started", "ended"]].to_numpy(float):
-        total += max(0.0, ended - max(started, until))
-        until = max(until, ended)
-    return total
+    spans = times.sort_values("started")
+    until = spans["ended"].cummax().shift(fill_value=-math.inf)
+    return float(sum((spans["ended"] - spans["started"].clip(lower=until)).clip(lower=0)))
 
 
 def trial_timeline(data: pd.DataFrame, ax: Axes, workers: int = MOST_WORKERS) -> Axes:
@@ -154,6 +137,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         rows = "One row per GPU (shared by the trials that share it), and per worker without one"
     if workers > MOST_WORKERS:
         rows = f"The {MOST_WORKERS} busiest of {workers} {'GPUs and workers' if gpus else 'workers'}"
+    height = 22 + 4.5 * min(MOST_WORKERS, workers)
     return exhibit.Exhibit(
         "timeline",
         "Worker and GPU timeline" if gpus else "Worker timeline",
@@ -161,8 +145,6 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         f"waiting time, or the time between sessions.",
         f"Timeline of the trials of {'GPUs and workers' if gpus else 'workers'}.",
         data,
-        lambda: exhibit.with_legend(
-            lambda ax: trial_timeline(data, ax), style.PAGE_MM, 22 + 4.5 * min(MOST_WORKERS, workers)
-        ),
+        lambda: exhibit.with_legend(lambda ax: trial_timeline(data, ax), style.PAGE_MM, height),
         "no trial has recorded when and where it ran",
     )

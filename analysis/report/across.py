@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import astuple
 
 import numpy as np
 import pandas as pd
@@ -14,18 +14,18 @@ from analysis.statistics import LIMITS, iqm_interval
 
 
 def across(results: Sequence[Results]) -> pd.DataFrame:
-    """How each optimizer does over several studies: the interquartile mean of its scores, with a bootstrap interval.
+    """The interquartile mean of each optimizer's scores over several studies, with a bootstrap interval.
 
-    A score is what the optimizer's best cell at its tuned rate reached with one seed, relative to the mean of the best
-    optimizer of that study: of a loss the logarithm of the ratio, of an accuracy the difference. Test where a study has
-    it, else validation. Agarwal et al. (2021).
+    A score is that of the optimizer's best cell at its tuned rate with one seed, relative to the mean of the best
+    optimizer of that study: of a loss the logarithm of the ratio, of an accuracy the difference. It is the test score
+    where a study has one, otherwise the validation score. Agarwal et al. (2021).
 
     Args:
         results: the studies; all with the same metric.
 
     Returns:
-        Columns optimizer, studies, estimate, low, high (a loss back as a ratio), n (scores). Optimizers that lack a
-        tuned cell in a study are left out, since what they would have scored there is unknown. Best first.
+        Columns optimizer, studies, estimate, low, high (of a loss as a ratio), n (scores). Optimizers that lack a tuned
+        cell in a study are left out, since their scores in it are unknown. Best first.
 
     Raises:
         ValueError: if the studies differ in their metric.
@@ -48,8 +48,6 @@ def across(results: Sequence[Results]) -> pd.DataFrame:
         own = [scores[name, place] for place in range(len(results)) if (name, place) in scores]
         if len(own) == len(results):
             interval = iqm_interval(own, rng=np.random.default_rng(0))
-            rows.append(
-                {"optimizer": name, **asdict(interval if maximize else interval.map(np.exp)), "studies": len(own)}
-            )
+            rows.append((name, len(own), *astuple(interval if maximize else interval.map(np.exp))))
     frame = pd.DataFrame(rows, columns=["optimizer", "studies", *LIMITS])
     return frame.sort_values("estimate", ascending=not maximize, kind="stable", ignore_index=True)

@@ -11,28 +11,13 @@ import pandas as pd
 from analysis.cells import rank
 from analysis.comparisons import Comparison, average_curse, comparisons, winners_curse
 from analysis.results import Results, hours, records, table_of
-from analysis.schema import CELL, Outcome
-from analysis.text import (
-    cell_at_rate,
-    cell_text,
-    cost,
-    counted,
-    interval_text,
-    listing,
-    metric_text,
-    seed_counts,
-    short,
-    value_text,
-)
+from analysis.schema import Outcome
+from analysis.statistics import Interval
+from analysis.text import cell_at_rate, cell_text, cost, counted, estimate_text, listing, seed_counts, short, value_text
 
 
 def verdict(results: Results, table: pd.DataFrame) -> str:
-    """Which cell is best, whether it beats the best cell of every other optimizer, and the cost of the study.
-
-    Args:
-        results: the study.
-        table: its `cells`.
-    """
+    """Which of the `cells` is best, whether it beats the best of every other optimizer, and the cost of the study."""
     ranked, metric = rank(table, results.maximize), results.metric
     if results.trials.empty:
         return "No trial has ended yet, so there is nothing to compare."
@@ -73,21 +58,16 @@ def _why_not_compared(compared: Sequence[Comparison]) -> str:
     if not compared:
         return "Only one optimizer has a result, so there is no comparison."
     other = f"the best {compared[0].rival['optimizer']} cell, that of the next-best optimizer"
-    if compared[0].effect.n == 0:
-        return f"It shares no seed with {other}, so their difference has no interval."
-    return f"It shares one seed with {other}, so their difference has no interval."
+    shared = "no seed" if compared[0].effect.n == 0 else "one seed"
+    return f"It shares {shared} with {other}, so their difference has no interval."
 
 
 def _compared(compared: Sequence[Comparison], results: Results, *, of_search: bool, confirmed: bool) -> list[str]:
     """The comparison with the next-best optimizer in one sentence, and with the other optimizers in another.
 
-    An optimizer that turns out better than the chosen one comes first.
-
-    Args:
-        compared: from `comparisons`.
-        results: the study.
-        of_search: whether to name the search's seeds, because the text mentions fresh ones as well.
-        confirmed: whether the best cell has a confirmed score, or was not run again; otherwise it cannot win.
+    An optimizer that turns out better than the chosen one comes first. `of_search`: whether to name the search's seeds,
+    because the text mentions fresh ones as well. `confirmed`: whether the best cell has a confirmed score, or was not
+    run again; otherwise it cannot win.
     """
     known = [comparison for comparison in compared if comparison.effect.n > 1]
     against_it = [each for each in known if each.differs and each.favours_rival(results.metric)]
@@ -119,13 +99,11 @@ def _evidence(first: Comparison, results: Results, count: int, *, of_search: boo
     pairs = counted(first.effect.n, "paired fresh seed" if first.fresh else "paired seed")
     pairs += " of the search" if of_search and not first.fresh else ""
     p = f"Holm p = {short(first.holm)}" if count > 1 else f"sign-flip p = {short(first.p)}"
-    ours, theirs = (
-        f"{metric_text(score.estimate, metric)} {interval_text(score.low, score.high, score.n, metric)}"
-        for score in first.scores
-    )
+    ours, theirs = (estimate_text(score, metric) for score in first.scores)
     return (
-        f"{first.split} {metric} {ours} against {theirs} for {cell_at_rate(first.rival)}; {_effect(first, metric)}, "
-        f"better on {first.wins} of {pairs}, {p}, for {study_cost(results)}."
+        f"{first.split} {metric} {ours} against {theirs} for {cell_at_rate(first.rival)}; "
+        f"{' '.join(effect_text(first.effect, metric))}, better on {first.wins} of {pairs}, {p}, for "
+        f"{study_cost(results)}."
     )
 
 
@@ -143,39 +121,17 @@ def _others(rest: Sequence[Comparison]) -> str:
     return others + (f"; statistically indistinguishable: {equal}." if equal else ".")
 
 
-def _effect(comparison: Comparison, metric: str) -> str:
-    effect = comparison.effect
+def effect_text(effect: Interval, metric: str) -> tuple[str, str]:
+    """A ratio of losses or a difference of accuracies with limits: `1.08 times`, `[0.97, 1.2]`; a dash for NaN."""
+    if math.isnan(effect.estimate):
+        return short(effect.estimate), ""
     if metric == "accuracy":
-        return f"{100 * effect.estimate:+.2f} percentage points [{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
-    return f"{short(effect.estimate)} times [{short(effect.low)}, {short(effect.high)}]"
+        return f"{100 * effect.estimate:+.2f} percentage points", f"[{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
+    return f"{short(effect.estimate)} times", f"[{short(effect.low)}, {short(effect.high)}]"
 
 
-def comparison_rows(results: Results, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The best cell against the best cell of each other optimizer, as the report's table shows it."""
-    rows, metric, dash = [], results.metric, "\N{EN DASH}"
-    for comparison in comparisons(results, table):
-        chance, score = comparison.superiority, comparison.scores[1]
-        limits = interval_text(score.low, score.high, score.n, metric)
-        share = f"{chance.estimate:.0%}" if chance.n else dash
-        rows.append(
-            {name: comparison.rival[name] for name in [*CELL, "regime", "learning_rate", "on_edge"]}
-            | {"score": (metric_text(score.estimate, metric), f"{comparison.split} {limits}")}
-            | {"effect": _effect(comparison, metric) if comparison.effect.n else dash}
-            | {"wins": f"{comparison.wins} of {comparison.effect.n}", "fresh": comparison.fresh}
-            | {"superiority": (share, f"[{chance.low:.0%}, {chance.high:.0%}]" if chance.n else "")}
-            | {"p": comparison.p, "holm": comparison.holm}
-        )
-    return rows
-
-
-def confirmation(results: Results, table: pd.DataFrame) -> list[str]:
-    """Whether the winner keeps its rank on fresh seeds, and the size of the winner's curse; empty if unknown.
-
-    Args:
-        results: the study.
-        table: its `cells`.
-    """
-    curse = winners_curse(results, table)
+def confirmation(results: Results, curse: pd.DataFrame) -> list[str]:
+    """Whether the winner keeps its rank on fresh seeds, and the size of the winner's curse, from `winners_curse`."""
     if curse.empty:
         return []
     held, best = curse[curse["confirmed"].notna()], curse.iloc[0]
@@ -205,26 +161,17 @@ def _curse_sentence(results: Results, curse: pd.DataFrame) -> list[str]:
     neutral, scale = (0.0, "search minus confirmed") if results.maximize else (1.0, "confirmed over search")
     sentence = f"The winner's curse, {scale} validation {metric} (above {neutral:g}: worse on fresh seeds), is "
     if len(held) > 1:
-        shown = {"curse": average.estimate, "curse_low": average.low, "curse_high": average.high}
-        sentence += f"{' '.join(curse_text(shown, metric))} on average"
+        sentence += f"{' '.join(effect_text(average, metric))} on average"
         sentence += f" and {' '.join(curse_text(best, metric))} for the best" if best["confirmed_n"] else ""
     else:
         sentence += " ".join(curse_text(held.iloc[0], metric))
-    if average.low > neutral:
-        return [f"{sentence}: the scores of the search were too optimistic."]
-    if average.high < neutral:
-        return [f"{sentence}: the fresh seeds scored better."]
-    return [f"{sentence}: not significant."]
+    better = "the fresh seeds scored better" if average.high < neutral else "not significant"
+    return [f"{sentence}: {'the scores of the search were too optimistic' if average.low > neutral else better}."]
 
 
 def curse_text(row: Any, metric: str) -> tuple[str, str]:
-    """The curse and its limits, such as `1.08 times` and `[0.97, 1.2]`; a dash for none."""
-    estimate, low, high = (float(row[name]) for name in ("curse", "curse_low", "curse_high"))
-    if math.isnan(estimate):
-        return metric_text(estimate, metric), ""
-    if metric == "accuracy":
-        return f"{100 * estimate:+.2f} percentage points", f"[{100 * low:+.2f}, {100 * high:+.2f}]"
-    return f"{short(estimate)} times", f"[{short(low)}, {short(high)}]"
+    """The curse of a row of `winners_curse` with its limits."""
+    return effect_text(Interval(row["curse"], row["curse_low"], row["curse_high"], row["confirmed_n"]), metric)
 
 
 def _why_not_confirmed(row: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a reader must know before trusting the numbers of a report."""
+"""Warnings about the numbers of a report."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ from analysis.text import counted, listing, short
 
 
 def warnings(results: Results, table: pd.DataFrame) -> list[str]:
-    """All warnings that apply, the most important first.
-
-    Args:
-        results: the study.
-        table: its `cells`.
-    """
+    """All warnings that apply to a study and its `cells`, the most important first."""
     ranked = rank(table, results.maximize)
     return [
         *_score(results),

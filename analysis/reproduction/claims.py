@@ -7,6 +7,8 @@ experiment computes `Measured`; its facts are the names that templates and rules
     unless                      [condition, reason] pairs: the claim is not checked for the first condition that holds
     agrees, differs             conditions; without `differs`, a claim differs where it does not agree
     rule, of                    a rule that claims share, and the fact that the rule calls `it`
+
+The facts `printed` and `asked` (thresholds of rules) are tables of the file.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from numbers import Integral
@@ -30,6 +32,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.exhibit import Exhibit
+from analysis.report.tables import Table
 from analysis.results import Results
 from analysis.statistics import Interval
 from analysis.text import counted, short
@@ -54,24 +57,11 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of texts."""
-
-    title: str
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
 class Measured:
-    """What an experiment computed from its results.
+    """What an experiment computed from the results of its studies.
 
-    Attributes:
-        facts: values of the names in templates and rules.
-        figures: name -> numbers, and the function that draws them.
-        tables: name -> frame; the file chooses and names its columns.
-        studies: the results that were used.
+    `facts` are the values of the names in templates and rules, `figures` numbers with the function that draws them;
+    of a frame of `tables` the file chooses and names the columns.
     """
 
     facts: Mapping[str, Any]
@@ -91,10 +81,10 @@ class Section:
     figures: Sequence[Exhibit]
     tables: Sequence[Table]
     corrections: Sequence[str]
-    seconds: float = math.nan
-    command: str = ""
-    provenance: str = ""
-    links: Sequence[tuple[str, str]] = field(default=())
+    seconds: float
+    command: str
+    provenance: str
+    links: Sequence[tuple[str, str]]
 
 
 @cache
@@ -105,15 +95,13 @@ def source() -> dict[str, Any]:
 
 def printed(experiment: str) -> dict[str, Any]:
     """The numbers that the report prints of an experiment."""
-    found: dict[str, Any] = source()[experiment]["printed"]
-    return found
+    return dict(source()[experiment]["printed"])
 
 
 def text(value: Any) -> str:
     """A value as templates and tables show it: three digits, intervals with their limits."""
     if isinstance(value, Interval):
-        limits = f" [{short(value.low)}, {short(value.high)}]" if value.n > 1 and math.isfinite(value.high) else ""
-        return short(value.estimate) + limits
+        return _with_limits(value, short)
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, Integral):
@@ -126,23 +114,23 @@ def intervals(rows: pd.DataFrame, *columns: str) -> pd.Series[Any]:
     return pd.Series([Interval(*row) for row in rows[list(columns)].to_numpy(dtype=object)], rows.index, dtype=object)
 
 
+def _with_limits(value: Interval, form: Callable[[float], str]) -> str:
+    limits = value.n > 1 and math.isfinite(value.high)
+    return form(value.estimate) + f" [{form(value.low)}, {form(value.high)}]" * limits
+
+
 def percent(share: float | Interval) -> str:
     """A share in per cent, with its limits if it has any."""
-    if isinstance(share, float | int):
-        return f"{short(100 * share)}%"
-    limits = share.n > 1 and math.isfinite(share.high)
-    return percent(share.estimate) + f" [{percent(share.low)}, {percent(share.high)}]" * limits
+    return _with_limits(share, percent) if isinstance(share, Interval) else f"{short(100 * share)}%"
 
 
 def signed(share: float | Interval) -> str:
     """A relative difference in per cent with its sign, and its limits if it has any."""
-    if isinstance(share, float | int):
-        return f"{100 * share:+.2f}%"
-    return f"{signed(share.estimate)} [{signed(share.low)}, {signed(share.high)}]"
+    return _with_limits(share, signed) if isinstance(share, Interval) else f"{100 * share:+.2f}%"
 
 
 def few(count: int, noun: str = "seed") -> str:
-    """Why so few seeds are compared with nothing."""
+    """Why too few seeds are not compared."""
     return f"{counted(count, noun)} {'has' if count == 1 else 'have'} no range to speak of"
 
 
@@ -160,17 +148,12 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
 
 
 def judge(experiment: str, name: str, facts: Mapping[str, Any]) -> Claim:
-    """A claim of the file, judged by its rule.
-
-    Args:
-        experiment: of the claim.
-        name: of the claim in the file.
-        facts: values of the names that the claim uses.
-    """
+    """A claim of the file, judged by its rule; `facts` are the values of the names that it uses."""
     claim = source()[experiment]["claims"][name]
     claim = source()["rules"].get(claim.get("rule"), {}) | claim
+    facts = {name: source()[experiment].get(name) for name in ("printed", "asked")} | dict(facts)
     if "of" in claim:
-        facts = {**facts, "it": facts[claim["of"]]}
+        facts["it"] = facts[claim["of"]]
 
     def holds(condition: str) -> bool:
         return bool(_TEMPLATES.compile_expression(condition, undefined_to_none=False)(**facts))
@@ -187,32 +170,34 @@ def judge(experiment: str, name: str, facts: Mapping[str, Any]) -> Claim:
 
 def section(name: str, measured: Measured) -> Section:
     """The section of an experiment."""
-    told = source()[name]
-    facts = {"printed": told["printed"], **measured.facts}
+    prose = source()[name]
+    facts = {"printed": prose["printed"], **measured.facts}
     figures = []
     for key, (data, draw) in measured.figures.items():
-        title, caption, alt = (render(told["figures"][key][part], facts) for part in ("title", "caption", "alt"))
+        title, caption, alt = (render(prose["figures"][key][part], facts) for part in ("title", "caption", "alt"))
         figures.append(Exhibit(key, title, caption, alt, data, draw, "no run has finished"))
-    tables = [_table(told["tables"][key], frame, facts) for key, frame in measured.tables.items()]
-    about, corrections = (
-        [line for each in told.get(part, ()) if (line := render(each, facts))] for part in ("about", "corrections")
+    return Section(
+        name=name,
+        title=render(prose["title"], facts),
+        about=[line for each in prose["about"] if (line := render(each, facts))],
+        claims=[judge(name, key, facts) for key in prose["claims"]],
+        figures=figures,
+        tables=[_table(prose["tables"][key], frame, facts) for key, frame in measured.tables.items()],
+        corrections=[line for each in prose.get("corrections", ()) if (line := render(each, facts))],
+        **_runs(name, measured.studies),
     )
-    claims = [judge(name, key, facts) for key in told["claims"]]
-    title = render(told["title"], facts)
-    return Section(name, title, about, claims, figures, tables, corrections, **_runs(name, measured.studies))
 
 
-def _table(told: Mapping[str, Any], frame: pd.DataFrame, facts: Mapping[str, Any]) -> Table:
+def _table(prose: Mapping[str, Any], frame: pd.DataFrame, facts: Mapping[str, Any]) -> Table:
     """The columns of a frame that the file names: [column, heading] or [column, heading, format]."""
 
     def cell(value: Any, form: str = "text") -> str:
         return str(_TEMPLATES.filters[form](value)) if form in _TEMPLATES.filters else form % value
 
-    columns = [[cell(value, *form) for value in frame[column]] for column, _, *form in told["columns"]]
-    head = [render(heading, facts) for _, heading, *_ in told["columns"]]
-    return Table(
-        render(told["title"], facts), render(told.get("caption", ""), facts), head, list(zip(*columns, strict=True))
-    )
+    columns = [[cell(value, *form) for value in frame[column]] for column, _, *form in prose["columns"]]
+    head = [render(heading, facts) for _, heading, *_ in prose["columns"]]
+    title, caption = render(prose["title"], facts), render(prose.get("caption", ""), facts)
+    return Table(title, head, list(zip(*columns, strict=True)), (0,), caption)
 
 
 def _runs(name: str, studies: Sequence[Results]) -> dict[str, Any]:
@@ -220,7 +205,7 @@ def _runs(name: str, studies: Sequence[Results]) -> dict[str, Any]:
     sessions = [session for study in studies for session in study.provenance.get("sessions") or []]
     last = sessions[-1] if sessions else {}
     hardware, versions = last.get("hardware", {}), last.get("versions", {})
-    commits = list(dict.fromkeys(session.get("commit") or "unknown" for session in sessions)) or ["unknown"]
+    commits = dict.fromkeys(session.get("commit") or "unknown" for session in sessions) or ["unknown"]
     out, links = studies[0].path.parent.parent, []
     for study in studies:
         place = os.path.relpath(study.path, out)

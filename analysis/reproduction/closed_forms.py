@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 class ConstantStep:
     """The stationary loss of SGD with a constant step on a linear model.
 
-    Attributes:
-        floor: mean squared error of the least-squares fit.
-        noise: mean excess loss of the next, unseen observation, owed to the steps.
+    `floor` is the mean squared error of the least-squares fit, `noise` the mean excess loss of the next, unseen
+    observation that the steps cause.
     """
 
     floor: float
@@ -35,14 +34,8 @@ def constant_step(x: ArrayLike, y: ArrayLike, rate: float, weights: ArrayLike | 
     S = E[(I - 2 r z z') S (I - 2 r z z')] + 4 r^2 E[e^2 z z'], a linear equation; the loss of the next observation is
     E[e^2] + tr(H S). This is exact for every step at which S is finite.
 
-    Args:
-        x: (n, p) inputs.
-        y: (n,) targets.
-        rate: the learning rate, for the squared error without a factor of one half.
-        weights: (n,) probabilities of the observations; equal if not given.
-
-    Raises:
-        ValueError: if the rate is too large for a stationary state.
+    Shapes: x (n, p), y (n,) and weights (n,), the probabilities of the observations (equal if not given). The rate is
+    for the squared error without a factor of one half. ValueError if it is too large for a stationary state.
     """
     inputs, targets = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     share = np.full(len(inputs), 1 / len(inputs)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -67,11 +60,8 @@ def constant_step(x: ArrayLike, y: ArrayLike, rate: float, weights: ArrayLike | 
 def cubic_population(order: int = 12) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The distribution of y = x1^2 + 14 x2^3, x1 ~ N(-3, 1), x2 ~ N(10, 1), as points with exactly its moments.
 
-    Args:
-        order: points per axis of Gauss-Hermite quadrature, exact for polynomials of degree 2 order - 1.
-
-    Returns:
-        x (order^2, 2), y (order^2,) and probabilities (order^2,).
+    `order` is the points per axis of Gauss-Hermite quadrature, exact for polynomials of degree 2 order - 1. Returns x
+    (order^2, 2), y (order^2,) and probabilities (order^2,).
     """
     points, weights = np.polynomial.hermite_e.hermegauss(order)
     first, second = (axis.ravel() for axis in np.meshgrid(points - 3, points + 10, indexing="ij"))
@@ -95,24 +85,17 @@ def without_x1() -> float:
 def stalls_in_order(
     rate: float, draws: int, observations: int = 10_000, epochs: int = 4, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Simulated stationary losses with observations in a fixed order, and in a new order each epoch.
+    """Simulated stationary losses with observations in a fixed order, and in a new order each epoch: arrays (draws,).
 
-    Args:
-        rate: learning rate.
-        draws: draws of the cubic data, all trained at once from their least-squares fits; both orders see the same.
-        observations: per draw.
-        epochs: at least 2; the last one is averaged.
-        seed: of draws and orders.
-
-    Returns:
-        Two arrays (draws,).
+    The draws of the cubic data are all trained at once from their least-squares fits; both orders see the same. Of the
+    epochs, at least 2, the last one is averaged.
     """
     random = np.random.default_rng([seed, 2])
     z = np.ones((observations, draws, 3))
     z[..., 0], z[..., 1] = random.normal(-3, 1, (observations, draws)), random.normal(10, 1, (observations, draws))
     y = z[..., 0] ** 2 + 14 * z[..., 1] ** 3
     start = np.stack([np.linalg.lstsq(z[:, draw], y[:, draw], rcond=None)[0] for draw in range(draws)])
-    found = []
+    stalls = []
     for fresh in (False, True):
         weights = start.copy()
         for _ in range(epochs):
@@ -121,15 +104,15 @@ def stalls_in_order(
                 error = np.einsum("dk,dk->d", weights, z[row]) - y[row]
                 total += error**2
                 weights -= (2 * rate * error)[:, None] * z[row]
-        found.append(total / observations)
-    return found[0], found[1]
+        stalls.append(total / observations)
+    return stalls[0], stalls[1]
 
 
 @cache
 def stalls_of_draws(rate: float, draws: int, observations: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
     """The predicted stationary losses of further draws of the cubic data, (draws,)."""
-    random, found = np.random.default_rng([seed, 1]), np.empty(draws)
+    random, stalls = np.random.default_rng([seed, 1]), np.empty(draws)
     for number in range(draws):
         x = np.column_stack([random.normal(-3, 1, observations), random.normal(10, 1, observations)])
-        found[number] = constant_step(x, x[:, 0] ** 2 + 14 * x[:, 1] ** 3, rate).total
-    return found
+        stalls[number] = constant_step(x, x[:, 0] ** 2 + 14 * x[:, 1] ** 3, rate).total
+    return stalls

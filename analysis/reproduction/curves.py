@@ -13,8 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import style
 from analysis.figures.axes import log_axis
-from analysis.figures.style import PAGE_MM, optimizer_look
-from analysis.results import Results
+from analysis.results import Results, records
 from analysis.statistics import log_interval
 
 SPAN = ["epoch", "printed", "low", "middle", "high", "n", "inside"]
@@ -23,11 +22,8 @@ SPAN = ["epoch", "printed", "low", "middle", "high", "n", "inside"]
 def epoch_losses(curves: pd.DataFrame) -> pd.DataFrame:
     """The mean over each epoch's batches of their loss before the update, as the report prints it.
 
-    Args:
-        curves: rows of `analysis.results.CURVES`; each of the split batch is the mean over the updates since the last.
-
-    Returns:
-        Columns trial, lane, epoch (1 for the first), loss.
+    In rows of `analysis.schema.CURVES`, each of the split batch is the mean over the updates since the last. Columns
+    trial, lane, epoch (1 for the first), loss.
     """
     batch = curves[(curves["split"] == "batch") & (curves["metric"] == "loss")]
     batch = batch.sort_values(["trial", "lane", "update"])
@@ -46,42 +42,34 @@ def ended_losses(study: Results) -> tuple[pd.DataFrame, int]:
     return losses[~gone].reset_index(drop=True), len(lost)
 
 
-def spans(losses: pd.DataFrame, told: Mapping[int, float]) -> pd.DataFrame:
-    """The report's loss beside the range of ours.
+def spans(losses: pd.DataFrame, report: Mapping[int, float]) -> pd.DataFrame:
+    """The report's losses by epoch beside the range and the geometric mean (middle) of `epoch_losses`.
 
-    Args:
-        losses: from `epoch_losses`.
-        told: epoch -> the printed loss, on the scale of ours.
-
-    Returns:
-        Columns `SPAN`, for the epochs that both have; middle is the geometric mean.
+    Columns `SPAN`, for the epochs that both have.
     """
     rows = []
     for epoch, own in losses.groupby("epoch")["loss"]:
-        if (value := told.get(int(str(epoch)))) is not None:
+        if (value := report.get(int(str(epoch)))) is not None:
             low, high = float(own.min()), float(own.max())
             rows.append([epoch, value, low, log_interval(own).estimate, high, len(own), low <= value <= high])
     return pd.DataFrame(rows, columns=SPAN)
 
 
-def span_facts(found: pd.DataFrame, wanted: int, lost: int = 0) -> dict[str, Any]:
+def span_facts(span: pd.DataFrame, wanted: int, lost: int = 0) -> dict[str, Any]:
     """The facts of the rule `span`: whether the printed losses lie within the range of our seeds.
 
-    Args:
-        found: from `spans`, of the seeds that did not diverge.
-        wanted: number of epochs that the report prints.
-        lost: number of seeds that diverged.
+    `span` is from `spans`, of the seeds that did not diverge; `wanted` is the number of epochs that the report prints,
+    `lost` the number of seeds that diverged.
     """
-    outside = found[~found["inside"].astype(bool)]
+    outside = span[~span["inside"].astype(bool)]
     above = outside["printed"] > outside["high"]
     excess = np.where(above, outside["printed"] / outside["high"], outside["low"] / outside["printed"])
-    ends: list[dict[str, Any]] = found.iloc[[0, -1]].to_dict("records") if len(found) else []  # type: ignore[assignment]
     return {
-        "n": int(found["n"].min()) if len(found) else 0,
+        "n": int(span["n"].min()) if len(span) else 0,
         "lost": lost,
         "wanted": wanted,
-        "epochs": len(found),
-        "ends": ends,
+        "epochs": len(span),
+        "ends": records(span.iloc[[0, -1]]) if len(span) else [],
         "outside": len(outside),
         "side": "above" if above.all() else "outside" if above.any() else "below",
         "excess": float(excess.max()) - 1 if len(excess) else 0.0,
@@ -89,18 +77,11 @@ def span_facts(found: pd.DataFrame, wanted: int, lost: int = 0) -> dict[str, Any
 
 
 def draw_losses(
-    losses: pd.DataFrame, found: pd.DataFrame, more: Callable[[Axes], Any] = lambda _: None, zoom: int = 0
+    losses: pd.DataFrame, span: pd.DataFrame, more: Callable[[Axes], Any] = lambda _: None, zoom: int = 0
 ) -> tuple[pd.DataFrame, Callable[[], Figure]]:
-    """Our losses by epoch with their interval and range, beside the report's.
+    """`epoch_losses` with their interval and range beside the report's, from `spans`: numbers and their drawing.
 
-    Args:
-        losses: from `epoch_losses`.
-        found: from `spans`.
-        more: adds lines to each panel.
-        zoom: the epoch from which a second panel shows the losses on a linear axis; 0 for none.
-
-    Returns:
-        The numbers and a function that draws them.
+    `more` adds lines to each panel; a second panel shows the epochs from `zoom` (0 for none) on a linear axis.
     """
     rows = []
     for epoch, own in losses.groupby("epoch")["loss"]:
@@ -108,20 +89,19 @@ def draw_losses(
         lower, upper = (mean.low, mean.high) if mean.n > 1 else (mean.estimate, mean.estimate)
         rows.append([epoch, own.min(), own.max(), mean.estimate, lower, upper])
     data = pd.DataFrame(rows, columns=["epoch", "low", "high", "estimate", "lower", "upper"])
-    data = data.merge(found[["epoch", "printed"]], on="epoch", how="left")
+    data = data.merge(span[["epoch", "printed"]], on="epoch", how="left")
     late = data[data["epoch"] >= zoom] if zoom else data.head(0)
 
     def made() -> Figure:
-        figure = style.figure(PAGE_MM if len(late) else 0.78 * PAGE_MM, 90.0)
+        figure = style.figure(style.PAGE_MM if len(late) else 0.78 * style.PAGE_MM, 90.0)
         axes = figure.subplots(1, 2 if len(late) else 1, squeeze=False)[0]
-        colour, _ = optimizer_look("sgd")
         for ax, shown in zip(axes, (data, late), strict=False):
-            x = shown["epoch"]
-            ax.fill_between(x, shown["low"], shown["high"], color=colour, alpha=0.15, linewidth=0, label="range")
-            ax.fill_between(x, shown["lower"], shown["upper"], color=colour, alpha=0.3, linewidth=0,
-                            label="95% t interval")  # fmt: skip
-            ax.plot(x, shown["estimate"], color=colour, label="ours, geometric mean")
-            ax.plot(x, shown["printed"], "o", color="#000000", markersize=3.5, label="printed in the report")
+            band: dict[str, Any] = {"color": style.BLUE, "linewidth": 0}
+            ax.fill_between(shown["epoch"], shown["low"], shown["high"], alpha=0.15, label="range", **band)
+            ax.fill_between(shown["epoch"], shown["lower"], shown["upper"], alpha=0.3, label="95% t interval", **band)
+            ax.plot(shown["epoch"], shown["estimate"], color=style.BLUE, label="ours, geometric mean")
+            ax.plot(shown["epoch"], shown["printed"], "o", color="#000000", markersize=3.5,
+                    label="printed in the report")  # fmt: skip
             more(ax)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_xlabel("epochs")

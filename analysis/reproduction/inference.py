@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,33 +17,33 @@ from analysis.statistics import log_interval
 from analysis.text import short
 
 CANDIDATE = ["inputs", "optimizer", "learning_rate"]
-"""What the report does not show, and its printed losses must tell."""
+"""The settings that the report does not print; they are inferred from its losses."""
 INPUTS = {"raw": "0 to 1", "standardized": "standardized"}
 """How the images may be scaled, and the same in words."""
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 """Those that the report names, the simplest first."""
 KEPT = 2
-"""Candidates that are trained again, on fresh seeds."""
+"""Number of candidates that are trained again, on fresh seeds."""
 PLATEAU = 0.9
 """Printed losses above this share of the first are the plateau; then comes the fall, down to twice the last."""
 NEAR = 0.25
 """The largest distance from the nearest seed that fits: a factor of 1.28, in the root mean square."""
+WINDOW = ["epoch", "place"]
+"""The columns that identify a printed loss; both count from 1."""
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How well the printed losses pass for one more seed of a candidate.
+class Fit(NamedTuple):
+    """How well the printed losses pass for one more seed of a candidate; distances are root mean squares of logarithms.
 
-    Attributes:
-        distance: root mean square of the log of printed loss over the seeds' geometric mean.
-        nearest: the same distance of the printed losses from the nearest seed. Where some seeds learn at once and
-            others never, losses between the two are near the mean, but near no seed.
-        others: the largest distance of a seed from its nearest curve, the printed one included.
-        p: share of all n + 1 curves that are at least as far from their nearest as the printed one. If that were one
-            more seed, p <= x would happen with probability x at most.
-        plateau, fall, tail: printed losses of each part that lie between the least and the largest seed's.
-        of: the number of printed losses in each part.
-        seeds: n.
+    `distance` is that of the printed losses from the seeds' geometric mean, `nearest` from the nearest seed: where some
+    seeds learn at once and others never, losses between the two are near the mean, but near no seed. `others` is the
+    largest distance of a seed from its nearest curve, the printed one included. `p` is the share of all n + 1 curves
+    that are at least as far from their nearest as the printed one: if that were one more seed, p <= x would happen with
+    probability x at most. `plateau`, `fall` and `tail` count printed losses of each part between the least and the
+    largest seed's, `of` all of each part; `spans`: whether the seeds span plateau and fall.
+
+    `fits` is the criterion: not the furthest from its nearest, a seed within `NEAR`, and spans. `NEAR` is needed
+    because a single odd seed is the nearest of the printed curve at any distance, and vice versa.
     """
 
     distance: float
@@ -54,21 +53,10 @@ class Fit:
     plateau: int
     fall: int
     tail: int
-    of: tuple[int, int, int]
+    of: list[int]
     seeds: int
-
-    @property
-    def spans(self) -> bool:
-        """Whether the seeds span the printed plateau and fall."""
-        return spanned(self.plateau + self.fall, self.of[0] + self.of[1], self.seeds)
-
-    @property
-    def fits(self) -> bool:
-        """The criterion: not the furthest from its nearest, a seed within `NEAR`, and plateau and fall spanned.
-
-        `NEAR` is needed because a single odd seed is the nearest of the printed curve at any distance, and vice versa.
-        """
-        return self.seeds > 1 and self.p > 1 / (self.seeds + 1) and self.nearest <= NEAR and self.spans
+    spans: bool
+    fits: bool
 
 
 def spanned(inside: int, of: int, seeds: int) -> bool:
@@ -82,32 +70,21 @@ def spanned(inside: int, of: int, seeds: int) -> bool:
 @cache
 def printed_table() -> pd.DataFrame:
     """The report's training table: epoch, place in the epoch, both from 1, and loss."""
-    rows = [
-        (epoch, place, loss)
-        for epoch, losses in enumerate(printed("mnist")["mean_loss"], start=1)
-        for place, loss in enumerate(losses, start=1)
-    ]
-    return pd.DataFrame(rows, columns=["epoch", "place", "loss"])
+    losses = enumerate(printed("mnist")["mean_loss"], start=1)
+    rows = [(epoch, place, loss) for epoch, own in losses for place, loss in enumerate(own, start=1)]
+    return pd.DataFrame(rows, columns=[*WINDOW, "loss"])
 
 
 def window_means(curves: pd.DataFrame, every: int, per_epoch: int) -> pd.DataFrame:
     """The batch losses as the report prints them: means of `every` updates, starting again with each epoch.
 
-    The updates of an epoch after its last whole window are dropped, as the report does.
-
-    Args:
-        curves: rows of `results.CURVES`; those of the split batch are used.
-        every: updates in a window.
-        per_epoch: updates in an epoch.
-
-    Returns:
-        One row per (trial, lane, epoch, place): epoch and the window's place in it, both from 1, and loss.
+    The updates of an epoch after its last whole window are dropped, as the report does. Columns trial, lane, epoch,
+    place and loss.
     """
     rows = curves[(curves["split"] == "batch") & (curves["metric"] == "loss")]
     epoch, place = np.divmod(rows["update"].to_numpy() - 1, per_epoch)
-    frame = pd.DataFrame({name: rows[name].to_numpy() for name in ("trial", "lane")})
-    frame = frame.assign(epoch=epoch + 1, place=place // every + 1, loss=rows["value"].to_numpy())
-    whole = frame[frame["place"] <= per_epoch // every].groupby(["trial", "lane", "epoch", "place"])["loss"]
+    frame = rows[["trial", "lane"]].assign(epoch=epoch + 1, place=place // every + 1, loss=rows["value"])
+    whole = frame[frame["place"] <= per_epoch // every].groupby(["trial", "lane", *WINDOW])["loss"]
     means = whole.agg(["mean", "size"]).reset_index()
     return means[means["size"] == every].drop(columns="size").rename(columns={"mean": "loss"}).reset_index(drop=True)
 
@@ -126,33 +103,42 @@ def lanes_of(results: Results) -> pd.DataFrame:
     return lanes.assign(inputs=inputs, learning_rate=lanes["learning_rate"].map(lambda rate: float(f"{rate:.6g}")))
 
 
-def fit(curves: ArrayLike, printed_losses: ArrayLike, decimals: int = 3) -> Fit:
-    """Compare the printed losses with the seeds of a candidate.
+def _logs(values: ArrayLike) -> NDArray[np.float64]:
+    return np.log(np.maximum(np.asarray(values, dtype=np.float64), np.finfo(np.float64).tiny))
 
-    Args:
-        curves: (seeds, points) losses > 0.
-        printed_losses: (points,).
-        decimals: to which they are printed; half a unit of the last is allowed.
-    """
+
+def fit(curves: ArrayLike, printed_losses: ArrayLike) -> Fit:
+    """Compare the printed losses (points,) with those of a candidate's seeds (seeds, points)."""
     ours, theirs = np.asarray(curves, dtype=np.float64), np.asarray(printed_losses, dtype=np.float64)
-    everyone = np.log(np.maximum(np.vstack([ours, theirs]), np.finfo(np.float64).tiny))
+    everyone, seeds = _logs(np.vstack([ours, theirs])), len(ours)
     gaps = np.sqrt(((everyone[:, None] - everyone[None]) ** 2).mean(2))
     np.fill_diagonal(gaps, math.inf)
     away = gaps.min(1)
-    slack = 0.5 * 10.0**-decimals
-    inside = (ours.min(0) - slack <= theirs) & (theirs <= ours.max(0) + slack)
+    nearest, p = float(away[-1]), float((away >= away[-1] * (1 - 1e-12)).mean())
+    inside = _within(theirs, ours.min(0), ours.max(0))
     parts = parts_of(theirs)
+    plateau, fall, tail = (int(inside[parts == part].sum()) for part in range(3))
+    of = [int((parts == part).sum()) for part in range(3)]
+    spans = spanned(plateau + fall, of[0] + of[1], seeds)
     return Fit(
         distance=float(np.sqrt(((everyone[-1] - everyone[:-1].mean(0)) ** 2).mean())),
-        nearest=float(away[-1]),
+        nearest=nearest,
         others=float(away[:-1].max()),
-        p=float((away >= away[-1] * (1 - 1e-12)).mean()),
-        plateau=int(inside[parts == 0].sum()),
-        fall=int(inside[parts == 1].sum()),
-        tail=int(inside[parts == 2].sum()),
-        of=(int((parts == 0).sum()), int((parts == 1).sum()), int((parts == 2).sum())),
-        seeds=len(ours),
+        p=p,
+        plateau=plateau,
+        fall=fall,
+        tail=tail,
+        of=of,
+        seeds=seeds,
+        spans=spans,
+        fits=seeds > 1 and p > 1 / (seeds + 1) and nearest <= NEAR and spans,
     )
+
+
+def _within(theirs: Any, least: Any, largest: Any) -> Any:
+    """Whether printed losses lie in the range of the seeds; half a unit of the last printed digit is allowed."""
+    slack = 0.5 * 10.0 ** -printed("mnist")["decimals"]
+    return (least - slack <= theirs) & (theirs <= largest + slack)
 
 
 def parts_of(theirs: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -163,49 +149,35 @@ def parts_of(theirs: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def candidates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every candidate compared with as many of the printed losses as it trained for, the nearest first.
-
-    Args:
-        frame: from `losses`, of one study or several.
+    """Every candidate of `losses` compared with as many of the printed losses as it trained for, the nearest first.
 
     Returns:
-        One row per candidate: `CANDIDATE`, the fields of `Fit`, spans, fits, points (number of printed losses), and
-        course: how its mean loss compares with the printed one where they differ most. Those of most points come
-        first. Candidates that diverged on a seed are left out; of one in several studies the longest counts.
+        One row per candidate: `CANDIDATE`, the fields of `Fit`, points (number of printed losses), and course: how its
+        mean loss compares with the printed one where they differ most. Those of most points come first. Candidates that
+        diverged on a seed are left out; of one in several studies the longest counts.
     """
     rows = []
-    where = ["epoch", "place"]
     for (study, *key), group in frame.groupby(["study", *CANDIDATE]):
         # All windows that any rate reached: a lane that diverged has fewer.
         of_optimizer = frame[(frame["study"] == study) & (frame["optimizer"] == key[1])]
-        theirs = printed_table().merge(of_optimizer[where].drop_duplicates(), on=where)["loss"].to_numpy()
-        ours = group.pivot_table(index="seed", columns=where, values="loss").to_numpy()
+        theirs = printed_table().merge(of_optimizer[WINDOW].drop_duplicates(), on=WINDOW)["loss"].to_numpy()
+        ours = group.pivot_table(index="seed", columns=WINDOW, values="loss").to_numpy()
         if ours.shape[1] < len(theirs) or np.isnan(ours).any():
             continue
-        found = fit(ours, theirs, printed("mnist")["decimals"])
-        ratio = np.log(np.maximum(ours, np.finfo(np.float64).tiny)).mean(0) - np.log(theirs)
+        own = fit(ours, theirs)
+        ratio = _logs(ours).mean(0) - np.log(theirs)
         far = ratio[np.abs(ratio).argmax()]
-        course = "as printed" if found.fits else "falls too early" if far < 0 else "falls too late"
-        rows.append(
-            dict(zip(CANDIDATE, key, strict=True))
-            | vars(found)
-            | {"spans": found.spans, "fits": found.fits, "points": len(theirs), "course": course}
-        )
-    columns = [*CANDIDATE, *Fit.__dataclass_fields__, "spans", "fits", "points", "course"]
-    table = pd.DataFrame(rows, columns=columns)
+        course = "as printed" if own.fits else "falls too early" if far < 0 else "falls too late"
+        rows.append((*key, *own, len(theirs), course))
+    table = pd.DataFrame(rows, columns=[*CANDIDATE, *Fit._fields, "points", "course"])
     table = table.sort_values(["points", "distance"], ascending=[False, True])
     return table.drop_duplicates(CANDIDATE, ignore_index=True)
 
 
-def kept(frames: Sequence[pd.DataFrame], count: int = KEPT) -> list[tuple[str, list[str], list[float]]]:
-    """The candidates to train again, as studies: (inputs, optimizers, rates), each optimizer at each rate.
-
-    Args:
-        frames: from `losses`, of the studies of all candidates.
-        count: number of candidates.
-    """
+def kept(frames: Sequence[pd.DataFrame]) -> list[tuple[str, list[str], list[float]]]:
+    """The candidates to train again, as studies: (inputs, optimizers, rates), each optimizer at each rate."""
     table = candidates(pd.concat(frames))
-    nearest = table[table["points"] == table["points"].max()].head(count)
+    nearest = table[table["points"] == table["points"].max()].head(KEPT)
     return [
         (str(inputs), ordered(group["optimizer"]), sorted(group["learning_rate"].unique().tolist()))
         for inputs, group in nearest.groupby("inputs")
@@ -213,25 +185,17 @@ def kept(frames: Sequence[pd.DataFrame], count: int = KEPT) -> list[tuple[str, l
 
 
 def training_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The printed losses beside those of one candidate's seeds.
-
-    Args:
-        frame: from `losses`, of that candidate.
+    """The printed losses beside those of the seeds of one candidate, from its rows of `losses`.
 
     Returns:
         One row per printed loss that it trained for: epoch, place, printed, the geometric mean over seeds with its 95%
-        t interval (estimate, low, high), the seeds' least and largest, n, and whether the printed one lies inside.
+        t interval (estimate, low, high), n, the seeds' least and largest, and inside: whether the printed one is.
     """
-    rows, where = [], ["epoch", "place"]
-    slack = 0.5 * 10.0 ** -printed("mnist")["decimals"]
-    for (epoch, place, loss), own in frame.merge(printed_table().rename(columns={"loss": "printed"}), on=where).groupby(
-        [*where, "printed"]
-    )["loss"]:
-        least, largest = float(own.min()), float(own.max())
-        inside = least - slack <= loss <= largest + slack
-        rows.append({"epoch": epoch, "place": place, "printed": loss, **vars(log_interval(own)),
-                     "least": least, "largest": largest, "inside": inside})  # fmt: skip
-    return pd.DataFrame(rows)
+    both = frame.merge(printed_table().rename(columns={"loss": "printed"}), on=WINDOW)
+    by_window = both.groupby([*WINDOW, "printed"])["loss"]
+    rows = [dict(zip([*WINDOW, "printed"], key, strict=True)) | vars(log_interval(own)) for key, own in by_window]
+    table = pd.DataFrame(rows).assign(least=by_window.min().to_numpy(), largest=by_window.max().to_numpy())
+    return table.assign(inside=_within(table["printed"], table["least"], table["largest"]))
 
 
 def candidate_text(row: Any) -> str:

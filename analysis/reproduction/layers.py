@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,15 +14,15 @@ from analysis.figures import style
 from analysis.figures.exhibit import with_legend
 from analysis.figures.heat_map import grid, heat_map
 from analysis.figures.rate_sensitivity import learning_rate_sensitivity, rate_sensitivity
-from analysis.figures.style import PAGE_MM
 from analysis.reproduction.claims import Measured, intervals
-from analysis.results import Results
-from analysis.statistics import Interval, log_interval
+from analysis.results import Results, records
+from analysis.statistics import NOTHING, Interval, log_interval
 
 MUCH = 2.0
 """A loss that is this many times lower is much lower."""
 EQUAL = 0.05
 """Relative difference of the numbers of parameters of networks that count as equally large."""
+SCORE = ["validation", "validation_low", "validation_high", "n"]
 
 
 def layers(parts: Mapping[str, Results]) -> Measured:
@@ -45,7 +44,7 @@ def layers(parts: Mapping[str, Results]) -> Measured:
     }
 
     def drawn_heat() -> Figure:
-        figure = style.figure(0.7 * PAGE_MM, 24 + 13 * max(2, heat["row"].nunique()))
+        figure = style.figure(0.7 * style.PAGE_MM, 24 + 13 * max(2, heat["row"].nunique()))
         heat_map(heat, figure.subplots(), "hidden layers", "width", study.metric, contours=False)
         return figure
 
@@ -59,20 +58,18 @@ def layers(parts: Mapping[str, Results]) -> Measured:
 def on_fresh_seeds(study: Results, table: pd.DataFrame) -> pd.DataFrame:
     """The cells, best in the search first, with their scores on seeds that the search never saw.
 
-    Shape, optimizer and rate are chosen by the search's seeds, so its scores flatter the chosen cells.
-
-    Returns:
-        Rows of `cells` with the confirmation's validation (and its low, high and n), score (the same as an
-        Interval) and searched, the search's validation. Cells that did not complete again are left out; without a
-        confirmation the search's scores stay.
+    Shape, optimizer and rate are chosen by the search's seeds, so its scores flatter the chosen cells. Rows of `cells`
+    with the confirmation's validation (and its low, high and n), score (the same as an Interval) and searched, the
+    search's validation. Cells that did not complete again are left out; without a confirmation the search's stay.
     """
-    found = rank(table, study.maximize).assign(searched=lambda rows: rows["validation"])
+    scored = rank(table, study.maximize).assign(searched=lambda rows: rows["validation"])
     again = winners_curse(study, table).set_index("trial")
     if not again.empty:
-        found = found[found["trial"].isin(again.index[again["confirmed"].notna()])].copy()
-        for name, column in (("validation", ""), ("validation_low", "_low"), ("validation_high", "_high"), ("n", "_n")):
-            found[name] = again.loc[found["trial"], f"confirmed{column}"].to_numpy()
-    return found.assign(score=intervals(found, "validation", "validation_low", "validation_high", "n"))
+        scored = scored[scored["trial"].isin(again.index[again["confirmed"].notna()])].copy()
+        columns = ["confirmed", "confirmed_low", "confirmed_high", "confirmed_n"]
+        for name, column in zip(SCORE, columns, strict=True):
+            scored[name] = again.loc[scored["trial"], column].to_numpy()
+    return scored.assign(score=intervals(scored, *SCORE))
 
 
 def _paired(study: Results, rows: pd.DataFrame) -> pd.Series[float]:
@@ -85,15 +82,8 @@ def _paired(study: Results, rows: pd.DataFrame) -> pd.Series[float]:
 def equal_shapes(study: Results, scored: pd.DataFrame) -> pd.DataFrame:
     """The networks of about equally many parameters, widest first, each with its best optimizer at its tuned rate.
 
-    They are the largest group of shapes of different depths whose parameters lie within `EQUAL` of the first's.
-
-    Args:
-        study: the study.
-        scored: from `on_fresh_seeds`.
-
-    Returns:
-        Rows of `scored`, with network (such as 2 x 14) and ratio (Interval of its loss over the widest one's, by seed;
-        1 for the widest).
+    They are the largest group of shapes of different depths whose parameters lie within `EQUAL` of the first's. Rows of
+    `on_fresh_seeds`, with network (such as 2 x 14) and ratio (Interval of its loss over the widest one's, by seed).
     """
     best = scored.drop_duplicates(["width", "depth"])
     groups = [
@@ -111,25 +101,19 @@ def equal_shapes(study: Results, scored: pd.DataFrame) -> pd.DataFrame:
 def best_of_optimizers(study: Results, scored: pd.DataFrame) -> pd.DataFrame:
     """The best cell of each optimizer, best in the search first; last SGD's, which is its best on the fresh seeds.
 
-    Args:
-        study: the study.
-        scored: from `on_fresh_seeds`.
-
-    Returns:
-        Rows of `scored` and gain, an Interval: plain SGD's loss over the optimizer's, by seed; 1 for SGD itself.
+    Rows of `on_fresh_seeds` and gain, an Interval: plain SGD's loss over the optimizer's, by seed.
     """
     # Near-ties in the search would decide which of SGD's cells all others are measured by; the fresh seeds do.
     own = scored[scored["optimizer"] == "sgd"].nsmallest(1, "validation")
     best = pd.concat([scored[scored["optimizer"] != "sgd"].drop_duplicates("optimizer"), own])
-    losses, none = _paired(study, best), Interval(math.nan, math.nan, math.nan, 0)
-    plain = [log_interval((losses[own["trial"].iloc[0]] / losses[trial]).dropna()) if len(own) else none
-             for trial in best["trial"]]  # fmt: skip
-    return best.assign(gain=pd.Series(plain, index=best.index, dtype=object))
+    losses, plain = _paired(study, best), own["trial"].max()
+    gains = [log_interval((losses[plain] / losses[trial]).dropna()) if len(own) else NOTHING for trial in best["trial"]]
+    return best.assign(gain=pd.Series(gains, index=best.index, dtype=object))
 
 
 def shape_facts(shapes: pd.DataFrame) -> dict[str, Any]:
     """The widest and the deepest of `equal_shapes`; None without them."""
-    rows: list[Any] = shapes.to_dict("records")
+    rows = records(shapes)
     return {"wide": rows[0] if rows else None, "deep": rows[-1] if rows else None}
 
 

@@ -17,7 +17,7 @@ from analysis.figures.style import PAGE_MM
 from analysis.reproduction.claims import FEWEST, Measured, printed
 from analysis.reproduction.closed_forms import ConstantStep, cubic_step, stalls_in_order, stalls_of_draws
 from analysis.reproduction.curves import draw_losses, ended_losses, span_facts, spans
-from analysis.results import Results
+from analysis.results import Results, records
 from analysis.statistics import log_interval, t_interval
 
 TRUTH = "truth.json"
@@ -37,11 +37,11 @@ ZOOM = 8
 def truth(folder: Path) -> list[dict[str, Any]]:
     """The entries of a folder's `TRUTH`; none if it is missing or damaged."""
     try:
-        found = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
+        entries = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    good = isinstance(found, list) and all(isinstance(entry, dict) and "seed" in entry for entry in found)
-    return found if good else []
+    good = isinstance(entries, list) and all(isinstance(entry, dict) and "seed" in entry for entry in entries)
+    return entries if good else []
 
 
 def completed(study: Results) -> pd.DataFrame:
@@ -51,76 +51,62 @@ def completed(study: Results) -> pd.DataFrame:
 
 def linear(parts: Mapping[str, Results]) -> Measured:
     """Experiment 1: the update by hand, and a linear model of linear data."""
-    told, once, study = printed("linear"), parts["linear-by-hand"], parts["linear"]
+    report, once, study = printed("linear"), parts["linear-by-hand"], parts["linear"]
     losses, lost = ended_losses(study)
-    found = spans(losses, dict(enumerate(told["loss"], start=1)))
+    span = spans(losses, dict(enumerate(report["loss"], start=1)))
     weights, steps = coefficients(study), by_hand(once)
     gaps = np.abs(steps["program"] - steps["after"]) / np.maximum(1, np.abs(steps["after"]))
     facts = {
         "seeds": len(completed(study)),
-        "step": step_check(told["by_hand"]),
+        "step": step_check(report["by_hand"]),
         "draws": int(steps["seed"].nunique()),
         "gap": float(gaps.max()),
-        "curve": span_facts(found, 20, lost),
+        "curve": span_facts(span, 20, lost),
         "weights": weight_facts(weights, lost),
-        "whole": len(found) == 20,
+        "whole": len(span) == 20,
     }
     drawn = {
-        "linear-losses": draw_losses(losses, found),
+        "linear-losses": draw_losses(losses, span),
         "linear-weights": (weights, lambda: with_legend(lambda ax: _draw_weights(weights, ax), 0.7 * PAGE_MM, 80.0)),
     }
-    tables = {
-        "weights": weights[weights["seed"] == weights["seed"].min()],
-        "steps": steps[steps["seed"] == steps["seed"].min()],
-    }
-    return Measured(facts, drawn, tables, [once, study])
+    tables = {"weights": weights, "steps": steps}
+    first = {name: table[table["seed"] == table["seed"].min()] for name, table in tables.items()}
+    return Measured(facts, drawn, first, [once, study])
 
 
-def step_check(told: Mapping[str, Any]) -> dict[str, float]:
+def step_check(report: Mapping[str, Any]) -> dict[str, float]:
     """Consequences of the printed loss, target, weights and gradient of one observation.
 
     The gradient of (prediction - y)^2 by the weights is 2 (prediction - y) x, so x follows from it, and from x and the
-    weights the bias, which is not printed.
-
-    Returns:
-        error (prediction - y), prediction, bias, bias_limit (of PyTorch's initialisation), step (1 - 2 r (|x|^2 + 1),
-        the share of the error that a step of the printed rate r leaves), loss_after.
+    weights the bias, which is not printed. error is prediction - y, bias_limit that of PyTorch's initialisation, step
+    1 - 2 r (|x|^2 + 1), the share of the error that a step of the printed rate r leaves.
     """
-    weights, gradient = np.array(told["weights"]), np.array(told["gradient"])
+    weights, gradient = np.array(report["weights"]), np.array(report["gradient"])
     # Of the two roots, the one that a fresh network can predict: a number near 0.
-    error = min((sign * math.sqrt(told["loss"]) for sign in (1, -1)), key=lambda e: abs(told["target"] + e))
+    error = min((sign * math.sqrt(report["loss"]) for sign in (1, -1)), key=lambda e: abs(report["target"] + e))
     x = gradient / (2 * error)
-    prediction = told["target"] + error
-    step = 1 - 2 * told["learning_rate"] * (float(x @ x) + 1)
-    found = {"error": error, "prediction": prediction, "bias": prediction - float(x @ weights)}
-    return found | {"bias_limit": 1 / math.sqrt(len(x)), "step": step, "loss_after": (step * error) ** 2}
+    prediction = report["target"] + error
+    step = 1 - 2 * report["learning_rate"] * (float(x @ x) + 1)
+    facts = {"error": error, "prediction": prediction, "bias": prediction - float(x @ weights)}
+    return facts | {"bias_limit": 1 / math.sqrt(len(x)), "step": step, "loss_after": (step * error) ** 2}
 
 
 def coefficients(study: Results) -> pd.DataFrame:
-    """The trained weights beside the true coefficients.
-
-    Returns:
-        Columns seed, feature (such as x1), coefficient, weight, difference, informative; of the lanes that recorded
-        weights.
-    """
-    told = {entry["seed"]: entry["coefficients"] for entry in truth(study.path)}
+    """The trained weights of the lanes that recorded them, beside the true coefficients of each feature."""
+    true = {entry["seed"]: entry["coefficients"] for entry in truth(study.path)}
     rows = [
-        (lane["seed"], f"x{number}", true, weight, weight - true, true != 0)
-        for lane in completed(study).to_dict("records")
-        if lane["weights"] is not None and lane["seed"] in told
-        for number, (weight, true) in enumerate(zip(lane["weights"], told[lane["seed"]], strict=False), start=1)
+        (lane["seed"], f"x{number}", coefficient, weight, weight - coefficient, coefficient != 0)
+        for lane in records(completed(study))
+        if lane["weights"] is not None and lane["seed"] in true
+        for number, (weight, coefficient) in enumerate(zip(lane["weights"], true[lane["seed"]], strict=False), start=1)
     ]
     names = ["seed", "feature", "coefficient", "weight", "difference", "informative"]
     return pd.DataFrame(rows, columns=names).astype({"informative": bool})
 
 
 def by_hand(once: Results) -> pd.DataFrame:
-    """The parameters after one update, by the formula and by the program.
-
-    Returns:
-        Columns seed, parameter (x1 ... x10, bias), x (1 for the bias), before, gradient, after (by hand), program.
-    """
-    program = {lane["seed"]: lane["weights"] for lane in completed(once).to_dict("records")}
+    """Each parameter (x1 ... x10, bias) after one update, by the formula (`after`) and by the program."""
+    program = {lane["seed"]: lane["weights"] for lane in records(completed(once))}
     names = ["x", "before", "gradient", "after"]
     frames = []
     for entry in truth(once.path):
@@ -147,25 +133,21 @@ def weight_facts(weights: pd.DataFrame, lost: int = 0) -> dict[str, Any]:
 
 def cubic_linear(parts: Mapping[str, Results]) -> Measured:
     """Experiment 2: a linear model of cubic data stalls."""
-    told, study = printed("cubic-linear"), parts["cubic-linear"]
+    report, study = printed("cubic-linear"), parts["cubic-linear"]
     losses, lost = ended_losses(study)
-    found = spans(losses, dict(enumerate(told["loss"], start=1)))
-    stalls, exact = plateaus(study, losses), cubic_step(told["learning_rate"])
-    whole = len(found) == told["epochs"]
+    span = spans(losses, dict(enumerate(report["loss"], start=1)))
+    stalls, exact = plateaus(study, losses), cubic_step(report["learning_rate"])
+    trouble = "" if truth(study.path) else f"{TRUTH} is missing or damaged"
     facts = {
         "seeds": study.lanes["seed"].nunique(),
-        "curve": span_facts(found, told["epochs"], lost),
-        "trouble": "the run was cut short"
-        if not whole
-        else ""
-        if truth(study.path)
-        else f"{TRUTH} is missing or damaged",
-        "first_measured": told["epochs"] - MEASURED_EPOCHS + 1,
+        "curve": span_facts(span, report["epochs"], lost),
+        "trouble": trouble if len(span) == report["epochs"] else "the run was cut short",
+        "first_measured": report["epochs"] - MEASURED_EPOCHS + 1,
         "zoom": ZOOM if len(losses) and losses["epoch"].max() >= ZOOM else 0,
-        **stall_facts(told["loss"][-1], stalls, exact, lost),
-        **order_facts(told["learning_rate"]),
+        **stall_facts(report["loss"][-1], stalls, exact, lost),
+        **order_facts(report["learning_rate"]),
     }
-    drawn = {"cubic-linear-losses": draw_losses(losses, found, lambda ax: _draw_floors(ax, exact), ZOOM)}
+    drawn = {"cubic-linear-losses": draw_losses(losses, span, lambda ax: _draw_floors(ax, exact), ZOOM)}
     predicted = stalls["floor"] + stalls["noise"]
     table = stalls.assign(
         predicted=predicted,
@@ -176,11 +158,7 @@ def cubic_linear(parts: Mapping[str, Results]) -> Measured:
 
 
 def plateaus(study: Results, losses: pd.DataFrame) -> pd.DataFrame:
-    """The stalled loss of each lane: measured over the last `MEASURED_EPOCHS`, and predicted from its draw's moments.
-
-    Returns:
-        Columns seed, floor, noise, measured.
-    """
+    """The stalled loss of each seed, measured over the last `MEASURED_EPOCHS`; floor and noise of its draw."""
     last = losses[losses["epoch"] > losses["epoch"].max() - MEASURED_EPOCHS]
     measured = last.groupby(["trial", "lane"])["loss"].mean().rename("measured").reset_index()
     seeds = study.lanes[["trial", "lane", "seed"]].merge(measured, on=["trial", "lane"])
@@ -188,16 +166,12 @@ def plateaus(study: Results, losses: pd.DataFrame) -> pd.DataFrame:
     return predicted.merge(seeds[["seed", "measured"]], on="seed")
 
 
-def stall_facts(told: float, stalls: pd.DataFrame, exact: ConstantStep, lost: int = 0) -> dict[str, Any]:
-    """How stalled losses, measured and predicted from each draw's moments, compare with each other and the report's.
+def stall_facts(last: float, stalls: pd.DataFrame, exact: ConstantStep, lost: int = 0) -> dict[str, Any]:
+    """How stalled losses, from `plateaus`, compare with their predictions and with `last`, the report's last loss.
 
-    Args:
-        told: the report's last loss.
-        stalls: from `plateaus`.
-        exact: of the whole distribution of the data.
-        lost: draws on which training diverged.
+    `exact` is for the whole distribution of the data, `lost` the number of draws on which training diverged.
     """
-    facts: dict[str, Any] = {"told": told, "exact": exact, "lost": lost, "n": len(stalls), "tolerance": TOLERANCE}
+    facts: dict[str, Any] = {"last": last, "exact": exact, "lost": lost, "n": len(stalls), "tolerance": TOLERANCE}
     if len(stalls) < FEWEST:
         return facts
     low, high = float(stalls["measured"].min()), float(stalls["measured"].max())
@@ -210,11 +184,11 @@ def stall_facts(told: float, stalls: pd.DataFrame, exact: ConstantStep, lost: in
         "low": low,
         "high": high,
         "measured": t_interval(stalls["measured"]),
-        "beyond": told / high - 1 if told > high else 1 - told / low,
+        "beyond": last / high - 1 if last > high else 1 - last / low,
         "further": DRAWS,
         "mean_of_further": float(others.mean()),
-        "place": (told - float(others.mean())) / float(others.std(ddof=1)),
-        "as_far": int(min((others >= told).sum(), (others <= told).sum())),
+        "place": (last - float(others.mean())) / float(others.std(ddof=1)),
+        "as_far": int(min((others >= last).sum(), (others <= last).sum())),
         "floor": t_interval(stalls["floor"]),
         "noise": t_interval(noise),
         "gaps": gaps,
@@ -244,5 +218,4 @@ def _draw_weights(weights: pd.DataFrame, ax: Axes) -> None:
     mine, rest = weights[weights["informative"]], weights[~weights["informative"]]
     ax.plot(mine["coefficient"], mine["weight"], "o", color="#0072b2", markersize=3, label="informative")
     ax.plot(rest["coefficient"], rest["weight"], "x", color="#d55e00", markersize=4, label="not informative")
-    ax.set_xlabel("true coefficient")
-    ax.set_ylabel("weight after training")
+    ax.set(xlabel="true coefficient", ylabel="weight after training")

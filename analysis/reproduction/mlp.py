@@ -27,51 +27,44 @@ MUCH = 2.0
 """A loss that is this many times lower is much lower."""
 
 
-def scale(told: Mapping[str, Any]) -> float:
+def scale(report: Mapping[str, Any]) -> float:
     """The factor by which the report's loss is too large: it divides by another data set's batches."""
-    return float(told["examples"] / told["divided_by_examples"] * told["batch_size"])
+    return float(report["examples"] / report["divided_by_examples"] * report["batch_size"])
 
 
 def mlp(parts: Mapping[str, Results]) -> Measured:
-    """Experiment 3: the 64-32 network.
-
-    Args:
-        parts: results of mlp-64-32; and of cubic-linear and layers, if they are there.
-    """
-    told, study = printed("mlp"), parts["mlp-64-32"]
-    (losses, lost), factor, line = ended_losses(study), scale(told), cubic_step(1e-6).floor
-    true = {int(epoch): value / factor for epoch, value in told["loss"].items()}
-    found, last = spans(losses, true), max(true)
+    """Experiment 3: the 64-32 network; `parts` may have cubic-linear and layers too."""
+    report, study = printed("mlp"), parts["mlp-64-32"]
+    (losses, lost), factor, line = ended_losses(study), scale(report), cubic_step(1e-6).floor
+    true = {int(epoch): value / factor for epoch, value in report["loss"].items()}
+    span, last = spans(losses, true), max(true)
     # Every lane: one that diverged has no loss here, and has not ended where the report's did.
     ends = losses[losses["epoch"] == losses["epoch"].max()]
     final = study.lanes[["trial", "lane", "seed"]].merge(ends, on=["trial", "lane"], how="left").sort_values("loss")
     of_line = printed("cubic-linear")
+    ours = _linear_losses(parts.get("cubic-linear"), of_line["epochs"])
     facts = {
         "seeds": int(final["seed"].nunique()),
         "draws": int(study.trials["trial"].nunique()),
         "factor": factor,
         "least": without_x1(),
         "line": line,
-        "batches": math.ceil(told["examples"] / told["batch_size"]),
-        "last": told["loss"][str(last)],
+        "batches": math.ceil(report["examples"] / report["batch_size"]),
+        "last": report["loss"][str(last)],
         "true_last": true[last],
-        "curve": span_facts(found, len(true), lost),
-        "whole": bool(len(found)) and int(found["epoch"].max()) == last,
+        "curve": span_facts(span, len(true), lost),
+        "whole": bool(len(span)) and int(span["epoch"].max()) == last,
         **end_facts(final["loss"]),
-        **better_facts(
-            final["loss"], of_line["loss"][-1], _linear_losses(parts.get("cubic-linear"), of_line["epochs"])
-        ),
+        **better_facts(final["loss"], of_line["loss"][-1], ours),
         "slow": slow_facts(losses, line, true, lost),
         "standardised": standardised_facts(parts.get("layers"), line),
     }
-    names = {str(epoch): value for epoch, value in told["loss"].items()}
-    epochs = found.assign(as_printed=[names[str(epoch)] for epoch in found["epoch"]])
+    epochs = span.assign(as_printed=[report["loss"][str(epoch)] for epoch in span["epoch"]])
+    floors = {"ignoring x1": without_x1(), "best line": line}
     drawn = {
         "mlp-losses": (
             losses,
-            lambda: with_legend(
-                lambda ax: _draw(losses, told["loss"], factor, (without_x1(), line), ax), PAGE_MM, 90.0
-            ),
+            lambda: with_legend(lambda ax: _draw(losses, report["loss"], factor, floors, ax), PAGE_MM, 90.0),
         )
     }
     ended = final.assign(learned=[ending(loss, without_x1(), line) for loss in final["loss"]])
@@ -94,7 +87,7 @@ def end_facts(losses: ArrayLike) -> dict[str, Any]:
 
 
 def better_facts(losses: ArrayLike, of_line: float, ours: ArrayLike | None = None) -> dict[str, Any]:
-    """How many times lower the network's losses are than the linear model's: ours if given, else the report's.
+    """How many times lower the network's losses are than the linear model's: ours if given, otherwise the report's.
 
     Losses are not finite where a seed diverged, which then counts as not lower.
     """
@@ -116,21 +109,21 @@ def _linear_losses(study: Results | None, epochs: int) -> pd.Series[float] | Non
     if study is None:
         return None
     losses, _ = ended_losses(study)
-    found = losses.loc[losses["epoch"] == epochs, "loss"]
-    return found if len(found) >= FEWEST else None
+    last = losses.loc[losses["epoch"] == epochs, "loss"]
+    return last if len(last) >= FEWEST else None
 
 
 def slow_facts(losses: pd.DataFrame, line: float, true: Mapping[int, float], lost: int) -> dict[str, Any]:
     """After how many epochs seeds pass the best linear model's loss, `line`; empty if none or the report's does not.
 
-    `true` is epoch -> the printed loss on this scale, `lost` the number of seeds that diverged.
+    `true` is the printed loss on this scale by epoch, `lost` the number of seeds that diverged.
     """
     passed = losses[losses["loss"] < line].groupby(["trial", "lane"])["epoch"].min()
     first, count = min(true), lost + len(losses[["trial", "lane"]].drop_duplicates())
     if passed.empty or true[first] >= line:
         return {}
-    return {"epoch": first, "times": line / true[first], "passed": len(passed), "of": count,
-            "first": int(passed.min()), "final": int(passed.max())}  # fmt: skip
+    ends = {"first": int(passed.min()), "final": int(passed.max())}
+    return {"epoch": first, "times": line / true[first], "passed": len(passed), "of": count} | ends
 
 
 def standardised_facts(study: Results | None, line: float) -> dict[str, Any]:
@@ -151,7 +144,7 @@ def standardised_facts(study: Results | None, line: float) -> dict[str, Any]:
 
 
 def ending(loss: float, least: float, line: float) -> str:
-    """What a mean squared error on the cubic data says of the network, in words."""
+    """A mean squared error on the cubic data in words."""
     if not math.isfinite(loss):
         return "diverged"
     if loss < ENDS[0]:
@@ -162,17 +155,16 @@ def ending(loss: float, least: float, line: float) -> str:
 
 
 def _draw(
-    losses: pd.DataFrame, told: Mapping[str, float], factor: float, floors: tuple[float, float], ax: Axes
+    losses: pd.DataFrame, report: Mapping[str, float], factor: float, floors: Mapping[str, float], ax: Axes
 ) -> None:
     for number, (_, own) in enumerate(losses.groupby(["trial", "lane"])):
         ax.plot(own["epoch"], own["loss"], color="#0072b2", alpha=0.45, linewidth=0.6, rasterized=True,
                 label="ours, one line per seed" if number == 0 else None)  # fmt: skip
-    epochs, values = [int(epoch) for epoch in told], np.array(list(told.values()))
+    epochs, values = [int(epoch) for epoch in report], np.array(list(report.values()))
     ax.plot(epochs, values / factor, "o", color="#000000", markersize=4, zorder=4, label=f"printed / {factor:,.0f}")
     ax.plot(epochs, values, "o", color="#000000", markersize=4, fillstyle="none", zorder=4, label="as printed")
-    for floor, colour, name in zip(floors, ("#009e73", "#d55e00"), ("ignoring x1", "best line"), strict=True):
+    for (name, floor), colour in zip(floors.items(), ("#009e73", "#d55e00"), strict=True):
         ax.axhline(floor, color=colour, linestyle="--", linewidth=0.9, label=f"{name}: {short(floor)}")
     log_axis(ax, "x")
     log_axis(ax, "y")
-    ax.set_xlabel("epochs")
-    ax.set_ylabel("mean squared error")
+    ax.set(xlabel="epochs", ylabel="mean squared error")

@@ -30,29 +30,13 @@ from numpy.typing import NDArray
 
 from analysis.figures import style
 from analysis.figures.exhibit import with_legend
-from analysis.figures.style import PAGE_MM, optimizer_look, ordered_look
+from analysis.reproduction import inference
 from analysis.reproduction.claims import Measured, printed
-from analysis.reproduction.inference import (
-    CANDIDATE,
-    INPUTS,
-    KEPT,
-    NEAR,
-    OPTIMIZERS,
-    PLATEAU,
-    candidate_text,
-    candidates,
-    lanes_of,
-    losses,
-    ordered,
-    parts_of,
-    printed_table,
-    spanned,
-    training_table,
-)
+from analysis.reproduction.inference import CANDIDATE, INPUTS, candidate_text, candidates, losses
 from analysis.reproduction.sizes import layer_table, shape_text, size_facts
-from analysis.results import load
-from analysis.statistics import Interval, logit_interval
-from analysis.text import interval_text, metric_text, seed_counts, short
+from analysis.results import load, records
+from analysis.statistics import logit_interval
+from analysis.text import estimate_text, seed_counts, short
 
 ERRORS = 15
 """Images in the figure of errors."""
@@ -64,11 +48,7 @@ def is_whole(out: Path) -> bool:
 
 
 def mnist(out: Path) -> Measured:
-    """Experiment 5: the CNN.
-
-    Raises:
-        ResultsError: if a results folder cannot be read.
-    """
+    """Experiment 5: the CNN; ResultsError if a results folder cannot be read."""
     run = Run(out / "mnist")
     return Measured(run.facts(), run.figures(), run.tables(), run.studies)
 
@@ -76,12 +56,9 @@ def mnist(out: Path) -> Measured:
 class Run:
     """The files of one run.
 
-    Attributes:
-        screen, whole: `losses` of the studies of all candidates, and of those on fresh seeds.
-        tried, final: their `candidates`.
-        chosen: the row of `final` that is shown: of those that fit, the simplest.
-        frame, table, lanes: its losses, `training_table` and lanes.
-        screened: the lanes of all candidates.
+    screen and whole are `losses` of the studies of all candidates, and of those on fresh seeds; tried and final are
+    their `candidates`. chosen is the row of `final` that is shown, the simplest of those that fit; frame, table and
+    lanes are its losses, `training_table` and lanes. screened are the lanes of all candidates.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,32 +75,28 @@ class Run:
         self.screen = screen[screen["study"] == screen.groupby(CANDIDATE)["study"].transform("last")]
         self.whole = pd.concat([losses(each, self.every, self.per_epoch) for each in whole])
         self.tried, self.final = candidates(self.screen), candidates(self.whole)
-        order = self.final["optimizer"].map(OPTIMIZERS.index)
+        order = self.final["optimizer"].map(inference.OPTIMIZERS.index)
         fitting = self.final.assign(order=order)[self.final["fits"]].sort_values(["order", "distance"])
         self.chosen = (self.final if fitting.empty else fitting).iloc[0]
         self.frame = of(self.whole, self.chosen)
-        self.table = training_table(self.frame)
+        self.table = inference.training_table(self.frame)
+        lanes_of = inference.lanes_of
         self.lanes, study = next((own, each) for each in whole if len(own := of(lanes_of(each), self.chosen)))
         self.predictions = study.predictions.merge(self.lanes[["trial", "lane"]], on=["trial", "lane"])
         self.screened = pd.concat([lanes_of(each) for each in tried]).drop_duplicates([*CANDIDATE, "seed"], keep="last")
-        self.layers = self._layers(network)
-
-    def _layers(self, network: dict[str, Any]) -> pd.DataFrame:
-        """`layer_table` of the network, with shapes as text, torch's and the report's beside them."""
-        table = layer_table(network["in_shape"], network["layers"])
-        dense = table["layer"].str.startswith("dense")
-        shapes = table["height"].astype(str) + "x" + table["width"].astype(str) + "x" + table["channels"].astype(str)
-        return table.assign(
-            shape=shapes.where(~dense, table["channels"].astype(str)),
-            torch=[shape_text(layer["shape"]) for layer in network["layers"]],
-            torch_parameters=[layer["parameters"] for layer in network["layers"]],
+        table, made = layer_table(network["in_shape"], network["layers"]), network["layers"]
+        sizes = zip(table["channels"], table["height"], table["width"], made, strict=True)
+        self.layers = table.assign(
+            shape=[shape_text(size[: len(layer["shape"])]) for *size, layer in sizes],
+            torch=[shape_text(layer["shape"]) for layer in made],
+            torch_parameters=[layer["parameters"] for layer in made],
             report=[layer["shape"] for layer in printed("mnist")["layers"]] if self.real else "",
         )
 
     def facts(self) -> dict[str, Any]:
         """The facts of all claims and captions."""
         images, top = self.images, self.chosen
-        parts = parts_of(self.table["printed"].to_numpy())
+        parts = inference.parts_of(self.table["printed"].to_numpy())
         plateau, fall = (self.table[parts == part] for part in (0, 1))
         wrong = errors(self.predictions)
         rows = {"plateau_first": plateau.iloc[0], "plateau_last": plateau.iloc[-1], "last": self.table.iloc[-1]}
@@ -133,8 +106,8 @@ class Run:
             "why_not": self.run["why"],
             "data": "MNIST" if self.real else "the digits",
             "rates": self.screen["learning_rate"].nunique(),
-            "kept": KEPT,
-            "near": math.exp(NEAR),
+            "kept": inference.KEPT,
+            "near": math.exp(inference.NEAR),
             "every": self.every,
             "per_epoch": self.per_epoch,
             "rest": self.per_epoch % self.every,
@@ -152,7 +125,7 @@ class Run:
             "last_inside": bool(self.table["inside"].iloc[-1]),
             "last_printed": float(self.table["printed"].iloc[-1]),
             "still": self.still(),
-            "accuracy": _accuracy_text(logit_interval(self.lanes["test_accuracy"], len(images["test"]))),
+            "accuracy": estimate_text(logit_interval(self.lanes["test_accuracy"], len(images["test"])), "accuracy"),
             "test_examples": len(images["test"]),
             "labels": images["batch_labels"].tolist(),
             "copies": images["augmented"].shape[1] - 1,
@@ -167,7 +140,7 @@ class Run:
 
     def still(self) -> int:
         """Seeds that are still on the plateau at the last of the printed losses that are."""
-        level = PLATEAU * self.table["printed"].iloc[0]
+        level = inference.PLATEAU * self.table["printed"].iloc[0]
         last = self.table[self.table["printed"] > level].iloc[-1]
         own = self.frame[(self.frame["epoch"] == last["epoch"]) & (self.frame["place"] == last["place"])]["loss"]
         return int((own > level).sum())
@@ -178,31 +151,31 @@ class Run:
         rates = fitting.set_index("optimizer")["learning_rate"].to_dict()
         pair = set(rates) == {"sgd", "momentum"} and len(fitting) == 2
         again = self.final.set_index(CANDIDATE).index
-        left = self.tried[self.tried["fits"] & ~self.tried.set_index(CANDIDATE).index.isin(again)]
+        untrained = self.tried[self.tried["fits"] & ~self.tried.set_index(CANDIDATE).index.isin(again)]
         return {
             "fitting": _names(fitting),
             "nearest": candidate_text(self.final.iloc[0]),
             # With a momentum of 0.9 a step counts ten times.
             "alike": pair and math.isclose(rates["sgd"], 10 * rates["momentum"], rel_tol=1e-3),
-            "unrefuted": _names(left),
+            "unrefuted": _names(untrained),
         }
 
     def given_up(self) -> dict[str, Any]:
         """The adaptive optimizers that trained for the first epoch only, and those that trained to the end."""
         early = self.tried["points"] < self.tried["points"].max()
         adaptive = self.tried["optimizer"].isin(self.tried.loc[early, "optimizer"])
-        return {"given_up": int(early.sum()), "adaptive": int(adaptive.sum()),
-                "to_the_end": _names(self.tried[adaptive & ~early])}  # fmt: skip
+        counts = {"given_up": int(early.sum()), "adaptive": int(adaptive.sum())}
+        return counts | {"to_the_end": _names(self.tried[adaptive & ~early])}
 
     def best(self) -> dict[str, Any]:
         """The candidate that is best on the validation split."""
         table = self.screened.groupby(CANDIDATE).agg(
-            validation=("validation_accuracy", "mean"), n=("seed", "size"), there=("validation_accuracy", "count")
+            validation=("validation_accuracy", "mean"), n=("seed", "size"), scored=("validation_accuracy", "count")
         )
-        best = table[table["n"] == table["there"]].reset_index().sort_values("validation").iloc[-1]
+        best = table[table["n"] == table["scored"]].reset_index().sort_values("validation").iloc[-1]
         score = logit_interval(of(self.screened, best)["test_accuracy"], len(self.images["test"]))
-        return {"best": candidate_text(best), "best_epochs": int(of(self.screen, best)["epoch"].max()),
-                "best_accuracy": _accuracy_text(score)}  # fmt: skip
+        epochs = int(of(self.screen, best)["epoch"].max())
+        return {"best": candidate_text(best), "best_epochs": epochs, "best_accuracy": estimate_text(score, "accuracy")}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Layers, training, and the candidates before and after the fresh seeds."""
@@ -222,15 +195,13 @@ class Run:
         seen = [f"{t} seen as {p}" for t, p in zip(some["target"], some["predicted"], strict=True)]
         wrong = images["test"][some["example"].to_numpy()]
 
+        cells = pd.DataFrame(long, columns=["class", "predicted", "images"])
         return {
             "mnist-batch": (batch, lambda: image_grid(images["batch"], [f"label {label}" for label in labels], 1, 48)),
             "mnist-augmentation": (batch, lambda: image_grid(augmented, titles, len(labels), 110)),
-            "mnist-training": (self.table, lambda: with_legend(self.draw_training, PAGE_MM, 85)),
+            "mnist-training": (self.table, lambda: with_legend(self.draw_training, style.PAGE_MM, 85)),
             "mnist-candidates": (self.screen, lambda: draw_candidates(self.screen, self.every, self.per_epoch)),
-            "mnist-confusion": (
-                pd.DataFrame(long, columns=["class", "predicted", "images"]),
-                lambda: draw_confusion(counts),
-            ),
+            "mnist-confusion": (cells, lambda: draw_confusion(counts)),
             "mnist-errors": (some, lambda: image_grid(wrong, seen, 3, 90)),
         }
 
@@ -238,15 +209,14 @@ class Run:
         """The printed losses over those of the chosen candidate's seeds."""
         table = self.table
         where = self.per_epoch * (table["epoch"] - 1) + self.every * table["place"]
-        colour, _ = optimizer_look(str(self.chosen["optimizer"]))
+        colour, _ = style.optimizer_look(str(self.chosen["optimizer"]))
         for _, own in self.frame.sort_values(["epoch", "place"]).groupby("seed"):
             ax.plot(where, own["loss"], color=colour, alpha=0.3, linewidth=0.6)
         ax.fill_between(where, table["least"], table["largest"], color=colour, alpha=0.15, linewidth=0)
         ax.plot(where, table["estimate"], color=colour, label=f"ours, {self.chosen['seeds']} seeds")
         ax.plot(where, table["printed"], "o", color="#000000", markersize=3.5, label="printed in the report", zorder=4)
         _loss_axis(ax)
-        ax.set_xlabel(f"updates, those of the {self.every:,} averaged last")
-        ax.set_ylabel("training loss (nats)")
+        ax.set(xlabel=f"updates, those of the {self.every:,} averaged last", ylabel="training loss (nats)")
 
 
 def of(frame: pd.DataFrame, candidate: Any) -> pd.DataFrame:
@@ -255,7 +225,7 @@ def of(frame: pd.DataFrame, candidate: Any) -> pd.DataFrame:
 
 
 def _names(table: pd.DataFrame) -> list[str]:
-    return [candidate_text(row) for row in table.to_dict("records")]
+    return [candidate_text(row) for row in records(table)]
 
 
 def _loss_text(row: Any) -> str:
@@ -263,19 +233,15 @@ def _loss_text(row: Any) -> str:
     return f"{row['estimate']:.3f} {limits}, seeds {row['least']:.3f} to {row['largest']:.3f}"
 
 
-def _accuracy_text(found: Interval) -> str:
-    return f"{metric_text(found.estimate, 'accuracy')} {interval_text(found.low, found.high, found.n, 'accuracy')}"
-
-
 def _inside(rows: pd.DataFrame, seeds: int) -> dict[str, Any]:
     """How many printed losses lie within the range of the seeds, and whether they are as many as of a further seed."""
     inside = int(rows["inside"].sum())
-    return {"inside": inside, "of": len(rows), "spanned": spanned(inside, len(rows), int(seeds)),
-            "printed": rows["printed"].to_list(), "mean": rows["estimate"].to_list()}  # fmt: skip
+    losses = {"printed": rows["printed"].to_list(), "mean": rows["estimate"].to_list()}
+    return {"inside": inside, "of": len(rows), "spanned": inference.spanned(inside, len(rows), int(seeds))} | losses
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`candidates` with what the page shows of them in words."""
+    """`candidates` with their columns in words."""
     spans = {
         f"{part}_spanned": [f"{n} of {of[place]}" for n, of in zip(table[part], table["of"], strict=True)]
         for place, part in enumerate(("plateau", "fall", "tail"))
@@ -285,15 +251,7 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def confusion(predictions: pd.DataFrame, classes: int = 10) -> NDArray[np.float64]:
-    """How many test examples of each class are predicted as each class, a mean over lanes.
-
-    Args:
-        predictions: rows of `results.PREDICTIONS`.
-        classes: number of classes.
-
-    Returns:
-        (classes, classes): a row per class, a column per class predicted.
-    """
+    """How many test examples of each class (row) are predicted as each class (column), a mean over lanes."""
     counts = np.zeros((classes, classes))
     np.add.at(counts, (predictions["target"].to_numpy(), predictions["predicted"].to_numpy()), 1)
     return counts / max(1, predictions.groupby(["trial", "lane"]).ngroups)
@@ -302,12 +260,8 @@ def confusion(predictions: pd.DataFrame, classes: int = 10) -> NDArray[np.float6
 def errors(predictions: pd.DataFrame) -> pd.DataFrame:
     """The test examples that lanes misclassify, those of most lanes first, then the most confident.
 
-    Args:
-        predictions: rows of `results.PREDICTIONS`.
-
-    Returns:
-        One row per example with an error: example, target, predicted (by most of the lanes that err), wrong (lanes
-        that err), lanes, probability (mean of their predictions).
+    Columns example, target, predicted (by most of the lanes that err), wrong (lanes that err), lanes, probability (mean
+    of their predictions).
     """
     wrong = predictions[predictions["target"] != predictions["predicted"]]
     frame = wrong.groupby("example").agg(
@@ -317,14 +271,14 @@ def errors(predictions: pd.DataFrame) -> pd.DataFrame:
         probability=("probability", "mean"),
     )
     frame.insert(3, "lanes", predictions.groupby(["trial", "lane"]).ngroups)
-    order = frame.reset_index().sort_values(["wrong", "probability", "example"], ascending=[False, False, True])
-    return order.reset_index(drop=True)
+    frame = frame.reset_index()
+    return frame.sort_values(["wrong", "probability", "example"], ascending=[False, False, True], ignore_index=True)
 
 
 def image_grid(images: NDArray[np.uint8], titles: Sequence[str], rows: int, height_mm: float) -> Figure:
     """Images (n, height, width) in rows, each under its title."""
     columns = math.ceil(len(images) / rows)
-    drawn = style.figure(PAGE_MM, height_mm)
+    drawn = style.figure(style.PAGE_MM, height_mm)
     panels = drawn.subplots(rows, columns, squeeze=False).ravel()
     for ax in panels:
         ax.set_axis_off()
@@ -336,19 +290,19 @@ def image_grid(images: NDArray[np.uint8], titles: Sequence[str], rows: int, heig
 
 def draw_candidates(frame: pd.DataFrame, every: int, per_epoch: int) -> Figure:
     """Every candidate: a panel per optimizer and inputs, a line per rate, the printed losses as dots."""
-    shown = [(i, o) for i in INPUTS for o in ordered(frame.loc[frame["inputs"] == i, "optimizer"])]
+    shown = [(i, o) for i in INPUTS for o in inference.ordered(frame.loc[frame["inputs"] == i, "optimizer"])]
     columns = min(3, len(shown))
-    drawn = style.figure(PAGE_MM, 10 + 52 * math.ceil(len(shown) / columns))
+    drawn = style.figure(style.PAGE_MM, 10 + 52 * math.ceil(len(shown) / columns))
     panels = drawn.subplots(math.ceil(len(shown) / columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     rates = sorted(frame["learning_rate"].unique())
-    theirs = printed_table().merge(frame[["epoch", "place"]].drop_duplicates(), on=["epoch", "place"])
+    theirs = inference.printed_table().merge(frame[["epoch", "place"]].drop_duplicates(), on=["epoch", "place"])
     for ax in panels[len(shown) :]:
         ax.set_visible(False)
     for ax, (inputs, optimizer) in zip(panels, shown, strict=False):
         mine = frame[(frame["inputs"] == inputs) & (frame["optimizer"] == optimizer)]
         for place, rate in enumerate(rates):
             own = mine[mine["learning_rate"] == rate].groupby(["epoch", "place"])["loss"]
-            colour, _ = ordered_look(place, len(rates))
+            colour, _ = style.ordered_look(place, len(rates))
             where = [per_epoch * (epoch - 1) + every * at for epoch, at in own.mean().index]
             ax.fill_between(where, own.min(), own.max(), color=colour, alpha=0.2, linewidth=0)
             ax.plot(where, own.mean(), color=colour, label=f"rate {short(rate)}")
@@ -365,7 +319,7 @@ def draw_candidates(frame: pd.DataFrame, every: int, per_epoch: int) -> Figure:
 
 def draw_confusion(counts: NDArray[np.float64]) -> Figure:
     """A confusion matrix; errors are coloured by their share of the row."""
-    drawn = style.figure(0.6 * PAGE_MM, 0.6 * PAGE_MM)
+    drawn = style.figure(0.6 * style.PAGE_MM, 0.6 * style.PAGE_MM)
     ax = drawn.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     shown = np.where(np.eye(len(counts), dtype=bool), np.nan, shares)
@@ -379,8 +333,7 @@ def draw_confusion(counts: NDArray[np.float64]) -> Figure:
             ax.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
     ax.set_xticks(range(len(counts)))
     ax.set_yticks(range(len(counts)))
-    ax.set_xlabel("class predicted")
-    ax.set_ylabel("class")
+    ax.set(xlabel="class predicted", ylabel="class")
     ax.grid(visible=False)
     return drawn
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -35,36 +34,33 @@ EXPERIMENTS: dict[str, Callable[[Mapping[str, Results]], Measured] | None] = {
 
 def specs_of(experiment: str) -> list[str]:
     """The specs that an experiment runs."""
-    found: list[str] = source()[experiment].get("specs", [])
-    return found
+    return list(source()[experiment].get("specs", []))
 
 
 def run_of(out: Path, experiment: str, spec: str) -> tuple[Path, int] | None:
-    """The results folder of a spec that the page shows, and its epochs (0 if it is measured otherwise).
+    """The results folder of a spec that the page shows, and its epochs (0 if its budget is in another unit).
 
-    Of all that have finished below OUT/EXPERIMENT this is the longest, of these that of most lanes, then the newest.
-
-    Raises:
-        ValueError: if there is none and a spec or its provenance is damaged.
+    Of all runs that have finished below OUT/EXPERIMENT this is the longest, of these that of most lanes, then the
+    newest. ValueError if there is none and a spec or its provenance is damaged.
     """
-    found, damaged = [], None
+    runs, damaged = [], None
     for file in out.glob(f"{experiment}/{spec}*/spec.toml"):
         try:
-            told = tomllib.loads(file.read_text(encoding="utf-8"))
+            own = tomllib.loads(file.read_text(encoding="utf-8"))
             finished = json.loads((file.parent / "provenance.json").read_text(encoding="utf-8")).get("finished")
-            size = int(told["budget"].get("epochs") or 0), told["budget"]["trials"] * told["lanes"]["seeds"]
+            size = int(own["budget"].get("epochs") or 0), own["budget"]["trials"] * own["lanes"]["seeds"]
         except (ValueError, KeyError) as error:
             damaged = error
             continue
-        if told["name"] == spec and finished:
-            found.append((*size, finished, file.parent))
-    if damaged and not found:
+        if own["name"] == spec and finished:
+            runs.append((*size, finished, file.parent))
+    if damaged and not runs:
         raise ValueError(str(damaged))
-    return (max(found)[-1], max(found)[0]) if found else None
+    return (max(runs)[-1], max(runs)[0]) if runs else None
 
 
 def sections(out: Path) -> tuple[list[Section], list[str]]:
-    """The sections of what has been run in a folder, in order, and the reasons why others are missing."""
+    """The sections of all experiments that have been run in a folder, and the reasons why others are missing."""
     made, troubles = [], []
 
     @cache
@@ -100,15 +96,10 @@ def sections(out: Path) -> tuple[list[Section], list[str]]:
 
 
 def write_page(out: Path, command: str = "", say: Callable[[str], None] = print) -> Path | None:
-    """Write the page of all experiments that have been run in a folder.
+    """Write the page of all experiments that have been run in a folder, with figures in `figures/`.
 
-    Args:
-        out: the folder; figures go to `figures/` in it.
-        command: the command that made it.
-        say: prints the reasons why experiments are missing; the page has them too.
-
-    Returns:
-        The path of `index.html`; None if there is nothing to show yet.
+    `say` prints the reasons why experiments are missing, which the page shows too. Returns the path of `index.html`;
+    None if there is nothing to show yet.
     """
     made, troubles = sections(out)
     for trouble in troubles:
@@ -119,7 +110,7 @@ def write_page(out: Path, command: str = "", say: Callable[[str], None] = print)
     page = render(
         "reproduction.html.j2",
         sections=[_shown(each, out) for each in made],
-        total=duration(sum(each.seconds for each in made if math.isfinite(each.seconds))),
+        total=duration(sum(each.seconds for each in made)),
         troubles=troubles,
         source=source()["source"],
         command=command or "study reproduce",
@@ -129,7 +120,7 @@ def write_page(out: Path, command: str = "", say: Callable[[str], None] = print)
 
 
 def _shown(section: Section, out: Path) -> dict[str, Any]:
-    """What the template shows of a section."""
+    """The values of the template for a section."""
     verdicts = [claim.verdict for claim in section.claims]
     return vars(section) | {
         "figures": [figure.save(out, "") for figure in section.figures],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -14,67 +14,47 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from analysis.cells import cells, curves_of, tuned_lanes
-from analysis.figures import style
 from analysis.figures.exhibit import with_legend
-from analysis.figures.regimes.learning_curves import loss_by_regime, regime_curves
+from analysis.figures.regimes.learning_curves import four_panels, regime_curves
 from analysis.figures.style import PAGE_MM
 from analysis.reproduction.claims import Measured, intervals, printed
-from analysis.results import Results
-from analysis.schema import AXES, REGIMES
+from analysis.results import Results, records
+from analysis.schema import REGIMES
 from analysis.statistics import Interval, log_interval, t_interval
-
-OVERWHELMING, LITTLE, NONE = 1.0, 0.5, 0.01
-"""Noise of a batch of one, of 32 and of all observations, as shares of the mean loss, that deserves to be called so."""
-CONSTANT = 0.01
-"""A fall that looks like none, as a share of the first loss."""
-QUICK = 0.5
-"""A quick fall leaves less than this share of the first loss."""
 
 
 def regimes(parts: Mapping[str, Results]) -> Measured:
     """Experiment 4: three batch sizes, as the report drew them, corrected, and tuned."""
-    told, fixed, tuned = printed("regimes"), parts["regimes"], parts["regimes-tuned"]
+    report, fixed, tuned = printed("regimes"), parts["regimes"], parts["regimes-tuned"]
     table, tuned_table = cells(fixed), cells(tuned)
     traces = update_losses(fixed)
     numbers, ends = regime_numbers(fixed, table, traces), regime_ends(tuned_table)
     curves, tuned_curves = (
         own_seconds(study, own, regime_curves(study, own)) for study, own in ((fixed, table), (tuned, tuned_table))
     )
-    drawn = as_drawn(traces, told)
-    cut = fixed.trials.empty or float(fixed.trials["epochs"].max()) < told["epochs"]
-    full, small = told["batch_sizes"]["batch"], told["batch_sizes"]["mini-batch"]
-    updates = math.ceil(full / small)
+    drawn = as_drawn(traces, report)
+    cut = fixed.trials.empty or float(fixed.trials["epochs"].max()) < report["epochs"]
     facts = {
         "seeds": int(fixed.lanes["seed"].nunique()),
-        "full_size": full,
-        "small_size": small,
-        "updates": updates,
-        "left": full - (updates - 1) * small,
-        "stretched": told["batch_drawn_to"] / told["batch_points"],
         "rates": [
-            f"{row.regime} {row.learning_rate:.3g}" for row in tuned_curves.drop_duplicates("regime").itertuples()
+            f"{row['regime']} {row['learning_rate']:.3g}" for row in records(tuned_curves.drop_duplicates("regime"))
         ],
         **regime_facts(numbers, ends, cut=cut),
         **time_facts(curves, tuned_curves),
     }
     shown = {
         "regimes-as-drawn": (drawn, lambda: with_legend(lambda ax: _draw_as_drawn(drawn, ax), 0.9 * PAGE_MM, 85.0)),
-        "regimes-put-right": (curves, _four_panels(curves)),
-        "regimes-tuned": (tuned_curves, _four_panels(tuned_curves)),
+        "regimes-put-right": (curves, lambda: _four_panels(curves)),
+        "regimes-tuned": (tuned_curves, lambda: _four_panels(tuned_curves)),
     }
     return Measured(facts, shown, {"numbers": numbers, "ends": ends}, [fixed, tuned])
 
 
 def update_losses(study: Results) -> pd.DataFrame:
-    """The batch loss of every update of a study whose cells differ in regime alone.
-
-    Returns:
-        Columns regime, seed, update, epoch, value.
-    """
+    """The batch loss of every update of a study whose cells differ in regime alone, with regime and seed."""
     batch = study.curves[(study.curves["split"] == "batch") & (study.curves["metric"] == "loss")]
-    regime = study.trials.set_index("trial")["regime"]
-    found = batch.merge(study.lanes[["trial", "lane", "seed"]], on=["trial", "lane"])
-    return found.assign(regime=found["trial"].map(regime))[["regime", "seed", "update", "epoch", "value"]]
+    lanes = study.lanes[["trial", "lane", "seed"]].merge(study.trials[["trial", "regime"]], on="trial")
+    return batch.merge(lanes, on=["trial", "lane"])[["regime", "seed", "update", "epoch", "value"]]
 
 
 def own_seconds(study: Results, table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
@@ -87,15 +67,11 @@ def own_seconds(study: Results, table: pd.DataFrame, curves: pd.DataFrame) -> pd
     return pd.concat(pieces) if pieces else curves
 
 
-def as_drawn(traces: pd.DataFrame, told: Mapping[str, Any]) -> pd.DataFrame:
-    """The first seed's losses at the horizontal places that the report's code gives them.
-
-    Returns:
-        Columns regime, x (called epochs on its axis), value.
-    """
+def as_drawn(traces: pd.DataFrame, report: Mapping[str, Any]) -> pd.DataFrame:
+    """The first seed's losses at the horizontal places (x) that the report's code gives them and calls epochs."""
     own = traces[traces["seed"] == traces["seed"].min()]
-    step = {regime: 1 / ticks for regime, ticks in told["ticks_per_epoch"].items()}
-    step["batch"] = told["batch_drawn_to"] / told["batch_points"]
+    step = {regime: 1 / ticks for regime, ticks in report["ticks_per_epoch"].items()}
+    step["batch"] = report["batch_drawn_to"] / report["batch_points"]
     x = (own["update"] - 1) * own["regime"].map(step).astype(float)
     return pd.DataFrame({"regime": own["regime"], "x": x, "value": own["value"]}).reset_index(drop=True)
 
@@ -114,13 +90,12 @@ def jitter(values: ArrayLike) -> float:
 
 
 def regime_numbers(study: Results, table: pd.DataFrame, traces: pd.DataFrame) -> pd.DataFrame:
-    """Speed, noise and descent of each regime.
+    """Speed, noise and descent of each regime, stochastic first.
 
-    Returns:
-        One row per regime, stochastic first: regime, updates; first and final (Intervals of the validation loss over
-        that at initialisation, after one epoch and at the end, infinite for a seed that diverged); noise (Interval of
-        the `jitter` of the batch losses); falling (share of seeds whose validation loss ends below its start);
-        seconds (of training an epoch, per lane).
+    Columns regime, updates; first and final (Intervals of the validation loss over that at initialisation, after one
+    epoch and at the end, infinite for a seed that diverged), and by how much they have fallen; noise (Interval of the
+    `jitter` of the batch losses); falling (share of seeds whose validation loss ends below its start); seconds (of
+    training an epoch, per lane).
     """
     curves = curves_of(study, table)
     losses = curves[(curves["split"] == "validation") & (curves["metric"] == "loss")].sort_values("update")
@@ -151,11 +126,7 @@ def fall(left: Interval) -> Interval:
 
 
 def regime_ends(table: pd.DataFrame) -> pd.DataFrame:
-    """The tuned regimes, stochastic first.
-
-    Returns:
-        Columns regime, learning_rate, loss (Interval), ratio (to the stochastic one's loss).
-    """
+    """The tuned regimes, stochastic first: regime, learning_rate, loss (Interval), ratio (to the stochastic loss)."""
     rows = table[table["validation"].notna()].set_index("regime").reindex(REGIMES).dropna(subset=["validation"])
     frame = rows[["learning_rate"]].assign(loss=intervals(rows, "validation", "validation_low", "validation_high", "n"))
     one = rows["validation"].get("stochastic", math.nan)
@@ -163,21 +134,17 @@ def regime_ends(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, cut: bool) -> dict[str, Any]:
-    """The facts of the claims that the report makes by eye of its figure.
+    """The facts of the claims that the report makes by eye of its figure, from `regime_numbers` and `regime_ends`.
 
-    Args:
-        numbers: from `regime_numbers`.
-        ends: from `regime_ends`.
-        cut: whether the run had fewer epochs than the report's; then no other facts are needed.
+    `cut`: whether the run had fewer epochs than the report's; then no other facts are needed.
     """
-    found: dict[str, Any] = {row["regime"]: row for row in numbers.to_dict("records")}
-    ranked = sorted(ends.to_dict("records"), key=lambda row: row["loss"].estimate)
-    facts: dict[str, Any] = {"cut": cut or set(found) != set(REGIMES), "ranked": ranked}
+    by_regime = {row["regime"]: row for row in records(numbers)}
+    ranked = sorted(records(ends), key=lambda row: row["loss"].estimate)
+    facts: dict[str, Any] = {"cut": cut or set(by_regime) != set(REGIMES), "ranked": ranked}
     facts |= {"full_end": next((row for row in ranked if row["regime"] == "batch"), None)}
-    facts |= {"asked": {"noise": [OVERWHELMING, LITTLE, NONE], "constant": CONSTANT, "quick": QUICK}}
     if facts["cut"]:
         return facts
-    rows = [found[name] for name in REGIMES]
+    rows = [by_regime[name] for name in REGIMES]
     intervals = [row[name] for row in rows for name in ("first", "final", "noise")]
     by_fall = sorted(rows, key=lambda row: row["first"].estimate)
     return facts | dict(zip(("one", "mini", "full"), rows, strict=True)) | {
@@ -189,65 +156,50 @@ def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, cut: bool) -> dic
 
 
 def time_facts(fixed: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, Any]:
-    """How batches of 32 compare with the other regimes in the same time, by curves at one rate and at tuned rates."""
+    """How batches of 32 compare with the other regimes in the same time, by curves at one rate and at tuned rates.
+
+    The answer is better or worse if the intervals are apart at all of their evaluations; empty otherwise.
+    """
     rows, counts, missing = [], [], ""
     for name, words in (("batch", "the full batch"), ("stochastic", "batches of one")):
         for curves, which in ((fixed, "at 0.001"), (tuned, "each at its tuned rate")):
-            if (found := same_seconds(curves, name)) is None:
+            if (losses := same_seconds(curves, name)) is None:
                 missing = missing or f"{words}, {which}"
                 continue
-            seconds, mini, other = found
+            seconds, mini, other = losses
             counts += [each.n for each in (*mini, *other)]
-            answer = _compared(mini, other)
-            rows.append(
-                {"words": words, "which": which, "seconds": seconds, "mini": mini, "other": other, "answer": answer}
-            )
+            better = max(each.high for each in mini) < min(each.low for each in other)
+            worse = min(each.low for each in mini) > max(each.high for each in other)
+            row = {"words": words, "which": which, "seconds": seconds, "mini": mini, "other": other}
+            rows.append(row | {"answer": "better" if better else "worse" if worse else ""})
     return {"times": rows, "times_missing": missing, "times_n": min(counts, default=0)}
 
 
 def same_seconds(curves: pd.DataFrame, regime: str) -> tuple[float, list[Interval], list[Interval]] | None:
     """The validation losses of batches of 32 and of another regime in the same time.
 
-    Returns:
-        The shorter training of the two, in seconds for all seeds; the losses of the mini-batches, then the other's,
-        each at its last evaluation before that time and, if there is one, its first after it. None without one before.
+    Returns the shorter training of the two, in seconds for all seeds; the losses of the mini-batches, then the other's,
+    each at its last evaluation before that time and, if there is one, its first after it. None without one before.
     """
     if curves.empty:
         return None
-    both = [curves[curves["regime"] == name].dropna(subset=["train_seconds"]) for name in ("mini-batch", regime)]
-    if any(line.empty for line in both):
-        return None
+    curves = curves.dropna(subset=["train_seconds"]).sort_values("train_seconds")
+    both = [curves[curves["regime"] == name] for name in ("mini-batch", regime)]
     seconds = min(float(line["train_seconds"].max()) for line in both)
-    mini, other = (_around(line.sort_values("train_seconds"), seconds) for line in both)
-    return (seconds, mini, other) if mini and other else None
+    before = [int((line["train_seconds"] <= seconds).sum()) for line in both]
+    if not all(before):
+        return None
+    mini, other = (
+        intervals(line.iloc[count - 1 : count + 1], "estimate", "low", "high", "n").to_list()
+        for line, count in zip(both, before, strict=True)
+    )
+    return seconds, mini, other
 
 
-def _around(line: pd.DataFrame, seconds: float) -> list[Interval]:
-    before, after = line[line["train_seconds"] <= seconds].tail(1), line[line["train_seconds"] > seconds].head(1)
-    rows = pd.concat([before, after]) if len(before) else before
-    return intervals(rows, "estimate", "low", "high", "n").to_list()
-
-
-def _compared(mini: Sequence[Interval], other: Sequence[Interval]) -> str:
-    """Better or worse if the intervals are apart at all of their evaluations; empty otherwise."""
-    if max(each.high for each in mini) < min(each.low for each in other):
-        return "better"
-    return "worse" if min(each.low for each in mini) > max(each.high for each in other) else ""
-
-
-def _four_panels(curves: pd.DataFrame) -> Callable[[], Figure]:
-    def made() -> Figure:
-        figure = style.figure(PAGE_MM, 125)
-        panels = figure.subplots(2, 2, sharey=True).ravel()
-        for ax, by in zip(panels, AXES, strict=True):
-            loss_by_regime(curves, ax, by, raw=False)
-            ax.set_ylabel("")
-        panels[-1].set_xlabel("training time of these lanes (s)")
-        figure.supylabel("validation loss, mean squared error", fontsize=8)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
-        return figure
-
-    return made
+def _four_panels(curves: pd.DataFrame) -> Figure:
+    figure = four_panels(curves, "validation loss, mean squared error", raw=False)
+    figure.axes[-1].set_xlabel("training time of these lanes (s)")
+    return figure
 
 
 def _draw_as_drawn(data: pd.DataFrame, ax: Axes) -> None:
@@ -255,5 +207,4 @@ def _draw_as_drawn(data: pd.DataFrame, ax: Axes) -> None:
     for regime, colour in zip(REGIMES, ("#d55e00", "#0072b2", "#009e73"), strict=True):
         own = data[data["regime"] == regime]
         ax.plot(own["x"], own["value"], color=colour, linewidth=0.8, label=regime, rasterized=True)
-    ax.set_xlabel("epochs, as the report's axis has them")
-    ax.set_ylabel("loss of the batch")
+    ax.set(xlabel="epochs, as the report's axis has them", ylabel="loss of the batch")

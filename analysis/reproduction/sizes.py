@@ -19,10 +19,8 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> in
 def layer_table(in_shape: Sequence[int], layers: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Shapes, parameters and multiplications of a CNN, layer by layer.
 
-    Args:
-        in_shape: (channels, height, width) of an image.
-        layers: in order; `kind` is convolution, pooling or dense. The first two have kernel, stride and padding, a
-            convolution and a dense layer `out`: channels or features.
+    `in_shape` is (channels, height, width) of an image. A layer's `kind` is convolution, pooling or dense. The first
+    two have kernel, stride and padding; a convolution and a dense layer have `out`: channels or features.
 
     Returns:
         One row per layer: layer, channels, height, width (1 of a dense layer), parameters, multiplications of one
@@ -33,24 +31,20 @@ def layer_table(in_shape: Sequence[int], layers: Sequence[dict[str, Any]]) -> pd
     for layer in layers:
         kind = layer["kind"]
         counts[kind] += 1
-        weights, biases, places = 0, 0, 1
         if kind == "dense":
-            weights = channels * height * width * layer["out"]
-            channels, height, width = layer["out"], 1, 1
+            weights, height, width = channels * height * width * layer["out"], 1, 1
         else:
-            height, width = (
-                output_size(n, layer["kernel"], layer["stride"], layer["padding"]) for n in (height, width)
-            )
-        if kind == "convolution":
-            weights = layer["out"] * channels * layer["kernel"] ** 2
-            channels, places = layer["out"], height * width
-        biases = 0 if kind == "pooling" else channels
-        rows.append((f"{kind} {counts[kind]}", channels, height, width, weights + biases, weights * places))
+            kernel = layer["kernel"]
+            height, width = (output_size(n, kernel, layer["stride"], layer["padding"]) for n in (height, width))
+            weights = 0 if kind == "pooling" else layer["out"] * channels * kernel**2
+        channels = layer.get("out", channels)
+        parameters = weights + (0 if kind == "pooling" else channels)  # with biases
+        rows.append((f"{kind} {counts[kind]}", channels, height, width, parameters, weights * height * width))
     return pd.DataFrame(rows, columns=["layer", "channels", "height", "width", "parameters", "multiplications"])
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """(channels, height, width) in the report's order, such as 24x24x4; features alone as they are."""
+    """(channels, height, width) in the report's order, such as 24x24x4; of features alone their number."""
     return "x".join(map(str, [*shape[1:], shape[0]]))
 
 

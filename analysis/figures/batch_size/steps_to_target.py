@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,8 +18,8 @@ from analysis.text import seed_counts, short
 def steps_to_target(results: Results) -> pd.DataFrame:
     """Updates until the validation metric reaches the target, for each optimizer and batch size.
 
-    They are those of the cell and learning rate that need the fewest: every batch size is tuned for this, as in Shallue
-    et al. (2019). They are interpolated between evaluations, whose spacing would otherwise be the larger error.
+    The cell and learning rate are those that need the fewest: every batch size is tuned for this, as in Shallue et al.
+    (2019). Updates are interpolated between evaluations, whose spacing would otherwise be the larger error.
 
     Returns:
         One row per optimizer, batch size and seed: optimizer, batch_size, regime, cell, learning_rate, seed, updates.
@@ -53,11 +55,7 @@ def batch_scaling(steps: pd.DataFrame) -> pd.DataFrame:
         by_seed = own.pivot_table(index="batch_size", columns="seed", values="updates").dropna(axis=1)
         fit = critical_batch_size(by_seed.index.to_numpy(dtype=float), by_seed.to_numpy(dtype=float))
         if fit is not None:
-            rows.append(
-                {"optimizer": name, "critical": fit.critical.estimate, "low": fit.critical.low}
-                | {"high": fit.critical.high, "n": fit.critical.n}
-                | {"smallest_steps": fit.steps.estimate, "smallest_examples": fit.examples.estimate}
-            )
+            rows.append((name, *astuple(fit.critical), fit.steps.estimate, fit.examples.estimate))
     columns = ["optimizer", "critical", "low", "high", "n", "smallest_steps", "smallest_examples"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -83,9 +81,8 @@ def steps_against_batch_size(data: pd.DataFrame, fits: pd.DataFrame, ax: Axes) -
     if len(data):
         sizes = np.sort(data["batch_size"].unique().astype(float))
         first = data[data["batch_size"] == sizes[0]].groupby("optimizer")["updates"].median().min()
-        ax.plot(
-            sizes, first * sizes[0] / sizes, "--", color=style.GREY, linewidth=0.9, label="perfect scaling", zorder=1
-        )
+        ax.plot(sizes, first * sizes[0] / sizes, "--", color=style.GREY, linewidth=0.9, label="perfect scaling",
+                zorder=1)  # fmt: skip
         axes.log_axis(ax, "y", data["updates"], margin=2)
     axes.size_axis(ax, data["batch_size"])
     if len(fits) and len(data):
@@ -99,13 +96,12 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     every = steps_to_target(results)
     data = exhibit.varied(every, "batch_size")
     fits = batch_scaling(data)
-    reason = "the target was reached at one batch size only"
-    if every.empty:
-        reason = "no cell reached the target on every seed"
-    if results.target is None:
-        reason = "the workload names no target"
+    reason, target = "the workload names no target", ""
+    if results.target is not None:
+        target = short(results.target)
+        once = "the target was reached at one batch size only"
+        reason = "no cell reached the target on every seed" if every.empty else once
     seeds = seed_counts(data.groupby(["optimizer", "batch_size"])["seed"].nunique())
-    target = "" if results.target is None else short(results.target)
     return exhibit.Exhibit(
         "steps-to-target",
         "Updates to the target",

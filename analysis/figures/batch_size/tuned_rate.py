@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,18 +19,14 @@ def best_rates(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         Columns optimizer, batch_size, regime, trial, learning_rate, below and above (the neighbouring rates of its
         grid, NaN beyond the edge), on_edge. Only cells tuned over more than one rate.
     """
-    ranked = rank(table, results.maximize)
+    ranked, lanes = rank(table, results.maximize), results.pooled.lanes
     best = ranked[ranked["rates"] > 1].drop_duplicates(["optimizer", "batch_size"])
-    grids = results.pooled.lanes.groupby("cell")["learning_rate"].unique()
-    rows = []
-    for cell in best.to_dict("records"):
-        rates, tuned = np.sort(grids[cell["trial"]]), cell["learning_rate"]
-        below, above = rates[rates < tuned], rates[rates > tuned]
-        row = {name: cell[name] for name in ("optimizer", "batch_size", "regime", "trial", "learning_rate", "on_edge")}
-        row |= {"below": below[-1] if below.size else math.nan, "above": above[0] if above.size else math.nan}
-        rows.append(row)
+    apart = lanes["learning_rate"] - lanes["cell"].map(best.set_index("trial")["learning_rate"])
+    below = lanes["learning_rate"].where(apart < 0).groupby(lanes["cell"]).max()
+    above = lanes["learning_rate"].where(apart > 0).groupby(lanes["cell"]).min()
+    best = best.assign(below=best["trial"].map(below), above=best["trial"].map(above))
     columns = ["optimizer", "batch_size", "regime", "trial", "learning_rate", "below", "above", "on_edge"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["optimizer", "batch_size"], ignore_index=True)
+    return best[columns].sort_values(["optimizer", "batch_size"], ignore_index=True)
 
 
 def rate_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:

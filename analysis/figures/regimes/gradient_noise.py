@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import astuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.cells import curves_of, rank
+from analysis.cells import best_of_regimes
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
 from analysis.scaling import gradient_noise_scale
-from analysis.schema import Regime
 from analysis.statistics import LIMITS
 from analysis.text import seed_counts
 
@@ -24,17 +23,14 @@ def gradient_noise(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns regime, trial, batch_size, update, examples, estimate, low, high, n. Empty if it was not recorded.
     """
-    best = rank(table, results.maximize).drop_duplicates("regime").set_index("regime")
     rows = []
-    for regime in (name for name in Regime if name in best.index):
-        curves, cell = curves_of(results, best.loc[[regime]]), best.loc[regime]
+    for cell, curves in best_of_regimes(results, table):
         wide = curves[curves["metric"].isin(["gradient_square", "gradient_noise"])].pivot_table(
             index=["update", "examples", "seed"], columns="metric", values="value"
         )
         for (update, examples), own in wide.groupby(level=["update", "examples"]):
             scale = gradient_noise_scale(own["gradient_square"], own["gradient_noise"])
-            row = {"regime": str(regime), "trial": cell["trial"], "batch_size": cell["batch_size"]}
-            rows.append(row | {"update": update, "examples": examples} | asdict(scale))
+            rows.append((cell["regime"], cell["trial"], cell["batch_size"], update, examples, *astuple(scale)))
     frame = pd.DataFrame(rows, columns=["regime", "trial", "batch_size", "update", "examples", *LIMITS])
     return frame.astype(dict.fromkeys(["batch_size", "update", "examples", *LIMITS], float))
 
@@ -50,8 +46,7 @@ def noise_scale(data: pd.DataFrame, ax: Axes) -> Axes:
     if len(finite):
         axes.log_axis(ax, "y", pd.concat([finite["estimate"], data["batch_size"]]))
     axes.log_axis_with_zero(ax, data["examples"])
-    ax.set_xlabel(axes.LABELS["examples"])
-    ax.set_ylabel("gradient noise scale (examples)")
+    ax.set(xlabel=axes.LABELS["examples"], ylabel="gradient noise scale (examples)")
     return ax
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.cells import curves_of, examples_of, rank
+from analysis.cells import best_of_regimes, examples_of
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
 from analysis.schema import AXES, Regime
@@ -43,27 +44,21 @@ def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) ->
 def regime_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     """The learning curve of the best cell of each regime, at its tuned rate.
 
-    Args:
-        results: the study.
-        table: its `cells`.
-
     Returns:
         Columns regime, trial, optimizer, settings, batch_size, learning_rate, those of `band`, batch_loss (mean loss
         over the batches since the last point, of the first seed; NaN where not recorded) and batch_smooth (the same
         smoothed over examples, with `HALF_LIFE`).
     """
     names = ["regime", "trial", "optimizer", "settings", "batch_size", "learning_rate"]
-    best = rank(table, results.maximize).drop_duplicates("regime").set_index("regime")
-    pieces, half_life = [], HALF_LIFE * float(best["examples"].min())
-    for regime in (name for name in Regime if name in best.index):
-        curves = curves_of(results, best.loc[[regime]])
+    best = list(best_of_regimes(results, table))
+    pieces, half_life = [], HALF_LIFE * float(min((cell["examples"] for cell, _ in best), default=math.nan))
+    for cell, curves in best:
         frame = band(curves, results.metric, examples_of(results, "validation"))
         batch = curves[(curves["split"] == "batch") & (curves["metric"] == "loss")]
         trace = batch[batch["seed"] == batch["seed"].min()].set_index("update")["value"]
         frame["batch_loss"] = frame["update"].map(trace).astype(float)
         frame["batch_smooth"] = smoothed(frame["batch_loss"], frame["examples"], half_life)
-        cell = best.loc[regime]
-        pieces.append(frame.assign(regime=str(regime), **{name: cell[name] for name in names[1:]}))
+        pieces.append(frame.assign(**{name: cell[name] for name in names}))
     columns = [*names, *AXES, *LIMITS, "batch_loss", "batch_smooth"]
     return pd.concat(pieces, ignore_index=True)[columns] if pieces else pd.DataFrame(columns=columns)
 
@@ -97,15 +92,16 @@ def loss_by_regime(
     return ax
 
 
+def four_panels(data: pd.DataFrame, label: str, metric: str = "loss", raw: bool = True) -> Figure:
+    """`regime_curves` against updates, examples, epochs and seconds."""
+    drawn = exhibit.panels(lambda ax, by: loss_by_regime(data, ax, by, metric, raw=raw), list(AXES), 2, 58.5, label)
+    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
+    return drawn
+
+
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
-    """Four panels of learning curves, against updates, examples, epochs and seconds."""
-    data, metric, unit = regime_curves(results, table), results.metric, exhibit.unit_of(results)
-
-    def drawn() -> Figure:
-        panels = exhibit.panels(lambda ax, by: loss_by_regime(data, ax, by, metric, unit), list(AXES), 2, 58.5, results)
-        panels.legend(*panels.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
-        return panels
-
+    """The learning curves of the best cell of each regime."""
+    data, metric, label = regime_curves(results, table), results.metric, exhibit.metric_label(results)
     caption = (
         f"The best cell of each regime at its tuned learning rate, against updates, training examples, epochs, and "
         f"training time of the whole stack (without evaluation). Line: {exhibit.mean_of(results)} of the validation "
@@ -124,6 +120,6 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         caption,
         f"Four panels of validation {metric} along training, one line per regime: {listing(data['regime'])}.",
         data,
-        drawn,
+        lambda: four_panels(data, label, metric),
         "no cell has a tuned learning rate yet",
     )

@@ -48,24 +48,21 @@ def noise_and_speed(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         noise = pd.Series([_scatter(lane["update"], lane["value"]) for _, lane in late.groupby("seed")], dtype=float)
         row = {name: cell[name] for name in names}
         row |= {"reached": int(np.isfinite(times).sum()), "seeds": len(times)}
-        for name, values in {"examples": times, "noise": noise[noise > 0]}.items():
-            interval = log_interval(values)
-            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        rows.append(row)
-    columns = [*names, "examples", "examples_low", "examples_high", "reached", "noise", "noise_low", "noise_high"]
-    columns.append("seeds")
+        rows.append(row | log_interval(times).named("examples") | log_interval(noise[noise > 0]).named("noise"))
+    columns = [*names, "examples", "examples_low", "examples_high", "reached"]
+    columns += ["noise", "noise_low", "noise_high", "seeds"]
     numbers = dict.fromkeys(columns[4:], "float64") | {"reached": "int64", "seeds": "int64"}
     return pd.DataFrame(rows, columns=columns).astype(numbers).assign(level=level)
 
 
 def _scatter(places: pd.Series[int], values: pd.Series[float]) -> float:
     """The standard deviation of the logarithms of a lane's values about their trend; NaN for fewer than three."""
-    logs, found = np.log(values.to_numpy(dtype=np.float64)), []
+    logs, scatters = np.log(values.to_numpy(dtype=np.float64)), []
     for x in (places.to_numpy(dtype=np.float64), np.log(np.maximum(places.to_numpy(dtype=np.float64), 1.0))):
         share = (x[2:] - x[1:-1]) / np.maximum(x[2:] - x[:-2], LEAST)
         off = logs[1:-1] - share * logs[:-2] - (1 - share) * logs[2:]
-        found.append(math.sqrt(np.mean(off**2 / (1 + share**2 + (1 - share) ** 2))) if off.size else math.nan)
-    return min(found)
+        scatters.append(math.sqrt(np.mean(off**2 / (1 + share**2 + (1 - share) ** 2))) if off.size else math.nan)
+    return min(scatters)
 
 
 def noise_against_speed(data: pd.DataFrame, ax: Axes) -> Axes:
@@ -85,9 +82,8 @@ def noise_against_speed(data: pd.DataFrame, ax: Axes) -> Axes:
             ax.vlines(up["examples"], up["noise_low"], up["noise_high"], **bars)
             marks: dict[str, Any] = {"linestyle": "", "color": colour, "marker": marker, "clip_on": False}
             ax.plot(reached["examples"], reached["noise"], markersize=5, **marks)
-            ax.plot(
-                np.full(len(late), 1.02), late["noise"], fillstyle="none", transform=ax.get_yaxis_transform(), **marks
-            )
+            right = np.full(len(late), 1.02)
+            ax.plot(right, late["noise"], fillstyle="none", transform=ax.get_yaxis_transform(), **marks)
     for regime in present:
         ax.plot([], [], "s", color=style.REGIME_COLOURS[regime], label=str(regime))
     for name in optimizer_order(data["optimizer"]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -32,16 +31,15 @@ def expected_search(results: Results) -> pd.DataFrame:
             f"the sampler, {sampler}, learns from earlier trials, so its trials are no random sample from which the "
             f"result of a smaller search can be estimated; the samplers random, qmc and grid allow it"
         )
-    found = progress(results)
-    pieces = []
-    for name, own in found.groupby("optimizer"):
-        values = own["value"].where(own["outcome"] == Outcome.COMPLETED)
-        if values.notna().any():
-            expected = expected_best(values, results.maximize)
-            counts = np.arange(1, len(expected) + 1)
-            pieces.append(pd.DataFrame({"optimizer": name, "trials": counts, "expected": expected}))
-    columns = ["optimizer", "trials", "expected"]
-    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=columns)
+    trials = progress(results)
+    trials = trials.assign(value=trials["value"].where(trials["outcome"] == Outcome.COMPLETED))
+    rows = [
+        (name, count, expected)
+        for name, own in trials.groupby("optimizer")["value"]
+        if own.notna().any()
+        for count, expected in enumerate(expected_best(own, results.maximize), start=1)
+    ]
+    return pd.DataFrame(rows, columns=["optimizer", "trials", "expected"])
 
 
 def expected_best_of(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:

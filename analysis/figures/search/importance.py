@@ -35,7 +35,7 @@ def importance_bars(data: pd.DataFrame, ax: Axes) -> Axes:
     rows = np.arange(len(data))
     ax.barh(rows, data["estimate"], color="#56B4E9", height=0.6, zorder=2)
     ax.hlines(rows, data["low"], data["high"], color=style.DARK, linewidth=1.2, zorder=3)
-    ax.set_yticks(rows, [axes.column_label(name, "") for name in data["parameter"]])
+    ax.set_yticks(rows, [axes.column_label(name) for name in data["parameter"]])
     ax.invert_yaxis()
     ax.set_xlim(0, max(1.0, float(data["high"].max())) if len(data) else 1.0)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -56,7 +56,7 @@ def isolation(data: pd.DataFrame, ax: Axes, by: str, metric: str = "loss", unit:
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """One panel for each hyperparameter that varied."""
     data, metric, unit = searched(table, results.maximize), results.metric, exhibit.unit_of(results)
-    columns = [name for name in SEARCHED if name in data]
+    columns, label = [name for name in SEARCHED if name in data], exhibit.metric_label(results)
     return exhibit.Exhibit(
         "isolation",
         "Each hyperparameter alone",
@@ -65,6 +65,6 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         f"{seed_counts(table['n'])}; no intervals.",
         f"Panels of validation {metric} against {', '.join(columns)}.",
         data if columns else data.head(0),
-        lambda: exhibit.panels(lambda ax, by: isolation(data, ax, by, metric, unit), columns, 3, 58, results),
+        lambda: exhibit.panels(lambda ax, by: isolation(data, ax, by, metric, unit), columns, 3, 58, label),
         "no cell has a tuned learning rate yet" if data.empty else "no hyperparameter varied",
     )

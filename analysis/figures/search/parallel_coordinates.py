@@ -49,9 +49,7 @@ def parallel_coordinates(data: pd.DataFrame, ax: Axes, metric: str = "loss", lim
             ax.annotate(text, (x, height), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6, zorder=5,
                         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75})  # fmt: skip
     ax.set_xticks(range(len(names)), [axes.column_label(name, metric) for name in names])
-    ax.set_yticks([])
-    ax.set_xlim(-0.1, len(names) - 0.55)
-    ax.set_ylim(-0.05, 1.05)
+    ax.set(yticks=[], xlim=(-0.1, len(names) - 0.55), ylim=(-0.05, 1.05))
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
@@ -82,9 +80,8 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """All cells across the hyperparameters that varied."""
     data, metric = searched(table, results.maximize), results.metric
     columns = [name for name in SEARCHED if name in data]
-    lines = (
-        "Each line is a cell" if len(data) <= MOST_LINES else f"{MOST_LINES} of {len(data):,} cells, evenly by rank,"
-    )
+    few = len(data) <= MOST_LINES
+    lines = "Each line is a cell" if few else f"{MOST_LINES} of {len(data):,} cells, evenly by rank,"
     return exhibit.Exhibit(
         "parallel-coordinates",
         "All cells in parallel coordinates",

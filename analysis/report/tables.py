@@ -1,0 +1,247 @@
+"""The tables of the report, as texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.cells import target_times
+from analysis.comparisons import comparisons
+from analysis.figures.timeline import busy, timeline
+from analysis.report.verdict import curse_text, effect_text
+from analysis.results import Results, pareto, records, table_of
+from analysis.schema import Outcome
+from analysis.text import cell_text, interval_text, limits_text, metric_text, settings_text, short
+
+Cell = str | tuple[str, str]
+"""A text, or a text with a smaller one below it."""
+LEADERBOARD_ROWS = 20
+FAILURE_ROWS = 10
+TEXT = ("optimizer", "settings", "regime", "outcome", "node or GPU", "cell", "reason", "when", "what")
+"""The columns that hold text, not numbers."""
+TIMES = {"updates": "update", "examples": "examples", "epochs": "epoch", "train s": "train_seconds", "log-rank p": "p"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `text` are the places of the columns that hold text."""
+
+    label: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    text: Sequence[int]
+    caption: str = ""
+    sortable: bool = False
+    narrow: bool = False
+
+
+def table(label: str, rows: Iterable[dict[str, Cell]], **options: Any) -> Table | None:
+    """A table of rows by heading; None without rows."""
+    if not (rows := list(rows)):
+        return None
+    text = [place for place, name in enumerate(rows[0]) if name in TEXT]
+    return Table(label, list(rows[0]), [list(row.values()) for row in rows], text, **options)
+
+
+def _cell(row: Any, has_settings: bool) -> dict[str, Cell]:
+    """A cell at its tuned rate."""
+    return {
+        "optimizer": row["optimizer"],
+        **({"settings": settings_text(row["settings"])} if has_settings else {}),
+        "width": str(row["width"]),
+        "depth": str(row["depth"]),
+        "batch size": (f"{row['batch_size']:,}", row["regime"]),
+        "tuned rate": (short(row["learning_rate"]), "edge of grid" if row.get("on_edge") else ""),
+    }
+
+
+def _score(row: Any, name: str, metric: str) -> Cell:
+    return metric_text(row[name], metric), limits_text(row, name, metric)
+
+
+def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Table | None:
+    """The confirmed cells, from `winners_curse`."""
+    metric, lost = results.metric, (curse["outcome"] != Outcome.COMPLETED).any()
+    rows = []
+    for row in records(curse):
+        place, (worse, limits) = row["rank_confirmed"], curse_text(row, metric)
+        shown: dict[str, Cell] = {
+            "rank": (f"{place:.0f}" if row["confirmed_n"] else short(place), f"{row['rank_search']} in search"),
+            **_cell(row, has_settings),
+            "validation, search": _score(row, "search", metric),
+            "validation, fresh": _score(row, "confirmed", metric),
+            "test, fresh": _score(row, "test", metric),
+            "winner's curse": (worse.replace("percentage ", ""), limits),
+        }
+        if lost:
+            ended = "" if row["outcome"] == Outcome.COMPLETED else f"{row['diverged'] or ''} {row['outcome']}".strip()
+            shown["fresh seeds"] = str(row["seeds"]), ended
+        rows.append(shown)
+    return table("Confirmation", rows, sortable=True)
+
+
+def compared(results: Results, cells: pd.DataFrame, best: str, has_settings: bool) -> Table | None:
+    """The best cell against the best cell of each other optimizer."""
+    metric, dash = results.metric, "\N{EN DASH}"
+    rows = []
+    for each in comparisons(results, cells):
+        chance, score = each.superiority, each.scores[1]
+        limits = interval_text(score.low, score.high, score.n, metric)
+        share = (f"{chance.estimate:.0%}", f"[{chance.low:.0%}, {chance.high:.0%}]")
+        rows.append(
+            _cell(each.rival, has_settings)
+            | {
+                metric: (metric_text(score.estimate, metric), f"{each.split} {limits}"),
+                "best vs. it": " ".join(effect_text(each.effect, metric)).strip(),
+                "seeds won": (f"{each.wins} of {each.effect.n}", "fresh" if each.fresh else ""),
+                "chance to win": share if chance.n else dash,
+                "sign-flip p": short(each.p),
+                "Holm p": short(each.holm),
+            }
+        )
+    caption = (
+        f"The best cell of each other optimizer vs. {best}, paired by seed; in brackets 95% intervals. Holm p is "
+        f"adjusted for the number of comparisons."
+    )
+    return table("Comparisons", rows, caption=caption, sortable=True)
+
+
+def times(results: Results, cells: pd.DataFrame) -> Table | None:
+    """When the best cell of each regime and optimizer reaches the target."""
+    rows: list[dict[str, Cell]] = [
+        {
+            "regime": row["regime"],
+            "optimizer": (row["optimizer"], settings_text(row["settings"])),
+            "batch size": f"{row['batch_size']:,}",
+            "tuned rate": short(row["learning_rate"]),
+            "reached by seeds": f"{row['reached']} of {row['seeds']}",
+            **{head: short(row[name]) for head, name in TIMES.items()},
+        }
+        for row in records(target_times(results, cells))
+    ]
+    target = "" if results.target is None else short(results.target)
+    caption = (
+        f"Until the validation {results.metric} first reaches {target}: medians over seeds for the best cell of each "
+        f"regime and optimizer at its tuned rate, at the first evaluation that reaches it. ∞: at least half of the "
+        f"seeds never reached it; p: log-rank test of the examples against the fastest of the regime (asymptotic, so "
+        f"too small with few seeds)."
+    )
+    return table("Time to target", rows, caption=caption, sortable=True)
+
+
+def leaderboard(results: Results, ranked: pd.DataFrame, has_settings: bool) -> Table | None:
+    """The best cells of the search."""
+    metric, pooled = results.metric, (ranked["trials"] > 1).any()
+    rows = []
+    for place, row in enumerate(records(ranked.head(LEADERBOARD_ROWS)), start=1):
+        shown: dict[str, Cell] = {"rank": str(place), **_cell(row, has_settings)}
+        shown |= {name: _score(row, name, metric) for name in ("validation", "test")}
+        if pooled:
+            shown["seeds"] = str(row["seeds"]), f"{row['trials']} trials" if row["trials"] > 1 else ""
+        ended = "" if row["outcome"] == Outcome.COMPLETED else row["outcome"]
+        shown |= {"diverged": f"{row['diverged_share']:.0%}", "updates": (f"{row['updates']:,}", ended)}
+        rows.append(shown | {"train s": short(row["train_seconds"])})
+    return table("Leaderboard", rows, sortable=True)
+
+
+def front(results: Results, cells: pd.DataFrame, has_settings: bool) -> Table | None:
+    """The Pareto front of a search with several objectives."""
+    others = [name for name in results.objectives if name != "metric"]
+    best = cells[pareto(cells, results.objectives, results.maximize)]
+    best = best.sort_values(["validation", "trial"], ascending=[not results.maximize, True])
+    rows = [
+        {**_cell(row, has_settings), "validation": _score(row, "validation", results.metric)}
+        | {name.replace("train_seconds", "train s"): short(row[name]) for name in others}
+        for row in records(best)
+    ]
+    caption = (
+        f"Completed cells that no other cell dominates (as good in every objective and better in one), by validation "
+        f"{results.metric}."
+    )
+    return table("Pareto front", rows, caption=caption, sortable=True)
+
+
+def outcomes(results: Results) -> Table | None:
+    """The number of trials and lanes of every outcome that occurs; unknown ones last."""
+    trials, lanes = results.trials["outcome"].value_counts(), results.lanes["outcome"].value_counts()
+    names = [*Outcome, *sorted((set(trials.index) | set(lanes.index)) - set(Outcome))]
+    rows: list[dict[str, Cell]] = [
+        {"outcome": str(name), "trials": f"{trials.get(name, 0):,}", "lanes": f"{lanes.get(name, 0):,}"}
+        for name in names
+        if name in trials or name in lanes
+    ]
+    return table("Outcomes", rows, narrow=True)
+
+
+def use(results: Results) -> Table | None:
+    """How busy each node and each GPU was."""
+    nodes: dict[str, int] = {}  # of all sessions, with the largest number of GPUs that each had
+    for session in _sessions(results):
+        for node, gpus in table_of(session, "nodes").items():
+            nodes[node] = max(int(gpus), nodes.get(node, 0))
+    rows: list[dict[str, Cell]] = [
+        {
+            "node or GPU": row["name"],
+            "trials": f"{row['trials']:,}",
+            "busy (share of the time in which any trial ran)": f"{row['share']:.0%}",
+            "concurrent trials while busy, mean": f"{row['together']:,.1f}",
+        }
+        for row in records(busy(timeline(results), nodes))
+    ]
+    return table("Use of nodes and GPUs", rows, narrow=True)
+
+
+def failures(results: Results) -> Table | None:
+    """The first trials that failed or ran out of memory: cell, and last line of the error."""
+    lost = results.trials[results.trials["outcome"].isin([Outcome.FAILED, Outcome.OUT_OF_MEMORY])]
+    rows: list[dict[str, Cell]] = []
+    for row in records(lost.fillna({"settings": "", "error": ""})):
+        lines = row["error"].strip().splitlines() or ["not recorded"]
+        rows.append({"trial": str(row["trial"]), "cell": cell_text(row), "reason": lines[-1]})
+    return table(_first("Failed trials", "first", rows), rows[:FAILURE_ROWS])
+
+
+def events(results: Results) -> Table | None:
+    """The last events on nodes and workers while the study ran."""
+    rows: list[dict[str, Cell]] = [
+        {"when": when(event.get("time")), "what": str(event.get("text"))}
+        for session in _sessions(results)
+        for event in session.get("events") or []
+    ]
+    return table(_first("Events on nodes and workers", "last", rows), rows[-FAILURE_ROWS:])
+
+
+def _first(title: str, which: str, rows: Sequence[Any]) -> str:
+    return f"{title}, the {which} {FAILURE_ROWS} of {len(rows)}" if len(rows) > FAILURE_ROWS else title
+
+
+def _sessions(results: Results) -> list[dict[str, Any]]:
+    """The sessions in provenance, without damaged entries."""
+    sessions = results.provenance.get("sessions")
+    return [each for each in sessions if isinstance(each, dict)] if isinstance(sessions, list) else []
+
+
+def when(time: Any) -> str:
+    """A time of provenance for readers."""
+    return str(time or "at an unknown time").replace("T", " ").replace("+00:00", " UTC")
+
+
+def provenance(results: Results) -> Table | None:
+    """Provenance with dotted names, without `events` and `nodes`, which have their own tables."""
+    rows = list(_flattened(results.provenance))
+    return Table("Provenance", [], rows, (0, 1)) if rows else None
+
+
+def _flattened(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = dict(enumerate(value, start=1))
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            if key not in ("events", "nodes"):
+                yield from _flattened(inner, f"{name}.{key}" if name else str(key))
+    elif name:
+        text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+        yield name, "not recorded" if value is None else text

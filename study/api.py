@@ -31,8 +31,10 @@ from study.spec.adjust import resolved, with_trials
 from study.spec.compare import all_settings, differences, fixed_settings
 from study.tuning.storage import create_study, delete_study
 from study.usercode import bundle
-from trainables import data, storage
+from trainables import storage
+from trainables.storage import data_folder
 from trainables.usercode.importing import CODE, is_import_path
+from trainables.workloads import data
 
 # Optuna's tqdm and Ray ask for ipywidgets in a notebook; our progress does not need it.
 warnings.filterwarnings("ignore", "IProgress not found")
@@ -270,7 +272,7 @@ def _tell(text: str) -> None:
 
 def download(spec: Spec) -> Path:
     """Download a spec's data, before anything is written; returns the folder of all downloaded data."""
-    folder = data.data_folder()
+    folder = data_folder()
     if not is_import_path(spec.workload.data):
         data.load(spec.workload.data, folder)
     return folder

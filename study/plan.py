@@ -16,8 +16,6 @@ from study.cluster.build import builder, criterion
 from study.cluster.build import rule as rule_of
 from study.spec import Spec
 from study.spec.adjust import planned_trials
-from trainables import data, models
-from trainables.data import Data, Split
 from trainables.engines.base import Engine
 from trainables.engines.choose import choose
 from trainables.engines.kernel.build import unavailable
@@ -28,8 +26,11 @@ from trainables.lanes.evaluate import TRAIN_SUBSET
 from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.times import EvaluationTimes
 from trainables.lanes.train import advance
+from trainables.storage import data_folder
 from trainables.usercode.importing import UserCodeError, is_import_path
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
+from trainables.workloads import data, models
+from trainables.workloads.data import Data, Split
 
 # A probe times updates for this long. Batches whose forward pass of all lanes has more multiplications than this are
 # cut, to no fewer examples than this, and the time is scaled to the batch size.
@@ -175,7 +176,7 @@ def _evaluations(spec: Spec, batch_size: int, multiplications: int) -> int:
 
 
 def _data(spec: Spec, dtype: torch.dtype) -> Data:
-    workload, folder = spec.workload, data.data_folder()
+    workload, folder = spec.workload, data_folder()
     return data.load(workload.data, folder, standardize=workload.standardize, dtype=dtype, code=workload.code)
 
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from trainables import catalogue, data, models
 from trainables.config import Budget, TrialConfig
-from trainables.criterion import Criterion
-from trainables.data import Data
 from trainables.engines.base import Engine
 from trainables.engines.choose import choose
 from trainables.lanes import reference
 from trainables.lanes.records import Report
 from trainables.lanes.stack import Lane, Stack
 from trainables.lanes.train import train
-from trainables.models import Builder
 from trainables.rules import named
+from trainables.workloads import catalogue, data, models
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Data
+from trainables.workloads.models import Builder
 
 CPU = torch.device("cpu")
 TRAINING = 100  # not a multiple of 32: every epoch ends in a short batch

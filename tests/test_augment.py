@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainables.augment import Augment
+from trainables.workloads.augment import Augment
 
 
 def images(channels: int = 1, height: int = 8, width: int = 8) -> torch.Tensor:

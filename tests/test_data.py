@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainables import data
-from trainables.catalogue import CATALOGUE
 from trainables.errors import DataError
+from trainables.storage import data_folder
+from trainables.workloads import data
+from trainables.workloads.catalogue import CATALOGUE
 
 LOCAL = ["cubic", "linear", "digits", "quadratic"]
 
@@ -86,9 +87,9 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_the_data_folder_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STUDY_DATA", "here")
-    assert data.data_folder() == tmp_path / "here"
+    assert data_folder() == tmp_path / "here"
     monkeypatch.delenv("STUDY_DATA")
-    assert data.data_folder().is_absolute()
+    assert data_folder().is_absolute()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import analysis
-from trainables import data, deepobs, models
+from trainables.workloads import data, deepobs, models
 
 # Test loss after so many epochs of SGD at 0.01585: mean over 10 seeds, with a standard deviation of about 0.2 of each.
 # The start is exact, as no seed has a part in it.

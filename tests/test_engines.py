@@ -12,11 +12,7 @@ import torch
 from torch import nn
 
 from tests.solo import CPU, FAMILIES, TRAINING, builder, difference, fresh, made, small, solo, train_stack, trained
-from trainables import models
-from trainables.catalogue import SOLO
 from trainables.config import Budget
-from trainables.criterion import Criterion
-from trainables.data import CATALOGUE, Split
 from trainables.engines import dense, eager, memory, native
 from trainables.engines.choose import choose
 from trainables.engines.kernel.build import BuildError
@@ -25,6 +21,10 @@ from trainables.lanes.records import Report
 from trainables.lanes.seeds import initialise
 from trainables.lanes.stack import Lane, Stack, grid
 from trainables.rules import RULES, named
+from trainables.workloads import models
+from trainables.workloads.catalogue import CATALOGUE, SOLO
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Split
 
 SIZES = (1, 32, TRAINING)
 

@@ -25,7 +25,7 @@ from study.spec.model import SAMPLERS, SCHEDULERS
 from tests import user_code
 from tests.test_readme import commands
 from tests.test_startup import LIBRARIES
-from trainables.catalogue import CATALOGUE, FAMILIES, RULES, SOLO
+from trainables.workloads.catalogue import CATALOGUE, FAMILIES, RULES, SOLO
 
 OFFERED = [(data, model) for data in CATALOGUE for model in init.offered(data)]
 ALL = (*RULES, *SOLO)

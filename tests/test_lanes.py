@@ -14,11 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.solo import CPU, TRAINING, builder, difference, made, small, solo, train_stack, trained
-from trainables import data, models
-from trainables.augment import Augment
 from trainables.config import Budget
-from trainables.criterion import Criterion
-from trainables.data import Data, Split
 from trainables.engines.eager import Eager
 from trainables.lanes.batches import Batches
 from trainables.lanes.rates import rungs as rungs_of
@@ -27,6 +23,10 @@ from trainables.lanes.seeds import batch_order, initialise
 from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.times import EvaluationTimes
 from trainables.rules import RULES
+from trainables.workloads import data, models
+from trainables.workloads.augment import Augment
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Data, Split
 
 
 def test_divergence_is_dated_by_the_update_that_was_not_finite() -> None:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from trainables import catalogue, models
 from trainables.errors import ModelError
+from trainables.workloads import catalogue, models
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 4), st.integers(0, 4))

@@ -17,8 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainables.criterion import Criterion
-from trainables.data import Split, Task
 from trainables.engines.eager import Eager
 from trainables.engines.kernel import build, wheels
 from trainables.engines.native import KERNELS, Native, Wide
@@ -26,6 +24,9 @@ from trainables.lanes.batches import Batches
 from trainables.lanes.reference import alone, relative
 from trainables.lanes.stack import Lane, Stack
 from trainables.rules import RULES, named
+from trainables.workloads.catalogue import Task
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Split
 
 TESTS = Path(__file__).parent
 CPU = torch.device("cpu")

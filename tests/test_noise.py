@@ -13,10 +13,7 @@ from torch.func import functional_call, grad, vmap
 
 from study.results.tables import TrialBuffer
 from tests.solo import CPU, FAMILIES, builder, difference, made, small, train_stack, trained
-from trainables import models
 from trainables.config import Budget
-from trainables.criterion import Criterion
-from trainables.data import Data, Split
 from trainables.engines import eager
 from trainables.engines.eager import Eager
 from trainables.lanes.evaluate import NOISE
@@ -24,6 +21,9 @@ from trainables.lanes.records import Point, Report
 from trainables.lanes.stack import Lane, Stack, grid
 from trainables.rules import RULES, named
 from trainables.tune import MLPTrainable
+from trainables.workloads import models
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Data, Split
 
 LANES = [*grid(1e-3, 1e-2, 2, [0, 1]), Lane(1e200, 0)]
 

@@ -19,9 +19,9 @@ from study.spec import Spec, check
 from study.spec.model import SHARING, Resources
 from study.tuning.space import Space
 from tests.test_spec import changed
-from trainables import models
 from trainables.engines.memory import MEMORY_SHARE
-from trainables.models import multiplications
+from trainables.workloads import models
+from trainables.workloads.models import multiplications
 
 
 def spec(**resources: Any) -> Spec:

@@ -16,8 +16,8 @@ from study.results.tables import Table, TrialBuffer
 from study.spec import check
 from tests.conftest import trial_row, write_spec, write_tables
 from tests.test_spec import changed
-from trainables import data, models
 from trainables.tune import CNNTrainable
+from trainables.workloads import data, models
 
 CONFIG: dict[str, Any] = {
     "optimizer": "adam", "batch_size": 32, "width": 2, "depth": 1, "data": "digits", "model": "cnn",

@@ -39,7 +39,7 @@ from study.spec import SHIPPED, Spec, read
 from study.verify import reproduce
 from tests.conftest import curve_row
 from tests.processes import invoked, said, started
-from trainables import data
+from trainables.workloads import data
 
 SPECS = [spec for specs in reproduce.EXPERIMENTS.values() for spec in specs]
 

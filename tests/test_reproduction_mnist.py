@@ -21,7 +21,8 @@ from study.spec import read
 from study.tuning.space import Space
 from study.verify import reproduce
 from study.verify.reproduce import Plan, Runner, run_mnist
-from trainables import catalogue, data, models
+from trainables.errors import DataError
+from trainables.workloads import catalogue, data, models
 
 REPORT = Path(__file__).parents[2] / "shared" / "reference" / "report-numbers.json"
 LAYERS: list[dict[str, Any]] = [
@@ -236,7 +237,7 @@ def _without_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load(name: str, *arguments: Any, **options: Any) -> Any:
         if name == "mnist":
-            raise data.DataError("mnist cannot be had: the folder does not hold it, and no mirror gave it")
+            raise DataError("mnist cannot be had: the folder does not hold it, and no mirror gave it")
         return whole(name, *arguments, **options)
 
     monkeypatch.setattr(data, "load", load)

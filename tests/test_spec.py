@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from study.errors import SpecError
 from study.spec import SHIPPED, check, read
-from trainables.catalogue import OPTIMIZERS
+from trainables.workloads.catalogue import OPTIMIZERS
 
 GOOD: dict[str, Any] = {
     "name": "good",

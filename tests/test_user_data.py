@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from study.errors import SpecError
 from study.spec import check
-from trainables import data
 from trainables.usercode.importing import UserCodeError
+from trainables.workloads import data
 
 
 def constant() -> dict[str, tuple[Tensor, Tensor]]:

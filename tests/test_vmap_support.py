@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.solo import train_stack
-from trainables import models
 from trainables.config import Budget
-from trainables.criterion import Criterion
-from trainables.data import Data, Split
 from trainables.engines.choose import choose
 from trainables.lanes.batches import Batches
 from trainables.lanes.equality import prove
@@ -28,6 +25,9 @@ from trainables.rules import RULES, Rule, named
 from trainables.usercode.importing import UserCodeError
 from trainables.usercode.probe import try_optimizer
 from trainables.usercode.vmap_support import support_of
+from trainables.workloads import models
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Data, Split
 
 IN, OUT = 6, 3
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from tests import user_code
-from trainables import data, models
-from trainables.criterion import Criterion
 from trainables.engines.choose import choose
 from trainables.lanes.batches import Batches
 from trainables.lanes.equality import prove
@@ -19,6 +17,8 @@ from trainables.lanes.train import advance
 from trainables.rules import RULES, Rule, named
 from trainables.usercode.importing import UserCodeError
 from trainables.usercode.vmap_support import support_of
+from trainables.workloads import data, models
+from trainables.workloads.criterion import Criterion
 
 MODELS = ["Residual", "Vision", "Normed", "Dropped", "plain"]
 

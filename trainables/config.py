@@ -119,13 +119,13 @@ class TrialConfig(Recording):
         optimizer: an update rule, a class of `torch.optim`, or the import path of the user's.
         batch_size: examples per update.
         width, depth: of the network; the linear and the quadratic model have none.
-        data: one of `trainables.catalogue.CATALOGUE`, or the import path of a user's data set.
+        data: one of `trainables.workloads.catalogue.CATALOGUE`, or the import path of a user's data set.
         model: model family, the trainable's first if not given; or the import path of a user's model.
         model_args: the model's own arguments.
         settings: of the optimizer, name -> value, where they differ from its defaults.
         metric: `loss` or `accuracy`, on the validation split; the trial reports it as `value`.
         loss, score: import paths of a user's, which replace the task's.
-        standardize: see `trainables.data.load`.
+        standardize: see `trainables.workloads.data.load`.
         data_seed: its `seed`.
         augment: of the training images; may be given as a dict.
         dtype: float32 or float64.

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables import catalogue
-from trainables.catalogue import (
+from trainables.usercode.importing import EXPECTED, UserCodeError, imported, is_import_path
+from trainables.workloads import catalogue
+from trainables.workloads.catalogue import (
     OPTIMIZERS,
     SOLO_RATES,
     OptimizerFacts,
@@ -32,7 +33,6 @@ from trainables.catalogue import (
     class_settings,
     rule_refuses,
 )
-from trainables.usercode.importing import EXPECTED, UserCodeError, imported, is_import_path
 
 Number: TypeAlias = "float | Tensor"
 State = dict[str, Tensor]

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from study.spec import Spec
-from trainables import models
-from trainables.criterion import Criterion
-from trainables.models import Builder
 from trainables.rules import Rule, named
+from trainables.workloads import models
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.models import Builder
 
 
 def rule(spec: Spec, optimizer: str) -> Rule:

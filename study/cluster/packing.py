@@ -11,10 +11,10 @@ from study.cluster.build import builder, rule
 from study.errors import ClusterError
 from study.spec import Spec
 from study.spec.model import SHARING
-from trainables import models
 from trainables.engines import memory as lane_memory
 from trainables.lanes.stack import Stack, grid
-from trainables.models import Builder
+from trainables.workloads import models
+from trainables.workloads.models import Builder
 
 # GPU memory of a process that has no tensor there yet.
 CONTEXT_BYTES = 600 << 20

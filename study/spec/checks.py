@@ -14,10 +14,10 @@ from typing import Any
 from study.spec.dimensions import Choice, Range, plain, shown
 from study.spec.model import Budget, Lanes, Recording, Resources, Search, Tuning, Workload
 from study.usercode.bundle import UserCode
-from trainables import catalogue
-from trainables.catalogue import CATALOGUE, OPTIMIZERS, SOLO
 from trainables.errors import ModelError
 from trainables.usercode.importing import is_import_path
+from trainables.workloads import catalogue
+from trainables.workloads.catalogue import CATALOGUE, OPTIMIZERS, SOLO
 
 Rule = Callable[..., Iterator[str]]
 _ARGUMENTS = {"mlp": ("shape",), "cnn": ("kernel", "padding")}

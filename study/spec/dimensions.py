@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
-from trainables.catalogue import OPTIMIZERS
 from trainables.usercode.importing import is_import_path
+from trainables.workloads.catalogue import OPTIMIZERS
 
 # Larger numbers are taken for typing errors.
 LARGEST = 1_000_000

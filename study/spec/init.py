@@ -20,8 +20,8 @@ from study.errors import SpecError, UsageError
 from study.spec.model import SAMPLERS, SCHEDULERS
 from study.spec.reading import check
 from study.usercode import bundle
-from trainables.catalogue import CATALOGUE, RULES, SOLO, Facts
 from trainables.usercode.importing import is_import_path
+from trainables.workloads.catalogue import CATALOGUE, RULES, SOLO, Facts
 
 # In the order of asking.
 QUESTIONS = {
@@ -43,7 +43,7 @@ _SEARCHED = (("width", "depth"), ("width",), ("depth",), ())
 class Answers:
     """What a new spec is made from; the defaults are for small real data that need no download."""
 
-    data: str = "digits"  # a data set of `trainables.catalogue.CATALOGUE`, or the import path of a user's
+    data: str = "digits"  # a data set of `trainables.workloads.catalogue.CATALOGUE`, or the import path of a user's
     model: str = "cnn"  # a model family, or the import path of a user's model
     optimizers: tuple[str, ...] = ("sgd", "momentum", "adam")  # to compare
     trials: int = 24  # cells to try

@@ -27,9 +27,9 @@ from study.spec.dimensions import (
 )
 from study.usercode import bundle
 from trainables import config
-from trainables.catalogue import CATALOGUE, ENGINES, FAMILIES, Facts, OptimizerFacts
 from trainables.config import Positive
 from trainables.usercode.importing import is_import_path
+from trainables.workloads.catalogue import CATALOGUE, ENGINES, FAMILIES, Facts, OptimizerFacts
 
 # Studies with different root seeds share no lane's seed; a study's search uses at most half of these.
 SEEDS = 1_000_000
@@ -64,7 +64,7 @@ class Augmentation(Section, config.Augmentation):
 class Workload(Section):
     """Data, model family and metric; never the optimizer."""
 
-    # a data set of `trainables.catalogue.CATALOGUE`, or the import path of the user's
+    # a data set of `trainables.workloads.catalogue.CATALOGUE`, or the import path of the user's
     data: Annotated[str, known("data set", CATALOGUE, user_code=True)]
     # linear, mlp, cnn, or quadratic for the data set of that name; or the import path of the user's
     model: Annotated[str, known("model", FAMILIES, user_code=True)]

@@ -27,10 +27,10 @@ from typing import Any
 
 from study.usercode import client
 from study.usercode.client import paths_in
-from trainables.catalogue import OPTIMIZERS, Facts, OptimizerFacts
 from trainables.usercode import importing
 from trainables.usercode.importing import CODE, OURS, RECORD, digest_of, hash_of, recorded
 from trainables.usercode.request import Answer
+from trainables.workloads.catalogue import OPTIMIZERS, Facts, OptimizerFacts
 
 # Files of a package that are no modules are copied up to this size in total.
 MOST_BYTES = 64 << 20

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainables.catalogue import CATALOGUE
 from trainables.storage import data_folder
 from trainables.usercode import importing
 from trainables.usercode.importing import is_import_path
 from trainables.usercode.request import Answer, Request
+from trainables.workloads.catalogue import CATALOGUE
 
 # Share of the machine's memory that the process may take.
 MEMORY_SHARE = 0.7

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from rich import box
 from rich.console import Console
@@ -39,11 +38,11 @@ from study.results.provenance import commit, hardware, versions
 from study.session import run_session
 from study.spec import Spec, check, reading
 from study.spec.adjust import planned_trials
-from trainables import data, models
 from trainables.lanes.reference import alone
 from trainables.lanes.stack import Lane
 from trainables.rules import named
-from trainables.storage import write_text
+from trainables.storage import data_folder, write_text
+from trainables.workloads import data, models
 
 # Peers run so many (configuration, seed) runs, and are scaled; they would take hours for all.
 RAY_RUNS, OPTUNA_RUNS = 8, 24
@@ -124,23 +123,20 @@ def shipped(name: str, *options: str) -> dict[str, Any]:
             if stage.is_dir():
                 found = results.load(stage)
                 made = found.lanes.groupby("trial")["updates"].sum()
-                plain += sum(_plain_update_seconds(spec, row) * made[row["trial"]] for row in _rows(found.trials))
+                cells: Any = found.trials.to_dict("records")
+                plain += sum(_plain_update_seconds(spec, cell) * made[cell["trial"]] for cell in cells)
                 runs += len(found.lanes)
     shares = {"seconds": seconds, "plain_seconds": plain, "ratio": plain / seconds}
     return {"name": " ".join([name, *options]), "runs": runs, **shares, "cores": os.cpu_count()}
 
 
-def _rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
-    return trials.to_dict("records")
-
-
-def _plain_update_seconds(spec: Spec, row: dict[str, Any]) -> float:
+def _plain_update_seconds(spec: Spec, cell: dict[str, Any]) -> float:
     """Seconds of an update of one network of a trial's cell by the ordinary loop, on one thread."""
     torch.set_num_threads(1)
     workload = spec.workload
     examples = data.load(workload.data, standardize=workload.standardize, dtype=getattr(torch, workload.dtype)).train
-    build, lane, rule = builder(spec, row["width"], row["depth"]), Lane(1e-6, 0), named(row["optimizer"])
-    _, updates = alone(build, rule, examples, row["batch_size"], lane, criterion(spec), 10**9)
+    build, lane, rule = builder(spec, cell["width"], cell["depth"]), Lane(1e-6, 0), named(cell["optimizer"])
+    _, updates = alone(build, rule, examples, cell["batch_size"], lane, criterion(spec), 10**9)
     next(updates)
     made, started = 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < PLAIN_SECONDS or made < 3:
@@ -152,7 +148,7 @@ def _plain_update_seconds(spec: Spec, row: dict[str, Any]) -> float:
 def searches(spec: Spec) -> list[SearchRow]:
     """The same search by our trials, by plain Ray Tune and by plain Optuna."""
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
-        ours = _timed(lambda: run_session(spec, Path(scratch), data.data_folder(), here, "", show="quiet"))
+        ours = _timed(lambda: run_session(spec, Path(scratch), data_folder(), here, "", show="quiet"))
         at_once = here.room()
         plain_ray = _timed(lambda: _plain_ray(RAY_RUNS, Path(scratch)))
     plain_optuna = _timed(lambda: _plain_optuna(OPTUNA_RUNS, at_once))
@@ -250,7 +246,7 @@ def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "empty"
         with Memory() as memory:
-            run_session(spec, folder, data.data_folder(), here, "", show="quiet")
+            run_session(spec, folder, data_folder(), here, "", show="quiet")
         trials = results.load(folder).trials
         ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
         ours = _scale("ours", ends, memory, folder)

@@ -37,11 +37,12 @@ from study.results.provenance import read_provenance
 from study.session import run_session, stoppable
 from study.spec import Spec, read
 from study.spec.compare import fixed_settings
-from trainables import data, models
-from trainables.augment import Augment
-from trainables.data import Data, Split
+from trainables.errors import DataError
 from trainables.lanes.seeds import batch_order, initialise
-from trainables.storage import write_text
+from trainables.storage import data_folder, write_text
+from trainables.workloads import data, models
+from trainables.workloads.augment import Augment
+from trainables.workloads.data import Data, Split
 
 EXPERIMENTS: dict[str, list[str]] = {name: specs_of(name) for name in reproduction.EXPERIMENTS}
 """Experiment -> the specs that it runs, in the report's order."""
@@ -96,7 +97,7 @@ class Runner:
             if finished:
                 self.say(f"{parent.name}: {spec.name} is done already, in {folder}")
             elif not interrupted:
-                where = folder.absolute(), data.data_folder()
+                where = folder.absolute(), data_folder()
                 outcome = run_session(spec, *where, self.ray(spec), self.command, show=self.show)
                 finished, interrupted = not outcome.interrupted, spec.name if outcome.interrupted else ""
             whole += [folder] * finished
@@ -262,8 +263,8 @@ def run_mnist(out: Path, runner: Runner, seeds: int | None = None, plan: Plan | 
     folder.mkdir(parents=True, exist_ok=True)
     name, why = "mnist", ""
     try:
-        data.load(name, data.data_folder().absolute(), standardize=False)
-    except data.DataError as error:
+        data.load(name, data_folder().absolute(), standardize=False)
+    except DataError as error:
         name, why = "digits", str(error).split(", and ")[0]
     base = {} if name == "mnist" else {"data": name, "model_args": {"kernel": 3, "padding": 1}}
 
@@ -311,7 +312,7 @@ def run_mnist(out: Path, runner: Runner, seeds: int | None = None, plan: Plan | 
             "nearest": nearest,
             "screened": [own.name for own in [*screened, *further] if own.name not in nearest],
         }
-        loaded = data.load(name, data.data_folder().absolute(), standardize=False)
+        loaded = data.load(name, data_folder().absolute(), standardize=False)
         _write_images(loaded, folder)
         network = _network(read(MNIST, {"workload": base}), loaded)
         for file, content in (("network.json", network), ("run.json", facts)):

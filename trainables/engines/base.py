@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from trainables.criterion import Criterion
-from trainables.data import Split
 from trainables.lanes.batches import Batches
 from trainables.lanes.stack import Stack
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Split
 
 
 class Engine(ABC):

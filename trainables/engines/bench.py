@@ -20,9 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables import models
-from trainables.criterion import Criterion
-from trainables.data import Split, Task
 from trainables.engines import jax_peer
 from trainables.engines.choose import choose
 from trainables.engines.kernel.build import unavailable
@@ -32,6 +29,10 @@ from trainables.lanes.seeds import initialise
 from trainables.lanes.stack import Stack, grid
 from trainables.lanes.train import advance
 from trainables.rules import RULES
+from trainables.workloads import models
+from trainables.workloads.catalogue import Task
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Split
 
 ROUNDS = 5
 TURN_SECONDS = 0.4

@@ -8,8 +8,6 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, nn
 
-from trainables.criterion import Criterion
-from trainables.data import Task
 from trainables.engines.base import Engine
 from trainables.engines.eager import Eager
 from trainables.engines.graph import Graph
@@ -20,10 +18,12 @@ from trainables.engines.solo import Solo
 from trainables.engines.vmapped import Vmapped, VmapSupport
 from trainables.lanes.seeds import initialise
 from trainables.lanes.stack import Stack
-from trainables.models import Builder, activations, layered
 from trainables.rules import RULES
 from trainables.usercode.importing import is_import_path
 from trainables.usercode.vmap_support import TRIED_EXAMPLES, support_of
+from trainables.workloads.catalogue import Task
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.models import Builder, activations, layered
 
 
 def choose(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainables.data import Task
+from trainables.workloads.catalogue import Task
 
 
 def linear_layers(network: nn.Sequential) -> list[bool] | None:

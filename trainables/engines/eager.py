@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.criterion import Criterion
-from trainables.data import Split
 from trainables.engines import dense
 from trainables.engines.base import Engine
 from trainables.lanes.batches import Batches
 from trainables.lanes.stack import Stack
-from trainables.models import Fixed, Shift
 from trainables.rules import Number
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Split
+from trainables.workloads.models import Fixed, Shift
 
 Forward = Callable[[Sequence[Tensor], Tensor], Tensor]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trainables.lanes.stack import Stack
-from trainables.models import activations, layered
+from trainables.workloads.models import activations, layered
 
 # Activations that one block of examples may leave in a forward pass: about a core's cache, or a small part of a GPU.
 BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}

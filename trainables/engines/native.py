@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.criterion import Criterion
-from trainables.data import Split
 from trainables.engines.eager import Eager
 from trainables.engines.kernel.build import identity, library
 from trainables.lanes.batches import Batches
 from trainables.lanes.stack import Stack
-from trainables.models import Fixed, Shift, activations, multiplications
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Split
+from trainables.workloads.models import Fixed, Shift, activations, multiplications
 
 _MOMENTS = ("beta1", "beta2", "eps")
 # Rule -> its number in the kernel, and its settings and coefficients in the order in which the kernel takes them.

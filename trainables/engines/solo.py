@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from trainables.criterion import Criterion
-from trainables.data import Split
 from trainables.engines.base import Engine
 from trainables.engines.eager import Eager
 from trainables.lanes.batches import Batches
 from trainables.lanes.reference import step
 from trainables.lanes.seeds import drawing
 from trainables.lanes.stack import Stack
-from trainables.models import trained
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Split
+from trainables.workloads.models import trained
 
 
 class LaneModule:

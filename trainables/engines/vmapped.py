@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainables.criterion import Criterion
 from trainables.engines.eager import Eager, Forward
 from trainables.engines.solo import LaneModule
 from trainables.lanes.batches import Batches
 from trainables.lanes.seeds import drawing
 from trainables.lanes.stack import Stack
-from trainables.models import trained
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.models import trained
 
 # Losses of each example in each lane, (K, B), from outputs (K, B, out_features) and targets.
 Losses = Callable[[Tensor, Tensor], Tensor]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainables.augment import Augment
 from trainables.config import examples_per_epoch, updates_per_epoch
-from trainables.data import Split
 from trainables.lanes.seeds import AUGMENTATION, batch_order, stream
 from trainables.lanes.stack import Stack
+from trainables.workloads.augment import Augment
+from trainables.workloads.data import Split
 
 
 class Batches:

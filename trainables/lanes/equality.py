@@ -12,16 +12,16 @@ from functools import partial
 import torch
 from torch import nn
 
-from trainables.criterion import Criterion
-from trainables.data import Data
 from trainables.engines.choose import choose
 from trainables.lanes.batches import Batches
 from trainables.lanes.reference import alone, relative
 from trainables.lanes.stack import Lane, Stack
 from trainables.lanes.train import advance
-from trainables.models import Builder, trained
 from trainables.rules import Rule
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Data
+from trainables.workloads.models import Builder, trained
 
 UPDATES = 20
 # Updates at which training pauses, as it does for evaluation.

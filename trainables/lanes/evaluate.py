@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data import Data, Split
 from trainables.engines.base import Engine
 from trainables.lanes.batches import Batches
 from trainables.lanes.records import Point, Predictions
 from trainables.lanes.stack import Stack
 from trainables.lanes.times import EvaluationTimes
+from trainables.workloads.data import Data, Split
 
 # Training examples on which the training loss is followed.
 TRAIN_SUBSET = 1000

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.config import examples_per_epoch, updates_per_epoch
-from trainables.criterion import Criterion
-from trainables.data import Split
 from trainables.lanes.seeds import batch_order, drawing, initialise
 from trainables.lanes.stack import Lane
-from trainables.models import Builder, layered, trained
 from trainables.rules import Rule
 from trainables.usercode.importing import is_import_path
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Split
+from trainables.workloads.models import Builder, layered, trained
 
 # (outputs (n, out_features), targets (n, ...)) -> the mean loss, a scalar.
 MeanLoss = Callable[[Tensor, Tensor], Tensor]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.models import Builder
+from trainables.workloads.models import Builder
 
 INITIALISATION, BATCH_ORDER, AUGMENTATION, UPDATE = range(4)
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from trainables.lanes.seeds import initialise
-from trainables.models import Builder, layered, trained
 from trainables.rules import Rule, State
+from trainables.workloads.models import Builder, layered, trained
 
 Result = TypeVar("Result")
 

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.augment import Augment
 from trainables.config import TrialConfig
-from trainables.data import Data
 from trainables.engines.base import Engine
 from trainables.lanes.batches import Batches
 from trainables.lanes.evaluate import TRAIN_SUBSET, Evaluator
@@ -23,6 +21,8 @@ from trainables.lanes.rates import losers, rungs
 from trainables.lanes.records import Point, Predictions, Report, Trace
 from trainables.lanes.stack import Stack
 from trainables.lanes.times import EvaluationTimes, spent
+from trainables.workloads.augment import Augment
+from trainables.workloads.data import Data
 
 
 def train(

@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 
-from trainables import data, models
 from trainables.config import TrialConfig
-from trainables.criterion import Criterion
 from trainables.engines.choose import choose
 from trainables.engines.memory import fitting
 from trainables.lanes.rates import beyond, tuned
@@ -27,6 +25,8 @@ from trainables.lanes.times import EvaluationTimes, spent
 from trainables.lanes.train import train
 from trainables.rules import named
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
+from trainables.workloads import data, models
+from trainables.workloads.criterion import Criterion
 
 
 class TrialRun:

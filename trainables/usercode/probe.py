@@ -21,9 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from trainables import data, models
-from trainables.criterion import called_on
-from trainables.data import DataError, Facts
+from trainables.errors import DataError, ModelError
 from trainables.lanes.reference import relative, step
 from trainables.lanes.seeds import initialise
 from trainables.rules import Rule, named
@@ -37,6 +35,9 @@ from trainables.usercode.importing import (
 )
 from trainables.usercode.request import Answer, Request
 from trainables.usercode.vmap_support import support_of
+from trainables.workloads import data, models
+from trainables.workloads.catalogue import Facts
+from trainables.workloads.criterion import called_on
 
 Result = TypeVar("Result")
 
@@ -90,7 +91,7 @@ class Probe:
         self.stage.write_text(json.dumps({"key": key, "path": path, "doing": doing, "seconds": seconds}))
         try:
             return work()
-        except (UserCodeError, models.ModelError, DataError) as error:
+        except (UserCodeError, ModelError, DataError) as error:
             self.answer.mistakes.append(f"{key}: {error}")
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "allocate memory" not in str(error):

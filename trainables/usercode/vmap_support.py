@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from trainables.engines.vmapped import Copies, Rows, VmapSupport, batchable_attention
 from trainables.lanes.seeds import drawing, initialise
 from trainables.lanes.stack import extras_of, out_of_memory
-from trainables.models import Builder, hooked, trained
 from trainables.usercode.importing import UserCodeError, describe_error
+from trainables.workloads.models import Builder, hooked, trained
 
 # Examples and updates of the comparison, and the size of an update.
 TRIED_EXAMPLES, TRIED_UPDATES, TRIED_STEP = 16, 3, 1e-3

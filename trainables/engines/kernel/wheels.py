@@ -11,7 +11,7 @@ from pathlib import Path
 from trainables.engines.kernel.build import FLAGS, SOURCE, TYPES, name_of
 
 # Platform of a wheel -> kind of processor -> zig's target. A machine loads the library of its own kind.
-PLATFORMS = {
+PLATFORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "manylinux_2_17_x86_64": {
         "x86-64-v2": ("x86_64-linux-gnu.2.17", "-mcpu=x86_64_v2"),
         "x86-64-v3": ("x86_64-linux-gnu.2.17", "-mcpu=x86_64_v3"),

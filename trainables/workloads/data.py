@@ -17,13 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables import deepobs
-from trainables.catalogue import CATALOGUE as CATALOGUE
-from trainables.catalogue import Facts as Facts
-from trainables.catalogue import Task as Task
-from trainables.errors import DataError as DataError
-from trainables.storage import data_folder as data_folder
+from trainables.errors import DataError
+from trainables.storage import data_folder
 from trainables.usercode.importing import EXPECTED, UserCodeError, called, imported, is_import_path
+from trainables.workloads import deepobs
+from trainables.workloads.catalogue import CATALOGUE, Facts, Task
 
 CPU = torch.device("cpu")
 # torchvision's class, and the folder and files that it looks for under the data folder.

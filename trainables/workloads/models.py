@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables import deepobs
-from trainables.catalogue import FAMILIES, cnn_sizes, mlp_widths
-from trainables.errors import ModelError as ModelError
+from trainables.errors import ModelError
 from trainables.usercode.importing import UserCodeError, called, is_import_path
+from trainables.workloads import deepobs
+from trainables.workloads.catalogue import FAMILIES, cnn_sizes, mlp_widths
 
 Builder = Callable[[], nn.Module]
 CNN_HEAD = (32, 16)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.data import Task
 from trainables.usercode.importing import EXPECTED, UserCodeError, describe_error, function
+from trainables.workloads.catalogue import Task
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainables import deepobs
 from trainables.errors import ModelError
+from trainables.workloads import deepobs
 
 Task = Literal["regression", "classification"]
 ENGINES = ("native", "eager", "cuda-graph", "solo")

@@ -1,0 +1,1 @@
+"""What a trial trains on, what it trains, and what judges it: data, models, losses and metrics."""

@@ -52,7 +52,7 @@ def epochs(
 
         return (jax.tree.map(moved, parameters, first, second), first, second, count), losses
 
-    @jax.jit
+    @jax.jit  # type: ignore[untyped-decorator]
     def epoch(carry: Any, orders: Any) -> Any:
         return jax.lax.scan(update, carry, orders.reshape(seeds, -1, batch_size).swapaxes(0, 1))
 

@@ -17,8 +17,10 @@ check: .venv/installed
 	$(BIN)/lint-imports
 	$(BIN)/python tests/house.py
 
-# The tests that `test` and `.ci/run` leave out, an hour or more; those that need the whole machine run last, alone.
+# Those of `test` that draw examples, on ten times as many; then the tests that `test` and `.ci/run` leave out, an hour or
+# more; those that need the whole machine run last, alone.
 nightly: .venv/extras
+	$(BIN)/python -m pytest -m "hypothesis and not long" -n 2 --dist loadfile --hypothesis-profile thorough
 	$(BIN)/python -m pytest -m "nightly and not alone" -n 2 --dist loadfile --durations=20
 	$(BIN)/python -m pytest -m "nightly and alone" --durations=20
 
@@ -29,6 +31,7 @@ wheels: .venv/extras
 # Those of the README; pdftoppm is poppler's.
 figures: .venv/installed
 	$(BIN)/study run quick --out build/quick
+	$(BIN)/study report build/quick --pdf
 	$(BIN)/study reproduce --only regimes --out build/reproduction
 	pdftoppm -r 220 -png -singlefile build/quick/report/figures/loss-by-regime.pdf .github/loss-by-regime
 	pdftoppm -r 220 -png -singlefile build/reproduction/figures/regimes-tuned.pdf .github/regimes-tuned

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from study.errors import Halted, Interrupted, SpecError, StorageError, UsageErro
 from study.progress.display import Show
 from study.results import CONFIRM, mirror
 from study.results.ownership import own_folder
-from study.results.provenance import read_provenance
+from study.results.provenance import add_phase, read_provenance
 from study.session import Outcome, run_session, stoppable
 from study.spec import Spec, check, read
 from study.spec.adjust import resolved, with_trials
@@ -137,10 +138,12 @@ def resume(
 def _connect_and_run(
     spec: Spec, folder: Path, data_folder: Path, address: str | None, wait: float, command: str, show: Show
 ) -> Outcome:
+    began = time.monotonic()
     # Ray sets signal handlers of its own in between.
     with stoppable(), ray.connected(spec, address, wait, bundle.code_of(folder)) as cluster, stoppable():
         check_nodes(cluster, spec, folder)
-        return run_session(spec, folder, data_folder, cluster, command, show=show)
+        start = time.monotonic() - began
+        return run_session(spec, folder, data_folder, cluster, command, show=show, start_seconds=start)
 
 
 def claim_folder(spec: Spec, out: Path | None) -> Path:
@@ -237,12 +240,12 @@ def _tell_edited_code(folder: Path) -> None:
         _tell(f"note: {which} {have} been edited since; the study continues with the code it began with, in {copy}")
 
 
-def write_report(folders: Sequence[Path | str]) -> Path:
+def write_report(folders: Sequence[Path | str], *, pdf: bool = False) -> Path:
     """Write the report of studies into the folder of the first, or into the local copy of its URI."""
     places = [str(each if isinstance(each, str) else mirror.home(each)) for each in folders]
-    again = shlex.join(["study", "report", *places])
+    again = shlex.join(["study", "report", *(["--pdf"] if pdf else []), *places])
     try:
-        return page.write_report(folders, command=again)
+        return page.write_report(folders, pdf=pdf, command=again)
     except OSError as error:
         why = error.strerror or error
         message = f"the report cannot be written ({why}); the results are safe. Fix that, then `{again}`"
@@ -252,7 +255,10 @@ def write_report(folders: Sequence[Path | str]) -> Path:
 def _with_report(outcome: Outcome) -> Outcome:
     """Write the report if a trial has begun; raise `Interrupted` if trials are missing."""
     assert isinstance(outcome.folder, Path)
-    page = None if results.load(outcome.folder).trials.empty else write_report([outcome.folder])
+    began, page = time.monotonic(), None
+    if not results.load(outcome.folder).trials.empty:
+        page = write_report([outcome.folder])
+        add_phase(outcome.folder, "report", time.monotonic() - began)
     outcome = replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page))
     if outcome.interrupted:
         raise Interrupted(outcome)

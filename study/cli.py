@@ -318,7 +318,8 @@ def status(folder: Path | str) -> None:
 
 @main.command()
 @click.argument("folders", type=_PLACE, nargs=-1, required=True, metavar="FOLDER...")
-def report(folders: tuple[Path | str, ...]) -> None:
+@click.option("--pdf", is_flag=True, help="Write every figure as PDF, too.")
+def report(folders: tuple[Path | str, ...], pdf: bool) -> None:
     """Write the report of one or more studies into the first.
 
     FOLDERs are results folders or URIs.
@@ -330,7 +331,7 @@ def report(folders: tuple[Path | str, ...]) -> None:
     for folder in folders:
         if isinstance(folder, Path):
             importance.refresh(folder, partial(click.echo, err=True))
-    page = api.write_report(folders)
+    page = api.write_report(folders, pdf=pdf)
     click.echo(f"report:  {_shown(page)}")
     if isinstance(first := folders[0], str):
         try:
@@ -369,7 +370,9 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
 
 
 @main.command()
-@click.option("--only", default="", help="figure, search, trials, or part of a line's name; everything if not given.")
+@click.option(
+    "--only", default="", help="figure, study, search, trials, or part of a line's name; everything if not given."
+)
 @click.option("--device", default="cpu", help="cpu or cuda, for the updates.")
 @click.option("--out", type=_FOLDER, help="JSON file to write.")
 def bench(only: str, device: str, out: Path | None) -> None:

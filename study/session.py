@@ -86,11 +86,19 @@ class Stage:
 
 
 def run_session(
-    spec: Spec, folder: Path, data_folder: Path, cluster: Cluster, command: str, *, show: Show = "auto"
+    spec: Spec,
+    folder: Path,
+    data_folder: Path,
+    cluster: Cluster,
+    command: str,
+    *,
+    show: Show = "auto",
+    start_seconds: float = 0.0,
 ) -> Outcome:
     """Run the remaining trials of a study, up to `budget.trials` of them, then its confirmation.
 
-    Both folders are absolute; that of the results is created if it does not exist.
+    Both folders are absolute; that of the results is created if it does not exist. `start_seconds` is what Ray's start
+    has taken, for the provenance.
     """
     # The folder keeps an open share of a GPU open: another session may have other GPUs.
     packed = packing.resolved(spec)
@@ -100,9 +108,12 @@ def run_session(
         storage.write_text(folder / "spec.toml", spec.to_toml())
         record = Record(folder, spec, command, cluster.seen)
         search = Stage(packed, folder, data_folder, cluster, show, record.note)
-        outcome = _run_stage(search)
+        record.phase_seconds["start"] = round(start_seconds, 1)
+        with record.phase("search"):
+            outcome = _run_stage(search)
         if spec.confirm and not outcome.interrupted and outcome.scored:
-            confirmed = _confirm(spec, search, record)
+            with record.phase("confirmation"):
+                confirmed = _confirm(spec, search, record)
             ended, planned = outcome.ended + confirmed.ended, outcome.planned + confirmed.planned
             outcome = Outcome(folder, ended, planned, outcome.scored)
         record.end(finished=not outcome.interrupted)

@@ -30,7 +30,8 @@ from tests import processes
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it in the background; tests send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("study", deadline=None)  # a busy machine is no failure
+settings.register_profile("study", deadline=None, max_examples=30)  # a busy machine is no failure
+settings.register_profile("thorough", deadline=None, max_examples=300)  # `make nightly`
 settings.load_profile("study")
 
 TRAINING_EXAMPLES, VALIDATION_EXAMPLES = 10_000, 2_000

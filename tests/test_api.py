@@ -174,7 +174,7 @@ assert len(analysis.load(again.folder).trials) == 4
 """
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 def test_a_script_runs_studies_one_after_another_whatever_happens(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -135,7 +135,11 @@ def test_a_study_from_the_shell_to_its_report(tmp_path: Path, monkeypatch: pytes
     assert found.stdout == "results: results/good\nreport:  results/good/report/index.html\n"
     assert "4/4 trials (4 completed)" in found.stderr
     results = tmp_path / "results/good"
-    assert json.loads((results / "provenance.json").read_text())["command"].endswith("run tiny.toml")
+    provenance = json.loads((results / "provenance.json").read_text())
+    assert provenance["command"].endswith("run tiny.toml")
+    (session,) = provenance["sessions"]
+    assert set(session["phase_seconds"]) == {"start", "search", "report"}
+    assert all(seconds > 0 for seconds in session["phase_seconds"].values())
     assert "Traceback" not in found.stderr
     assert "Warning" not in found.stderr
     assert len(analysis.load(results).trials) == 4
@@ -148,8 +152,10 @@ def test_a_study_from_the_shell_to_its_report(tmp_path: Path, monkeypatch: pytes
     assert "good: finished" in said.stdout
     assert "trials  4 of 4: 4 completed" in said.stdout
 
-    again = CliRunner().invoke(main, ["report", "results/good"])
+    again = CliRunner().invoke(main, ["report", "results/good", "--pdf"])
     assert again.stdout == "report:  results/good/report/index.html\n"
+    assert (results / "report/figures/loss-by-regime.pdf").read_bytes().startswith(b"%PDF")
+    assert f"study report --pdf {results}" in (results / "report/index.html").read_text()
 
     refused = CliRunner().invoke(main, ["run", "tiny.toml", "--out", "results/good"])
     assert refused.exit_code == 2

@@ -298,7 +298,7 @@ NUMBER = st.integers(1, 10**12)
 NAME = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", fullmatch=True)
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(workload=WORKLOADS, optimizers=OPTIMIZERS, trials=NUMBER, epochs=NUMBER, seeds=NUMBER, name=NAME)
 def test_what_is_written_reads_back_equal(
     workload: tuple[str, str], optimizers: list[str], trials: int, epochs: int, seeds: int, name: str

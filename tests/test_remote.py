@@ -117,7 +117,7 @@ def kill(running: subprocess.Popen[str]) -> None:
     assert running.wait(60) == -signal.SIGKILL
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_killed_study_at_a_uri_resumes_on_another_machine(
     s3: S3, spec: Path, tmp_path: Path, undisturbed: pd.DataFrame

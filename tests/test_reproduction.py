@@ -554,7 +554,7 @@ def test_an_out_that_is_a_file_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     assert "Traceback" not in found.stderr
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_damaged_files_leave_the_others_on_the_page(tmp_path: Path) -> None:
     said: list[str] = []
     command, both = "study reproduce --seeds 1 --epochs 2", ["linear", "cubic-linear"]

@@ -91,7 +91,7 @@ def test_study_of_a_user_model(workload: dict[str, Any], tmp_path: Path) -> None
     assert (here / "results/own/report/index.html").is_file()
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 @pytest.mark.timeout(600)
 def test_study_of_all_kinds_of_user_code(tmp_path: Path) -> None:

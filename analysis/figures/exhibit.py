@@ -32,32 +32,33 @@ class Exhibit:
     draw: Callable[[], Figure]
     reason: str
 
-    def save(self, out: Path, prefix: str) -> dict[str, Any]:
-        """Write SVG, PDF and CSV to `out/figures`.
+    def save(self, out: Path, prefix: str, *, pdf: bool = False) -> dict[str, Any]:
+        """Write SVG, CSV and, if asked for, PDF to `out/figures`; a PDF of an earlier report is deleted.
 
         Returns:
             What the template shows: title, caption, alt, files, image (a data URI; None if missing), and size in
             pixels, or the reason.
         """
         files = {kind: f"figures/{prefix}{self.name}.{kind}" for kind in ("svg", "pdf", "csv")}
-        shown = {"title": self.title, "caption": self.caption, "alt": self.alt, "files": files}
+        shown = {"title": self.title, "caption": self.caption, "alt": self.alt}
+        for file in files.values():  # an earlier report may have written them
+            (out / file).unlink(missing_ok=True)
         if self.data.empty:
-            for kind in files.values():  # an earlier report may have written them
-                (out / kind).unlink(missing_ok=True)
             return shown | {"image": None, "reason": self.reason}
-        svg, pdf = io.BytesIO(), io.BytesIO()
+        images: dict[str, bytes] = {}
         try:
             with style():
                 drawn = self.draw()
-                drawn.savefig(svg, format="svg", metadata={"Date": None, "Title": self.title})
-                drawn.set_layout_engine("none")  # keeps the layout, which takes most of the time
-                drawn.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Title": self.title})
+                for kind, date in {"svg": "Date", **({"pdf": "CreationDate"} if pdf else {})}.items():
+                    drawn.savefig(buffer := io.BytesIO(), format=kind, metadata={date: None, "Title": self.title})
+                    drawn.set_layout_engine("none")  # keeps the layout, which takes most of the time
+                    images[kind] = buffer.getvalue()
         except Exception as error:  # noqa: BLE001 - one figure that fails must not prevent the report
             return shown | {"image": None, "reason": f"drawing it failed ({type(error).__name__}: {error})"}
-        numbers = self.data.to_csv(index=False).encode()
-        for kind, content in {"svg": svg.getvalue(), "pdf": pdf.getvalue(), "csv": numbers}.items():
+        for kind, content in (images | {"csv": self.data.to_csv(index=False).encode()}).items():
             write_file(out / files[kind], content)
-        image = "data:image/svg+xml;base64," + base64.b64encode(adaptive(svg.getvalue())).decode()
+        shown["files"] = {kind.upper(): files[kind] for kind in (*images, "csv")}
+        image = "data:image/svg+xml;base64," + base64.b64encode(adaptive(images["svg"])).decode()
         return shown | {"image": image, "size": [round(SCREEN_DPI * inches) for inches in drawn.get_size_inches()]}
 
 

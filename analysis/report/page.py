@@ -28,17 +28,18 @@ from analysis.text import cell_at_rate, counted, duration, short
 
 
 def write_report(
-    paths: str | Path | Sequence[str | Path], out_dir: str | Path | None = None, *, command: str = ""
+    paths: str | Path | Sequence[str | Path], out_dir: str | Path | None = None, *, pdf: bool = False, command: str = ""
 ) -> Path:
     """Write the report of one or several studies, finished or not.
 
     Args:
         paths: a results folder or its URI, or several; each becomes a section.
         out_dir: where to write; by default `report/` in the first results folder, or in its local copy.
+        pdf: whether to write every figure as PDF, too, which doubles the time.
         command: the command that writes the page again; by default `study report` of these paths.
 
     Returns:
-        The path of `index.html`. Figures lie beside it in `figures/`, each as SVG, PDF and CSV.
+        The path of `index.html`. Figures lie beside it in `figures/`, each as SVG, its numbers as CSV.
 
     Raises:
         ResultsError: if a folder cannot be read as results, or no trial has ended in any.
@@ -54,8 +55,8 @@ def write_report(
     prefixes = ["" if len(folders) == 1 else f"{number}-" for number in range(1, len(folders) + 1)]
     page = render(
         "report.html.j2",
-        sections=[_section(study, out, prefix) for study, prefix in zip(studies, prefixes, strict=True)],
-        across=_across(studies, out) if len(studies) > 1 else None,
+        sections=[_section(study, out, prefix, pdf) for study, prefix in zip(studies, prefixes, strict=True)],
+        across=_across(studies, out, pdf) if len(studies) > 1 else None,
         command=command or shlex.join(["study", "report", *map(str, folders)]),
     )
     write_file(out / "index.html", page.encode())
@@ -74,9 +75,9 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _across(studies: Sequence[Results], out: Path) -> dict[str, Any]:
+def _across(studies: Sequence[Results], out: Path, pdf: bool) -> dict[str, Any]:
     """The values of the template for several studies together."""
-    shown = {"figures": [across_studies(studies).save(out, "")], "table": None}
+    shown = {"figures": [across_studies(studies).save(out, "", pdf=pdf)], "table": None}
     try:
         table = across(studies)
     except ValueError as error:
@@ -97,7 +98,7 @@ def _across(studies: Sequence[Results], out: Path) -> dict[str, Any]:
     return shown | {"text": text, "table": tables.table("Across the studies", rows, sortable=True, narrow=True)}
 
 
-def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
+def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, Any]:
     """The values of the template for one study."""
     table = cells(results)
     ranked, curse = rank(table, results.maximize), winners_curse(results, table)
@@ -128,7 +129,9 @@ def _section(results: Results, out: Path, prefix: str) -> dict[str, Any]:
         "target": results.target is not None,
         "times": tables.times(results, table),
         "scaling": scaling(results, table),
-        "figures": {part: [make(results, table).save(out, prefix) for make in each] for part, each in FIGURES.items()},
+        "figures": {
+            part: [make(results, table).save(out, prefix, pdf=pdf) for make in each] for part, each in FIGURES.items()
+        },
         "warnings": warnings(results, table),
         "spec": results.spec_text,
         "provenance": tables.provenance(results),

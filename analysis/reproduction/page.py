@@ -123,7 +123,7 @@ def _shown(section: Section, out: Path) -> dict[str, Any]:
     """The values of the template for a section."""
     verdicts = [claim.verdict for claim in section.claims]
     return vars(section) | {
-        "figures": [figure.save(out, "") for figure in section.figures],
+        "figures": [figure.save(out, "", pdf=True) for figure in section.figures],
         "time": duration(section.seconds),
         "counts": [verdicts.count(verdict) for verdict in ("agrees", "differs", "not checked")],
     }

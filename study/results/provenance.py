@@ -7,7 +7,9 @@ import json
 import os
 import platform
 import subprocess
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,8 @@ class Record:
     def __init__(self, folder: Path, spec: Spec, command: str, nodes: dict[str, int]) -> None:
         self.folder, self.spec = folder, spec
         earlier = read_provenance(folder).get("sessions") or []
-        self.sessions = [*earlier, new_session(command) | {"nodes": nodes}]
+        self.phase_seconds: dict[str, float] = {}
+        self.sessions = [*earlier, new_session(command) | {"nodes": nodes, "phase_seconds": self.phase_seconds}]
         write_provenance(folder, spec, self.sessions, finished=False)
 
     def note(self, kind: str, text: str) -> None:
@@ -49,10 +52,27 @@ class Record:
         with suppress(OSError):
             write_provenance(self.folder, self.spec, self.sessions, finished=False)
 
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Record how long the context lasts."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phase_seconds[name] = round(time.monotonic() - began, 1)
+
     def end(self, *, finished: bool) -> None:
         """Record that the session has ended."""
         self.sessions[-1]["ended"] = now()
         write_provenance(self.folder, self.spec, self.sessions, finished=finished)
+
+
+def add_phase(folder: Path, name: str, seconds: float) -> None:
+    """Record how long a part of the last session took that came after its end."""
+    content = read_provenance(folder)
+    if sessions := content.get("sessions"):
+        sessions[-1].setdefault("phase_seconds", {})[name] = round(seconds, 1)
+        storage.write_text(folder / FILE, json.dumps(content, indent=1) + "\n")
 
 
 def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *, finished: bool) -> None:

@@ -91,16 +91,17 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     """
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     found: dict[str, Any] = {"commit": commit(), "began": began, "versions": versions(), "hardware": hardware()}
-    if only in ("", "figure"):
-        found["figure"] = asdict(trainables.engines.bench.figure(device))
-    if only not in ("figure", "study", "search", "trials"):
-        found["updates"] = trainables.engines.bench.run(device, only)["rows"]
     if only in ("", "study"):
         found["study"] = shipped("quick")
     if only in ("", "search"):
         found["search"] = [asdict(row) for row in searches(SEARCH)]
     if only in ("", "search", "trials"):
         found["trials"] = empty_trials(EMPTY_TRIALS, PLAIN_TRIALS)
+    # Last, since JAX's threads do not survive the fork by which Ray starts.
+    if only in ("", "figure"):
+        found["figure"] = asdict(trainables.engines.bench.figure(device))
+    if only not in ("figure", "study", "search", "trials"):
+        found["updates"] = trainables.engines.bench.run(device, only)["rows"]
     return found
 
 

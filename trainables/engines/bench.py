@@ -7,6 +7,7 @@ JAX takes part where it is installed and has the network. `python -m trainables`
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
@@ -235,6 +236,8 @@ def _stack(work: Work, device: torch.device, name: str) -> Callable[[int], None]
 
 def _jax(work: Work) -> Callable[[int], None]:
     """The same stack in JAX, as a function that makes a number of updates, rounded up to whole epochs."""
+    # One thread, as torch has; JAX reads it when it is imported.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
     examples = _examples(work, torch.device("cpu"))
     sizes = [layer.in_features for layer in work.build().modules() if isinstance(layer, nn.Linear)]
     rates = np.array([lane.learning_rate for lane in grid(1e-5, 1e-4, work.lanes // work.seeds, range(work.seeds))])

@@ -103,7 +103,9 @@ def test_the_table_of_the_readme_has_the_committed_results() -> None:
     ratios = {(row["name"], row["engine"]): row["ratio"] for row in found["updates"]}
     for work in WORKS:
         each = (ratios.get((work.name, engine)) for engine in ("native", "jax", "eager"))
-        numbers = " | ".join("" if ratio is None else f"{ratio:,.0f}x" if ratio >= 20 else f"{ratio:.1f}x" for ratio in each)
+        numbers = " | ".join(
+            "" if ratio is None else f"{ratio:,.0f}x" if ratio >= 20 else f"{ratio:.1f}x" for ratio in each
+        )
         assert f"| {work.name} | {work.lanes} | {numbers} |" in readme
     for number in (found["study"]["ratio"], *(row["ratio"] for row in found["search"][1:])):
         assert f"{number:,.0f} times" in readme

@@ -254,7 +254,9 @@ def load(path: str | Path) -> Results:
         raise ResultsError(f"{spec_file}: workload.target is no number; restore what `study run` wrote")
     objectives = table_of(spec, "tuning").get("objectives", ["metric"])
     if not isinstance(objectives, list) or not all(name in OBJECTIVES for name in objectives):
-        raise ResultsError(f"{spec_file}: tuning.objectives are some of {', '.join(OBJECTIVES)}; got {objectives!r}")
+        raise ResultsError(
+            f"{spec_file}: tuning.objectives must be some of {', '.join(OBJECTIVES)}; got {objectives!r}"
+        )
     file = folder / "provenance.json"
     try:
         provenance = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

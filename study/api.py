@@ -156,7 +156,7 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
             out.mkdir(parents=True, exist_ok=True)
             names = sorted(path.name for path in out.iterdir())
         except OSError as error:
-            raise StorageError(str(out), f"cannot be made: {error.strerror}; give another folder") from error
+            raise StorageError(str(out), f"cannot be created: {error.strerror}; give another folder") from error
         if names:
             what = "already holds a study" if "spec.toml" in names else f"is not empty, it holds {names[0]}"
             raise StorageError(str(out), f"{what}; give a folder that does not exist yet")
@@ -168,7 +168,9 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise StorageError(str(folder), f"cannot be made: {error.strerror}; give another folder as out") from error
+            raise StorageError(
+                str(folder), f"cannot be created: {error.strerror}; give another folder as out"
+            ) from error
         return folder
     raise AssertionError("unreachable")
 
@@ -185,7 +187,7 @@ def require_same(spec: Spec, folder: Path) -> None:
     """Raise a `StorageError` unless the study in a results folder is that of a spec."""
     recorded = fixed_settings(read(folder / "spec.toml"))
     if changed := differences(recorded, fixed_settings(spec)):
-        message = f"holds a study with another {', '.join(changed)}; give a folder of its own, or the spec as it was"
+        message = f"holds a study with a different {', '.join(changed)}; give another folder, or the original spec"
         raise StorageError(f"--out {mirror.home(folder)}", message)
 
 

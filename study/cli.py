@@ -189,7 +189,7 @@ def run(spec: Spec, out: Path | str | None, again: bool, **how: Any) -> None:
 def resume(folder: Path | str, **how: Any) -> None:
     """Resume an interrupted study.
 
-    FOLDER is its results folder or URI.
+    FOLDER is the results folder of the study, or its URI.
     """
     from study import api
 
@@ -203,7 +203,7 @@ def resume(folder: Path | str, **how: Any) -> None:
 def extend(folder: Path | str, trials: int, **how: Any) -> None:
     """Add trials to a study.
 
-    FOLDER is its results folder or URI.
+    FOLDER is the results folder of the study, or its URI.
     """
     from study import api
 
@@ -215,7 +215,7 @@ def extend(folder: Path | str, trials: int, **how: Any) -> None:
 @click.option("--address", required=True, help="The cluster's job server, http://HEAD:8265.")
 @click.option("--out", type=Place(), required=True, help="Results folder that all nodes share, or URI.")
 @click.option("--to", type=_FOLDER, help="Local copy of the results; results/NAME if not given.")
-@click.option("--wait", default=0.0, help="Seconds to wait for a node of the cluster on which a trial fits.")
+@click.option("--wait", default=0.0, help="Seconds to wait for a node that has room for a trial.")
 def submit(spec: Spec, address: str, out: str, to: Path | None, wait: float) -> None:
     """Run a study on a cluster as a job, and fetch its results.
 
@@ -239,7 +239,9 @@ def submit(spec: Spec, address: str, out: str, to: Path | None, wait: float) -> 
 @click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each; from the spec if not given.")
 @click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of each; from the spec if not given.")
 @click.option(
-    "--out", type=Place(), help="Results folder for all nodes, or a URI; /results/NAME, for slurm results/NAME."
+    "--out",
+    type=Place(),
+    help="Results folder that all nodes share, or a URI; /results/NAME, or results/NAME for slurm.",
 )
 @click.option("--image", help="Container image with this project (kuberay), or machine image (ray-up).")
 @click.option("--time", help="Time limit of the job, HH:MM:SS; a day if not given. Not for ray-up.")
@@ -258,7 +260,7 @@ def manifest(kind: Kind, spec: str, **options: Any) -> None:
 @click.argument("folder", type=_FOLDER)
 @click.option("--port", default=8080, show_default=True, help="Port on this machine.")
 def dashboard(folder: Path, port: int) -> None:
-    """Start optuna-dashboard on a study, also while it runs."""
+    """Show a study in optuna-dashboard, also while it runs."""
     from study.tuning.dashboard import serve
 
     serve(folder, port=port)
@@ -266,9 +268,13 @@ def dashboard(folder: Path, port: int) -> None:
 
 @main.command()
 @sized
-@click.option("--address", help="Ray cluster to check too, auto or host:port: is every node fit?")
+@click.option("--address", help="Ray cluster whose nodes to check, too (auto or host:port).")
 @click.option(
-    "--out", type=_PLACE, default=Path("results"), show_default=True, help="Results folder or URI, for --address."
+    "--out",
+    type=_PLACE,
+    default=Path("results"),
+    show_default=True,
+    help="Results folder or URI that the nodes of --address must reach.",
 )
 def check(spec: Spec, address: str | None, out: Path | str) -> None:
     """Validate a spec and print its cells, lanes, memory and time."""
@@ -320,9 +326,9 @@ def status(folder: Path | str) -> None:
 @click.argument("folders", type=_PLACE, nargs=-1, required=True, metavar="FOLDER...")
 @click.option("--pdf", is_flag=True, help="Write every figure as PDF, too.")
 def report(folders: tuple[Path | str, ...], pdf: bool) -> None:
-    """Write the report of one or more studies into the first.
+    """Write the report of one or more studies.
 
-    FOLDERs are results folders or URIs.
+    FOLDERs are results folders or URIs; the report is written into the first.
     """
     from study import api
     from study.results import mirror
@@ -342,12 +348,12 @@ def report(folders: tuple[Path | str, ...], pdf: bool) -> None:
 
 
 @main.command()
-@click.option("--seeds", type=click.IntRange(1), help="Seeds of each experiment, instead of its own number.")
+@click.option("--seeds", type=click.IntRange(1), help="Seeds of each experiment, instead of its default.")
 @click.option("--only", multiple=True, metavar="NAME", help="An experiment; repeat it for more. All if not given.")
-@click.option("--epochs", type=click.IntRange(2), help="Epochs at most, for a trial run that proves nothing.")
+@click.option("--epochs", type=click.IntRange(2), help="Limit of epochs, for a quick try; its numbers prove nothing.")
 @click.option("--out", type=_FOLDER, default=Path("results/reproduction"), show_default=True, help="Results folder.")
 @click.option("--quiet", "show", flag_value="quiet", help="Show no progress.")
-@click.option("--plain", "show", flag_value="plain", help="Show plain lines, on a terminal too.")
+@click.option("--plain", "show", flag_value="plain", help="Show plain lines, also in a terminal.")
 def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out: Path, show: Show | None) -> None:
     """Repeat the source report's experiments and compare numbers.
 
@@ -371,10 +377,10 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
 
 @main.command()
 @click.option(
-    "--only", default="", help="figure, study, search, trials, or part of a line's name; everything if not given."
+    "--only", default="", help="figure, study, search, trials, or part of a network's name; everything if not given."
 )
-@click.option("--device", default="cpu", help="cpu or cuda, for the updates.")
-@click.option("--out", type=_FOLDER, help="JSON file to write.")
+@click.option("--device", default="cpu", help="Device that the engines are measured on: cpu or cuda.")
+@click.option("--out", type=_FOLDER, help="JSON file for the measurements; none if not given.")
 def bench(only: str, device: str, out: Path | None) -> None:
     """Benchmark lanes and whole searches on this machine."""
     from rich.console import Console
@@ -416,7 +422,7 @@ def _go(start: Callable[..., Outcome], *what: Any, show: Show | None, **options:
     if outcome.interrupted:
         raise SystemExit(130)
     if not outcome.scored:
-        click.echo(f"no trial gave a value; `study status {folder}` says how they ended", err=True)
+        click.echo(f"no trial has a value; `study status {folder}` says how they ended", err=True)
         raise SystemExit(1)
 
 

@@ -83,4 +83,4 @@ def require(package: str, extra: str) -> None:
     """Raise a `UsageError` that says what to install, unless an optional package is installed; it is not imported."""
     if importlib.util.find_spec(package) is None:
         command = f'pip install "optimizer-study[{extra}]"'
-        raise UsageError(extra, f"needs the package {package.replace('_', '-')}, which is not here; {command}")
+        raise UsageError(extra, f"needs the package {package.replace('_', '-')}, which is not installed; {command}")

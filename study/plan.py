@@ -86,7 +86,9 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
         ("lanes", f"{lane_count} a trial: {lane_count // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
     ]
     if spec.lanes.extensions and lane_count > spec.lanes.seeds:
-        rows.append(("", f"up to {spec.lanes.extensions} times half as many rates more, beyond an edge that is best"))
+        rows.append(
+            ("", f"up to {spec.lanes.extensions} times half as many rates are added, if the best one lies on the edge")
+        )
     for size, updates in sorted({(p.batch_size, p.updates) for p in probes}, key=lambda pair: pair[0]):
         much = f"{updates:,} updates a lane" if updates else f"{spec.budget.seconds:g} s a trial"
         rows.append(("", f"batch size {size:,} ({regime(size, facts.train)}): {much}"))
@@ -96,14 +98,16 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
         )
     fewest = min(p.at_once for p in probes)
     if fewest < lane_count:
-        rows.append(("", f"in passes of {fewest} where memory does not hold all"))
+        rows.append(("", f"in passes of {fewest} if memory does not hold all"))
     engines = sorted({p.engine for p in probes})
-    rows.append(("engine", " or ".join(engines) + (", by the trial" if len(engines) > 1 else "")))
+    rows.append(("engine", " or ".join(engines) + (", depending on the trial" if len(engines) > 1 else "")))
     if why := unavailable():
-        rows.append(("", f"no native kernel on this machine ({why}): its CPUs train several times slower without"))
+        rows.append(("", f"no native kernel on this machine ({why}): training on its CPUs is several times slower"))
     if spec.resources.cpu_nodes:
         small = sum(p.small for p in probes)
-        rows.append(("devices", f"{small} of {len(probes)} cells at the corners of the space are small: on CPUs alone"))
+        rows.append(
+            ("devices", f"{small} of {len(probes)} cells at the corners of the space are small and train on CPUs alone")
+        )
     memory = max(p.memory_bytes for p in probes) / 2**20
     rows.append(("memory", f"about {memory:,.0f} MiB a trial at most, its data included"))
     rows.append(("time", _time(spec, probes, trials)))

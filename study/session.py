@@ -143,7 +143,7 @@ def _run_stage(stage: Stage) -> Outcome:
     while True:
         display = ProgressDisplay(stage.spec, stage.spec.budget.trials, stage.show)
         if why and not stage.winners:
-            display.say(f"no native kernel on this machine ({why}): its CPUs train several times slower without")
+            display.say(f"no native kernel on this machine ({why}): training on its CPUs is several times slower")
         try:
             collector = _run_round(stage, display, final=rounds == 1)
         except InputError:

@@ -95,7 +95,7 @@ def test_data_that_cannot_be_had_leaves_no_results(tmp_path: Path, monkeypatch: 
         monkeypatch.setenv(name, value)
     found = invoked(monkeypatch, tmp_path, "run", "mnist-cnn")
     assert found.exit_code == 2
-    assert found.stderr.startswith("study: mnist cannot be had:")
+    assert found.stderr.startswith("study: mnist is unavailable:")
     assert str(tmp_path / "data/MNIST/raw") in found.stderr
     assert len(found.stderr.splitlines()) == 1
     assert not (tmp_path / "results").exists()

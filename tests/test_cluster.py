@@ -179,7 +179,7 @@ def test_a_study_is_submitted_followed_and_fetched(nodes: Nodes, spec: Path, tmp
     other = nodes.process("head", submit, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said, _ = other.communicate(timeout=300)
     assert other.returncode == 2, said
-    assert "holds a study with another budget.epochs" in said
+    assert "holds a study with a different budget.epochs" in said
 
 
 @pytest.mark.nightly

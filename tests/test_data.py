@@ -119,7 +119,7 @@ def test_a_truncated_file_is_data_that_cannot_be_had(tmp_path: Path) -> None:
     write_images(tmp_path)
     images = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:500])
-    with pytest.raises(DataError, match="mnist cannot be had"):
+    with pytest.raises(DataError, match="mnist is unavailable"):
         data.load("mnist", tmp_path)
 
 

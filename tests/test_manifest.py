@@ -247,8 +247,8 @@ def test_the_command_prints_the_manifest_and_nothing_else(
 BAD = [
     (["slurm", "--time", "1 day"], "--time '1 day': must be HH:MM:SS, as in 24:00:00"),
     (["slurm", "--time", "00:05:00"], "--time 00:05:00: too short"),
-    (["slurm", "--image", "x"], "--image x: means nothing to slurm; leave it out"),
-    (["ray-up", "--time", "24:00:00"], "--time 24:00:00: means nothing to ray-up; leave it out"),
+    (["slurm", "--image", "x"], "--image x: does not apply to slurm; leave it out"),
+    (["ray-up", "--time", "24:00:00"], "--time 24:00:00: does not apply to ray-up; leave it out"),
     (["kuberay", "--gpus-per-node", "0"], "--gpus-per-node 0: a trial takes 0.5; give 1 or more"),
     (["slurm", "--cpus-per-node", "1"], "--cpus-per-node 1: a trial takes 2; give 2 or more"),
     (["ray-up", "--cpus-per-node", "500"], "no machine has as many"),

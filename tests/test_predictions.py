@@ -78,5 +78,5 @@ def test_they_fill_a_table_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_regression_has_none() -> None:
-    with pytest.raises(SpecError, match=r"recording\.predictions = true: they are of classes"):
+    with pytest.raises(SpecError, match=r"recording\.predictions = true: needs a classification"):
         check(changed(recording={"predictions": True}))

@@ -43,7 +43,7 @@ NFS = Path("/nfs/out")
         ({"ahead_seconds": -7.0}, "its clock is 7 s behind; set it by NTP"),
         (
             {"missing": {"own": "ModuleNotFoundError: No module named 'timm'"}},
-            "cannot import own (ModuleNotFoundError: No module named 'timm'); install there what it needs",
+            "cannot import own (ModuleNotFoundError: No module named 'timm'); install what it needs there",
         ),
         ({"sees": False}, "cannot write into /nfs/out; give a folder that all nodes share (NFS) with --out"),
         # Of one that is silent nothing else is known.

@@ -45,7 +45,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "negative": ("def f(o, t): return -1 - o[:, 0].abs()\n" + NET, {"loss": "own:f"},
                  ["workload.loss: own:f: gives -", "not negative"]),
     "coupled": ("def f(o, t): return (o[:, 0] - o[:, 0].mean()) ** 2\n" + NET, {"loss": "own:f"},
-                ["own:f: what it gives for an example depends on the others"]),
+                ["own:f: the result for an example depends on the other examples"]),
     "score": ("def f(o, t): return 3 + o[:, 0].abs()\n" + NET, {"metric": "own:f"},
               ["workload.metric: own:f: gives 3", "numbers from 0 to 1"]),
     "optimizer": ("class f: pass\n" + NET, {"optimizer": "own:f"},

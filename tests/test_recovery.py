@@ -259,7 +259,7 @@ def test_a_worker_that_cannot_start_is_a_trial_that_failed(tmp_path: Path) -> No
     trial = SimpleNamespace(config=config, run_metadata=SimpleNamespace(), error_file=None)
     driver.collector.on_trial_error(0, [], trial)
     (row,) = results.load(driver.folder).trials.to_dict("records")
-    assert (row["outcome"], row["error"]) == ("failed", "its worker died, for a reason that Ray does not tell")
+    assert (row["outcome"], row["error"]) == ("failed", "its worker died, and Ray gives no reason")
     assert driver.study.trials[0].state == TrialState.FAIL
 
 

@@ -360,7 +360,7 @@ def test_fetch_follows_merged_parts(s3: S3, tmp_path: Path) -> None:
         ("ftp://host/x", "no place for results; valid: a folder (NFS too), s3://BUCKET/NAME, gs://BUCKET/NAME"),
         ("s3://key:secret@bucket/x", "has a user or password; put it where the SDK finds it"),
         ("s3://", "names no bucket; valid: a folder"),
-        ("s3:/bucket/x", "is no URI, it lacks a slash"),
+        ("s3:/bucket/x", "is not a URI, as it lacks a slash"),
         ("s3://bucket/x#1", "has characters that no place may have"),
     ],
 )

@@ -424,7 +424,7 @@ def test_a_confirmed_winner_is_reported_on_fresh_seeds(tmp_path: Path) -> None:
     assert "better on 10 of 10 paired fresh seeds, sign-flip p = 0.00195" in page
     assert "The best cell of the search stays first of 2 confirmed cells on 10 fresh seeds, against 3" in page
     assert "the scores of the search were too optimistic" in page
-    assert "only the confirmed scores come from seeds that chose nothing" in page
+    assert "only the confirmed scores come from seeds that played no part in the choice" in page
     assert "[confirm] in the spec" not in page
     assert page.index(" wins: ") < page.index("Confirmation") < page.index("Ledger")
 
@@ -437,7 +437,7 @@ def test_a_winner_that_falls_back_says_so(tmp_path: Path) -> None:
         row["validation_loss"] *= 2 if row["trial"] == 0 else 1
     write_tables(folder / "confirm", lanes=rows)
     text = squeezed(read(analysis.write_report(folder)))
-    assert "It was confirmed on 10 fresh seeds, though only in place 2: " in text
+    assert "It ranks only number 2 on 10 fresh seeds: " in text
     assert "falls to place 2 of 2 confirmed cells" in text
 
 

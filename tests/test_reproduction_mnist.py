@@ -237,7 +237,7 @@ def _without_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load(name: str, *arguments: Any, **options: Any) -> Any:
         if name == "mnist":
-            raise DataError("mnist cannot be had: the folder does not hold it, and no mirror gave it")
+            raise DataError("mnist is unavailable: the folder does not hold it, and downloading failed")
         return whole(name, *arguments, **options)
 
     monkeypatch.setattr(data, "load", load)

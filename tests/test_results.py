@@ -168,7 +168,7 @@ def test_objectives_are_the_metric_unless_named(tmp_path: Path) -> None:
     write_spec(tmp_path, objectives=["metric", "train_seconds"])
     assert load(tmp_path).objectives == ["metric", "train_seconds"]
     write_spec(tmp_path, objectives=["metric", "beauty"])
-    with pytest.raises(ResultsError, match=r"tuning\.objectives are some of metric, train_seconds"):
+    with pytest.raises(ResultsError, match=r"tuning\.objectives must be some of metric, train_seconds"):
         load(tmp_path)
 
 

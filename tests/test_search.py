@@ -437,7 +437,7 @@ def test_reach_refuses_servers_other_than_ray(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ray, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
-        with pytest.raises(ClusterError, match="what listens there is no Ray head, whose port is 6379"):
+        with pytest.raises(ClusterError, match="the server there is no Ray head, whose port is 6379"):
             ray.reach(address)
 
 
@@ -452,8 +452,8 @@ def test_claim_folder_never_returns_a_used_folder(tmp_path: Path, monkeypatch: p
     for out, message in (
         ("results/good", "already holds a study"),
         (".", "is not empty, it holds file"),
-        ("file", "cannot be made: File exists"),
-        ("file/below", "cannot be made: Not a directory"),
+        ("file", "cannot be created: File exists"),
+        ("file/below", "cannot be created: Not a directory"),
     ):
         with pytest.raises(StorageError, match=message):
             api.claim_folder(SPEC, Path(out))
@@ -528,7 +528,9 @@ def test_resume_lists_ignored_spec_changes(
 )
 def test_require_same_refuses_settings_that_a_spec_lacks(begun: dict[str, Any], tmp_path: Path) -> None:
     files.write_text(tmp_path / "spec.toml", check(changed(**begun)).to_toml())
-    with pytest.raises(StorageError, match=r"holds a study with another (search.settings.adam|lanes.learning_rate)"):
+    with pytest.raises(
+        StorageError, match=r"holds a study with a different (search.settings.adam|lanes.learning_rate)"
+    ):
         api.require_same(check(changed()), tmp_path)
     api.require_same(check(changed(**begun)), tmp_path)
 

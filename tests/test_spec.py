@@ -145,7 +145,7 @@ BAD = {
         changed(search__batch_size=[32, 20_000]),
         "search.batch_size = 20000: larger than the 10000 training examples of cubic",
     ),
-    "batch in words": (changed(search__batch_size="all"), '"all" is not a batch size; a whole number or "full"'),
+    "batch in words": (changed(search__batch_size="all"), '"all" is not a batch size; valid: a whole number or "full"'),
     "fractional width": (changed(search__width=4.5), "search.width = 4.5: 4.5 is not a whole number"),
     "true for a number": (changed(search__width=True), "true is not a whole number"),
     "text for a number": (changed(budget__trials="ten"), 'budget.trials = "ten": must be a whole number'),
@@ -157,9 +157,12 @@ BAD = {
         changed(budget__seconds=3.0),
         "budget: needs exactly one of epochs, updates, examples, seconds; epochs",
     ),
-    "no name": (changed(name=None), 'name: missing; as in name = "my-study"'),
+    "no name": (changed(name=None), 'name: missing; give one, as in name = "my-study"'),
     "name with a slash": (changed(name="a/b"), 'name = "a/b": must be letters, digits, dots, dashes'),
-    "no search": (changed(search=None), "search: missing; the table [search] with width, depth, batch_size, optimizer"),
+    "no search": (
+        changed(search=None),
+        "search: missing; add the table [search] with width, depth, batch_size, optimizer",
+    ),
     "no width": (changed(search__width=None), "search.width: missing; mlp needs it"),
     "a section that is none": (changed(search=3), "search = 3: must be a table, as in [search]"),
     "width of a linear model": (

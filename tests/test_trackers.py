@@ -284,7 +284,7 @@ def test_mlflow_gets_later_what_it_did_not_take(
     tracker.close()
     assert mlflow_runs(address, "away")[0]["metrics"]["loss"] == [(10, 0.5), (20, 0.4)]
     assert len(said) == 1
-    assert said[0].startswith(f"MLflow at {address} does not take what it is sent")
+    assert said[0].startswith(f"MLflow at {address} does not accept data")
 
 
 def test_an_mlflow_server_that_is_not_there_ends_nothing(tmp_path: Path) -> None:

@@ -374,7 +374,7 @@ def test_a_damaged_file_is_ignored(keep: float | str, tmp_path: Path, far: list[
         file.write_bytes(raw[: int(keep * len(raw)) if 0 < keep < 1 else int(keep)])
     results = to_the_end(MLPTrainable(config))
     assert str(file) in results[0]["warning"]
-    assert "starts from its beginning" in results[0]["warning"]
+    assert "starts again from the beginning" in results[0]["warning"]
     assert not any("warning" in result for result in results[1:])
     assert told(results) == told(far)
     assert course([result["payload"] for result in results]) == course([result["payload"] for result in far])

@@ -350,12 +350,12 @@ def test_gradient_hooks_are_applied(examples: Data) -> None:
 @pytest.mark.parametrize(
     ("build", "told"),
     [(Counting, r"own: calls changes from update to update \(2 to 3\).*register_buffer\('calls', torch.tensor\(1\)\)"),
-     (Remembering, "own: has something besides parameters and buffers .* make it a buffer"),
-     (Drawn, "own: has something besides parameters and buffers that it draws at its beginning"),
-     (Lazily, "own: mask becomes a buffer, or none, as it runs; register it in __init__"),
+     (Remembering, "own: draws or keeps values that are neither parameters nor buffers.* make each a buffer"),
+     (Drawn, "own: draws or keeps values that are neither parameters nor buffers; lanes would share"),
+     (Lazily, "own: the buffer mask appears or disappears in a forward pass; register it in __init__"),
      (Teacher, "own: changes slow.weight, a parameter that is not trained; make it a buffer"),
-     (Cached, "own: has something besides parameters and buffers"),
-     (ByNumpy, "own: two networks of one seed begin with other values of last.bias"),
+     (Cached, "own: draws or keeps values that are neither parameters nor buffers"),
+     (ByNumpy, "own: two networks of one seed begin with different values of last.bias"),
      (ByPython, "own: draws random numbers that are not torch's")],
 )  # fmt: skip
 def test_support_of_refuses_models_with_hidden_state(build: Callable[[], nn.Module], told: str, examples: Data) -> None:
@@ -430,7 +430,7 @@ NORMED = Rule("normed", normed, None, (1e-3, 1.0))
 
 def test_try_optimizer_refuses_dependent_lanes_and_lost_state(examples: Data) -> None:
     here = "tests.test_vmap_support"
-    with pytest.raises(UserCodeError, match="Forgetful: goes on differently where its state_dict is loaded"):
+    with pytest.raises(UserCodeError, match="Forgetful: continues differently after its state_dict is loaded"):
         try_optimizer(f"{here}:Forgetful")
     with pytest.raises(UserCodeError, match="MIXING: a lane's update depends on the lanes beside it; take norms"):
         try_optimizer(f"{here}:MIXING")

@@ -53,7 +53,7 @@ class Checkpoint:
             # A store that does not answer may block for long: attempts may take a tenth of the time.
             self.saved += 10 * (time.monotonic() - begun)
             failure = f"the checkpoint {self.place} could not be written ({_reason(error)})"
-            self.warnings.append(f"{failure}; the trial goes on")
+            self.warnings.append(f"{failure}; the trial continues")
 
     def resume(self, identity: str, restore: Callable[[dict[str, Any]], None]) -> bool:
         """Restore the trial from its own checkpoint; an unusable one is left alone, with a warning.
@@ -80,7 +80,7 @@ class Checkpoint:
             if out_of_memory(error):
                 raise
             why = f"cannot be read ({_reason(error)})"
-        self.warnings.append(f"the checkpoint {self.place} {why}, so the trial starts from its beginning")
+        self.warnings.append(f"the checkpoint {self.place} {why}, so the trial starts again from the beginning")
         return False
 
     def write_for_ray(self, folder: str, state: dict[str, Any]) -> None:

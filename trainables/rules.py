@@ -6,10 +6,11 @@ and the step is p <- p - lr_k u. The results are those of the torch.optim class 
 settings.
 
 Coefficients that depend on the number of the update (bias corrections, warming of momentum) come from a table that is
-computed before a run of updates, so that a CUDA graph or a compiled program reads them from memory. Settings may differ
+computed before a run of updates, so that a CUDA graph or the native kernel reads them from memory. Settings may differ
 between lanes, as tensors that broadcast against the parameters.
 
-To add an optimizer, write its update here, list it in `_UPDATES`, and add its settings to `catalogue.OPTIMIZERS`.
+To add an optimizer, write its update here, list it in `_UPDATES`, and add its settings to `catalogue.OPTIMIZERS`. It
+runs in the eager engine until the native kernel has it, too (`engines.native.KERNELS` and `engines/kernel/rules.h`).
 """
 
 from __future__ import annotations
@@ -352,7 +353,7 @@ def named(name: str, code: str = "") -> Rule:
             return replace(found, name=name)
         if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
             if "lr" not in inspect.signature(found).parameters:
-                raise UserCodeError(f"{name}: takes no lr, its learning rate; an optimizer of torch.optim's kind does")
+                raise UserCodeError(f"{name}: has no argument lr, the learning rate; add it, as in torch.optim")
             return Rule(name, _gradient, found, SOLO_RATES, solo=True)
         kind = found.__name__ if isinstance(found, type) else type(found).__name__
         raise UserCodeError(f"{name}: is {kind}; expected {EXPECTED['optimizer']}")

@@ -44,7 +44,7 @@ def place(given: str | Path) -> Path | str:
     text, valid = str(given), "valid: a folder (NFS too), " + ", ".join(f"{each}://BUCKET/NAME" for each in SCHEMES)
     if not is_uri(text):
         if _SLIP.match(text):
-            raise ValueError(f"{text!r} is no URI, it lacks a slash, and as a folder it is a slip; {valid}")
+            raise ValueError(f"{text!r} is not a URI, as it lacks a slash after the scheme; {valid}")
         return Path(text)
     scheme, _, rest = text.partition("://")
     if scheme not in SCHEMES:

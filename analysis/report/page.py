@@ -152,9 +152,9 @@ def course(results: Results) -> list[str]:
     else:
         lines.append("Whether it is still running is not recorded.")
     lines.append(
-        f"The trials took {duration(float(trials['wall_seconds'].sum()))} of trial time, "
-        f"{duration(float(trials['train_seconds'].sum()))} of which was training; that is {study_cost(results)}"
-        f"{' with the confirmation' if results.confirmation else ''}."
+        f"The trials ran for {duration(float(trials['wall_seconds'].sum()))} in total, "
+        f"{duration(float(trials['train_seconds'].sum()))} of which was training. The study took {study_cost(results)}"
+        f"{', including the confirmation' if results.confirmation else ''}."
     )
     stays = timeline(results).drop_duplicates(["confirming", "trial", "started"])
     if len(stays):
@@ -177,8 +177,8 @@ def scaling(results: Results, table: pd.DataFrame) -> list[str]:
     lines = [
         f"Critical batch size of {row['optimizer']}: {short(row['critical'])}"
         + (f" [{short(row['low'])}, {short(row['high'])}]" if row["n"] > 1 else " (one seed, no interval)")
-        + f", above which larger batches save few updates; at best {short(row['smallest_steps'])} updates, or "
-        f"{short(row['smallest_examples'])} examples."
+        + f", above which larger batches save few updates; the target takes at least "
+        f"{short(row['smallest_steps'])} updates and at least {short(row['smallest_examples'])} examples."
         for row in records(batch_scaling(steps_to_target(results)))
     ]
     for regime, own in gradient_noise(results, table).groupby("regime", sort=False):

@@ -37,9 +37,9 @@ def verdict(results: Results, table: pd.DataFrame) -> str:
         ]
     if again and again["confirmed_n"]:
         name, split = ("test", "test") if again["test_n"] else ("confirmed", "validation")
-        place = "" if again["rank_confirmed"] == 1 else f", though only in place {again['rank_confirmed']:.0f}"
+        held = "was confirmed" if again["rank_confirmed"] == 1 else f"ranks only number {again['rank_confirmed']:.0f}"
         score = f"{split} {metric} {value_text(again, name, metric)}"
-        sentences.append(f"It was confirmed on {counted(again['seeds'], 'fresh seed')}{place}: {score}.")
+        sentences.append(f"It {held} on {counted(again['seeds'], 'fresh seed')}: {score}.")
     elif again:
         sentences.append(f"It is not confirmed: {_why_not_confirmed(again)}.")
     if best["outcome"] != Outcome.COMPLETED:

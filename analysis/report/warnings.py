@@ -54,7 +54,7 @@ def _same_seeds(results: Results, table: pd.DataFrame, ranked: pd.DataFrame) -> 
     if confirmed["confirmed"].notna().any():
         yield (
             "The leaderboard and the figures show the seeds on which rates and cells were chosen; only the confirmed "
-            "scores come from seeds that chose nothing."
+            "scores come from seeds that played no part in the choice."
         )
     elif len(ranked):
         yield (
@@ -80,8 +80,8 @@ def _comparability(results: Results, ranked: pd.DataFrame) -> Iterator[str]:
     if len(ranked) and ranked["epochs"].max() > 1.5 * ranked["epochs"].min():
         yield (
             f"The compared cells trained for {short(ranked['epochs'].min())} to {short(ranked['epochs'].max())} epochs "
-            f"and {short(ranked['updates'].min())} to {short(ranked['updates'].max())} updates: choose the axis of the "
-            f"curves by what training costs you."
+            f"and {short(ranked['updates'].min())} to {short(ranked['updates'].max())} updates: compare curves on "
+            f"the axis that matters to you (updates, examples, epochs or time)."
         )
     stays = stints(results.trials).dropna(subset=["gpus"])
     on_gpus, ran = stays["trial"][stays["gpus"].map(len) > 0].nunique(), stays["trial"].nunique()

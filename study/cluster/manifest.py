@@ -151,7 +151,7 @@ def _mistakes(
     """What is wrong with the options, one line each."""
     for name, value in (("image", image), ("time", time)):
         if name in UNUSED[kind] and value is not None:
-            yield f"--{name} {value}: means nothing to {kind}; leave it out"
+            yield f"--{name} {value}: does not apply to {kind}; leave it out"
     seconds = _seconds(time or DEFAULT_TIME)
     if seconds is None:
         yield f"--time {time!r}: must be HH:MM:SS, as in 24:00:00"

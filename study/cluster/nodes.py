@@ -80,9 +80,11 @@ def gpu_bytes() -> int:
     for node, answer in zip(nodes, answers, strict=True):
         sizes.append(answer.get("bytes", 0))
         if not sizes[-1]:
-            why = answer.get("problem", "torch sees none there; see that its driver suits torch")
+            why = answer.get("problem", "torch finds none there; check that the NVIDIA driver suits torch")
             advice = "or set resources.gpu_memory_gib, or a number of GPUs"
-            problems.append(f'node {name_of(node)}: how large are its GPUs, for "auto"? {why}; {advice}')
+            problems.append(
+                f'node {name_of(node)}: the memory of its GPUs is unknown, which "auto" needs: {why}, {advice}'
+            )
     if problems:
         raise ClusterError("resources.gpus_per_trial", problems)
     return min(sizes, default=0)
@@ -107,10 +109,10 @@ def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
         if not node.sees:
             advice = "give a folder that all nodes share (NFS) with --out"
             if storage.is_uri(place):
-                advice = "does it reach the store, and has it the credentials?"
+                advice = "check that it reaches the store and has the credentials"
             problems.append(f"node {node.name}: cannot write into {place}; {advice}")
         for module, why in node.missing.items():
-            problems.append(f"node {node.name}: cannot import {module} ({why}); install there what it needs")
+            problems.append(f"node {node.name}: cannot import {module} ({why}); install what it needs there")
         if abs(node.ahead_seconds) > CLOCK_SECONDS:
             side = "ahead" if node.ahead_seconds > 0 else "behind"
             problems.append(f"node {node.name}: its clock is {abs(node.ahead_seconds):.0f} s {side}; set it by NTP")

@@ -34,8 +34,8 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 NO_TOKEN = (
-    "the cluster asks for a token, and there is none here, or another; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
-    "what `ray get-auth-token` prints on its head"
+    "the cluster asks for a token, and this machine has none or a wrong one; set RAY_AUTH_MODE=token and "
+    "RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its head"
 )
 # Set in what Ray's job server starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -182,7 +182,7 @@ def reach(address: str) -> None:
     except (OSError, OverflowError) as error:
         raise ClusterError(f"--address {address}", f"nothing answers ({error}); {advice}") from error
     if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
-        raise ClusterError(f"--address {address}", f"what listens there is no Ray head, whose port is 6379; {advice}")
+        raise ClusterError(f"--address {address}", f"the server there is no Ray head, whose port is 6379; {advice}")
 
 
 def _why(error: Exception) -> str:
@@ -191,8 +191,9 @@ def _why(error: Exception) -> str:
         return NO_TOKEN
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "Version mismatch" in str(error):
-        return f"{' '.join(lines)}; install the cluster's versions here, or ours there"
-    return f"{lines[0] if lines else type(error).__name__}; is a cluster running, and this machine a node of it?"
+        return f"{' '.join(lines)}; install the cluster's versions here, or this machine's versions there"
+    advice = "check that a cluster is running and that this machine is one of its nodes"
+    return f"{lines[0] if lines else type(error).__name__}; {advice}"
 
 
 def all_fitting(resources: Resources, nodes: Iterable[Mapping[str, Any]]) -> int:

@@ -52,7 +52,9 @@ def submit(
     The results are copied to the folder `to` of this machine, if `out` is a folder of the cluster.
     """
     if not storage.is_uri(out) and not Path(out).is_absolute():
-        message = "a job begins in a folder that goes with it; give an absolute path that all nodes share, or a URI"
+        message = (
+            "is relative, and a job starts in a folder of its own; give an absolute path that all nodes share, or a URI"
+        )
         raise UsageError(f"--out {out}", message)
     if to and not storage.is_uri(out):
         _may_replace(to, out)
@@ -66,7 +68,7 @@ def submit(
             runtime_env={"working_dir": sent, "py_modules": packages(bundle.code_of(Path(sent)))},
             metadata={"study": spec.name},
         )
-    say(f"job {job}, from now on the cluster's: Ctrl-C here leaves it running")
+    say(f"job {job} runs on the cluster; Ctrl-C here leaves it running")
     ended = _follow(client, job, say)
     if to and not storage.is_uri(out) and ended in (0, 1, 130) and to.absolute() != Path(out):
         _may_replace(to, out)
@@ -82,7 +84,7 @@ def _may_replace(to: Path, out: str) -> None:
     if to.absolute() == Path(out) or ("--out", out) in pairwise(command):
         return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        message = f"is no copy of {out} and would be replaced by one; give another folder, which is not there yet"
+        message = f"is no copy of {out} and would be replaced by one; give a folder that does not exist yet"
         raise StorageError(f"--to {to}", message)
 
 

@@ -72,7 +72,7 @@ class ProgressDisplay:
         if state.rows or state.begun or state.redo:
             parts = [f"{self.done} of {self.planned} trials have ended"]
             parts += [f"{len(state.begun)} continue where they were"] if state.begun else []
-            parts += [f"{len(state.redo)} run again, whose rows were lost"] if state.redo else []
+            parts += [f"{len(state.redo)} with lost rows run again"] if state.redo else []
             self.say(f"{self.spec.name}: {', '.join(parts)}")
 
     def say(self, message: str) -> None:

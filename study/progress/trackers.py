@@ -236,7 +236,7 @@ class MLflow:
         if len(reason) > 300:
             reason = reason[:300] + "..."
         self._say(
-            f"MLflow at {shown} does not take what it is sent ({reason}); the study continues, and what is missing "
+            f"MLflow at {shown} does not accept data ({reason}); the study continues, and what is missing "
             f"there is sent when it can be, without another warning"
         )
 

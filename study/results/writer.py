@@ -236,7 +236,7 @@ def _reason(trial: Trial) -> str:
     try:
         _, *reason = Path(trial.error_file).read_text(encoding="utf-8").split("\nFailure #")[-1].splitlines()
     except (OSError, TypeError, ValueError):
-        return "its worker died, for a reason that Ray does not tell"
+        return "its worker died, and Ray gives no reason"
     return "\n".join(reason).strip()
 
 

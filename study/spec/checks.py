@@ -90,7 +90,7 @@ def engine_suits_optimizers(
 def halving_has_reports(lanes: Lanes, budget: Budget) -> Iterator[str]:
     """Halving drops rates between reports."""
     if lanes.halving and budget.reports < 2:
-        yield "lanes.halving: rates are dropped between reports and this budget has one; give 2 epochs or more"
+        yield "lanes.halving: rates are dropped between reports, and this budget has only one; give 2 epochs or more"
 
 
 def batch_sizes_suit_data(workload: Workload, search: Search) -> Iterator[str]:
@@ -181,7 +181,7 @@ def quadratic_is_whole(workload: Workload, search: Search | None = None) -> Iter
 def predictions_are_of_classes(workload: Workload, recording: Recording) -> Iterator[str]:
     """A regression predicts no classes."""
     if recording.predictions and workload.facts.task == "regression":
-        yield f"recording.predictions = true: they are of classes, and {workload.data} has none; leave it out"
+        yield f"recording.predictions = true: needs a classification, and {workload.data} is a regression; leave it out"
 
 
 def settings_suit_optimizers(search: Search, user_code: UserCode) -> Iterator[str]:
@@ -234,8 +234,8 @@ def scheduler_judges_one_objective(tuning: Tuning) -> Iterator[str]:
     """A scheduler would stop cells that are best in another objective."""
     if len(tuning.objectives) > 1 and tuning.scheduler != "none":
         yield (
-            f'tuning.scheduler = "{tuning.scheduler}": judges the metric alone and would stop cells that are best '
-            f'otherwise; with several objectives set scheduler = "none"'
+            f'tuning.scheduler = "{tuning.scheduler}": compares trials by the metric alone and could stop those that '
+            f'are best in another objective; with several objectives set scheduler = "none"'
         )
 
 
@@ -243,8 +243,8 @@ def fair_grids_are_fixed(tuning: Tuning, lanes: Lanes) -> Iterator[str]:
     """A fair study gives every optimizer the same number of lanes."""
     if tuning.fair and lanes.extensions:
         yield (
-            f"lanes.extensions = {lanes.extensions}: tuning.fair gives every optimizer equally many lanes, so no grid "
-            f"may grow; set extensions = 0"
+            f"lanes.extensions = {lanes.extensions}: tuning.fair gives every optimizer the same number of lanes, so "
+            f"no grid may grow; set extensions = 0"
         )
 
 

@@ -85,7 +85,7 @@ def whole_number(value: object, low: int = 1) -> str | None:
 def batch_size(value: object) -> str | None:
     """What is wrong with a value that is to be a batch size."""
     if isinstance(value, str):
-        return None if value == "full" else f'{shown(value)} is not a batch size; a whole number or "full"'
+        return None if value == "full" else f'{shown(value)} is not a batch size; valid: a whole number or "full"'
     return whole_number(value)
 
 

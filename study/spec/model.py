@@ -110,7 +110,9 @@ class Workload(Section):
     @model_validator(mode="after")
     def _only_images_are_augmented(self) -> Workload:
         if self.augment and len(self.facts.in_shape) != 3:
-            raise ValueError(f"augment is for images; {self.data} has inputs of shape {self.facts.in_shape}")
+            raise ValueError(
+                f"augment is for images; {self.data} has inputs of shape {self.facts.in_shape}; leave it out"
+            )
         return self
 
     @property

@@ -183,5 +183,5 @@ def _fields_at(path: list[str]) -> list[str]:
 
 def _needs(name: str) -> str:
     if name == "name":
-        return 'as in name = "my-study"'
-    return f"the table [{name}] with {', '.join(_fields_at([name]))}"
+        return 'give one, as in name = "my-study"'
+    return f"add the table [{name}] with {', '.join(_fields_at([name]))}"

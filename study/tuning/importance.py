@@ -73,7 +73,7 @@ def write(study: optuna.Study, objectives: Sequence[str], seed: int, folder: Pat
 
 def _trouble(folder: Path, error: Exception) -> str:
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"{folder}: the importance of parameters could not be computed ({reason}); all else is there"
+    return f"{folder}: the importance of parameters could not be computed ({reason}); all other results are complete"
 
 
 def shares(study: optuna.Study, objective: int, seed: int) -> list[dict[str, Any]]:

@@ -124,9 +124,9 @@ def ask(request: Request) -> Answer:
 def _why(stage: Mapping[str, Any], code: int, output: str, late: bool) -> str:
     """Why the process gave no answer: its exit code, and the last line of its output."""
     if late:
-        return f"took more than {stage['seconds']:.0f} s; do less there, or give it an end"
+        return f"took more than {stage['seconds']:.0f} s; do less there, or check that it ends"
     if code == -signal.SIGKILL:
-        return "was killed, as the system does when memory runs out; do with less"
+        return "was killed, probably because memory ran out; use less memory"
     *_, last = output.strip().splitlines() or ["it printed nothing"]
     return f"ended the process with {code} ({last.strip()})"
 

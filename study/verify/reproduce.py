@@ -146,7 +146,7 @@ def run(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"--out {out}", f"cannot be made: {error.strerror}; give another folder") from error
+        raise StorageError(f"--out {out}", f"cannot be created: {error.strerror}; give another folder") from error
     with ExitStack() as stack:
         runner = Runner(stack, command, show, say)
         finished, interrupted = runner.finish(studies)
@@ -156,7 +156,7 @@ def run(
                 try:
                     write_report(folder)
                 except ResultsError as error:
-                    say(f"layers: without its ordinary report, {error}")
+                    say(f"layers: its study report could not be written: {error}")
         if "mnist" in chosen and not interrupted:
             if epochs:
                 say("mnist: left out, because it has no shorter form; run it without --epochs")

@@ -13,12 +13,11 @@ from trainables.engines.eager import Eager
 from trainables.engines.graph import Graph
 from trainables.engines.kernel.build import BuildError
 from trainables.engines.memory import block_size
-from trainables.engines.native import Native, Wide, pays, wide
+from trainables.engines.native import Native, Wide, pays, unsupported, wide
 from trainables.engines.solo import Solo
 from trainables.engines.vmapped import Vmapped, VmapSupport
 from trainables.lanes.seeds import initialise
 from trainables.lanes.stack import Stack
-from trainables.rules import RULES
 from trainables.usercode.importing import is_import_path
 from trainables.usercode.vmap_support import TRIED_EXAMPLES, support_of
 from trainables.workloads.catalogue import Task
@@ -75,10 +74,7 @@ def choose(
     cuda = stack.parameters.is_cuda
     if wanted == "cuda-graph" or (wanted == "auto" and cuda):
         return Graph(network, criterion, block)
-    lacks = (
-        "GPUs" if cuda else "losses of users" if criterion.loss else "optimizers of users" if rule.name not in RULES
-        else "augmentation" if augmented else ""
-    )  # fmt: skip
+    lacks = unsupported(stack, criterion, augmented=augmented)
     if wanted == "native" and lacks:
         raise ValueError(f"the engine native does not support {lacks}; choose auto")
     if wanted == "native" or (wanted == "auto" and not lacks and pays(network, in_shape, stack)):

@@ -111,6 +111,17 @@ def wide(network: nn.Sequential, stack: Stack) -> bool:
     return dense and stack.parameters.shape[1] > WIDE_PARAMETERS
 
 
+def unsupported(stack: Stack, criterion: Criterion, *, augmented: bool) -> str:
+    """What of a trial the kernel does not compute; empty if it computes everything, its network apart."""
+    if stack.parameters.is_cuda:
+        return "GPUs"
+    if criterion.loss:
+        return "losses of users"
+    if stack.rule.name not in KERNELS:
+        return f"the optimizer {stack.rule.name}"
+    return "augmentation" if augmented else ""
+
+
 def pays(network: nn.Sequential, in_shape: tuple[int, ...], stack: Stack) -> bool:
     """Whether the kernel knows all layers and is faster than torch, as it is not for many filters or few lanes."""
     convolutional = any(isinstance(layer, nn.Conv2d) for layer in network)

@@ -131,7 +131,7 @@ class Probe:
         self.answer.facts = dataclasses.asdict(facts)
         if request.redraw and not data.takes_seed(name, code):
             self.answer.mistakes.append(
-                f"workload.redraw = true: {name} takes no seed by which it could be drawn anew; give it one"
+                f"workload.redraw = true: {name} takes no seed, so it cannot draw new data; add the argument seed"
             )
         if facts.task == "classification":
             self._note(
@@ -165,7 +165,7 @@ class Probe:
         except UserCodeError as error:
             if self.request.standardize and "index out of range" in str(error):
                 raise UserCodeError(
-                    f"{error}; inputs are standardised, token ids too, unless standardize = false"
+                    f"{error}; inputs are standardised, also token ids; for these set standardize = false"
                 ) from error
             raise
         network = initialise(build, 0).to(inputs.dtype)
@@ -211,7 +211,9 @@ def _try_function(path: str, what: str, sample: Sample, code: str) -> None:
     for part in _PARTS:
         alone = called_on(path, what, outputs[part], targets[part], code).double()
         if not torch.allclose(values[part], alone, rtol=1e-3):
-            raise UserCodeError(f"{path}: what it gives for an example depends on the others; return each its own")
+            raise UserCodeError(
+                f"{path}: the result for an example depends on the other examples; return one result per example"
+            )
 
 
 def try_optimizer(path: str, code: str = "") -> None:
@@ -225,11 +227,11 @@ def try_optimizer(path: str, code: str = "") -> None:
     doing = "an update"
     try:
         if rule.solo:
-            parameters, doing = _by_torch(rule, gradients[:, 0]), "going on from its state_dict"
+            parameters, doing = _by_torch(rule, gradients[:, 0]), "continuing from its state_dict"
             torch.manual_seed(0)
             if relative(_by_torch(rule, gradients[:, 0], cut=True), parameters) > TOLERANCE:
                 raise UserCodeError(
-                    f"{path}: goes on differently where its state_dict is loaded into a new one, so no interrupted "
+                    f"{path}: continues differently after its state_dict is loaded into a new one, so no interrupted "
                     "trial could be resumed; keep what it remembers in self.state[parameter]"
                 )
         else:
@@ -288,9 +290,7 @@ def _by_rule(rule: Rule, gradients: torch.Tensor) -> torch.Tensor:
         kept = dict(state)
         rule.step(parameters, gradient.clone(), state, rates, row, rule.settings)
         if replaced := [name for name, tensor in kept.items() if state[name] is not tensor]:
-            raise UserCodeError(
-                f"{rule.name}: puts another tensor in the place of state[{replaced[0]!r}]; change it in place"
-            )
+            raise UserCodeError(f"{rule.name}: replaces the tensor state[{replaced[0]!r}]; change it in place")
     return parameters
 
 

@@ -83,9 +83,8 @@ def support_of(build: Builder, sample: Tensor, name: str = "the model") -> VmapS
         raise UserCodeError(f"{name}: {why}, where lanes take turns") from error
     if differs:
         raise UserCodeError(
-            f"{name}: has something besides parameters and buffers that it draws at its beginning or keeps from one "
-            f"pass to the next, which lanes would share and a resumed trial would not have ({differs} differ); make it "
-            "a buffer, by register_buffer in __init__"
+            f"{name}: draws or keeps values that are neither parameters nor buffers; lanes would share them and a "
+            f"resumed trial would lose them ({differs} differ); make each a buffer, by register_buffer in __init__"
         )
     return in_turn
 
@@ -121,7 +120,7 @@ def _obstacle(build: Builder, x: Tensor, expected: _Trace) -> str:
     given, why = x.clone(), ""
     try:
         if differs := expected.differs(_as_lanes(build, given, VmapSupport(True, True))):
-            why = f"its copies at once give other numbers than one by one ({differs})"
+            why = f"its copies give other results together than one by one ({differs})"
     except Exception as error:  # noqa: BLE001  whatever torch.func cannot do
         why = f"torch.func cannot batch it: {' '.join(str(error).split())[:160]}"
     return why if torch.equal(given, x) else "it writes into its inputs"
@@ -196,7 +195,9 @@ def _lane_alone(build: Builder, x: Tensor, seed: int, name: str) -> _Trace:
     _check_frozen(network, frozen, name)
     now = dict(network.named_buffers())
     if lazily := sorted(now.keys() ^ buffers.keys()):
-        raise UserCodeError(f"{name}: {lazily[0]} becomes a buffer, or none, as it runs; register it in __init__")
+        raise UserCodeError(
+            f"{name}: the buffer {lazily[0]} appears or disappears in a forward pass; register it in __init__"
+        )
     changes = any(value.shape != now[key].shape or bool(value.ne(now[key]).any()) for key, value in buffers.items())
     tensors |= {f"buffer {key}": value.detach().clone() for key, value in now.items()}
     network.eval()
@@ -213,7 +214,7 @@ def _check_seed(build: Builder, x: Tensor, name: str) -> None:
     for key in first.keys() & again.keys():
         if not torch.equal(first[key].nan_to_num(), again[key].nan_to_num()):
             raise UserCodeError(
-                f"{name}: two networks of one seed begin with other values of {key}; draw them from torch's global "
+                f"{name}: two networks of one seed begin with different values of {key}; draw them from torch's global "
                 "generator alone, or lanes could not be paired and no trial repeated"
             )
 

@@ -283,8 +283,8 @@ def _torchvision(name: str, folder: Path, seed: int) -> list[Split]:
         files = [Path(url).stem for url, _ in getattr(loader, "resources", [])]
         wanted = f"the files {', '.join(files)}, unpacked," if files else f"the unpacked folder {Path(place).name}"
         raise DataError(
-            f"{name} cannot be had: {folder / place} does not hold it, and {mirrors} did not give it: {reason}. "
-            f"Put {wanted} in {folder / place}, or set STUDY_DATA to a folder that has {place}. "
+            f"{name} is unavailable: {folder / place} does not hold it, and downloading from {mirrors} failed: "
+            f"{reason}. Put {wanted} in {folder / place}, or set STUDY_DATA to a folder that has {place}. "
             f"The data set digits needs no download."
         ) from error
     train, rest = (_image_split(part.data, part.targets) for part in official)

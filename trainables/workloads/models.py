@@ -184,7 +184,7 @@ def _user_model(path: str, bundle: str, arguments: dict[str, Any]) -> nn.Module:
         if tensor.is_complex():
             raise UserCodeError(f"{path}: {name} is complex; keep its real view, and torch.view_as_complex in forward")
     if not trained(network):
-        raise UserCodeError(f"{path}: its module has no parameters that require gradients; nothing is to be trained")
+        raise UserCodeError(f"{path}: its module has no parameters that require gradients; give it at least one")
     # Wrapped, a chain is not taken for one of the shipped families.
     return nn.Sequential(network) if layered(network) and not _inputs_fit(network, arguments["in_shape"]) else network
 

@@ -51,10 +51,10 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "importance",
         "Importance of the hyperparameters",
-        f"How much each hyperparameter decides whether a trial is among the best, as shares (PED-ANOVA, Watanabe et "
+        f"How much each hyperparameter affects whether a trial is among the best, as shares (PED-ANOVA, Watanabe et "
         f"al. 2023). Bars: all trials; lines: 2.5 to 97.5 percentiles over {repeats}.",
         "Bar chart of hyperparameter importances.",
         data,
         lambda: exhibit.with_legend(lambda ax: importance_bars(data, ax), 110, 15 + 9 * max(2, len(data))),
-        "the study has not recorded it; it needs at least 8 completed trials",
+        "not recorded; it needs at least 8 completed trials",
     )

@@ -155,7 +155,7 @@ def test_a_study_from_the_shell_to_its_report(tmp_path: Path, monkeypatch: pytes
     again = CliRunner().invoke(main, ["report", "results/good", "--pdf"])
     assert again.stdout == "report:  results/good/report/index.html\n"
     assert (results / "report/figures/loss-by-regime.pdf").read_bytes().startswith(b"%PDF")
-    assert f"study report --pdf {results}" in (results / "report/index.html").read_text()
+    assert "study report --pdf results/good" in (results / "report/index.html").read_text()
 
     refused = CliRunner().invoke(main, ["run", "tiny.toml", "--out", "results/good"])
     assert refused.exit_code == 2

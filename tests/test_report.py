@@ -78,7 +78,7 @@ def squeezed(page: Page) -> str:
 def words_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing some twenty figures takes seconds: it is left out where a test, not asking for `drawn`, reads words."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("analysis.figures.exhibit.Exhibit.save", lambda drawing, out, prefix: unseen(drawing))
+        monkeypatch.setattr("analysis.figures.exhibit.Exhibit.save", lambda drawing, *_, **__: unseen(drawing))
 
 
 def unseen(drawing: Any) -> dict[str, Any]:

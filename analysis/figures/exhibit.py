@@ -40,7 +40,7 @@ class Exhibit:
             pixels, or the reason.
         """
         files = {kind: f"figures/{prefix}{self.name}.{kind}" for kind in ("svg", "pdf", "csv")}
-        shown = {"title": self.title, "caption": self.caption, "alt": self.alt}
+        shown: dict[str, Any] = {"title": self.title, "caption": self.caption, "alt": self.alt}
         for file in files.values():  # an earlier report may have written them
             (out / file).unlink(missing_ok=True)
         if self.data.empty:

@@ -8,7 +8,7 @@ study: .venv/installed
 	$(BIN)/study run quick
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not long and not alone" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not long and not alone" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -20,8 +20,8 @@ check: .venv/installed
 # Those of `test` that draw examples, on ten times as many; then the tests that `test` and `.ci/run` leave out, an hour or
 # more; those that need the whole machine run last, alone.
 nightly: .venv/extras
-	$(BIN)/python -m pytest -m "hypothesis and not long" -n 2 --dist loadfile --hypothesis-profile thorough
-	$(BIN)/python -m pytest -m "nightly and not alone" -n 2 --dist loadfile --durations=20
+	$(BIN)/python -m pytest -m "hypothesis and not long" -n 2 --dist loadfile --no-loadscope-reorder --hypothesis-profile thorough
+	$(BIN)/python -m pytest -m "nightly and not alone" -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 	$(BIN)/python -m pytest -m "nightly and alone" --durations=20
 
 # With the native kernel for each platform, into dist.

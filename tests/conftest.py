@@ -269,10 +269,16 @@ def write_confirmation(
 SLOWEST = ("test_cli.py", "test_histories.py", "test_engines.py", "test_report.py", "test_remote.py", "test_tune.py")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Three for two processors: a third of the time, tests wait for processes that start, end or hang."""
+    return math.ceil(1.5 * (os.cpu_count() or 1))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Nightly tests are long ones too, so `-m "not long"` leaves out both; the slowest files come first."""
-    items.sort(key=lambda item: item.path.name not in SLOWEST)
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     for item in items:
         if item.get_closest_marker("nightly"):
             item.add_marker("long")

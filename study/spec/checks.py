@@ -20,20 +20,28 @@ from trainables.workloads import catalogue
 from trainables.workloads.catalogue import CATALOGUE, OPTIMIZERS, SOLO
 
 Rule = Callable[..., Iterator[str]]
+RULES: list[Rule] = []
 _ARGUMENTS = {"mlp": ("shape",), "cnn": ("kernel", "padding")}
+
+
+def rule(function: Rule) -> Rule:
+    """Count a function among the rules; mistakes are listed in the rules' order."""
+    RULES.append(function)
+    return function
 
 
 def mistakes(sections: Mapping[str, Any], user_code: UserCode) -> list[str]:
     """The mistakes between the valid sections of a spec; rules can look at its user code too."""
     lines: list[str] = []
-    for rule in RULES:
-        parameters, known = inspect.signature(rule).parameters.values(), {**sections, "user_code": user_code}
+    for each_rule in RULES:
+        parameters, known = inspect.signature(each_rule).parameters.values(), {**sections, "user_code": user_code}
         given = {each.name: known[each.name] for each in parameters if each.name in known}
         if all(each.name in given or each.default is None for each in parameters):
-            lines += rule(**given)
+            lines += each_rule(**given)
     return lines
 
 
+@rule
 def metric_suits_task(workload: Workload) -> Iterator[str]:
     """Accuracy is for classifications, or for a user's score."""
     if workload.metric == "accuracy" and workload.facts.task == "regression" and not workload.score:
@@ -41,6 +49,7 @@ def metric_suits_task(workload: Workload) -> Iterator[str]:
         yield f'workload.metric = "accuracy": {workload.data} is a regression; valid: {valid}'
 
 
+@rule
 def target_is_possible(workload: Workload) -> Iterator[str]:
     """An accuracy is at most 1; both metrics are positive."""
     highest = 1 if workload.metric == "accuracy" else math.inf
@@ -49,6 +58,7 @@ def target_is_possible(workload: Workload) -> Iterator[str]:
         yield f"workload.target = {workload.target}: must be {valid}"
 
 
+@rule
 def arguments_suit_model(workload: Workload) -> Iterator[str]:
     """Each model family has its own arguments."""
     accepted = _ARGUMENTS.get(workload.model, ())
@@ -59,6 +69,7 @@ def arguments_suit_model(workload: Workload) -> Iterator[str]:
         yield f"workload.model_args.{key}: {workload.model} has no such argument; valid: {valid}"
 
 
+@rule
 def cnn_has_images(workload: Workload) -> Iterator[str]:
     """A CNN needs images."""
     if workload.model == "cnn" and len(workload.facts.in_shape) != 3:
@@ -66,6 +77,7 @@ def cnn_has_images(workload: Workload) -> Iterator[str]:
         yield f'workload.model = "cnn": {workload.data} has no images; those that do: {images}'
 
 
+@rule
 def engine_suits_optimizers(
     search: Search, lanes: Lanes, user_code: UserCode, workload: Workload | None = None
 ) -> Iterator[str]:
@@ -87,12 +99,14 @@ def engine_suits_optimizers(
         yield "lanes.engine: native trains on unchanged examples, and workload.augment changes them; valid: auto, eager"
 
 
+@rule
 def halving_has_reports(lanes: Lanes, budget: Budget) -> Iterator[str]:
     """Halving drops rates between reports."""
     if lanes.halving and budget.reports < 2:
         yield "lanes.halving: rates are dropped between reports, and this budget has only one; give 2 epochs or more"
 
 
+@rule
 def batch_sizes_suit_data(workload: Workload, search: Search) -> Iterator[str]:
     """A batch is at most the training split, which "full" means."""
     examples, sizes = workload.facts.train, search.batch_size.ends()
@@ -106,6 +120,7 @@ def batch_sizes_suit_data(workload: Workload, search: Search) -> Iterator[str]:
             )
 
 
+@rule
 def sizes_suit_model(workload: Workload, search: Search) -> Iterator[str]:
     """Linear and quadratic models have no size, other shipped families need one."""
     if is_import_path(workload.model):
@@ -119,6 +134,7 @@ def sizes_suit_model(workload: Workload, search: Search) -> Iterator[str]:
             yield f"search.{name}: missing; {workload.model} needs it, as in {name} = [1, 2]"
 
 
+@rule
 def networks_can_be_built(workload: Workload, search: Search) -> Iterator[str]:
     """A CNN's image, or an MLP's width, must last for its depth."""
     images = len(workload.facts.in_shape) == 3
@@ -146,6 +162,7 @@ def _misfit(workload: Workload, width: int, depth: int) -> str | None:
     return None
 
 
+@rule
 def no_batch_has_one_example(workload: Workload, search: Search, budget: Budget) -> Iterator[str]:
     """Some models of users cannot train on a single example, as those that normalise over the batch; one mistake."""
     if not workload.user_code.lone:
@@ -164,6 +181,7 @@ def no_batch_has_one_example(workload: Workload, search: Search, budget: Budget)
             return
 
 
+@rule
 def quadratic_is_whole(workload: Workload, search: Search | None = None) -> Iterator[str]:
     """DeepOBS's quadratic problem is one data set with one model, in its own units."""
     if "quadratic" not in (workload.data, workload.model):
@@ -178,12 +196,14 @@ def quadratic_is_whole(workload: Workload, search: Search | None = None) -> Iter
         yield "search.optimizer: Muon trains matrices and the model quadratic has none; leave it out"
 
 
+@rule
 def predictions_are_of_classes(workload: Workload, recording: Recording) -> Iterator[str]:
     """A regression predicts no classes."""
     if recording.predictions and workload.facts.task == "regression":
         yield f"recording.predictions = true: needs a classification, and {workload.data} is a regression; leave it out"
 
 
+@rule
 def settings_suit_optimizers(search: Search, user_code: UserCode) -> Iterator[str]:
     """Settings are those of an optimizer of the search, with values that it takes."""
     for optimizer, settings in search.settings.items():
@@ -211,6 +231,7 @@ def _refused(user_code: UserCode, optimizer: str, name: str, value: float) -> st
     return None if user_code.optimizer(optimizer).solo else catalogue.rule_refuses(name, value)
 
 
+@rule
 def grid_sampler_has_lists(tuning: Tuning, search: Search, workload: Workload | None = None) -> Iterator[str]:
     """The grid sampler cannot enumerate a range."""
     if tuning.sampler != "grid":
@@ -224,12 +245,14 @@ def grid_sampler_has_lists(tuning: Tuning, search: Search, workload: Workload | 
             yield f"search.{name} = {shown(plain(dimension))}: the grid sampler needs lists; write the values out"
 
 
+@rule
 def objectives_are_distinct(tuning: Tuning) -> Iterator[str]:
     """Each objective is given once."""
     if len(set(tuning.objectives)) < len(tuning.objectives):
         yield f"tuning.objectives = {shown(tuning.objectives)}: an objective is given twice; give each once"
 
 
+@rule
 def scheduler_judges_one_objective(tuning: Tuning) -> Iterator[str]:
     """A scheduler would stop cells that are best in another objective."""
     if len(tuning.objectives) > 1 and tuning.scheduler != "none":
@@ -239,6 +262,7 @@ def scheduler_judges_one_objective(tuning: Tuning) -> Iterator[str]:
         )
 
 
+@rule
 def fair_grids_are_fixed(tuning: Tuning, lanes: Lanes) -> Iterator[str]:
     """A fair study gives every optimizer the same number of lanes."""
     if tuning.fair and lanes.extensions:
@@ -248,6 +272,7 @@ def fair_grids_are_fixed(tuning: Tuning, lanes: Lanes) -> Iterator[str]:
         )
 
 
+@rule
 def fair_trials_can_be_shared(tuning: Tuning, search: Search, budget: Budget) -> Iterator[str]:
     """A fair study gives every optimizer the same number of trials."""
     count = len(search.optimizers())
@@ -259,6 +284,7 @@ def fair_trials_can_be_shared(tuning: Tuning, search: Search, budget: Budget) ->
         )
 
 
+@rule
 def cpu_nodes_compare_no_devices(
     resources: Resources, tuning: Tuning | None = None, budget: Budget | None = None, lanes: Lanes | None = None
 ) -> Iterator[str]:
@@ -272,8 +298,3 @@ def cpu_nodes_compare_no_devices(
         yield f"tuning.objectives: train_seconds of a CPU and of a GPU do not compare; drop it, or {advice}"
     if lanes and lanes.engine == "cuda-graph":
         yield f"lanes.engine: cuda-graph is for GPUs, and small cells train on CPUs; valid: auto; or {advice}"
-
-
-RULES: tuple[Rule, ...] = tuple(
-    function for name, function in list(globals().items()) if name[0] != "_" and inspect.isgeneratorfunction(function)
-)

@@ -244,4 +244,5 @@ def _flattened(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
                 yield from _flattened(inner, f"{name}.{key}" if name else str(key))
     elif name:
         text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-        yield name, "not recorded" if value is None else text
+        missing = "not set" if name.startswith("spec.") else "not recorded"
+        yield name, missing if value is None else text

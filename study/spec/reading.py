@@ -171,6 +171,10 @@ def _reworded(message: str) -> str:
     return message
 
 
+# What a section makes of other keys: model_args, and a metric of the user's.
+_INTERNAL = ("own_args", "score")
+
+
 def _fields_at(path: list[str]) -> list[str]:
     """The keys of the table at a path."""
     model: Any = Spec
@@ -178,7 +182,7 @@ def _fields_at(path: list[str]) -> list[str]:
         annotation = model.model_fields[part].annotation
         options = [annotation, *get_args(annotation)]
         model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(model.model_fields)
+    return [name for name in model.model_fields if name not in _INTERNAL]
 
 
 def _needs(name: str) -> str:

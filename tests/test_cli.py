@@ -127,6 +127,7 @@ def test_check_prints_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.toml"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_worker")
 def test_a_study_from_the_shell_to_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.toml").write_text(tomlkit.dumps(TINY))

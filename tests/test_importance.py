@@ -150,6 +150,7 @@ def test_results_without_importance_have_an_empty_table(tmp_path: Path) -> None:
         _ = analysis.load(tmp_path).importance
 
 
+@pytest.mark.long
 def test_refresh_is_reproducible_across_processes(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, conditional, 40)
     importance.refresh(folder, quiet)

@@ -200,6 +200,7 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.long
 def test_users_modules_may_take_longer_than_an_answer(
     ray_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +226,7 @@ def test_what_is_wrong_without_modules_is_told_before_they_are_asked_for(
     assert len(preflight.mistakes([node], tmp_path)) == 1
 
 
+@pytest.mark.long
 def test_a_node_that_joins_is_asked_without_waiting_for_it(
     ray_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,6 +264,7 @@ def test_mirror_sends_what_changes_in_the_spool(s3: S3, quickly: None) -> None:
         assert len(analysis.load(spool).trials) == 48
 
 
+@pytest.mark.long
 def test_uri_has_one_owner(s3: S3, quickly: None, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = s3.uri("held")
     holder_at(uri)
@@ -331,6 +332,7 @@ def test_resume_continues_from_unsent_results(s3: S3, quickly: None, monkeypatch
     assert "curves/0000001-0000001.parquet" not in there
 
 
+@pytest.mark.long
 def test_fetch_follows_merged_parts(s3: S3, tmp_path: Path) -> None:
     uri, system = s3.uri("merged"), files.at(s3.uri("merged"))
     mirror.send(write_study(tmp_path / "study", optimizers=("adam", "sgd"), widths=(8,), depths=(1,)), uri)

@@ -321,6 +321,7 @@ def stored(folder: Path, kind: str) -> tuple[optuna.Study, Path]:
     return study, file
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", list(SPECS))
 def test_the_dashboard_shows_and_changes_nothing(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "results"

@@ -98,16 +98,16 @@ def test_the_committed_results_print_within_80_columns() -> None:
 
 def test_the_table_of_the_readme_has_the_committed_results() -> None:
     tests = Path(__file__).parent
-    found = json.loads((tests / "benchmarks" / "cpu-2-cores.json").read_text())
+    committed = json.loads((tests / "benchmarks" / "cpu-2-cores.json").read_text())
     readme = (tests.parent / "README.md").read_text()
-    ratios = {(row["name"], row["engine"]): row["ratio"] for row in found["updates"]}
+    ratios = {(row["name"], row["engine"]): row["ratio"] for row in committed["updates"]}
     for work in WORKS:
         each = (ratios.get((work.name, engine)) for engine in ("native", "jax", "eager"))
         numbers = " | ".join(
             "" if ratio is None else f"{ratio:,.0f}x" if ratio >= 20 else f"{ratio:.1f}x" for ratio in each
         )
         assert f"| {work.name} | {work.lanes} | {numbers} |" in readme
-    for number in (found["study"]["ratio"], *(row["ratio"] for row in found["search"][1:])):
+    for number in (committed["study"]["ratio"], *(row["ratio"] for row in committed["search"][1:])):
         assert f"{number:,.0f} times" in readme
 
 

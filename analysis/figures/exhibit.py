@@ -41,8 +41,9 @@ class Exhibit:
         """
         files = {kind: f"figures/{prefix}{self.name}.{kind}" for kind in ("svg", "pdf", "csv")}
         shown: dict[str, Any] = {"title": self.title, "caption": self.caption, "alt": self.alt}
-        for file in files.values():  # an earlier report may have written them
-            (out / file).unlink(missing_ok=True)
+        for kind, file in files.items():  # of an earlier report
+            if self.data.empty or (kind == "pdf" and not pdf):
+                (out / file).unlink(missing_ok=True)
         if self.data.empty:
             return shown | {"image": None, "reason": self.reason}
         images: dict[str, bytes] = {}

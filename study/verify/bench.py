@@ -122,11 +122,11 @@ def shipped(name: str, *options: str) -> dict[str, Any]:
         spec, runs, plain = reading.read(folder / "spec.toml"), 0, 0.0
         for stage in (folder, folder / CONFIRM):
             if stage.is_dir():
-                found = results.load(stage)
-                made = found.lanes.groupby("trial")["updates"].sum()
-                cells: Any = found.trials.to_dict("records")
+                study = results.load(stage)
+                made = study.lanes.groupby("trial")["updates"].sum()
+                cells: Any = study.trials.to_dict("records")
                 plain += sum(_plain_update_seconds(spec, cell) * made[cell["trial"]] for cell in cells)
-                runs += len(found.lanes)
+                runs += len(study.lanes)
     shares = {"seconds": seconds, "plain_seconds": plain, "ratio": plain / seconds}
     return {"name": " ".join([name, *options]), "runs": runs, **shares, "cores": os.cpu_count()}
 

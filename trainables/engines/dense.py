@@ -45,15 +45,15 @@ def gradients(
             values.append(values[-1].relu())
     losses, back = _judged(values[-1], y, task)
     back = back * (1 / count)
-    found: list[Tensor] = []
+    by_leaf: list[Tensor] = []
     for place in reversed(range(len(linear))):
         if not linear[place]:
             back = torch.where(values[place + 1] > 0, back, 0.0)
             continue
-        found = [torch.bmm(back, values[place].transpose(1, 2)), back.sum(2), *found]
+        by_leaf = [torch.bmm(back, values[place].transpose(1, 2)), back.sum(2), *by_leaf]
         if place:
             back = torch.bmm(pairs.pop()[0].transpose(1, 2), back)
-    return (losses * (1 / count)).sum((1, 2)), found
+    return (losses * (1 / count)).sum((1, 2)), by_leaf
 
 
 def _judged(outputs: Tensor, y: Tensor, task: Task) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ another, so that a lane's parameters stay in the cache from the forward pass to 
 from __future__ import annotations
 
 import ctypes
+from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -136,14 +137,14 @@ def _plain(layer: nn.Conv2d) -> bool:
     return len(set(layer.padding)) == 1 and len(set(layer.kernel_size)) == 1
 
 
-class Native(Eager):
-    """Whole stretches of updates in one call of the kernel, lanes innermost.
+class _Kernel(Eager):
+    """What calls the kernel.
 
     Args:
         network: one network of the family.
         in_shape: shape of one example.
         criterion: what outputs are judged by; its loss is the task's own.
-        block: examples that torch passes at a time: always in `Wide`, here where the gradient's noise is estimated.
+        block: examples that torch passes at a time: in `Wide`; in `Native` where gradient noise is estimated.
         batch_size: examples per update.
         stack: the lanes.
 
@@ -164,11 +165,26 @@ class Native(Eager):
         stack: Stack,
     ) -> None:
         super().__init__(network, criterion, block)
+        kind = str(stack.parameters.dtype).removeprefix("torch.")
+        self.kernel, self.build = library(kind), identity(kind)
+        self._prepare(network, in_shape, batch_size, stack)
+
+    @abstractmethod
+    def _prepare(self, network: nn.Sequential, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> None:
+        """Describe the network to the kernel."""
+
+    def warm_up(self, stack: Stack, batches: Batches) -> None:
+        """Do nothing: the kernel is compiled already."""
+
+
+class Native(_Kernel):
+    """Whole stretches of updates in one call of the kernel, lanes innermost."""
+
+    def _prepare(self, network: nn.Sequential, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> None:
         layers, dtype = described(network, in_shape), stack.parameters.dtype
         if layers is None:
             raise TypeError(f"the native kernel does not know all layers of {network}; choose the engine eager")
-        self.layers, kind = layers, str(dtype).removeprefix("torch.")
-        self.kernel, self.build = library(kind), identity(kind)
+        self.layers = layers
         self.slots = int(self.kernel.native_slots())
         vector = self.slots * stack.parameters.element_size()
         self.most = max(1, BLOCK_BYTES // (2 * activations(network, in_shape) * vector))
@@ -178,9 +194,6 @@ class Native(Eager):
             self.copies *= 2
         matrices = [layer.matrix.flatten() for layer in network if isinstance(layer, Fixed)]
         self.constants = torch.cat([torch.empty(0), *matrices]).to(dtype)
-
-    def warm_up(self, stack: Stack, batches: Batches) -> None:
-        """Do nothing: the kernel is compiled already."""
 
     @torch.no_grad()
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
@@ -275,27 +288,11 @@ class Native(Eager):
             raise MemoryError("can't allocate memory for the native kernel")
 
 
-class Wide(Eager):
-    """Large dense networks lane after lane: products by torch, updates by the kernel. Arguments as of `Native`."""
+class Wide(_Kernel):
+    """Large dense networks lane after lane: products by torch, updates by the kernel."""
 
-    name = "native"
-
-    def __init__(
-        self,
-        network: nn.Sequential,
-        in_shape: tuple[int, ...],
-        criterion: Criterion,
-        block: int,
-        batch_size: int,
-        stack: Stack,
-    ) -> None:
-        super().__init__(network, criterion, block)
-        kind = str(stack.parameters.dtype).removeprefix("torch.")
-        self.kernel, self.build = library(kind), identity(kind)
+    def _prepare(self, network: nn.Sequential, in_shape: tuple[int, ...], batch_size: int, stack: Stack) -> None:
         self.shapes = [layer.weight.shape for layer in network if isinstance(layer, nn.Linear)]
-
-    def warm_up(self, stack: Stack, batches: Batches) -> None:
-        """Do nothing: the kernel is compiled already."""
 
     @torch.no_grad()
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:

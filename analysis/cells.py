@@ -199,7 +199,7 @@ def fresh_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
     keys = rows[[*CELL, "trial", "learning_rate"]].rename(columns={"trial": "cell", "learning_rate": "tuned"})
     of_trial = again.trials[["trial", *CELL]].fillna({"settings": ""}).merge(keys, on=CELL)[["trial", "cell", "tuned"]]
     lanes = again.lanes.merge(of_trial, on="trial")
-    lanes = lanes[np.isclose(lanes["learning_rate"], lanes["tuned"], rtol=1e-9, atol=0)]
+    lanes = lanes[np.isclose(lanes["learning_rate"], lanes["tuned"].astype(float), rtol=1e-9, atol=0)]
     # Pooled after that choice: trials that completed at an earlier rate must not hide those that diverged at this one.
     kept = pool(again.trials[again.trials["trial"].isin(lanes["trial"])], again.lanes).trials["trial"]
     return lanes[lanes["trial"].isin(kept)].drop(columns="tuned")

@@ -141,6 +141,7 @@ LANES = _schema(
     _optional(
         "weights", pa.list_(pa.float64()), "final parameters in the network's order; empty unless the spec records them"
     ),
+    _optional("test_values", pa.list_(pa.float32()), "the metric of each test example, of confirmed lanes"),
 )
 """One row per (trial, lane). Losses and accuracies are empty where a lane diverged or has none."""
 

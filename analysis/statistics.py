@@ -203,65 +203,6 @@ def iqm_interval(
     return Interval(estimate, float(low), float(high), count)
 
 
-def superiority(differences: ArrayLike, level: float = 0.95) -> Interval:
-    """The probability that A beats B, with the exact interval of a proportion (Clopper and Pearson 1934).
-
-    Args:
-        differences: shape (n,); one per pair, positive where A is better; may be infinite. Ties and NaN are dropped.
-        level: confidence level; the interval covers at least this much.
-
-    Returns:
-        The interval with the number of untied pairs; without any the estimate is NaN and the limits are 0 and 1.
-    """
-    array = np.asarray(differences, dtype=np.float64).ravel()
-    wins, losses = int((array > 0).sum()), int((array < 0).sum())
-    if wins + losses == 0:
-        return Interval(math.nan, 0.0, 1.0, 0)
-    test = stats.binomtest(wins, wins + losses)
-    limits = test.proportion_ci(level, method="exact")
-    return Interval(float(test.statistic), float(limits.low), float(limits.high), wins + losses)
-
-
-def sign_flip_p(differences: ArrayLike) -> float:
-    """Two-sided p of paired differences by flipping their signs (Fisher 1935).
-
-    Exact up to 13 pairs, sampled with a fixed seed beyond. The smallest p that n pairs can reach is 2 / 2**n: five
-    pairs never reach .05.
-
-    Args:
-        differences: shape (n,); values that are not finite are dropped.
-
-    Returns:
-        p; NaN without pairs.
-    """
-    sample = _finite(differences)
-    if sample.size < 2:
-        return 1.0 if sample.size else math.nan
-    test = stats.permutation_test((sample,), np.mean, permutation_type="samples", rng=np.random.default_rng(0))
-    return min(float(test.pvalue), 1.0)
-
-
-def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """The p-values adjusted for multiple testing by the step-down method of Holm (1979), under any dependence.
-
-    Args:
-        p: shape (m,); NaN for a test without a p-value, which stays NaN and is not counted.
-
-    Returns:
-        Shape (m,), in the order of `p`.
-
-    Raises:
-        ValueError: if a p-value is outside [0, 1].
-    """
-    adjusted = np.array(p, dtype=np.float64)
-    known = np.flatnonzero(~np.isnan(adjusted))
-    if ((adjusted[known] < 0) | (adjusted[known] > 1)).any():
-        raise ValueError(f"p-values lie between 0 and 1, got {adjusted[known].min()} to {adjusted[known].max()}")
-    order = known[np.argsort(adjusted[known])]
-    adjusted[order] = np.minimum(np.maximum.accumulate(adjusted[order] * np.arange(order.size, 0, -1)), 1.0)
-    return adjusted
-
-
 def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second_end: ArrayLike) -> float:
     """Two-sided p that two samples of censored times have one distribution: the log-rank test (Mantel 1966).
 

@@ -128,7 +128,9 @@ def test_what_was_stopped_early_is_not_ranked_with_what_completed(tmp_path: Path
     results = analysis.load(tmp_path)
     table = analysis.cells(results)
     assert analysis.rank(table, maximize=False)["trial"].to_list() == [3, 1]
-    assert analysis.comparisons(results, table) == []  # sgd has nothing to compare with
+    entries = {entry.name: entry for entry in analysis.compare(results, table).entries}
+    assert entries["adam"].reason == ""
+    assert entries["sgd"].reason == "1 trial stopped"
     stopped = analysis.grid(table, "optimizer", "batch_size", maximize=False).set_index("row")
     assert stopped.loc["sgd", "why"] == "stopped"
     assert math.isnan(stopped.loc["sgd", "estimate"])
@@ -181,7 +183,7 @@ def test_an_empty_study_has_no_cells(tmp_path: Path) -> None:
     results = analysis.load(tmp_path)
     table = analysis.cells(results)
     assert table.empty
-    assert analysis.comparisons(results, table) == []
+    assert analysis.compare(results, table).entries == []
     for frame in (
         analysis.rank(table, maximize=False),
         analysis.regime_curves(results, table),
@@ -243,10 +245,9 @@ def test_two_replicates_of_three_seeds_are_a_trial_of_six(tmp_path: Path) -> Non
     table, expected = analysis.cells(results), analysis.cells(whole)
     pd.testing.assert_frame_equal(table.drop(columns="trials"), expected.drop(columns="trials"))
     assert set(table["trials"]) == {2}
-    found, one = analysis.comparisons(results, table)[0], analysis.comparisons(whole, expected)[0]
-    assert found is not None
-    assert one is not None
-    assert (found.effect, found.wins, found.effect.n) == (one.effect, one.wins, 6)
+    found, one = analysis.compare(results, table), analysis.compare(whole, expected)
+    assert [entry.score for entry in found.entries] == [entry.score for entry in one.entries]
+    assert found.seeds == one.seeds == 6
     pd.testing.assert_frame_equal(analysis.rate_sensitivity(results, table), analysis.rate_sensitivity(whole, expected))
     assert (analysis.regime_curves(results, table)["n"] == 6).all()
     assert (analysis.target_times(results, table)["seeds"] == 6).all()
@@ -291,56 +292,6 @@ def test_settings_tell_cells_apart(tmp_path: Path) -> None:
     losses = {0.01: [0.2, 0.3]}
     table = cell_of(tmp_path, *(({"settings": text}, losses, 0) for text in ('{"beta1":0.9}', '{"beta1":0.5}', None)))
     assert table["settings"].to_list() == ['{"beta1":0.9}', '{"beta1":0.5}', ""]
-
-
-# Comparison
-
-
-def test_a_comparison_is_the_paired_ratio(quick_study: Path) -> None:
-    results = analysis.load(quick_study)
-    found = analysis.comparisons(results, analysis.cells(results))[0]
-    assert found is not None
-    assert (found.best["optimizer"], found.rival["optimizer"], found.split) == ("adam", "rmsprop", "test")
-    losses_of = [
-        results.lanes[
-            (results.lanes["trial"] == cell["trial"]) & (results.lanes["learning_rate"] == cell["learning_rate"])
-        ]
-        .sort_values("seed")["test_loss"]
-        .to_numpy()
-        for cell in (found.best, found.rival)
-    ]
-    expected = stats.ttest_rel(*np.log(losses_of)).confidence_interval(0.95)
-    assert_allclose([found.effect.low, found.effect.high], np.exp([expected.low, expected.high]), rtol=1e-9)
-    assert (found.wins, found.effect.n, found.p) == (3, 3, pytest.approx(0.25))
-    assert found.differs
-    assert not found.favours_rival("loss")
-
-
-def test_a_comparison_of_accuracies_is_a_difference(make_study: Callable[..., Path]) -> None:
-    results = analysis.load(make_study(metric="accuracy", optimizers=["adam", "sgd"], widths=[8], depths=[1], seeds=6))
-    found = analysis.comparisons(results, analysis.cells(results))[0]
-    assert found is not None
-    assert found.effect.estimate == pytest.approx(found.best["test"] - found.rival["test"], abs=0.01)
-    assert (found.wins, found.neutral, found.p) == (6, 0.0, pytest.approx(1 / 32))
-    assert found.differs
-
-
-def test_one_optimizer_is_compared_with_none(make_study: Callable[..., Path]) -> None:
-    results = analysis.load(make_study(optimizers=["adam"]))
-    assert analysis.comparisons(results, analysis.cells(results)) == []
-
-
-def test_confirmed_cells_are_compared_on_fresh_seeds(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, optimizers=["adam", "sgd"], widths=[8], depths=[1], batch_sizes=[32])
-    results = analysis.load(write_confirmation(folder, top=2, seeds=7))
-    found = analysis.comparisons(results, analysis.cells(results))[0]
-    assert found is not None
-    assert (found.fresh, found.effect.n) == (True, 7)
-    # A fresh seed that diverged leaves the search's: survivors alone would flatter.
-    results = analysis.load(write_confirmation(folder, top=2, seeds=7, diverged=1))
-    found = analysis.comparisons(results, analysis.cells(results))[0]
-    assert found is not None
-    assert (found.fresh, found.effect.n) == (False, 3)
 
 
 def curse_of(folder: Path) -> tuple[analysis.Results, pd.DataFrame]:

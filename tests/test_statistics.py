@@ -133,22 +133,6 @@ def test_metric_interval_chooses_by_metric() -> None:
     assert analysis.metric_interval([0.5, 0.6], "accuracy", 50) == analysis.logit_interval([0.5, 0.6], 50)
 
 
-@given(st.lists(st.integers(-50, 50), min_size=1, max_size=8))
-def test_sign_flip_p_counts_all_flips(differences: list[int]) -> None:
-    flips = np.array(list(itertools.product([1, -1], repeat=len(differences)))) @ np.array(differences)
-    expected = min(1.0, 2 * min(np.mean(flips >= sum(differences)), np.mean(flips <= sum(differences))))
-    assert analysis.sign_flip_p(differences) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("n", "p"), [(3, 0.25), (5, 0.0625), (6, 0.03125)])
-def test_five_pairs_never_reach_significance(n: int, p: float) -> None:
-    assert analysis.sign_flip_p(np.arange(1, n + 1)) == pytest.approx(p)
-
-
-def test_sign_flip_p_without_pairs_is_nan() -> None:
-    assert math.isnan(analysis.sign_flip_p([]))
-
-
 # Several workloads
 
 
@@ -204,68 +188,6 @@ def test_iqm_interval_covers_a_little_less_than_it_says(seeds: int, least: float
     scores = rng.normal(means[:, None], 1.0, (600, 5, seeds))
     found = [statistics.iqm_interval([*score], resamples=500, rng=rng) for score in scores]
     assert least <= np.mean([interval.low <= 0 <= interval.high for interval in found]) <= 0.95
-
-
-@given(st.lists(st.one_of(st.just(math.nan), st.integers(-2, 2), st.sampled_from([math.inf, -math.inf]))))
-def test_superiority_is_the_share_of_pairs_won(differences: list[float]) -> None:
-    wins, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
-    found = statistics.superiority(differences, level=0.9)
-    assert found.n == wins + losses
-    if found.n == 0:
-        assert math.isnan(found.estimate)
-        assert (found.low, found.high) == (0, 1)
-    else:
-        low = stats.beta.ppf(0.05, wins, losses + 1) if wins else 0.0
-        high = stats.beta.ppf(0.95, wins + 1, losses) if losses else 1.0
-        assert_allclose([found.estimate, found.low, found.high], [wins / found.n, low, high], rtol=1e-6)
-
-
-@pytest.mark.parametrize(("pairs", "low"), [(1, 0.025), (5, 0.4782), (10, 0.6915)])
-def test_superiority_of_pairs_that_are_all_won(pairs: int, low: float) -> None:
-    found = statistics.superiority(np.arange(1, pairs + 1))
-    assert (found.estimate, found.high, found.n) == (1.0, 1.0, pairs)
-    assert found.low == pytest.approx(low, abs=5e-5)  # (alpha / 2) ** (1 / n)
-
-
-@pytest.mark.parametrize("pairs", [5, 10])
-def test_superiority_covers_at_least_what_it_says(pairs: int) -> None:
-    found = [statistics.superiority([1.0] * wins + [-1.0] * (pairs - wins)) for wins in range(pairs + 1)]
-    for chance in np.linspace(0.005, 0.995, 199):
-        within = [wins for wins, interval in enumerate(found) if interval.low <= chance <= interval.high]
-        assert stats.binom.pmf(within, pairs, chance).sum() >= 0.95
-
-
-@given(st.lists(st.one_of(st.just(math.nan), st.sampled_from([0.0, 0.01, 0.02, 1.0]), shares), max_size=7))
-def test_holm_is_the_closed_test_of_bonferroni(p: list[float]) -> None:
-    # A hypothesis is rejected where every set of hypotheses that it belongs to is.
-    known = [place for place, value in enumerate(p) if not math.isnan(value)]
-    expected = np.full(len(p), math.nan)
-    for place in known:
-        sets = [chosen for size in range(1, 8) for chosen in itertools.combinations(known, size) if place in chosen]
-        expected[place] = max(min(1.0, len(chosen) * min(p[i] for i in chosen)) for chosen in sets)
-    found = statistics.holm(p)
-    assert found.shape == (len(p),)
-    assert_allclose(found, expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("p", "adjusted"),
-    [
-        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # Wikipedia, Holm-Bonferroni method
-        ([0.5, 0.003, 0.32, 0.054, 0.0003], [0.64, 0.012, 0.64, 0.162, 0.0015]),  # the manual of pingouin
-    ],
-    ids=["wikipedia", "pingouin"],
-)
-def test_holm_of_published_examples(p: list[float], adjusted: list[float]) -> None:
-    before = np.array(p)
-    assert_allclose(statistics.holm(before), adjusted, rtol=1e-12)
-    assert_array_equal(before, p)
-
-
-@pytest.mark.parametrize("p", [[-0.1, 0.5], [0.5, 1.5], [math.inf]])
-def test_holm_refuses_what_is_no_p_value(p: list[float]) -> None:
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        statistics.holm(p)
 
 
 problem_times = st.one_of(st.sampled_from([math.nan, math.inf, 0.0, 1.0, 2.0]), st.floats(1e-3, 1e3))

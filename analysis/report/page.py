@@ -24,7 +24,7 @@ from analysis.report.verdict import confirmation, study_cost, verdict
 from analysis.report.warnings import warnings
 from analysis.results import Results, load, records, table_of
 from analysis.schema import ResultsError
-from analysis.text import cell_at_rate, counted, duration, short
+from analysis.text import counted, duration, short
 
 
 def write_report(
@@ -105,7 +105,6 @@ def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, A
     leaderboard = f"figures/{prefix}cells.csv"
     write_file(out / leaderboard, table.to_csv(index=False).encode())
     has_settings = bool((table["settings"] != "").any())
-    best = "" if ranked.empty else cell_at_rate(ranked.iloc[0])
     return {
         "id": prefix.rstrip("-") or "study",
         "name": results.name,
@@ -113,7 +112,8 @@ def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, A
         "verdict": verdict(results, table),
         "confirmation": confirmation(results, curse),
         "confirmed": tables.confirmed(results, curse, has_settings),
-        "comparisons": tables.compared(results, table, best, has_settings),
+        "comparisons": tables.compared(results, table, has_settings),
+        "regimes": tables.compared(results, table, has_settings, by="regime"),
         "course": course(results),
         "outcomes": tables.outcomes(results),
         "busy": tables.use(results),

@@ -51,6 +51,7 @@ from .figures.timeline import busy as busy
 from .figures.timeline import timeline as timeline
 from .figures.timeline import trial_timeline as trial_timeline
 from .report.across import across as across
+from .report.across import repetitions as repetitions
 from .report.page import write_report as write_report
 from .results import Results as Results
 from .results import load as load
@@ -65,7 +66,6 @@ from .statistics import censored_median as censored_median
 from .statistics import curse_interval as curse_interval
 from .statistics import edge_of as edge_of
 from .statistics import expected_best as expected_best
-from .statistics import iqm_interval as iqm_interval
 from .statistics import log_interval as log_interval
 from .statistics import log_rank_p as log_rank_p
 from .statistics import logit_interval as logit_interval

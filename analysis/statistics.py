@@ -1,15 +1,13 @@
 """Statistics of arrays: intervals, tests and curves, independent of studies and figures.
 
 Every interval of a mean is a t interval over seeds. With few seeds the percentile and BCa bootstrap cover too little
-(84% instead of 95%, at five seeds); only the interquartile mean is bootstrapped, as in its paper. Losses are averaged
-as logarithms and accuracies as log-odds, because on those scales the scatter over seeds is close to symmetric and an
-interval cannot leave the possible values.
+(84% instead of 95%, at five seeds). Losses are averaged as logarithms and accuracies as log-odds, because on those
+scales the scatter over seeds is close to symmetric and an interval cannot leave the possible values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
@@ -165,42 +163,6 @@ def metric_interval(values: ArrayLike, metric: str, examples: int = UNKNOWN_EXAM
         level: confidence level.
     """
     return logit_interval(values, examples, level) if metric == "accuracy" else log_interval(values, level)
-
-
-def iqm_interval(
-    scores: Sequence[ArrayLike], level: float = 0.95, resamples: int = 2000, *, rng: np.random.Generator
-) -> Interval:
-    """The interquartile mean over all scores of all workloads, with a stratified bootstrap (Agarwal et al. 2021).
-
-    The middle half of all scores is averaged. The bootstrap resamples the seeds within each workload, and percentiles
-    of the means are the limits. They cover too little: at a level of 95%, about 90% with five seeds per workload and
-    93% with ten, by simulation.
-
-    Args:
-        scores: per workload, shape (seeds,); NaN is dropped.
-        level: confidence level.
-        resamples: number of bootstrap samples.
-        rng: source of the bootstrap's randomness.
-
-    Returns:
-        The interval with the number of all scores; limits are infinite if a workload has one score, which has no
-        scatter, and everything is NaN without scores.
-    """
-    arrays = [np.asarray(values, dtype=np.float64).ravel() for values in scores]
-    samples = [kept for array in arrays if (kept := array[~np.isnan(array)]).size]
-    if not samples:
-        return NOTHING
-    count = sum(sample.size for sample in samples)
-    with np.errstate(invalid="ignore"):  # infinite scores of both signs have no mean
-        estimate = float(stats.trim_mean(np.concatenate(samples), 0.25))
-        if min(sample.size for sample in samples) == 1:
-            return Interval(estimate, -math.inf, math.inf, count)
-        drawn = [sample[rng.integers(0, sample.size, (resamples, sample.size))] for sample in samples]
-        means = stats.trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1)
-    tail = 0.5 - level / 2
-    # Interpolation between order statistics would give NaN next to an infinite mean.
-    low, high = np.quantile(means, tail, method="lower"), np.quantile(means, 1 - tail, method="higher")
-    return Interval(estimate, float(low), float(high), count)
 
 
 def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second_end: ArrayLike) -> float:

@@ -409,8 +409,17 @@ def test_several_studies_are_sections(quick_study: Path, tmp_path: Path) -> None
     index = analysis.write_report([quick_study, other], tmp_path / "both")
     page = read(index)
     assert [section["id"] for section in page.all("section")] == ["across", "1", "2"]
-    assert "Optimizers without a tuned cell in every study are left out." in squeezed(page)
+    assert "Not compared: quick, other: no confirmation on fresh seeds" in squeezed(page)
     assert {"1-cells.csv", "2-cells.csv"} <= {file.name for file in (tmp_path / "both" / "figures").iterdir()}
+
+
+def test_several_studies_replace_no_report_of_one(quick_study: Path, make_study: Callable[..., Path]) -> None:
+    pair = [quick_study, make_study(optimizers=["adam"], widths=[8], depths=[1], batch_sizes=[32], name="other")]
+    with pytest.raises(analysis.ResultsError, match="several studies need a folder for their common report"):
+        analysis.write_report(pair)
+    with pytest.raises(analysis.ResultsError, match="holds the report of one study alone"):
+        analysis.write_report(pair, pair[1] / "report")
+    assert not (pair[1] / "report").exists()
 
 
 def test_figures_of_an_earlier_report_do_not_outlive_their_data(make_study: Callable[..., Path], drawn: None) -> None:

@@ -142,54 +142,6 @@ def quartile_mean(values: list[float]) -> float:
     return math.fsum(sorted(values)[cut : len(values) - cut]) / (len(values) - 2 * cut)
 
 
-@given(st.lists(st.lists(some_scores, min_size=2, max_size=5), min_size=1, max_size=4), st.data())
-def test_iqm_interval_averages_the_middle_half_of_all_scores(scores: list[list[float]], data: st.DataObject) -> None:
-    holes = [data.draw(st.permutations([*seeds, math.nan])) for seeds in scores]
-    found = statistics.iqm_interval([*holes, [math.nan]], resamples=50, rng=np.random.default_rng(0))
-    everything = [score for seeds in scores for score in seeds]
-    assert found.estimate == pytest.approx(quartile_mean(everything), rel=1e-9, abs=1e-6)
-    assert min(everything) <= found.low + 1e-6
-    assert found.low <= found.high <= max(everything) + 1e-6
-    assert found.n == len(everything)
-
-
-def test_iqm_interval_resamples_seeds_within_each_workload() -> None:
-    # Two seeds per workload: the eight scores of a resample are known, and so is the distribution of their mean.
-    scores = [[0.0, 1.0], [10.0, 11.0], [20.0, 21.0], [30.0, 31.0]]
-    draws = [list(itertools.product(seeds, repeat=2)) for seeds in scores]
-    means = [quartile_mean(list(itertools.chain(*draw))) for draw in itertools.product(*draws)]
-    found = statistics.iqm_interval(scores, level=0.8, resamples=20_000, rng=np.random.default_rng(0))
-    assert_allclose([found.low, found.high], np.quantile(means, [0.1, 0.9], method="inverted_cdf"))
-
-
-def test_iqm_interval_draws_from_the_generator_alone() -> None:
-    scores = np.random.default_rng(0).normal(size=(3, 5))
-    once, again = (statistics.iqm_interval([*scores], rng=np.random.default_rng(1)) for _ in range(2))
-    assert once == again
-
-
-def test_iqm_interval_of_few_and_of_infinite_scores() -> None:
-    rng = np.random.default_rng(0)
-    assert statistics.iqm_interval([[1.0], [2.0, 3.0]], rng=rng) == Interval(2.0, -math.inf, math.inf, 3)
-    for nothing in ([], [[]], [[math.nan], []]):
-        found = statistics.iqm_interval(nothing, rng=rng)
-        assert np.isnan([found.estimate, found.low, found.high]).all()
-        assert found.n == 0
-    diverged = statistics.iqm_interval([[1.0, 2.0, math.inf, 3.0], [4.0, 5.0]], rng=rng)
-    assert (diverged.estimate, diverged.high) == (3.5, math.inf)
-    assert math.isfinite(diverged.low)
-    assert math.isnan(statistics.iqm_interval([[-math.inf, math.inf]] * 2, rng=rng).estimate)
-
-
-@pytest.mark.parametrize(("seeds", "least"), [(5, 0.87), (10, 0.89)])
-def test_iqm_interval_covers_a_little_less_than_it_says(seeds: int, least: float) -> None:
-    rng = np.random.default_rng(seeds)
-    means = np.linspace(-1, 1, 5)  # symmetric, so that 0 is the interquartile mean of all
-    scores = rng.normal(means[:, None], 1.0, (600, 5, seeds))
-    found = [statistics.iqm_interval([*score], resamples=500, rng=rng) for score in scores]
-    assert least <= np.mean([interval.low <= 0 <= interval.high for interval in found]) <= 0.95
-
-
 problem_times = st.one_of(st.sampled_from([math.nan, math.inf, 0.0, 1.0, 2.0]), st.floats(1e-3, 1e3))
 
 

@@ -19,7 +19,7 @@ from analysis.figures.regimes.gradient_noise import gradient_noise
 from analysis.figures.registry import FIGURES
 from analysis.figures.timeline import covered, timeline
 from analysis.report import tables
-from analysis.report.across import across
+from analysis.report.across import across, repetitions, verdict_across
 from analysis.report.verdict import confirmation, study_cost, verdict
 from analysis.report.warnings import warnings
 from analysis.results import Results, load, records, table_of
@@ -34,7 +34,8 @@ def write_report(
 
     Args:
         paths: a results folder or its URI, or several; each becomes a section.
-        out_dir: where to write; by default `report/` in the first results folder, or in its local copy.
+        out_dir: where to write; by default `report/` in the results folder, or in its local copy. Several studies need
+            one, so that none loses its own report.
         pdf: whether to write every figure as PDF, too, which doubles the time.
         command: the command that writes the page again; by default `study report` of these paths.
 
@@ -42,13 +43,19 @@ def write_report(
         The path of `index.html`. Figures lie beside it in `figures/`, each as SVG, its numbers as CSV.
 
     Raises:
-        ResultsError: if a folder cannot be read as results, or no trial has ended in any.
+        ResultsError: if a folder cannot be read as results, no trial has ended in any, or the report of several studies
+            would replace that of one.
     """
     folders = [paths] if isinstance(paths, str | Path) else list(paths)
     if not folders:
         raise ResultsError("no results folder given")
     studies = [load(folder) for folder in folders]  # before any folder is made, so that a mistyped path leaves none
-    out = Path(out_dir) if out_dir is not None else studies[0].path / "report"
+    own = [study.path / "report" for study in studies]
+    if len(studies) > 1 and out_dir is None:
+        raise ResultsError("several studies need a folder for their common report; for example --out results/compared")
+    out = own[0] if out_dir is None else Path(out_dir)
+    if len(studies) > 1 and out.resolve() in [each.resolve() for each in own]:
+        raise ResultsError(f"{out}: holds the report of one study alone; give another folder for that of several")
     if all(study.trials.empty for study in studies):
         raise ResultsError(f"{folders[0]}: no trial has ended yet; `study status {folders[0]}` shows the progress")
     (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -77,25 +84,14 @@ def render(template: str, **values: Any) -> str:
 
 def _across(studies: Sequence[Results], out: Path, pdf: bool) -> dict[str, Any]:
     """The values of the template for several studies together."""
-    shown = {"figures": [across_studies(studies).save(out, "", pdf=pdf)], "table": None}
+    repeated = repetitions(studies)
+    kept = [study for place, study in enumerate(studies) if place not in repeated]
+    shown = {"figures": [across_studies(kept).save(out, "", pdf=pdf)], "warnings": list(repeated.values())}
     try:
-        table = across(studies)
+        found = across(kept)
     except ValueError as error:
-        return shown | {"text": f"Not compared: {error}."}
-    metric = studies[0].metric
-    relative, scale = ("percentage points behind", -100) if metric == "accuracy" else ("times", 1)
-    text = (
-        f"The interquartile mean over studies and seeds of each optimizer's best cell at its tuned rate, as {relative} "
-        f"the best optimizer of the study; in brackets the 95% bootstrap interval, resampling seeds within studies. "
-        f"Optimizers without a tuned cell in every study are left out."
-    )
-    rows: list[dict[str, tables.Cell]] = []
-    for row in records(table):
-        estimate, *limits = (row[name] * scale + 0.0 for name in ("estimate", "low", "high"))
-        score = short(estimate), f"[{short(min(limits))}, {short(max(limits))}]"
-        measure = f"{metric}, {relative} the best"
-        rows.append({"optimizer": row["optimizer"], measure: score, "studies": str(row["studies"])})
-    return shown | {"text": text, "table": tables.table("Across the studies", rows, sortable=True, narrow=True)}
+        return shown | {"text": f"Not compared: {error}.", "table": None}
+    return shown | {"text": verdict_across(found, len(kept)), "table": tables.across(found, kept[0].metric)}
 
 
 def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.cells import target_times
-from analysis.comparisons import compare
+from analysis.comparisons import Comparison, Entry, compare
 from analysis.figures.timeline import busy, timeline
 from analysis.report.verdict import curse_text
 from analysis.results import Results, pareto, records, table_of
@@ -105,11 +105,7 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
             row |= dict.fromkeys(list(row)[1:], dash)
         limits = interval_text(each.score.low, each.score.high, each.score.n, metric)
         row[heading] = (dash, each.reason) if each.reason else (metric_text(each.score.estimate, metric), limits)
-        if found.fresh:
-            row["against the best other"] = dash if each.reason else effect_text(each.effect, metric)
-            row["p (is the best)"] = dash if each.reason else p_text(each.p).replace("p = ", "").replace("p ", "")
-            row["may be the best"] = "unknown" if each.reason else "yes" if each.contender else "no"
-        rows.append(row)
+        rows.append(row | (_with_best(each, metric) if found.fresh else {}))
     caption = f"The best cell of every {by} of the spec, chosen on the validation split of the search"
     if found.fresh:
         noise = "seeds and test examples" if found.examples else "seeds only"
@@ -123,15 +119,37 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
     return table(f"{by.capitalize()}s at their best", rows, caption=caption, sortable=True)
 
 
-_NO_CELL = {
-    "optimizer": "",
-    "settings": "",
-    "width": 0,
-    "depth": 0,
-    "batch_size": 0,
-    "regime": "",
-    "learning_rate": 0.0,
-}
+_NO_CELL: dict[str, Any] = dict.fromkeys(("optimizer", "settings", "regime"), "") | dict.fromkeys(
+    ("width", "depth", "batch_size"), 0
+)
+_NO_CELL["learning_rate"] = 0.0
+
+
+def _with_best(entry: Entry, metric: str) -> dict[str, Cell]:
+    """An entry of a comparison against the best of the others."""
+    if entry.reason:
+        return dict.fromkeys(("against the best other", "p (is the best)"), "\N{EN DASH}") | {
+            "may be the best": "unknown"
+        }
+    return {
+        "against the best other": effect_text(entry.effect, metric),
+        "p (is the best)": p_text(entry.p).replace("p = ", "").replace("p ", ""),
+        "may be the best": "yes" if entry.contender else "no",
+    }
+
+
+def across(found: Comparison, metric: str) -> Table | None:
+    """Every optimizer of several studies against the best of the others, on average."""
+    rows: list[dict[str, Cell]] = [
+        {"optimizer": (entry.name, entry.reason), **_with_best(entry, metric)} for entry in found.entries
+    ]
+    scale = "geometric mean of ratios" if metric == "loss" else "mean of differences"
+    caption = (
+        f"Each optimizer's best cell on fresh seeds, paired by seed: {scale} over the studies, each study counting the "
+        f"same. Intervals and p hold for all rows at once (multiple comparisons with the best, Hsu 1984), for these "
+        f"studies; other data sets may rank optimizers otherwise."
+    )
+    return table("Across the studies", rows, caption=caption, sortable=True, narrow=True)
 
 
 def times(results: Results, cells: pd.DataFrame) -> Table | None:

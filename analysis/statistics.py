@@ -168,8 +168,8 @@ def metric_interval(values: ArrayLike, metric: str, examples: int = UNKNOWN_EXAM
 def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second_end: ArrayLike) -> float:
     """Two-sided p that two samples of censored times have one distribution: the log-rank test (Mantel 1966).
 
-    It is asymptotic: at a level of 5% it rejects equal distributions in 7% of cases with five times per sample, 5.8%
-    with ten and 5.4% with twenty, by simulation.
+    By permutation of the samples' log-rank scores (Peto and Peto 1972): exact where there are at most 9,999 ways to
+    split them, otherwise sampled with a fixed seed. Three times against three never reach p < .1.
 
     Args:
         first: shape (n,); times, censored where NaN or infinite.
@@ -179,28 +179,35 @@ def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second
         second_end: shape (m,) or a scalar, as first_end.
 
     Returns:
-        p, from the normal distribution; NaN where undefined: a sample is empty or was not observed until the first
-        event, there is no event, or all that was observed so long had its event at the same time.
+        p; NaN where undefined: a sample has fewer than two times or was not observed until the first event, there is no event, or all
+        that was observed so long had its event at the same time.
     """
-    reached, censored = [], []
+    lengths, reached = [], []
     for times, ends in ((first, first_end), (second, second_end)):
         sample = np.asarray(times, dtype=np.float64)
         known = np.isfinite(sample)
-        until = np.broadcast_to(np.asarray(ends, dtype=np.float64), sample.shape)[~known]
-        reached.append(sample[known])
-        censored.append(until[until > -math.inf])
-    events, lengths = np.concatenate(reached), [np.concatenate(pair) for pair in zip(reached, censored, strict=True)]
-    if events.size == 0:
+        until = np.where(known, sample, np.broadcast_to(np.asarray(ends, dtype=np.float64), sample.shape))
+        lengths.append(until[until > -math.inf])
+        reached.append(known[until > -math.inf])
+    every, events = np.concatenate(lengths), np.concatenate(reached)
+    if not events.any() or min(map(len, lengths)) < 2:
         return math.nan
-    # At later events fewer are at risk. Checked first, because where nothing can vary the statistic is a rounding error
-    # divided by zero, and its p is 0 instead of NaN.
-    start = events.min()
+    start = every[events].min()
     at_risk = [int((length >= start).sum()) for length in lengths]
-    if min(at_risk) == 0 or sum(at_risk) == (events == start).sum():
+    if min(at_risk) == 0 or sum(at_risk) == (every[events] == start).sum():
         return math.nan
-    end = events.max()  # longer observation adds nothing, and scipy takes finite times only
-    data = [stats.CensoredData(uncensored=e, right=c.clip(max=end)) for e, c in zip(reached, censored, strict=True)]
-    return float(stats.logrank(data[0], data[1]).pvalue)
+    # The score of a time: its event, minus the hazard (Nelson and Aalen) that it has lived through.
+    moments = np.unique(every[events])
+    hazard = [(every[events] == moment).sum() / (every >= moment).sum() for moment in moments]
+    scores = events - np.array([np.sum(np.array(hazard)[moments <= time]) for time in every])
+    pair = scores[: len(lengths[0])], scores[len(lengths[0]) :]
+    rng = np.random.default_rng(0)
+    test = stats.permutation_test(pair, _sum_of_first, vectorized=True, n_resamples=9999, rng=rng)
+    return min(float(test.pvalue), 1.0)
+
+
+def _sum_of_first(first: NDArray[np.float64], second: NDArray[np.float64], axis: int = 0) -> NDArray[np.float64]:
+    return np.asarray(np.round(first.sum(axis=axis), 12))  # splits that are equal stay equal
 
 
 def curse_interval(search: NDArray[np.float64], fresh: NDArray[np.float64], metric: str) -> Interval:

@@ -119,18 +119,15 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
     return table(f"{by.capitalize()}s at their best", rows, caption=caption, sortable=True)
 
 
-_NO_CELL: dict[str, Any] = dict.fromkeys(("optimizer", "settings", "regime"), "") | dict.fromkeys(
-    ("width", "depth", "batch_size"), 0
-)
-_NO_CELL["learning_rate"] = 0.0
+_NO_CELL: dict[str, Any] = dict.fromkeys(("optimizer", "settings", "regime"), "")
+_NO_CELL |= dict.fromkeys(("width", "depth", "batch_size", "learning_rate"), 0)
 
 
 def _with_best(entry: Entry, metric: str) -> dict[str, Cell]:
     """An entry of a comparison against the best of the others."""
     if entry.reason:
-        return dict.fromkeys(("against the best other", "p (is the best)"), "\N{EN DASH}") | {
-            "may be the best": "unknown"
-        }
+        dash = "\N{EN DASH}"
+        return {"against the best other": dash, "p (is the best)": dash, "may be the best": "unknown"}
     return {
         "against the best other": effect_text(entry.effect, metric),
         "p (is the best)": p_text(entry.p).replace("p = ", "").replace("p ", ""),
@@ -169,8 +166,8 @@ def times(results: Results, cells: pd.DataFrame) -> Table | None:
     caption = (
         f"Until the validation {results.metric} first reaches {target}: medians over seeds for the best cell of each "
         f"regime and optimizer at its tuned rate, at the first evaluation that reaches it. ∞: at least half of the "
-        f"seeds never reached it; p: log-rank test of the examples against the fastest of the regime (asymptotic, so "
-        f"too small with few seeds)."
+        f"seeds never reached it; p: log-rank test of the examples against the fastest of the regime, by permutation "
+        f"of the seeds."
     )
     return table("Time to target", rows, caption=caption, sortable=True)
 

@@ -179,8 +179,8 @@ def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second
         second_end: shape (m,) or a scalar, as first_end.
 
     Returns:
-        p; NaN where undefined: a sample has fewer than two times or was not observed until the first event, there is no event, or all
-        that was observed so long had its event at the same time.
+        p; NaN where undefined: a sample has fewer than two times or was not observed until the first event, there is no
+        event, or all that was observed so long had its event at the same time.
     """
     lengths, reached = [], []
     for times, ends in ((first, first_end), (second, second_end)):

@@ -170,13 +170,17 @@ def course(results: Results) -> list[str]:
 
 def scaling(results: Results, table: pd.DataFrame) -> list[str]:
     """The critical batch size of each optimizer for which it can be fitted, and the gradient noise scale."""
-    lines = [
-        f"Critical batch size of {row['optimizer']}: {short(row['critical'])}"
-        + (f" [{short(row['low'])}, {short(row['high'])}]" if row["n"] > 1 else " (one seed, no interval)")
-        + f", above which larger batches save few updates; the target takes at least "
-        f"{short(row['smallest_steps'])} updates and at least {short(row['smallest_examples'])} examples."
-        for row in records(batch_scaling(steps_to_target(results)))
-    ]
+    lines = []
+    for row in records(batch_scaling(steps_to_target(results))):
+        if row["reason"]:
+            lines.append(f"No critical batch size of {row['optimizer']}: {row['reason']}.")
+            continue
+        limits = f"[{short(row['low'])}, {short(row['high'])}]" if row["n"] > 1 else "(one seed, no interval)"
+        lines.append(
+            f"Critical batch size of {row['optimizer']}: {short(row['critical'])} {limits}, above which larger batches "
+            f"save few updates; the target takes at least {short(row['smallest_steps'])} updates and at least "
+            f"{short(row['smallest_examples'])} examples."
+        )
     for regime, own in gradient_noise(results, table).groupby("regime", sort=False):
         last = own.iloc[-1]
         lines.append(

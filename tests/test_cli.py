@@ -199,7 +199,7 @@ def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(
 def test_mnist_from_the_shell(tmp_path: Path, mnist_folder: Path) -> None:
     tables = tomlkit.parse(read("mnist-cnn").to_toml()).unwrap()
     tables["search"] |= {"width": 8, "depth": 2, "batch_size": 16, "optimizer": ["momentum"]}
-    tables["lanes"] = {"learning_rate": {"low": 0.001, "high": 0.004, "count": 2}, "seeds": 1, "extensions": 0}
+    tables["lanes"] = {"learning_rate": {"low": 0.001, "high": 0.004, "count": 2}, "seeds": 1, "extensions": 0, "refine": 0}
     (tmp_path / "small.toml").write_text(tomlkit.dumps(tables))
     arguments = ["--trials", "1", "--epochs", "1", "--out", "out"]
     command = [sys.executable, "-m", "study", "run", "small.toml", *arguments]

@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "workload": {"data": "linear", "model": "linear"},
     "search": {"batch_size": ["full", 50], "optimizer": ["sgd", "adam"]},
-    "lanes": {"rates": 2, "seeds": 1, "engine": "eager", "extensions": 0},
+    "lanes": {"rates": 2, "seeds": 1, "engine": "eager", "extensions": 0, "refine": 0},
     "tuning": {"sampler": "random", "scheduler": "none"},
     "budget": {"trials": 3, "updates": 3},
     "recording": {"checkpoint_seconds": 0.0},

@@ -8,7 +8,7 @@ from dataclasses import astuple
 import numpy as np
 import pandas as pd
 
-from analysis.cells import LEAST, cells, optimizer_order, rank, tuned_lanes
+from analysis.cells import cells, floor_of, optimizer_order, rank, tuned_lanes
 from analysis.results import Results
 from analysis.statistics import LIMITS, iqm_interval
 
@@ -39,7 +39,7 @@ def across(results: Sequence[Results]) -> pd.DataFrame:
         lanes = tuned_lanes(study, best).merge(best[["trial", "optimizer"]], left_on="cell", right_on="trial")
         split = "test" if lanes[f"test_{study.metric}"].notna().all() else "validation"
         values = lanes[f"{split}_{study.metric}"]
-        own = values if maximize else np.log(values.clip(lower=LEAST))
+        own = values if maximize else np.log(values.clip(lower=floor_of(study)))
         means = own.groupby(lanes["optimizer"]).mean()
         for name, group in own.groupby(lanes["optimizer"]):
             scores[name, place] = (group - (means.max() if maximize else means.min())).to_numpy(dtype=np.float64)

@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
 }
 SPECS: dict[str, dict[str, Any]] = {
     "plain": TINY,
-    "extended": TINY | {"lanes": TINY["lanes"] | {"extensions": 1}, "budget": {"trials": 3, "updates": 2}},
+    "extended": TINY | {"lanes": TINY["lanes"] | {"extensions": 1, "refine": 1}, "budget": {"trials": 3, "updates": 2}},
     "without checkpoints": TINY | {"recording": {"checkpoint_seconds": 1e9}},
     "confirmed": TINY | {"budget": {"trials": 2, "updates": 2}, "confirm": {"top": 1, "seeds": 2}},
     "at a URI": TINY,

@@ -169,7 +169,7 @@ def between(rates: Sequence[float], tried: Sequence[float], best: float, number:
     low, high, count = min(rates), max(rates), len(set(rates))
     if low == high:
         return []
-    step = (high / low) ** (0.5**number / (count - 1))
+    step = math.exp((math.log(high) - math.log(low)) * 0.5**number / (count - 1))
     found = [rate for rate in (best / step, best * step) if min(tried) < rate < max(tried)]
     return [rate for rate in found if not any(math.isclose(rate, other, rel_tol=1e-9) for other in tried)]
 

@@ -233,7 +233,7 @@ def test_a_refined_trial_reports_its_rounds(fine: list[dict[str, Any]]) -> None:
     assert rates[0] < fine[-1]["learning_rate"] < rates[-1]
 
 
-@pytest.mark.parametrize("engine", ["native", "eager", "vmap", "solo"])
+@pytest.mark.parametrize("engine", ["native", "eager", "cuda-graph", "vmap", "solo"])
 def test_refined_lanes_equal_those_of_a_grid_with_their_rates(engine: str) -> None:
     how: dict[str, Any] = {
         "vmap": {"model": "tests.user_code:Residual"},

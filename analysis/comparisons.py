@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.cells import LEAST, examples_of, fresh_lanes, optimizer_order, rank, tuned_lanes
+from analysis.cells import examples_of, floor_of, fresh_lanes, optimizer_order, rank, tuned_lanes
 from analysis.paired import Scores, compare_with_best, paired_scores
 from analysis.results import Results, records, table_of
 from analysis.schema import CELL, Outcome, Regime
@@ -145,7 +145,7 @@ def _scores(results: Results, lanes: pd.DataFrame, order: list[int], split: str)
     values = lanes.pivot_table(index="cell", columns="seed", values=f"{split}_{results.metric}").dropna(axis=1)
     values = values.reindex(order)
     if results.metric == "loss":
-        values = values.clip(lower=LEAST)
+        values = values.clip(lower=floor_of(results))
     each = None
     if split == "test" and lanes["test_values"].notna().all():
         table = lanes.pivot(index="cell", columns="seed", values="test_values").reindex(order)[values.columns]
@@ -194,7 +194,7 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         seeds), each with _low, _high and _n; curse, curse_low, curse_high. Best in the search first. Where a fresh seed
         did not complete, confirmed, test and curse are NaN. Empty without a confirmation.
     """
-    metric, ranked = results.metric, rank(table, results.maximize)
+    metric, ranked, floor = results.metric, rank(table, results.maximize), floor_of(results)
     search, fresh = tuned_lanes(results, ranked), fresh_lanes(results, ranked)
     rows: list[dict[str, Any]] = []
     confirmed = ranked.assign(rank_search=range(1, len(ranked) + 1))[ranked["trial"].isin(fresh["cell"])]
@@ -208,9 +208,11 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         values = own.head(0) if endings else own  # the survivors alone would flatter the cell
         before = search.loc[search["cell"] == cell["trial"], f"validation_{metric}"]
         after = values[f"validation_{metric}"]
-        row |= metric_interval(after, metric, examples_of(results, "validation")).named("confirmed")
-        row |= metric_interval(values[f"test_{metric}"], metric, examples_of(results, "test")).named("test")
-        row |= curse_interval(before.to_numpy()[:, None], after.to_numpy()[:, None], metric).named("curse")
+        row |= metric_interval(after, metric, examples_of(results, "validation"), floor=floor).named("confirmed")
+        row |= metric_interval(values[f"test_{metric}"], metric, examples_of(results, "test"), floor=floor).named(
+            "test"
+        )
+        row |= curse_interval(before.to_numpy()[:, None], after.to_numpy()[:, None], metric, floor).named("curse")
         rows.append(row)
     limits = [f"{name}{end}" for name in ("search", "confirmed", "test") for end in ("", "_low", "_high", "_n")]
     columns = ["trial", *CELL, "regime", "learning_rate", "rank_search", "rank_confirmed", "outcome", "seeds"]
@@ -233,4 +235,4 @@ def average_curse(results: Results, curse: pd.DataFrame) -> Interval:
         .to_numpy(dtype=float)
         for lanes in (tuned_lanes(results, confirmed), fresh_lanes(results, confirmed))
     )
-    return curse_interval(search, fresh, results.metric)
+    return curse_interval(search, fresh, results.metric, floor_of(results))

@@ -18,6 +18,9 @@ from scipy import special, stats
 UNKNOWN_EXAMPLES = 1000
 """Examples assumed where provenance names none; the number only limits the log-odds of a perfect accuracy."""
 
+LEAST = float(np.finfo(np.float64).tiny)
+"""The floor of losses where no other is known: the smallest normal double."""
+
 EDGE = 0.05
 """Share of a range, next to each bound, that counts as its edge."""
 
@@ -105,13 +108,14 @@ def welch_interval(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> 
     return Interval(difference, difference - half, difference + half, int(sizes.sum()))
 
 
-def log_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+def log_interval(values: ArrayLike, level: float = 0.95, floor: float = LEAST) -> Interval:
     """The geometric mean with the t interval of the logarithms.
 
     Args:
-        values: shape (n,), >= 0; NaN is dropped. A zero makes the geometric mean zero without an upper limit; an
-            infinite value makes it infinite with a lower limit of zero.
+        values: shape (n,), >= 0; NaN is dropped. An infinite value makes the geometric mean infinite with a lower limit
+            of zero.
         level: confidence level.
+        floor: values below it count as it, so that a zero is no better than what the precision resolves.
 
     Raises:
         ValueError: if a value is negative.
@@ -122,10 +126,8 @@ def log_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     sample = _finite(array)
     if (sample < 0).any():
         raise ValueError(f"a geometric mean takes no negative value, got {sample.min()}")
-    if (sample == 0).any():
-        return Interval(0.0, 0.0, math.inf, int(sample.size))
     with np.errstate(over="ignore"):  # an upper limit beyond the largest float is infinite
-        return t_interval(np.log(sample), level).map(np.exp)
+        return t_interval(np.log(np.maximum(sample, floor)), level).map(np.exp)
 
 
 def logit_interval(values: ArrayLike, examples: int, level: float = 0.95) -> Interval:
@@ -153,7 +155,9 @@ def logit_interval(values: ArrayLike, examples: int, level: float = 0.95) -> Int
     return t_interval(logits, level).map(accuracy)
 
 
-def metric_interval(values: ArrayLike, metric: str, examples: int = UNKNOWN_EXAMPLES, level: float = 0.95) -> Interval:
+def metric_interval(
+    values: ArrayLike, metric: str, examples: int = UNKNOWN_EXAMPLES, level: float = 0.95, floor: float = LEAST
+) -> Interval:
     """`log_interval` of a loss, `logit_interval` of an accuracy.
 
     Args:
@@ -161,8 +165,9 @@ def metric_interval(values: ArrayLike, metric: str, examples: int = UNKNOWN_EXAM
         metric: `loss` or `accuracy`.
         examples: number of examples that an accuracy was measured on; not used for a loss.
         level: confidence level.
+        floor: losses below it count as it; not used for an accuracy.
     """
-    return logit_interval(values, examples, level) if metric == "accuracy" else log_interval(values, level)
+    return logit_interval(values, examples, level) if metric == "accuracy" else log_interval(values, level, floor)
 
 
 def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second_end: ArrayLike) -> float:
@@ -210,12 +215,18 @@ def _sum_of_first(first: NDArray[np.float64], second: NDArray[np.float64], axis:
     return np.asarray(np.round(first.sum(axis=axis), 12))  # splits that are equal stay equal
 
 
-def curse_interval(search: NDArray[np.float64], fresh: NDArray[np.float64], metric: str) -> Interval:
-    """How much worse the fresh scores are than those of the search: shapes (seeds, cells), averaged over cells."""
+def curse_interval(
+    search: NDArray[np.float64], fresh: NDArray[np.float64], metric: str, floor: float = LEAST
+) -> Interval:
+    """How much worse the fresh scores are than those of the search: shapes (seeds, cells), averaged over cells.
+
+    Losses below the floor count as it.
+    """
     if metric == "accuracy":
         return welch_interval(search.mean(axis=1), fresh.mean(axis=1)).map(lambda values: np.clip(values, -1.0, 1.0))
-    with np.errstate(divide="ignore", over="ignore"):
-        return welch_interval(np.log(fresh).mean(axis=1), np.log(search).mean(axis=1)).map(np.exp)
+    after, before = (np.log(np.maximum(losses, floor)).mean(axis=1) for losses in (fresh, search))
+    with np.errstate(over="ignore"):
+        return welch_interval(after, before).map(np.exp)
 
 
 def best_so_far(values: ArrayLike, maximize: bool) -> NDArray[np.float64]:

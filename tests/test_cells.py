@@ -39,7 +39,7 @@ def lanes_frame(values: dict[float, list[float]], metric: str = "loss", trial: i
     """Lanes of one trial: learning rate -> value per seed, NaN for a diverged lane."""
     rows = [
         lane_row(trial=trial, learning_rate=rate, seed=seed, outcome="diverged" if math.isnan(value) else "completed")
-        | {f"validation_{metric}": value}
+        | {"validation_loss": value, f"validation_{metric}": value}
         for rate, seeds in values.items()
         for seed, value in enumerate(seeds)
     ]
@@ -101,10 +101,32 @@ def test_without_survivors_there_is_no_tuned_rate() -> None:
 
 
 @given(st.lists(losses, min_size=1, max_size=5), st.permutations([0.001, 0.01, 0.1]), st.randoms())
-def test_ties_go_to_the_smaller_rate(values: list[float], rates: list[float], random: Any) -> None:
+def test_ties_go_to_the_middle_rate(values: list[float], rates: list[float], random: Any) -> None:
     shuffled = [random.sample(values, len(values)) for _ in rates]
     lanes = lanes_frame(dict(zip(rates, shuffled, strict=True)))
-    assert analysis.tuned_rates(lanes.sample(frac=1, random_state=0), "loss").to_dict() == {0: 0.001}
+    assert analysis.tuned_rates(lanes.sample(frac=1, random_state=0), "loss").to_dict() == {0: 0.01}
+    assert analysis.tuned_rates(lanes[lanes["learning_rate"] < 0.1], "loss").to_dict() == {0: 0.001}
+
+
+def test_equal_accuracies_go_to_the_lower_loss_and_then_to_the_middle_rate() -> None:
+    accuracy = {0.001: [1.0, 1.0], 0.01: [1.0, 1.0], 0.1: [1.0, 1.0], 1.0: [0.9, 1.0]}
+    lanes = lanes_frame(accuracy, "accuracy").assign(validation_loss=[0.3, 0.4, 1e-3, 2e-3, 1e-9, 0.0, 0.0, 0.0])
+    assert analysis.tuned_rates(lanes, "accuracy", 50, 1e-7).to_dict() == {0: 0.1}
+    assert analysis.tuned_rates(lanes, "accuracy", 50, 0.5).to_dict() == {0: 0.01}
+
+
+def test_losses_below_the_floor_tie() -> None:
+    lanes = lanes_frame({0.001: [1e-20, 0.0], 0.01: [0.0, 1e-30], 0.1: [0.0, 0.0], 1.0: [1e-3, 0.0]})
+    assert analysis.tuned_rates(lanes, "loss").to_dict() == {0: 0.1}
+    assert analysis.tuned_rates(lanes, "loss", floor=1e-14).to_dict() == {0: 0.01}
+    assert analysis.rate_table(lanes, "loss", floor=1e-14)["estimate"].iloc[0] == pytest.approx(1e-14)
+
+
+def test_cells_take_the_floor_that_their_trials_recorded(tmp_path: Path) -> None:
+    losses = {0.001: [1e-20, 0.0], 0.01: [0.0, 1e-30], 0.1: [0.0, 0.0]}
+    assert cell_of(tmp_path / "old", ({}, losses, 0)).iloc[0]["learning_rate"] == 0.1
+    cell = cell_of(tmp_path / "new", ({"loss_floor": 1e-14}, losses, 0)).iloc[0]
+    assert (cell["learning_rate"], cell["validation"]) == (0.01, pytest.approx(1e-14))
 
 
 # Cells

@@ -380,10 +380,12 @@ def test_grown_grids_and_left_out_trials_are_told(tmp_path: Path) -> None:
     file = folder / "trials.parquet" / PART
     rows = pq.read_table(file).to_pylist()
     rows[0]["extensions"] = rows[2]["extensions"] = 1  # the same cell
+    rows[0]["refinements"], rows[1]["refinements"] = 2, 1
     rows[4] |= {"outcome": "diverged"}
     write_tables(folder, trials=rows)
     text = squeezed(read(analysis.write_report(folder)))
     assert "The learning-rate grid of 1 cell was extended, because its best rate lay on the edge." in text
+    assert "The learning-rate grid of 2 cells was refined around its best rate" in text
     assert "of the same cell came further: 1 diverged. A cell whose trial diverged looks too good." in text
 
 

@@ -117,8 +117,18 @@ def test_an_infinite_loss_is_not_left_out() -> None:
     assert analysis.log_interval([1.0, 2.0, math.inf, math.nan]) == Interval(math.inf, 0.0, math.inf, 3)
 
 
-def test_a_zero_loss_has_no_upper_limit() -> None:
-    assert analysis.log_interval([0.0, 1.0]) == Interval(0.0, 0.0, math.inf, 2)
+def test_losses_below_the_floor_count_as_it() -> None:
+    floored = [1e-14, 1e-3, 1e-3]
+    assert analysis.log_interval([0.0, 1e-3, 1e-3], floor=1e-14) == analysis.log_interval(floored)
+    assert analysis.metric_interval([1e-30, 1e-3, 1e-3], "loss", floor=1e-14) == analysis.log_interval(floored)
+    plain = analysis.log_interval([0.0, 1e-3, 1e-3])
+    assert plain.estimate == pytest.approx((2.2250738585072014e-308 * 1e-6) ** (1 / 3))
+    assert 0 < plain.estimate < plain.high
+
+
+def test_the_curse_of_losses_below_the_floor_is_none() -> None:
+    search, fresh = np.full((3, 1), 1e-30), np.array([[0.0], [1e-20], [1e-14]])
+    assert analysis.curse_interval(search, fresh, "loss", 1e-14).estimate == pytest.approx(1.0)
 
 
 def test_impossible_values_are_refused() -> None:

@@ -135,6 +135,7 @@ class TrialConfig(Recording):
         engine: how lanes are computed, or auto.
         halving: whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget.
         extensions: times, at most, that rates are added beyond the edge of the grid on which the best one lies.
+        refine: times, at most, that rates are then added around the best one, at half and a quarter of the spacing.
         trial: the trial's number, for the tables.
         data_folder: of downloaded data.
         code, digest: folder of user code, and the digest of its files; empty if there is none, or any will do.
@@ -167,6 +168,7 @@ class TrialConfig(Recording):
     engine: str = "auto"
     halving: bool = False
     extensions: int = 0
+    refine: int = 0
 
     trial: int = 0
     data_folder: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.cells import examples_of, optimizer_order, rank, rate_table
+from analysis.cells import examples_of, floor_of, optimizer_order, rank, rate_table
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
 from analysis.text import band_note, listing, seed_counts, shortened
@@ -27,8 +27,8 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
     if by != "optimizer" and len(ranked):
         ranked = ranked[ranked["optimizer"] == ranked["optimizer"].iloc[0]]
     best = ranked.drop_duplicates(by).set_index("trial")
-    lanes = results.pooled.lanes
-    frame = rate_table(lanes[lanes["cell"].isin(best.index)], results.metric, examples_of(results, "validation"))
+    lanes = results.pooled.lanes[results.pooled.lanes["cell"].isin(best.index)]
+    frame = rate_table(lanes, results.metric, examples_of(results, "validation"), floor_of(results))
     tuned = frame["cell"].map(best["learning_rate"]) == frame["learning_rate"]
     group = frame["cell"].map(best[by])
     return frame.assign(optimizer=frame["cell"].map(best["optimizer"]), by=by, group=group, tuned=tuned)

@@ -161,10 +161,16 @@ def course(results: Results) -> list[str]:
             f"They ran on {counted(stays['worker'].nunique(), 'worker')}, at most {slots} at a time, and used that "
             f"capacity for {share:.0%} of the time in which any trial ran."
         )
-    grown = results.pooled.trials.groupby("cell")["extensions"].max()
-    if (grown > 0).any():
-        some = counted(int((grown > 0).sum()), "cell")
+    added = results.pooled.trials.groupby("cell")[["extensions", "refinements"]].max() > 0
+    if added["extensions"].any():
+        some = counted(int(added["extensions"].sum()), "cell")
         lines.append(f"The learning-rate grid of {some} was extended, because its best rate lay on the edge.")
+    if added["refinements"].any():
+        some = counted(int(added["refinements"].sum()), "cell")
+        lines.append(
+            f"The learning-rate grid of {some} was refined around its best rate, because its spacing could cost more "
+            f"than the seeds' scatter."
+        )
     return lines
 
 

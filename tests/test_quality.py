@@ -14,7 +14,7 @@ from scipy import stats
 
 from study.spec import Spec, check
 from study.tuning.samplers import Design
-from study.tuning.schedulers import Halving, scheduler
+from study.tuning.schedulers import Earlier, Group, Halving, scheduler
 from study.tuning.searcher import TruthfulSearch
 from study.tuning.space import Space, settings
 from tests.test_spec import changed
@@ -110,8 +110,13 @@ def cell(design: Design, number: int) -> dict[str, Any]:
     return {**found, "settings": settings(found)}
 
 
-def trial(number: int, name: str) -> Any:
-    return SimpleNamespace(config={"trial": number}, trial_id=name)
+ADAM = ("adam", 32)
+
+
+def trial(number: int, name: str, group: Group = ADAM) -> Any:
+    optimizer, batch_size = group
+    config = {"trial": number, "optimizer": optimizer, "batch_size": batch_size}
+    return SimpleNamespace(config=config, trial_id=name)
 
 
 def told(judge: Halving, one: Any, part: int, value: float) -> str:
@@ -120,7 +125,7 @@ def told(judge: Halving, one: Any, part: int, value: float) -> str:
 
 def test_a_scheduler_goes_on_as_if_it_had_seen_the_past() -> None:
     """A trial is judged by those of earlier sessions, and not twice at a rung that it has passed."""
-    past = {number: {1: float(number), 2: float(number), 3: float(number)} for number in range(6)}
+    past = {number: Earlier(ADAM, dict.fromkeys((1, 2, 3), float(number))) for number in range(6)}
     for brackets in (1, 3):
         whole, again = Halving(PARTS, brackets, "min", {}), Halving(PARTS, brackets, "min", past)
         for number in range(6):
@@ -151,11 +156,12 @@ def test_nobody_is_stopped_after_the_budget() -> None:
 
 def test_a_trial_that_was_stopped_stays_so_when_it_runs_again() -> None:
     """Even if it would pass its rung today."""
-    past = {number: {1: float(number)} for number in range(6)} | {6: {1: 0.5, 2: 0.5}, 7: {1: 0.0, 2: 0.0}}
-    judge = Halving(PARTS, 1, "min", past, stopped={7: 2})
+    past = {number: Earlier(ADAM, {1: float(number)}) for number in range(6)}
+    past |= {6: Earlier(ADAM, {1: 0.5, 2: 0.5}), 7: Earlier(ADAM, {1: 0.0, 2: 0.0}, stopped=2)}
+    judge = Halving(PARTS, 1, "min", past)
     for number, ends in ((6, None), (7, 2)):
         one = trial(number, f"again-{number}")
         judge.on_trial_add(None, one)
-        said = [told(judge, one, part, past[number][1]) for part in (1, 2, 3, 4)]
+        said = [told(judge, one, part, past[number].reported[1]) for part in (1, 2, 3, 4)]
         stops = [answer == TrialScheduler.STOP for answer in said]
         assert stops == [bool(ends) and part >= ends for part in (1, 2, 3, 4)]

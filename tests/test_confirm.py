@@ -32,7 +32,15 @@ def test_winners_are_the_best_of_all_of_each_optimizer_and_of_each_regime(quick_
     shutil.copytree(quick_study, tmp_path, dirs_exist_ok=True)
     found = winners(spec(confirm={"top": 2}), tmp_path)
     # Best first: adam's two best cells, its best stochastic one, two more optimizers, its best batch one, and sgd's.
-    expected = [("adam", 32), ("adam", 32), ("adam", 1), ("rmsprop", 32), ("momentum", 32), ("adam", "full"), ("sgd", 32)]
+    expected = [
+        ("adam", 32),
+        ("adam", 32),
+        ("adam", 1),
+        ("rmsprop", 32),
+        ("momentum", 32),
+        ("adam", "full"),
+        ("sgd", 32),
+    ]
     assert sorted(chosen(found), key=str) == sorted(expected, key=str)
     assert chosen(found)[:2] == expected[:2]
     assert len({json.dumps(each.cell) for each in found}) == len(found) == most_winners(spec(confirm={"top": 2}))

@@ -145,7 +145,12 @@ def test_early_stopping_finds_the_best_batch_size_of_real_digits(tmp_path: Path)
     tables = {
         "name": "digits",
         "workload": {"data": "digits", "model": "mlp"},
-        "search": {"batch_size": [8, 32, 128, "full"], "optimizer": ["sgd", "adam"], "width": [8, 16, 32], "depth": [1, 2]},
+        "search": {
+            "batch_size": [8, 32, 128, "full"],
+            "optimizer": ["sgd", "adam"],
+            "width": [8, 16, 32],
+            "depth": [1, 2],
+        },
         "lanes": {"rates": 6, "seeds": 3, "extensions": 0},
         "budget": {"trials": 48, "epochs": 9, "min_updates": 60},
         "confirm": False,

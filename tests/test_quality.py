@@ -235,6 +235,18 @@ def test_a_scheduler_goes_on_as_if_it_had_seen_the_past() -> None:
             assert decisions[0] == decisions[1]
 
 
+def test_a_diverged_trial_is_no_measure_for_others() -> None:
+    """A rung with NaN alone has no cutoff: numpy would warn."""
+    judge = Halving(PARTS, 1, "min", {})
+    lost, first, second = (trial(number, str(number)) for number in range(3))
+    for one in (lost, first, second):
+        judge.on_trial_add(None, one)
+    assert told(judge, lost, 1, math.nan) == TrialScheduler.CONTINUE
+    judge.on_trial_complete(None, lost, {"report": 1, "value": math.nan})
+    assert told(judge, first, 1, 1.0) == TrialScheduler.CONTINUE
+    assert told(judge, second, 1, 2.0) == TrialScheduler.STOP
+
+
 def test_nobody_is_stopped_after_the_budget() -> None:
     judge = Halving(3, 1, "min", {})
     for number in range(9):

@@ -34,6 +34,7 @@ from study.session import Outcome, run_session, stoppable
 from study.spec import check
 from study.spec.adjust import resolved, with_trials
 from study.spec.compare import fixed_settings
+from study.spec.dimensions import Choice
 from study.spec.model import Confirm
 from study.tuning import importance
 from study.tuning.storage import create_study, delete_study, open_study
@@ -228,7 +229,12 @@ def test_outcomes_agree_in_tables_optuna_status_and_report(
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", Troubled)
     tuning = SPEC.tuning.model_copy(update={"scheduler": "asha"})
     recording = SPEC.recording.model_copy(update={"checkpoint_seconds": 0.0})
-    spec = with_trials(SPEC.model_copy(update={"tuning": tuning, "recording": recording}), 9)
+    # One optimizer and batch size, in which all trials compete.
+    search = SPEC.search.model_copy(
+        update={"optimizer": Choice(values=("adam",)), "batch_size": Choice(values=("full",))}
+    )
+    spec = SPEC.model_copy(update={"tuning": tuning, "recording": recording, "search": search})
+    spec = with_trials(spec, 9)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/driver").write_text(str(os.getpid()))
     outcome = run(spec, at_once=1)

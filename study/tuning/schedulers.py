@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -87,7 +88,7 @@ class Halving(InOrder, AsyncHyperBandScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
-        if result.get("report", 0) >= self.reports:
+        if result.get("report", 0) >= self.reports or math.isnan(result.get("value", math.nan)):
             return str(TrialScheduler.CONTINUE)  # it ends by itself
         earlier = self.past.get(trial.config["trial"])
         if earlier and earlier.stopped is not None and result.get("report", 0) >= earlier.stopped:
@@ -97,6 +98,13 @@ class Halving(InOrder, AsyncHyperBandScheduler):
             if self._trial_info[trial.trial_id].on_result(trial, part, self.sign * value) == TrialScheduler.STOP:
                 return str(TrialScheduler.STOP)
         return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Record the last value, unless there is none: no trial is judged by one that diverged."""
+        if math.isnan(result.get("value", math.nan)):
+            self._trial_info.pop(trial.trial_id, None)
+        else:
+            super().on_trial_complete(tune_controller, trial, result)
 
     def _bracket(self, group: Group, number: int) -> Any:
         """A trial's bracket in its group, with the probabilities of Ray Tune, but the same in every session."""

@@ -339,3 +339,17 @@ def test_a_study_without_a_completed_trial_has_nothing_to_confirm(tmp_path: Path
     assert (world.ended.ended, world.ended.planned, world.ended.scored) == (3, 3, 0)
     assert found.provenance["finished"]
     assert not (world.results() / "confirm").exists()
+
+
+def test_a_study_of_an_earlier_version_resumes_without_a_confirmation(tmp_path: Path) -> None:
+    """It recorded nothing where there was none."""
+    with World(tmp_path, TINY) as world:
+        world.finish()
+        file = world.folder / "spec.toml"
+        file.write_text(file.read_text().replace("confirm = false\n", ""))
+        world.finish()
+        assert not (world.results() / "confirm").exists()
+        assert "confirm = false\n" in file.read_text()
+        file.write_text(file.read_text().replace("confirm = false\n", "") + "\n[confirm]\ntop = 1\nseeds = 2\n")
+        world.finish()
+        assert analysis.load(world.results()).confirmation

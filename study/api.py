@@ -21,13 +21,13 @@ from analysis import results
 from analysis.report import page
 from study.cluster import nodes, ray
 from study.cluster.ray import Cluster
-from study.errors import Halted, Interrupted, SpecError, StorageError, UsageError
+from study.errors import Halted, Interrupted, SpecError, StorageError
 from study.progress.display import Show
 from study.results import CONFIRM, mirror
 from study.results.ownership import own_folder
 from study.results.provenance import add_phase, read_provenance
 from study.session import Outcome, run_session, stoppable
-from study.spec import Spec, check, read
+from study.spec import Spec, check, read, recorded
 from study.spec.adjust import resolved, with_trials
 from study.spec.compare import all_settings, differences, fixed_settings
 from study.tuning.storage import create_study, delete_study
@@ -121,15 +121,11 @@ def resume(
         if not (local / "spec.toml").is_file():
             what = "not a results folder, it has no spec.toml" if local.is_dir() else "no such folder"
             raise StorageError(str(local), f"{what}; give the results folder that `study run` printed")
-        spec, local = read(local / "spec.toml"), local.absolute()
+        spec, local = recorded(local), local.absolute()
         with own_folder(local, command):
             pass  # if another process runs it, say so before Ray starts
         _refuse_edits(spec, local)
         if more:
-            count = len(spec.search.optimizers())
-            if spec.tuning.fair and (rest := more % count):
-                message = f"tuning.fair shares them among {count}; valid: {more - rest + count}"
-                raise UsageError(f"--trials {more}", message)
             spec = with_trials(spec, spec.budget.trials + more)
         _tell_edited_code(local)
         return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))
@@ -185,8 +181,7 @@ def check_nodes(cluster: Cluster, spec: Spec, folder: Path) -> None:
 
 def require_same(spec: Spec, folder: Path) -> None:
     """Raise a `StorageError` unless the study in a results folder is that of a spec."""
-    recorded = fixed_settings(read(folder / "spec.toml"))
-    if changed := differences(recorded, fixed_settings(spec)):
+    if changed := differences(fixed_settings(recorded(folder)), fixed_settings(spec)):
         message = f"holds a study with a different {', '.join(changed)}; give another folder, or the original spec"
         raise StorageError(f"--out {mirror.home(folder)}", message)
 
@@ -211,15 +206,15 @@ def _recorded_settings(folder: Path) -> dict[str, Any]:
 
 def _tell_ignored_changes(spec: Spec, folder: Path) -> None:
     """Tell which settings of a spec a resumed study ignores: those that may change, but only in its own spec.toml."""
-    recorded, asked = read(folder / "spec.toml"), resolved(spec)
-    changed = differences(all_settings(recorded), all_settings(asked))
+    own, asked = recorded(folder), resolved(spec)
+    changed = differences(all_settings(own), all_settings(asked))
     if not changed:
         return
     home, advice = mirror.home(folder), []
     if any(key.split(".")[0] in ("resources", "recording", "confirm") for key in changed):
         file = storage.join(home, "spec.toml")
         advice.append(f"to change resources, recording or confirm, edit {file} and resume it")
-    if (more := asked.budget.trials - recorded.budget.trials) > 0:
+    if (more := asked.budget.trials - own.budget.trials) > 0:
         advice.append(f"`{shlex.join(['study', 'extend', str(home)])} --trials {more}` adds trials")
     kept = ", ".join(f"{key} = {_shown(old)} (asked for: {_shown(new)})" for key, (old, new) in changed.items())
     _tell("; ".join([f"note: {home} keeps its own {kept}", *advice]))

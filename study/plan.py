@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from analysis.schema import regime
-from analysis.text import duration
+from analysis.text import counted, duration
 from study.cluster import packing
 from study.cluster.build import builder, criterion
 from study.cluster.build import rule as rule_of
+from study.results.confirm import cost, most_winners
 from study.spec import Spec
 from study.spec.adjust import planned_trials
+from study.spec.dimensions import Choice
+from study.tuning.schedulers import REDUCTION
 from trainables.engines.base import Engine
 from trainables.engines.choose import choose
 from trainables.engines.kernel.build import unavailable
@@ -99,10 +103,9 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     for size, updates in sorted({(p.batch_size, p.updates) for p in probes}, key=lambda pair: pair[0]):
         much = f"{updates:,} updates a lane" if updates else f"{spec.budget.seconds:g} s a trial"
         rows.append(("", f"batch size {size:,} ({regime(size, facts.train)}): {much}"))
-    if confirm := spec.confirm:
-        rows.append(
-            ("confirm", f"{confirm.top} best cells and each optimizer's best, {confirm.seeds} fresh seeds each")
-        )
+    if spec.confirm:
+        best = f"the {spec.confirm.top} best cells, and the best of each optimizer and regime"
+        rows.append(("confirm", f"{best}: at most {most_winners(spec)}, each on {spec.confirm.seeds} fresh seeds"))
     fewest = min(p.at_once for p in probes)
     if fewest < lane_count:
         rows.append(("", f"in passes of {fewest} if memory does not hold all"))
@@ -118,7 +121,26 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     memory = max(p.memory_bytes for p in probes) / 2**20
     rows.append(("memory", f"about {memory:,.0f} MiB a trial at most, its data included"))
     rows.append(("time", _time(spec, probes, trials)))
+    rows += [("warning", text) for text in warnings(spec)]
     return "\n".join([f"{spec.name}: valid", *(f"  {label:<8}{text}" for label, text in rows)])
+
+
+def warnings(spec: Spec) -> Iterator[str]:
+    """What a valid spec is too small for, one line each."""
+    trials, optimizers, sizes = planned_trials(spec), len(spec.search.optimizers()), spec.search.batch_size.size()
+    pairs, among = optimizers * sizes, f"{counted(optimizers, 'optimizer')} x {counted(int(sizes), 'batch size')}"
+    if trials < optimizers:
+        yield f"{counted(trials, 'trial')} for {optimizers} optimizers: at most {trials} can be compared"
+    elif trials < pairs and isinstance(spec.search.batch_size, Choice):
+        yield f"{counted(trials, 'trial')} for {among}: at most {trials} of {pairs} pairs can be compared"
+    if spec.tuning.fair and trials > optimizers and (rest := trials % optimizers):
+        more = "1 of them gets" if rest == 1 else f"{rest} of them get"
+        yield f"{trials} trials for {optimizers} optimizers: {more} one trial more than the others"
+    if spec.tuning.scheduler != "none" and trials < REDUCTION * pairs:
+        yield (
+            f"{spec.tuning.scheduler} compares only trials with the same optimizer and batch size, and {trials} trials "
+            f"for {among} are too few to stop many"
+        )
 
 
 def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
@@ -278,10 +300,13 @@ def _added(spec: Spec) -> float:
 def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
     at_once = max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
     seconds = [spec.budget.seconds or p.seconds or 0.0 for p in probes]
-    total = trials * sum(seconds) / len(seconds) / at_once
+    each = sum(seconds) / len(seconds) / at_once
+    total, again = trials * each, cost(spec) * each
+    confirmation = f", {duration(again)} of it the confirmation" if again else ""
     spread = f"{duration(min(seconds))} to {duration(max(seconds))} a trial"
     if more := _added(spec):
         spread += f", up to {more:.0%} more where rates are added"
     less = ", less what the scheduler stops" if spec.tuning.scheduler != "none" else ""
     gpu = "; timed on the CPU, a GPU will differ" if spec.resources.gpus else ""
-    return f"about {duration(total)} on this machine, {at_once} trials at once ({spread}{less}){gpu}"
+    took = f"about {duration(total + again)} on this machine{confirmation}"
+    return f"{took}, {at_once} trials at once ({spread}{less}){gpu}"

@@ -111,7 +111,7 @@ def run_session(
         record.phase_seconds["start"] = round(start_seconds, 1)
         with record.phase("search"):
             outcome = _run_stage(search)
-        if spec.confirm and not outcome.interrupted and outcome.scored:
+        if spec.confirm and not outcome.interrupted:
             with record.phase("confirmation"):
                 confirmed = _confirm(spec, search, record)
             ended, planned = outcome.ended + confirmed.ended, outcome.planned + confirmed.planned
@@ -123,6 +123,9 @@ def run_session(
 def _confirm(spec: Spec, search: Stage, record: Record) -> Outcome:
     """Run the winners of a finished search again, on fresh seeds, in a results folder of their own."""
     winners, folder = confirm.winners(spec, search.folder), search.folder / CONFIRM
+    if not winners:
+        ProgressDisplay(spec, 0, search.show).say("no trial completed, so there is nothing to confirm")
+        return Outcome(folder, 0, 0, 0)
     final = confirm.confirmation(spec, len(winners))
     storage.write_text(folder / "spec.toml", final.to_toml())
     write_provenance(folder, final, record.sessions, finished=False)
@@ -141,7 +144,8 @@ def _run_stage(stage: Stage) -> Outcome:
     rounds, failed, done = ROUNDS, 0, -1
     why = build.unavailable()
     while True:
-        display = ProgressDisplay(stage.spec, stage.spec.budget.trials, stage.show)
+        after = 0.0 if stage.winners else confirm.cost(stage.spec)
+        display = ProgressDisplay(stage.spec, stage.spec.budget.trials, stage.show, after)
         if why and not stage.winners:
             display.say(f"no native kernel on this machine ({why}): training on its CPUs is several times slower")
         try:
@@ -227,16 +231,13 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
 
 
 def _tuner(stage: Stage, search: TruthfulSearch, collector: Collector, remaining: int) -> tune.Tuner:
-    spec, trials = stage.spec, search.study.get_trials(deepcopy=False)
+    spec = stage.spec
     resources = partial(_resources, cpus=float(spec.resources.cpus_per_trial), gpus=spec.resources.gpus)
-    # What earlier sessions saw and stopped.
-    past = {trial.number: dict(trial.intermediate_values) for trial in trials}
-    stopped = {trial.number: trial.user_attrs["stopped"] for trial in trials if "stopped" in trial.user_attrs}
     return tune.Tuner(
         tune.with_resources(trainable(spec.workload.model), resources),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            scheduler=scheduler(spec, search.mode, past, stopped),
+            scheduler=scheduler(spec, search.mode, search.earlier()),
             metric="value",
             mode=search.mode,
             num_samples=remaining,

@@ -11,6 +11,7 @@ TABLES: dict[str, Any] = {
     "workload": {"data": "digits", "model": "own:Net"},
     "search": {"width": [4, 8], "depth": 1, "batch_size": [32], "optimizer": "adam"},
     "budget": {"trials": 2, "epochs": 1},
+    "confirm": False,
 }
 
 

@@ -35,7 +35,8 @@ spec = study.check({
     "search": {"batch_size": [1, 8, 32, "full"], "optimizer": "sgd"},
     "lanes": {"rates": 2, "seeds": 2, "extensions": 0, "refine": 0},
     "budget": {"trials": 3, "seconds": 2},
-    "tuning": {"sampler": "random", "scheduler": "none"},
+    "tuning": {"sampler": "random"},
+    "confirm": False,
 })
 """
 
@@ -99,7 +100,7 @@ def test_the_pages_about_what_is_public_show_all_of_it(tmp_path: Path) -> None:
 
 
 def test_changes_to_a_spec_may_be_of_sections_and_of_single_keys() -> None:
-    spec = study.read("quick", {"name": "mine", "budget": {"updates": 7}, "confirm": None})
+    spec = study.read("quick", {"name": "mine", "budget": {"updates": 7}, "confirm": False})
     assert (spec.name, spec.budget.updates, spec.budget.epochs, spec.confirm) == ("mine", 7, None, None)
     assert spec.budget.trials == study.read("quick").budget.trials
     with pytest.raises(study.SpecError, match="nonsense: unknown key"):

@@ -39,6 +39,7 @@ from trainables.tune import MLPTrainable
 STUDY = [sys.executable, "-m", "study"]
 SPEC = """
 name = "apart"
+confirm = false
 [workload]
 data = "linear"
 model = "mlp"

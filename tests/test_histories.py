@@ -32,6 +32,7 @@ TINY: dict[str, Any] = {
     "tuning": {"sampler": "random", "scheduler": "none"},
     "budget": {"trials": 3, "updates": 3},
     "recording": {"checkpoint_seconds": 0.0},
+    "confirm": False,
 }
 SPECS: dict[str, dict[str, Any]] = {
     "plain": TINY,
@@ -40,7 +41,12 @@ SPECS: dict[str, dict[str, Any]] = {
     "confirmed": TINY | {"budget": {"trials": 2, "updates": 2}, "confirm": {"top": 1, "seeds": 2}},
     "at a URI": TINY,
     "in a database": TINY | {"tuning": TINY["tuning"] | {"storage": "any"}},
-    "stopped early": TINY | {"tuning": TINY["tuning"] | {"scheduler": "asha"}, "budget": {"trials": 4, "updates": 3}},
+    "stopped early": TINY
+    | {
+        "search": {"batch_size": 50, "optimizer": ["sgd", "adam"]},  # two groups, in which trials compete
+        "tuning": TINY["tuning"] | {"scheduler": "asha"},
+        "budget": {"trials": 6, "updates": 3},
+    },
 }
 # How many histories of each kind, by what one costs.
 HISTORIES = dict.fromkeys(SPECS, 30) | {"plain": 40, "confirmed": 20, "at a URI": 40, "in a database": 10}
@@ -321,3 +327,29 @@ def test_no_checkpoint_of_a_stopped_trial_stays_at_a_uri(tmp_path: Path, monkeyp
         world.finish()
         assert analysis.load(world.results()).trials["outcome"].iloc[-1] == "stopped"
         assert not world.store.below("bucket/out/checkpoints")
+
+
+def test_a_study_without_a_completed_trial_has_nothing_to_confirm(tmp_path: Path) -> None:
+    rates = {"learning_rate": {"low": 1e200, "high": 1e201, "count": 2}, "seeds": 1, "extensions": 0}
+    diverging = {"search": {"batch_size": 50, "optimizer": "sgd"}, "lanes": rates, "confirm": {"top": 1}}
+    with World(tmp_path, TINY | diverging) as world:
+        world.finish()
+        found = analysis.load(world.results())
+    assert set(found.trials["outcome"]) == {"diverged"}
+    assert (world.ended.ended, world.ended.planned, world.ended.scored) == (3, 3, 0)
+    assert found.provenance["finished"]
+    assert not (world.results() / "confirm").exists()
+
+
+def test_a_study_of_an_earlier_version_resumes_without_a_confirmation(tmp_path: Path) -> None:
+    """It recorded nothing where there was none."""
+    with World(tmp_path, TINY) as world:
+        world.finish()
+        file = world.folder / "spec.toml"
+        file.write_text(file.read_text().replace("confirm = false\n", ""))
+        world.finish()
+        assert not (world.results() / "confirm").exists()
+        assert "confirm = false\n" in file.read_text()
+        file.write_text(file.read_text().replace("confirm = false\n", "") + "\n[confirm]\ntop = 1\nseeds = 2\n")
+        world.finish()
+        assert analysis.load(world.results()).confirmation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import optuna
@@ -12,6 +13,8 @@ from optuna.trial import TrialState
 from analysis.schema import Outcome
 from study.spec import Spec, check
 from study.spec.adjust import planned_trials
+from study.tuning.samplers import Design
+from study.tuning.schedulers import Earlier, group
 from study.tuning.searcher import TruthfulSearch, outcome
 from study.tuning.space import Space
 from study.tuning.storage import directions
@@ -153,6 +156,49 @@ def test_fair_gives_equally_many_trials(name: str) -> None:
     optimizers = [config["optimizer"] for config in found]
     assert optimizers == ["sgd", "adam"] * 8
     assert all(set(config["settings"]) == ({"beta1"} if config["optimizer"] == "adam" else set()) for config in found)
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "grid", "gp", "nsga2"])
+def test_fair_replicates_take_turns_and_have_fresh_seeds(name: str) -> None:
+    tables = changed(search={"width": 8, "depth": 1, "batch_size": [1, 32], "optimizer": ["sgd", "adam", "momentum"]})
+    spec = check(tables | {"tuning": {"sampler": name}})
+    found = run_through(spec, optuna.create_study(), 14)
+    assert [config["optimizer"] for config in found] == (["sgd", "adam", "momentum"] * 5)[:14]
+    seeds = [(config["optimizer"], config["batch_size"], seed) for config in found for seed in config["seeds"]]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("optimizers", [["sgd", "adam"], ["sgd", "momentum", "rmsprop", "adam"]])
+def test_fair_qmc_gives_every_optimizer_the_same_cells(optimizers: list[str]) -> None:
+    """In turns of one sequence each would have half of the batch sizes."""
+    sizes = [8, 32, 128, "full"]
+    search = {"width": [8, 16], "depth": [1, 2], "batch_size": sizes, "optimizer": optimizers}
+    design = Design(check(changed(search=search, tuning={"sampler": "qmc"})))
+    cells = [design.cell(number) for number in range(16 * len(optimizers))]
+    for name in optimizers:
+        own = [cell for cell in cells if cell["optimizer"] == name]
+        assert Counter(cell["batch_size"] for cell in own) == dict.fromkeys(sizes, 4)
+        assert [{**cell, "optimizer": ""} for cell in own] == [
+            {**cell, "optimizer": ""} for cell in cells if cell["optimizer"] == optimizers[0]
+        ]
+
+
+def test_earlier_trials_have_the_groups_of_their_configurations() -> None:
+    spec = check(changed(tuning={"sampler": "random", "scheduler": "asha"}, search__batch_size=["full"]))
+    first = search(spec)
+    configurations = [first.suggest("") for _ in range(4)]
+    for number, config in enumerate(configurations[:3]):
+        assert config
+        first.report(number, 1, 0.5)
+        if number == 2:
+            first.stopped(number, 1)
+    again = search(spec, first.study).earlier()
+    assert again == {
+        number: Earlier(group(config or {}), {1: 0.5}, 1 if number == 2 else None)
+        for number, config in enumerate(configurations[:3])
+    }
+    assert {each.group[1] for each in again.values()} == {10_000}
+    assert search(check(changed(search__batch_size=["full"])), first.study).earlier() == {}
 
 
 def test_space_suggests_settings_only_with_their_optimizer() -> None:

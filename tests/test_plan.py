@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +70,40 @@ def test_the_status_of_a_study_that_has_just_begun(tmp_path: Path) -> None:
         "  lanes   0, 0 diverged",
         "  cost    0 CPU-hours",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"budget__trials": 1}, ["1 trial for 2 optimizers: at most 1 can be compared"]),
+        (
+            {"budget__trials": 4},
+            ["4 trials for 2 optimizers x 3 batch sizes: at most 4 of 6 pairs can be compared"],
+        ),
+        ({"budget__trials": 6}, []),
+        ({"budget__trials": 7}, ["7 trials for 2 optimizers: 1 of them gets one trial more than the others"]),
+        ({"budget__trials": 7, "tuning": {"fair": False}}, []),
+        (
+            {"budget__trials": 16, "tuning": {"scheduler": "asha"}},
+            [
+                "asha compares only trials with the same optimizer and batch size, and 16 trials for 2 optimizers x "
+                "3 batch sizes are too few to stop many"
+            ],
+        ),
+        ({"budget__trials": 18, "tuning": {"scheduler": "asha"}}, []),
+        ({"budget__trials": 4, "search__batch_size": {"low": 1, "high": 64}}, []),
+        ({"budget__trials": 500, "tuning": {"sampler": "grid"}}, []),  # a grid ends with its 12 cells
+    ],
+)
+def test_warnings_tell_what_a_spec_is_too_small_for(changes: dict[str, Any], expected: list[str]) -> None:
+    assert list(plan.warnings(check(changed(**changes)))) == expected
+
+
+def test_warnings_and_the_confirmation_are_part_of_the_plan() -> None:
+    spec = check(changed(budget={"trials": 4, "seconds": 60.0}, confirm={"top": 2, "seeds": 5}))
+    text = plan.describe(spec, plan.probed(spec))
+    assert "  warning 4 trials for 2 optimizers x 3 batch sizes" in text
+    # Top 2, one more optimizer, two more regimes: 5, but only 4 cells are tried; each winner takes as long as a trial.
+    assert "the 2 best cells, and the best of each optimizer and regime: at most 4, each on 5 fresh seeds" in text
+    minutes, confirmed = re.findall(r"time +about (\d+) min on this machine, (\d+) min of it the confirmation", text)[0]
+    assert int(minutes) == 2 * int(confirmed)

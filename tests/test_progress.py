@@ -67,6 +67,17 @@ ROWS = [
 ]
 
 
+def test_the_time_left_includes_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, followed = display(), display()
+    followed.after = 2.5
+    for shown in (alone, followed):
+        tell(shown, *ROWS[:2])
+        shown.started = 0.0
+        monkeypatch.setattr("study.progress.display.time.monotonic", lambda: 100.0)
+    assert alone.numbers()["seconds_left"] == 150  # three trials, 50 s each
+    assert followed.numbers()["seconds_left"] == 275
+
+
 def test_trials_are_counted_and_the_best_is_a_completed_one_with_its_interval() -> None:
     shown = display()
     tell(shown, *ROWS)

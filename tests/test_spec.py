@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from study.errors import SpecError
-from study.spec import SHIPPED, check, read
+from study.spec import SHIPPED, check, read, recorded
+from study.spec.model import Confirm
 from trainables.workloads.catalogue import OPTIMIZERS
 
 GOOD: dict[str, Any] = {
@@ -19,6 +20,7 @@ GOOD: dict[str, Any] = {
     "workload": {"data": "cubic", "model": "mlp"},
     "search": {"width": [8, 16], "depth": 2, "batch_size": [1, 32, "full"], "optimizer": ["sgd", "adam"]},
     "budget": {"trials": 4, "epochs": 2},
+    "confirm": False,
 }
 
 
@@ -49,9 +51,28 @@ def test_seeds_of_replicates_and_of_the_confirmation_never_meet() -> None:
     assert len(set(found)) == len(found) == 2 * (50 * 3 + 10)
 
 
-def test_fair_grids_do_not_grow_unless_it_is_asked_for() -> None:
-    assert check(GOOD).lanes.extensions == 2
-    assert check(changed(tuning={"fair": True})).lanes.extensions == 0
+def test_defaults_give_equal_effort_and_a_confirmation() -> None:
+    spec = check(changed(confirm=None))
+    assert (spec.tuning.fair, spec.tuning.scheduler, spec.lanes.extensions) == (True, "none", 2)
+    assert spec.confirm == Confirm(top=3, seeds=10)
+
+
+def test_confirm_false_survives_writing_and_reading(tmp_path: Path) -> None:
+    for confirm in (False, {"top": 5}):
+        spec = check(changed(confirm=confirm))
+        assert spec.confirm == (Confirm(top=5) if confirm else None)
+        (tmp_path / "spec.toml").write_text(spec.to_toml())
+        assert read(tmp_path / "spec.toml") == recorded(tmp_path) == check(spec.tables()) == spec
+    (tmp_path / "spec.toml").write_text(check(GOOD).to_toml())
+    assert read(tmp_path / "spec.toml", {"confirm": {"top": 2}}).confirm == Confirm(top=2)
+    assert read("quick", {"confirm": False}).confirm is None
+
+
+def test_a_recorded_spec_without_confirm_has_no_confirmation(tmp_path: Path) -> None:
+    """Earlier versions wrote nothing for a study without one."""
+    (tmp_path / "spec.toml").write_text(check(GOOD).to_toml().replace("confirm = false\n", ""))
+    assert recorded(tmp_path).confirm is None
+    assert read(tmp_path / "spec.toml").confirm == Confirm()
 
 
 MNIST_CNN = {"workload": {"data": "mnist", "model": "cnn"}}
@@ -124,11 +145,7 @@ BAD = {
         changed(tuning={"objectives": ["metric", "metric"], "scheduler": "none"}),
         "an objective is given twice",
     ),
-    "unfair trials": (
-        changed(tuning__fair=True, budget__trials=5),
-        "budget.trials = 5: tuning.fair shares them among 2 optimizers; valid: 4 or 6",
-    ),
-    "unfair grids": (changed(tuning__fair=True, lanes={"extensions": 1}), "so no grid may grow; set extensions = 0"),
+    "confirm in words": (changed(confirm=True), "confirm = true: must be a table, as in [confirm], or false"),
     "one fresh seed": (changed(confirm={"seeds": 1}), "confirm.seeds = 1: must be greater than or equal to 2"),
     "unknown model": (changed(workload__model="rnn"), "valid: linear, mlp, cnn"),
     "unknown sampler": (changed(tuning__sampler="bayes"), "valid: tpe, random, qmc, grid"),

@@ -42,10 +42,7 @@ def user_folder(folder: Path, name: str = "own.toml", **changes: Any) -> Path:
     (folder / "mine").mkdir()
     (folder / "elsewhere").mkdir()
     shutil.copy(Path(user_code.__file__), folder / "mine" / "user_code.py")
-    tables = {section: {**values, **changes.get(section, {})} if isinstance(values, dict) else values
-              for section, values in OWN.items()}  # fmt: skip
-    if tables["confirm"]["top"] == 0:
-        del tables["confirm"]
+    tables = OWN | {section: {**OWN[section], **values} if values else values for section, values in changes.items()}
     (folder / "mine" / name).write_text(tomlkit.dumps(tables))
     return folder / "elsewhere"
 
@@ -82,7 +79,7 @@ def test_model_arguments_are_searched(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_study_of_a_user_model(workload: dict[str, Any], tmp_path: Path) -> None:
     """By the installed command, from a folder where nothing of it lies."""
-    here = user_folder(tmp_path, workload=workload, budget={"trials": 2}, confirm={"top": 0})
+    here = user_folder(tmp_path, workload=workload, budget={"trials": 2}, confirm=False)
     ran = study(here, "run", "../mine/own.toml", "--plain")
     assert ran.returncode == 0, ran.stderr
     results = analysis.load(here / "results" / "own")

@@ -33,10 +33,13 @@ Show: TypeAlias = Literal["auto", "plain", "json", "quiet"]
 
 
 class ProgressDisplay:
-    """Counts trials by outcome, keeps the best one with its interval and the total cost, and shows them."""
+    """Counts trials by outcome, keeps the best one with its interval and the total cost, and shows them.
 
-    def __init__(self, spec: Spec, planned: int, show: Show) -> None:
-        self.spec, self.planned, self.show = spec, planned, show
+    The time left includes `after`: what follows these trials, in trials of the same cost.
+    """
+
+    def __init__(self, spec: Spec, planned: int, show: Show, after: float = 0.0) -> None:
+        self.spec, self.planned, self.show, self.after = spec, planned, show, after
         self.maximize = spec.workload.metric == "accuracy"
         self.counts: Counter[str] = Counter()
         self.running: dict[int, dict[str, Any]] = {}
@@ -152,7 +155,7 @@ class ProgressDisplay:
             "lanes_per_second": self.lanes / elapsed if elapsed > 0 else 0.0,
             "cpu_hours": cpu / 3600,
             "gpu_hours": gpu / 3600,
-            "seconds_left": math.ceil(elapsed * (self.planned - self.done) / since) if since else None,
+            "seconds_left": math.ceil(elapsed * (self.planned - self.done + self.after) / since) if since else None,
         }
 
     def _words(self) -> tuple[list[str], list[str], str]:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from analysis import results
 from analysis.cells import cells, rank
-from analysis.schema import Outcome
+from analysis.schema import Outcome, regime
 from study.errors import StorageError
 from study.results import CONFIRM
 from study.spec import Spec
+from study.spec.adjust import planned_trials
 from study.spec.model import Confirm, Lanes, Tuning
 from study.tuning.space import Cell, Space
 from trainables.storage import write_text
@@ -32,9 +33,9 @@ class Winner:
 
 
 def winners(spec: Spec, folder: Path) -> list[Winner]:
-    """The cells of a finished search to confirm: the best ones of all, and the best one of each optimizer.
+    """The cells of a finished search to confirm: the best of all, of each optimizer and of each regime.
 
-    They are also written to `confirm/winners.json`, after those that were confirmed before.
+    They are also written to `confirm/winners.json`, after those that were confirmed before. None if no trial completed.
     """
     file = folder / CONFIRM / WINNERS
     try:
@@ -45,15 +46,38 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
     ranked = rank(cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == Outcome.COMPLETED]
     assert spec.confirm
-    best = ranked.index.isin(ranked.index[: spec.confirm.top]) | ~ranked["optimizer"].duplicated()
+    best = ranked.index < spec.confirm.top
+    for group in ("optimizer", "regime"):
+        best |= ~ranked[group].duplicated()
     space = Space(spec, "", "")
     for row in ranked[best].to_dict("records"):
         winner = Winner(space.cell_of({str(name): value for name, value in row.items()}), float(row["learning_rate"]))
         if winner not in chosen:
             chosen.append(winner)
-    file.parent.mkdir(exist_ok=True)
-    write_text(file, json.dumps([asdict(each) for each in chosen], indent=1) + "\n")
+    if chosen:
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, json.dumps([asdict(each) for each in chosen], indent=1) + "\n")
     return chosen
+
+
+def most_winners(spec: Spec) -> int:
+    """Winners of a search, at most; 0 without a confirmation."""
+    if not spec.confirm:
+        return 0
+    sizes, full = spec.search.batch_size, spec.workload.facts.train
+    among = [full if size == "full" else int(size) for size in (*sizes.ends(), sizes.at(0.5))]
+    regimes = {regime(size, full) for size in among}
+    # The best cell of all is also the best of its optimizer and of its regime.
+    most = spec.confirm.top + len(spec.search.optimizers()) - 1 + len(regimes) - 1
+    return int(min(most, spec.cells(), planned_trials(spec)))
+
+
+def cost(spec: Spec) -> float:
+    """The confirmation in trials of the search, at most: by its lanes, or by trials if the budget is in seconds."""
+    if not spec.confirm:
+        return 0.0
+    lanes = spec.rates(spec.search.optimizers()[0])[2] * spec.lanes.seeds
+    return most_winners(spec) * (1.0 if spec.budget.seconds else spec.confirm.seeds / lanes)
 
 
 def confirmation(spec: Spec, count: int) -> Spec:
@@ -64,6 +88,6 @@ def confirmation(spec: Spec, count: int) -> Spec:
             "name": f"{spec.name}-confirm",
             "lanes": Lanes(rates=1, seeds=confirm.seeds, engine=spec.lanes.engine, extensions=0, refine=0),
             "budget": spec.budget.model_copy(update={"trials": count}),
-            "tuning": Tuning(sampler="random", scheduler="none", seed=spec.tuning.seed, storage=spec.tuning.storage),
+            "tuning": Tuning(sampler="random", fair=False, seed=spec.tuning.seed, storage=spec.tuning.storage),
         }
     )

@@ -263,28 +263,6 @@ def scheduler_judges_one_objective(tuning: Tuning) -> Iterator[str]:
 
 
 @rule
-def fair_grids_are_fixed(tuning: Tuning, lanes: Lanes) -> Iterator[str]:
-    """A fair study gives every optimizer the same number of lanes."""
-    if tuning.fair and lanes.extensions:
-        yield (
-            f"lanes.extensions = {lanes.extensions}: tuning.fair gives every optimizer the same number of lanes, so "
-            f"no grid may grow; set extensions = 0"
-        )
-
-
-@rule
-def fair_trials_can_be_shared(tuning: Tuning, search: Search, budget: Budget) -> Iterator[str]:
-    """A fair study gives every optimizer the same number of trials."""
-    count = len(search.optimizers())
-    if tuning.fair and (rest := budget.trials % count):
-        fewer, more = budget.trials - rest, budget.trials - rest + count
-        yield (
-            f"budget.trials = {budget.trials}: tuning.fair shares them among {count} optimizers; "
-            f"valid: {f'{fewer} or {more}' if fewer else more}"
-        )
-
-
-@rule
 def cpu_nodes_compare_no_devices(
     resources: Resources, tuning: Tuning | None = None, budget: Budget | None = None, lanes: Lanes | None = None
 ) -> Iterator[str]:

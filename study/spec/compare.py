@@ -24,7 +24,7 @@ def fixed_settings(spec: Spec) -> dict[str, Any]:
 
 
 def all_settings(spec: Spec) -> dict[str, Any]:
-    """All settings of a spec as `section.key` -> value, without those that it leaves out."""
+    """All settings of a spec as `section.key` -> value, without those that are not set."""
     return dict(_flat(spec.model_dump(mode="json", exclude_none=True)))
 
 

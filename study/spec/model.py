@@ -216,9 +216,10 @@ class Tuning(Section):
 
     # proposes cells. Those of random, qmc and grid depend only on the trial's number
     sampler: Annotated[str, known("sampler", SAMPLERS)] = "tpe"
-    scheduler: Annotated[str, known("scheduler", SCHEDULERS)] = "asha"  # stops trials that are behind
+    # stops trials that are behind others with their optimizer and batch size
+    scheduler: Annotated[str, known("scheduler", SCHEDULERS)] = "none"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # the root of every seed
-    fair: bool = False  # whether every optimizer gets the same number of trials and lanes
+    fair: bool = True  # whether optimizers take turns, so that every one gets the same number of trials
     # what is optimized at once: the workload's metric, and costs
     objectives: list[Annotated[str, known("objective", OBJECTIVES)]] = Field(
         default_factory=lambda: ["metric"], min_length=1
@@ -229,8 +230,16 @@ class Tuning(Section):
 class Confirm(Section):
     """The winners run again, each at its tuned rate, on seeds that the search did not use."""
 
-    top: Positive = 3  # number of best cells; every optimizer's best cell is added
+    top: Positive = 3  # number of best cells; the best of every optimizer and of every regime are added
     seeds: Annotated[int, Field(ge=2, le=10_000)] = 10  # fresh seeds of each
+
+
+def _none_if_off(value: object) -> object:
+    if value is False:
+        return None
+    if isinstance(value, str | bool | int | float | list):
+        raise ValueError("must be a table, as in [confirm], or false")
+    return value
 
 
 class Recording(Section, config.Recording):
@@ -285,7 +294,7 @@ class Spec(Section):
     lanes: Lanes = Lanes()
     budget: Budget
     tuning: Tuning = Tuning()
-    confirm: Confirm | None = None
+    confirm: Annotated[Confirm | None, BeforeValidator(_none_if_off)] = Confirm()  # None in Python, false in TOML: off
     recording: Recording = Recording()
     resources: Resources = Resources()
 
@@ -336,6 +345,7 @@ class Spec(Section):
     def tables(self) -> dict[str, Any]:
         """The tables of the spec's file, with all defaults."""
         tables = self.model_dump(exclude_none=True)
+        tables.setdefault("confirm", False)  # if left out, it would be the default
         if own := tables["workload"].pop("own_args"):
             tables["workload"]["model_args"] = own
         return tables

@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from study.errors import SpecError
 from study.spec import checks
 from study.spec.dimensions import Dimension, model_argument, setting, shown, similar, size
-from study.spec.model import LIMITS, Lanes, Spec
+from study.spec.model import LIMITS, Spec
 from study.usercode import bundle
 from study.usercode.client import table
 
@@ -46,8 +46,29 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
         SpecError: with every mistake in the file.
     """
     file = find(source)
+    tables = _tables(file)
+    for section, values in (changes or {}).items():
+        if not isinstance(values, Mapping):
+            tables[section] = values
+        elif isinstance(earlier := tables.get(section) or {}, dict):  # `confirm` may be false
+            tables[section] = {**earlier, **values}
+            if section == "budget" and (limit := set(values) & set(LIMITS)):
+                tables[section] = {k: v for k, v in tables[section].items() if k not in set(LIMITS) - limit}
+    return check(tables, str(file), file.absolute().parent)
+
+
+def recorded(folder: Path) -> Spec:
+    """Read the spec that a results folder records, as `read` does.
+
+    Earlier versions wrote no `confirm` for a study without a confirmation, so here a missing one is false.
+    """
+    file = folder / "spec.toml"
+    return check({"confirm": False, **_tables(file)}, str(file), folder.absolute())
+
+
+def _tables(file: Path) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except tomllib.TOMLDecodeError as error:
         raise SpecError(str(file), f"not valid TOML: {error}") from error
     except UnicodeDecodeError as error:
@@ -55,14 +76,6 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
         raise SpecError(str(file), mistake) from error
     except OSError as error:
         raise SpecError(str(file), f"cannot be read: {error.strerror}") from error
-    for section, values in (changes or {}).items():
-        if not isinstance(values, Mapping):
-            tables[section] = values
-        elif isinstance(tables.get(section, {}), dict):
-            tables[section] = {**tables.get(section, {}), **values}
-            if section == "budget" and (limit := set(values) & set(LIMITS)):
-                tables[section] = {k: v for k, v in tables[section].items() if k not in set(LIMITS) - limit}
-    return check(tables, str(file), file.absolute().parent)
 
 
 def find(source: str | Path) -> Path:
@@ -104,12 +117,6 @@ def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None =
                 mistakes += _explain(name, error)
         elif field.is_required():
             mistakes.append(f"{name}: missing; {_needs(name)}")
-        elif name == "lanes":
-            valid[name] = Lanes()
-    lanes = valid.get("lanes")
-    if lanes and getattr(valid.get("tuning"), "fair", False) and "extensions" not in lanes.model_fields_set:
-        # The default is 2, but grids that grow for some optimizers only would not be fair.
-        valid["lanes"] = lanes.model_copy(update={"extensions": 0})
     known = list(Spec.model_fields)
     mistakes += [
         f"{key}: unknown key{similar(key, known)}; valid: {', '.join(known)}" for key in tables if key not in known

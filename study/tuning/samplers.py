@@ -68,11 +68,15 @@ class Design(optuna.samplers.BaseSampler):
         return self._at(number, rng.random(self._axes()).tolist())
 
     def _qmc(self, number: int) -> Cell:
-        """A scrambled Sobol' sequence (Owen 1998); the seed changes the scrambling alone."""
+        """A scrambled Sobol' sequence (Owen 1998); the seed changes the scrambling alone.
+
+        With `fair` every optimizer has the whole sequence. If they took turns in one, two optimizers would get half of
+        the batch sizes each, because neighbouring points lie in different halves.
+        """
         seed = np.random.default_rng([self.spec.tuning.seed, _PLACES["qmc"]])
         sequence = qmc.Sobol(self._axes(), scramble=True, rng=seed)
-        if number:
-            sequence.fast_forward(number)
+        if place := number // len(self.search.optimizers()) if self.spec.tuning.fair else number:
+            sequence.fast_forward(place)
         return self._at(number, sequence.random(1)[0].tolist())
 
     def _grid(self, number: int) -> Cell:
@@ -116,6 +120,6 @@ def sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
 
 
 def fair_optimizer(spec: Spec, number: int) -> str | None:
-    """The optimizer of a trial if optimizers take turns (`tuning.fair`), otherwise None."""
+    """The optimizer of a trial if several take turns (`tuning.fair`), otherwise None."""
     optimizers = spec.search.optimizers()
-    return optimizers[number % len(optimizers)] if spec.tuning.fair else None
+    return optimizers[number % len(optimizers)] if spec.tuning.fair and len(optimizers) > 1 else None

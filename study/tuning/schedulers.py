@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +18,29 @@ from study.spec import Spec
 REDUCTION = 3
 BRACKETS = {"asha": 1, "hyperband": 3}
 
-Past = Mapping[int, Mapping[int, float]]
-"""Trial -> part of the budget -> value then."""
+Group = tuple[str, int]
+"""Optimizer and batch size: trials compete only with those that have both in common."""
 
 
-def scheduler(spec: Spec, mode: str, past: Past, stopped: Mapping[int, int] | None = None) -> TrialScheduler:
-    """The scheduler of a spec, which knows what trials of earlier sessions reported and where they were stopped."""
+@dataclass(frozen=True)
+class Earlier:
+    """A trial that an earlier session began."""
+
+    group: Group
+    reported: Mapping[int, float] = field(default_factory=dict)  # part of the budget -> value then
+    stopped: int | None = None  # the part after which the scheduler stopped it
+
+
+def group(config: Mapping[str, Any]) -> Group:
+    """The group in which a trial with a configuration competes."""
+    return config["optimizer"], config["batch_size"]
+
+
+def scheduler(spec: Spec, mode: str, past: Mapping[int, Earlier]) -> TrialScheduler:
+    """The scheduler of a spec, which knows the trials of earlier sessions, by number."""
     if spec.tuning.scheduler == "none":
         return InOrder()  # type: ignore[no-untyped-call]
-    return Halving(spec.budget.reports, BRACKETS[spec.tuning.scheduler], mode, past, stopped)
+    return Halving(spec.budget.reports, BRACKETS[spec.tuning.scheduler], mode, past)
 
 
 class InOrder(FIFOScheduler):
@@ -40,21 +57,22 @@ class InOrder(FIFOScheduler):
 class Halving(InOrder, AsyncHyperBandScheduler):
     """Asynchronous successive halving (Li et al. 2020); with several brackets, asynchronous Hyperband.
 
+    Each group has brackets of its own. At the same part of the budget small batches have made many more updates than
+    large ones, and an optimizer that starts slowly may end best: in one bracket, most full batches would be stopped.
+
     Time is the part of the budget that a trial has spent, however often it was interrupted. Extensions and
     refinements of a learning-rate grid follow the budget and are not judged. What trials of earlier sessions reported
-    counts as seen; `stopped` trials stop again after the same part: their rows were lost.
+    counts as seen; those that were stopped stop again after the same part: their rows were lost.
     """
 
-    def __init__(
-        self, reports: int, brackets: int, mode: str, past: Past, stopped: Mapping[int, int] | None = None
-    ) -> None:
+    def __init__(self, reports: int, brackets: int, mode: str, past: Mapping[int, Earlier]) -> None:
         super().__init__(
             "report", "value", mode, max_t=reports, grace_period=1, reduction_factor=REDUCTION, brackets=brackets
         )
         self.reports, self.past, self.sign = reports, past, 1.0 if mode == "max" else -1.0
-        self.stopped = dict(stopped or {})
-        for number in past:
-            self._recall(number, f"past-{number}")
+        self.groups: dict[Group, list[Any]] = {}
+        for number, trial in past.items():
+            self._recall(number, self._bracket(trial.group, number), f"past-{number}")
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Accept the properties; the same are set already."""
@@ -63,17 +81,17 @@ class Halving(InOrder, AsyncHyperBandScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Assign a trial to its bracket; a resumed trial has passed the rungs of its past."""
         number = trial.config["trial"]
-        self._trial_info[trial.trial_id] = self._bracket(number)
-        for bracket in self._brackets:
-            for _, recorded in bracket._rungs:
-                recorded.pop(f"past-{number}", None)
-        self._recall(number, trial.trial_id)
+        bracket = self._trial_info[trial.trial_id] = self._bracket(group(trial.config), number)
+        for _, recorded in bracket._rungs:
+            recorded.pop(f"past-{number}", None)
+        self._recall(number, bracket, trial.trial_id)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
-        if result.get("report", 0) >= self.reports:
+        if result.get("report", 0) >= self.reports or math.isnan(result.get("value", math.nan)):
             return str(TrialScheduler.CONTINUE)  # it ends by itself
-        if result.get("report", 0) >= self.stopped.get(trial.config["trial"], self.reports):
+        earlier = self.past.get(trial.config["trial"])
+        if earlier and earlier.stopped is not None and result.get("report", 0) >= earlier.stopped:
             return str(TrialScheduler.STOP)
         # Parts from just before an interruption arrive with the first report of the next worker.
         for part, value in enumerate(result.get("reported", [])[:-1], start=1):
@@ -81,12 +99,21 @@ class Halving(InOrder, AsyncHyperBandScheduler):
                 return str(TrialScheduler.STOP)
         return str(super().on_trial_result(tune_controller, trial, result))
 
-    def _bracket(self, number: int) -> Any:
-        """A trial's bracket, with the probabilities of Ray Tune, but the same in every session."""
-        sizes = np.array([len(bracket._rungs) for bracket in self._brackets])
-        odds = np.exp(sizes - sizes.max())
-        return self._brackets[np.random.default_rng([number, self.reports]).choice(len(sizes), p=odds / odds.sum())]
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Record the last value, unless there is none: no trial is judged by one that diverged."""
+        if math.isnan(result.get("value", math.nan)):
+            self._trial_info.pop(trial.trial_id, None)
+        else:
+            super().on_trial_complete(tune_controller, trial, result)
 
-    def _recall(self, number: int, name: str) -> None:
-        for part, value in sorted(self.past.get(number, {}).items()):
-            self._bracket(number).on_result(SimpleNamespace(trial_id=name), part, self.sign * value)
+    def _bracket(self, group: Group, number: int) -> Any:
+        """A trial's bracket in its group, with the probabilities of Ray Tune, but the same in every session."""
+        brackets = self.groups.setdefault(group, copy.deepcopy(self._brackets))  # those of Ray Tune stay empty
+        sizes = np.array([len(bracket._rungs) for bracket in brackets])
+        odds = np.exp(sizes - sizes.max())
+        return brackets[np.random.default_rng([number, self.reports]).choice(len(sizes), p=odds / odds.sum())]
+
+    def _recall(self, number: int, bracket: Any, name: str) -> None:
+        if number in self.past:
+            for part, value in sorted(self.past[number].reported.items()):
+                bracket.on_result(SimpleNamespace(trial_id=name), part, self.sign * value)

@@ -20,8 +20,9 @@ from ray.tune.search import Searcher
 
 from analysis.schema import Outcome
 from study.tuning import compat
-from study.tuning.samplers import fair_optimizer, sampler
-from study.tuning.space import Space, key
+from study.tuning.samplers import Design, fair_optimizer, sampler
+from study.tuning.schedulers import Earlier, group
+from study.tuning.space import Cell, Space, key
 from study.tuning.storage import values
 
 STATES = {
@@ -72,7 +73,7 @@ class TruthfulSearch(Searcher):
         for trial in trials:
             if (replicate := trial.user_attrs.get("replicate")) is not None:
                 self.replicates[trial.number] = replicate
-                self.seen[key(space.suggest(optuna.trial.FixedTrial(trial.params)))].add(replicate)
+                self.seen[key(self._cell(trial.params))].add(replicate)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The configuration of a trial that runs again, one that waits, or a new one; None while there is no room."""
@@ -80,7 +81,7 @@ class TruthfulSearch(Searcher):
             return None
         if self.redo:
             number = self.redo.pop(0)
-            cell = self.space.suggest(optuna.trial.FixedTrial(self.params.pop(number)))
+            cell = self._cell(self.params.pop(number))
             self.replicates.setdefault(number, 0)
         else:
             number = self.waiting.pop(0) if self.waiting else self.asked
@@ -99,8 +100,26 @@ class TruthfulSearch(Searcher):
         self.under_way[number] = configuration["device"]
         return configuration
 
+    def earlier(self) -> dict[int, Earlier]:
+        """What earlier sessions saw of trials and stopped, for the scheduler, if there is one."""
+        if self.space.spec.tuning.scheduler == "none":
+            return {}
+        return {
+            trial.number: Earlier(
+                group(self.space.configuration(self._cell(trial.params), trial.number)),
+                dict(trial.intermediate_values),
+                trial.user_attrs.get("stopped"),
+            )
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.intermediate_values or "stopped" in trial.user_attrs
+        }
+
+    def _cell(self, params: dict[str, Any]) -> Cell:
+        return self.space.suggest(optuna.trial.FixedTrial(params))
+
     def _ask(self, number: int) -> optuna.Trial:
-        if turn := fair_optimizer(self.space.spec, number):
+        turn = fair_optimizer(self.space.spec, number)
+        if turn and not isinstance(self.study.sampler, Design):  # which takes turns by itself
             self.study.enqueue_trial({"optimizer": turn})
         trial = self.study.ask()
         assert trial.number == number

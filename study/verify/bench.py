@@ -57,7 +57,8 @@ SEARCH = check(
         "search": {"width": [8, 16], "depth": [1, 2], "batch_size": 32, "optimizer": ["sgd", "adam"]},
         "lanes": {"rates": 8, "seeds": 5, "extensions": 0, "refine": 0},
         "budget": {"trials": 8, "epochs": EPOCHS},
-        "tuning": {"sampler": "grid", "scheduler": "none"},
+        "tuning": {"sampler": "grid"},
+        "confirm": False,
     }
 )
 
@@ -237,12 +238,12 @@ def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
         count: of ours.
         plain: of plain Ray Tune's, a function trainable with Ray Tune's own loggers and snapshots.
     """
-    tables = SEARCH.model_dump(exclude_none=True)
+    tables = SEARCH.tables()
     tables["workload"] |= {"data": "linear", "model": "linear"}
     tables["search"] = {"batch_size": {"low": 1, "high": 100}, "optimizer": ["sgd", "adam"]}
     tables["lanes"] = {"rates": 1, "seeds": 1, "extensions": 0, "refine": 0}
     tables["budget"] = {"trials": count, "updates": 1}
-    tables["tuning"] = {"sampler": "random", "scheduler": "none"}
+    tables["tuning"] = {"sampler": "random"}
     spec = check(tables)
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "empty"

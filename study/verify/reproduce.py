@@ -35,7 +35,7 @@ from study.errors import InputError, SpecError, StorageError, UsageError
 from study.progress.display import Show
 from study.results.provenance import read_provenance
 from study.session import run_session, stoppable
-from study.spec import Spec, read
+from study.spec import Spec, read, recorded
 from study.spec.compare import fixed_settings
 from trainables.errors import DataError
 from trainables.lanes.seeds import batch_order, initialise
@@ -118,7 +118,7 @@ def place(spec: Spec, parent: Path) -> tuple[Path, bool]:
         if not (folder / "spec.toml").is_file():
             return folder, False
         with suppress(SpecError):
-            if key(read(folder / "spec.toml")) == key(spec):
+            if key(recorded(folder)) == key(spec):
                 return folder, bool(read_provenance(folder).get("finished"))
     raise AssertionError("unreachable")
 
@@ -151,7 +151,7 @@ def run(
         runner = Runner(stack, command, show, say)
         finished, interrupted = runner.finish(studies)
         for folder in finished:
-            _add_truth(read(folder / "spec.toml"), folder)
+            _add_truth(recorded(folder), folder)
             if folder.parent.name == "layers":
                 try:
                     write_report(folder)

@@ -141,6 +141,13 @@ LANES = _schema(
     _optional(
         "weights", pa.list_(pa.float64()), "final parameters in the network's order; empty unless the spec records them"
     ),
+    _optional(
+        "test_values",
+        pa.list_(pa.float32()),
+        "the study's metric of each test example, or of 10,000 evenly spaced ones: its loss; or 1 or 0 for accuracy or "
+        "the value of a user's score. Empty unless the trial is of a confirmation; also where a user's loss or score "
+        "gives an example another value in another batch",
+    ),
 )
 """One row per (trial, lane). Losses and accuracies are empty where a lane diverged or has none."""
 

@@ -134,6 +134,7 @@ class TrialConfig(Recording):
         budget: how long each lane trains; may be given as a dict.
         engine: how lanes are computed, or auto.
         halving: whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget.
+        test_values: whether the lanes table holds the metric of each test example, as a confirmation's does.
         extensions: times, at most, that rates are added beyond the edge of the grid on which the best one lies.
         trial: the trial's number, for the tables.
         data_folder: of downloaded data.
@@ -167,6 +168,7 @@ class TrialConfig(Recording):
     engine: str = "auto"
     halving: bool = False
     extensions: int = 0
+    test_values: bool = False
 
     trial: int = 0
     data_folder: str | None = None
@@ -203,6 +205,7 @@ _INCIDENTAL = (
     "device",
     "digest",
     "share",
+    "test_values",
     "threads",
     "weights",
 )

@@ -70,6 +70,7 @@ class Space:
             engine=lanes.engine,
             halving=lanes.halving and not rate,
             extensions=lanes.extensions,
+            test_values=bool(rate),
             trial=number,
             data_folder=self.data_folder,
             code=self.code,

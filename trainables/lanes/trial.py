@@ -194,6 +194,7 @@ def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
                 for name, values in columns.items()
             },
             "weights": ended.get(place),
+            "test_values": stack.test_values.get(place),
         }
         for place, lane in enumerate(stack.lanes)
     ]

@@ -18,6 +18,7 @@ import torch
 from trainables.config import TrialConfig
 from trainables.engines.choose import choose
 from trainables.engines.memory import fitting
+from trainables.lanes.cost import update_seconds
 from trainables.lanes.rates import beyond, tuned
 from trainables.lanes.records import Report
 from trainables.lanes.stack import Lane, Stack, grid
@@ -41,6 +42,7 @@ class TrialRun:
         engine: of the last stack.
         engine_name, parameters: engine of the first stack, and parameters of one network.
         times: progress in examples and epochs.
+        update_seconds: of one network trained alone, measured; None if the ordinary loop raises an error.
     """
 
     def __init__(self, config: TrialConfig, family: str) -> None:
@@ -62,6 +64,7 @@ class TrialRun:
         self.criterion = Criterion(self.data.task, config.loss, config.score, config.code)
         self.times = EvaluationTimes(config.budget, config.batch_size, len(self.data.train))
         self.stacks: list[Stack] = []
+        self.update_seconds: float | None = None
 
     @property
     def stack(self) -> Stack:
@@ -71,11 +74,13 @@ class TrialRun:
     def begin(self) -> None:
         """Initialise the lanes of the grid."""
         self.stacks = []
+        self.update_seconds = self._update_seconds()
         self._add(grid_lanes(self.config))
 
-    def restore(self, states: list[dict[str, Any]]) -> None:
+    def restore(self, states: list[dict[str, Any]], update_seconds: float | None) -> None:
         """Restore the stacks from their state dicts; the lanes of each extension follow from the stacks before it."""
         self.stacks = []
+        self.update_seconds = self._update_seconds() if update_seconds is None else update_seconds
         for state in states:
             self._add(self.extension() if self.stacks else grid_lanes(self.config)).load_state_dict(state)
 
@@ -125,11 +130,28 @@ class TrialRun:
             "examples": examples,
             "epoch": epoch,
             "train_seconds": sum(stack.seconds for stack in self.stacks),
+            "update_seconds": self.update_seconds,
             "parameters": self.parameters,
             "lanes": sum(len(stack.lanes) for stack in self.stacks),
             "engine": self.engine_name,
             "lanes_at_once": main.at_once,
         }
+
+    def _update_seconds(self) -> float | None:
+        config = self.config
+        try:
+            return update_seconds(
+                self.build,
+                named(config.optimizer, config.code),
+                self.data.train,
+                config.batch_size,
+                grid_lanes(config)[0],
+                self.criterion,
+                multiplications=self.multiplications,
+                drop_last=config.budget.drop_last,
+            )
+        except Exception:  # noqa: BLE001  training reports the error, if the lanes meet it, too
+            return None
 
     def _add(self, lanes: list[Lane]) -> Stack:
         """Build a further stack, to be trained next, with its engine."""

@@ -14,6 +14,7 @@ import torch
 from study.tuning.storage import values
 from tests import user_code
 from tests.test_predictions import CONFIG, run
+from trainables.config import Budget
 from trainables.lanes import cost, trial
 from trainables.lanes.stack import Lane
 from trainables.rules import named
@@ -96,6 +97,29 @@ def test_a_resumed_trial_keeps_its_value(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert other.run.update_seconds == 3.0
 
 
+def test_a_budget_in_seconds_fixes_the_updates_before_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    costs = iter((0.01, 0.03))
+    monkeypatch.setattr(trial, "update_seconds", lambda *_, **__: next(costs))
+    config = {**SMALL, "budget": {"seconds": 0.3}, "checkpoint": str(tmp_path / "trial.pt")}
+    first, _, _ = run(config, 4)
+    assert first.run.stack.update == 12
+    resumed, _, rows = run(config, 6)
+    assert resumed.run.stack.update == 30
+    assert {row["updates"] for row in rows} == {30}
+    assert all(row["test_accuracy"] > 0 for row in rows)
+    whole, _, _ = run({**SMALL, "budget": {"updates": 30}}, 10)
+    assert torch.equal(resumed.run.stack.parameters, whole.run.stack.parameters)
+
+
+@pytest.mark.parametrize(("seconds", "least", "updates"), [(1.0, 0, 10), (1e-9, 0, 1), (1.0, 25, 25)])
+def test_a_budget_in_seconds_makes_at_least_one_update(seconds: float, least: int, updates: int) -> None:
+    budget = Budget(seconds=seconds, min_updates=least).in_updates(0.1)
+    assert budget.total_updates(32, 1000) == updates
+    assert Budget(epochs=2).in_updates(None) == Budget(epochs=2)
+
+
 def test_a_trial_whose_network_does_not_train_alone_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> float:
         raise RuntimeError("no")
@@ -104,6 +128,10 @@ def test_a_trial_whose_network_does_not_train_alone_has_none(monkeypatch: pytest
     trained, _, rows = run(SMALL)
     assert trained.run.update_seconds is None
     assert all(row["test_accuracy"] > 0 for row in rows)
+    in_seconds, _, _ = run({**SMALL, "budget": {"seconds": 1.0}}, 0)
+    result = in_seconds.train()
+    assert (result["outcome"], result["done"]) == ("failed", True)
+    assert "RuntimeError: no" in result["error"]
 
 
 def test_the_search_minimizes_seconds_of_one_network() -> None:

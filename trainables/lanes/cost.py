@@ -17,7 +17,7 @@ from trainables.workloads.models import Builder
 
 # The fastest chunk of updates counts, since other work on the processor only adds time: on a busy machine the median is
 # up to three times as high, and varies as much.
-CHUNKS, CHUNK_SECONDS = 5, 0.004
+CHUNKS, CHUNK_SECONDS = 5, 0.003
 WARM_UP_UPDATES, WARM_UP_SECONDS, MOST_SECONDS = 3, 0.05, 0.1
 # Of a batch that takes more, a part is timed, as large batches take time in proportion to their examples.
 MULTIPLICATIONS = {"cpu": 2e8, "cuda": 1e11}

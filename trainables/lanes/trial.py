@@ -41,7 +41,9 @@ class TrialRun:
         stacks: the grid's lanes, then those of each extension; all but the last have used the budget.
         engine: of the last stack.
         engine_name, parameters: engine of the first stack, and parameters of one network.
+        config: of the trial; a budget in seconds has become one in updates.
         times: progress in examples and epochs.
+        budget: as it was given.
         update_seconds: of one network trained alone, measured; None if the ordinary loop raises an error.
     """
 
@@ -62,9 +64,8 @@ class TrialRun:
         self.build = partial(models.build, family, shape, outputs, **size, **config.model_args)
         self.multiplications = models.multiplications(self.build(), shape)
         self.criterion = Criterion(self.data.task, config.loss, config.score, config.code)
-        self.times = EvaluationTimes(config.budget, config.batch_size, len(self.data.train))
         self.stacks: list[Stack] = []
-        self.update_seconds: float | None = None
+        self.budget = config.budget
 
     @property
     def stack(self) -> Stack:
@@ -73,14 +74,12 @@ class TrialRun:
 
     def begin(self) -> None:
         """Initialise the lanes of the grid."""
-        self.stacks = []
-        self.update_seconds = self._update_seconds()
+        self._start(self._update_seconds())
         self._add(grid_lanes(self.config))
 
     def restore(self, states: list[dict[str, Any]], update_seconds: float | None) -> None:
         """Restore the stacks from their state dicts; the lanes of each extension follow from the stacks before it."""
-        self.stacks = []
-        self.update_seconds = self._update_seconds() if update_seconds is None else update_seconds
+        self._start(self._update_seconds() if update_seconds is None else update_seconds)
         for state in states:
             self._add(self.extension() if self.stacks else grid_lanes(self.config)).load_state_dict(state)
 
@@ -137,6 +136,12 @@ class TrialRun:
             "lanes_at_once": main.at_once,
         }
 
+    def _start(self, update_seconds: float | None) -> None:
+        """Fix the updates of the budget, before there are stacks."""
+        self.stacks, self.update_seconds = [], update_seconds
+        self.config = replace(self.config, budget=self.budget.in_updates(update_seconds))
+        self.times = EvaluationTimes(self.config.budget, self.config.batch_size, len(self.data.train))
+
     def _update_seconds(self) -> float | None:
         config = self.config
         try:
@@ -150,7 +155,9 @@ class TrialRun:
                 multiplications=self.multiplications,
                 drop_last=config.budget.drop_last,
             )
-        except Exception:  # noqa: BLE001  training reports the error, if the lanes meet it, too
+        except Exception:  # training reports the error, if the lanes meet it, too
+            if self.budget.seconds is not None:
+                raise
             return None
 
     def _add(self, lanes: list[Lane]) -> Stack:

@@ -151,14 +151,14 @@ def test_regimes_are_ordered_as_plain_torch_orders_them() -> None:
         updates = -(-10_000 // batch_size)
         each = cost.update_seconds(build, named("adam"), cubic.train, batch_size, LANE, Criterion("regression"))
         epochs[batch_size] = updates * each
-        plain[batch_size] = updates * min(plain_seconds(build(), cubic.train, batch_size) for _ in range(5))
+        plain[batch_size] = updates * min(plain_seconds(build(), cubic.train, batch_size) for _ in range(20))
     assert epochs[1] > epochs[32] > epochs[10_000]
     assert plain[1] > plain[32] > plain[10_000]
     for batch_size, seconds in plain.items():
-        assert epochs[batch_size] / seconds == pytest.approx(1.0, rel=0.5)
+        assert 0.5 < epochs[batch_size] / seconds < 2
 
 
-def plain_seconds(network: torch.nn.Module, examples: Any, batch_size: int, updates: int = 20) -> float:
+def plain_seconds(network: torch.nn.Module, examples: Any, batch_size: int, updates: int = 5) -> float:
     """Seconds per update of a loop as a user would write it."""
     optimizer, loss = torch.optim.Adam(network.parameters(), lr=1e-4), torch.nn.MSELoss()
     started = 0.0

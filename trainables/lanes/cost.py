@@ -20,8 +20,8 @@ from trainables.workloads.models import Builder
 CHUNKS, CHUNK_SECONDS = 5, 0.003
 WARM_UP_UPDATES, WARM_UP_SECONDS, MOST_SECONDS = 3, 0.05, 0.1
 # Of a batch that takes more, a part is timed, as large batches take time in proportion to their examples.
-MULTIPLICATIONS = {"cpu": 2e8, "cuda": 1e11}
-FEWEST_EXAMPLES = 512
+MULTIPLICATIONS = {"cpu": 2e8, "cuda": 1e10}
+FEWEST_EXAMPLES = 256
 FEW_BATCHES = 4
 
 # A worker trains many trials; those of one kind are measured once.

@@ -11,7 +11,7 @@ from .cells import tuned_lanes as tuned_lanes
 from .cells import tuned_rates as tuned_rates
 from .comparisons import Comparison as Comparison
 from .comparisons import average_curse as average_curse
-from .comparisons import comparisons as comparisons
+from .comparisons import compare as compare
 from .comparisons import winners_curse as winners_curse
 from .figures.batch_size.steps_to_target import batch_scaling as batch_scaling
 from .figures.batch_size.steps_to_target import steps_against_batch_size as steps_against_batch_size
@@ -20,6 +20,8 @@ from .figures.batch_size.throughput import throughput as throughput
 from .figures.batch_size.throughput import throughput_against_batch_size as throughput_against_batch_size
 from .figures.batch_size.tuned_rate import best_rates as best_rates
 from .figures.batch_size.tuned_rate import rate_against_batch_size as rate_against_batch_size
+from .figures.forest import forest as forest
+from .figures.forest import forest_plot as forest_plot
 from .figures.heat_map import grid as grid
 from .figures.heat_map import heat_map as heat_map
 from .figures.performance_profile import performance_profiles as performance_profiles
@@ -49,6 +51,7 @@ from .figures.timeline import busy as busy
 from .figures.timeline import timeline as timeline
 from .figures.timeline import trial_timeline as trial_timeline
 from .report.across import across as across
+from .report.across import repetitions as repetitions
 from .report.page import write_report as write_report
 from .results import Results as Results
 from .results import load as load
@@ -63,15 +66,11 @@ from .statistics import censored_median as censored_median
 from .statistics import curse_interval as curse_interval
 from .statistics import edge_of as edge_of
 from .statistics import expected_best as expected_best
-from .statistics import holm as holm
-from .statistics import iqm_interval as iqm_interval
 from .statistics import log_interval as log_interval
 from .statistics import log_rank_p as log_rank_p
 from .statistics import logit_interval as logit_interval
 from .statistics import metric_interval as metric_interval
 from .statistics import performance_profile as performance_profile
-from .statistics import sign_flip_p as sign_flip_p
 from .statistics import smoothed as smoothed
-from .statistics import superiority as superiority
 from .statistics import t_interval as t_interval
 from .statistics import welch_interval as welch_interval

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from analysis.results import Results, pool, records, table_of
 from analysis.schema import AXES, CELL, Outcome, Regime
-from analysis.statistics import LIMITS, UNKNOWN_EXAMPLES, censored_median, edge_of, log_rank_p, metric_interval
+from analysis.statistics import LEAST, LIMITS, UNKNOWN_EXAMPLES, censored_median, edge_of, log_rank_p, metric_interval
 
 OPTIMIZERS = (
     *("gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta"),
@@ -24,8 +24,8 @@ OPTIMIZERS = (
 )
 """The order in which optimizers are listed; others follow by name."""
 
-LEAST = float(np.finfo(np.float64).tiny)
-"""Replaces a loss of zero where its logarithm is taken."""
+EQUAL = 1e-12
+"""Values that differ by less than this share of a loss, or by less in an accuracy, are equal."""
 
 _SURVIVED = (Outcome.COMPLETED, Outcome.STOPPED)
 
@@ -36,24 +36,41 @@ def examples_of(results: Results, split: str) -> int:
     return count if isinstance(count, int) and count > 0 else UNKNOWN_EXAMPLES
 
 
-def rate_table(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.DataFrame:
+def floor_of(results: Results) -> float:
+    """The smallest loss that the trials' precision resolves, as they recorded it; otherwise `LEAST`."""
+    known = results.trials["loss_floor"].dropna()
+    return float(known.max()) if len(known) else LEAST
+
+
+def rate_table(
+    lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES, floor: float = LEAST
+) -> pd.DataFrame:
     """One row per cell and learning rate: the validation metric over the seeds that survived.
 
     Args:
         lanes: rows of `Results.pooled.lanes`.
         metric: `loss` or `accuracy`.
         examples: validation examples.
+        floor: losses below it count as it.
 
     Returns:
-        Columns cell, learning_rate, lanes, diverged (number of diverged lanes), estimate, low, high, n; shared: whether
-        every seed of the cell ran at this rate; eligible: whether all seeds survived, and halving did not stop it.
+        Columns cell, learning_rate, lanes, diverged (number of diverged lanes), loss (the geometric mean, which decides
+        between equal accuracies; NaN if unknown), estimate, low, high, n; shared: whether every seed of the cell ran at
+        this rate; eligible: whether all seeds survived, and halving did not stop it.
     """
     ordered = lanes.sort_values(["cell", "learning_rate", "seed"])
-    by_rate = ordered.assign(gone=ordered["outcome"] == "diverged").groupby(["cell", "learning_rate"])
-    table = by_rate.agg(lanes=("seed", "size"), diverged=("gone", "sum"), early=("stopped_update", "count"))
-    survived = ordered[f"validation_{metric}"].where(ordered["outcome"].isin(_SURVIVED)).to_numpy(dtype=np.float64)
-    values = np.split(survived, np.cumsum(table["lanes"])[:-1]) if len(table) else []
-    table[list(LIMITS)] = [astuple(metric_interval(own, metric, examples)) for own in values] or np.empty((0, 4))
+    survived = ordered["outcome"].isin(_SURVIVED)
+    losses = ordered["validation_loss"].where(survived).to_numpy(dtype=np.float64)
+    logs = np.log(np.maximum(losses, floor))
+    by_rate = ordered.assign(gone=ordered["outcome"] == "diverged", log=logs).groupby(["cell", "learning_rate"])
+    table = by_rate.agg(
+        lanes=("seed", "size"), diverged=("gone", "sum"), early=("stopped_update", "count"), loss=("log", "mean")
+    )
+    table["loss"] = np.exp(table["loss"])
+    scores = ordered[f"validation_{metric}"].where(survived).to_numpy(dtype=np.float64)
+    values = np.split(scores, np.cumsum(table["lanes"])[:-1]) if len(table) else []
+    limits = [astuple(metric_interval(own, metric, examples, floor=floor)) for own in values]
+    table[list(LIMITS)] = limits or np.empty((0, 4))
     # Rates that halving stopped are shown with what they reached, but cannot be the tuned rate.
     table["eligible"] = table.pop("early") == 0
     table = table.reset_index().astype({"lanes": "int64", "diverged": "int64", "n": "int64"})
@@ -62,30 +79,41 @@ def rate_table(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLE
 
 
 def tuned_rows(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The row of `rate_table` at the tuned rate of each cell that has one, indexed by cell."""
-    table = table[table["eligible"]]
-    sign = -1 if metric == "accuracy" else 1
-    score = [sign * float(f"{value:.12g}") for value in table["estimate"].to_numpy(dtype=np.float64)]
-    ordered = table.assign(score=score).sort_values(["cell", "score", "learning_rate"])
-    return ordered.drop_duplicates("cell").set_index("cell").drop(columns="score")
+    """The row of `rate_table` at the tuned rate of each cell that has one, indexed by cell.
+
+    The rule of ties is that of `tuned_rates`; `trainables.lanes.rates.ranked` has the same.
+    """
+    tied = table[table["eligible"]].sort_values(["cell", "learning_rate"])
+    if metric == "accuracy":
+        lead = tied.groupby("cell")["estimate"].transform("max") - tied["estimate"]
+        tied = tied[lead <= EQUAL]
+    losses = tied["loss"].fillna(math.inf)
+    tied = tied[losses <= losses.groupby(tied["cell"]).transform("min") * (1 + EQUAL)]
+    place = tied.groupby("cell").cumcount()
+    count = tied.groupby("cell")["cell"].transform("size")
+    return tied[place == (count - 1) // 2].set_index("cell")
 
 
-def tuned_rates(lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.Series[float]:
+def tuned_rates(
+    lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES, floor: float = LEAST
+) -> pd.Series[float]:
     """The learning rate of each cell with the best mean validation metric over seeds.
 
     Means are taken on the scale of `metric_interval`. Only rates at which every seed of the cell ran and survived are
-    eligible, because the mean of the survivors would flatter a rate that often diverges. Means that agree in twelve
-    digits are tied, and a tie goes to the smaller rate.
+    eligible, because the mean of the survivors would flatter a rate that often diverges. Of equal accuracies the one
+    with the lower validation loss is tuned, and of those, or of equal losses, the middle one; of an even number the
+    lower of the two in the middle. Equal means: to twelve digits.
 
     Args:
         lanes: rows of `Results.pooled.lanes`.
         metric: `loss` or `accuracy`.
         examples: validation examples.
+        floor: losses below it count as it.
 
     Returns:
         Learning rates indexed by cell; a cell without an eligible rate is absent.
     """
-    return tuned_rows(rate_table(lanes, metric, examples), metric)["learning_rate"].astype(float)
+    return tuned_rows(rate_table(lanes, metric, examples, floor), metric)["learning_rate"].astype(float)
 
 
 def cells(results: Results) -> pd.DataFrame:
@@ -99,14 +127,14 @@ def cells(results: Results) -> pd.DataFrame:
         lanes); validation, validation_low, validation_high and n over seeds at the tuned rate; test, test_low,
         test_high and test_n over the same. Rows are in order of trial.
     """
-    metric, lanes = results.metric, results.pooled.lanes
+    metric, lanes, floor = results.metric, results.pooled.lanes, floor_of(results)
     trials = results.pooled.trials.groupby("cell")
     table = trials.first().rename_axis("cell")
     table["trials"] = trials.size()
     table["train_seconds"] = trials["train_seconds"].mean()
     table["extensions"] = trials["extensions"].max().fillna(0).astype("int64")
     table["parameters"] = table["parameters"].astype(float)
-    rates = rate_table(lanes, metric, examples_of(results, "validation"))
+    rates = rate_table(lanes, metric, examples_of(results, "validation"), floor)
     tuned = tuned_rows(rates, metric).reindex(table.index)
     shared = rates[rates["shared"]].groupby("cell")["learning_rate"].agg(["min", "max", "nunique"]).reindex(table.index)
     edge = (tuned["learning_rate"] == shared["min"]) | (tuned["learning_rate"] == shared["max"])
@@ -120,7 +148,7 @@ def cells(results: Results) -> pd.DataFrame:
     table["n"] = tuned["n"].fillna(0).astype("int64")
     at_tuned = lanes[lanes["learning_rate"] == lanes["cell"].map(table["learning_rate"])]
     tests = {
-        cell: metric_interval(values, metric, examples_of(results, "test")).named("test")
+        cell: metric_interval(values, metric, examples_of(results, "test"), floor=floor).named("test")
         for cell, values in at_tuned.groupby("cell")[f"test_{metric}"]
     }
     names = ["test", "test_low", "test_high", "test_n"]
@@ -199,7 +227,7 @@ def fresh_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
     keys = rows[[*CELL, "trial", "learning_rate"]].rename(columns={"trial": "cell", "learning_rate": "tuned"})
     of_trial = again.trials[["trial", *CELL]].fillna({"settings": ""}).merge(keys, on=CELL)[["trial", "cell", "tuned"]]
     lanes = again.lanes.merge(of_trial, on="trial")
-    lanes = lanes[np.isclose(lanes["learning_rate"], lanes["tuned"], rtol=1e-9, atol=0)]
+    lanes = lanes[np.isclose(lanes["learning_rate"], lanes["tuned"].astype(float), rtol=1e-9, atol=0)]
     # Pooled after that choice: trials that completed at an earlier rate must not hide those that diverged at this one.
     kept = pool(again.trials[again.trials["trial"].isin(lanes["trial"])], again.lanes).trials["trial"]
     return lanes[lanes["trial"].isin(kept)].drop(columns="tuned")

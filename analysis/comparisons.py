@@ -1,100 +1,184 @@
-"""The best cell against the best cell of each other optimizer, and against its own score on fresh seeds."""
+"""The best cells of all optimizers or regimes on fresh seeds, and their scores there against those of the search."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.cells import LEAST, examples_of, fresh_lanes, rank, tuned_lanes
-from analysis.results import Results, records
-from analysis.schema import CELL
-from analysis.statistics import Interval, curse_interval, holm, metric_interval, sign_flip_p, superiority, t_interval
+from analysis.cells import examples_of, floor_of, fresh_lanes, optimizer_order, rank, tuned_lanes
+from analysis.paired import Scores, compare_with_best, paired_scores
+from analysis.results import Results, records, table_of
+from analysis.schema import CELL, Outcome, Regime
+from analysis.statistics import NOTHING, Interval, curse_interval, metric_interval
+from analysis.text import counted
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One optimizer or regime in a comparison, at its best cell of the search.
+
+    Attributes:
+        name: of the optimizer or regime.
+        cell: row of `cells` that stands for it; None if it has none.
+        score: the metric on the comparison's split and seeds.
+        effect: against the best of the others, with simultaneous limits: of a loss the ratio (below 1 is better), of an
+            accuracy the difference. Without limits on the seeds that chose.
+        p: of the hypothesis that it is the best; NaN on the seeds that chose.
+        contender: whether it may be the best.
+        reason: why it has no score; empty if it has one.
+    """
+
+    name: str
+    cell: pd.Series[Any] | None
+    score: Interval = NOTHING
+    effect: Interval = NOTHING
+    p: float = math.nan
+    contender: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best cell against the best cell of another optimizer, over the seeds that they share.
-
-    Both were chosen on validation over the search's seeds; the test split and fresh seeds are used if both have them.
+    """All optimizers or regimes of a study against the best of them.
 
     Attributes:
-        best: row of `cells`.
-        rival: row of `cells`.
-        split: `test` where both have it, otherwise `validation`.
-        fresh: whether the seeds are those of the confirmation, which the search never saw.
-        effect: of a loss the ratio best / rival (geometric mean), of an accuracy the difference best - rival; paired.
-        scores: the best cell's and the rival's own metric on the split, over the same seeds.
-        wins: pairs in which the best cell is better.
-        superiority: share of the untied pairs in which it is better, with its exact interval.
-        p: `sign_flip_p` of the pairs.
-        holm: p adjusted for all comparisons that `comparisons` made.
-        neutral: the effect that means no difference: ratio 1, or difference 0.
+        entries: those with a score, best first; then those without.
+        fresh: whether the scores are of the confirmation's seeds, which chose nothing. Otherwise they are of the seeds
+            that chose, and name candidates only.
+        split: `test` or `validation`.
+        seeds: number of seeds of each score.
+        examples: test examples that the intervals cover as a source of noise; 0 if they cover seeds only.
+        scores: joint means and noise of the entries with a score, in their order; None unless fresh.
     """
 
-    best: pd.Series[Any]
-    rival: pd.Series[Any]
-    split: str
+    entries: list[Entry]
     fresh: bool
-    effect: Interval
-    scores: tuple[Interval, Interval]
-    wins: int
-    superiority: Interval
-    p: float
-    holm: float
-    neutral: float
+    split: str
+    seeds: int
+    examples: int = 0
+    scores: Scores | None = None
 
     @property
-    def differs(self) -> bool:
-        """Whether the interval excludes equality."""
-        return self.effect.low > self.neutral or self.effect.high < self.neutral
+    def scored(self) -> list[Entry]:
+        """The entries with a score, best first."""
+        return [entry for entry in self.entries if not entry.reason]
 
-    def favours_rival(self, metric: str) -> bool:
-        """Whether the rival is better on the compared split, although the best cell won on validation."""
-        sign = 1 if metric == "accuracy" else -1
-        return sign * (self.effect.estimate - self.neutral) < 0
+    @property
+    def contenders(self) -> list[Entry]:
+        """The entries that may be the best, best first; none on the seeds that chose."""
+        return [entry for entry in self.entries if entry.contender]
+
+    @property
+    def winner(self) -> Entry | None:
+        """The only contender of several entries; None if there is none or more."""
+        return self.contenders[0] if len(self.contenders) == 1 and len(self.scored) > 1 else None
 
 
-def comparisons(results: Results, table: pd.DataFrame) -> list[Comparison]:
-    """The best cell against the best cell of every other optimizer, paired by seed, with Holm's adjustment.
+def compare(results: Results, table: pd.DataFrame, by: str = "optimizer") -> Comparison:
+    """The best cell of every optimizer or regime of the spec, against the best of the others.
 
-    Returns:
-        One comparison per rival, the best rival first; `effect.n` is 0 where the two share no seed.
+    The search's validation split chooses each one's cell. On the confirmation's seeds, which chose nothing, multiple
+    comparisons with the best (`analysis.paired.compare_with_best`) say which may be the best.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+        by: `optimizer` or `regime`.
     """
-    best_of_each = rank(table, results.maximize).drop_duplicates("optimizer")
-    pairs = [_compare(results, best_of_each.iloc[[0, place]]) for place in range(1, len(best_of_each))]
-    adjusted = holm([comparison.p for comparison in pairs])
-    return [replace(comparison, holm=float(p)) for comparison, p in zip(pairs, adjusted, strict=True)]
+    best = rank(table, results.maximize).drop_duplicates(by).set_index(by, drop=False)
+    names = [*best.index, *(name for name in names_of(results, by) if name not in best.index)]
+    cells_of: dict[str, Any] = {name: best.loc[name] if name in best.index else None for name in names}
+    lanes = fresh_lanes(results, best.reset_index(drop=True))
+    missing = {name: _why_missing(results, lanes, by, name, cell) for name, cell in cells_of.items()}
+    confirmed = [name for name in names if not missing[name]]
+    if not confirmed:
+        return _of_search(results, cells_of, by)
+    chosen = lanes[lanes["cell"].isin([cells_of[name]["trial"] for name in confirmed])]
+    split = "test" if chosen[f"test_{results.metric}"].notna().all() else "validation"
+    scores = _scores(results, chosen, [cells_of[name]["trial"] for name in confirmed], split)
+    found = compare_with_best(scores)
+    count = sum(each.contender for each in found)
+    entries = [
+        Entry(name, cells_of[name], scores.interval(place, count), scores.effect(each.gain), each.p, each.contender)
+        for place, (name, each) in enumerate(zip(confirmed, found, strict=True))
+    ]
+    order = np.argsort(-scores.means, kind="stable")
+    rest = [Entry(name, cells_of[name], reason=missing[name]) for name in names if missing[name]]
+    ordered = [entries[place] for place in order]
+    return Comparison([*ordered, *rest], True, split, scores.seeds, scores.examples, scores.reordered(order))
 
 
-def _compare(results: Results, rows: pd.DataFrame) -> Comparison:
-    """Compare two rows of `cells`, the better one first."""
-    best, rival = rows.iloc[0], rows.iloc[1]
-    lanes = fresh_lanes(results, rows)
-    # The survivors alone would flatter a cell that diverged on a fresh seed.
-    fresh = lanes["cell"].nunique() == 2 and bool((lanes["outcome"] == "completed").all())
-    lanes = lanes if fresh else tuned_lanes(results, rows)
-    tested = lanes.groupby("cell")[f"test_{results.metric}"].count().min() > 0
-    split = "test" if tested else "validation"
-    by_seed = lanes.pivot_table(index="seed", columns="cell", values=f"{split}_{results.metric}")
-    pairs = by_seed.reindex(columns=[best["trial"], rival["trial"]]).dropna()
-    first, second = pairs.to_numpy(dtype=np.float64).T
-    if results.maximize:
-        gains = first - second
-        # The t interval of few differences can exceed the largest possible difference of two accuracies.
-        effect, neutral = t_interval(gains).map(lambda values: np.clip(values, -1.0, 1.0)), 0.0
+def names_of(results: Results, by: str) -> list[str]:
+    """The optimizers or regimes that the spec asks for, and any others that have trials."""
+    search = table_of(results.spec, "search")
+    if by == "optimizer":
+        given = search.get("optimizer", [])
+        listed = [str(each) for each in (given if isinstance(given, list) else [given])]
     else:
-        # A loss of zero counts as the smallest number: the ratio is then unbounded, but the pair counts.
-        gains = np.log(np.maximum(second, LEAST)) - np.log(np.maximum(first, LEAST))
-        with np.errstate(over="ignore"):
-            effect, neutral = t_interval(-gains).map(np.exp), 1.0
-    wins = int((first > second if results.maximize else first < second).sum())
-    examples = examples_of(results, split)
-    scores = metric_interval(first, results.metric, examples), metric_interval(second, results.metric, examples)
-    p = sign_flip_p(gains)
-    return Comparison(best, rival, split, fresh, effect, scores, wins, superiority(gains), p, p, neutral)
+        sizes = search.get("batch_size", [])
+        listed = [Regime.BATCH for each in (sizes if isinstance(sizes, list) else [sizes]) if each == "full"]
+        listed += [Regime.STOCHASTIC for each in (sizes if isinstance(sizes, list) else [sizes]) if each == 1]
+    found = [*listed, *results.trials[by].unique()]
+    return [str(name) for name in (optimizer_order(found) if by == "optimizer" else [r for r in Regime if r in found])]
+
+
+def _of_search(results: Results, cells_of: dict[str, Any], by: str) -> Comparison:
+    """The comparison on the seeds that chose: scores without any claim."""
+    entries = [
+        Entry(name, None, reason=_why_no_cell(results, by, name))
+        if cell is None
+        else Entry(name, cell, Interval(cell["validation"], cell["validation_low"], cell["validation_high"], cell["n"]))
+        for name, cell in cells_of.items()
+    ]
+    sign = -1 if results.maximize else 1
+    entries.sort(key=lambda entry: (bool(entry.reason), sign * entry.score.estimate if not entry.reason else 0.0))
+    seeds = max((entry.score.n for entry in entries), default=0)
+    return Comparison(entries, False, "validation", seeds)
+
+
+def _scores(results: Results, lanes: pd.DataFrame, order: list[int], split: str) -> Scores:
+    """The joint scores of cells, in an order of their trials, over the seeds and examples that all have."""
+    values = lanes.pivot_table(index="cell", columns="seed", values=f"{split}_{results.metric}").dropna(axis=1)
+    values = values.reindex(order)
+    if results.metric == "loss":
+        values = values.clip(lower=floor_of(results))
+    each = None
+    if split == "test" and lanes["test_values"].notna().all():
+        table = lanes.pivot(index="cell", columns="seed", values="test_values").reindex(order)[values.columns]
+        each = np.array([[np.asarray(own, dtype=np.float64) for own in row] for row in table.to_numpy()])
+    precise = table_of(results.spec, "workload").get("dtype") == "float64"
+    return paired_scores(values, results.metric, each, rounding=1e-14 if precise else 1e-6)
+
+
+def _why_missing(results: Results, lanes: pd.DataFrame, by: str, name: str, cell: Any) -> str:
+    """Why an optimizer or regime has no score on fresh seeds; empty if it has one."""
+    if cell is None:
+        return _why_no_cell(results, by, name)
+    own = lanes[lanes["cell"] == cell["trial"]]
+    if own.empty:
+        return "not confirmed on fresh seeds"
+    lost = own.loc[own["outcome"] != Outcome.COMPLETED, "outcome"].value_counts()
+    # The survivors alone would flatter it.
+    return "; ".join(f"{count} of {len(own)} fresh seeds {_ended(ending)}" for ending, count in lost.items())
+
+
+def _why_no_cell(results: Results, by: str, name: str) -> str:
+    """Why no cell of an optimizer or regime has a tuned rate."""
+    own = results.trials.loc[results.trials[by] == name, "outcome"].value_counts()
+    if own.empty:
+        return "no trial of it has ended"
+    if Outcome.COMPLETED in own.index:
+        return "no learning rate at which every seed survived"
+    return "; ".join(f"{counted(count, 'trial')} {_ended(ending)}" for ending, count in own.items())
+
+
+def _ended(outcome: Any) -> str:
+    """An outcome as a verb."""
+    return {Outcome.OUT_OF_MEMORY: "ran out of memory", Outcome.INTERRUPTED: "interrupted"}.get(outcome, str(outcome))
 
 
 def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +194,7 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         seeds), each with _low, _high and _n; curse, curse_low, curse_high. Best in the search first. Where a fresh seed
         did not complete, confirmed, test and curse are NaN. Empty without a confirmation.
     """
-    metric, ranked = results.metric, rank(table, results.maximize)
+    metric, ranked, floor = results.metric, rank(table, results.maximize), floor_of(results)
     search, fresh = tuned_lanes(results, ranked), fresh_lanes(results, ranked)
     rows: list[dict[str, Any]] = []
     confirmed = ranked.assign(rank_search=range(1, len(ranked) + 1))[ranked["trial"].isin(fresh["cell"])]
@@ -124,9 +208,11 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         values = own.head(0) if endings else own  # the survivors alone would flatter the cell
         before = search.loc[search["cell"] == cell["trial"], f"validation_{metric}"]
         after = values[f"validation_{metric}"]
-        row |= metric_interval(after, metric, examples_of(results, "validation")).named("confirmed")
-        row |= metric_interval(values[f"test_{metric}"], metric, examples_of(results, "test")).named("test")
-        row |= curse_interval(before.to_numpy()[:, None], after.to_numpy()[:, None], metric).named("curse")
+        row |= metric_interval(after, metric, examples_of(results, "validation"), floor=floor).named("confirmed")
+        row |= metric_interval(values[f"test_{metric}"], metric, examples_of(results, "test"), floor=floor).named(
+            "test"
+        )
+        row |= curse_interval(before.to_numpy()[:, None], after.to_numpy()[:, None], metric, floor).named("curse")
         rows.append(row)
     limits = [f"{name}{end}" for name in ("search", "confirmed", "test") for end in ("", "_low", "_high", "_n")]
     columns = ["trial", *CELL, "regime", "learning_rate", "rank_search", "rank_confirmed", "outcome", "seeds"]
@@ -149,4 +235,4 @@ def average_curse(results: Results, curse: pd.DataFrame) -> Interval:
         .to_numpy(dtype=float)
         for lanes in (tuned_lanes(results, confirmed), fresh_lanes(results, confirmed))
     )
-    return curse_interval(search, fresh, results.metric)
+    return curse_interval(search, fresh, results.metric, floor_of(results))

@@ -11,6 +11,9 @@ from scipy import optimize, stats
 
 from analysis.statistics import NOTHING, Interval, log_interval
 
+LEAST_SIZES = 4
+"""Batch sizes that a fit with two parameters needs, so that it can fail."""
+
 
 @dataclass(frozen=True)
 class BatchScaling:
@@ -39,11 +42,11 @@ def _fit_scaling(log_sizes: NDArray[np.float64], log_steps: NDArray[np.float64])
     return np.asarray(fit.x) if fit.success and within else None
 
 
-def critical_batch_size(batch_sizes: ArrayLike, steps: ArrayLike, level: float = 0.95) -> BatchScaling | None:
+def critical_batch_size(batch_sizes: ArrayLike, steps: ArrayLike, level: float = 0.95) -> BatchScaling | str:
     """Fit the trade of steps against examples, (S / S_min - 1) (E / E_min - 1) = 1 (McCandlish et al. 2018).
 
     With E = B S that is S = S_min (1 + B_crit / B), fitted seed by seed by least squares on log S and averaged by
-    `log_interval`. A seed identifies B_crit if it reached the target at three batch sizes or more, and the fitted
+    `log_interval`. A seed identifies B_crit if it reached the target at four batch sizes or more, and the fitted
     B_crit lies between a quarter of the smallest batch size and four times the largest: beyond, the points show only
     one of the two limits. Other seeds are left out. Near these ends that biases the estimate inwards, and the interval
     seldom covers B_crit; well inside, coverage is nominal, by simulation with five and ten seeds.
@@ -54,8 +57,9 @@ def critical_batch_size(batch_sizes: ArrayLike, steps: ArrayLike, level: float =
         level: confidence level.
 
     Returns:
-        The scaling with the number of seeds that identify B_crit; None unless most of the fitted seeds do, since under
-        perfect scaling noise lets a few seem to.
+        The scaling with the number of seeds that identify B_crit, or the reason why there is none: fewer than four
+        batch sizes; most seeds do not identify it (under perfect scaling noise lets a few seem to); or a test for lack
+        of fit rejects the curve at 5%.
 
     Raises:
         ValueError: if a batch size is not positive, or steps are negative.
@@ -68,18 +72,53 @@ def critical_batch_size(batch_sizes: ArrayLike, steps: ArrayLike, level: float =
     fits, tried = [], 0
     for column in array.T:
         reached = np.isfinite(column) & (column > 0)
-        if np.unique(sizes[reached]).size < 3:
+        if np.unique(sizes[reached]).size < LEAST_SIZES:
             continue
         tried += 1
         fit = _fit_scaling(np.log(sizes[reached]), np.log(column[reached]))
         if fit is not None:
             fits.append(fit)
+    if not tried:
+        return f"no seed reached the target at {LEAST_SIZES} batch sizes"
     if 2 * len(fits) <= tried:
-        return None
+        return "it lies beyond the batch sizes that reached the target"
+    if lack_of_fit_p(sizes, array) < 0.05:
+        return "the updates do not follow S_min (1 + B_crit / B)"
     log_least, log_critical = np.array(fits).T
     with np.errstate(over="ignore"):
         seeds = [np.exp(logs) for logs in (log_least, log_least + log_critical, log_critical)]
     return BatchScaling(*(log_interval(values, level) for values in seeds))
+
+
+def lack_of_fit_p(batch_sizes: NDArray[np.float64], steps: NDArray[np.float64]) -> float:
+    """P of the F test that the mean log steps deviate from the fitted curve no more than by the seeds' scatter.
+
+    Seeds are blocks, because they share initialisation and order of examples between batch sizes.
+
+    Args:
+        batch_sizes: shape (b,).
+        steps: shape (b, seeds); seeds that lack a batch size, and batch sizes that no other seed lacks, are left out.
+
+    Returns:
+        p; NaN where there is no scatter to compare with: one seed, or steps without any.
+    """
+    logs = np.log(np.where(np.isfinite(steps) & (steps > 0), steps, np.nan))
+    logs = logs[:, np.isfinite(logs).sum(axis=0) >= LEAST_SIZES]
+    whole = np.isfinite(logs).all(axis=1)
+    logs, sizes = logs[whole], np.log(batch_sizes[whole])
+    count, seeds = logs.shape
+    if seeds < 2 or np.unique(sizes).size < LEAST_SIZES:
+        return math.nan
+    fit = _fit_scaling(sizes, logs.mean(axis=1))
+    if fit is None:
+        return math.nan
+    deviations = logs.mean(axis=1) - fit[0] - np.logaddexp(0, fit[1] - sizes)
+    scatter = logs - logs.mean(axis=0) - logs.mean(axis=1, keepdims=True) + logs.mean()
+    lack, pure = seeds * float(deviations @ deviations) / (count - 2), float((scatter**2).sum())
+    if pure < 1e-12:
+        return math.nan
+    freedom = (count - 1) * (seeds - 1)
+    return float(stats.f.sf(lack / (pure / freedom), count - 2, freedom))
 
 
 def gradient_noise_scale(squares: ArrayLike, noises: ArrayLike, level: float = 0.95) -> Interval:

@@ -90,6 +90,22 @@ def estimate_text(score: Any, metric: str) -> str:
     return f"{metric_text(score.estimate, metric)} {interval_text(score.low, score.high, score.n, metric)}"
 
 
+def p_text(p: float) -> str:
+    """A p-value with its sign of comparison, such as `p = 0.031`; simulated ones are not known below 0.0001."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {short(p)}"
+
+
+def effect_text(effect: Any, metric: str) -> tuple[str, str]:
+    """An `Interval` of a ratio of losses or a difference of accuracies: `1.08 times`, `[0.97, 1.2]`; a dash for NaN."""
+    if math.isnan(effect.estimate):
+        return short(effect.estimate), ""
+    limits = (effect.low, effect.high)
+    if metric == "accuracy":
+        shown = "" if math.isinf(effect.low) else f"[{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
+        return f"{100 * effect.estimate:+.2f} percentage points", shown
+    return f"{short(effect.estimate)} times", "" if math.isinf(effect.high) else f"[{', '.join(map(short, limits))}]"
+
+
 def limits_text(row: Any, name: str, metric: str) -> str:
     """The limits of a score of a row in brackets; says so where one seed allows none."""
     count = row["n"] if name == "validation" else row[f"{name}_n"]

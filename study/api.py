@@ -242,12 +242,13 @@ def _tell_edited_code(folder: Path) -> None:
         _tell(f"note: {which} {have} been edited since; the study continues with the code it began with, in {copy}")
 
 
-def write_report(folders: Sequence[Path | str], *, pdf: bool = False) -> Path:
-    """Write the report of studies into the folder of the first, or into the local copy of its URI."""
+def write_report(folders: Sequence[Path | str], *, out: Path | None = None, pdf: bool = False) -> Path:
+    """Write the report of studies into `out`, by default into the only one's folder or the local copy of its URI."""
     places = [str(each if isinstance(each, str) else mirror.home(each)) for each in folders]
-    again = shlex.join(["study", "report", *(["--pdf"] if pdf else []), *places])
+    options = [*(["--pdf"] if pdf else []), *(["--out", str(out)] if out else [])]
+    again = shlex.join(["study", "report", *options, *places])
     try:
-        return page.write_report(folders, pdf=pdf, command=again)
+        return page.write_report(folders, out, pdf=pdf, command=again)
     except OSError as error:
         why = error.strerror or error
         message = f"the report cannot be written ({why}); the results are safe. Fix that, then `{again}`"

@@ -324,11 +324,12 @@ def status(folder: Path | str) -> None:
 
 @main.command()
 @click.argument("folders", type=_PLACE, nargs=-1, required=True, metavar="FOLDER...")
+@click.option("--out", type=_FOLDER, help="Where to write; needed for several studies. By default FOLDER/report.")
 @click.option("--pdf", is_flag=True, help="Write every figure as PDF, too.")
-def report(folders: tuple[Path | str, ...], pdf: bool) -> None:
+def report(folders: tuple[Path | str, ...], out: Path | None, pdf: bool) -> None:
     """Write the report of one or more studies.
 
-    FOLDERs are results folders or URIs; the report is written into the first.
+    FOLDERs are results folders or URIs.
     """
     from study import api
     from study.results import mirror
@@ -337,9 +338,9 @@ def report(folders: tuple[Path | str, ...], pdf: bool) -> None:
     for folder in folders:
         if isinstance(folder, Path):
             importance.refresh(folder, partial(click.echo, err=True))
-    page = api.write_report(folders, pdf=pdf)
+    page = api.write_report(folders, out=out, pdf=pdf)
     click.echo(f"report:  {_shown(page)}")
-    if isinstance(first := folders[0], str):
+    if isinstance(first := folders[0], str) and not out:
         try:
             mirror.send(page.parent, storage.join(first, page.parent.name))
             click.echo(f"sent to: {storage.join(first, page.parent.name, page.name)}")

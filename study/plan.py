@@ -92,6 +92,13 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
         rows.append(
             ("", f"up to {spec.lanes.extensions} times half as many rates are added, if the best one lies on the edge")
         )
+    if spec.lanes.refine and lane_count > spec.lanes.seeds:
+        rows.append(
+            (
+                "",
+                f"then up to {spec.lanes.refine} times two around the best one, if the grid is coarser than the noise",
+            )
+        )
     each = f"{spec.budget.seconds:g} s of one network" if spec.budget.seconds else ""
     for size, updates in sorted({(p.batch_size, 0 if each else p.updates) for p in probes}):
         much = f"{each or f'{updates:,} updates'} a lane"
@@ -259,11 +266,20 @@ def _lanes(spec: Spec) -> list[Lane]:
     return grid(*spec.rates(_heaviest(spec)), spec.lane_seeds())
 
 
+def _added(spec: Spec) -> float:
+    """Rates that a trial may add by extensions and refinements, as a share of its grid."""
+    rates = len(_lanes(spec)) // spec.lanes.seeds
+    most = spec.lanes.extensions * math.ceil(rates / 2) + spec.lanes.refine * 2
+    return most / rates if rates > 1 else 0.0
+
+
 def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
     at_once = max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
     seconds = [p.seconds for p in probes]
     total = trials * sum(seconds) / len(seconds) / at_once
     spread = f"{duration(min(seconds))} to {duration(max(seconds))} a trial"
+    if more := _added(spec):
+        spread += f", up to {more:.0%} more where rates are added"
     less = ", less what the scheduler stops" if spec.tuning.scheduler != "none" else ""
     gpu = "; timed on the CPU, a GPU will differ" if spec.resources.gpus else ""
     return f"about {duration(total)} on this machine, {at_once} trials at once ({spread}{less}){gpu}"

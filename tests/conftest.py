@@ -229,21 +229,30 @@ def write_study(
 
 
 def write_confirmation(
-    folder: Path, *, top: int = 3, seeds: int = 10, curse: float = 1.0, noise: float = 0.08, diverged: int = 0
+    folder: Path,
+    *,
+    top: int = 3,
+    best_of: Sequence[str] = (),
+    seeds: int = 10,
+    curse: float = 1.0,
+    noise: float = 0.08,
+    diverged: int = 0,
 ) -> Path:
     """Write `confirm/` into a study's folder: its best cells at their tuned rates on fresh seeds.
 
     Args:
         folder: the study's.
         top: how many cells.
+        best_of: optimizer, regime: also the best cell of each.
         seeds: fresh seeds of each.
         curse: planted winner's curse: the factor from a cell's mean loss in the search to that on fresh seeds.
         noise: standard deviation of the log loss over seeds.
         diverged: seeds of the best cell that diverge.
     """
     rng, results = np.random.default_rng(1), analysis.load(folder)
-    best = analysis.rank(analysis.cells(results), results.maximize).head(top)
-    trials, lanes = [], []
+    ranked = analysis.rank(analysis.cells(results), results.maximize)
+    firsts = np.array([~ranked[name].duplicated() for name in best_of]).any(axis=0)
+    best, trials, lanes = ranked[(ranked.index < top) | firsts], [], []
     for trial, cell in enumerate(best.to_dict("records")):
         shared = ["optimizer", "width", "depth", "batch_size", "regime", "updates", "examples", "epochs"]
         settings = cell["settings"] or None

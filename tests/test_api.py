@@ -33,7 +33,7 @@ spec = study.check({
     "name": "mine",
     "workload": {"data": "linear", "model": "linear"},
     "search": {"batch_size": [1, 8, 32, "full"], "optimizer": "sgd"},
-    "lanes": {"rates": 2, "seeds": 2, "extensions": 0},
+    "lanes": {"rates": 2, "seeds": 2, "extensions": 0, "refine": 0},
     "budget": {"trials": 3, "seconds": 2},
     "tuning": {"sampler": "random", "scheduler": "none"},
 })

@@ -29,7 +29,7 @@ from trainables.usercode.importing import UserCodeError
 TINY = changed(
     workload={"data": "linear", "model": "linear", "target": 0.1},
     search={"batch_size": [1, "full"], "optimizer": ["sgd", "adam"]},
-    lanes={"rates": 3, "seeds": 2},
+    lanes={"rates": 3, "seeds": 2, "refine": 0},
     budget={"trials": 4, "epochs": 5},
     tuning={"sampler": "grid", "scheduler": "none"},
 )
@@ -199,7 +199,12 @@ def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(
 def test_mnist_from_the_shell(tmp_path: Path, mnist_folder: Path) -> None:
     tables = tomlkit.parse(read("mnist-cnn").to_toml()).unwrap()
     tables["search"] |= {"width": 8, "depth": 2, "batch_size": 16, "optimizer": ["momentum"]}
-    tables["lanes"] = {"learning_rate": {"low": 0.001, "high": 0.004, "count": 2}, "seeds": 1, "extensions": 0}
+    tables["lanes"] = {
+        "learning_rate": {"low": 0.001, "high": 0.004, "count": 2},
+        "seeds": 1,
+        "extensions": 0,
+        "refine": 0,
+    }
     (tmp_path / "small.toml").write_text(tomlkit.dumps(tables))
     arguments = ["--trials", "1", "--epochs", "1", "--out", "out"]
     command = [sys.executable, "-m", "study", "run", "small.toml", *arguments]

@@ -51,6 +51,7 @@ optimizer = ["sgd", "momentum", "adam"]
 learning_rate = {low = 1e-3, high = 1e-1, count = 3}
 seeds = 2
 extensions = 0
+refine = 0
 [budget]
 trials = 60
 epochs = 100

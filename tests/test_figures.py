@@ -25,7 +25,7 @@ from analysis.figures.batch_size.steps_to_target import steps_against_batch_size
 from analysis.figures.batch_size.throughput import throughput, throughput_against_batch_size
 from analysis.figures.batch_size.tuned_rate import best_rates, rate_against_batch_size
 from analysis.figures.performance_profile import performance_profiles
-from analysis.figures.rate_sensitivity import learning_rate_sensitivity
+from analysis.figures.rate_sensitivity import learning_rate_sensitivity, tolerance
 from analysis.figures.regimes import learning_curves
 from analysis.figures.regimes.gradient_noise import noise_scale
 from analysis.figures.regimes.noise_speed import noise_against_speed, noise_and_speed
@@ -38,7 +38,7 @@ from analysis.figures.search.parallel_coordinates import parallel_coordinates
 from analysis.figures.style import adaptive, optimizer_look
 from analysis.figures.timeline import trial_timeline
 from analysis.text import interval_text, metric_text
-from tests.conftest import PLANTED
+from tests.conftest import PLANTED, write_study
 
 
 @pytest.fixture
@@ -361,3 +361,31 @@ def test_an_adaptive_figure_turns_dark_and_keeps_its_heat_map(ax: Axes, study: A
     inside = {mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis_r"](np.linspace(0, 1, 256))}
     assert not inside & set(re.findall(r"#[0-9a-f]{6}", sheet))
     ElementTree.fromstring(text)
+
+
+@pytest.mark.parametrize(
+    ("losses", "decades"),
+    [
+        ([10.0, 1.0, 10.0], 2 * math.log(1.1) / math.log(10)),  # interpolated on both sides
+        ([1.0, 1.0, 1.0], 2.0),  # to the ends of the grid
+        ([1.05, 1.0, math.nan], 1.0),  # up to a rate at which a seed diverged
+        ([math.nan, math.nan, math.nan], math.nan),
+    ],
+)
+def test_tolerance_is_the_width_within_a_tenth_of_the_best(losses: list[float], decades: float) -> None:
+    rates = pd.DataFrame({"learning_rate": [0.01, 0.1, 1.0], "estimate": losses})
+    rates["eligible"] = rates["estimate"].notna()
+    assert tolerance(rates, "loss") == pytest.approx(decades, nan_ok=True)
+    assert tolerance(rates.assign(estimate=1 - rates["estimate"] / 20), "accuracy") == pytest.approx(
+        decades, nan_ok=True
+    )
+
+
+def test_lanes_that_end_above_their_start_failed(tmp_path: Path) -> None:
+    results = analysis.load(write_study(tmp_path, optimizers=["adam"], widths=[8], depths=[1], batch_sizes=[32]))
+    data = analysis.rate_sensitivity(results, analysis.cells(results))
+    assert (data["failed"] == data["diverged"]).all()
+    curves = results.curves
+    curves.loc[curves["update"] == 0, "value"] = 1e-9
+    data = analysis.rate_sensitivity(results, analysis.cells(results))
+    assert (data["failed"] == data["lanes"]).all()

@@ -28,14 +28,14 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "workload": {"data": "linear", "model": "linear"},
     "search": {"batch_size": ["full", 50], "optimizer": ["sgd", "adam"]},
-    "lanes": {"rates": 2, "seeds": 1, "engine": "eager", "extensions": 0},
+    "lanes": {"rates": 2, "seeds": 1, "engine": "eager", "extensions": 0, "refine": 0},
     "tuning": {"sampler": "random", "scheduler": "none"},
     "budget": {"trials": 3, "updates": 3},
     "recording": {"checkpoint_seconds": 0.0},
 }
 SPECS: dict[str, dict[str, Any]] = {
     "plain": TINY,
-    "extended": TINY | {"lanes": TINY["lanes"] | {"extensions": 1}, "budget": {"trials": 3, "updates": 2}},
+    "extended": TINY | {"lanes": TINY["lanes"] | {"extensions": 1, "refine": 1}, "budget": {"trials": 3, "updates": 2}},
     "without checkpoints": TINY | {"recording": {"checkpoint_seconds": 1e9}},
     "confirmed": TINY | {"budget": {"trials": 2, "updates": 2}, "confirm": {"top": 1, "seeds": 2}},
     "at a URI": TINY,

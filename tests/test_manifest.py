@@ -496,7 +496,7 @@ def test_the_slurm_script_runs_a_study_on_two_nodes_is_interrupted_and_finishes(
         name="on-slurm",
         workload={"data": "linear", "model": "linear", "target": 0.1},
         search={"batch_size": [1, 8, 32, "full"], "optimizer": ["sgd", "momentum", "adam"]},
-        lanes={"rates": 3, "seeds": 2, "extensions": 0},
+        lanes={"rates": 3, "seeds": 2, "extensions": 0, "refine": 0},
         budget={"trials": 12, "epochs": 150},
         tuning={"sampler": "grid", "scheduler": "none"},
         recording={"checkpoint_seconds": 0.2},

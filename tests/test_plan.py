@@ -35,6 +35,22 @@ def test_a_budget_in_seconds_is_that_of_one_network() -> None:
     assert all(6_000 < probe.updates < 6_000_000 for probe in probes if probe.batch_size == 1)
 
 
+def test_a_plan_says_how_many_rates_may_be_added() -> None:
+    grid = {"learning_rate": {"low": 1e-3, "high": 0.1, "count": 5}, "seeds": 2}
+    lanes: dict[str, dict[str, object]] = {
+        "grows": grid | {"extensions": 1, "refine": 2},
+        "fixed": grid | {"extensions": 0, "refine": 0},
+        "one": {"learning_rate": {"low": 0.1, "high": 0.1, "count": 1}},
+    }
+    plans = {name: check(changed(lanes=each, budget={"trials": 4, "seconds": 60.0})) for name, each in lanes.items()}
+    texts = {name: plan.describe(spec, plan.probed(spec)) for name, spec in plans.items()}
+    assert "then up to 2 times two around the best one" in texts["grows"]
+    assert "up to 140% more where rates are added" in texts["grows"]  # 3 and 4 of 5
+    for name in ("fixed", "one"):
+        assert "around the best one" not in texts[name]
+        assert "more where rates are added" not in texts[name]
+
+
 @pytest.mark.parametrize(
     ("model", "data"), [("linear", "digits"), ("cnn", "digits"), ("mlp", "mnist"), ("quadratic", "quadratic")]
 )

@@ -30,7 +30,7 @@ def spec(**changes: Any) -> Spec:
         search={**sizes, "batch_size": {"low": 1, "high": 4096, "log": True}, "optimizer": OPTIMIZERS},
         workload={"data": "cubic", "model": "mlp", "model_args": {"shape": "constant"}},
         search__settings={"adam": {"beta1": {"low": 0.0, "high": 0.99}}},
-        lanes={"rates": 1, "seeds": 1, "extensions": 0},
+        lanes={"rates": 1, "seeds": 1, "extensions": 0, "refine": 0},
     )
     for section, values in changes.items():
         tables[section] = tables.get(section, {}) | values

@@ -33,7 +33,7 @@ KILLED = changed(
         "batch_size": [2, 8, "full"],
         "optimizer": ["sgd", "adam"],
     },
-    lanes={"rates": 3, "seeds": 2, "extensions": 1},
+    lanes={"rates": 3, "seeds": 2, "extensions": 1, "refine": 1},
     budget={"trials": 40, "epochs": 8},
     tuning={"sampler": "qmc", "scheduler": "none"},
     recording={"checkpoint_seconds": 0.0},

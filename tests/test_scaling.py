@@ -37,10 +37,10 @@ def test_critical_batch_size_without_noise_is_exact(
     beyond = max(reached.min() / 4 / critical, critical / (4 * reached.max()))
     assume(abs(beyond - 1) > 0.01)
     found = scaling.critical_batch_size(POWERS, steps)
-    if beyond > 1:
-        assert found is None
+    if beyond > 1 or reached.size < 4:
+        assert isinstance(found, str)
         return
-    assert found is not None
+    assert not isinstance(found, str)
     assert_allclose(found.critical.estimate, critical, rtol=1e-3)
     assert_allclose(found.steps.estimate, least, rtol=1e-3)
     assert_allclose(found.examples.estimate, found.steps.estimate * found.critical.estimate, rtol=1e-9)
@@ -55,13 +55,16 @@ def test_critical_batch_size_without_noise_is_exact(
 @pytest.mark.parametrize("critical", [20.0, 200.0])
 def test_critical_batch_size_covers_as_it_says(seeds: int, critical: float) -> None:
     rng = np.random.default_rng(seeds)
-    sizes, covered, estimates = POWERS[::2], [], []
+    sizes, covered, estimates, rejected = POWERS[::2], [], [], 0
     for _ in range(300):
         found = scaling.critical_batch_size(sizes, scaling_steps(sizes, critical, 0.1, seeds, rng))
-        assert found is not None
+        if isinstance(found, str):  # one in twenty fails the test for lack of fit
+            rejected += 1
+            continue
         truths = [(found.steps, 100), (found.examples, 100 * critical), (found.critical, critical)]
         covered.append([interval.low <= truth <= interval.high for interval, truth in truths])
         estimates.append(found.critical.estimate)
+    assert rejected <= 27
     assert_allclose(stats.gmean(estimates), critical, rtol=0.02)
     shares_covered = np.mean(covered, axis=0)
     assert (shares_covered >= 0.915).all()
@@ -74,7 +77,7 @@ def test_critical_batch_size_far_from_all_batches_is_not_identified(critical: fl
     rng = np.random.default_rng(0)
     for _ in range(5):
         steps = scaling_steps(POWERS, critical, noise, 10, rng)
-        assert scaling.critical_batch_size(POWERS, steps) is None
+        assert isinstance(scaling.critical_batch_size(POWERS, steps), str)
 
 
 def test_critical_batch_size_leaves_out_seeds_that_tell_nothing() -> None:
@@ -85,17 +88,34 @@ def test_critical_batch_size_leaves_out_seeds_that_tell_nothing() -> None:
     zero_or_infinite = np.array([[0.0], [math.inf]] + [[math.nan]] * 7)
     assert scaling.critical_batch_size(POWERS, np.hstack([steps, unreached, zero_or_infinite])) == expected
     perfect = 1e6 / POWERS[:, None]
-    assert scaling.critical_batch_size(POWERS, np.hstack([steps, perfect])) == expected
-    assert scaling.critical_batch_size(POWERS, np.hstack([steps[:, :1], perfect])) is None
+    assert scaling.critical_batch_size(POWERS, np.hstack([steps[:, :1], perfect])) == (
+        "it lies beyond the batch sizes that reached the target"
+    )
     one = scaling.critical_batch_size(POWERS, steps[:, :1])
-    assert one is not None
+    assert not isinstance(one, str)
     assert (one.critical.low, one.critical.high, one.critical.n) == (0, math.inf, 1)
 
 
 def test_critical_batch_size_of_nothing() -> None:
-    assert scaling.critical_batch_size([], np.ones((0, 2))) is None
-    assert scaling.critical_batch_size(POWERS, np.ones((9, 0))) is None
-    assert scaling.critical_batch_size([8.0, 8.0, 16.0], [[2.0], [2.0], [1.5]]) is None
+    few = "no seed reached the target at 4 batch sizes"
+    assert scaling.critical_batch_size([], np.ones((0, 2))) == few
+    assert scaling.critical_batch_size(POWERS, np.ones((9, 0))) == few
+    assert scaling.critical_batch_size([8.0, 16.0, 32.0], [[2.0], [1.7], [1.5]]) == few
+
+
+def test_a_curve_of_another_shape_has_no_critical_batch_size() -> None:
+    rng = np.random.default_rng(0)
+    steps = (1000 * POWERS[:, None] ** -0.3) * np.exp(rng.normal(0, 0.02, (POWERS.size, 5)))  # a power law
+    assert scaling.critical_batch_size(POWERS, steps) == "the updates do not follow S_min (1 + B_crit / B)"
+
+
+def test_lack_of_fit_rejects_the_right_curve_once_in_twenty() -> None:
+    rng = np.random.default_rng(1)
+    found = [scaling.lack_of_fit_p(POWERS, scaling_steps(POWERS, 64.0, 0.1, 5, rng)) for _ in range(400)]
+    assert 0.02 <= np.mean(np.array(found) < 0.05) <= 0.08
+
+
+def test_critical_batch_size_refuses_impossible_sizes() -> None:
     with pytest.raises(ValueError, match="positive"):
         scaling.critical_batch_size([0.0, 1.0, 2.0], np.ones((3, 1)))
     with pytest.raises(ValueError, match="not negative"):

@@ -75,7 +75,7 @@ SPEC = check(
     changed(
         workload={"data": "linear", "model": "mlp", "target": 0.5},
         search={"width": [4, 8], "depth": [1, 2], "batch_size": [8, "full"], "optimizer": ["sgd", "adam"]},
-        lanes={"rates": 3, "seeds": 2, "extensions": 0},
+        lanes={"rates": 3, "seeds": 2, "extensions": 0, "refine": 0},
         budget={"trials": 6, "epochs": 3},
         tuning={"sampler": "random", "scheduler": "none"},
     )
@@ -302,7 +302,7 @@ def test_session_extends_and_confirms_a_finished_study(run: Any, tmp_path: Path)
     confirm = {"top": 2, "seeds": 3}
     grid = {"batch_size": [8, "full"], "optimizer": ["sgd", "adam"], "width": 4, "depth": 1}
     tables = {"name": "good", "workload": {"data": "linear", "model": "mlp"}, "search": grid, "confirm": confirm}
-    tables |= {"lanes": {"rates": 3, "seeds": 2, "extensions": 0}, "budget": {"trials": 4, "epochs": 3}}
+    tables |= {"lanes": {"rates": 3, "seeds": 2, "extensions": 0, "refine": 0}, "budget": {"trials": 4, "epochs": 3}}
     spec = check(tables | {"tuning": {"sampler": "grid", "scheduler": "none"}})
     first = run(spec)
     assert (first.ended, first.planned) == (4 + 2, 4 + 2) or first.ended == 4 + 3

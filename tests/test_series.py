@@ -31,10 +31,9 @@ from analysis.figures.search.expected_best import expected_search
 from analysis.figures.search.importance import importance_spread
 from analysis.figures.search.loss_time import loss_and_time
 from analysis.figures.timeline import busy, timeline
-from analysis.report.across import across
 from analysis.results import spent
 from analysis.schema import CURVES, LANES, TRIALS
-from tests.conftest import curve_row, lane_row, trial_row, write_study
+from tests.conftest import curve_row, lane_row, trial_row
 
 
 def made(
@@ -445,18 +444,3 @@ def test_the_noise_scale_is_that_of_the_best_cells_lanes() -> None:
     assert frame["estimate"].eq(expected.estimate).all()
     assert expected.estimate == 10.0
     assert frame["n"].eq(3).all()
-
-
-def test_optimizers_across_studies_are_relative_to_each_studys_best(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"widths": [8], "depths": [1], "batch_sizes": [32], "noise": 0.0}
-    pair = [analysis.load(write_study(tmp_path / name, **options)) for name in ("a", "b")]
-    frame = across(pair).set_index("optimizer")
-    assert list(frame.index) == ["adam", "rmsprop", "momentum", "sgd"]
-    assert frame.loc["adam", "estimate"] == 1.0
-    best = analysis.cells(pair[0]).groupby("optimizer")["validation"].min()
-    assert_allclose(frame["estimate"], (best / best["adam"])[frame.index])
-    assert frame["studies"].eq(2).all()
-    less = analysis.load(write_study(tmp_path / "c", optimizers=["adam", "sgd"], **options))
-    assert list(across([pair[0], less])["optimizer"]) == ["adam", "sgd"]
-    with pytest.raises(ValueError, match="no common score"):
-        across([pair[0], analysis.load(write_study(tmp_path / "d", metric="accuracy", **options))])

@@ -117,8 +117,18 @@ def test_an_infinite_loss_is_not_left_out() -> None:
     assert analysis.log_interval([1.0, 2.0, math.inf, math.nan]) == Interval(math.inf, 0.0, math.inf, 3)
 
 
-def test_a_zero_loss_has_no_upper_limit() -> None:
-    assert analysis.log_interval([0.0, 1.0]) == Interval(0.0, 0.0, math.inf, 2)
+def test_losses_below_the_floor_count_as_it() -> None:
+    floored = [1e-14, 1e-3, 1e-3]
+    assert analysis.log_interval([0.0, 1e-3, 1e-3], floor=1e-14) == analysis.log_interval(floored)
+    assert analysis.metric_interval([1e-30, 1e-3, 1e-3], "loss", floor=1e-14) == analysis.log_interval(floored)
+    plain = analysis.log_interval([0.0, 1e-3, 1e-3])
+    assert plain.estimate == pytest.approx((2.2250738585072014e-308 * 1e-6) ** (1 / 3))
+    assert 0 < plain.estimate < plain.high
+
+
+def test_the_curse_of_losses_below_the_floor_is_none() -> None:
+    search, fresh = np.full((3, 1), 1e-30), np.array([[0.0], [1e-20], [1e-14]])
+    assert analysis.curse_interval(search, fresh, "loss", 1e-14).estimate == pytest.approx(1.0)
 
 
 def test_impossible_values_are_refused() -> None:
@@ -133,22 +143,6 @@ def test_metric_interval_chooses_by_metric() -> None:
     assert analysis.metric_interval([0.5, 0.6], "accuracy", 50) == analysis.logit_interval([0.5, 0.6], 50)
 
 
-@given(st.lists(st.integers(-50, 50), min_size=1, max_size=8))
-def test_sign_flip_p_counts_all_flips(differences: list[int]) -> None:
-    flips = np.array(list(itertools.product([1, -1], repeat=len(differences)))) @ np.array(differences)
-    expected = min(1.0, 2 * min(np.mean(flips >= sum(differences)), np.mean(flips <= sum(differences))))
-    assert analysis.sign_flip_p(differences) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("n", "p"), [(3, 0.25), (5, 0.0625), (6, 0.03125)])
-def test_five_pairs_never_reach_significance(n: int, p: float) -> None:
-    assert analysis.sign_flip_p(np.arange(1, n + 1)) == pytest.approx(p)
-
-
-def test_sign_flip_p_without_pairs_is_nan() -> None:
-    assert math.isnan(analysis.sign_flip_p([]))
-
-
 # Several workloads
 
 
@@ -156,116 +150,6 @@ def quartile_mean(values: list[float]) -> float:
     """The mean of what remains without a quarter, rounded down, at either end."""
     cut = len(values) // 4
     return math.fsum(sorted(values)[cut : len(values) - cut]) / (len(values) - 2 * cut)
-
-
-@given(st.lists(st.lists(some_scores, min_size=2, max_size=5), min_size=1, max_size=4), st.data())
-def test_iqm_interval_averages_the_middle_half_of_all_scores(scores: list[list[float]], data: st.DataObject) -> None:
-    holes = [data.draw(st.permutations([*seeds, math.nan])) for seeds in scores]
-    found = statistics.iqm_interval([*holes, [math.nan]], resamples=50, rng=np.random.default_rng(0))
-    everything = [score for seeds in scores for score in seeds]
-    assert found.estimate == pytest.approx(quartile_mean(everything), rel=1e-9, abs=1e-6)
-    assert min(everything) <= found.low + 1e-6
-    assert found.low <= found.high <= max(everything) + 1e-6
-    assert found.n == len(everything)
-
-
-def test_iqm_interval_resamples_seeds_within_each_workload() -> None:
-    # Two seeds per workload: the eight scores of a resample are known, and so is the distribution of their mean.
-    scores = [[0.0, 1.0], [10.0, 11.0], [20.0, 21.0], [30.0, 31.0]]
-    draws = [list(itertools.product(seeds, repeat=2)) for seeds in scores]
-    means = [quartile_mean(list(itertools.chain(*draw))) for draw in itertools.product(*draws)]
-    found = statistics.iqm_interval(scores, level=0.8, resamples=20_000, rng=np.random.default_rng(0))
-    assert_allclose([found.low, found.high], np.quantile(means, [0.1, 0.9], method="inverted_cdf"))
-
-
-def test_iqm_interval_draws_from_the_generator_alone() -> None:
-    scores = np.random.default_rng(0).normal(size=(3, 5))
-    once, again = (statistics.iqm_interval([*scores], rng=np.random.default_rng(1)) for _ in range(2))
-    assert once == again
-
-
-def test_iqm_interval_of_few_and_of_infinite_scores() -> None:
-    rng = np.random.default_rng(0)
-    assert statistics.iqm_interval([[1.0], [2.0, 3.0]], rng=rng) == Interval(2.0, -math.inf, math.inf, 3)
-    for nothing in ([], [[]], [[math.nan], []]):
-        found = statistics.iqm_interval(nothing, rng=rng)
-        assert np.isnan([found.estimate, found.low, found.high]).all()
-        assert found.n == 0
-    diverged = statistics.iqm_interval([[1.0, 2.0, math.inf, 3.0], [4.0, 5.0]], rng=rng)
-    assert (diverged.estimate, diverged.high) == (3.5, math.inf)
-    assert math.isfinite(diverged.low)
-    assert math.isnan(statistics.iqm_interval([[-math.inf, math.inf]] * 2, rng=rng).estimate)
-
-
-@pytest.mark.parametrize(("seeds", "least"), [(5, 0.87), (10, 0.89)])
-def test_iqm_interval_covers_a_little_less_than_it_says(seeds: int, least: float) -> None:
-    rng = np.random.default_rng(seeds)
-    means = np.linspace(-1, 1, 5)  # symmetric, so that 0 is the interquartile mean of all
-    scores = rng.normal(means[:, None], 1.0, (600, 5, seeds))
-    found = [statistics.iqm_interval([*score], resamples=500, rng=rng) for score in scores]
-    assert least <= np.mean([interval.low <= 0 <= interval.high for interval in found]) <= 0.95
-
-
-@given(st.lists(st.one_of(st.just(math.nan), st.integers(-2, 2), st.sampled_from([math.inf, -math.inf]))))
-def test_superiority_is_the_share_of_pairs_won(differences: list[float]) -> None:
-    wins, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
-    found = statistics.superiority(differences, level=0.9)
-    assert found.n == wins + losses
-    if found.n == 0:
-        assert math.isnan(found.estimate)
-        assert (found.low, found.high) == (0, 1)
-    else:
-        low = stats.beta.ppf(0.05, wins, losses + 1) if wins else 0.0
-        high = stats.beta.ppf(0.95, wins + 1, losses) if losses else 1.0
-        assert_allclose([found.estimate, found.low, found.high], [wins / found.n, low, high], rtol=1e-6)
-
-
-@pytest.mark.parametrize(("pairs", "low"), [(1, 0.025), (5, 0.4782), (10, 0.6915)])
-def test_superiority_of_pairs_that_are_all_won(pairs: int, low: float) -> None:
-    found = statistics.superiority(np.arange(1, pairs + 1))
-    assert (found.estimate, found.high, found.n) == (1.0, 1.0, pairs)
-    assert found.low == pytest.approx(low, abs=5e-5)  # (alpha / 2) ** (1 / n)
-
-
-@pytest.mark.parametrize("pairs", [5, 10])
-def test_superiority_covers_at_least_what_it_says(pairs: int) -> None:
-    found = [statistics.superiority([1.0] * wins + [-1.0] * (pairs - wins)) for wins in range(pairs + 1)]
-    for chance in np.linspace(0.005, 0.995, 199):
-        within = [wins for wins, interval in enumerate(found) if interval.low <= chance <= interval.high]
-        assert stats.binom.pmf(within, pairs, chance).sum() >= 0.95
-
-
-@given(st.lists(st.one_of(st.just(math.nan), st.sampled_from([0.0, 0.01, 0.02, 1.0]), shares), max_size=7))
-def test_holm_is_the_closed_test_of_bonferroni(p: list[float]) -> None:
-    # A hypothesis is rejected where every set of hypotheses that it belongs to is.
-    known = [place for place, value in enumerate(p) if not math.isnan(value)]
-    expected = np.full(len(p), math.nan)
-    for place in known:
-        sets = [chosen for size in range(1, 8) for chosen in itertools.combinations(known, size) if place in chosen]
-        expected[place] = max(min(1.0, len(chosen) * min(p[i] for i in chosen)) for chosen in sets)
-    found = statistics.holm(p)
-    assert found.shape == (len(p),)
-    assert_allclose(found, expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("p", "adjusted"),
-    [
-        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # Wikipedia, Holm-Bonferroni method
-        ([0.5, 0.003, 0.32, 0.054, 0.0003], [0.64, 0.012, 0.64, 0.162, 0.0015]),  # the manual of pingouin
-    ],
-    ids=["wikipedia", "pingouin"],
-)
-def test_holm_of_published_examples(p: list[float], adjusted: list[float]) -> None:
-    before = np.array(p)
-    assert_allclose(statistics.holm(before), adjusted, rtol=1e-12)
-    assert_array_equal(before, p)
-
-
-@pytest.mark.parametrize("p", [[-0.1, 0.5], [0.5, 1.5], [math.inf]])
-def test_holm_refuses_what_is_no_p_value(p: list[float]) -> None:
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        statistics.holm(p)
 
 
 problem_times = st.one_of(st.sampled_from([math.nan, math.inf, 0.0, 1.0, 2.0]), st.floats(1e-3, 1e3))
@@ -383,30 +267,35 @@ def test_log_rank_p_of_published_trials(weeks: tuple[list[int], ...], chi2: floa
     samples = [[*weeks[i], *[math.nan] * len(weeks[i + 1])] for i in (0, 2)]
     ends = [[*[math.nan] * len(weeks[i]), *weeks[i + 1]] for i in (0, 2)]
     found = statistics.log_rank_p(samples[0], samples[1], ends[0], ends[1])
-    assert found == pytest.approx(stats.chi2.sf(chi2, 1), rel=1e-3)
+    assert found == pytest.approx(stats.chi2.sf(chi2, 1), abs=2e-3)  # the published tests are asymptotic
 
 
-def slow_log_rank(first: list[float], second: list[float], first_end: float, second_end: float) -> float:
-    """One hypergeometric table per time of an event."""
-    people = [(t, e, 0) for t, e in zip(first, [first_end] * len(first), strict=True)]
-    people += [(t, e, 1) for t, e in zip(second, [second_end] * len(second), strict=True)]
-    excess, variance = Fraction(0), Fraction(0)
-    for event in sorted({t for t, _, _ in people if not math.isnan(t)}):
-        at_risk = [group for t, end, group in people if (end if math.isnan(t) else t) >= event]
-        deaths = [group for t, _, group in people if t == event]
-        n, d, k = len(at_risk), len(deaths), at_risk.count(0)
-        excess += deaths.count(0) - Fraction(d * k, n)
-        variance += Fraction(d * k * (n - k) * (n - d), n * n * (n - 1)) if n > 1 else 0
-    return float(stats.chi2.sf(float(excess**2 / variance), 1)) if variance else math.nan
+def excess(people: list[tuple[float, bool]], chosen: tuple[int, ...]) -> Fraction:
+    """Events of the chosen people minus those expected, by one table per time of an event."""
+    found = Fraction(0)
+    for event in sorted({time for time, died in people if died}):
+        at_risk = [place for place, (time, _) in enumerate(people) if time >= event]
+        deaths = [place for place in at_risk if people[place] == (event, True)]
+        found += sum(place in chosen for place in deaths)
+        found -= Fraction(len(deaths) * sum(place in chosen for place in at_risk), len(at_risk))
+    return found
 
 
-@given(st.lists(few_times, max_size=6), st.lists(few_times, max_size=6), st.integers(0, 7), st.integers(0, 7))
-def test_log_rank_p_by_one_table_per_event(first: list[float], second: list[float], end: int, other: int) -> None:
-    found = statistics.log_rank_p(first, second, end, other)
-    assert_allclose(found, slow_log_rank(first, second, end, other), rtol=1e-9)
-    assert_allclose(statistics.log_rank_p(second, first, other, end), found, rtol=1e-9)
-    slower = statistics.log_rank_p(np.exp(first), np.exp(second), math.exp(end), math.exp(other))
-    assert_allclose(slower, found, rtol=1e-9)
+@given(st.lists(few_times, min_size=1, max_size=4), st.lists(few_times, min_size=1, max_size=4), st.integers(0, 7))
+def test_log_rank_p_counts_all_splits(first: list[float], second: list[float], end: int) -> None:
+    found = statistics.log_rank_p(first, second, end, end)
+    people = [(end, False) if math.isnan(time) else (time, True) for time in [*first, *second]]
+    splits = [excess(people, chosen) for chosen in itertools.combinations(range(len(people)), len(first))]
+    if math.isnan(found):
+        return
+    own = excess(people, tuple(range(len(first))))
+    expected = min(1.0, 2 * min(np.mean([each >= own for each in splits]), np.mean([each <= own for each in splits])))
+    assert found == pytest.approx(expected)
+    assert_allclose(statistics.log_rank_p(second, first, end, end), found, rtol=1e-9)
+
+
+def test_three_times_against_three_never_reach_significance() -> None:
+    assert statistics.log_rank_p([1, 2, 3], [7, 8, 9], 9, 9) == pytest.approx(0.1)
 
 
 def test_log_rank_p_is_nan_where_undefined() -> None:
@@ -432,12 +321,9 @@ def test_log_rank_p_takes_infinity_for_what_was_never_reached() -> None:
 
 def test_log_rank_p_rejects_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    times = rng.exponential(1.0, (1500, 2, 20))
+    times = rng.exponential(1.0, (300, 2, 6))
     times[times > 1.5] = math.nan
-    assert 0.03 <= np.mean([statistics.log_rank_p(*pair, 1.5, 1.5) < 0.05 for pair in times]) <= 0.07
-
-
-# Budget
+    assert 0.01 <= np.mean([statistics.log_rank_p(*pair, 1.5, 1.5) < 0.05 for pair in times]) <= 0.07
 
 
 @given(

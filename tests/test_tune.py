@@ -19,7 +19,7 @@ import torch
 
 from analysis.cells import tuned_rates
 from trainables.config import TrialConfig
-from trainables.lanes.rates import beyond, tuned
+from trainables.lanes.rates import Measure, beyond, tuned
 from trainables.lanes.stack import Stack, grid
 from trainables.lanes.trial import grid_lanes, lane_rows
 from trainables.rules import RULES
@@ -182,11 +182,13 @@ def test_the_default_grid_is_the_rules_range() -> None:
     assert len(found) == 8
 
 
-def stack_with(metric: str, values: list[list[float]]) -> Stack:
-    """A stack whose last validation values are those, rates x seeds."""
+def stack_with(metric: str, values: list[list[float]], losses: list[list[float]] | None = None) -> Stack:
+    """A stack whose last validation values are those, rates x seeds; losses decide between equal accuracies."""
     configurations = grid(0.01, 1.0, len(values), range(len(values[0])))
     empty = torch.zeros(len(configurations), 1)
     stack = Stack(RULES["sgd"], configurations, list(range(len(configurations))), empty, {}, [])
+    if losses:
+        stack.last["validation", "loss"] = np.array(losses).flatten()
     stack.last["validation", metric] = np.array(values).flatten()
     return stack
 
@@ -209,7 +211,9 @@ def test_the_tuned_rate_is_the_one_that_the_analysis_finds(metric: str) -> None:
         values = random.choice([0.1, 0.3, 0.7], (4, 3))
         values[1] = random.permutation(values[0])
         values[random.random((4, 3)) < 0.1] = math.nan
-        stack = stack_with(metric, values.tolist())
+        losses = values if metric == "loss" else random.choice([0.0, 1e-30, 0.5], (4, 1)) * np.ones(3)
+        values[2:] *= random.choice([1.0, 1e-20]) if metric == "loss" else 1.0
+        stack = stack_with(metric, values.tolist(), losses.tolist())
         frame = pd.DataFrame(
             {
                 "trial": 0,
@@ -218,11 +222,12 @@ def test_the_tuned_rate_is_the_one_that_the_analysis_finds(metric: str) -> None:
                 "learning_rate": [lane.learning_rate for lane in stack.lanes],
                 "outcome": np.where(np.isnan(values.flatten()), "diverged", "completed"),
                 "stopped_update": None,
+                "validation_loss": losses.flatten(),
                 f"validation_{metric}": values.flatten(),
             }
         )
-        rate, value = tuned([stack], metric, 1000)
-        theirs = tuned_rates(frame, metric, 1000)
+        rate, value = tuned([stack], Measure(metric, 1000, 1e-10))
+        theirs = tuned_rates(frame, metric, 1000, 1e-10)
         if rate is None:
             assert math.isnan(value)
             assert theirs.isna().all()
@@ -232,15 +237,10 @@ def test_the_tuned_rate_is_the_one_that_the_analysis_finds(metric: str) -> None:
 
 def test_a_rate_counts_only_if_every_seed_survived() -> None:
     stack = stack_with("loss", [[0.5, 0.5], [0.1, math.nan], [0.3, 0.6]])
-    rate, value = tuned([stack], "loss", 100)
+    rate, value = tuned([stack], Measure("loss", 100))
     assert rate == pytest.approx(1.0)
     assert value == pytest.approx(math.sqrt(0.18))
-    assert tuned([stack_with("loss", [[math.nan, 0.1]])], "loss", 100)[0] is None
-
-
-def test_equal_rates_give_the_lower_one_and_no_error_stays_finite() -> None:
-    assert tuned([stack_with("accuracy", [[1.0], [1.0]])], "accuracy", 100) == (0.01, pytest.approx(1.0))
-    assert tuned([stack_with("loss", [[0.0], [0.0]])], "loss", 100)[1] == pytest.approx(0.0)
+    assert tuned([stack_with("loss", [[math.nan, 0.1]])], Measure("loss", 100))[0] is None
 
 
 # Far below the good rates of sgd on these data, which are about 0.1: two extensions of one rate each do not reach 1.
@@ -269,8 +269,8 @@ def course(payloads: list[Payload]) -> list[Any]:
 
 def told(results: list[dict[str, Any]]) -> list[Any]:
     """What some results say, times aside."""
-    names = ["value", "learning_rate", "outcome", "finished", "report", "extensions", "extending", "update", "examples"]
-    names += ["epoch", "lanes", "engine", "lanes_at_once", "parameters", "done"]
+    names = ["value", "learning_rate", "outcome", "finished", "report", "extensions", "refinements", "extending"]
+    names += ["update", "examples", "epoch", "lanes", "engine", "lanes_at_once", "parameters", "done"]
     return [[result[name] for name in names] for result in results]
 
 
@@ -380,7 +380,7 @@ def test_a_damaged_file_is_ignored(keep: float | str, tmp_path: Path, far: list[
     assert course([result["payload"] for result in results]) == course([result["payload"] for result in far])
 
 
-@pytest.mark.parametrize("other", [{"seeds": (0, 2)}, {"extensions": 1}, {"trial": 7}, {"budget": {"epochs": 3}}])
+@pytest.mark.parametrize("other", [{"seeds": (0, 2)}, {"extensions": 1}, {"refine": 1}, {"trial": 7}])
 def test_a_file_of_another_trial_is_ignored(other: dict[str, Any], tmp_path: Path) -> None:
     config = {**FAR, "checkpoint": str(tmp_path / "trial.pt")}
     MLPTrainable({**config, **other}).train()
@@ -508,6 +508,7 @@ def test_the_grid_follows_a_best_rate_that_lies_outside_it(far: list[dict[str, A
     assert [row["lane"] for row in rows] == list(range(8))
     assert [row["learning_rate"] for row in rows[::2]] == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
     assert [row["seed"] for row in rows] == [0, 1] * 4
+    assert [row["round"] for row in rows] == ["grid"] * 4 + ["extension 1"] * 2 + ["extension 2"] * 2
     assert all(row["updates"] == 8 and row["test_loss"] > 0 for row in rows)
     assert sum(row["train_seconds_share"] for row in rows) == pytest.approx(seconds[-1])
 

@@ -25,7 +25,7 @@ OWN: dict[str, Any] = {
     "name": "own",
     "workload": {"data": "digits", "model": "user_code:Normed"},
     "search": {"width": [4, 8], "depth": [1], "batch_size": [32, "full"], "optimizer": ["adam", "user_code:Lion"]},
-    "lanes": {"rates": 2, "seeds": 2, "extensions": 0},
+    "lanes": {"rates": 2, "seeds": 2, "extensions": 0, "refine": 0},
     "budget": {"trials": 4, "epochs": 1, "min_updates": 5},
     "tuning": {"sampler": "qmc", "scheduler": "none"},
     "confirm": {"top": 1, "seeds": 2},
@@ -132,7 +132,7 @@ def test_study_resumes_with_the_code_it_started_with(tmp_path: Path, monkeypatch
     wider = wider.replace("out_features)\n", "out_features))\n")
     write(tmp_path, {"own": "import helping\n" + NET, "beyond/helping": ""})
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "beyond"), prepend=os.pathsep)
-    tables = {**TABLES, "lanes": {"rates": 2, "seeds": 2, "extensions": 0}, "tuning": {"sampler": "qmc"}}
+    tables = {**TABLES, "lanes": {"rates": 2, "seeds": 2, "extensions": 0, "refine": 0}, "tuning": {"sampler": "qmc"}}
     (tmp_path / "own.toml").write_text(tomlkit.dumps(tables))
     module = [sys.executable, "-m", "study"]  # which has the current folder before all others
     again = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -161,3 +161,10 @@ def certain(outputs: Tensor, targets: Tensor) -> Tensor:
 def averaged(outputs: Tensor, targets: Tensor) -> Tensor:
     """The same share of right classes for every example."""
     return (outputs.argmax(1) == targets).float().mean().expand(len(outputs))
+
+
+def easy() -> dict[str, tuple[Tensor, Tensor]]:
+    """Two classes far apart: many rates reach accuracy 1, with very different losses."""
+    y = torch.arange(300) % 2
+    x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) + 6 * y[:, None]
+    return {"train": (x[:200], y[:200]), "validation": (x[200:250], y[200:250]), "test": (x[250:], y[250:])}

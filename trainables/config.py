@@ -142,8 +142,9 @@ class TrialConfig(Recording):
         budget: how long each lane trains; may be given as a dict.
         engine: how lanes are computed, or auto.
         halving: whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget.
-        test_values: whether the lanes table holds the metric of each test example, as a confirmation's does.
         extensions: times, at most, that rates are added beyond the edge of the grid on which the best one lies.
+        refine: times, at most, that rates are then added around the best one, at half and a quarter of the spacing.
+        test_values: whether the lanes table holds the metric of each test example, as a confirmation's does.
         trial: the trial's number, for the tables.
         data_folder: of downloaded data.
         code, digest: folder of user code, and the digest of its files; empty if there is none, or any will do.
@@ -176,6 +177,7 @@ class TrialConfig(Recording):
     engine: str = "auto"
     halving: bool = False
     extensions: int = 0
+    refine: int = 0
     test_values: bool = False
 
     trial: int = 0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.cells import examples_of, optimizer_order, rank, rate_table
+from analysis.cells import examples_of, floor_of, optimizer_order, rank, rate_table
 from analysis.figures import axes, exhibit, style
-from analysis.results import Results
+from analysis.results import Results, records
+from analysis.statistics import LEAST
 from analysis.text import band_note, listing, seed_counts, shortened
 
 
@@ -20,18 +24,63 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
         by: `optimizer`, `batch_size`, `width` or `depth`. For the last three only the best cell's optimizer is used.
 
     Returns:
-        The columns of `rate_table`, optimizer, by, group (the value of that column) and tuned (whether this rate was
-        chosen).
+        The columns of `rate_table`, optimizer, by, group (the value of that column), tuned (whether this rate was
+        chosen), failed (lanes that diverged, or whose loss ended at or above the one before training) and decades (the
+        group's `tolerance`).
     """
     ranked = rank(table, results.maximize)
     if by != "optimizer" and len(ranked):
         ranked = ranked[ranked["optimizer"] == ranked["optimizer"].iloc[0]]
     best = ranked.drop_duplicates(by).set_index("trial")
-    lanes = results.pooled.lanes
-    frame = rate_table(lanes[lanes["cell"].isin(best.index)], results.metric, examples_of(results, "validation"))
+    lanes = results.pooled.lanes[results.pooled.lanes["cell"].isin(best.index)]
+    frame = rate_table(lanes, results.metric, examples_of(results, "validation"), floor_of(results))
     tuned = frame["cell"].map(best["learning_rate"]) == frame["learning_rate"]
     group = frame["cell"].map(best[by])
-    return frame.assign(optimizer=frame["cell"].map(best["optimizer"]), by=by, group=group, tuned=tuned)
+    frame = frame.assign(optimizer=frame["cell"].map(best["optimizer"]), by=by, group=group, tuned=tuned)
+    frame["failed"] = _failed(results, lanes).reindex(pd.MultiIndex.from_frame(frame[["cell", "learning_rate"]])).array
+    widths = {cell: tolerance(own, results.metric) for cell, own in frame.groupby("cell")}
+    return frame.astype({"failed": "int64"}).assign(decades=frame["cell"].map(widths).astype(float))
+
+
+def _failed(results: Results, lanes: pd.DataFrame) -> pd.Series[int]:
+    """The number of failed lanes of each (cell, learning rate)."""
+    curves = results.curves
+    first = curves[(curves["update"] == 0) & (curves["split"] == "validation") & (curves["metric"] == "loss")]
+    first = first[["trial", "lane", "value"]].rename(columns={"value": "start"})
+    both = lanes.merge(first, on=["trial", "lane"], how="left")
+    failed = (both["outcome"] == "diverged") | (both["validation_loss"] >= both["start"])
+    return failed.groupby([both["cell"], both["learning_rate"]]).sum().astype("int64")
+
+
+def tolerance(rates: pd.DataFrame, metric: str, factor: float = 1.1) -> float:
+    """How little a cell depends on its learning rate: the width of the range around the best that is nearly as good.
+
+    Args:
+        rates: rows of `rate_table` of one cell.
+        metric: `loss` or `accuracy`.
+        factor: the largest loss, or share of errors, that counts, as a multiple of the best one.
+
+    Returns:
+        Decades; between two rates the logarithm of the loss is interpolated. The range ends at a rate that is not
+        eligible, and at the last rate that was tried. NaN without an eligible rate.
+    """
+    known = rates.sort_values("learning_rate").reset_index(drop=True)
+    scores = known["estimate"].where(known["eligible"]).to_numpy(dtype=np.float64)
+    if np.isnan(scores).all():
+        return math.nan
+    logs = np.log(np.maximum(1 - scores if metric == "accuracy" else scores, LEAST))
+    steps, best = np.log10(known["learning_rate"].to_numpy(dtype=np.float64)), int(np.nanargmin(logs))
+    most, ends = logs[best] + math.log(factor), []
+    for direction in (-1, 1):
+        end, place = steps[best], best + direction
+        while 0 <= place < len(steps) and not math.isnan(logs[place]):
+            if logs[place] > most:
+                share = (most - logs[place - direction]) / (logs[place] - logs[place - direction])
+                end += share * (steps[place] - end)
+                break
+            end, place = steps[place], place + direction
+        ends.append(end)
+    return float(ends[1] - ends[0])
 
 
 def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
@@ -82,9 +131,22 @@ def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhi
         name,
         title,
         f"The best cell of {cells}. Line: {exhibit.mean_of(results)} of the final validation {metric} over "
-        f"{seed_counts(seeds)}; {band_note(seeds)}. Ring: tuned rate; cross: a seed diverged.",
+        f"{seed_counts(seeds)}; {band_note(seeds)}. Ring: tuned rate; cross: a seed diverged.{_words(data, metric)}",
         f"Final validation {metric} against learning rate, one line per {lines}.",
         data,
         lambda: exhibit.with_legend(lambda ax: learning_rate_sensitivity(data, ax, metric, unit), height=85),
         reason,
     )
+
+
+def _words(data: pd.DataFrame, metric: str) -> str:
+    """The tolerance of each group, and the rates at which training failed, in sentences."""
+    groups = data.drop_duplicates("group").dropna(subset="decades")
+    if groups.empty:
+        return ""
+    widths = listing(f"{row['group']} {row['decades']:.1f}" for row in records(groups))
+    measure = "loss" if metric == "loss" else "share of errors"
+    text = f" Decades of rates within 1.1 times the best {measure}: {widths}."
+    if (data["failed"] > 0).any():
+        text += f" {data['failed'].sum()} of {data['lanes'].sum()} lanes diverged or ended no better than untrained."
+    return text

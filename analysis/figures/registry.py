@@ -11,7 +11,7 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.figures import heat_map, performance_profile, rate_sensitivity, timeline
+from analysis.figures import forest, heat_map, performance_profile, rate_sensitivity, timeline
 from analysis.figures.batch_size import steps_to_target, throughput, tuned_rate
 from analysis.figures.exhibit import Exhibit
 from analysis.figures.regimes import gradient_noise, learning_curves, noise_speed
@@ -19,8 +19,9 @@ from analysis.figures.search import expected_best, importance, isolation, loss_t
 from analysis.results import Results
 
 FIGURES: dict[str, tuple[Callable[[Results, pd.DataFrame], Exhibit], ...]] = {
+    "optimizers": (forest.figure,),
     "regimes": (learning_curves.figure, noise_speed.figure, gradient_noise.figure),
-    "optimizers": (rate_sensitivity.figure, performance_profile.figure),
+    "learning rates": (rate_sensitivity.figure, performance_profile.figure),
     "batch size": (
         partial(heat_map.figure, rows="optimizer", columns="batch_size"),
         partial(rate_sensitivity.figure, by="batch_size"),

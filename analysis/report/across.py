@@ -1,53 +1,112 @@
-"""Optimizers over several studies: the interquartile mean of their scores."""
+"""Optimizers over several studies: paired differences on fresh seeds, averaged over the studies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
 
 import numpy as np
-import pandas as pd
 
-from analysis.cells import LEAST, cells, optimizer_order, rank, tuned_lanes
-from analysis.results import Results
-from analysis.statistics import LIMITS, iqm_interval
+from analysis.cells import cells, optimizer_order
+from analysis.comparisons import Comparison, Entry, compare
+from analysis.paired import Scores, compare_with_best
+from analysis.results import Results, table_of
+from analysis.text import counted
+
+LANE = ["optimizer", "width", "depth", "batch_size", "settings", "learning_rate", "seed"]
 
 
-def across(results: Sequence[Results]) -> pd.DataFrame:
-    """The interquartile mean of each optimizer's scores over several studies, with a bootstrap interval.
+def across(studies: Sequence[Results]) -> Comparison:
+    """Which optimizer may be the best on average over several studies.
 
-    A score is that of the optimizer's best cell at its tuned rate with one seed, relative to the mean of the best
-    optimizer of that study: of a loss the logarithm of the ratio, of an accuracy the difference. It is the test score
-    where a study has one, otherwise the validation score. Agarwal et al. (2021).
+    In every study each optimizer stands with its best cell on fresh seeds, and differences are paired by seed and test
+    example; their means over the studies, each counting the same, are compared with the best (`compare_with_best`).
+    Of a loss the logarithm is averaged. The studies are taken as they are: another choice of data sets is no part of
+    the noise.
 
     Args:
-        results: the studies; all with the same metric.
+        studies: all with the same metric, none a repetition of another (`repetitions`).
 
     Returns:
-        Columns optimizer, studies, estimate, low, high (of a loss as a ratio), n (scores). Optimizers that lack a tuned
-        cell in a study are left out, since their scores in it are unknown. Best first.
+        One entry per optimizer of any study, without cell and score; one that lacks a fresh score in a study has that
+        as its reason.
 
     Raises:
-        ValueError: if the studies differ in their metric.
+        ValueError: if the studies differ in their metric, or one has no confirmation.
     """
-    metrics = {study.metric for study in results}
-    if len(metrics) > 1:
+    if len({study.metric for study in studies}) > 1:
         raise ValueError("studies of loss and of accuracy have no common score")
-    maximize, scores = results[0].maximize, {}
-    for place, study in enumerate(results):
-        best = rank(cells(study), maximize).drop_duplicates("optimizer")
-        lanes = tuned_lanes(study, best).merge(best[["trial", "optimizer"]], left_on="cell", right_on="trial")
-        split = "test" if lanes[f"test_{study.metric}"].notna().all() else "validation"
-        values = lanes[f"{split}_{study.metric}"]
-        own = values if maximize else np.log(values.clip(lower=LEAST))
-        means = own.groupby(lanes["optimizer"]).mean()
-        for name, group in own.groupby(lanes["optimizer"]):
-            scores[name, place] = (group - (means.max() if maximize else means.min())).to_numpy(dtype=np.float64)
-    rows = []
-    for name in optimizer_order(name for name, _ in scores):
-        own = [scores[name, place] for place in range(len(results)) if (name, place) in scores]
-        if len(own) == len(results):
-            interval = iqm_interval(own, rng=np.random.default_rng(0))
-            rows.append((name, len(own), *astuple(interval if maximize else interval.map(np.exp))))
-    frame = pd.DataFrame(rows, columns=["optimizer", "studies", *LIMITS])
-    return frame.sort_values("estimate", ascending=not maximize, kind="stable", ignore_index=True)
+    compared = [compare(study, cells(study)) for study in studies]
+    unconfirmed = [study.name for study, each in zip(studies, compared, strict=True) if not each.fresh]
+    if unconfirmed:
+        raise ValueError(f"{', '.join(unconfirmed)}: no confirmation on fresh seeds ([confirm] in the spec)")
+    reasons: dict[str, str] = {}
+    for study, each in zip(studies, compared, strict=True):
+        found = {entry.name: entry.reason for entry in each.entries}
+        for name in {entry.name for other in compared for entry in other.entries}:
+            if reason := found.get(name, "not in this study"):
+                reasons.setdefault(name, f"{study.name}: {reason}")
+    names = optimizer_order(entry.name for each in compared for entry in each.scored if entry.name not in reasons)
+    missing = [Entry(name, None, reason=reasons[name]) for name in optimizer_order(reasons)]
+    seeds = min(each.seeds for each in compared)
+    if not names:
+        return Comparison(missing, True, "test", seeds)
+    scores = _average([_in_order(each, names) for each in compared])
+    entries = [
+        Entry(name, None, effect=scores.effect(each.gain), p=each.p, contender=each.contender)
+        for name, each in zip(names, compare_with_best(scores), strict=True)
+    ]
+    order = np.argsort(-scores.means, kind="stable")
+    ordered = [entries[place] for place in order]
+    return Comparison([*ordered, *missing], True, "test", seeds, scores.examples, scores.reordered(order))
+
+
+def repetitions(studies: Sequence[Results]) -> dict[int, str]:
+    """The studies that repeat lanes of an earlier one, which would count twice: place -> a warning."""
+    found: dict[int, str] = {}
+    seen: dict[tuple[object, ...], str] = {}
+    for place, study in enumerate(studies):
+        lanes = study.pooled.lanes.merge(study.pooled.trials[["trial", *LANE[:5]]], on="trial")
+        data = table_of(study.spec, "workload").get("data")  # losses, as two data sets may give equal accuracies
+        rows = lanes[[*LANE, "validation_loss"]].fillna({"settings": ""}).dropna()
+        keys = [(data, *row) for row in rows.itertuples(index=False, name=None)]
+        same = [seen[key] for key in keys if key in seen]
+        if same:
+            lanes_text = counted(len(same), "lane")
+            found[place] = f"{study.name} ({study.path}) repeats {lanes_text} of {same[0]} and is left out, so that"
+            found[place] += " no lane counts twice."
+        else:
+            seen |= dict.fromkeys(keys, f"{study.name} ({study.path})")
+    return found
+
+
+def _in_order(compared: Comparison, names: list[str]) -> Scores:
+    """The joint scores of some optimizers, in an order of their names."""
+    assert compared.scores
+    listed = [entry.name for entry in compared.scored]
+    return compared.scores.reordered([listed.index(name) for name in names])
+
+
+def _average(scores: Sequence[Scores]) -> Scores:
+    """The mean of independent scores; the degrees of freedom are Welch's and Satterthwaite's of their mean variance."""
+    count = len(scores)
+    sizes = np.array([np.trace(each.of_seeds) for each in scores])
+    freedom = sizes.sum() ** 2 / (sizes**2 / [max(each.seeds - 1, 1) for each in scores]).sum() if sizes.any() else 1.0
+    return Scores(
+        scores[0].metric,
+        np.mean([each.means for each in scores], axis=0),
+        np.sum([each.of_seeds for each in scores], axis=0) / count**2,
+        np.sum([each.of_examples for each in scores], axis=0) / count**2,
+        int(freedom) + 1 if min(each.seeds for each in scores) > 1 else 1,
+        min(each.examples for each in scores),
+    )
+
+
+def verdict_across(found: Comparison, studies: int) -> str:
+    """Who is the best over several studies, or that nobody is, in a sentence."""
+    names = [entry.name for entry in found.contenders]
+    if len(found.scored) < 2:
+        return "Fewer than two optimizers have a fresh score in every study, so there is no comparison."
+    where = f"on average over {counted(studies, 'study').replace('studys', 'studies')}"
+    if found.winner:
+        return f"{found.winner.name[0].upper()}{found.winner.name[1:]} is the best {where}."
+    return f"No winner: {', '.join(names[:-1])} and {names[-1]} may each be the best {where}."

@@ -19,12 +19,12 @@ from analysis.figures.regimes.gradient_noise import gradient_noise
 from analysis.figures.registry import FIGURES
 from analysis.figures.timeline import covered, timeline
 from analysis.report import tables
-from analysis.report.across import across
+from analysis.report.across import across, repetitions, verdict_across
 from analysis.report.verdict import confirmation, study_cost, verdict
 from analysis.report.warnings import warnings
 from analysis.results import Results, load, records, table_of
 from analysis.schema import ResultsError
-from analysis.text import cell_at_rate, counted, duration, short
+from analysis.text import counted, duration, short
 
 
 def write_report(
@@ -34,7 +34,8 @@ def write_report(
 
     Args:
         paths: a results folder or its URI, or several; each becomes a section.
-        out_dir: where to write; by default `report/` in the first results folder, or in its local copy.
+        out_dir: where to write; by default `report/` in the results folder, or in its local copy. Several studies need
+            one, so that none loses its own report.
         pdf: whether to write every figure as PDF, too, which doubles the time.
         command: the command that writes the page again; by default `study report` of these paths.
 
@@ -42,13 +43,19 @@ def write_report(
         The path of `index.html`. Figures lie beside it in `figures/`, each as SVG, its numbers as CSV.
 
     Raises:
-        ResultsError: if a folder cannot be read as results, or no trial has ended in any.
+        ResultsError: if a folder cannot be read as results, no trial has ended in any, or the report of several studies
+            would replace that of one.
     """
     folders = [paths] if isinstance(paths, str | Path) else list(paths)
     if not folders:
         raise ResultsError("no results folder given")
     studies = [load(folder) for folder in folders]  # before any folder is made, so that a mistyped path leaves none
-    out = Path(out_dir) if out_dir is not None else studies[0].path / "report"
+    own = [study.path / "report" for study in studies]
+    if len(studies) > 1 and out_dir is None:
+        raise ResultsError("several studies need a folder for their common report; for example --out results/compared")
+    out = own[0] if out_dir is None else Path(out_dir)
+    if len(studies) > 1 and out.resolve() in [each.resolve() for each in own]:
+        raise ResultsError(f"{out}: holds the report of one study alone; give another folder for that of several")
     if all(study.trials.empty for study in studies):
         raise ResultsError(f"{folders[0]}: no trial has ended yet; `study status {folders[0]}` shows the progress")
     (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -77,25 +84,14 @@ def render(template: str, **values: Any) -> str:
 
 def _across(studies: Sequence[Results], out: Path, pdf: bool) -> dict[str, Any]:
     """The values of the template for several studies together."""
-    shown = {"figures": [across_studies(studies).save(out, "", pdf=pdf)], "table": None}
+    repeated = repetitions(studies)
+    kept = [study for place, study in enumerate(studies) if place not in repeated]
+    shown = {"figures": [across_studies(kept).save(out, "", pdf=pdf)], "warnings": list(repeated.values())}
     try:
-        table = across(studies)
+        found = across(kept)
     except ValueError as error:
-        return shown | {"text": f"Not compared: {error}."}
-    metric = studies[0].metric
-    relative, scale = ("percentage points behind", -100) if metric == "accuracy" else ("times", 1)
-    text = (
-        f"The interquartile mean over studies and seeds of each optimizer's best cell at its tuned rate, as {relative} "
-        f"the best optimizer of the study; in brackets the 95% bootstrap interval, resampling seeds within studies. "
-        f"Optimizers without a tuned cell in every study are left out."
-    )
-    rows: list[dict[str, tables.Cell]] = []
-    for row in records(table):
-        estimate, *limits = (row[name] * scale + 0.0 for name in ("estimate", "low", "high"))
-        score = short(estimate), f"[{short(min(limits))}, {short(max(limits))}]"
-        measure = f"{metric}, {relative} the best"
-        rows.append({"optimizer": row["optimizer"], measure: score, "studies": str(row["studies"])})
-    return shown | {"text": text, "table": tables.table("Across the studies", rows, sortable=True, narrow=True)}
+        return shown | {"text": f"Not compared: {error}.", "table": None}
+    return shown | {"text": verdict_across(found, len(kept)), "table": tables.across(found, kept[0].metric)}
 
 
 def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, Any]:
@@ -105,7 +101,6 @@ def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, A
     leaderboard = f"figures/{prefix}cells.csv"
     write_file(out / leaderboard, table.to_csv(index=False).encode())
     has_settings = bool((table["settings"] != "").any())
-    best = "" if ranked.empty else cell_at_rate(ranked.iloc[0])
     return {
         "id": prefix.rstrip("-") or "study",
         "name": results.name,
@@ -113,7 +108,8 @@ def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, A
         "verdict": verdict(results, table),
         "confirmation": confirmation(results, curse),
         "confirmed": tables.confirmed(results, curse, has_settings),
-        "comparisons": tables.compared(results, table, best, has_settings),
+        "comparisons": tables.compared(results, table, has_settings),
+        "regimes": tables.compared(results, table, has_settings, by="regime"),
         "course": course(results),
         "outcomes": tables.outcomes(results),
         "busy": tables.use(results),
@@ -166,22 +162,32 @@ def course(results: Results) -> list[str]:
             f"They ran on {counted(stays['worker'].nunique(), 'worker')}, at most {slots} at a time, and used that "
             f"capacity for {share:.0%} of the time in which any trial ran."
         )
-    grown = results.pooled.trials.groupby("cell")["extensions"].max()
-    if (grown > 0).any():
-        some = counted(int((grown > 0).sum()), "cell")
+    added = results.pooled.trials.groupby("cell")[["extensions", "refinements"]].max() > 0
+    if added["extensions"].any():
+        some = counted(int(added["extensions"].sum()), "cell")
         lines.append(f"The learning-rate grid of {some} was extended, because its best rate lay on the edge.")
+    if added["refinements"].any():
+        some = counted(int(added["refinements"].sum()), "cell")
+        lines.append(
+            f"The learning-rate grid of {some} was refined around its best rate, because its spacing could cost more "
+            f"than the seeds' scatter."
+        )
     return lines
 
 
 def scaling(results: Results, table: pd.DataFrame) -> list[str]:
     """The critical batch size of each optimizer for which it can be fitted, and the gradient noise scale."""
-    lines = [
-        f"Critical batch size of {row['optimizer']}: {short(row['critical'])}"
-        + (f" [{short(row['low'])}, {short(row['high'])}]" if row["n"] > 1 else " (one seed, no interval)")
-        + f", above which larger batches save few updates; the target takes at least "
-        f"{short(row['smallest_steps'])} updates and at least {short(row['smallest_examples'])} examples."
-        for row in records(batch_scaling(steps_to_target(results)))
-    ]
+    lines = []
+    for row in records(batch_scaling(steps_to_target(results))):
+        if row["reason"]:
+            lines.append(f"No critical batch size of {row['optimizer']}: {row['reason']}.")
+            continue
+        limits = f"[{short(row['low'])}, {short(row['high'])}]" if row["n"] > 1 else "(one seed, no interval)"
+        lines.append(
+            f"Critical batch size of {row['optimizer']}: {short(row['critical'])} {limits}, above which larger batches "
+            f"save few updates; the target takes at least {short(row['smallest_steps'])} updates and at least "
+            f"{short(row['smallest_examples'])} examples."
+        )
     for regime, own in gradient_noise(results, table).groupby("regime", sort=False):
         last = own.iloc[-1]
         lines.append(

@@ -9,12 +9,22 @@ from typing import Any
 import pandas as pd
 
 from analysis.cells import target_times
-from analysis.comparisons import comparisons
+from analysis.comparisons import Comparison, Entry, compare
 from analysis.figures.timeline import busy, timeline
-from analysis.report.verdict import curse_text, effect_text
+from analysis.report.verdict import curse_text
 from analysis.results import Results, pareto, records, table_of
 from analysis.schema import Outcome
-from analysis.text import cell_text, interval_text, limits_text, metric_text, settings_text, short
+from analysis.text import (
+    cell_text,
+    counted,
+    effect_text,
+    interval_text,
+    limits_text,
+    metric_text,
+    p_text,
+    settings_text,
+    short,
+)
 
 Cell = str | tuple[str, str]
 """A text, or a text with a smaller one below it."""
@@ -71,7 +81,7 @@ def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Tabl
         shown: dict[str, Cell] = {
             "rank": (f"{place:.0f}" if row["confirmed_n"] else short(place), f"{row['rank_search']} in search"),
             **_cell(row, has_settings),
-            "validation, search": _score(row, "search", metric),
+            "validation, chosen on these seeds": _score(row, "search", metric),
             "validation, fresh": _score(row, "confirmed", metric),
             "test, fresh": _score(row, "test", metric),
             "winner's curse": (worse.replace("percentage ", ""), limits),
@@ -83,30 +93,60 @@ def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Tabl
     return table("Confirmation", rows, sortable=True)
 
 
-def compared(results: Results, cells: pd.DataFrame, best: str, has_settings: bool) -> Table | None:
-    """The best cell against the best cell of each other optimizer."""
-    metric, dash = results.metric, "\N{EN DASH}"
-    rows = []
-    for each in comparisons(results, cells):
-        chance, score = each.superiority, each.scores[1]
-        limits = interval_text(score.low, score.high, score.n, metric)
-        share = (f"{chance.estimate:.0%}", f"[{chance.low:.0%}, {chance.high:.0%}]")
-        rows.append(
-            _cell(each.rival, has_settings)
-            | {
-                metric: (metric_text(score.estimate, metric), f"{each.split} {limits}"),
-                "best vs. it": " ".join(effect_text(each.effect, metric)).strip(),
-                "seeds won": (f"{each.wins} of {each.effect.n}", "fresh" if each.fresh else ""),
-                "chance to win": share if chance.n else dash,
-                "sign-flip p": short(each.p),
-                "Holm p": short(each.holm),
-            }
+def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str = "optimizer") -> Table | None:
+    """Every optimizer or regime of the spec at its best cell, against the best of the others."""
+    found, metric, dash = compare(results, cells, by), results.metric, "\N{EN DASH}"
+    heading = f"{found.split} {metric}, " + ("fresh seeds" if found.fresh else "chosen on these seeds")
+    rows: list[dict[str, Cell]] = []
+    row: dict[str, Cell]
+    for each in found.entries:
+        row = {by: each.name} | _cell(_NO_CELL if each.cell is None else each.cell, has_settings) | {by: each.name}
+        if each.cell is None:
+            row |= dict.fromkeys(list(row)[1:], dash)
+        limits = interval_text(each.score.low, each.score.high, each.score.n, metric)
+        row[heading] = (dash, each.reason) if each.reason else (metric_text(each.score.estimate, metric), limits)
+        rows.append(row | (_with_best(each, metric) if found.fresh else {}))
+    caption = f"The best cell of every {by} of the spec, chosen on the validation split of the search"
+    if found.fresh:
+        noise = "seeds and test examples" if found.examples else "seeds only"
+        caption += (
+            f", on {counted(found.seeds, 'fresh seed')} that chose nothing. Intervals cover {noise}, those against the "
+            f"best other hold at 95% for all rows at once (multiple comparisons with the best, Hsu 1984); p is of the "
+            f"hypothesis that the row is the best."
         )
+    else:
+        caption += " and shown on the same seeds, which flatters the best: no row is a winner without fresh seeds."
+    return table(f"{by.capitalize()}s at their best", rows, caption=caption, sortable=True)
+
+
+_NO_CELL: dict[str, Any] = dict.fromkeys(("optimizer", "settings", "regime"), "")
+_NO_CELL |= dict.fromkeys(("width", "depth", "batch_size", "learning_rate"), 0)
+
+
+def _with_best(entry: Entry, metric: str) -> dict[str, Cell]:
+    """An entry of a comparison against the best of the others."""
+    if entry.reason:
+        dash = "\N{EN DASH}"
+        return {"against the best other": dash, "p (is the best)": dash, "may be the best": "unknown"}
+    return {
+        "against the best other": effect_text(entry.effect, metric),
+        "p (is the best)": p_text(entry.p).replace("p = ", "").replace("p ", ""),
+        "may be the best": "yes" if entry.contender else "no",
+    }
+
+
+def across(found: Comparison, metric: str) -> Table | None:
+    """Every optimizer of several studies against the best of the others, on average."""
+    rows: list[dict[str, Cell]] = [
+        {"optimizer": (entry.name, entry.reason), **_with_best(entry, metric)} for entry in found.entries
+    ]
+    scale = "geometric mean of ratios" if metric == "loss" else "mean of differences"
     caption = (
-        f"The best cell of each other optimizer vs. {best}, paired by seed; in brackets 95% intervals. Holm p is "
-        f"adjusted for the number of comparisons."
+        f"Each optimizer's best cell on fresh seeds, paired by seed: {scale} over the studies, each study counting the "
+        f"same. Intervals and p hold for all rows at once (multiple comparisons with the best, Hsu 1984), for these "
+        f"studies; other data sets may rank optimizers otherwise."
     )
-    return table("Comparisons", rows, caption=caption, sortable=True)
+    return table("Across the studies", rows, caption=caption, sortable=True, narrow=True)
 
 
 def times(results: Results, cells: pd.DataFrame) -> Table | None:
@@ -126,8 +166,8 @@ def times(results: Results, cells: pd.DataFrame) -> Table | None:
     caption = (
         f"Until the validation {results.metric} first reaches {target}: medians over seeds for the best cell of each "
         f"regime and optimizer at its tuned rate, at the first evaluation that reaches it. ∞: at least half of the "
-        f"seeds never reached it; p: log-rank test of the examples against the fastest of the regime (asymptotic, so "
-        f"too small with few seeds); train s: {results.seconds_label}."
+        f"seeds never reached it; p: log-rank test of the examples against the fastest of the regime, by permutation "
+        f"of the seeds; train s: {results.seconds_label}."
     )
     return table("Time to target", rows, caption=caption, sortable=True)
 

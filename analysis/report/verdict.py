@@ -1,50 +1,50 @@
-"""The verdict of a study in sentences: which cell is best, by how much, and whether fresh seeds confirm it."""
+"""The verdict of a study: who wins or that nobody does, the best setting, the cost, and what would change it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.cells import rank
-from analysis.comparisons import Comparison, average_curse, comparisons, winners_curse
-from analysis.results import Results, hours, records, table_of
+from analysis.comparisons import Comparison, Entry, average_curse, compare
+from analysis.results import Results, hours, table_of
 from analysis.schema import Outcome
 from analysis.statistics import Interval
-from analysis.text import cell_at_rate, cell_text, cost, counted, estimate_text, listing, seed_counts, short, value_text
+from analysis.text import (
+    cell_at_rate,
+    cell_text,
+    cost,
+    counted,
+    effect_text,
+    estimate_text,
+    listing,
+    p_text,
+    seed_counts,
+)
+
+MORE = 1000
+"""Seeds beyond which "more seeds" is no advice."""
 
 
-def verdict(results: Results, table: pd.DataFrame) -> str:
-    """Which of the `cells` is best, whether it beats the best of every other optimizer, and the cost of the study."""
-    ranked, metric = rank(table, results.maximize), results.metric
+def verdict(results: Results, table: pd.DataFrame) -> list[str]:
+    """Who wins or that nobody does, the best setting, the cost; then what would change that. One line each."""
     if results.trials.empty:
-        return "No trial has ended yet, so there is nothing to compare."
+        return ["No trial has ended yet, so there is nothing to compare."]
+    ranked = rank(table, results.maximize)
     if ranked.empty:
-        return "No trial has a learning rate at which every seed survived, so there is nothing to compare."
-    best, compared = ranked.iloc[0], comparisons(results, table)
-    again = next((row for row in records(winners_curse(results, table)) if row["trial"] == best["trial"]), None)
-    if any(comparison.effect.n > 1 for comparison in compared):
-        confirmed = again is None or bool(again["confirmed_n"])
-        sentences = _compared(compared, results, of_search=again is not None, confirmed=confirmed)
-    else:
-        split = "test" if best["test_n"] else "validation"
-        score = f"{split} {metric} {value_text(best, split, metric)} over {counted(best['n'], 'seed')}"
-        sentences = [
-            f"Best on the validation split is {cell_at_rate(best)}: {score}, for {study_cost(results)}.",
-            _why_not_compared(compared),
-        ]
-    if again and again["confirmed_n"]:
-        name, split = ("test", "test") if again["test_n"] else ("confirmed", "validation")
-        held = "was confirmed" if again["rank_confirmed"] == 1 else f"ranks only number {again['rank_confirmed']:.0f}"
-        score = f"{split} {metric} {value_text(again, name, metric)}"
-        sentences.append(f"It {held} on {counted(again['seeds'], 'fresh seed')}: {score}.")
-    elif again:
-        sentences.append(f"It is not confirmed: {_why_not_confirmed(again)}.")
-    if best["outcome"] != Outcome.COMPLETED:
-        sentences.append("No trial has completed its budget, so this is provisional.")
-    return " ".join(sentences)
+        lines = ["No trial has a learning rate at which every seed survived, so there is nothing to compare."]
+        return [*lines, *_without_result(compare(results, table)), f"Cost: {study_cost(results)}."]
+    compared = compare(results, table)
+    best = compared.scored[0].cell
+    assert best is not None
+    lines = [_who(results, compared), f"Best setting: {cell_at_rate(best)}."]
+    if ranked.iloc[0]["outcome"] != Outcome.COMPLETED:
+        lines[0] += " No trial has completed its budget, so this is provisional."
+    return [*lines, f"Cost: {study_cost(results)}.", *_without_result(compared), *_what_would_change(results, compared)]
 
 
 def study_cost(results: Results) -> str:
@@ -54,80 +54,78 @@ def study_cost(results: Results) -> str:
     return cost(*hours(results, float(resources["cpus_per_trial"]), gpus))
 
 
-def _why_not_compared(compared: Sequence[Comparison]) -> str:
-    if not compared:
-        return "Only one optimizer has a result, so there is no comparison."
-    other = f"the best {compared[0].rival['optimizer']} cell, that of the next-best optimizer"
-    shared = "no seed" if compared[0].effect.n == 0 else "one seed"
-    return f"It shares {shared} with {other}, so their difference has no interval."
-
-
-def _compared(compared: Sequence[Comparison], results: Results, *, of_search: bool, confirmed: bool) -> list[str]:
-    """The comparison with the next-best optimizer in one sentence, and with the other optimizers in another.
-
-    An optimizer that turns out better than the chosen one comes first. `of_search`: whether to name the search's seeds,
-    because the text mentions fresh ones as well. `confirmed`: whether the best cell has a confirmed score, or was not
-    run again; otherwise it cannot win.
-    """
-    known = [comparison for comparison in compared if comparison.effect.n > 1]
-    against_it = [each for each in known if each.differs and each.favours_rival(results.metric)]
-    first = [*against_it, *known][0]
-    winner, text = cell_at_rate(first.best), _evidence(first, results, len(compared), of_search=of_search)
-    advice = ""
-    if against_it:
-        source = "fresh seeds contradict" if first.fresh else "the test split contradicts"
-        text = f"No clear winner: {winner} is best on the search's validation split, but {source} it: {text}"
-    elif not first.differs:
-        text = f"No clear winner: {winner} is best on the validation split, with {text}"
-    elif first.holm < 0.05 and confirmed and all(comparison.differs for comparison in known):
-        text = f"{winner} wins: {text}"
-    else:
-        text = f"{winner} leads: {text}"
-        least = min(1.0, 2 / 2**first.effect.n * len(compared))
-        if least >= 0.05:
-            advice = f"{counted(first.effect.n, 'seed')} cannot reach p < .05 in an exact test (at best {short(least)})"
-        elif first.holm >= 0.05:
-            advice = "The interval excludes equality, but the exact test is not significant"
-        advice += ": confirm it on more, fresh seeds." if advice else ""
-    others = "" if against_it else _others([comparison for comparison in known if comparison is not first])
-    return [sentence[0].upper() + sentence[1:] for sentence in (text, advice, others) if sentence]
-
-
-def _evidence(first: Comparison, results: Results, count: int, *, of_search: bool) -> str:
-    """The scores of both cells, the effect with its interval, the pairs won, p and the cost of the study."""
-    metric = results.metric
-    pairs = counted(first.effect.n, "paired fresh seed" if first.fresh else "paired seed")
-    pairs += " of the search" if of_search and not first.fresh else ""
-    p = f"Holm p = {short(first.holm)}" if count > 1 else f"sign-flip p = {short(first.p)}"
-    ours, theirs = (estimate_text(score, metric) for score in first.scores)
+def _who(results: Results, compared: Comparison) -> str:
+    """The winner with its score and its lead, the contenders, or the candidate of a search without confirmation."""
+    best, metric = compared.scored[0], results.metric
+    score = f"{compared.split} {metric} {estimate_text(best.score, metric)}"
+    alone = " It is the only optimizer with a result." if len(compared.scored) == 1 else ""
+    if not compared.fresh:
+        return (
+            f"{_name(best)} is the candidate, not a winner: {score} on the {counted(compared.seeds, 'seed')} that "
+            f"chose it. A winner needs fresh seeds: set [confirm] in the spec.{alone}"
+        )
+    where = f"on {counted(compared.seeds, 'fresh seed')}" + (
+        f" and {counted(compared.examples, 'test example')}" if compared.examples else ""
+    )
+    if compared.seeds < 2:
+        return f"{_name(best)} has {score} {where}: one seed allows no interval, so no winner can be named."
+    if alone:
+        return f"{_name(best)} has {score} {where}.{alone}"
+    if compared.winner:
+        rival = compared.scored[1]
+        p = p_text(max(each.p for each in compared.scored[1:]))
+        against = "against" if results.maximize else "the loss of"
+        return (
+            f"{_name(best)} wins: {score} {where}; {' '.join(effect_text(best.effect, metric))} {against} the best "
+            f"other optimizer, {rival.name} (all others are excluded, {p})."
+        )
+    rest = [f"{each.name} ({p_text(each.p)})" for each in compared.scored if not each.contender]
+    excluded = f" Excluded: {listing(rest)}." if rest else ""
     return (
-        f"{first.split} {metric} {ours} against {theirs} for {cell_at_rate(first.rival)}; "
-        f"{' '.join(effect_text(first.effect, metric))}, better on {first.wins} of {pairs}, {p}, for "
-        f"{study_cost(results)}."
+        f"No winner: {_and([each.name for each in compared.contenders])} may each be the best. First is {best.name} "
+        f"with {score} {where}.{excluded}"
     )
 
 
-def _others(rest: Sequence[Comparison]) -> str:
-    """How the optimizers behind the next-best one compare with the best; empty without any."""
-    equal = listing(comparison.rival["optimizer"] for comparison in rest if not comparison.differs)
-    worse = sum(comparison.differs for comparison in rest)
-    if equal and not worse:
-        return f"Also statistically indistinguishable from the best: {equal}."
-    if len(rest) == 1:
-        return f"{rest[0].rival['optimizer']} is significantly worse as well."
-    if not worse:
-        return ""
-    others = f"Of the other {len(rest)} optimizers, {worse} are significantly worse"
-    return others + (f"; statistically indistinguishable: {equal}." if equal else ".")
+def _name(entry: Entry) -> str:
+    return entry.name[0].upper() + entry.name[1:]
 
 
-def effect_text(effect: Interval, metric: str) -> tuple[str, str]:
-    """A ratio of losses or a difference of accuracies with limits: `1.08 times`, `[0.97, 1.2]`; a dash for NaN."""
-    if math.isnan(effect.estimate):
-        return short(effect.estimate), ""
-    if metric == "accuracy":
-        return f"{100 * effect.estimate:+.2f} percentage points", f"[{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
-    return f"{short(effect.estimate)} times", f"[{short(effect.low)}, {short(effect.high)}]"
+def _and(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def _without_result(compared: Comparison) -> Iterator[str]:
+    """The optimizers without a score, with the reasons."""
+    lost = [f"{entry.name} ({entry.reason})" for entry in compared.entries if entry.reason]
+    if lost:
+        yield f"Without {'a fresh score' if compared.fresh else 'a result'}: {listing(lost)}."
+
+
+def _what_would_change(results: Results, compared: Comparison) -> Iterator[str]:
+    """How many more seeds or examples would tell the first two optimizers apart, if their difference stays."""
+    scores = compared.scores
+    if scores is None or compared.winner or len(compared.contenders) < 2 or scores.seeds < 2:
+        return
+    direction = np.zeros(len(scores.means))
+    direction[:2] = 1, -1
+    names = " and ".join(each.name for each in compared.scored[:2])
+    gap, total = float(scores.means @ direction), float(direction @ scores.covariance @ direction)
+    share = scores.seed_share(direction)
+    allowed = (gap / 2.5) ** 2  # the critical value of a few comparisons at many degrees of freedom
+    causes = f"{share:.0%} of the noise of their difference comes from the seeds"
+    causes += f", {1 - share:.0%} from the test examples" if scores.examples else "; that of test examples is unknown"
+    seeds = scores.seeds * total * share / left if (left := allowed - total * (1 - share)) > 0 else math.inf
+    if seeds <= MORE:
+        yield (
+            f"To tell {names} apart would take about {math.ceil(max(seeds, scores.seeds + 1)):,} fresh seeds, if their "
+            f"difference stays: {causes}."
+        )
+    elif scores.examples and (rest := allowed - total * share) > 0:
+        needed = math.ceil(scores.examples * total * (1 - share) / rest)
+        yield f"To tell {names} apart would take about {needed:,} test examples, not more seeds: {causes}."
+    else:
+        yield f"{names} are equal as far as this study can tell: {causes}."
 
 
 def confirmation(results: Results, curse: pd.DataFrame) -> list[str]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import results
-from analysis.statistics import Interval, metric_interval
+from analysis.statistics import LEAST, Interval, metric_interval
 from analysis.text import cost, duration
 from study.progress.status import best_line
 from study.results.recovery import State
@@ -209,7 +209,8 @@ class ProgressDisplay:
         metric, rate = self.spec.workload.metric, self.best["learning_rate"]
         values = [lane[f"validation_{metric}"] for lane in lanes if lane["learning_rate"] == rate]
         known = [value for value in values if value is not None]
-        return metric_interval(known, metric, self.spec.workload.facts.validation)
+        floor = self.best.get("loss_floor") or LEAST
+        return metric_interval(known, metric, self.spec.workload.facts.validation, floor=floor)
 
     def _object(self, event: str, **content: Any) -> None:
         """Print a JSON line, with null for numbers that are not finite."""

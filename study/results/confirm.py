@@ -62,7 +62,7 @@ def confirmation(spec: Spec, count: int) -> Spec:
     return spec.model_copy(
         update={
             "name": f"{spec.name}-confirm",
-            "lanes": Lanes(rates=1, seeds=confirm.seeds, engine=spec.lanes.engine, extensions=0),
+            "lanes": Lanes(rates=1, seeds=confirm.seeds, engine=spec.lanes.engine, extensions=0, refine=0),
             "budget": spec.budget.model_copy(update={"trials": count}),
             "tuning": Tuning(sampler="random", scheduler="none", seed=spec.tuning.seed, storage=spec.tuning.storage),
         }

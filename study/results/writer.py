@@ -32,8 +32,8 @@ MAX_NODES = 10
 
 
 # Columns of the trials table that a trial reports under the same name.
-_MEASURED = ("parameters", "lanes", "engine", "lanes_at_once", "extensions", "learning_rate", "update_seconds",
-             "started", "worker", "gpus", "stints")  # fmt: skip
+_MEASURED = ("parameters", "lanes", "engine", "lanes_at_once", "extensions", "refinements", "loss_floor",
+             "learning_rate", "update_seconds", "started", "worker", "gpus", "stints")  # fmt: skip
 
 
 class Listener(Protocol):

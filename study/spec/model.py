@@ -193,6 +193,9 @@ class Lanes(Section):
     halving: bool = False  # whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget
     # how often a trial may add half as many rates beyond the edge on which its best one lies
     extensions: Annotated[int, Field(ge=0, le=10)] = 2
+    # how often a trial may then add the two rates around its best one, at half and a quarter of the grid's spacing:
+    # while the grid costs more than the seeds' scatter
+    refine: Annotated[int, Field(ge=0, le=10)] = 2
 
 
 class Budget(Section, config.Budget):

@@ -40,9 +40,9 @@ class InOrder(FIFOScheduler):
 class Halving(InOrder, AsyncHyperBandScheduler):
     """Asynchronous successive halving (Li et al. 2020); with several brackets, asynchronous Hyperband.
 
-    Time is the part of the budget that a trial has spent, however often it was interrupted. Extensions of a
-    learning-rate grid follow the budget and are not judged. What trials of earlier sessions reported counts as seen;
-    `stopped` trials stop again after the same part: their rows were lost.
+    Time is the part of the budget that a trial has spent, however often it was interrupted. Extensions and
+    refinements of a learning-rate grid follow the budget and are not judged. What trials of earlier sessions reported
+    counts as seen; `stopped` trials stop again after the same part: their rows were lost.
     """
 
     def __init__(

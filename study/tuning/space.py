@@ -70,6 +70,7 @@ class Space:
             engine=lanes.engine,
             halving=lanes.halving and not rate,
             extensions=lanes.extensions,
+            refine=lanes.refine,
             test_values=bool(rate),
             trial=number,
             data_folder=self.data_folder,

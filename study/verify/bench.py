@@ -55,7 +55,7 @@ SEARCH = check(
         "name": "bench",
         "workload": {"data": "cubic", "model": "mlp", "dtype": "float64"},
         "search": {"width": [8, 16], "depth": [1, 2], "batch_size": 32, "optimizer": ["sgd", "adam"]},
-        "lanes": {"rates": 8, "seeds": 5, "extensions": 0},
+        "lanes": {"rates": 8, "seeds": 5, "extensions": 0, "refine": 0},
         "budget": {"trials": 8, "epochs": EPOCHS},
         "tuning": {"sampler": "grid", "scheduler": "none"},
     }
@@ -241,7 +241,7 @@ def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
     tables = SEARCH.model_dump(exclude_none=True)
     tables["workload"] |= {"data": "linear", "model": "linear"}
     tables["search"] = {"batch_size": {"low": 1, "high": 100}, "optimizer": ["sgd", "adam"]}
-    tables["lanes"] = {"rates": 1, "seeds": 1, "extensions": 0}
+    tables["lanes"] = {"rates": 1, "seeds": 1, "extensions": 0, "refine": 0}
     tables["budget"] = {"trials": count, "updates": 1}
     tables["tuning"] = {"sampler": "random", "scheduler": "none"}
     spec = check(tables)

@@ -1,56 +1,137 @@
-"""Learning rates of a trial: which is best so far, which to add beyond the grid, which to give up."""
+"""Learning rates of a trial: which is best so far, which to try next, which to give up."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from trainables.config import TrialConfig
 from trainables.lanes.stack import Stack
+from trainables.workloads.criterion import Criterion
+from trainables.workloads.data import Data
+
+# Values that differ by less than this share of a loss, or by less in an accuracy, are equal: sums in another order
+# differ in the last digits, which must not decide.
+EQUAL = 1e-12
+EXTENSION, REFINEMENT = "extension", "refinement"
 
 
-def scores(stack: Stack, metric: str, validation_examples: int) -> dict[float, float]:
-    """Score of each learning rate on the validation split so far, higher is better; NaN if the rate does not count.
+@dataclass(frozen=True)
+class Measure:
+    """The scale on which learning rates are compared: higher scores are better.
 
-    A rate counts if every seed still trains with it. The score is the mean over seeds of the negative log loss, or of
-    the logit accuracy, which is shrunk by half an example so that an accuracy of 1 stays finite.
+    Attributes:
+        metric: loss or accuracy, on the validation split.
+        examples: in that split.
+        floor: losses below it count as it.
     """
-    values = stack.last.get(("validation", metric), np.full(len(stack.lanes), math.nan)).copy()
-    values[list(stack.stopped)] = math.nan
-    n = validation_examples
-    if metric == "accuracy":
-        shaved = (values * n + 0.5) / (n + 1)
-        each = np.log(shaved / (1 - shaved))
-    else:
-        with np.errstate(divide="ignore"):  # a loss of zero has the best score, infinity
-            each = -np.log(values)
-    rates = np.array([lane.learning_rate for lane in stack.lanes])
-    # Sums in another order differ in the last digits, which must not decide between equals.
-    return {float(rate): float(f"{each[rates == rate].mean():.12g}") for rate in np.unique(rates)}
+
+    metric: str
+    examples: int
+    floor: float = sys.float_info.min
+
+    @classmethod
+    def of(cls, config: TrialConfig, data: Data, criterion: Criterion) -> Measure:
+        """The measure of a trial."""
+        return cls(config.metric, len(data.validation), criterion.floor(data.train))
+
+    def scores(self, values: np.ndarray) -> np.ndarray:
+        """Negative logarithms of losses, or log-odds of accuracies; NaN stays NaN.
+
+        Log-odds are shrunk by half an example, so that an accuracy of 1 stays finite.
+        """
+        if self.metric == "loss":
+            return np.asarray(-np.log(np.maximum(values, self.floor)))
+        shrunk = (values * self.examples + 0.5) / (self.examples + 1)
+        return np.asarray(np.log(shrunk / (1 - shrunk)))
+
+    def value(self, score: float) -> float:
+        """The metric that has a score."""
+        if self.metric == "loss":
+            with np.errstate(over="ignore"):  # rounding may lead beyond the largest float
+                return float(np.exp(-score))
+        value = ((self.examples + 1) / (1 + math.exp(-score)) - 0.5) / self.examples
+        return min(max(value, 0.0), 1.0)
 
 
-def tuned(stacks: Sequence[Stack], metric: str, validation_examples: int) -> tuple[float | None, float]:
-    """The best learning rate on the validation split so far, by `scores`, and the metric there.
+def seed_scores(stacks: Sequence[Stack], measure: Measure) -> dict[float, np.ndarray]:
+    """Scores so far of each learning rate, (seeds,); NaN where a seed no longer trains.
 
     Args:
         stacks: with no learning rate in common.
-        metric: loss or accuracy.
-        validation_examples: in the split.
+        measure: of the trial.
+    """
+    found: dict[float, np.ndarray] = {}
+    for stack in stacks:
+        values = stack.last.get(("validation", measure.metric), np.full(len(stack.lanes), math.nan)).copy()
+        values[list(stack.stopped)] = math.nan
+        scores, rates = measure.scores(values), np.array([lane.learning_rate for lane in stack.lanes])
+        found |= {float(rate): scores[rates == rate] for rate in np.unique(rates)}
+    return found
+
+
+def ranked(stacks: Sequence[Stack], measure: Measure) -> dict[float, float]:
+    """The learning rates that count, best first, with their metric.
+
+    A rate counts if every seed still trains with it. Its metric is the mean score over seeds, transformed back. Of
+    equal accuracies the one with the lower loss is best, and of those, or of equal losses, the middle one; of an even
+    number the lower of the two in the middle. `analysis.cells.tuned_rows` has the same rule.
+    """
+    means = {rate: float(scores.mean()) for rate, scores in seed_scores(stacks, measure).items()}
+    values = {rate: measure.value(mean) for rate, mean in sorted(means.items()) if not math.isnan(mean)}
+    losses = {
+        rate: float(np.nan_to_num(-scores.mean(), nan=math.inf))
+        for rate, scores in seed_scores(stacks, replace(measure, metric="loss")).items()
+    }
+    found: dict[float, float] = {}
+    while remaining := [rate for rate in values if rate not in found]:
+        if measure.metric == "accuracy":
+            highest = max(values[rate] for rate in remaining)
+            remaining = [rate for rate in remaining if values[rate] >= highest - EQUAL]
+        lowest = min(losses[rate] for rate in remaining)
+        tied = [rate for rate in remaining if losses[rate] <= lowest + EQUAL]  # logarithms
+        best = tied[(len(tied) - 1) // 2]
+        found[best] = values[best]
+    return found
+
+
+def tuned(stacks: Sequence[Stack], measure: Measure) -> tuple[float | None, float]:
+    """The best learning rate so far, by `ranked`, and the metric there; None and NaN if no rate counts."""
+    return next(iter(ranked(stacks, measure).items()), (None, math.nan))
+
+
+def next_round(stacks: Sequence[Stack], measure: Measure, *, extensions: int, refine: int) -> tuple[str, list[float]]:
+    """The learning rates to try after those of the stacks, and the name of their round: "refinement 2", for example.
+
+    The grid is extended while its best rate lies on the edge, then refined around the best one while the grid costs
+    more than the seeds' scatter. It depends on the stacks' results alone, so that a resumed trial decides the same.
+
+    Args:
+        stacks: all so far; they have used their budget.
+        measure: of the trial.
+        extensions: at most.
+        refine: refinements at most.
 
     Returns:
-        The rate, the lower of equals, and the mean score transformed back; None and NaN if no rate counts.
+        Empty text and no rates if tuning ends here.
     """
-    found = [scores(stack, metric, validation_examples) for stack in stacks]
-    finite = {rate: score for each in found for rate, score in each.items() if not math.isnan(score)}
-    if not finite:
-        return None, math.nan
-    rate = max(finite, key=lambda r: (finite[r], -r))
-    if metric == "accuracy":
-        n = validation_examples
-        return rate, float(((n + 1) / (1 + np.exp(-finite[rate])) - 0.5) / n)
-    return rate, float(np.exp(-finite[rate]))
+    best, _ = tuned(stacks, measure)
+    if best is None:
+        return "", []
+    grid = [lane.learning_rate for lane in stacks[0].lanes]
+    tried = [lane.learning_rate for stack in stacks for lane in stack.lanes]
+    extended, refined = (sum(s.round.startswith(kind) for s in stacks) for kind in (EXTENSION, REFINEMENT))
+    if extended < extensions and not refined and (rates := beyond(grid, tried, best)):
+        return f"{EXTENSION} {extended + 1}", rates
+    if refined < refine and (rates := between(grid, tried, best, refined + 1)):
+        gain, error = grid_loss(seed_scores(stacks, measure), best)
+        if gain > max(error, EQUAL):
+            return f"{REFINEMENT} {refined + 1}", rates
+    return "", []
 
 
 def beyond(rates: Sequence[float], tried: Sequence[float], best: float) -> list[float]:
@@ -73,6 +154,55 @@ def beyond(rates: Sequence[float], tried: Sequence[float], best: float) -> list[
     return [rate for rate in found if sys.float_info.min <= rate <= sys.float_info.max]
 
 
+def between(rates: Sequence[float], tried: Sequence[float], best: float, number: int) -> list[float]:
+    """Rates to try next: the neighbours of the best one at 1/2, 1/4 ... of the grid's spacing on a log scale.
+
+    Args:
+        rates: of the original grid.
+        tried: all rates so far, including those that diverged.
+        best: one of them.
+        number: of the refinement, 1 for half the spacing.
+
+    Returns:
+        At most two, within the range tried: what lies beyond is for extensions.
+    """
+    low, high, count = min(rates), max(rates), len(set(rates))
+    if low == high:
+        return []
+    step = math.exp((math.log(high) - math.log(low)) * 0.5**number / (count - 1))
+    found = [rate for rate in (best / step, best * step) if min(tried) < rate < max(tried)]
+    return [rate for rate in found if not any(math.isclose(rate, other, rel_tol=1e-9) for other in tried)]
+
+
+def grid_loss(scores: dict[float, np.ndarray], best: float) -> tuple[float, float]:
+    """By how much the best rate could still gain between the rates tried, and the standard error to compare it with.
+
+    The gain is that of the vertex of the parabola through the best rate and its two neighbours, in the logarithm of the
+    rate. The error is that of the paired difference between the best rate and its better neighbour, because seeds are
+    shared: what all rates have in common, such as a seed's initialisation, hides no difference between rates, nor one
+    between optimizers.
+
+    Args:
+        scores: learning rate -> (seeds,) of all rates tried, NaN where a seed no longer trains.
+        best: the best rate.
+
+    Returns:
+        Both in units of the score. The gain is infinite where a neighbour is missing, diverged or was given up; the
+        error of a single seed is 0.
+    """
+    rates, own = sorted(scores), scores[best]
+    place = rates.index(best)
+    sides = [scores[rates[side]] for side in (place - 1, place + 1) if 0 <= side < len(rates)]
+    if len(sides) < 2 or any(np.isnan(side).any() for side in sides):
+        return math.inf, 0.0
+    below, above = (float(side.mean()) for side in sides)
+    bend = 2 * float(own.mean()) - below - above
+    gain = (above - below) ** 2 / (8 * bend) if bend > EQUAL else 0.0
+    differences = own - (sides[0] if below > above else sides[1])
+    error = float(differences.std(ddof=1)) / math.sqrt(len(own)) if len(own) > 1 else 0.0
+    return gain, error
+
+
 def rungs(reports: int, rates: int) -> dict[int, int]:
     """Halving's plan, report -> rates to keep: ... 4 at 1/8 of the budget, 2 at 1/4, and 1 at half of it."""
     rounds = math.ceil(math.log2(rates)) if rates > 1 else 0
@@ -80,9 +210,9 @@ def rungs(reports: int, rates: int) -> dict[int, int]:
     return {report: keep for report, keep in found.items() if report < reports}
 
 
-def losers(stack: Stack, metric: str, validation_examples: int, keep: int) -> list[int]:
-    """The lanes that still train, without those of the best `keep` rates; of equal rates the lower is kept."""
-    now = {stack.lanes[lane].learning_rate for lane in stack.alive}
-    found = {rate: score for rate, score in scores(stack, metric, validation_examples).items() if rate in now}
-    kept = sorted(found, key=lambda rate: (math.isnan(found[rate]), -found[rate], rate))[:keep]
+def losers(stack: Stack, measure: Measure, keep: int) -> list[int]:
+    """The lanes that still train, without those of the best `keep` rates, by `ranked`."""
+    order = ranked([stack], measure)
+    now = sorted({stack.lanes[lane].learning_rate for lane in stack.alive} - order.keys())
+    kept = [*order, *now][:keep]
     return [lane for lane in stack.alive if stack.lanes[lane].learning_rate not in kept]

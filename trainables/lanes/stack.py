@@ -50,6 +50,7 @@ class Stack:
     Attributes:
         rule: the optimizer.
         lanes: all L lanes of the stack.
+        round: of the search for the best rate: grid, extension 1, refinement 1 ...
         alive: (K,) places in `lanes` of those that still train; the rows of the tensors below.
         parameters: (K, P), each row one network.
         state: the rule's buffers, each (K, P).
@@ -76,6 +77,7 @@ class Stack:
     state: State
     shapes: list[torch.Size]
     extras: dict[str, Tensor] = field(default_factory=dict)
+    round: str = "grid"
     update: int = 0
     reports: int = 0
     seconds: float = 0.0

@@ -17,7 +17,7 @@ from trainables.config import TrialConfig
 from trainables.engines.base import Engine
 from trainables.lanes.batches import Batches
 from trainables.lanes.evaluate import TRAIN_SUBSET, Evaluator
-from trainables.lanes.rates import losers, rungs
+from trainables.lanes.rates import Measure, losers, rungs
 from trainables.lanes.records import Point, Predictions, Report, Trace
 from trainables.lanes.stack import Stack
 from trainables.lanes.times import EvaluationTimes, spent
@@ -51,6 +51,7 @@ def train(
         multiplications=multiplications,
         share=config.evaluation_share,
     )
+    measure = Measure.of(config, data, engine.criterion)
     evaluator = Evaluator(stack, engine, data, batches, times, config.gradient_noise)
     keep = rungs(budget.reports, len({lane.learning_rate for lane in stack.lanes})) if config.halving else {}
     if not spent(budget, stack):
@@ -69,7 +70,7 @@ def train(
                 points += evaluator.points(None if config.every_update else losses)
         stack.reports += 1
         if stack.reports in keep and stack.alive:
-            stack.stop(losers(stack, config.metric, len(data.validation), keep[stack.reports]))
+            stack.stop(losers(stack, measure, keep[stack.reports]))
             batches.align(stack)
         finished = spent(budget, stack)
         if finished and stack.alive:

@@ -1,7 +1,7 @@
 """One trial without Ray: its data and network, its stacks of lanes, and its results.
 
-A trial trains a stack of lanes for the whole budget, and then, while its best learning rate lies on the edge of those
-tried, further stacks of rates beyond that edge.
+A trial trains a stack of lanes for the whole budget, and then further stacks: rates beyond the edge of those tried
+while the best learning rate lies on it, then rates around the best one (`trainables.lanes.rates.next_round`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainables.config import TrialConfig
 from trainables.engines.choose import choose
 from trainables.engines.memory import fitting
 from trainables.lanes.cost import update_seconds
-from trainables.lanes.rates import beyond, tuned
+from trainables.lanes.rates import EXTENSION, REFINEMENT, Measure, next_round, tuned
 from trainables.lanes.records import Report
 from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.times import EvaluationTimes, spent
@@ -38,7 +38,8 @@ class TrialRun:
         family: model family, or import path of a user's model.
 
     Attributes:
-        stacks: the grid's lanes, then those of each extension; all but the last have used the budget.
+        stacks: the grid's lanes, then those of each further round; all but the last have used the budget.
+        measure: by which rates are compared.
         engine: of the last stack.
         engine_name, parameters: engine of the first stack, and parameters of one network.
         config: of the trial; a budget in seconds has become one in updates.
@@ -64,6 +65,7 @@ class TrialRun:
         self.build = partial(models.build, family, shape, outputs, **size, **config.model_args)
         self.multiplications = models.multiplications(self.build(), shape)
         self.criterion = Criterion(self.data.task, config.loss, config.score, config.code)
+        self.measure = Measure.of(config, self.data, self.criterion)
         self.stacks: list[Stack] = []
         self.budget = config.budget
 
@@ -78,44 +80,45 @@ class TrialRun:
         self._add(grid_lanes(self.config))
 
     def restore(self, states: list[dict[str, Any]], update_seconds: float | None) -> None:
-        """Restore the stacks from their state dicts; the lanes of each extension follow from the stacks before it."""
+        """Restore the stacks from their state dicts; the lanes of each round follow from the stacks before it."""
         self._start(self._update_seconds() if update_seconds is None else update_seconds)
         for state in states:
-            self._add(self.extension() if self.stacks else grid_lanes(self.config)).load_state_dict(state)
+            name, lanes = self.following() if self.stacks else ("grid", grid_lanes(self.config))
+            self._add(lanes, name).load_state_dict(state)
 
     def reports(self) -> Iterator[Report]:
         """Train stack after stack, with lanes numbered through all stacks; only the very last report is finished."""
         while True:
             before = sum(len(stack.lanes) for stack in self.stacks[:-1])
             for report in train(self.stack, self.engine, self.data, self.config, multiplications=self.multiplications):
-                extends = report.finished and bool(self.extension())
+                extends = report.finished and bool(self.following()[1])
                 if extends and not self.config.weights:
                     self.stack.free()
                 yield replace(report.shifted(before), finished=report.finished and not extends)
-            further = self.extension()
+            name, further = self.following()
             if not further:
                 return
-            self._add(further)
+            self._add(further, name)
 
-    def extension(self) -> list[Lane]:
-        """The lanes to train after the present stacks, whose results determine them; empty if there are none."""
-        rate, _ = tuned(self.stacks, self.config.metric, len(self.data.validation))
-        if rate is None or len(self.stacks) > self.config.extensions:
-            return []
-        first = self.stacks[0].lanes
-        tried = [lane.learning_rate for stack in self.stacks for lane in stack.lanes]
-        rates = beyond([lane.learning_rate for lane in first], tried, rate)
+    def following(self) -> tuple[str, list[Lane]]:
+        """The round that follows the present stacks, whose results determine it, and its lanes; none if none does."""
+        config = self.config
+        name, rates = next_round(self.stacks, self.measure, extensions=config.extensions, refine=config.refine)
         # The first lanes are the seeds of the first rate.
-        return [replace(lane, learning_rate=rate) for rate in rates for lane in first[: len(self.config.seeds)]]
+        first = self.stacks[0].lanes[: len(config.seeds)]
+        return name, [replace(lane, learning_rate=rate) for rate in rates for lane in first]
 
     def result(self, report: Report) -> dict[str, Any]:
         """The columns of a result of Ray Tune that tell what the trial has reached."""
         main, done = self.stacks[0], [stack for stack in self.stacks if spent(self.config.budget, stack)]
-        # Rates of an extension count once they have used the whole budget, so that none is better for being half done.
-        rate, value = tuned(done or self.stacks, self.config.metric, len(self.data.validation))
+        # Rates of a further round count once they have used the budget, so that none is better for being half done.
+        rate, value = tuned(done or self.stacks, self.measure)
         # A rate counts if every seed survives it, so once none counts, none ever will.
         lost = rate is None
         extending = bool(done) and not report.finished and not lost
+        rounds = [stack.round for stack in self.stacks]
+        if extending and len(done) == len(rounds):
+            rounds.append(self.following()[0])  # a planned one counts
         examples, epoch = self.times.progress(main.update)
         return {
             "value": value,
@@ -123,8 +126,10 @@ class TrialRun:
             "outcome": "diverged" if lost else "completed" if report.finished else "running",
             "finished": report.finished,
             "report": main.reports,
-            "extensions": len(done) if extending else len(self.stacks) - 1,  # a planned one counts
+            "extensions": sum(each.startswith(EXTENSION) for each in rounds),
+            "refinements": sum(each.startswith(REFINEMENT) for each in rounds),
             "extending": extending,
+            "loss_floor": self.measure.floor,
             "update": main.update,
             "examples": examples,
             "epoch": epoch,
@@ -160,10 +165,11 @@ class TrialRun:
                 raise
             return None
 
-    def _add(self, lanes: list[Lane]) -> Stack:
+    def _add(self, lanes: list[Lane], name: str = "grid") -> Stack:
         """Build a further stack, to be trained next, with its engine."""
         config, shape = self.config, self.data.in_shape
         stack = Stack.build(self.build, lanes, named(config.optimizer, config.code), self.dtype, self.device)
+        stack.round = name
         self.engine = choose(
             self.build,
             shape,
@@ -213,6 +219,7 @@ def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
         {
             "learning_rate": lane.learning_rate,
             "seed": lane.seed,
+            "round": stack.round,
             "diverged_update": stack.diverged.get(place),
             "stopped_update": stack.stopped.get(place),
             "updates": int(stack.updates[place]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from trainables.usercode.importing import EXPECTED, UserCodeError, describe_error, function
 from trainables.workloads.catalogue import Task
+from trainables.workloads.data import Split
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,22 @@ class Criterion:
             if not torch.allclose(alone, found[:1, :1], rtol=1e-4, atol=1e-6, equal_nan=True):
                 return None
         return found
+
+    def floor(self, train: Split) -> float:
+        """The smallest loss that the precision resolves; smaller ones differ by rounding alone and count as it.
+
+        Squared errors are resolved to the square of the dtype's epsilon, in variances of the targets, and cross-entropy
+        to epsilon. Of a user's loss nothing is known: the smallest normal double.
+
+        Args:
+            train: the training split, in the trial's dtype.
+        """
+        epsilon, floor = torch.finfo(train.inputs.dtype).eps, sys.float_info.min
+        if self.loss:
+            return floor
+        if self.task == "classification":
+            return epsilon
+        return max(epsilon**2 * train.targets.double().var(0, correction=0).mean().item(), floor)
 
     def refuse(self, metric: str, means: np.ndarray) -> None:
         """Refuse values of a user's loss or score by which lanes cannot be compared.

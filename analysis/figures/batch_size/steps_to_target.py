@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple
 
 import numpy as np
@@ -12,14 +13,17 @@ from analysis.cells import time_to_target
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
 from analysis.scaling import critical_batch_size
+from analysis.statistics import NOTHING
 from analysis.text import seed_counts, short
 
 
 def steps_to_target(results: Results) -> pd.DataFrame:
     """Updates until the validation metric reaches the target, for each optimizer and batch size.
 
-    The cell and learning rate are those that need the fewest: every batch size is tuned for this, as in Shallue et al.
-    (2019). Updates are interpolated between evaluations, whose spacing would otherwise be the larger error.
+    All batch sizes of an optimizer have one architecture (width, depth, settings): the one that reached the target at
+    the most batch sizes, of equals the one that needs the fewest updates at the smallest. The learning rate needs the
+    fewest: every batch size is tuned for this, as in Shallue et al. (2019). Updates are interpolated between
+    evaluations, whose spacing would otherwise be the larger error.
 
     Returns:
         One row per optimizer, batch size and seed: optimizer, batch_size, regime, cell, learning_rate, seed, updates.
@@ -28,18 +32,21 @@ def steps_to_target(results: Results) -> pd.DataFrame:
     columns = ["optimizer", "batch_size", "regime", "cell", "learning_rate", "seed", "updates"]
     if results.target is None:
         return pd.DataFrame(columns=columns)
-    pooled = results.pooled
+    pooled, shape = results.pooled, ["optimizer", "width", "depth", "settings"]
     reached = time_to_target(results.curves, results.target, results.maximize, between=True)
     reached = reached[["trial", "lane", "update"]].rename(columns={"update": "updates"})
     reached["updates"] = reached["updates"].clip(lower=1)  # some reach it at initialisation
     lanes = pooled.lanes.drop(columns="updates").merge(reached, on=["trial", "lane"], how="left")
-    described = pooled.trials.drop_duplicates("cell").set_index("cell")[["optimizer", "batch_size", "regime"]]
+    described = pooled.trials.drop_duplicates("cell").set_index("cell")[[*shape, "batch_size", "regime"]]
     lanes = lanes.join(described, on="cell")
     of_rate = lanes.groupby(["cell", "learning_rate"])["updates"]
     lanes["median"] = of_rate.transform("median").where(of_rate.transform("count") == of_rate.transform("size"))
-    rates = lanes.dropna(subset="median").sort_values(["median", "cell", "learning_rate"])
-    chosen = rates.drop_duplicates(["optimizer", "batch_size"])[["cell", "learning_rate"]]
-    kept = lanes.merge(chosen, on=["cell", "learning_rate"])
+    rates = lanes.dropna(subset="median").sort_values(["batch_size", "median", "cell", "learning_rate"])
+    fastest = rates.drop_duplicates([*shape, "batch_size"])
+    counts = fastest.groupby(shape)["batch_size"].transform("size")
+    most = fastest[counts == counts.groupby(fastest["optimizer"]).transform("max")]
+    chosen = most.drop_duplicates("optimizer")[shape]
+    kept = lanes.merge(fastest.merge(chosen, on=shape)[["cell", "learning_rate"]], on=["cell", "learning_rate"])
     return kept.sort_values(["optimizer", "batch_size", "seed"], ignore_index=True)[columns]
 
 
@@ -47,16 +54,18 @@ def batch_scaling(steps: pd.DataFrame) -> pd.DataFrame:
     """The critical batch size of each optimizer, fitted to `steps_to_target` over the seeds that its cells share.
 
     Returns:
-        Columns optimizer, critical, low, high (its interval), n (seeds fitted), smallest_steps, smallest_examples. An
-        optimizer without a fit (see `analysis.scaling.critical_batch_size`) has no row.
+        Columns optimizer, critical, low, high (its interval), n (seeds fitted), smallest_steps, smallest_examples, and
+        reason: why there is none (see `analysis.scaling.critical_batch_size`), otherwise empty.
     """
     rows = []
     for name, own in steps.groupby("optimizer"):
         by_seed = own.pivot_table(index="batch_size", columns="seed", values="updates").dropna(axis=1)
         fit = critical_batch_size(by_seed.index.to_numpy(dtype=float), by_seed.to_numpy(dtype=float))
-        if fit is not None:
-            rows.append((name, *astuple(fit.critical), fit.steps.estimate, fit.examples.estimate))
-    columns = ["optimizer", "critical", "low", "high", "n", "smallest_steps", "smallest_examples"]
+        if isinstance(fit, str):
+            rows.append((name, *astuple(NOTHING), math.nan, math.nan, fit))
+        else:
+            rows.append((name, *astuple(fit.critical), fit.steps.estimate, fit.examples.estimate, ""))
+    columns = ["optimizer", "critical", "low", "high", "n", "smallest_steps", "smallest_examples", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -70,7 +79,7 @@ def steps_against_batch_size(data: pd.DataFrame, fits: pd.DataFrame, ax: Axes) -
     """
     for label, rows, colour, marker in style.by_optimizer(data):
         own = rows.groupby("batch_size")["updates"].agg(["median", "min", "max"])
-        fit = fits[fits["optimizer"] == rows["optimizer"].iloc[0]]
+        fit = fits[(fits["optimizer"] == rows["optimizer"].iloc[0]) & fits["critical"].notna()]
         ax.vlines(own.index, own["min"], own["max"], color=colour, alpha=0.35, linewidth=2)
         ax.plot(own.index, own["median"], color=colour, marker=marker, linestyle="" if len(fit) else "-", label=label,
                 zorder=3)  # fmt: skip
@@ -85,7 +94,7 @@ def steps_against_batch_size(data: pd.DataFrame, fits: pd.DataFrame, ax: Axes) -
                 zorder=1)  # fmt: skip
         axes.log_axis(ax, "y", data["updates"], margin=2)
     axes.size_axis(ax, data["batch_size"])
-    if len(fits) and len(data):
+    if fits["critical"].notna().any() and len(data):
         ax.set_xlim(right=max(float(data["batch_size"].max()), float(fits["critical"].max())) * 1.3)
     ax.set_ylabel("updates to the target")
     return ax
@@ -105,9 +114,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "steps-to-target",
         "Updates to the target",
-        f"Updates until the validation {results.metric} reaches {target}, at the cell and learning rate that need the "
-        f"fewest at each batch size. Points: medians over {seeds}; bars: range over seeds. Curve: S = S_min (1 + "
-        f"B_crit / B), where it can be fitted; tick: critical batch size.",
+        f"Updates until the validation {results.metric} reaches {target}, with one architecture per optimizer, at the "
+        f"learning rate that needs the fewest at each batch size. Points: medians over {seeds}; bars: their range. "
+        f"Curve: S = S_min (1 + B_crit / B), where it can be fitted; tick: critical batch size.",
         "Updates to the target against batch size, one line per optimizer, beside perfect scaling.",
         data,
         lambda: exhibit.with_legend(lambda ax: steps_against_batch_size(data, fits, ax)),

@@ -9,18 +9,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.cells import best_of_regimes, examples_of
+from analysis.cells import best_of_regimes, examples_of, floor_of
 from analysis.figures import axes, exhibit, style
 from analysis.results import SECONDS_ALONE, Results
 from analysis.schema import AXES, Regime
-from analysis.statistics import LIMITS, UNKNOWN_EXAMPLES, metric_interval, smoothed
+from analysis.statistics import LEAST, LIMITS, UNKNOWN_EXAMPLES, metric_interval, smoothed
 from analysis.text import band_note, listing, optimizer_text, seed_counts, short, shortened
 
 HALF_LIFE = 0.01
 """Half-life of the smoothing of batch losses, as a share of the examples of the shortest training shown."""
 
 
-def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) -> pd.DataFrame:
+def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES, floor: float = LEAST) -> pd.DataFrame:
     """The validation metric along training: mean and interval over the given lanes, point by point.
 
     Args:
@@ -28,6 +28,7 @@ def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) ->
             trials with a budget in seconds do not share all update numbers.
         metric: `loss` or `accuracy`.
         examples: validation examples.
+        floor: losses below it count as it.
 
     Returns:
         One row per point: update, examples, epoch, train_seconds (mean over lanes), estimate, low, high, n.
@@ -35,7 +36,8 @@ def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES) ->
     points = curves[(curves["split"] == "validation") & (curves["metric"] == metric)]
     counts = points.groupby("update")["value"].transform("size")
     rows = [
-        {axis: group[axis].mean() for axis in AXES} | asdict(metric_interval(group["value"], metric, examples))
+        {axis: group[axis].mean() for axis in AXES}
+        | asdict(metric_interval(group["value"], metric, examples, floor=floor))
         for _, group in points[counts == counts.max()].groupby("update", sort=True)
     ]
     return pd.DataFrame(rows, columns=[*AXES, *LIMITS]).astype(dict.fromkeys(AXES, float))
@@ -53,7 +55,7 @@ def regime_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     best = list(best_of_regimes(results, table))
     pieces, half_life = [], HALF_LIFE * float(min((cell["examples"] for cell, _ in best), default=math.nan))
     for cell, curves in best:
-        frame = band(curves, results.metric, examples_of(results, "validation"))
+        frame = band(curves, results.metric, examples_of(results, "validation"), floor_of(results))
         batch = curves[(curves["split"] == "batch") & (curves["metric"] == "loss")]
         trace = batch[batch["seed"] == batch["seed"].min()].set_index("update")["value"]
         frame["batch_loss"] = frame["update"].map(trace).astype(float)

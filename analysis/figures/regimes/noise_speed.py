@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.cells import LEAST, curves_of, optimizer_order, rank, time_to_target
+from analysis.cells import curves_of, optimizer_order, rank, time_to_target
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
 from analysis.schema import Regime
-from analysis.statistics import log_interval
+from analysis.statistics import LEAST, log_interval
 from analysis.text import metric_text, seed_counts, shortened
 
 

@@ -1,0 +1,118 @@
+"""The forest plot: every optimizer of the spec at its best cell, with its score, its seeds and its interval."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from analysis.cells import fresh_lanes, tuned_lanes
+from analysis.comparisons import Comparison, Entry, compare
+from analysis.figures import axes, exhibit, style
+from analysis.results import Results, records
+from analysis.statistics import Interval
+from analysis.text import counted, effect_text, p_text, shortened
+
+
+def forest(results: Results, compared: Comparison) -> pd.DataFrame:
+    """The entries of a comparison with their seeds, one row per entry and seed.
+
+    Returns:
+        Columns optimizer, score, low, high, effect, effect_low, effect_high, p, contender, reason; seed and value: of
+        each of its seeds (NaN for an entry without a score). In the order of the comparison.
+    """
+    rows: list[dict[str, Any]] = []
+    for entry in compared.entries:
+        own = {"optimizer": entry.name, "score": entry.score.estimate, "low": entry.score.low, "high": entry.score.high}
+        own |= {"effect": entry.effect.estimate, "effect_low": entry.effect.low, "effect_high": entry.effect.high}
+        own |= {"p": entry.p, "contender": entry.contender, "reason": entry.reason}
+        values = [] if entry.reason else list(_seeds(results, entry, compared).items())
+        rows += [own | {"seed": seed, "value": value} for seed, value in values or [(math.nan, math.nan)]]
+    return pd.DataFrame(rows)
+
+
+def _seeds(results: Results, entry: Entry, compared: Comparison) -> pd.Series[float]:
+    """The metric of each seed of an entry with a score."""
+    assert entry.cell is not None
+    rows = entry.cell.to_frame().T
+    lanes = fresh_lanes(results, rows) if compared.fresh else tuned_lanes(results, rows)
+    return lanes.set_index("seed")[f"{compared.split}_{results.metric}"].astype(float)
+
+
+def forest_plot(data: pd.DataFrame, ax: Axes, label: str, metric: str = "loss") -> Axes:
+    """Draw `forest`: a row per optimizer with its seeds as dots, its mean and interval; a text where it has none."""
+    rows = data.drop_duplicates("optimizer").reset_index(drop=True)
+    known = data["value"].dropna()
+    for place, row in enumerate(records(rows)):
+        name, (colour, marker) = row["optimizer"], style.optimizer_look(row["optimizer"])
+        values = data.loc[data["optimizer"] == name, "value"].dropna()
+        if values.empty:
+            ax.text(
+                0.01, place, row["reason"], transform=ax.get_yaxis_transform(), va="center", fontsize=7, color="#555555"
+            )
+            continue
+        ax.plot(values, [place + 0.24] * len(values), ".", color=colour, markersize=3.5, alpha=0.6)
+        if math.isfinite(row["low"]) and math.isfinite(row["high"]):
+            ax.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
+        ax.plot(row["score"], place, marker, color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.5)
+    ax.set_yticks(range(len(rows)), [shortened(name) for name in rows["optimizer"]])
+    ax.set_ylim(len(rows) - 0.5, -0.6)
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel(label)
+    ends = pd.concat([known, rows["low"], rows["high"]])
+    if metric == "accuracy":
+        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    elif (known > 0).any():
+        least, most = float(known[known > 0].min()), float(known.max())
+        # An interval of few seeds can span decades; the axis follows the seeds and at most a factor of three beyond.
+        inside = ends[(ends > least / 3) & (ends < most * 3)]
+        axes.log_axis(ax, "x", inside, 1.1)
+    return ax
+
+
+def _drawn(data: pd.DataFrame, label: str, metric: str) -> Figure:
+    """The plot with the effects to its right."""
+    rows = data.drop_duplicates("optimizer").reset_index(drop=True)
+    drawn = style.figure(style.PAGE_MM, 24 + 9.5 * len(rows))
+    ax = forest_plot(data, drawn.subplots(), label, metric)
+    if rows["p"].notna().any():
+        for place, row in enumerate(records(rows)):
+            if not row["reason"]:
+                effect = Interval(row["effect"], row["effect_low"], row["effect_high"], 2)
+                text = f"{' '.join(effect_text(effect, metric))},  {p_text(row['p'])}"
+                text += "" if row["contender"] else "  ✗"
+                ax.text(1.02, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
+        ax.text(1.02, -0.75, "against the best other, p (is the best)", transform=ax.get_yaxis_transform(), fontsize=7,
+                color="#555555", va="bottom")  # fmt: skip
+    return drawn
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """The forest plot of the study's optimizers."""
+    compared, metric = compare(results, table), results.metric
+    data = forest(results, compared)
+    label = ", ".join(filter(None, [f"{compared.split} {metric}", exhibit.unit_of(results)]))
+    seeds = counted(compared.seeds, "fresh seed" if compared.fresh else "seed")
+    noise = "over seeds and test examples" if compared.examples else "over seeds"
+    if compared.fresh:
+        names = " and ".join(entry.name for entry in compared.contenders)
+        caption = f"{'Winner' if compared.winner else 'May each be the best'}: {names}. "
+        caption += f"Every optimizer at its best cell, on {seeds} that chose nothing (dots); marker and bar: "
+    else:
+        caption = f"Candidates only: the {seeds} (dots) are those that chose each optimizer's cell. Marker and bar: "
+    caption += f"{exhibit.mean_of(results)} and 95% interval {noise}."
+    if compared.fresh:
+        caption += " ✗: not the best (p < .05)."
+    return exhibit.Exhibit(
+        "optimizers",
+        f"{compared.split.capitalize()} {metric} of every optimizer at its best",
+        caption,
+        f"Forest plot of {compared.split} {metric}, one row per optimizer of the spec, with its interval and seeds.",
+        data if compared.scored else data.head(0),
+        lambda: _drawn(data, label, metric),
+        "no optimizer has a tuned learning rate yet",
+    )

@@ -1,0 +1,228 @@
+"""Scores of several configurations on the same seeds and test examples: their joint noise, and which may be the best.
+
+Seeds and examples are crossed: every seed's network is scored on the same test examples. A mean over both is uncertain
+because other seeds would train other networks and because another test split would hold other examples, so its
+variance is the sum of both parts, minus what both count (two-way clustering, Cameron, Gelbach and Miller 2011). Scores
+of a loss are negative logarithms, those of an accuracy are shares; larger is better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from analysis.statistics import Interval
+
+Array = NDArray[np.float64]
+DRAWS = 20_000
+"""Draws of the multivariate t distribution: a p of .05 is off by .0015."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean scores of k configurations with their joint noise.
+
+    Attributes:
+        metric: `loss` or `accuracy`.
+        means: (k,), larger is better: negative mean log loss, or mean accuracy.
+        of_seeds: (k, k) covariance of the means over seeds.
+        of_examples: (k, k) covariance over test examples, without what `of_seeds` holds already; zero if unknown.
+        seeds: number of seeds.
+        examples: test examples whose values were recorded; 0 if none, then intervals cover seeds only.
+    """
+
+    metric: str
+    means: Array
+    of_seeds: Array
+    of_examples: Array
+    seeds: int
+    examples: int
+
+    @property
+    def covariance(self) -> Array:
+        """(k, k) covariance of the means over seeds and examples."""
+        return self.of_seeds + self.of_examples
+
+    def freedom(self, direction: Array) -> float:
+        """Degrees of freedom of the variance of a combination, (k,), of the means (Satterthwaite 1946)."""
+        own, rest = (float(direction @ part @ direction) for part in (self.of_seeds, self.of_examples))
+        if rest <= 0:
+            return float(max(self.seeds - 1, 1))
+        return (own + rest) ** 2 / (own**2 / max(self.seeds - 1, 1) + rest**2 / max(self.examples - 1, 1))
+
+    def seed_share(self, direction: Array) -> float:
+        """The share of the variance of a combination, (k,), of the means that seeds cause."""
+        total = direction @ self.covariance @ direction
+        return float(direction @ self.of_seeds @ direction / total) if total > 0 else 1.0
+
+    def reordered(self, order: ArrayLike) -> Scores:
+        """The same configurations in another order."""
+        places = np.asarray(order)
+        square = np.ix_(places, places)
+        return replace(
+            self, means=self.means[places], of_seeds=self.of_seeds[square], of_examples=self.of_examples[square]
+        )
+
+    def interval(self, place: int, candidates: int = 1, level: float = 0.95) -> Interval:
+        """The metric of one configuration.
+
+        Args:
+            place: which.
+            candidates: number of configurations of which this one was taken because it looks best on these seeds; the
+                limits are widened so that they still cover its truth.
+            level: confidence level.
+
+        Returns:
+            The geometric mean of a loss, or the mean accuracy with limits from the log-odds scale; n are the seeds.
+        """
+        direction = np.eye(len(self.means))[place]
+        mean, variance = float(self.means[place]), float(self.covariance[place, place])
+        quantile = max(0.5 + level / 2, level ** (1 / candidates))
+        half = float(special.stdtrit(self.freedom(direction), quantile)) * np.sqrt(variance)
+        half = np.inf if self.seeds < 2 else half
+        if self.metric == "loss":
+            with np.errstate(over="ignore"):
+                return Interval(-mean, -mean - half, -mean + half, self.seeds).map(np.exp)
+        count = self.examples or 1000
+        shrunk = (mean * count + 0.5) / (count + 1)  # finite log-odds at 0 and 1 (Haldane 1956, Anscombe 1956)
+        logit, half = special.logit(shrunk), half / (shrunk * (1 - shrunk))
+
+        def accuracy(values: Array) -> Array:
+            return np.clip((special.expit(values) * (count + 1) - 0.5) / count, 0.0, 1.0)
+
+        return Interval(logit, logit - half, logit + half, self.seeds).map(accuracy)
+
+    def effect(self, gain: Interval) -> Interval:
+        """A difference of means for readers: of a loss the ratio (below 1 is better), otherwise the difference."""
+        if self.metric == "accuracy":
+            return gain.map(lambda values: np.clip(values, -1.0, 1.0))
+        with np.errstate(over="ignore"):
+            low, high = (float(np.exp(-end)) for end in (gain.high, gain.low))
+            return Interval(float(np.exp(-gain.estimate)), low, high, gain.n)
+
+
+def paired_scores(values: ArrayLike, metric: str, examples: ArrayLike | None = None, rounding: float = 0.0) -> Scores:
+    """The mean scores of k configurations with their noise over seeds and examples.
+
+    Args:
+        values: (k, seeds) metric on the split; a loss is positive.
+        metric: `loss` or `accuracy`.
+        examples: (k, seeds, n) metric of each example, of which `values` are the means; None if not recorded.
+        rounding: relative error of a value by the precision in which it was computed.
+
+    Returns:
+        The scores. Even where all values are equal the variance is not zero: an accuracy is that of a finite split,
+        and a loss is rounded.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    k, seeds = table.shape
+    scores = -np.log(table) if metric == "loss" else table
+    of_seeds = np.atleast_2d(np.cov(scores)) / seeds if seeds > 1 else np.zeros((k, k))
+    of_seeds = of_seeds + np.eye(k) * rounding**2
+    if examples is None:
+        return Scores(metric, scores.mean(axis=1), of_seeds, np.zeros((k, k)), seeds, 0)
+    each = np.asarray(examples, dtype=np.float64)
+    n = each.shape[2]
+    # The influence of each example on the mean score; of a logarithm by its derivative.
+    influence = -each / each.mean(axis=2, keepdims=True) if metric == "loss" else each
+    influence = influence - influence.mean(axis=2, keepdims=True)
+    of_example = influence.mean(axis=1)
+    squares = of_example @ of_example.T
+    if metric == "accuracy":  # half an example more that only this one gets right, and half one only it gets wrong
+        squares = squares + np.eye(k) / 2
+    both = squares / (n * max(n - 1, 1))
+    rest = (influence - of_example[:, None]).reshape(k, -1)
+    shared = rest @ rest.T / (seeds * n * max((seeds - 1) * (n - 1), 1))
+    return Scores(metric, scores.mean(axis=1), of_seeds, _positive(both - shared), seeds, n)
+
+
+def _positive(matrix: Array) -> Array:
+    """The nearest matrix without negative variances."""
+    weights, vectors = np.linalg.eigh(matrix)
+    return np.asarray((vectors * np.maximum(weights, 0.0)) @ vectors.T)
+
+
+@dataclass(frozen=True)
+class WithBest:
+    """One configuration against the best of the others.
+
+    Attributes:
+        gain: its mean minus that of the best other one, with limits that hold for all configurations at once.
+        p: of the hypothesis that it is the best; at most 1 - level if and only if it is no contender.
+        contender: whether it may be the best.
+    """
+
+    gain: Interval
+    p: float
+    contender: bool
+
+
+def compare_with_best(scores: Scores, level: float = 0.95) -> list[WithBest]:
+    """Multiple comparisons with the best (Hsu 1984): which configurations may be the best, given their joint noise.
+
+    A configuration is excluded if another one is better by more than the two-sided many-to-one critical value (Dunnett
+    1955) of the multivariate t distribution, drawn with a fixed seed. All that is said follows from the limits around
+    the truly best one, so it holds at once with a probability of at least `level`; of two configurations, p and limits
+    are those of the paired t test.
+
+    Args:
+        scores: of k configurations.
+        level: simultaneous confidence level.
+
+    Returns:
+        One per configuration, in order. With one seed, or one configuration, all are contenders.
+    """
+    k, means = len(scores.means), scores.means
+    gaps = means[:, None] - means
+    if k == 1 or scores.seeds < 2:
+        gains = [float(np.delete(gaps[place], place).min(initial=np.inf)) for place in range(k)]
+        return [WithBest(Interval(gain, -np.inf, np.inf, scores.seeds), 1.0, True) for gain in gains]
+    p, bounds = np.ones(k), np.zeros((k, k))
+    for place in range(k):
+        others = np.delete(np.arange(k), place)
+        errors, largest = _differences(scores, place, others)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lead = np.nan_to_num(-gaps[place, others] / errors, nan=0.0).max()  # 0 / 0: equal without any noise
+        p[place] = max(np.mean(largest >= lead), 1 / DRAWS)
+        bounds[place, others] = np.quantile(largest, level) * errors
+    contender = p > 1 - level
+    contender[np.argmax(means)] = True
+    return [
+        WithBest(_limits(place, gaps, bounds, contender, scores.seeds), float(p[place]), bool(contender[place]))
+        for place in range(k)
+    ]
+
+
+def _differences(scores: Scores, place: int, others: NDArray[np.int64]) -> tuple[Array, Array]:
+    """The standard errors of the differences to others, and draws of the largest absolute t of these if all are 0."""
+    identity, covariance = np.eye(len(scores.means)), scores.covariance
+    directions = identity[others] - identity[place]
+    joint = directions @ covariance @ directions.T
+    errors = np.sqrt(np.maximum(np.diag(joint), 0.0))
+    freedom = min(scores.freedom(each) for each in directions)
+    if len(others) == 1:  # without sampling error
+        return errors, np.asarray(special.stdtrit(freedom, 0.5 + (np.arange(DRAWS) + 0.5) / (2 * DRAWS)))
+    rng = np.random.default_rng(0)
+    weights, vectors = np.linalg.eigh(joint)
+    noise = rng.standard_normal((DRAWS, len(others))) @ (vectors * np.sqrt(np.maximum(weights, 0.0))).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = np.nan_to_num(np.abs(noise / errors)).max(axis=1)
+    return errors, np.asarray(drawn / np.sqrt(rng.chisquare(freedom, DRAWS) / freedom))
+
+
+def _limits(place: int, gaps: Array, bounds: Array, contender: NDArray[np.bool_], n: int) -> Interval:
+    """The limits of one configuration's gain; `gaps` and `bounds`, (k, k), are those of the differences."""
+    others = np.delete(np.arange(len(gaps)), place)
+    estimate = float(gaps[place, others].min())
+    rivals = others[contender[others]]  # one of them is the best, unless this one is
+    low = min((gaps[place, rival] - bounds[rival, place] for rival in rivals), default=np.inf)
+    if contender[place]:
+        own = gaps[place, others]
+        high = max(float((own + bounds[place, others]).min()), 0.0)
+        low = min(low, max(float((own - bounds[place, others]).min()), 0.0)) if not rivals.size else low
+    else:
+        high = min(max(gaps[place, rival] + bounds[rival, place] for rival in rivals), 0.0)
+    return Interval(estimate, min(float(low), estimate), max(float(high), estimate), n)

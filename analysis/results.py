@@ -22,6 +22,8 @@ from analysis import schema
 from analysis.remote import fetch
 from analysis.schema import CELL, FOLDERS, IMPORTANCE, OBJECTIVES, STINT, TABLES, TRIES, ResultsError
 
+SECONDS_ALONE, SECONDS_OF_STACK = "seconds of one network trained alone", "seconds of the whole stack of lanes"
+
 _PART = re.compile(r"(\d+)-(\d+)\.parquet")
 
 
@@ -143,8 +145,10 @@ class Results:
         spec: the resolved spec, as plain tables.
         spec_text: the text of `spec.toml`.
         provenance: commit, versions, hardware, seeds and command; empty if the study has not written it yet.
-        trials: one row per ended trial (`TRIALS`).
+        trials: one row per ended trial (`TRIALS`), and stack_seconds, the training time of its whole stack.
         lanes: one row per lane of an ended trial (`LANES`).
+        alone: whether the train_seconds of trials and curves are those of one network trained alone, without the
+            grid's extensions. If a trial did not measure them, as older programs, all are those of the stack.
     """
 
     path: Path
@@ -153,11 +157,32 @@ class Results:
     provenance: dict[str, Any]
     trials: pd.DataFrame = field(repr=False)
     lanes: pd.DataFrame = field(repr=False)
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        if "stack_seconds" in self.trials:  # a changed copy
+            return
+        trials = self.trials.assign(stack_seconds=self.trials["train_seconds"])
+        each = trials.loc[trials["updates"] > 0, "update_seconds"]
+        alone = len(each) > 0 and bool(each.notna().all())
+        if alone:
+            trials["train_seconds"] = (trials["updates"] * trials["update_seconds"]).fillna(0.0)
+        for name, value in (("trials", trials), ("alone", alone)):
+            object.__setattr__(self, name, value)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """One row per (trial, lane, update, split, metric) (`CURVES`); read at first use."""
-        return _read("curves", self.path)
+        curves = _read("curves", self.path)
+        if self.alone:
+            each = self.trials.set_index("trial")["update_seconds"]
+            curves["train_seconds"] = curves["update"] * curves["trial"].map(each)
+        return curves
+
+    @property
+    def seconds_label(self) -> str:
+        """What train_seconds are, for axes and captions."""
+        return SECONDS_ALONE if self.alone else SECONDS_OF_STACK
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
@@ -276,7 +301,8 @@ def load(path: str | Path) -> Results:
         if needed and not parts(file := folder / FOLDERS[name]):
             advice = f"restore it, or `study resume {folder}` runs {runs} again"
             raise ResultsError(f"{file}: missing, though {why}; {advice}")
-    return Results(folder, spec, spec_text, provenance, trials, _read("lanes", folder))
+    lanes = _read("lanes", folder)
+    return Results(folder, spec, spec_text, provenance, trials, lanes)
 
 
 def table_of(tables: dict[str, Any], name: str) -> dict[str, Any]:

@@ -113,7 +113,17 @@ TRIALS = _schema(
     _column("updates", pa.int64(), "optimizer steps per lane"),
     _column("examples", pa.int64(), "training examples used per lane"),
     _column("epochs", pa.float64(), "passes over the training split"),
-    _column("train_seconds", pa.float64(), "training time of the whole stack in seconds, without evaluation"),
+    _column(
+        "train_seconds",
+        pa.float64(),
+        "training time of the whole stack in seconds, without evaluation. `analysis.load` calls it stack_seconds; its "
+        "train_seconds are updates x update_seconds, of one network, if all trials have these",
+    ),
+    _optional(
+        "update_seconds",
+        pa.float64(),
+        "seconds per update of one network trained alone by the plain torch loop, without augmentation, measured",
+    ),
     _column("wall_seconds", pa.float64(), "seconds from start to end, everything included"),
     _optional("started", pa.float64(), "Unix time in seconds"),
     _optional("worker", pa.string(), "host:process of the last worker that ran it"),
@@ -144,7 +154,13 @@ LANES = _schema(
     _optional(
         "weights", pa.list_(pa.float64()), "final parameters in the network's order; empty unless the spec records them"
     ),
-    _optional("test_values", pa.list_(pa.float32()), "the metric of each test example, of confirmed lanes"),
+    _optional(
+        "test_values",
+        pa.list_(pa.float32()),
+        "the study's metric of each test example, or of 10,000 evenly spaced ones: its loss; or 1 or 0 for accuracy or "
+        "the value of a user's score. Empty unless the trial is of a confirmation; also where a user's loss or score "
+        "gives an example another value in another batch",
+    ),
 )
 """One row per (trial, lane). Losses and accuracies are empty where a lane diverged or has none."""
 
@@ -154,7 +170,11 @@ CURVES = _schema(
     _column("update", pa.int64(), "optimizer steps so far; 0 is the initialisation"),
     _column("examples", pa.int64(), "training examples used so far"),
     _column("epoch", pa.float64(), "passes over the training split so far"),
-    _column("train_seconds", pa.float64(), "training time of the whole stack so far, without evaluation"),
+    _column(
+        "train_seconds",
+        pa.float64(),
+        "training time of the whole stack so far, without evaluation; in `analysis.load` that of one network, as above",
+    ),
     _column(
         "split",
         pa.string(),

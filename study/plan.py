@@ -19,13 +19,16 @@ from study.results.confirm import cost, most_winners
 from study.spec import Spec
 from study.spec.adjust import planned_trials
 from study.spec.dimensions import Choice
+from study.spec.model import part
 from study.tuning.schedulers import REDUCTION
+from trainables import config
 from trainables.engines.base import Engine
 from trainables.engines.choose import choose
 from trainables.engines.kernel.build import unavailable
 from trainables.engines.memory import fitting, lane_bytes
 from trainables.lanes import equality
 from trainables.lanes.batches import Batches
+from trainables.lanes.cost import update_seconds
 from trainables.lanes.evaluate import TRAIN_SUBSET
 from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.times import EvaluationTimes
@@ -50,8 +53,8 @@ class Probe:
 
     Attributes:
         batch_size: examples per update.
-        updates: per lane; None if the budget is in seconds.
-        seconds: of the whole trial, evaluation included; None likewise.
+        updates: per lane.
+        seconds: of the whole trial, evaluation included.
         memory_bytes: parameters, gradients, the rule's buffers, one block's activations, and the data.
         engine: of such a trial on a CPU.
         at_once: lanes in a pass.
@@ -59,8 +62,8 @@ class Probe:
     """
 
     batch_size: int
-    updates: int | None
-    seconds: float | None
+    updates: int
+    seconds: float
     memory_bytes: int
     engine: str
     at_once: int
@@ -100,8 +103,9 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
                 f"then up to {spec.lanes.refine} times two around the best one, if the grid is coarser than the noise",
             )
         )
-    for size, updates in sorted({(p.batch_size, p.updates) for p in probes}, key=lambda pair: pair[0]):
-        much = f"{updates:,} updates a lane" if updates else f"{spec.budget.seconds:g} s a trial"
+    each = f"{spec.budget.seconds:g} s of one network" if spec.budget.seconds else ""
+    for size, updates in sorted({(p.batch_size, 0 if each else p.updates) for p in probes}):
+        much = f"{each or f'{updates:,} updates'} a lane"
         rows.append(("", f"batch size {size:,} ({regime(size, facts.train)}): {much}"))
     if spec.confirm:
         best = f"the {spec.confirm.top} best cells, and the best of each optimizer and regime"
@@ -147,7 +151,6 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     """Try a cell briefly, with the optimizer that takes the most time, or else memory."""
     workload, facts = spec.workload, spec.workload.facts
     make, judge = builder(spec, width, depth), criterion(spec)
-    updates = spec.budget.total_updates(batch_size, facts.train)
     rule, dtype = rule_of(spec, _heaviest(spec)), getattr(torch, workload.dtype)
     stack, network = Stack.build(make, _lanes(spec), rule, dtype, torch.device("cpu")), make()
     multiplications = models.multiplications(network, facts.in_shape)
@@ -157,17 +160,26 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     sample = examples.inputs[:TRIED_EXAMPLES]
     augmented = bool(workload.augment)
     engine = choose(make, facts.in_shape, judge, tried, stack, spec.lanes.engine, augmented=augmented, sample=sample)
-    seconds = None
-    if updates is not None:
-        update = _update_seconds(stack, engine, Batches(examples, tried, stack)) * batch_size / tried
-        points = _evaluations(spec, batch_size, multiplications)
-        seconds = updates * update + points * _evaluation_seconds(spec, stack, engine, examples)
+    budget = part(spec.budget, config.Budget)
+    if budget.seconds:
+        alone = update_seconds(make, rule, examples, tried, _lanes(spec)[0], judge, multiplications=multiplications)
+        budget = budget.in_updates(alone * batch_size / tried)
+    times = EvaluationTimes(
+        budget,
+        batch_size,
+        facts.train,
+        evaluated=min(TRAIN_SUBSET, facts.train) + facts.validation,
+        multiplications=multiplications,
+        share=spec.recording.evaluation_share,
+    )
+    seconds = times.total * _update_seconds(stack, engine, Batches(examples, tried, stack)) * batch_size / tried
+    seconds += (len(times.series()) + budget.reports) * _evaluation_seconds(spec, stack, engine, examples)
     kept, working = lane_bytes(network, facts.in_shape, batch_size, stack)
     numbers = (facts.train + facts.validation + facts.test) * math.prod(facts.in_shape)
     at_once = fitting(network, facts.in_shape, batch_size, stack)
     memory = kept * len(stack.lanes) + working * at_once + numbers * stack.parameters.element_size()
     small = packing.small(make, facts.in_shape, batch_size)
-    return Probe(batch_size, updates, seconds, memory, engine.name, at_once, small)
+    return Probe(batch_size, times.total, seconds, memory, engine.name, at_once, small)
 
 
 def _update_seconds(stack: Stack, engine: Engine, batches: Batches) -> float:
@@ -192,20 +204,6 @@ def _evaluation_seconds(spec: Spec, stack: Stack, engine: Engine, examples: Spli
         engine.noise(stack, lanes, examples)
         seconds += (time.perf_counter() - started) / len(examples) * subset
     return seconds
-
-
-def _evaluations(spec: Spec, batch_size: int, multiplications: int) -> int:
-    """Evaluations of a trial."""
-    facts, budget = spec.workload.facts, spec.budget
-    times = EvaluationTimes(
-        budget,
-        batch_size,
-        facts.train,
-        evaluated=min(TRAIN_SUBSET, facts.train) + facts.validation,
-        multiplications=multiplications,
-        share=spec.recording.evaluation_share,
-    )
-    return len(times.series()) + budget.reports
 
 
 def _data(spec: Spec, dtype: torch.dtype) -> Data:
@@ -299,7 +297,7 @@ def _added(spec: Spec) -> float:
 
 def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
     at_once = max(1, (os.cpu_count() or 1) // spec.resources.cpus_per_trial)
-    seconds = [spec.budget.seconds or p.seconds or 0.0 for p in probes]
+    seconds = [p.seconds for p in probes]
     each = sum(seconds) / len(seconds) / at_once
     total, again = trials * each, cost(spec) * each
     confirmation = f", {duration(again)} of it the confirmation" if again else ""

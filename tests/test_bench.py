@@ -63,6 +63,18 @@ def test_the_regime_figure_is_summed_over_its_updates(monkeypatch: pytest.Monkey
     assert "…" not in console.export_text()
 
 
+def test_an_epoch_of_one_network_is_measured_in_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainables.engines.bench, "TURN_SECONDS", 1e-3)
+    monkeypatch.setattr(trainables.engines.bench, "update_seconds", lambda *_, **__: 0.5)
+    found = trainables.engines.bench.epochs(rounds=1)
+    assert [(row.batch_size, row.measured) for row in found] == [(1, 5000.0), (32, 156.5), (10_000, 0.5)]
+    assert min(row.loop for row in found) > 0
+    console = Console(width=80, file=io.StringIO(), record=True)
+    bench.show({"epochs": [dataclasses.asdict(row) for row in found]}, console)
+    assert "batches of 10,000" in (text := console.export_text())
+    assert "…" not in text
+
+
 def test_operations_are_two_per_product_and_three_passes() -> None:
     mlp = next(work for work in WORKS if work.name == "2-16-8-1 MLP, batch 32")
     assert trainables.engines.bench.operations(mlp) == 6 * 32 * (2 * 16 + 16 * 8 + 8)

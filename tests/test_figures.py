@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,8 +26,10 @@ from analysis.figures.batch_size.throughput import throughput, throughput_agains
 from analysis.figures.batch_size.tuned_rate import best_rates, rate_against_batch_size
 from analysis.figures.performance_profile import performance_profiles
 from analysis.figures.rate_sensitivity import learning_rate_sensitivity, tolerance
+from analysis.figures.regimes import learning_curves
 from analysis.figures.regimes.gradient_noise import noise_scale
 from analysis.figures.regimes.noise_speed import noise_against_speed, noise_and_speed
+from analysis.figures.search import loss_time
 from analysis.figures.search.expected_best import expected_best_of
 from analysis.figures.search.importance import importance_bars
 from analysis.figures.search.isolation import isolation, searched
@@ -79,6 +82,21 @@ def test_loss_by_regime_draws_estimates_from_the_initialisation_on(ax: Axes, stu
     assert ax.get_yscale() == "log"
     draw(ax)
     assert ax.get_xticklabels()[0].get_text() == "0"
+
+
+def test_captions_and_axes_say_whose_seconds_they_show(study: Any) -> None:
+    old, _ = study
+    raw = old.trials.drop(columns="stack_seconds")
+    new = replace(old, trials=raw.assign(update_seconds=1e-3 / raw["batch_size"]))
+    for results, words in ((old, "seconds of the whole stack of lanes"), (new, "seconds of one network trained alone")):
+        for module in (learning_curves, loss_time):
+            exhibit = module.figure(results, analysis.cells(results))
+            assert words in exhibit.caption
+            with analysis.style():
+                assert words in [panel.get_xlabel() for panel in exhibit.draw().axes]
+    data = learning_curves.regime_curves(new, analysis.cells(new))
+    ends = data.groupby("regime")[["update", "batch_size", "train_seconds"]].max()
+    assert_allclose(ends["train_seconds"], 1e-3 * ends["update"] / ends["batch_size"])
 
 
 def test_loss_by_regime_names_size_optimizer_and_rate(ax: Axes, study: Any) -> None:

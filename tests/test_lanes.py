@@ -207,14 +207,6 @@ def test_a_budget_in_updates(budget: Budget, batch_size: int, updates: int) -> N
     assert points[-1].update == updates
 
 
-def test_a_budget_in_seconds_is_spent_on_training_alone() -> None:
-    stack = Stack.build(builder("mlp"), [Lane(0.001, 0)], RULES["sgd"], torch.float64, CPU)
-    reports = list(train_stack(stack, made("mlp", 1, stack), small("cubic"), 1, Budget(seconds=0.2)))
-    assert len(reports) == 10
-    assert stack.seconds >= 0.2
-    assert stack.train_seconds.tolist() == [stack.seconds]
-
-
 def test_examples_count_the_short_batch_as_what_it_is() -> None:
     schedule = EvaluationTimes(Budget(epochs=2), 32, TRAINING)
     assert [schedule.progress(update)[0] for update in (0, 1, 3, 4, 5, 8)] == [0, 32, 96, 100, 132, 200]

@@ -28,10 +28,12 @@ def test_more_lanes_take_more_memory_and_more_updates_more_time() -> None:
     assert lengthy.seconds > 3 * small.seconds  # 100 times as long; both are measured, maybe on a busy machine
 
 
-def test_a_budget_in_seconds_is_the_time() -> None:
+def test_a_budget_in_seconds_is_that_of_one_network() -> None:
     spec = check(changed(budget={"trials": 4, "seconds": 60.0}))
-    assert "batch size 1 (stochastic): 60 s a trial" in plan.describe(spec, plan.probed(spec))
-    assert re.search(r"time +about \d", plan.describe(spec, plan.probed(spec)))
+    probes = plan.probed(spec)
+    assert "batch size 1 (stochastic): 60 s of one network a lane" in plan.describe(spec, probes)
+    assert re.search(r"time +about \d", plan.describe(spec, probes))
+    assert all(6_000 < probe.updates < 6_000_000 for probe in probes if probe.batch_size == 1)
 
 
 def test_a_plan_says_how_many_rates_may_be_added() -> None:

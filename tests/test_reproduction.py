@@ -325,7 +325,7 @@ def test_the_same_time_is_judged_on_both_sides_of_it() -> None:
             for when, loss in own
         ]
         facts = regimes.time_facts(pd.DataFrame(rows), pd.DataFrame(rows))
-        return judge("regimes", "time", {"cut": False, **facts})
+        return judge("regimes", "time", {"cut": False, "alone": True, **facts})
 
     near, far, under = [(0.5, 0.95), (2.0, 1.0)], [(0.5, 9.0), (2.0, 9.0)], [(0.5, 0.1), (2.0, 0.1)]
     across = [(0.9, 9.0), (1.1, 1.0)]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import ResultsError, load
-from analysis.results import _read, parts
+from analysis.cells import cells
+from analysis.results import Results, _read, parts
 from analysis.schema import CURVES, FOLDERS, LANES, TRIALS, regime
-from tests.conftest import PART, trial_row, write_confirmation, write_provenance, write_spec, write_study, write_tables
+from tests.conftest import (
+    PART,
+    curve_row,
+    lane_row,
+    trial_row,
+    write_confirmation,
+    write_provenance,
+    write_spec,
+    write_study,
+    write_tables,
+)
 
 
 def write_part(folder: Path, name: str, *trials: int, worker: str = "a") -> None:
@@ -29,7 +41,7 @@ def test_a_study_reads_back(quick_study: Path) -> None:
     assert (results.name, results.metric, results.maximize, results.target) == ("quick", "loss", False, 0.1)
     assert len(results.trials) == 48
     assert len(results.lanes) == 48 * 6 * 3
-    assert list(results.trials) == TRIALS.names
+    assert list(results.trials) == [*TRIALS.names, "stack_seconds"]
     assert list(results.lanes) == LANES.names
     assert list(results.curves) == CURVES.names
     assert results.spec_text.startswith('name = "quick"')
@@ -203,3 +215,45 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="No analysis attribute nothing"):
         _ = analysis.nothing
+
+
+def timed_study(folder: Path, *each: float | None) -> Results:
+    """A study of trials whose stack took 2 s for 900 updates, and one of their lanes, with these seconds per update."""
+    write_spec(folder)
+    trials = [trial_row(trial=number, lanes=1, update_seconds=seconds) for number, seconds in enumerate(each)]
+    lanes = [lane_row(trial=number, seed=number, validation_loss=1.0) for number in range(len(each))]
+    curves = [curve_row(trial=number, update=update) for number in range(len(each)) for update in (0, 450, 900)]
+    write_tables(folder, trials=trials, lanes=lanes, curves=curves)
+    return load(folder)
+
+
+def test_seconds_are_those_of_one_network_where_all_trials_measured_them(tmp_path: Path) -> None:
+    results = timed_study(tmp_path, 0.01, 0.1)
+    assert results.alone
+    assert results.seconds_label == "seconds of one network trained alone"
+    assert results.trials["train_seconds"].to_list() == pytest.approx([9.0, 90.0])
+    assert results.trials["stack_seconds"].to_list() == [2.0, 2.0]
+    assert results.curves["train_seconds"].to_list() == pytest.approx([0, 4.5, 9.0, 0, 45.0, 90.0])
+    assert cells(results)["train_seconds"].to_list() == pytest.approx([49.5])  # of both trials of the cell
+    some = replace(results, trials=results.trials.head(1))
+    assert some.alone
+    assert some.trials["train_seconds"].to_list() == pytest.approx([9.0])
+
+
+@pytest.mark.parametrize("each", [(None, None), (0.01, None)])
+def test_a_study_of_an_older_program_keeps_the_seconds_of_its_stacks(
+    tmp_path: Path, each: tuple[float | None, ...]
+) -> None:
+    results = timed_study(tmp_path, *each)
+    assert not results.alone
+    assert not replace(results, trials=results.trials.head(1)).alone
+    assert results.seconds_label == "seconds of the whole stack of lanes"
+    assert results.trials["train_seconds"].to_list() == results.trials["stack_seconds"].to_list() == [2.0, 2.0]
+    assert results.curves["train_seconds"].to_list() == pytest.approx([0, 0.9, 1.8] * 2)
+
+
+def test_a_trial_that_failed_before_training_hides_no_seconds(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    failed = trial_row(trial=1, outcome="failed", updates=0, train_seconds=0.0)
+    write_tables(tmp_path, trials=[trial_row(update_seconds=0.01), failed], lanes=[], curves=[])
+    assert load(tmp_path).trials["train_seconds"].to_list() == pytest.approx([9.0, 0.0])

@@ -139,6 +139,30 @@ def near(outputs: Tensor, targets: Tensor) -> Tensor:
     return ((outputs - targets).abs() < 0.5).float().mean(1)
 
 
+def pairs(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+    """Two targets for each of five numbers."""
+    return {split: (x, torch.cat([y, x[:, :1]], 1)) for split, (x, y) in columns(seed).items()}
+
+
+def columns(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+    """The waves, with targets of shape (n, 1)."""
+    return {split: (x, y.reshape(len(x), 1)) for split, (x, y) in waves(seed).items()}
+
+
+def smoothed(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=0.1)
+
+
+def certain(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The probability of the right class."""
+    return outputs.softmax(1).gather(1, targets[:, None])[:, 0]
+
+
+def averaged(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The same share of right classes for every example."""
+    return (outputs.argmax(1) == targets).float().mean().expand(len(outputs))
+
+
 def easy() -> dict[str, tuple[Tensor, Tensor]]:
     """Two classes far apart: many rates reach accuracy 1, with very different losses."""
     y = torch.arange(300) % 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -25,7 +25,8 @@ class Budget:
     """How long every lane trains; exactly one of epochs, updates, examples and seconds is set.
 
     Attributes:
-        epochs, updates, examples, seconds: the limit; seconds are of training the whole stack, without evaluation.
+        epochs, updates, examples, seconds: the limit; seconds are those of one network trained alone, without
+            evaluation: each lane makes as many updates as that takes, by the cost of an update that its trial measures.
         min_updates: lower bound on updates, for batches so large that the budget would end at once.
         drop_last: whether an epoch leaves out a last batch that is short.
     """
@@ -52,6 +53,13 @@ class Budget:
             assert self.updates is not None
             total = self.updates
         return max(total, self.min_updates, 1)
+
+    def in_updates(self, update_seconds: float | None) -> Budget:
+        """The same budget in updates if it is in seconds, which requires the seconds of an update."""
+        if self.seconds is None:
+            return self
+        assert update_seconds
+        return replace(self, seconds=None, updates=max(1, round(self.seconds / update_seconds)))
 
     @property
     def reports(self) -> int:
@@ -136,6 +144,7 @@ class TrialConfig(Recording):
         halving: whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget.
         extensions: times, at most, that rates are added beyond the edge of the grid on which the best one lies.
         refine: times, at most, that rates are then added around the best one, at half and a quarter of the spacing.
+        test_values: whether the lanes table holds the metric of each test example, as a confirmation's does.
         trial: the trial's number, for the tables.
         data_folder: of downloaded data.
         code, digest: folder of user code, and the digest of its files; empty if there is none, or any will do.
@@ -169,6 +178,7 @@ class TrialConfig(Recording):
     halving: bool = False
     extensions: int = 0
     refine: int = 0
+    test_values: bool = False
 
     trial: int = 0
     data_folder: str | None = None
@@ -205,6 +215,7 @@ _INCIDENTAL = (
     "device",
     "digest",
     "share",
+    "test_values",
     "threads",
     "weights",
 )

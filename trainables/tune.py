@@ -199,6 +199,7 @@ class LaneTrainable(tune.Trainable):
             "trial": self.trial.identity(),
             "segments": self._segments(),
             "reported": self.reported,
+            "update_seconds": None if self.failure else self.run.update_seconds,
             "build": "" if self.failure else self.run.engine.build,
             "stacks": [] if self.failure else [stack.state_dict() for stack in self.run.stacks],
             "points": [plain(point) for point in self.buffer.points],
@@ -208,7 +209,7 @@ class LaneTrainable(tune.Trainable):
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Restore the result of `_state`."""
-        self.run.restore(state["stacks"])
+        self.run.restore(state["stacks"], state.get("update_seconds"))  # earlier versions did not save it
         buffer = Payload(
             [Point(**arrays(each)) for each in state["points"]],
             [Trace(**arrays(each)) for each in state["traces"]],

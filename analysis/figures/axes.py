@@ -10,13 +10,14 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
+from analysis.results import SECONDS_ALONE
 from analysis.text import short
 
 LABELS = {
     "update": "updates",
     "examples": "training examples",
     "epoch": "epochs",
-    "train_seconds": "training time of the stack (s)",
+    "train_seconds": SECONDS_ALONE,
 }
 
 

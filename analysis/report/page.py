@@ -120,6 +120,7 @@ def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, A
         "leaderboard": tables.leaderboard(results, ranked, has_settings),
         "leaderboard_file": leaderboard,
         "cells": len(ranked),
+        "seconds": results.seconds_label,
         "several": len(results.objectives) > 1,
         "front": tables.front(results, table, has_settings),
         "target": results.target is not None,
@@ -149,7 +150,7 @@ def course(results: Results) -> list[str]:
         lines.append("Whether it is still running is not recorded.")
     lines.append(
         f"The trials ran for {duration(float(trials['wall_seconds'].sum()))} in total, "
-        f"{duration(float(trials['train_seconds'].sum()))} of which was training. The study took {study_cost(results)}"
+        f"{duration(float(trials['stack_seconds'].sum()))} of which was training. The study took {study_cost(results)}"
         f"{', including the confirmation' if results.confirmation else ''}."
     )
     stays = timeline(results).drop_duplicates(["confirming", "trial", "started"])

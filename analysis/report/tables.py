@@ -167,7 +167,7 @@ def times(results: Results, cells: pd.DataFrame) -> Table | None:
         f"Until the validation {results.metric} first reaches {target}: medians over seeds for the best cell of each "
         f"regime and optimizer at its tuned rate, at the first evaluation that reaches it. ∞: at least half of the "
         f"seeds never reached it; p: log-rank test of the examples against the fastest of the regime, by permutation "
-        f"of the seeds."
+        f"of the seeds; train s: {results.seconds_label}."
     )
     return table("Time to target", rows, caption=caption, sortable=True)
 
@@ -201,6 +201,8 @@ def front(results: Results, cells: pd.DataFrame, has_settings: bool) -> Table | 
         f"Completed cells that no other cell dominates (as good in every objective and better in one), by validation "
         f"{results.metric}."
     )
+    if "train_seconds" in others:
+        caption += f" Train s: {results.seconds_label}."
     return table("Pareto front", rows, caption=caption, sortable=True)
 
 

@@ -35,6 +35,7 @@ def regimes(parts: Mapping[str, Results]) -> Measured:
     drawn = as_drawn(traces, report)
     cut = fixed.trials.empty or float(fixed.trials["epochs"].max()) < report["epochs"]
     facts = {
+        "alone": fixed.alone and tuned.alone,
         "seeds": int(fixed.lanes["seed"].nunique()),
         "rates": [
             f"{row['regime']} {row['learning_rate']:.3g}" for row in records(tuned_curves.drop_duplicates("regime"))
@@ -44,8 +45,8 @@ def regimes(parts: Mapping[str, Results]) -> Measured:
     }
     shown = {
         "regimes-as-drawn": (drawn, lambda: with_legend(lambda ax: _draw_as_drawn(drawn, ax), 0.9 * PAGE_MM, 85.0)),
-        "regimes-put-right": (curves, lambda: _four_panels(curves)),
-        "regimes-tuned": (tuned_curves, lambda: _four_panels(tuned_curves)),
+        "regimes-put-right": (curves, lambda: _four_panels(fixed, curves)),
+        "regimes-tuned": (tuned_curves, lambda: _four_panels(tuned, tuned_curves)),
     }
     return Measured(facts, shown, {"numbers": numbers, "ends": ends}, [fixed, tuned])
 
@@ -58,7 +59,12 @@ def update_losses(study: Results) -> pd.DataFrame:
 
 
 def own_seconds(study: Results, table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The curves with the seconds of their own lanes: equal shares of those of all lanes that trained together."""
+    """The curves with the seconds of one network trained alone, which older programs did not measure.
+
+    Theirs get the seconds of their own lanes: equal shares of those of all lanes that trained together.
+    """
+    if study.alone:
+        return curves
     lanes, pieces = tuned_lanes(study, table), []
     for _, line in curves.groupby("regime", sort=False):
         own = float(lanes.loc[lanes["cell"] == line["trial"].iloc[0], "train_seconds_share"].sum())
@@ -95,7 +101,7 @@ def regime_numbers(study: Results, table: pd.DataFrame, traces: pd.DataFrame) ->
     Columns regime, updates; first and final (Intervals of the validation loss over that at initialisation, after one
     epoch and at the end, infinite for a seed that diverged), and by how much they have fallen; noise (Interval of the
     `jitter` of the batch losses); falling (share of seeds whose validation loss ends below its start); seconds (of
-    training an epoch, per lane).
+    training an epoch: of one network alone, or of the stack, per lane).
     """
     curves = curves_of(study, table)
     losses = curves[(curves["split"] == "validation") & (curves["metric"] == "loss")].sort_values("update")
@@ -107,6 +113,7 @@ def regime_numbers(study: Results, table: pd.DataFrame, traces: pd.DataFrame) ->
         by_seed = own.groupby("seed")
         start, end = by_seed["value"].first(), by_seed["value"].last()
         first = own[own["epoch"] >= 1 - 1e-9].groupby("seed")["value"].first().reindex(start.index)
+        together = 1 if study.alone else max(1, len(end))
         diverged = start.index.isin(lost.loc[lost["regime"] == regime, "seed"])
         first, end = first.mask(diverged, math.inf), end.mask(diverged, math.inf)
         noise = traces[traces["regime"] == regime].sort_values("update").groupby("seed")["value"].agg(jitter)
@@ -114,7 +121,7 @@ def regime_numbers(study: Results, table: pd.DataFrame, traces: pd.DataFrame) ->
             {"regime": regime, "updates": int(cell["updates"])}
             | {"first": log_interval(first / start), "final": log_interval(end / start), "noise": t_interval(noise)}
             | {"falling": float((end < start).mean())}
-            | {"seconds": float(cell["train_seconds"]) / max(1.0, float(cell["epochs"])) / max(1, len(end))}
+            | {"seconds": float(cell["train_seconds"]) / max(1.0, float(cell["epochs"])) / together}
         )
     frame = pd.DataFrame(rows, columns=["regime", "updates", "first", "final", "noise", "falling", "seconds"])
     return frame.assign(first_fall=frame["first"].map(fall), final_fall=frame["final"].map(fall))
@@ -196,10 +203,9 @@ def same_seconds(curves: pd.DataFrame, regime: str) -> tuple[float, list[Interva
     return seconds, mini, other
 
 
-def _four_panels(curves: pd.DataFrame) -> Figure:
-    figure = four_panels(curves, "validation loss, mean squared error", raw=False)
-    figure.axes[-1].set_xlabel("training time of these lanes (s)")
-    return figure
+def _four_panels(study: Results, curves: pd.DataFrame) -> Figure:
+    seconds = study.seconds_label if study.alone else "training time of these lanes (s)"
+    return four_panels(curves, "validation loss, mean squared error", raw=False, seconds=seconds)
 
 
 def _draw_as_drawn(data: pd.DataFrame, ax: Axes) -> None:

@@ -71,6 +71,7 @@ class Space:
             halving=lanes.halving and not rate,
             extensions=lanes.extensions,
             refine=lanes.refine,
+            test_values=bool(rate),
             trial=number,
             data_folder=self.data_folder,
             code=self.code,

@@ -35,7 +35,9 @@ def directions(objectives: list[str], metric: str) -> list[Literal["minimize", "
 
 
 def values(objectives: list[str], row: Mapping[str, Any]) -> list[float]:
-    """A completed trial's values for Optuna, from its row of the trials table."""
+    """A completed trial's values for Optuna, from its row of the trials table; seconds are those of one network."""
+    if (seconds := row.get("update_seconds")) is not None:  # older programs did not measure it
+        row = {**row, "train_seconds": row["updates"] * seconds}
     return [float(row["value" if objective == "metric" else objective]) for objective in objectives]
 
 

@@ -101,6 +101,7 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     # Last, since JAX's threads do not survive the fork by which Ray starts.
     if only in ("", "figure"):
         found["figure"] = asdict(trainables.engines.bench.figure(device))
+        found["epochs"] = [asdict(row) for row in trainables.engines.bench.epochs(device)]
     if only not in ("figure", "study", "search", "trials"):
         found["updates"] = trainables.engines.bench.run(device, only)["rows"]
     return found
@@ -343,6 +344,11 @@ def show(found: dict[str, Any], console: Console) -> None:
         table = _table("the report's regime figure, s a seed", "seeds", "its loop", "lane", "ratio")
         speeds = (row["loop_seconds"], row["lane_seconds"], row["ratio"])
         table.add_row("batches of 1, 32 and 10,000, 10 epochs", str(row["seeds"]), *map(_figure, speeds))
+        console.print(table)
+    if rows := found.get("epochs"):
+        table = _table("an epoch of one network, s", "measured by a trial", "plain torch")
+        for row in rows:
+            table.add_row(f"batches of {row['batch_size']:,}", *map(_figure, (row["measured"], row["loop"])))
         console.print(table)
     if row := found.get("study"):
         table = _table("a shipped study, from command to report", "runs", "seconds", "plain torch", "ratio")

@@ -38,6 +38,13 @@ class Engine(ABC):
         """Mean loss, and accuracy if there is a score, of some rows on fixed examples, each (rows,), float64."""
 
     @abstractmethod
+    def each(self, stack: Stack, rows: slice, examples: Split, metric: str) -> Tensor | None:
+        """The loss, or the score called accuracy, of each example in some rows, (rows, n), float64.
+
+        None if a user's function gives an example another value in another batch.
+        """
+
+    @abstractmethod
     def predict(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
         """The class that some rows predict for each example, and its softmax probability, each (rows, n)."""
 

@@ -25,9 +25,10 @@ from trainables.engines import jax_peer
 from trainables.engines.choose import choose
 from trainables.engines.kernel.build import unavailable
 from trainables.lanes.batches import Batches
+from trainables.lanes.cost import update_seconds
 from trainables.lanes.reference import mean_loss, updates
 from trainables.lanes.seeds import initialise
-from trainables.lanes.stack import Stack, grid
+from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.train import advance
 from trainables.rules import RULES
 from trainables.workloads import models
@@ -183,6 +184,39 @@ def figure(device: str = "cpu", rounds: int = 3) -> Figure:
     best = [(min(rows, key=lambda row: row.lane_us), count) for rows, count in measured]
     loop, lane = (sum(getattr(row, key) * n for row, n in best) / 1e6 for key in ("solo_us", "lane_us"))
     return Figure(FIGURE_SEEDS, loop, lane, loop / lane)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch of one network trained alone, in seconds.
+
+    Attributes:
+        batch_size: examples per update.
+        measured: by the measurement that every trial makes, `lanes.cost`.
+        loop: by the ordinary loop.
+    """
+
+    batch_size: int
+    measured: float
+    loop: float
+
+
+def epochs(device: str = "cpu", rounds: int = 3) -> list[Epoch]:
+    """An epoch of the regime figure's network in each regime, on one thread."""
+    found, where = [], torch.device(device)
+    with _one_thread():
+        for work, _ in FIGURE:
+            examples, solo = _examples(work, where), _solo(work, where)
+            multiplications = models.multiplications(work.build(), work.in_shape)
+            lane, task = Lane(1e-4, 0), Criterion(work.task)
+            measured = update_seconds(
+                work.build, RULES["adam"], examples, work.batch_size, lane, task, multiplications=multiplications
+            )
+            solo(1)
+            loop = min(_per_update(solo, where) for _ in range(rounds))
+            updates = work.examples // work.batch_size
+            found.append(Epoch(work.batch_size, updates * measured, updates * loop))
+    return found
 
 
 def operations(work: Work) -> int:

@@ -127,6 +127,18 @@ class Eager(Engine):
         return means | {"accuracy": correct / len(examples)} if self.criterion.scored else means
 
     @torch.no_grad()
+    def each(self, stack: Stack, rows: slice, examples: Split, metric: str) -> Tensor | None:
+        """Pass blocks, as `evaluate` does."""
+        leaves, forward = stack.leaves(rows), self.forward(stack, rows, stack.update, training=False)
+        found = []
+        for x, y in zip(examples.inputs.split(self.block), examples.targets.split(self.block), strict=True):
+            values = self.criterion.each(metric, forward(leaves, x[None]), y[None])
+            if values is None:
+                return None
+            found.append(values)
+        return torch.cat(found, 1)
+
+    @torch.no_grad()
     def predict(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
         """Take the largest output, as `evaluate` does."""
         leaves, forward = stack.leaves(rows), self.forward(stack, rows, stack.update, training=False)

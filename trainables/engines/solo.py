@@ -96,6 +96,10 @@ class Solo(Engine):
         """Evaluate all lanes together where possible."""
         return self.stacked.evaluate(stack, rows, examples)
 
+    def each(self, stack: Stack, rows: slice, examples: Split, metric: str) -> Tensor | None:
+        """Evaluate all lanes together where possible."""
+        return self.stacked.each(stack, rows, examples, metric)
+
     def predict(self, stack: Stack, rows: slice, examples: Split) -> tuple[Tensor, Tensor]:
         """Predict for all lanes together where possible."""
         return self.stacked.predict(stack, rows, examples)

@@ -64,6 +64,7 @@ class Stack:
         diverged: lane -> first update whose loss was not finite.
         stopped: lane -> the update after which halving gave it up.
         solo: lane -> the state of its own torch optimizer, where there is no rule.
+        test_values: lane -> (n,) float32, the metric of each test example at the end, where asked for.
         updates, train_seconds, shares: (L,) per lane: updates (those before divergence), seconds it was in the stack,
             its share of them.
         last: (split, metric) -> (L,) last values, NaN where there are none.
@@ -84,6 +85,7 @@ class Stack:
     diverged: dict[int, int] = field(default_factory=dict)
     stopped: dict[int, int] = field(default_factory=dict)
     solo: dict[int, Any] = field(default_factory=dict)
+    test_values: dict[int, np.ndarray] = field(default_factory=dict)
     updates: np.ndarray = field(init=False)
     train_seconds: np.ndarray = field(init=False)
     shares: np.ndarray = field(init=False)
@@ -236,6 +238,7 @@ class Stack:
             "diverged": self.diverged,
             "stopped": self.stopped,
             "solo": self.solo,
+            "test_values": {lane: torch.from_numpy(values) for lane, values in self.test_values.items()},
             "per_lane": {name: torch.from_numpy(getattr(self, name)) for name in _PER_LANE},
             "last": {"/".join(key): torch.from_numpy(values) for key, values in self.last.items()},
         }
@@ -254,6 +257,8 @@ class Stack:
         self.state = {name: buffer.to(device) for name, buffer in saved["state"].items()}
         self.extras = {name: extra.to(device) for name, extra in saved["extras"].items()}
         self.diverged, self.stopped, self.solo = saved["diverged"], saved["stopped"], saved["solo"]
+        kept = saved.get("test_values", {})  # earlier versions did not save them
+        self.test_values = {lane: values.cpu().numpy() for lane, values in kept.items()}
         for name in _COUNTERS:
             setattr(self, name, saved["counters"][name])
         for name in _PER_LANE:

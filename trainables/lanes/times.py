@@ -23,7 +23,7 @@ class EvaluationTimes:
     evaluation within a share of training, beyond `FREE_MULTIPLICATIONS`.
 
     Args:
-        budget: how long lanes train.
+        budget: how long lanes train, not in seconds (`Budget.in_updates`).
         batch_size: examples per update.
         training_examples: in the split.
         evaluated: examples that one evaluation passes forward.
@@ -45,40 +45,32 @@ class EvaluationTimes:
         self.epoch_examples = examples_per_epoch(batch_size, training_examples, drop_last=budget.drop_last)
         self.batch_size = min(batch_size, training_examples)
         self.per_epoch = updates_per_epoch(batch_size, self.epoch_examples)
-        self.total = budget.total_updates(batch_size, training_examples)
-        self.every = 2  # for a budget in seconds, which may hold any number of updates
-        if self.total is not None:
-            # An update passes an example forward once, and backward at the price of two more passes.
-            affordable = 3 * share * self.progress(self.total)[0] + FREE_MULTIPLICATIONS / multiplications
-            ends = {self.end(part) for part in range(budget.reports + 1)}
-            self.every = 1
-            while len(ends | set(self.series())) * evaluated > affordable and len(self.series()) > 1:
-                self.every *= 2
+        total = budget.total_updates(batch_size, training_examples)
+        assert total is not None
+        self.total: int = total
+        # An update passes an example forward once, and backward at the price of two more passes.
+        affordable = 3 * share * self.progress(self.total)[0] + FREE_MULTIPLICATIONS / multiplications
+        ends = {self.end(part) for part in range(budget.reports + 1)}
+        self.every = 1
+        while len(ends | set(self.series())) * evaluated > affordable and len(self.series()) > 1:
+            self.every *= 2
 
     def series(self) -> list[int]:
-        """The updates in between, up to the end of the budget; up to about 2^62 for a budget in seconds."""
+        """The updates in between, up to the end of the budget."""
         powers = [1 << exponent for exponent in range(1, 62)]
         stops = [1, *(stop for power in powers for stop in (power, power + power // 2))][:: self.every]
-        return [stop for stop in stops if self.total is None or stop <= self.total]
+        return [stop for stop in stops if stop <= self.total]
 
     def end(self, part: int) -> int:
-        """Updates made after this many reports; the budget must not be in seconds."""
-        assert self.total is not None
+        """Updates made after this many reports."""
         return -(-self.total * part // self.budget.reports)
 
     def next_stop(self, stack: Stack) -> int | None:
         """The update at which to pause next, or None if the next report is due."""
         made, part = stack.update, stack.reports + 1
         following = next((stop for stop in self.series() if stop > made), math.inf)
-        if self.total is not None:
-            end = self.end(part)
-            return int(min(following, end)) if made < end else None
-        assert self.budget.seconds is not None
-        left = self.budget.seconds * part / self.budget.reports - stack.seconds
-        if left <= 0 and made * self.budget.reports >= self.budget.min_updates * part:
-            return None
-        affordable = math.ceil(left * made / stack.seconds) if left > 0 and made else 1
-        return int(min(following, made + affordable))
+        end = self.end(part)
+        return int(min(following, end)) if made < end else None
 
     def progress(self, update: int) -> tuple[int, float]:
         """Training examples used, and epochs, after this many updates."""

@@ -74,7 +74,7 @@ def train(
             batches.align(stack)
         finished = spent(budget, stack)
         if finished and stack.alive:
-            evaluator.test()
+            evaluator.test(config.metric if config.test_values else "")
             predicted = [evaluator.predictions()] if config.predictions else []
         yield Report(stack.reports, *times.progress(stack.update), points, traces, predicted, finished)
         points, traces = [], []

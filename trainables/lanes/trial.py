@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from trainables.config import Budget, TrialConfig
+from trainables.config import TrialConfig
 from trainables.engines.choose import choose
 from trainables.engines.memory import fitting
+from trainables.lanes.cost import update_seconds
 from trainables.lanes.rates import EXTENSION, REFINEMENT, Measure, next_round, tuned
 from trainables.lanes.records import Report
 from trainables.lanes.stack import Lane, Stack, grid
@@ -41,7 +42,10 @@ class TrialRun:
         measure: by which rates are compared.
         engine: of the last stack.
         engine_name, parameters: engine of the first stack, and parameters of one network.
+        config: of the trial; a budget in seconds has become one in updates.
         times: progress in examples and epochs.
+        budget: as it was given.
+        update_seconds: of one network trained alone, measured; None if the ordinary loop raises an error.
     """
 
     def __init__(self, config: TrialConfig, family: str) -> None:
@@ -62,8 +66,8 @@ class TrialRun:
         self.multiplications = models.multiplications(self.build(), shape)
         self.criterion = Criterion(self.data.task, config.loss, config.score, config.code)
         self.measure = Measure.of(config, self.data, self.criterion)
-        self.times = EvaluationTimes(config.budget, config.batch_size, len(self.data.train))
         self.stacks: list[Stack] = []
+        self.budget = config.budget
 
     @property
     def stack(self) -> Stack:
@@ -72,12 +76,12 @@ class TrialRun:
 
     def begin(self) -> None:
         """Initialise the lanes of the grid."""
-        self.stacks = []
+        self._start(self._update_seconds())
         self._add(grid_lanes(self.config))
 
-    def restore(self, states: list[dict[str, Any]]) -> None:
+    def restore(self, states: list[dict[str, Any]], update_seconds: float | None) -> None:
         """Restore the stacks from their state dicts; the lanes of each round follow from the stacks before it."""
-        self.stacks = []
+        self._start(self._update_seconds() if update_seconds is None else update_seconds)
         for state in states:
             name, lanes = self.following() if self.stacks else ("grid", grid_lanes(self.config))
             self._add(lanes, name).load_state_dict(state)
@@ -86,8 +90,7 @@ class TrialRun:
         """Train stack after stack, with lanes numbered through all stacks; only the very last report is finished."""
         while True:
             before = sum(len(stack.lanes) for stack in self.stacks[:-1])
-            config = replace(self.config, budget=self._budget(self.stack))
-            for report in train(self.stack, self.engine, self.data, config, multiplications=self.multiplications):
+            for report in train(self.stack, self.engine, self.data, self.config, multiplications=self.multiplications):
                 extends = report.finished and bool(self.following()[1])
                 if extends and not self.config.weights:
                     self.stack.free()
@@ -105,23 +108,9 @@ class TrialRun:
         first = self.stacks[0].lanes[: len(config.seeds)]
         return name, [replace(lane, learning_rate=rate) for rate in rates for lane in first]
 
-    def _budget(self, stack: Stack) -> Budget:
-        """The budget of a stack.
-
-        In seconds, fewer lanes make more updates, which would flatter the rates of a further round: these make as many
-        updates as the grid did.
-        """
-        budget = self.config.budget
-        if budget.seconds is None or stack is self.stacks[0]:
-            return budget
-        return replace(budget, seconds=None, updates=self.stacks[0].update)
-
-    def _spent(self, stack: Stack) -> bool:
-        return spent(self._budget(stack), stack)
-
     def result(self, report: Report) -> dict[str, Any]:
         """The columns of a result of Ray Tune that tell what the trial has reached."""
-        main, done = self.stacks[0], [stack for stack in self.stacks if self._spent(stack)]
+        main, done = self.stacks[0], [stack for stack in self.stacks if spent(self.config.budget, stack)]
         # Rates of a further round count once they have used the budget, so that none is better for being half done.
         rate, value = tuned(done or self.stacks, self.measure)
         # A rate counts if every seed survives it, so once none counts, none ever will.
@@ -145,11 +134,36 @@ class TrialRun:
             "examples": examples,
             "epoch": epoch,
             "train_seconds": sum(stack.seconds for stack in self.stacks),
+            "update_seconds": self.update_seconds,
             "parameters": self.parameters,
             "lanes": sum(len(stack.lanes) for stack in self.stacks),
             "engine": self.engine_name,
             "lanes_at_once": main.at_once,
         }
+
+    def _start(self, update_seconds: float | None) -> None:
+        """Fix the updates of the budget, before there are stacks."""
+        self.stacks, self.update_seconds = [], update_seconds
+        self.config = replace(self.config, budget=self.budget.in_updates(update_seconds))
+        self.times = EvaluationTimes(self.config.budget, self.config.batch_size, len(self.data.train))
+
+    def _update_seconds(self) -> float | None:
+        config = self.config
+        try:
+            return update_seconds(
+                self.build,
+                named(config.optimizer, config.code),
+                self.data.train,
+                config.batch_size,
+                grid_lanes(config)[0],
+                self.criterion,
+                multiplications=self.multiplications,
+                drop_last=config.budget.drop_last,
+            )
+        except Exception:  # training reports the error, if the lanes meet it, too
+            if self.budget.seconds is not None:
+                raise
+            return None
 
     def _add(self, lanes: list[Lane], name: str = "grid") -> Stack:
         """Build a further stack, to be trained next, with its engine."""
@@ -216,6 +230,7 @@ def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
                 for name, values in columns.items()
             },
             "weights": ended.get(place),
+            "test_values": stack.test_values.get(place),
         }
         for place, lane in enumerate(stack.lanes)
     ]

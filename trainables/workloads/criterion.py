@@ -56,6 +56,22 @@ class Criterion:
             return self._each(self.score, "score", outputs, targets)
         return outputs.argmax(2) == targets
 
+    def each(self, metric: str, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Loss or score of each example, (K, B), float64; None if a user's function mixes the examples of a batch.
+
+        Args:
+            metric: loss or accuracy.
+            outputs: (K, B, out_features).
+            targets: as for `losses`.
+        """
+        judge, path = (self.losses, self.loss) if metric == "loss" else (self.scores, self.score)
+        found = judge(outputs, targets).double()
+        if path:  # a function that averages, or weights by the batch, gives an example alone another value
+            alone = judge(outputs[:1, :1], targets[:1, :1]).double()
+            if not torch.allclose(alone, found[:1, :1], rtol=1e-4, atol=1e-6, equal_nan=True):
+                return None
+        return found
+
     def floor(self, train: Split) -> float:
         """The smallest loss that the precision resolves; smaller ones differ by rounding alone and count as it.
 

@@ -19,8 +19,8 @@ def throughput(results: Results) -> pd.DataFrame:
     """
     trials, ended = results.trials, results.lanes["outcome"] != Outcome.COMPLETED
     early = results.lanes.loc[ended | results.lanes["stopped_update"].notna(), "trial"]
-    timed = trials[(trials["train_seconds"] > 0) & trials["lanes"].notna() & ~trials["trial"].isin(early)]
-    rates = timed["examples"] * timed["lanes"] / timed["train_seconds"]
+    timed = trials[(trials["stack_seconds"] > 0) & trials["lanes"].notna() & ~trials["trial"].isin(early)]
+    rates = timed["examples"] * timed["lanes"] / timed["stack_seconds"]
     columns = ["trial", "optimizer", "batch_size", "engine", "parameters", "lanes"]
     return timed[columns].assign(examples_per_second=rates.astype(float)).reset_index(drop=True)
 

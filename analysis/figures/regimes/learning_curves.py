@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.cells import best_of_regimes, examples_of, floor_of
 from analysis.figures import axes, exhibit, style
-from analysis.results import Results
+from analysis.results import SECONDS_ALONE, Results
 from analysis.schema import AXES, Regime
 from analysis.statistics import LEAST, LIMITS, UNKNOWN_EXAMPLES, metric_interval, smoothed
 from analysis.text import band_note, listing, optimizer_text, seed_counts, short, shortened
@@ -66,7 +66,13 @@ def regime_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def loss_by_regime(
-    data: pd.DataFrame, ax: Axes, by: str = "update", metric: str = "loss", unit: str = "", raw: bool = True
+    data: pd.DataFrame,
+    ax: Axes,
+    by: str = "update",
+    metric: str = "loss",
+    unit: str = "",
+    raw: bool = True,
+    seconds: str = SECONDS_ALONE,
 ) -> Axes:
     """Draw `regime_curves`: one line per regime, with its interval as a band.
 
@@ -77,6 +83,7 @@ def loss_by_regime(
         metric: `loss` or `accuracy`.
         unit: unit of the metric, for the label.
         raw: whether to add the batch loss of one seed (faint) and its smoothed version (dotted).
+        seconds: what train_seconds are, `Results.seconds_label`.
     """
     for regime, line in data.groupby("regime", sort=False):
         colour, first = style.REGIME_COLOURS[str(regime)], line.iloc[0]
@@ -90,13 +97,19 @@ def loss_by_regime(
             ax.plot(line[by], line["batch_smooth"], color=colour, alpha=0.8, linewidth=0.8, linestyle=":", zorder=2)
     axes.metric_axis(ax, data["estimate"], metric, unit)
     axes.log_axis_with_zero(ax, data[by])
-    ax.set_xlabel(axes.LABELS[by])
+    ax.set_xlabel(seconds if by == "train_seconds" else axes.LABELS[by])
     return ax
 
 
-def four_panels(data: pd.DataFrame, label: str, metric: str = "loss", raw: bool = True) -> Figure:
+def four_panels(
+    data: pd.DataFrame, label: str, metric: str = "loss", raw: bool = True, seconds: str = SECONDS_ALONE
+) -> Figure:
     """`regime_curves` against updates, examples, epochs and seconds."""
-    drawn = exhibit.panels(lambda ax, by: loss_by_regime(data, ax, by, metric, raw=raw), list(AXES), 2, 58.5, label)
+
+    def draw(ax: Axes, by: str) -> Axes:
+        return loss_by_regime(data, ax, by, metric, raw=raw, seconds=seconds)
+
+    drawn = exhibit.panels(draw, list(AXES), 2, 58.5, label)
     drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
     return drawn
 
@@ -106,7 +119,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     data, metric, label = regime_curves(results, table), results.metric, exhibit.metric_label(results)
     caption = (
         f"The best cell of each regime at its tuned learning rate, against updates, training examples, epochs, and "
-        f"training time of the whole stack (without evaluation). Line: {exhibit.mean_of(results)} of the validation "
+        f"{results.seconds_label} (without evaluation). Line: {exhibit.mean_of(results)} of the validation "
         f"{metric} over {seed_counts(data['n'])}; {band_note(data['n'])}. The axes follow the lines, so bands may be "
         f"clipped."
     )
@@ -122,6 +135,6 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         caption,
         f"Four panels of validation {metric} along training, one line per regime: {listing(data['regime'])}.",
         data,
-        lambda: four_panels(data, label, metric),
+        lambda: four_panels(data, label, metric, seconds=results.seconds_label),
         "no cell has a tuned learning rate yet",
     )

@@ -6,13 +6,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures import axes, exhibit, style
-from analysis.results import Results, pareto
+from analysis.results import SECONDS_ALONE, Results, pareto
 from analysis.schema import Outcome
 from analysis.text import seed_counts
 
 
 def loss_and_time(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    """The validation metric and the training time of the whole stack for every completed cell.
+    """The validation metric and the training time of every completed cell, `Results.seconds_label`.
 
     Returns:
         Columns trial, optimizer, batch_size, regime, train_seconds, validation, front (whether the cell is on the
@@ -24,8 +24,10 @@ def loss_and_time(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     return whole[columns].sort_values("train_seconds", ignore_index=True)
 
 
-def loss_against_time(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
-    """Draw `loss_and_time`: a point per cell and a line through the Pareto front."""
+def loss_against_time(
+    data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "", seconds: str = SECONDS_ALONE
+) -> Axes:
+    """Draw `loss_and_time`: a point per cell and a line through the Pareto front; `seconds` labels the axis."""
     for label, own, colour, marker in style.by_optimizer(data):
         ax.plot(own["train_seconds"], own["validation"], linestyle="", color=colour, marker=marker, alpha=0.75,
                 label=label, zorder=3)  # fmt: skip
@@ -33,7 +35,7 @@ def loss_against_time(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: 
     ax.step(front["train_seconds"], front["validation"], where="post", color=style.DARK, marker="o", markersize=7,
             fillstyle="none", label="Pareto front", zorder=2)  # fmt: skip
     axes.log_axis(ax, "x", data["train_seconds"])
-    ax.set_xlabel(axes.LABELS["train_seconds"])
+    ax.set_xlabel(seconds)
     axes.metric_axis(ax, data["validation"], metric, unit)
     return ax
 
@@ -45,9 +47,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         "loss-time",
         f"Validation {metric} vs. training time",
         f"Every completed cell at its tuned rate ({exhibit.mean_of(results)} over {seed_counts(table['n'])}) against "
-        f"the training time of its whole stack of lanes. Line: Pareto front; no intervals.",
+        f"its training time, {results.seconds_label}. Line: Pareto front; no intervals.",
         f"Scatter plot of validation {metric} against training time with its Pareto front.",
         data,
-        lambda: exhibit.with_legend(lambda ax: loss_against_time(data, ax, metric, unit)),
+        lambda: exhibit.with_legend(lambda ax: loss_against_time(data, ax, metric, unit, results.seconds_label)),
         "no cell has completed with a tuned rate",
     )

@@ -107,5 +107,6 @@ def test_warnings_and_the_confirmation_are_part_of_the_plan() -> None:
     assert "  warning 4 trials for 2 optimizers x 3 batch sizes" in text
     # Top 2, one more optimizer, two more regimes: 5, but only 4 cells are tried; each winner takes as long as a trial.
     assert "the 2 best cells, and the best of each optimizer and regime: at most 4, each on 5 fresh seeds" in text
-    minutes, confirmed = re.findall(r"time +about (\d+) min on this machine, (\d+) min of it the confirmation", text)[0]
-    assert int(minutes) == 2 * int(confirmed)
+    found = re.findall(r"time +about ([\d.]+) (\w+) on this machine, ([\d.]+) (\w+) of it the confirmation", text)[0]
+    all_of_it, confirmed = (float(found[i]) * {"s": 1, "min": 60, "h": 3600}[found[i + 1]] for i in (0, 2))
+    assert all_of_it == pytest.approx(2 * confirmed, rel=0.1)

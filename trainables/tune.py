@@ -135,6 +135,8 @@ class LaneTrainable(tune.Trainable):
         result = self.run.result(report)
         if result["report"] > len(self.reported):
             self.reported.append(result["value"])
+        elif not result["extending"]:
+            self.reported[-1] = result["value"]  # as Optuna is told: rates that were added may have changed it
         ended = result["outcome"] != "running"
         result |= {"reported": list(self.reported), "payload": self._payload(report), DONE: ended}
         own, due = self.trial.checkpoint is not None, not ended and self.checkpoint.due()

@@ -110,8 +110,10 @@ class Collector(tune.Callback):
         buffer.result = {**buffer.result, **result}
         # The last parts before an interruption are in the checkpoint, but were not delivered.
         parts = dict(enumerate(result.get("reported", []), start=1)) if payload.whole else {}
-        if "report" in result and not result["extending"]:
+        if "report" in result:
             parts[result["report"]] = result["value"]
+            if result["extending"]:  # the value of the last part is not final, and Optuna keeps the first it is told
+                del parts[result["report"]]
         with self._ends_session():
             for part, value in parts.items():
                 self.search.report(number, part, value)

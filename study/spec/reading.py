@@ -60,10 +60,13 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
 def recorded(folder: Path) -> Spec:
     """Read the spec that a results folder records, as `read` does.
 
-    Earlier versions wrote no `confirm` for a study without a confirmation, so here a missing one is false.
+    Every key is written there; what a version had not got yet is off, so that an earlier study resumes as it was.
     """
     file = folder / "spec.toml"
-    return check({"confirm": False, **_tables(file)}, str(file), folder.absolute())
+    tables = {"confirm": False, **_tables(file)}
+    if isinstance(lanes := tables.get("lanes", {}), dict):
+        tables["lanes"] = {"refine": 0, **lanes}
+    return check(tables, str(file), folder.absolute())
 
 
 def _tables(file: Path) -> dict[str, Any]:

@@ -72,10 +72,12 @@ def test_the_time_left_includes_what_follows(monkeypatch: pytest.MonkeyPatch) ->
     followed.after = 2.5
     for shown in (alone, followed):
         tell(shown, *ROWS[:2])
-        shown.started = 0.0
-        monkeypatch.setattr("study.progress.display.time.monotonic", lambda: 100.0)
-    assert alone.numbers()["seconds_left"] == 150  # three trials, 50 s each
-    assert followed.numbers()["seconds_left"] == 275
+        assert shown.numbers()["seconds_left"] is None  # too early to tell
+        tell(shown, ROWS[2])
+        shown.first = 1.0  # the first trial waited for its worker
+    monkeypatch.setattr("study.progress.display.time.monotonic", lambda: 101.0)
+    assert alone.numbers()["seconds_left"] == 100  # two trials, 50 s each
+    assert followed.numbers()["seconds_left"] == 225
 
 
 def test_trials_are_counted_and_the_best_is_a_completed_one_with_its_interval() -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 15.0
 NOTEBOOK_SECONDS = 0.5
+FIRST_ESTIMATE = 0.05
 
 Show: TypeAlias = Literal["auto", "plain", "json", "quiet"]
 """auto: live in a terminal or notebook, plain elsewhere; json: one object per line on standard output."""
@@ -48,6 +49,7 @@ class ProgressDisplay:
         self.scored = self.lanes = self.before = 0
         self.cpu_seconds = self.gpu_seconds = 0.0  # of trials that ended
         self.started = self.shown = time.monotonic()
+        self.first: float | None = None  # when the first trial of this session ended
         self.console = Console(
             stderr=show != "json",
             quiet=show == "quiet",
@@ -116,6 +118,7 @@ class ProgressDisplay:
     def ended(self, row: dict[str, Any]) -> None:
         """Count a trial by its outcome, and keep the best one."""
         last = self.running.pop(row["trial"], {})
+        self.first = self.first or time.monotonic()
         if self._count(row):
             self.interval = self._over_seeds(last["payload"].lanes) if last else None
         self.lanes += row["lanes"] or 0
@@ -155,8 +158,18 @@ class ProgressDisplay:
             "lanes_per_second": self.lanes / elapsed if elapsed > 0 else 0.0,
             "cpu_hours": cpu / 3600,
             "gpu_hours": gpu / 3600,
-            "seconds_left": math.ceil(elapsed * (self.planned - self.done + self.after) / since) if since else None,
+            "seconds_left": self._seconds_left(since),
         }
+
+    def _seconds_left(self, since: int) -> int | None:
+        """By the trials that ended after the first one of this session, which waited for its worker to start.
+
+        None before 5% of the trials have ended, and for the first two.
+        """
+        if self.first is None or since < max(3, FIRST_ESTIMATE * self.planned):
+            return None
+        each = (time.monotonic() - self.first) / (since - 1)
+        return math.ceil(each * (self.planned - self.done + self.after))
 
     def _words(self) -> tuple[list[str], list[str], str]:
         """Outcomes, speed with cost, and the time left, in words."""

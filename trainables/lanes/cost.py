@@ -17,7 +17,7 @@ from trainables.workloads.models import Builder
 
 # The fastest chunk of updates counts, since other work on the processor only adds time: on a busy machine the median is
 # up to three times as high, and varies as much.
-CHUNKS, CHUNK_SECONDS = 5, 0.003
+CHUNKS, FEWEST_CHUNKS, CHUNK_SECONDS = 5, 3, 0.003
 WARM_UP_UPDATES, WARM_UP_SECONDS, MOST_SECONDS = 3, 0.05, 0.1
 # Of a batch that takes more, a part is timed, as large batches take time in proportion to their examples.
 MULTIPLICATIONS = {"cpu": 2e8, "cuda": 1e10}
@@ -82,14 +82,14 @@ def _timed(
                     torch.cuda.synchronize(device)
                 return time.perf_counter() - started
 
-            warm = [seconds(1)]
+            warm = [seconds(1), seconds(1)]
             while len(warm) < WARM_UP_UPDATES and sum(warm) < WARM_UP_SECONDS:
                 warm.append(seconds(1))
             count = max(1, int(CHUNK_SECONDS / warm[-1]))
             if per_epoch <= FEW_BATCHES:  # whole epochs, as the last batch of each is short
                 count = -(-count // per_epoch) * per_epoch
             chunks: list[float] = []
-            while len(chunks) < CHUNKS and (not chunks or sum(chunks) < MOST_SECONDS):
+            while len(chunks) < FEWEST_CHUNKS or (len(chunks) < CHUNKS and sum(chunks) < MOST_SECONDS):
                 chunks.append(seconds(count))
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -18,7 +18,9 @@ from analysis.statistics import Interval
 
 Array = NDArray[np.float64]
 DRAWS = 20_000
-"""Draws of the multivariate t distribution: a p of .05 is off by .0015."""
+"""Draws of the largest t: a p of .05 is off by .0015."""
+MOST_FREEDOM = 60
+"""Degrees of freedom beyond which the estimate of a variance counts as exact enough, to save memory."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,12 @@ class WithBest:
 
 
 def compare_with_best(scores: Scores, level: float = 0.95) -> list[WithBest]:
-    """Multiple comparisons with the best (Hsu 1984): which configurations may be the best, given their joint noise.
+    """Multiple comparisons with the best (Hsu 1996): which configurations may be the best, given their joint noise.
 
-    A configuration is excluded if another one is better by more than the two-sided many-to-one critical value (Dunnett
-    1955) of the multivariate t distribution, drawn with a fixed seed. All that is said follows from the limits around
-    the truly best one, so it holds at once with a probability of at least `level`; of two configurations, p and limits
-    are those of the paired t test.
+    A configuration is excluded if another one is better by more than the simultaneous limits of all pairwise
+    differences allow (Tukey 1953; the largest t is simulated with the estimated covariance, from a fixed seed). So of
+    equal configurations none is excluded with a probability of `level`, and all that is said holds at once. Of two
+    configurations, p and limits are those of the paired t test.
 
     Args:
         scores: of k configurations.
@@ -180,37 +182,49 @@ def compare_with_best(scores: Scores, level: float = 0.95) -> list[WithBest]:
     if k == 1 or scores.seeds < 2:
         gains = [float(np.delete(gaps[place], place).min(initial=np.inf)) for place in range(k)]
         return [WithBest(Interval(gain, -np.inf, np.inf, scores.seeds), 1.0, True) for gain in gains]
-    p, bounds = np.ones(k), np.zeros((k, k))
-    for place in range(k):
-        others = np.delete(np.arange(k), place)
-        errors, largest = _differences(scores, place, others)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            lead = np.nan_to_num(-gaps[place, others] / errors, nan=0.0).max()  # 0 / 0: equal without any noise
-        p[place] = max(np.mean(largest >= lead), 1 / DRAWS)
-        bounds[place, others] = np.quantile(largest, level) * errors
+    errors, largest = _differences(scores)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        leads = np.nan_to_num(-gaps / errors, nan=0.0).max(axis=1)  # 0 / 0: equal without any noise
+    p = np.array([max(np.mean(largest >= lead), 1 / DRAWS) if lead > 0 else 1.0 for lead in leads])
+    bounds = np.quantile(largest, level) * errors
     contender = p > 1 - level
-    contender[np.argmax(means)] = True
     return [
         WithBest(_limits(place, gaps, bounds, contender, scores.seeds), float(p[place]), bool(contender[place]))
         for place in range(k)
     ]
 
 
-def _differences(scores: Scores, place: int, others: NDArray[np.int64]) -> tuple[Array, Array]:
-    """The standard errors of the differences to others, and draws of the largest absolute t of these if all are 0."""
-    identity, covariance = np.eye(len(scores.means)), scores.covariance
-    directions = identity[others] - identity[place]
-    joint = directions @ covariance @ directions.T
-    errors = np.sqrt(np.maximum(np.diag(joint), 0.0))
-    freedom = min(scores.freedom(each) for each in directions)
-    if len(others) == 1:  # without sampling error
+def _differences(scores: Scores) -> tuple[Array, Array]:
+    """The standard errors of all differences, (k, k), and draws of the largest absolute t of these if all are 0.
+
+    Each draw estimates the seeds' covariance again from as many seeds: one common estimate for all pairs would make the
+    largest t too small.
+    """
+    k = len(scores.means)
+    first, second = np.triu_indices(k, 1)
+
+    def of_pairs(covariance: Array) -> Array:
+        diagonal = np.diagonal(covariance, axis1=-2, axis2=-1)
+        pairs = diagonal[..., first] + diagonal[..., second] - 2 * covariance[..., first, second]
+        return np.sqrt(np.maximum(pairs, 0.0))
+
+    errors = np.zeros((k, k))
+    errors[first, second] = errors[second, first] = of_pairs(scores.covariance)
+    if k == 2:  # without sampling error
+        freedom = scores.freedom(np.array([1.0, -1.0]))
         return errors, np.asarray(special.stdtrit(freedom, 0.5 + (np.arange(DRAWS) + 0.5) / (2 * DRAWS)))
-    rng = np.random.default_rng(0)
-    weights, vectors = np.linalg.eigh(joint)
-    noise = rng.standard_normal((DRAWS, len(others))) @ (vectors * np.sqrt(np.maximum(weights, 0.0))).T
+    rng, freedom = np.random.default_rng(0), min(scores.seeds - 1, MOST_FREEDOM)
+    noise = rng.standard_normal((DRAWS, k)) @ _root(scores.covariance).T
+    seeds = rng.standard_normal((DRAWS, freedom, k)) @ _root(scores.of_seeds).T
+    estimated = np.einsum("dsi,dsj->dij", seeds, seeds, optimize=True) / freedom + scores.of_examples
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = np.nan_to_num(np.abs(noise / errors)).max(axis=1)
-    return errors, np.asarray(drawn / np.sqrt(rng.chisquare(freedom, DRAWS) / freedom))
+        drawn = np.abs(noise[:, first] - noise[:, second]) / of_pairs(estimated)
+    return errors, np.asarray(np.nan_to_num(drawn).max(axis=1))
+
+
+def _root(covariance: Array) -> Array:
+    weights, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors * np.sqrt(np.maximum(weights, 0.0)))
 
 
 def _limits(place: int, gaps: Array, bounds: Array, contender: NDArray[np.bool_], n: int) -> Interval:

@@ -8,6 +8,13 @@
 Ray.
 """
 
+import logging
+import warnings
+
 import lazy_loader
+
+# Optuna's tqdm and Ray ask for ipywidgets when they are imported in a notebook; our progress does not need it.
+warnings.filterwarnings("ignore", "IProgress not found")
+logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

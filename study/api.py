@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import re
 import shlex
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -36,10 +34,6 @@ from trainables import storage
 from trainables.storage import data_folder
 from trainables.usercode.importing import CODE, is_import_path
 from trainables.workloads import data
-
-# Optuna's tqdm and Ray ask for ipywidgets in a notebook; our progress does not need it.
-warnings.filterwarnings("ignore", "IProgress not found")
-logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)
 
 
 def run(

@@ -33,12 +33,24 @@ def test_two_configurations_are_compared_by_the_paired_t_test(values: list[list[
         assert_allclose([found[0].gain.low, found[0].gain.high], [expected.low, expected.high], rtol=0.02)
 
 
-def test_critical_values_are_dunnetts() -> None:
-    # Independent groups of equal variance: three comparisons with a control, 9 degrees of freedom (Dunnett 1964).
-    scores = paired.Scores("loss", np.zeros(4), np.eye(4), np.zeros((4, 4)), 10, 0)
-    errors, largest = paired._differences(scores, 0, np.array([1, 2, 3]))
-    assert_allclose(errors, math.sqrt(2))
-    assert np.quantile(largest, 0.95) == pytest.approx(2.81, abs=0.03)
+@pytest.mark.parametrize("k", [3, 4, 10])
+def test_with_many_seeds_critical_values_are_tukeys(k: int) -> None:
+    scores = paired.Scores("loss", np.zeros(k), np.eye(k), np.zeros((k, k)), 61, 0)
+    errors, largest = paired._differences(scores)
+    assert_allclose(errors, math.sqrt(2) * (1 - np.eye(k)))
+    expected = stats.studentized_range.ppf(0.95, k, 60) / math.sqrt(2)
+    assert expected < np.quantile(largest, 0.95) < 1.05 * expected  # each pair has an error of its own
+
+
+def test_of_equal_configurations_none_is_excluded_in_nineteen_studies_of_twenty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(paired, "DRAWS", 2000)
+    rng, excluded = np.random.default_rng(4), 0
+    for _ in range(400):
+        table = np.exp(rng.normal(0, 0.3, 10) + rng.normal(0, 0.2, (4, 10)))
+        excluded += not all(each.contender for each in paired.compare_with_best(paired.paired_scores(table, "loss")))
+    assert 0.025 <= excluded / 400 <= 0.08
 
 
 def test_what_cannot_be_told_apart_is_a_contender() -> None:

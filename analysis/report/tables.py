@@ -111,7 +111,7 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
         noise = "seeds and test examples" if found.examples else "seeds only"
         caption += (
             f", on {counted(found.seeds, 'fresh seed')} that chose nothing. Intervals cover {noise}, those against the "
-            f"best other hold at 95% for all rows at once (multiple comparisons with the best, Hsu 1984); p is of the "
+            f"best other hold at 95% for all rows at once (multiple comparisons with the best, Hsu 1996); p is of the "
             f"hypothesis that the row is the best."
         )
     else:
@@ -143,7 +143,7 @@ def across(found: Comparison, metric: str) -> Table | None:
     scale = "geometric mean of ratios" if metric == "loss" else "mean of differences"
     caption = (
         f"Each optimizer's best cell on fresh seeds, paired by seed: {scale} over the studies, each study counting the "
-        f"same. Intervals and p hold for all rows at once (multiple comparisons with the best, Hsu 1984), for these "
+        f"same. Intervals and p hold for all rows at once (multiple comparisons with the best, Hsu 1996), for these "
         f"studies; other data sets may rank optimizers otherwise."
     )
     return table("Across the studies", rows, caption=caption, sortable=True, narrow=True)

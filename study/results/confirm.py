@@ -10,6 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from analysis import results
 from analysis.cells import cells, rank
 from analysis.schema import Outcome, regime
@@ -39,25 +41,30 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
     """
     file = folder / CONFIRM / WINNERS
     try:
-        chosen = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+        found = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
     except (ValueError, TypeError) as error:
         raise StorageError(str(file), f"is damaged ({error}); move {file.parent} away to confirm again") from error
     study = results.load(folder)
     ranked = rank(cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == Outcome.COMPLETED]
     assert spec.confirm
-    best = ranked.index < spec.confirm.top
+    space = Space(spec, "", "")
+    for row in ranked[chosen(ranked, spec.confirm.top)].to_dict("records"):
+        winner = Winner(space.cell_of({str(name): value for name, value in row.items()}), float(row["learning_rate"]))
+        if winner not in found:
+            found.append(winner)
+    if found:
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, json.dumps([asdict(each) for each in found], indent=1) + "\n")
+    return found
+
+
+def chosen(ranked: pd.DataFrame, top: int) -> pd.Series[bool]:
+    """Which cells to confirm, of those ranked: the `top` best ones, and the best of each optimizer and regime."""
+    best = pd.Series(ranked.index < top, ranked.index)
     for group in ("optimizer", "regime"):
         best |= ~ranked[group].duplicated()
-    space = Space(spec, "", "")
-    for row in ranked[best].to_dict("records"):
-        winner = Winner(space.cell_of({str(name): value for name, value in row.items()}), float(row["learning_rate"]))
-        if winner not in chosen:
-            chosen.append(winner)
-    if chosen:
-        file.parent.mkdir(exist_ok=True)
-        write_text(file, json.dumps([asdict(each) for each in chosen], indent=1) + "\n")
-    return chosen
+    return best
 
 
 def most_winners(spec: Spec) -> int:

@@ -140,7 +140,7 @@ def test_every_figure_lies_beside_it_as_svg_and_csv_and_as_pdf_if_asked_for(quic
 
 def test_its_parts_come_in_order(quick_report: Path) -> None:
     text = squeezed(read(quick_report))
-    first = ["Best setting: adam, width 32, depth 2, batch size 32", "Optimizers", "Warnings", "Regimes"]
+    first = ["Its setting: adam, width 32, depth 2, batch size 32", "Optimizers", "Warnings", "Regimes"]
     first += ["Time to target", "Learning rates", "Batch size", "Width and depth", "Search", "Leaderboard", "Ledger"]
     parts = [*first, "Spec", "Provenance", "Regenerate"]
     places = [text.index(part) for part in parts]
@@ -150,7 +150,7 @@ def test_its_parts_come_in_order(quick_report: Path) -> None:
 def test_it_says_what_the_planted_truth_is(quick_report: Path) -> None:
     text = squeezed(read(quick_report))
     assert "Adam is the candidate, not a winner: validation loss 0.00" in text
-    assert "Best setting: adam, width 32, depth 2, batch size 32 at learning rate 0.00398." in text
+    assert "Its setting: adam, width 32, depth 2, batch size 32 at learning rate 0.00398." in text
     assert "validation loss, chosen on these seeds" in text
     assert "48 of 48 trials have ended, with 864 lanes" in text
     assert "95% t interval" in text
@@ -229,7 +229,7 @@ SAYS = {
     "accuracy": "is the candidate, not a winner: validation accuracy",
     "ten optimizers": "Adam is the candidate, not a winner",
     "many widths": "It is the only optimizer with a result.",
-    "linear": "Best setting: sgd, width 1, depth 0, batch size 1 at learning rate",
+    "linear": "Its setting: sgd, width 1, depth 0, batch size 1 at learning rate",
 }
 
 

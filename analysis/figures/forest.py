@@ -15,7 +15,7 @@ from analysis.comparisons import Comparison, Entry, compare
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results, records
 from analysis.statistics import Interval
-from analysis.text import counted, effect_text, p_text, shortened
+from analysis.text import counted, effect_text, listing, p_text, shortened
 
 
 def forest(results: Results, compared: Comparison) -> pd.DataFrame:
@@ -99,7 +99,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     seeds = counted(compared.seeds, "fresh seed" if compared.fresh else "seed")
     noise = "over seeds and test examples" if compared.examples else "over seeds"
     if compared.fresh:
-        names = " and ".join(entry.name for entry in compared.contenders)
+        names = listing(entry.name for entry in compared.contenders)
         caption = f"{'Winner' if compared.winner else 'May each be the best'}: {names}. "
         caption += f"Every optimizer at its best cell, on {seeds} that chose nothing (dots); marker and bar: "
     else:

@@ -41,7 +41,8 @@ def verdict(results: Results, table: pd.DataFrame) -> list[str]:
     compared = compare(results, table)
     best = compared.scored[0].cell
     assert best is not None
-    lines = [_who(results, compared), f"Best setting: {cell_at_rate(best)}."]
+    whose = "Best setting" if compared.winner else "Its setting"
+    lines = [_who(results, compared), f"{whose}: {cell_at_rate(best)}."]
     if ranked.iloc[0]["outcome"] != Outcome.COMPLETED:
         lines[0] += " No trial has completed its budget, so this is provisional."
     return [*lines, f"Cost: {study_cost(results)}.", *_without_result(compared), *_what_would_change(results, compared)]

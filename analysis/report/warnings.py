@@ -71,12 +71,6 @@ def _same_seeds(results: Results, table: pd.DataFrame, ranked: pd.DataFrame) -> 
 def _comparability(results: Results, ranked: pd.DataFrame) -> Iterator[str]:
     if (ranked["rates"] == 1).any():
         yield "Some cells ran at one learning rate only, so their rate is not tuned."
-    seeds = int(ranked["n"].min()) if len(ranked) else 0
-    if 0 < seeds < 6:
-        yield (
-            f"{counted(seeds, 'seed').capitalize()} cannot give p < .05 in an exact paired test, whatever the "
-            f"difference; at least 6 are needed."
-        )
     if len(ranked) and ranked["epochs"].max() > 1.5 * ranked["epochs"].min():
         yield (
             f"The compared cells trained for {short(ranked['epochs'].min())} to {short(ranked['epochs'].max())} epochs "

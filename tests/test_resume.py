@@ -151,7 +151,7 @@ def test_sigterm_saves_running_trials_and_confirmation_survives_a_kill(tmp_path:
     mine, theirs = (analysis.load(folder / "results/good").confirmation for folder in (tmp_path, undisturbed))
     assert mine
     assert theirs
-    assert list(mine.trials["outcome"]) == ["completed"] * 4
+    assert list(mine.trials["outcome"]) == ["completed"] * len(theirs.trials)
     timed = [name for name in mine.lanes if "seconds" in name]
     pd.testing.assert_frame_equal(mine.lanes.drop(columns=timed), theirs.lanes.drop(columns=timed), check_exact=True)
 

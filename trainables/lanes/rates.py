@@ -129,7 +129,8 @@ def next_round(stacks: Sequence[Stack], measure: Measure, *, extensions: int, re
         return f"{EXTENSION} {extended + 1}", rates
     if refined < refine and (rates := between(grid, tried, best, refined + 1)):
         gain, error = grid_loss(seed_scores(stacks, measure), best)
-        if gain > max(error, EQUAL):
+        # Half an error: a confirmation has more seeds, and would tell equal optimizers apart by what the grid costs.
+        if gain > max(error / 2, EQUAL):
             return f"{REFINEMENT} {refined + 1}", rates
     return "", []
 

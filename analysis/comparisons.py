@@ -126,6 +126,18 @@ def names_of(results: Results, by: str) -> list[str]:
     return [str(name) for name in (optimizer_order(found) if by == "optimizer" else [r for r in Regime if r in found])]
 
 
+def missing_sizes(results: Results, table: pd.DataFrame) -> dict[str, str]:
+    """The batch sizes that the spec lists and at which no cell has a tuned rate, with the reason."""
+    given, train = table_of(results.spec, "search").get("batch_size"), table_of(results.provenance, "data").get("train")
+    tuned = set(table.loc[table["validation"].notna(), "batch_size"])
+    found: dict[str, str] = {}
+    for each in given if isinstance(given, list) else []:
+        size = train if each == "full" else each
+        if size is not None and size not in tuned:
+            found[f"batch size {size:,}"] = _why_no_cell(results, "batch_size", size)
+    return found
+
+
 def _of_search(results: Results, cells_of: dict[str, Any], by: str) -> Comparison:
     """The comparison on the seeds that chose: scores without any claim."""
     entries = [
@@ -166,7 +178,7 @@ def _why_missing(results: Results, lanes: pd.DataFrame, by: str, name: str, cell
     return "; ".join(f"{count} of {len(own)} fresh seeds {_ended(ending)}" for ending, count in lost.items())
 
 
-def _why_no_cell(results: Results, by: str, name: str) -> str:
+def _why_no_cell(results: Results, by: str, name: str | int) -> str:
     """Why no cell of an optimizer or regime has a tuned rate."""
     own = results.trials.loc[results.trials[by] == name, "outcome"].value_counts()
     if own.empty:

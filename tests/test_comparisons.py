@@ -158,6 +158,14 @@ def test_optimizers_without_a_result_are_named_with_the_reason(tmp_path: Path) -
     assert set(frame["optimizer"]) == {"adam", "sgd", *reasons}
 
 
+def test_batch_sizes_without_a_result_are_named(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, **SMALL, optimizers=["adam", "sgd"])
+    ask_for(folder, "adam", "sgd")  # and batch sizes 1, 32 and full
+    assert "Without a result: batch size 10,000 (no trial of it has ended)." in said(folder)
+    page = analysis.write_report(folder).read_text(encoding="utf-8")
+    assert page.count("batch size 10,000 (no trial of it has ended)") == 2  # verdict and first figure
+
+
 def test_regimes_are_compared_too(tmp_path: Path) -> None:
     folder = write_confirmation(write_study(tmp_path, **SMALL), best_of=["optimizer", "regime"])
     ask_for(folder, "adam")

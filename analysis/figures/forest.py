@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from analysis.cells import fresh_lanes, tuned_lanes
-from analysis.comparisons import Comparison, Entry, compare
+from analysis.comparisons import Comparison, Entry, compare, missing_sizes
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results, records
 from analysis.statistics import Interval
@@ -107,6 +107,8 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     caption += f"{exhibit.mean_of(results)} and 95% interval {noise}."
     if compared.fresh:
         caption += " ✗: not the best (p < .05)."
+    if sizes := missing_sizes(results, table):
+        caption += f" Without a result: {listing(f'{name} ({reason})' for name, reason in sizes.items())}."
     return exhibit.Exhibit(
         "optimizers",
         f"{compared.split.capitalize()} {metric} of every optimizer at its best",

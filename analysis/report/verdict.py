@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import rank
-from analysis.comparisons import Comparison, Entry, average_curse, compare
+from analysis.comparisons import Comparison, Entry, average_curse, compare, missing_sizes
 from analysis.results import Results, hours, table_of
 from analysis.schema import Outcome
 from analysis.statistics import Interval
@@ -37,7 +37,11 @@ def verdict(results: Results, table: pd.DataFrame) -> list[str]:
     ranked = rank(table, results.maximize)
     if ranked.empty:
         lines = ["No trial has a learning rate at which every seed survived, so there is nothing to compare."]
-        return [*lines, *_without_result(compare(results, table)), f"Cost: {study_cost(results)}."]
+        return [
+            *lines,
+            *_without_result(compare(results, table), missing_sizes(results, table)),
+            f"Cost: {study_cost(results)}.",
+        ]
     compared = compare(results, table)
     best = compared.scored[0].cell
     assert best is not None
@@ -45,7 +49,8 @@ def verdict(results: Results, table: pd.DataFrame) -> list[str]:
     lines = [_who(results, compared), f"{whose}: {cell_at_rate(best)}."]
     if ranked.iloc[0]["outcome"] != Outcome.COMPLETED:
         lines[0] += " No trial has completed its budget, so this is provisional."
-    return [*lines, f"Cost: {study_cost(results)}.", *_without_result(compared), *_what_would_change(results, compared)]
+    lines += [f"Cost: {study_cost(results)}.", *_without_result(compared, missing_sizes(results, table))]
+    return [*lines, *_what_would_change(results, compared)]
 
 
 def study_cost(results: Results) -> str:
@@ -96,9 +101,10 @@ def _and(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
-def _without_result(compared: Comparison) -> Iterator[str]:
-    """The optimizers without a score, with the reasons."""
+def _without_result(compared: Comparison, sizes: dict[str, str]) -> Iterator[str]:
+    """The optimizers and batch sizes without a score, with the reasons."""
     lost = [f"{entry.name} ({entry.reason})" for entry in compared.entries if entry.reason]
+    lost += [f"{name} ({reason})" for name, reason in sizes.items()]
     if lost:
         yield f"Without {'a fresh score' if compared.fresh else 'a result'}: {listing(lost)}."
 

@@ -16,11 +16,14 @@ import pandas as pd
 import pytest
 
 import analysis
+from analysis.paired import paired_scores
 from analysis.schema import LANES, TRIALS
 from study.results.confirm import chosen
 from tests.conftest import lane_row, trial_row
 from tests.test_rates import LOSS, refined
+from trainables.config import Budget, TrialConfig
 from trainables.lanes.rates import tuned
+from trainables.lanes.trial import TrialRun, lane_rows
 
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 SHAPES = [(width, depth, size) for width in (8, 16) for depth in (1, 2) for size in (1, 32, 10_000)]
@@ -167,3 +170,32 @@ def test_without_refinement_the_grid_tells_equal_optimizers_apart() -> None:
 def test_the_simulation_tunes_as_a_trial_does() -> None:
     stacks = refined(lambda rate: np.exp([log_loss(-5.0, -1.5, rate)] * 3), GRID, 2)
     assert tuned(stacks, LOSS)[0] == pytest.approx(10**-1.5, rel=0.3)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_intervals_cover_other_splits_of_real_data(metric: str) -> None:
+    """Digits split anew 120 times, ten seeds each: the interval of one split covers the mean over all of them.
+
+    A fifth of all images are tested each time, without replacement, which makes coverage 97% rather than 95%.
+    """
+    intervals, means = [], []
+    for split in range(1, 121):
+        config = TrialConfig(
+            optimizer="adam", batch_size=32, width=16, depth=1, data="digits", model="mlp", metric=metric,
+            data_seed=split, rates=(0.01, 0.01, 1), seeds=tuple(range(1000 * split, 1000 * split + 10)),
+            budget=Budget(epochs=5), test_values=True, evaluation_share=0.0,
+        )  # fmt: skip
+        run = TrialRun(config, "mlp")
+        run.begin()
+        assert list(run.reports())[-1].finished
+        rows = lane_rows(run.stacks)
+        each = np.array([[row["test_values"] for row in rows]])
+        scores = paired_scores([[row[f"test_{metric}"] for row in rows]], metric, each)
+        intervals.append(scores.interval(0))
+        means.append(float(scores.means[0]))
+    truth = np.mean(means) if metric == "accuracy" else math.exp(-np.mean(means))
+    covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
+    print(f"{metric}: covered {covered:.3f}")
+    assert 0.92 <= covered <= 0.995

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis import results
+from analysis.cells import cells
 from analysis.report import page
+from analysis.report.verdict import verdict
 from study.cluster import nodes, ray
 from study.cluster.ray import Cluster
 from study.errors import Halted, Interrupted, SpecError, StorageError
@@ -248,10 +250,11 @@ def _with_report(outcome: Outcome) -> Outcome:
     """Write the report if a trial has begun; raise `Interrupted` if trials are missing."""
     assert isinstance(outcome.folder, Path)
     began, page = time.monotonic(), None
-    if not results.load(outcome.folder).trials.empty:
-        page = write_report([outcome.folder])
+    said: tuple[str, ...] = ()
+    if not (study := results.load(outcome.folder)).trials.empty:
+        page, said = write_report([outcome.folder]), tuple(verdict(study, cells(study)))
         add_phase(outcome.folder, "report", time.monotonic() - began)
-    outcome = replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page))
+    outcome = replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page), verdict=said)
     if outcome.interrupted:
         raise Interrupted(outcome)
     return outcome

@@ -410,13 +410,15 @@ def _go(start: Callable[..., Outcome], *what: Any, show: Show | None, **options:
     folder = _shown(outcome.folder)
     report = _shown(outcome.report) if outcome.report else None
     if show == "json":
-        click.echo(json.dumps({"event": "written", "results": folder, "report": report}))
+        click.echo(json.dumps({"event": "written", "results": folder, "report": report, "verdict": outcome.verdict}))
     if outcome.interrupted:
         what_next = (
             f"interrupted: {outcome.ended} of {outcome.planned} trials ended; `study resume {folder}` continues it"
         )
         click.echo(what_next, err=True)
     if show != "json":
+        for line in outcome.verdict:
+            click.echo(line)
         click.echo(f"results: {folder}")
         if report:
             click.echo(f"report:  {report}")

@@ -53,6 +53,7 @@ class Outcome:
         planned: trials that the spec asks for, the confirmation's included.
         scored: trials with a value.
         report: the report's page; None if no trial has begun.
+        verdict: its first lines: who wins or that nobody does, the best setting, the cost.
     """
 
     folder: Path | str
@@ -60,6 +61,7 @@ class Outcome:
     planned: int
     scored: int
     report: Path | str | None = None
+    verdict: tuple[str, ...] = ()
 
     @property
     def interrupted(self) -> bool:

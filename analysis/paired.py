@@ -8,13 +8,14 @@ of a loss are negative logarithms, those of an accuracy are shares; larger is be
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from analysis.statistics import Interval
+from analysis.statistics import NOTHING, Interval
 
 Array = NDArray[np.float64]
 DRAWS = 20_000
@@ -112,7 +113,8 @@ def paired_scores(values: ArrayLike, metric: str, examples: ArrayLike | None = N
     Args:
         values: (k, seeds) metric on the split; a loss is positive.
         metric: `loss` or `accuracy`.
-        examples: (k, seeds, n) metric of each example, of which `values` are the means; None if not recorded.
+        examples: (k, seeds, n) metric of each example, of which `values` are the means; None if not recorded. Not used
+            if any is not finite.
         rounding: relative error of a value by the precision in which it was computed.
 
     Returns:
@@ -124,12 +126,13 @@ def paired_scores(values: ArrayLike, metric: str, examples: ArrayLike | None = N
     scores = -np.log(table) if metric == "loss" else table
     of_seeds = np.atleast_2d(np.cov(scores)) / seeds if seeds > 1 else np.zeros((k, k))
     of_seeds = of_seeds + np.eye(k) * rounding**2
-    if examples is None:
+    each = None if examples is None else np.asarray(examples, dtype=np.float64)
+    if each is None or not np.isfinite(each).all():
         return Scores(metric, scores.mean(axis=1), of_seeds, np.zeros((k, k)), seeds, 0)
-    each = np.asarray(examples, dtype=np.float64)
     n = each.shape[2]
-    # The influence of each example on the mean score; of a logarithm by its derivative.
-    influence = -each / each.mean(axis=2, keepdims=True) if metric == "loss" else each
+    # The influence of each example on the mean score; of a logarithm by its derivative. The examples' mean may be
+    # smaller than the value, which is not below a floor: then they hardly matter, and a mean of zero does not divide.
+    influence = -each / np.maximum(each.mean(axis=2, keepdims=True), table[:, :, None]) if metric == "loss" else each
     influence = influence - influence.mean(axis=2, keepdims=True)
     of_example = influence.mean(axis=1)
     squares = of_example @ of_example.T
@@ -179,8 +182,10 @@ def compare_with_best(scores: Scores, level: float = 0.95) -> list[WithBest]:
     """
     k, means = len(scores.means), scores.means
     gaps = means[:, None] - means
-    if k == 1 or scores.seeds < 2:
-        gains = [float(np.delete(gaps[place], place).min(initial=np.inf)) for place in range(k)]
+    if k == 1:
+        return [WithBest(NOTHING, math.nan, True)]
+    if scores.seeds < 2:
+        gains = [float(np.delete(gaps[place], place).min()) for place in range(k)]
         return [WithBest(Interval(gain, -np.inf, np.inf, scores.seeds), 1.0, True) for gain in gains]
     errors, largest = _differences(scores)
     with np.errstate(divide="ignore", invalid="ignore"):

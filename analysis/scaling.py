@@ -82,7 +82,9 @@ def critical_batch_size(batch_sizes: ArrayLike, steps: ArrayLike, level: float =
         return f"no seed reached the target at {LEAST_SIZES} batch sizes"
     if 2 * len(fits) <= tried:
         return "it lies beyond the batch sizes that reached the target"
-    if lack_of_fit_p(sizes, array) < 0.05:
+    if math.isnan(p := lack_of_fit_p(sizes, array)):
+        return "one seed, or batch sizes that few seeds share, cannot show whether the curve fits"
+    if p < 0.05:
         return "the updates do not follow S_min (1 + B_crit / B)"
     log_least, log_critical = np.array(fits).T
     with np.errstate(over="ignore"):
@@ -100,7 +102,7 @@ def lack_of_fit_p(batch_sizes: NDArray[np.float64], steps: NDArray[np.float64]) 
         steps: shape (b, seeds); seeds that lack a batch size, and batch sizes that no other seed lacks, are left out.
 
     Returns:
-        p; NaN where there is no scatter to compare with: one seed, or steps without any.
+        p; NaN for one seed, or fewer than four batch sizes that all seeds reached; 0 or 1 for steps without scatter.
     """
     logs = np.log(np.where(np.isfinite(steps) & (steps > 0), steps, np.nan))
     logs = logs[:, np.isfinite(logs).sum(axis=0) >= LEAST_SIZES]
@@ -116,7 +118,7 @@ def lack_of_fit_p(batch_sizes: NDArray[np.float64], steps: NDArray[np.float64]) 
     scatter = logs - logs.mean(axis=0) - logs.mean(axis=1, keepdims=True) + logs.mean()
     lack, pure = seeds * float(deviations @ deviations) / (count - 2), float((scatter**2).sum())
     if pure < 1e-12:
-        return math.nan
+        return 1.0 if lack < 1e-9 else 0.0
     freedom = (count - 1) * (seeds - 1)
     return float(stats.f.sf(lack / (pure / freedom), count - 2, freedom))
 

@@ -55,32 +55,27 @@ def _failed(results: Results, lanes: pd.DataFrame) -> pd.Series[int]:
 def tolerance(rates: pd.DataFrame, metric: str, factor: float = 1.1) -> float:
     """How little a cell depends on its learning rate: the width of the range around the best that is nearly as good.
 
+    A parabola is fitted to the logarithm of the loss, or of the share of errors, against that of the rate, at all rates
+    within ten times the best: so the width is not that of a single lucky rate.
+
     Args:
         rates: rows of `rate_table` of one cell.
         metric: `loss` or `accuracy`.
-        factor: the largest loss, or share of errors, that counts, as a multiple of the best one.
+        factor: the largest loss, or share of errors, that counts, as a multiple of the smallest.
 
     Returns:
-        Decades; between two rates the logarithm of the loss is interpolated. The range ends at a rate that is not
-        eligible, and at the last rate that was tried. NaN without an eligible rate.
+        Decades, at most those that were tried; NaN with fewer than three such rates.
     """
-    known = rates.sort_values("learning_rate").reset_index(drop=True)
-    scores = known["estimate"].where(known["eligible"]).to_numpy(dtype=np.float64)
-    if np.isnan(scores).all():
-        return math.nan
+    known = rates[rates["eligible"]].sort_values("learning_rate")
+    scores = known["estimate"].to_numpy(dtype=np.float64)
     logs = np.log(np.maximum(1 - scores if metric == "accuracy" else scores, LEAST))
-    steps, best = np.log10(known["learning_rate"].to_numpy(dtype=np.float64)), int(np.nanargmin(logs))
-    most, ends = logs[best] + math.log(factor), []
-    for direction in (-1, 1):
-        end, place = steps[best], best + direction
-        while 0 <= place < len(steps) and not math.isnan(logs[place]):
-            if logs[place] > most:
-                share = (most - logs[place - direction]) / (logs[place] - logs[place - direction])
-                end += share * (steps[place] - end)
-                break
-            end, place = steps[place], place + direction
-        ends.append(end)
-    return float(ends[1] - ends[0])
+    steps = np.log10(known["learning_rate"].to_numpy(dtype=np.float64))
+    near = logs <= logs.min(initial=math.inf) + math.log(10)
+    if near.sum() < 3:
+        return math.nan
+    curvature = float(np.polyfit(steps[near], logs[near], 2)[0])
+    tried = float(steps[near].max() - steps[near].min())
+    return min(tried, 2 * math.sqrt(math.log(factor) / curvature)) if curvature > 0 else tried
 
 
 def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
@@ -141,12 +136,12 @@ def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhi
 
 def _words(data: pd.DataFrame, metric: str) -> str:
     """The tolerance of each group, and the rates at which training failed, in sentences."""
-    groups = data.drop_duplicates("group").dropna(subset="decades")
+    groups = data.drop_duplicates("group").dropna(subset="decades").sort_values("group")
     if groups.empty:
         return ""
-    widths = listing(f"{row['group']} {row['decades']:.1f}" for row in records(groups))
+    widths = listing(f"{row['group']}: {row['decades']:.1f}" for row in records(groups))
     measure = "loss" if metric == "loss" else "share of errors"
-    text = f" Decades of rates within 1.1 times the best {measure}: {widths}."
+    text = f" Decades of rates within 1.1 times the best {measure}, by a parabola: {widths}."
     if (data["failed"] > 0).any():
         text += f" {data['failed'].sum()} of {data['lanes'].sum()} lanes diverged or ended no better than untrained."
     return text

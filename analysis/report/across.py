@@ -50,7 +50,11 @@ def across(studies: Sequence[Results]) -> Comparison:
     seeds = min(each.seeds for each in compared)
     if not names:
         return Comparison(missing, True, "test", seeds)
-    scores = _average([_in_order(each, names) for each in compared])
+    splits = [
+        (table_of(study.spec, "workload").get("data"), each.examples)
+        for study, each in zip(studies, compared, strict=True)
+    ]
+    scores = _average([_in_order(each, names) for each in compared], splits)
     entries = [
         Entry(name, None, effect=scores.effect(each.gain), p=each.p, contender=each.contender)
         for name, each in zip(names, compare_with_best(scores), strict=True)
@@ -86,16 +90,24 @@ def _in_order(compared: Comparison, names: list[str]) -> Scores:
     return compared.scores.reordered([listed.index(name) for name in names])
 
 
-def _average(scores: Sequence[Scores]) -> Scores:
-    """The mean of independent scores; the degrees of freedom are Welch's and Satterthwaite's of their mean variance."""
+def _average(scores: Sequence[Scores], splits: Sequence[object]) -> Scores:
+    """The mean of scores of several studies; the degrees of freedom are Welch's and Satterthwaite's of its variance.
+
+    Seeds are independent between studies. Examples of the same split are not: their errors add up as if they were the
+    same, which is the most that they can do.
+    """
     count = len(scores)
     sizes = np.array([np.trace(each.of_seeds) for each in scores])
     freedom = sizes.sum() ** 2 / (sizes**2 / [max(each.seeds - 1, 1) for each in scores]).sum() if sizes.any() else 1.0
+    of_examples = np.zeros_like(scores[0].of_examples)
+    for split in dict.fromkeys(splits):
+        own = [each.of_examples for each, its in zip(scores, splits, strict=True) if its == split]
+        of_examples += len(own) * np.sum(own, axis=0) / count**2
     return Scores(
         scores[0].metric,
         np.mean([each.means for each in scores], axis=0),
         np.sum([each.of_seeds for each in scores], axis=0) / count**2,
-        np.sum([each.of_examples for each in scores], axis=0) / count**2,
+        of_examples,
         int(freedom) + 1 if min(each.seeds for each in scores) > 1 else 1,
         min(each.examples for each in scores),
     )

@@ -87,6 +87,8 @@ def _across(studies: Sequence[Results], out: Path, pdf: bool) -> dict[str, Any]:
     repeated = repetitions(studies)
     kept = [study for place, study in enumerate(studies) if place not in repeated]
     shown = {"figures": [across_studies(kept).save(out, "", pdf=pdf)], "warnings": list(repeated.values())}
+    if len(kept) < 2:
+        return shown | {"text": "Not compared: fewer than two different studies.", "table": None}
     try:
         found = across(kept)
     except ValueError as error:

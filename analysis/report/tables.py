@@ -178,7 +178,8 @@ def leaderboard(results: Results, ranked: pd.DataFrame, has_settings: bool) -> T
     rows = []
     for place, row in enumerate(records(ranked.head(LEADERBOARD_ROWS)), start=1):
         shown: dict[str, Cell] = {"rank": str(place), **_cell(row, has_settings)}
-        shown |= {name: _score(row, name, metric) for name in ("validation", "test")}
+        shown["validation, chosen on these seeds"] = _score(row, "validation", metric)
+        shown["test, same seeds"] = _score(row, "test", metric)
         if pooled:
             shown["seeds"] = str(row["seeds"]), f"{row['trials']} trials" if row["trials"] > 1 else ""
         ended = "" if row["outcome"] == Outcome.COMPLETED else row["outcome"]

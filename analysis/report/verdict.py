@@ -64,11 +64,14 @@ def _who(results: Results, compared: Comparison) -> str:
     """The winner with its score and its lead, the contenders, or the candidate of a search without confirmation."""
     best, metric = compared.scored[0], results.metric
     score = f"{compared.split} {metric} {estimate_text(best.score, metric)}"
-    alone = " It is the only optimizer with a result." if len(compared.scored) == 1 else ""
+    alone = ""
+    if len(compared.scored) == 1:
+        alone = " It is the only optimizer with a" + (" fresh score." if compared.unknown else " result.")
     if not compared.fresh:
+        asked = (results.spec.get("confirm") and "the confirmation has none yet") or "set [confirm] in the spec"
         return (
             f"{_name(best)} is the candidate, not a winner: {score} on the {counted(compared.seeds, 'seed')} that "
-            f"chose it. A winner needs fresh seeds: set [confirm] in the spec.{alone}"
+            f"chose it. A winner needs fresh seeds: {asked}.{alone}"
         )
     where = f"on {counted(compared.seeds, 'fresh seed')}" + (
         f" and {counted(compared.examples, 'test example')}" if compared.examples else ""
@@ -85,6 +88,10 @@ def _who(results: Results, compared: Comparison) -> str:
             f"{_name(best)} wins: {score} {where}; {' '.join(effect_text(best.effect, metric))} {against} the best "
             f"other optimizer, {rival.name} (all others are excluded, {p})."
         )
+    unknown = " and ".join(each.name for each in compared.unknown)
+    if len(compared.contenders) == 1:
+        first = f"{best.name} is the best of those confirmed, with {score} {where}"
+        return f"No winner: {first}, but {unknown} may be better."
     rest = [f"{each.name} ({p_text(each.p)})" for each in compared.scored if not each.contender]
     excluded = f" Excluded: {listing(rest)}." if rest else ""
     return (
@@ -122,17 +129,19 @@ def _what_would_change(results: Results, compared: Comparison) -> Iterator[str]:
     allowed = (gap / 2.5) ** 2  # the critical value of a few comparisons at many degrees of freedom
     causes = f"{share:.0%} of the noise of their difference comes from the seeds"
     causes += f", {1 - share:.0%} from the test examples" if scores.examples else "; that of test examples is unknown"
-    seeds = scores.seeds * total * share / left if (left := allowed - total * (1 - share)) > 0 else math.inf
+    left, rest = allowed - total * (1 - share), allowed - total * share
+    seeds = scores.seeds * total * share / left if left > 0 else math.inf
     if seeds <= MORE:
         yield (
             f"To tell {names} apart would take about {math.ceil(max(seeds, scores.seeds + 1)):,} fresh seeds, if their "
             f"difference stays: {causes}."
         )
-    elif scores.examples and (rest := allowed - total * share) > 0:
+    elif scores.examples and rest > 0:
         needed = math.ceil(scores.examples * total * (1 - share) / rest)
         yield f"To tell {names} apart would take about {needed:,} test examples, not more seeds: {causes}."
     else:
-        yield f"{names} are equal as far as this study can tell: {causes}."
+        both = " and test examples" if scores.examples else ""
+        yield f"{names} cannot be told apart with less than {MORE:,} fresh seeds{both}: {causes}."
 
 
 def confirmation(results: Results, curse: pd.DataFrame) -> list[str]:

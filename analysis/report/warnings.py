@@ -53,8 +53,8 @@ def _same_seeds(results: Results, table: pd.DataFrame, ranked: pd.DataFrame) -> 
     confirmed = winners_curse(results, table)
     if confirmed["confirmed"].notna().any():
         yield (
-            "The leaderboard and the figures show the seeds on which rates and cells were chosen; only the confirmed "
-            "scores come from seeds that played no part in the choice."
+            "The leaderboard, and all figures but the first, show the seeds on which rates and cells were chosen; the "
+            "verdict, the first figure and the tables of optimizers and regimes come from seeds that chose nothing."
         )
     elif len(ranked):
         yield (

@@ -17,6 +17,8 @@ from trainables.workloads.data import Data
 # Values that differ by less than this share of a loss, or by less in an accuracy, are equal: sums in another order
 # differ in the last digits, which must not decide.
 EQUAL = 1e-12
+# A gain in the score (2% of a loss) that is not worth two more rates.
+NEGLIGIBLE = 0.02
 EXTENSION, REFINEMENT = "extension", "refinement"
 
 
@@ -129,8 +131,8 @@ def next_round(stacks: Sequence[Stack], measure: Measure, *, extensions: int, re
         return f"{EXTENSION} {extended + 1}", rates
     if refined < refine and (rates := between(grid, tried, best, refined + 1)):
         gain, error = grid_loss(seed_scores(stacks, measure), best)
-        # Half an error: a confirmation has more seeds, and would tell equal optimizers apart by what the grid costs.
-        if gain > max(error / 2, EQUAL):
+        # A confirmation has more seeds, and would tell equal optimizers apart by what the grid costs.
+        if gain > max(min(error / 2, NEGLIGIBLE), EQUAL):
             return f"{REFINEMENT} {refined + 1}", rates
     return "", []
 

@@ -21,7 +21,7 @@ import pytest
 
 import analysis
 from analysis.reproduction import layers, linear, mlp, regimes, sections, sizes, write_page
-from analysis.reproduction.claims import Claim, judge, printed, source
+from analysis.reproduction.claims import Claim, judge, printed, render, source
 from analysis.reproduction.closed_forms import (
     ConstantStep,
     constant_step,
@@ -378,6 +378,45 @@ def test_the_same_time_is_judged_on_both_sides_of_it() -> None:
     assert claim([(math.nan, 5.0)], far).verdict == "not checked"
     facts = regimes.time_facts(pd.DataFrame(), pd.DataFrame())
     assert judge("regimes", "time", {"cut": True, **facts}).verdict == "not checked"
+
+
+SAID = '{% include "regimes" %}'
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize(
+    ("lowest", "answer", "told"),
+    [
+        ("mini-batch", "worse", "batches of 32. With each at its tuned rate, batches of 32 end at a higher loss than"),
+        ("", "", "With each at its tuned rate, batches of 32 cannot be told apart from batches of one in the same"),
+    ],
+)
+def test_what_the_figure_of_tuned_regimes_shows_is_said_in_words(lowest: str, answer: str, told: str) -> None:
+    facts = {"lowest": lowest, "times": [{"answer": answer}] * 4, "times_n": 8, "alone": True}
+    said = render(SAID, facts)
+    assert told in said
+    assert ("At one rate" in said) is bool(lowest)
+    assert said not in readme()
+    # What the README says; the nightly test compares it with a run.
+    assert render(SAID, facts | {"lowest": "stochastic", "times": [{"answer": "better"}] * 4}) in readme()
+    assert not render(SAID, facts | {"lowest": "", "times_n": 2})
+
+
+def readme() -> str:
+    return " ".join(README.read_text(encoding="utf-8").split())
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("one_worker")
+@pytest.mark.timeout(1500)
+def test_the_readme_says_of_the_regimes_what_their_page_says(tmp_path: Path) -> None:
+    ended = reproduce.run(tmp_path, only=["regimes"], show="quiet", say=lambda _: None)
+    assert ended.page
+    ((section,), _) = sections(tmp_path)
+    (caption,) = (figure.caption for figure in section.figures if figure.name == "regimes-tuned")
+    said = caption[caption.index("At one rate for all") :]
+    assert said in readme()
+    assert "With each at its tuned rate" in said
 
 
 def test_what_a_loss_says_in_words() -> None:

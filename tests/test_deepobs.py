@@ -127,8 +127,9 @@ def test_the_study_gives_the_documented_results(tmp_path: Path) -> None:
     assert results.confirmation is not None
     assert sorted(results.confirmation.trials["optimizer"]) == sorted(RESULTS)
     for name, (rate, _, _) in RESULTS.items():
-        # Of the grid's rates the published one is the best.
-        assert trials.loc[name, "learning_rate"] == pytest.approx(rate, rel=1e-3)
+        # A new order in each epoch takes a lower rate where the momentum is large.
+        tuned = float(trials["learning_rate"][name])
+        assert tuned < 0.9 * rate if name == "momentum" else tuned == pytest.approx(rate, rel=1e-3)
         lanes = results.lanes[results.lanes["trial"] == trials.loc[name, "trial"]]
         lanes = lanes[np.isclose(lanes["learning_rate"], rate, rtol=1e-3)]
         ours = t_interval(lanes["test_loss"])

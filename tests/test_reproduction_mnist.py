@@ -197,6 +197,36 @@ def test_the_training_table_says_which_printed_losses_lie_within() -> None:
     assert (table["n"] == 2).all()
 
 
+@pytest.mark.parametrize(
+    ("factor", "shift", "seeds", "verdict", "why"),
+    [
+        (1.2, 1.0, 3, "agrees", "4 of 4 within the seeds' range"),
+        (1.2, 1.5, 3, "differs", "0 of 4 within the seeds' range"),
+        (3.0, 1.0, 3, "not checked", "so nearly any loss would lie inside"),
+        (1.2, 1.0, 2, "not checked", "2 seeds have no range"),
+    ],
+)
+def test_the_fall_agrees_only_within_a_range_that_excludes_other_losses(
+    factor: float, shift: float, seeds: int, verdict: str, why: str
+) -> None:
+    curves = shift * PRINTED * np.array([[1 / factor], [1.0], [factor]][:seeds])
+    if seeds == 2:
+        curves[1] = shift * PRINTED * factor
+    table = inference.training_table(frame({("raw", "sgd", 0.001): curves}))
+    rows = table[inference.parts_of(table["printed"].to_numpy()) == 1]
+    facts = {
+        "real": True,
+        "seeds": seeds,
+        "wide": mnist.WIDE,
+        "name": "sgd at 0.001",
+        "fall": mnist.inside_facts(rows, seeds) | {"first": ""},
+    }
+    claim = judge("mnist", "fall", facts)
+    assert claim.verdict == verdict
+    assert why in claim.why
+    assert judge("mnist", "fall", facts | {"real": False}).verdict == "not checked"
+
+
 def predictions() -> pd.DataFrame:
     """Two lanes, three examples of classes 0, 1, 1: the first lane errs once, the second twice."""
     rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from analysis.results import Results, records
 from analysis.statistics import log_interval
 
 SPAN = ["epoch", "printed", "low", "middle", "high", "n", "inside"]
+WIDE = 1.0
+"""Decades from the lowest to the highest seed above which nearly any printed loss would lie inside."""
 
 
 def epoch_losses(curves: pd.DataFrame) -> pd.DataFrame:
@@ -59,8 +62,12 @@ def span_facts(span: pd.DataFrame, wanted: int, lost: int = 0) -> dict[str, Any]
     """The facts of the rule `span`: whether the printed losses lie within the range of our seeds.
 
     `span` is from `spans`, of the seeds that did not diverge; `wanted` is the number of epochs that the report prints,
-    `lost` the number of seeds that diverged.
+    `lost` the number of seeds that diverged. `decades` is the width of the widest range, `wide` counts the epochs at
+    which it is above `WIDE`.
     """
+    widths = [
+        math.log10(high / low) if low > 0 else math.inf for low, high in zip(span["low"], span["high"], strict=True)
+    ]
     outside = span[~span["inside"].astype(bool)]
     above = outside["printed"] > outside["high"]
     excess = np.where(above, outside["printed"] / outside["high"], outside["low"] / outside["printed"])
@@ -71,6 +78,8 @@ def span_facts(span: pd.DataFrame, wanted: int, lost: int = 0) -> dict[str, Any]
         "epochs": len(span),
         "ends": records(span.iloc[[0, -1]]) if len(span) else [],
         "outside": len(outside),
+        "wide": sum(width > WIDE for width in widths),
+        "decades": max(widths, default=0.0),
         "side": "above" if above.all() else "outside" if above.any() else "below",
         "excess": float(excess.max()) - 1 if len(excess) else 0.0,
     }

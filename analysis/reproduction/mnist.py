@@ -38,6 +38,8 @@ from analysis.results import load, records
 from analysis.statistics import logit_interval
 from analysis.text import estimate_text, seed_counts, short
 
+WIDE = 0.5
+"""Share of the printed losses' whole fall, in logs, above which the seeds' range holds nearly any loss."""
 ERRORS = 15
 """Images in the figure of errors."""
 
@@ -120,9 +122,10 @@ class Run:
             "shapes": self.layers["shape"].to_list(),
             "parameters": int(self.layers["parameters"].sum()),
             "losses": {key: _loss_text(row) for key, row in rows.items()},
-            "plateau": _inside(plateau, top["seeds"]),
-            "fall": _inside(fall, top["seeds"]) | {"first": _loss_text(fall.iloc[0])},
-            "last_inside": bool(self.table["inside"].iloc[-1]),
+            "plateau": inside_facts(plateau, top["seeds"]),
+            "fall": inside_facts(fall, top["seeds"]) | {"first": _loss_text(fall.iloc[0])},
+            "end": inside_facts(self.table.tail(1), top["seeds"]) | {"spanned": bool(self.table["inside"].iloc[-1])},
+            "wide": WIDE,
             "last_printed": float(self.table["printed"].iloc[-1]),
             "still": self.still(),
             "accuracy": estimate_text(logit_interval(self.lanes["test_accuracy"], len(images["test"])), "accuracy"),
@@ -233,11 +236,21 @@ def _loss_text(row: Any) -> str:
     return f"{row['estimate']:.3f} {limits}, seeds {row['least']:.3f} to {row['largest']:.3f}"
 
 
-def _inside(rows: pd.DataFrame, seeds: int) -> dict[str, Any]:
-    """How many printed losses lie within the range of the seeds, and whether they are as many as of a further seed."""
+def inside_facts(rows: pd.DataFrame, seeds: int) -> dict[str, Any]:
+    """How many printed losses lie within the range of the seeds, and whether they are as many as of a further seed.
+
+    width is that of the widest range as a share of the printed losses' whole fall, in logs.
+    """
     inside = int(rows["inside"].sum())
+    table = inference.printed_table()["loss"]
+    width = float(np.log(rows["largest"] / rows["least"]).max() / math.log(table.iloc[0] / table.iloc[-1]))
     losses = {"printed": rows["printed"].to_list(), "mean": rows["estimate"].to_list()}
-    return {"inside": inside, "of": len(rows), "spanned": inference.spanned(inside, len(rows), int(seeds))} | losses
+    return {
+        "inside": inside,
+        "of": len(rows),
+        "spanned": inference.spanned(inside, len(rows), int(seeds)),
+        "width": width,
+    } | losses
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -148,16 +148,18 @@ def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, cut: bool) -> dic
     by_regime = {row["regime"]: row for row in records(numbers)}
     ranked = sorted(records(ends), key=lambda row: row["loss"].estimate)
     facts: dict[str, Any] = {"cut": cut or set(by_regime) != set(REGIMES), "ranked": ranked}
-    facts |= {"full_end": next((row for row in ranked if row["regime"] == "batch"), None)}
+    facts |= {"full_end": next((row for row in ranked if row["regime"] == "batch"), None), "lowest": ""}
     if facts["cut"]:
         return facts
     rows = [by_regime[name] for name in REGIMES]
     intervals = [row[name] for row in rows for name in ("first", "final", "noise")]
     by_fall = sorted(rows, key=lambda row: row["first"].estimate)
+    first, second, *_ = sorted(rows, key=lambda row: row["final"].estimate)
     return facts | dict(zip(("one", "mini", "full"), rows, strict=True)) | {
         "n": min(each.n for each in intervals),
         "bounded": all(math.isfinite(each.high) for each in intervals),
         "by_fall": [row["regime"] for row in by_fall],
+        "lowest": first["regime"] if first["final"].high < second["final"].low else "",
         "apart": all(a["first"].high < b["first"].low for a, b in pairwise(by_fall)),
     }  # fmt: skip
 

@@ -68,7 +68,7 @@ def size_facts() -> dict[str, Any]:
         sizes.append(row)
     return {
         "without": output_size(size, kernel),
-        "padding": next(p for p in range(kernel) if output_size(size, kernel, 1, p) == volume["output"]),
+        "padding": next((p for p in range(kernel) if output_size(size, kernel, 1, p) == volume["output"]), None),
         "inputs": colour["side"] ** 2 * colour["channels"],
         "sizes": sizes,
         "larger": sum(row["dense_parameters"] > row["parameters"] for row in sizes),

@@ -76,6 +76,22 @@ def test_repeated_lanes_count_once(tmp_path: Path) -> None:
     assert "is left out, so that no lane counts twice." in page
 
 
+def test_examples_of_one_split_are_counted_once(tmp_path: Path) -> None:
+    right = {"adam": [0.9] * 6, "sgd": [0.9] * 6}
+    studies = []
+    for name in ("a", "b"):
+        folder = fresh(tmp_path / name, metric="accuracy", examples=True, **right)
+        studies.append(analysis.load(folder))
+    same = analysis.across(studies).scores
+    studies[1].spec["workload"]["data"] = "other"
+    apart, one = analysis.across(studies).scores, analysis.compare(studies[0], analysis.cells(studies[0])).scores
+    assert same
+    assert apart
+    assert one
+    assert_allclose(same.of_examples, one.of_examples)
+    assert_allclose(apart.of_examples, one.of_examples / 2)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("count", [3, 5])
 def test_equal_optimizers_are_told_apart_in_one_report_of_twenty(tmp_path: Path, count: int) -> None:

@@ -15,6 +15,7 @@ from scipy import stats
 
 import analysis
 from analysis.report import verdict
+from analysis.schema import FOLDERS
 from tests.conftest import PART, lane_row, trial_row, write_confirmation, write_spec, write_study, write_tables
 
 SMALL: dict[str, Any] = {"widths": [8], "depths": [1], "batch_sizes": [1, 32]}
@@ -182,8 +183,11 @@ def test_survivors_of_fresh_seeds_score_nothing(tmp_path: Path) -> None:
     assert {entry.name: entry.reason for entry in found.entries if entry.reason} == {
         "adam": "2 of 10 fresh seeds diverged"
     }
-    assert found.winner
-    assert found.winner.name == "momentum"
+    assert found.scored[0].name == "momentum"
+    assert found.winner is None  # adam may be better
+    text = said(folder)
+    assert text.startswith("No winner: momentum is the best of those confirmed, with test loss")
+    assert "but adam may be better." in text
 
 
 def test_an_optimizer_that_was_not_confirmed_is_no_contender(tmp_path: Path) -> None:
@@ -192,7 +196,22 @@ def test_an_optimizer_that_was_not_confirmed_is_no_contender(tmp_path: Path) -> 
     reasons = {entry.name: entry.reason for entry in found.entries}
     assert reasons == {"adam": "", **dict.fromkeys(["rmsprop", "momentum", "sgd"], "not confirmed on fresh seeds")}
     assert found.winner is None
-    assert "It is the only optimizer with a result." in said(folder)
+    assert math.isnan(found.entries[0].effect.estimate)
+    assert "It is the only optimizer with a fresh score." in said(folder)
+
+
+@pytest.mark.parametrize("worst", [0.0, 1e-40, math.inf])
+def test_example_losses_without_a_mean_are_compared(tmp_path: Path, worst: float) -> None:
+    """Zero on every example of a seed, below what float32 holds, or beyond it."""
+    folder = fresh(tmp_path, adam=[0.0, 0.1, 0.2, 0.1], sgd=[0.5, 0.4, 0.6, 0.5], rmsprop=[0.0] * 4)
+    rows = pq.read_table(folder / "confirm" / FOLDERS["lanes"] / PART).to_pylist()
+    for row in rows:
+        row["test_values"] = [row["test_loss"], row["test_loss"], worst]
+    write_tables(folder / "confirm", lanes=rows)
+    found = compared(folder)
+    assert [entry.name for entry in found.entries][-1] == "sgd"
+    assert all(math.isfinite(entry.score.estimate) for entry in found.entries)
+    assert "nan" not in said(folder)
 
 
 def test_zero_losses_are_compared(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def scaling_steps(
     return 100 * (1 + critical / sizes[:, None]) * np.exp(rng.normal(0, noise, (sizes.size, seeds)))
 
 
-@given(st.floats(4, 1024), losses, st.integers(1, 3), st.lists(st.integers(0, 8), unique=True, max_size=6))
+@given(st.floats(4, 1024), losses, st.integers(2, 3), st.lists(st.integers(0, 8), unique=True, max_size=6))
 def test_critical_batch_size_without_noise_is_exact(
     critical: float, least: float, seeds: int, missed: list[int]
 ) -> None:
@@ -92,8 +92,7 @@ def test_critical_batch_size_leaves_out_seeds_that_tell_nothing() -> None:
         "it lies beyond the batch sizes that reached the target"
     )
     one = scaling.critical_batch_size(POWERS, steps[:, :1])
-    assert not isinstance(one, str)
-    assert (one.critical.low, one.critical.high, one.critical.n) == (0, math.inf, 1)
+    assert one == "one seed, or batch sizes that few seeds share, cannot show whether the curve fits"
 
 
 def test_critical_batch_size_of_nothing() -> None:

@@ -38,6 +38,7 @@ def update_seconds(
     *,
     multiplications: int = 1,
     drop_last: bool = False,
+    again: bool = False,
 ) -> float:
     """Seconds per update of one network trained alone by `reference.alone`, on the examples' device, measured.
 
@@ -52,16 +53,18 @@ def update_seconds(
         criterion: the loss.
         multiplications: of one network for one example.
         drop_last: whether an epoch leaves out a last batch that is short.
+        again: whether to measure once more; the shortest time counts.
     """
     names = tuple(name for name, _ in lane.settings)
     kind = (examples.inputs.device.type, examples.inputs.dtype, examples.inputs.shape, torch.get_num_threads())
     key = (repr(build), rule.name, names, criterion, batch_size, drop_last, *kind)
-    if key not in _MEASURED:
+    if again or key not in _MEASURED:
         batch_size = min(batch_size, len(examples))
         most = int(MULTIPLICATIONS[examples.inputs.device.type] / (3 * multiplications))
         part = min(batch_size, max(FEWEST_EXAMPLES, most))
         loop = build, rule, examples, part, lane, criterion
-        _MEASURED[key] = _timed(*loop, drop_last=drop_last) * batch_size / part
+        seconds = _timed(*loop, drop_last=drop_last) * batch_size / part
+        _MEASURED[key] = min(seconds, _MEASURED.get(key, seconds))
     return _MEASURED[key]
 
 

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import analysis
-from analysis.report import verdict
+from analysis.report import verdict, warnings
 from analysis.schema import FOLDERS
 from tests.conftest import PART, lane_row, trial_row, write_confirmation, write_spec, write_study, write_tables
 
@@ -165,6 +165,17 @@ def test_batch_sizes_without_a_result_are_named(tmp_path: Path) -> None:
     assert "Without a result: batch size 10,000 (no trial of it has ended)." in said(folder)
     page = analysis.write_report(folder).read_text(encoding="utf-8")
     assert page.count("batch size 10,000 (no trial of it has ended)") == 2  # verdict and first figure
+
+
+def test_losses_of_few_examples_are_warned_of(tmp_path: Path) -> None:
+    folder = fresh(tmp_path, adam=[0.5] * 4, sgd=[0.6] * 4)
+    for heavy, warned in ((1.0, False), (200.0, True)):
+        rows = pq.read_table(folder / "confirm" / FOLDERS["lanes"] / PART).to_pylist()
+        write_tables(folder / "confirm", lanes=[row | {"test_values": [1.0] * 199 + [heavy]} for row in rows])
+        results = analysis.load(folder)
+        said_so = [text for text in warnings.warnings(results, analysis.cells(results)) if "of a hundred makes" in text]
+        assert bool(said_so) is warned
+    assert said_so[0].startswith("One test example of a hundred makes 50% of the test loss")
 
 
 def test_regimes_are_compared_too(tmp_path: Path) -> None:

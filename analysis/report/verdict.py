@@ -140,8 +140,7 @@ def _what_would_change(results: Results, compared: Comparison) -> Iterator[str]:
         needed = math.ceil(scores.examples * total * (1 - share) / rest)
         yield f"To tell {names} apart would take about {needed:,} test examples, not more seeds: {causes}."
     else:
-        both = " and test examples" if scores.examples else ""
-        yield f"{names} cannot be told apart with less than {MORE:,} fresh seeds{both}: {causes}."
+        yield f"{names} cannot be told apart with fewer than {MORE:,} fresh seeds: {causes}."
 
 
 def confirmation(results: Results, curse: pd.DataFrame) -> list[str]:

@@ -25,8 +25,8 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
 
     Returns:
         The columns of `rate_table`, optimizer, by, group (the value of that column), tuned (whether this rate was
-        chosen), failed (lanes that diverged, or whose loss ended at or above the one before training) and decades (the
-        group's `tolerance`).
+        chosen), failed (lanes that diverged, or ended no better than before training) and decades (the group's
+        `tolerance`).
     """
     ranked = rank(table, results.maximize)
     if by != "optimizer" and len(ranked):
@@ -44,11 +44,12 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
 
 def _failed(results: Results, lanes: pd.DataFrame) -> pd.Series[int]:
     """The number of failed lanes of each (cell, learning rate)."""
-    curves = results.curves
-    first = curves[(curves["update"] == 0) & (curves["split"] == "validation") & (curves["metric"] == "loss")]
+    curves, metric = results.curves, results.metric
+    first = curves[(curves["update"] == 0) & (curves["split"] == "validation") & (curves["metric"] == metric)]
     first = first[["trial", "lane", "value"]].rename(columns={"value": "start"})
     both = lanes.merge(first, on=["trial", "lane"], how="left")
-    failed = (both["outcome"] == "diverged") | (both["validation_loss"] >= both["start"])
+    gain = (both[f"validation_{metric}"] - both["start"]) * (1 if results.maximize else -1)
+    failed = (both["outcome"] == "diverged") | (gain <= 0)  # an untrained accuracy is that of chance
     return failed.groupby([both["cell"], both["learning_rate"]]).sum().astype("int64")
 
 

@@ -26,6 +26,8 @@ from analysis.text import (
     seed_counts,
 )
 
+EQUAL = 1e-6
+"""Difference of log losses, or of accuracies, that float32 does not resolve."""
 MORE = 1000
 """Seeds beyond which "more seeds" is no advice."""
 
@@ -125,6 +127,9 @@ def _what_would_change(results: Results, compared: Comparison) -> Iterator[str]:
     direction[:2] = 1, -1
     names = " and ".join(each.name for each in compared.scored[:2])
     gap, total = float(scores.means @ direction), float(direction @ scores.covariance @ direction)
+    if abs(gap) < EQUAL:
+        yield f"{names} are equal to rounding."
+        return
     share = scores.seed_share(direction)
     allowed = (gap / 2.5) ** 2  # the critical value of a few comparisons at many degrees of freedom
     causes = f"{share:.0%} of the noise of their difference comes from the seeds"

@@ -52,6 +52,7 @@ from .figures.timeline import timeline as timeline
 from .figures.timeline import trial_timeline as trial_timeline
 from .report.across import across as across
 from .report.across import repetitions as repetitions
+from .report.best import best as best
 from .report.page import write_report as write_report
 from .results import Results as Results
 from .results import load as load

@@ -79,7 +79,7 @@ def critical_batch_size(batch_sizes: ArrayLike, steps: ArrayLike, level: float =
         if fit is not None:
             fits.append(fit)
     if not tried:
-        return f"no seed reached the target at {LEAST_SIZES} batch sizes"
+        return f"fewer than {LEAST_SIZES} batch sizes reached the target"
     if 2 * len(fits) <= tried:
         return "it lies beyond the batch sizes that reached the target"
     if math.isnan(p := lack_of_fit_p(sizes, array)):

@@ -323,6 +323,19 @@ def status(folder: Path | str) -> None:
 
 
 @main.command()
+@click.argument("folder", type=_PLACE)
+@click.option("--optimizer", default="", metavar="NAME", help="Its best setting; otherwise the best of all.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def best(folder: Path | str, optimizer: str, as_json: bool) -> None:
+    """Print the best setting and its score on fresh seeds."""
+    from analysis import results
+    from analysis.report.best import best as best_of
+
+    found = best_of(results.load(folder), optimizer)
+    click.echo(json.dumps(found) if as_json else found["text"])
+
+
+@main.command()
 @click.argument("folders", type=_PLACE, nargs=-1, required=True, metavar="FOLDER...")
 @click.option("--out", type=_FOLDER, help="Where to write; needed for several studies. By default FOLDER/report.")
 @click.option("--pdf", is_flag=True, help="Write every figure as PDF, too.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,21 @@ def test_fresh_seeds_may_contradict_the_search(tmp_path: Path) -> None:
     assert found.winner
     assert found.winner.name == "sgd"
     assert "\nBest setting: sgd, " in said(tmp_path)
+
+
+def test_the_best_setting_is_that_of_fresh_seeds(tmp_path: Path) -> None:
+    results = analysis.load(fresh(tmp_path, adam=scattered(2.0), sgd=scattered(1.0)[::-1]))
+    found = analysis.best(results)
+    assert (found["optimizer"], found["verdict"], found["fresh"], found["seeds"]) == ("sgd", "winner", True, 8)
+    assert (found["learning_rate"], found["batch_size"], found["width"]) == (0.01, 32, 8)
+    assert found["text"].startswith("sgd, width 8, depth 1, batch size 32 at learning rate 0.01: test loss 1.00 [0.9")
+    assert found["text"].endswith(" on 8 fresh seeds (winner)")
+    assert analysis.best(results, "adam")["verdict"] == "excluded"
+    with pytest.raises(analysis.ResultsError, match="no optimizer 'lion'; it has sgd, adam"):
+        analysis.best(results, "lion")
+    search = analysis.best(analysis.load(write_study(tmp_path / "search", **SMALL)))
+    assert (search["verdict"], search["fresh"]) == ("candidate", False)
+    assert json.loads(json.dumps(search)) == search
 
 
 def test_several_contenders_make_no_winner(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from study.spec import read
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # In the order in which a reader meets them: later pages use what earlier ones made.
-PAGES = ("running", "results", "user-code", "cluster", "performance", "reproduction", "contributing")
+PAGES = ("running", "results", "user-code", "cluster", "performance", "protocol", "reproduction", "contributing")
 DOCS = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in PAGES}
 TEXT = "\n".join([README, *DOCS.values()])
 

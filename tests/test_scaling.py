@@ -96,7 +96,7 @@ def test_critical_batch_size_leaves_out_seeds_that_tell_nothing() -> None:
 
 
 def test_critical_batch_size_of_nothing() -> None:
-    few = "no seed reached the target at 4 batch sizes"
+    few = "fewer than 4 batch sizes reached the target"
     assert scaling.critical_batch_size([], np.ones((0, 2))) == few
     assert scaling.critical_batch_size(POWERS, np.ones((9, 0))) == few
     assert scaling.critical_batch_size([8.0, 16.0, 32.0], [[2.0], [1.7], [1.5]]) == few

@@ -24,7 +24,7 @@ from analysis.report.verdict import confirmation, study_cost, verdict
 from analysis.report.warnings import warnings
 from analysis.results import Results, load, records, table_of
 from analysis.schema import ResultsError
-from analysis.text import counted, duration, short
+from analysis.text import counted, duration, listing, short
 
 
 def write_report(
@@ -179,11 +179,12 @@ def course(results: Results) -> list[str]:
 
 def scaling(results: Results, table: pd.DataFrame) -> list[str]:
     """The critical batch size of each optimizer for which it can be fitted, and the gradient noise scale."""
-    lines = []
-    for row in records(batch_scaling(steps_to_target(results))):
-        if row["reason"]:
-            lines.append(f"No critical batch size of {row['optimizer']}: {row['reason']}.")
-            continue
+    fits = batch_scaling(steps_to_target(results))
+    lines = [
+        f"No critical batch size of {listing(own['optimizer'])}: {reason}."
+        for reason, own in fits[fits["reason"] != ""].groupby("reason")
+    ]
+    for row in records(fits[fits["reason"] == ""]):
         limits = f"[{short(row['low'])}, {short(row['high'])}]" if row["n"] > 1 else "(one seed, no interval)"
         lines.append(
             f"Critical batch size of {row['optimizer']}: {short(row['critical'])} {limits}, above which larger batches "

@@ -1,0 +1,60 @@
+"""The best setting of a study, of all or of one optimizer, with its score on fresh seeds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from analysis.cells import cells
+from analysis.comparisons import compare
+from analysis.results import Results, table_of
+from analysis.schema import ResultsError
+from analysis.text import cell_at_rate, counted, estimate_text
+
+SCORE = {"score": "estimate", "low": "low", "high": "high"}
+
+
+def best(results: Results, optimizer: str = "") -> dict[str, Any]:
+    """The best cell at its tuned rate.
+
+    Args:
+        results: the study.
+        optimizer: whose best cell; that of the first one in the comparison if empty.
+
+    Returns:
+        optimizer, settings, learning_rate, batch_size, width, depth, data, model, metric; split, score, low, high,
+        seeds and fresh (whether those seeds chose nothing) of its score; verdict: winner, contender, excluded, or
+        candidate (without fresh seeds); text: all that in one line.
+
+    Raises:
+        ResultsError: if there is no such optimizer, or it has no score; the message says why.
+    """
+    found = compare(results, cells(results))
+    entries = [entry for entry in found.entries if optimizer in ("", entry.name)]
+    if not entries:
+        names = ", ".join(entry.name for entry in found.entries) or "none"
+        raise ResultsError(f"{results.path}: no optimizer {optimizer!r}; it has {names}")
+    entry = entries[0]
+    if entry.reason or entry.cell is None:
+        raise ResultsError(f"{results.path}: {entry.name} has no result: {entry.reason}")
+    verdict = "candidate"
+    if found.fresh:
+        verdict = "winner" if entry is found.winner else "contender" if entry.contender else "excluded"
+    workload, cell = table_of(results.spec, "workload"), entry.cell
+    seeds = counted(entry.score.n, "fresh seed" if found.fresh else "seed")
+    chose = "" if found.fresh else " that chose it"
+    score = f"{found.split} {results.metric} {estimate_text(entry.score, results.metric)}"
+    return {
+        "optimizer": entry.name,
+        "settings": json.loads(cell["settings"] or "{}"),
+        "learning_rate": float(cell["learning_rate"]),
+        **{name: int(cell[name]) for name in ("batch_size", "width", "depth")},
+        **{name: str(workload.get(name, "")) for name in ("data", "model")},
+        "metric": results.metric,
+        "split": found.split,
+        **{name: float(getattr(entry.score, each)) for name, each in SCORE.items()},
+        "seeds": int(entry.score.n),
+        "fresh": found.fresh,
+        "verdict": verdict,
+        "text": f"{cell_at_rate(cell)}: {score} on {seeds}{chose} ({verdict})",
+    }

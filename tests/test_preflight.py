@@ -248,3 +248,25 @@ def test_a_node_that_joins_is_asked_without_waiting_for_it(
         found = next(mistakes for mistakes in answers if mistakes is not None)
         assert ("cannot write into" in "".join(found)) is not there
         assert len(found) == int(not there)
+
+
+def test_ray_that_does_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def start(**_: Any) -> None:
+        tries.append(1)
+        if len(tries) < needed:
+            raise Exception("The current node timed out during startup.\nAnd more")
+
+    monkeypatch.setattr(ray, "init", start)
+    needed = 3
+    cluster._start(None, {})
+    assert len(tries) == 3
+    tries.clear()
+    needed = 9
+    with pytest.raises(ClusterError, match=r"ray: did not start here in 3 tries \(The current node timed out during"):
+        cluster._start(None, {})
+    tries.clear()
+    with pytest.raises(ClusterError, match="--address other:6379: The current node timed out"):
+        cluster._start("other:6379", {})
+    assert len(tries) == 1

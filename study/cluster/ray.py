@@ -21,6 +21,7 @@ from study.spec.model import Resources
 CONNECT_SECONDS = 10.0
 # Between two updates of the list of nodes.
 LOOK_SECONDS = 2.0
+START_TRIES = 3
 
 # Read when Ray is imported or started: no snapshots of all trials (a study resumes from its own tables), no logger
 # files per trial, no limit of Tune's on trials that wait for a worker (`Cluster.room` has one that follows the nodes),
@@ -140,14 +141,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     if address and _JOB not in os.environ:  # a job's code has been sent with it
         options["runtime_env"] = {"py_modules": packages(bundle)}
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except SystemExit as error:
-        raise KeyboardInterrupt from error  # what Ray makes of SIGTERM while it starts
-    except (ray.exceptions.RayError, RuntimeError, ConnectionError, ValueError, TimeoutError) as error:
-        if not address:
-            raise
-        raise ClusterError(f"--address {address}", _why(error)) from error
+    _start(address, options)
     try:
         cluster, until = Cluster(spec.resources, joined=bool(address)), time.monotonic() + wait
         while not (fits := cluster.fits()) and time.monotonic() < until:
@@ -157,6 +151,27 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
         yield cluster
     finally:
         ray.shutdown()
+
+
+def _start(address: str | None, options: dict[str, Any]) -> None:
+    """Join a cluster, or start Ray here, with further tries: on a busy machine it misses its own limits (ray#65983)."""
+    import ray
+
+    for remaining in reversed(range(1 if address else START_TRIES)):
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+        except SystemExit as error:
+            raise KeyboardInterrupt from error  # what Ray makes of SIGTERM while it starts
+        except Exception as error:
+            ray.shutdown()
+            if address:
+                raise ClusterError(f"--address {address}", _why(error)) from error
+            if not remaining:
+                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                advice = "is this machine very busy, or short of memory or of space in its temporary folder?"
+                raise ClusterError("ray", f"did not start here in {START_TRIES} tries ({why}); {advice}") from error
+        else:
+            return
 
 
 def packages(bundle: Path | None = None) -> list[str]:

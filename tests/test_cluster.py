@@ -383,6 +383,7 @@ def test_submit_loses_nothing_of_the_users(spec: Path, tmp_path: Path, monkeypat
     found = invoked(monkeypatch, tmp_path, "submit", str(spec), *there, "results/there")
     assert found.exit_code == 2
     assert "give an absolute path that all nodes share" in found.stderr
+    assert "RAY_AUTH_MODE" not in os.environ  # a Ray that this process starts later would not be reached
 
 
 def test_where_no_job_server_answers_is_told(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,22 +149,26 @@ def test_a_factor_of_two_is_found() -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("count", [3, 5])
 def test_equal_optimizers_are_not_told_apart_across_studies(count: int) -> None:
-    rng, apart = np.random.default_rng(count), 0
+    """A given optimizer in at most 5%; any of the four in somewhat more, since their tuned rates differ a little."""
+    rng, apart, excluded = np.random.default_rng(count), 0, 0
     for _ in range(100):
         studies = [simulated(rng, EQUAL)[0] for _ in range(count)]
-        apart += len(analysis.across(studies).contenders) < len(OPTIMIZERS)
-    print(f"apart {apart} of 100")
-    assert apart <= 11  # more than eleven of a hundred have a chance of .004 at 5%
+        left = len(analysis.across(studies).contenders)
+        apart += left < len(OPTIMIZERS)
+        excluded += len(OPTIMIZERS) - left
+    print(f"{count} studies: any excluded {apart}, excluded {excluded} of 4, of 100 reports")
+    assert excluded / 4 <= 5
+    assert apart <= 15
 
 
 @pytest.mark.nightly
-def test_without_refinement_the_grid_tells_equal_optimizers_apart() -> None:
-    """What refinement is for: an optimum between two rates costs up to 16% of the loss, more than the seeds' error."""
+def test_without_refinement_the_grid_costs_more() -> None:
+    """What refinement is for: an optimum between two rates costs up to 16% of the loss."""
     rng = np.random.default_rng(3)
     losses = [
         abs(sum(simulated(rng, EQUAL, refine=rounds)[1].values()) / 4 + 5) for rounds in (0, 2) for _ in range(50)
     ]
-    assert np.mean(losses[:50]) > 2 * np.mean(losses[50:])
+    assert np.mean(losses[:50]) > 1.4 * np.mean(losses[50:])
 
 
 def test_the_simulation_tunes_as_a_trial_does() -> None:

@@ -89,10 +89,15 @@ def _may_replace(to: Path, out: str) -> None:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    # Ray sends its token, if it has one, to the job server as well if this is set when it is imported.
+    # Ray sends its token, if it has one, to the job server as well if this is set when it is imported. Left in the
+    # environment, it would keep a Ray that this process starts later from reading it again, as `ray.init` does.
+    mode = os.environ.get("RAY_AUTH_MODE")
     if (Path.home() / ".ray" / "auth_token").is_file() or "RAY_AUTH_TOKEN" in os.environ:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
+
+    if mode is None:
+        os.environ.pop("RAY_AUTH_MODE", None)
 
     # These would override the address.
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):

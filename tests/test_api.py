@@ -218,7 +218,7 @@ def test_the_notebook_shows_progress_frames_and_figures(in_folder: Path) -> None
     shown = [output.data["text/plain"] for output in run]
     assert shown[0].startswith("4/4 trials (4 completed)")
     assert shown[1].startswith("confirming ")
-    assert shown[2].startswith("2/2 trials (2 completed)")
+    assert shown[2].startswith("3/3 trials (3 completed)")  # the best two, and the best batch
     assert "best loss" in run[0].data["text/html"]
     assert "report/index.html" in outcome[0].data["text/plain"]
     assert "<table" in frame[0].data["text/html"]

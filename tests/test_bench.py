@@ -19,6 +19,7 @@ from trainables.engines.bench import WORKS, Work
 
 JAX = """
 import dataclasses, numpy, torch, trainables.engines.bench as bench
+from trainables.engines.jax_peer import epochs
 bench.TURN_SECONDS = 1e-3
 rows = bench.measure(dataclasses.replace(bench.WORKS[1], examples=320), torch.device("cpu"), rounds=1)
 assert [row.engine for row in rows] == ["eager", "native", "jax"], rows

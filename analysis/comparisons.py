@@ -107,11 +107,11 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer") -> Com
     chosen = lanes[lanes["cell"].isin([cells_of[name]["trial"] for name in confirmed])]
     split = "test" if chosen[f"test_{results.metric}"].notna().all() else "validation"
     scores = _scores(results, chosen, [cells_of[name]["trial"] for name in confirmed], split)
-    found = compare_with_best(scores)
-    count = sum(each.contender for each in found)
+    against = compare_with_best(scores)
+    count = sum(each.contender for each in against)
     entries = [
         Entry(name, cells_of[name], scores.interval(place, count), scores.effect(each.gain), each.p, each.contender)
-        for place, (name, each) in enumerate(zip(confirmed, found, strict=True))
+        for place, (name, each) in enumerate(zip(confirmed, against, strict=True))
     ]
     order = np.argsort(-scores.means, kind="stable")
     rest = [Entry(name, cells_of[name], reason=missing[name]) for name in names if missing[name]]
@@ -126,24 +126,34 @@ def names_of(results: Results, by: str) -> list[str]:
         given = search.get("optimizer", [])
         listed = [str(each) for each in (given if isinstance(given, list) else [given])]
     else:
-        sizes, train = search.get("batch_size", []), table_of(results.provenance, "data").get("train")
-        full = train if isinstance(train, int) else sys.maxsize
-        known = [full if each == "full" else each for each in (sizes if isinstance(sizes, list) else [sizes])]
-        listed = [regime(each, full) for each in known if isinstance(each, int)]
-    found = [*listed, *results.trials[by].unique()]
-    return [str(name) for name in (optimizer_order(found) if by == "optimizer" else [r for r in Regime if r in found])]
+        listed = [regime(size, _train(results)) for size in _sizes(results)]
+    names = [*listed, *results.trials[by].unique()]
+    return [str(name) for name in (optimizer_order(names) if by == "optimizer" else [r for r in Regime if r in names])]
+
+
+def _train(results: Results) -> int:
+    """Training examples according to provenance; more than any batch size if that does not say."""
+    train = table_of(results.provenance, "data").get("train")
+    return train if isinstance(train, int) else sys.maxsize
+
+
+def _sizes(results: Results) -> list[int]:
+    """The batch sizes of the spec; none of a range."""
+    given = table_of(results.spec, "search").get("batch_size", [])
+    sizes = [_train(results) if each == "full" else each for each in (given if isinstance(given, list) else [given])]
+    return [size for size in sizes if isinstance(size, int)]
 
 
 def missing_sizes(results: Results, table: pd.DataFrame) -> dict[str, str]:
     """The batch sizes that the spec lists and at which no cell has a tuned rate, with the reason."""
-    given, train = table_of(results.spec, "search").get("batch_size"), table_of(results.provenance, "data").get("train")
+    if not isinstance(table_of(results.spec, "search").get("batch_size"), list):
+        return {}
     tuned = set(table.loc[table["validation"].notna(), "batch_size"])
-    found: dict[str, str] = {}
-    for each in given if isinstance(given, list) else []:
-        size = train if each == "full" else each
-        if size is not None and size not in tuned:
-            found[f"batch size {size:,}"] = _why_no_cell(results, "batch_size", size)
-    return found
+    return {
+        f"batch size {size:,}": _why_no_cell(results, "batch_size", size)
+        for size in _sizes(results)
+        if size not in tuned and size < sys.maxsize
+    }
 
 
 def _of_search(results: Results, cells_of: dict[str, Any], by: str) -> Comparison:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from analysis.statistics import NOTHING, Interval
+from analysis.statistics import NOTHING, UNKNOWN_EXAMPLES, Interval, accuracy_of, shrunk
 
 Array = NDArray[np.float64]
 DRAWS = 20_000
@@ -89,14 +90,10 @@ class Scores:
         if self.metric == "loss":
             with np.errstate(over="ignore"):
                 return Interval(-mean, -mean - half, -mean + half, self.seeds).map(np.exp)
-        count = self.examples or 1000
-        shrunk = (mean * count + 0.5) / (count + 1)  # finite log-odds at 0 and 1 (Haldane 1956, Anscombe 1956)
-        logit, half = special.logit(shrunk), half / (shrunk * (1 - shrunk))
-
-        def accuracy(values: Array) -> Array:
-            return np.clip((special.expit(values) * (count + 1) - 0.5) / count, 0.0, 1.0)
-
-        return Interval(logit, logit - half, logit + half, self.seeds).map(accuracy)
+        count = self.examples or UNKNOWN_EXAMPLES
+        share = float(shrunk(mean, count))
+        logit, half = float(special.logit(share)), half / (share * (1 - share))
+        return Interval(logit, logit - half, logit + half, self.seeds).map(partial(accuracy_of, examples=count))
 
     def effect(self, gain: Interval) -> Interval:
         """A difference of means for readers: of a loss the ratio (below 1 is better), otherwise the difference."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,12 +148,17 @@ def logit_interval(values: ArrayLike, examples: int, level: float = 0.95) -> Int
     sample = _finite(values)
     if ((sample < 0) | (sample > 1)).any():
         raise ValueError(f"accuracies lie between 0 and 1, got {sample.min()} to {sample.max()}")
-    logits = special.logit((sample * examples + 0.5) / (examples + 1))
+    return t_interval(special.logit(shrunk(sample, examples)), level).map(partial(accuracy_of, examples=examples))
 
-    def accuracy(logit: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.clip((special.expit(logit) * (examples + 1) - 0.5) / examples, 0.0, 1.0)
 
-    return t_interval(logits, level).map(accuracy)
+def shrunk(accuracy: ArrayLike, examples: int) -> NDArray[np.float64]:
+    """Accuracies shrunk by half an example, so that log-odds of 0 and 1 are finite (Haldane 1956, Anscombe 1956)."""
+    return np.asarray((np.asarray(accuracy) * examples + 0.5) / (examples + 1))
+
+
+def accuracy_of(logit: NDArray[np.float64], examples: int) -> NDArray[np.float64]:
+    """The accuracies of log-odds that were shrunk; clipped to those that are possible."""
+    return np.clip((special.expit(logit) * (examples + 1) - 0.5) / examples, 0.0, 1.0)
 
 
 def metric_interval(

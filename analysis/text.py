@@ -94,9 +94,14 @@ def estimate_text(score: Any, metric: str) -> str:
     return f"{metric_text(score.estimate, metric)} {interval_text(score.low, score.high, score.n, metric)}"
 
 
+def p_value_text(p: float) -> str:
+    """A p-value, such as `0.031`; simulated ones are not known below 0.0001."""
+    return "< 0.0001" if p < 1e-4 else short(p)
+
+
 def p_text(p: float) -> str:
-    """A p-value with its sign of comparison, such as `p = 0.031`; simulated ones are not known below 0.0001."""
-    return "p < 0.0001" if p < 1e-4 else f"p = {short(p)}"
+    """A p-value with its sign of comparison, such as `p = 0.031` or `p < 0.0001`."""
+    return f"p {p_value_text(p)}" if p < 1e-4 else f"p = {p_value_text(p)}"
 
 
 def effect_text(effect: Any, metric: str) -> tuple[str, str]:

@@ -331,8 +331,8 @@ def best(folder: Path | str, optimizer: str, as_json: bool) -> None:
     from analysis import results
     from analysis.report.best import best as best_of
 
-    found = best_of(results.load(folder), optimizer)
-    click.echo(json.dumps(found) if as_json else found["text"])
+    setting = best_of(results.load(folder), optimizer)
+    click.echo(json.dumps(setting) if as_json else setting["text"])
 
 
 @main.command()

@@ -29,21 +29,21 @@ def best(results: Results, optimizer: str = "") -> dict[str, Any]:
     Raises:
         ResultsError: if there is no such optimizer, or it has no score; the message says why.
     """
-    found = compare(results, cells(results))
-    entries = [entry for entry in found.entries if optimizer in ("", entry.name)]
+    compared = compare(results, cells(results))
+    entries = [entry for entry in compared.entries if optimizer in ("", entry.name)]
     if not entries:
-        names = ", ".join(entry.name for entry in found.entries) or "none"
+        names = ", ".join(entry.name for entry in compared.entries) or "none"
         raise ResultsError(f"{results.path}: no optimizer {optimizer!r}; it has {names}")
     entry = entries[0]
     if entry.reason or entry.cell is None:
         raise ResultsError(f"{results.path}: {entry.name} has no result: {entry.reason}")
     verdict = "candidate"
-    if found.fresh:
-        verdict = "winner" if entry is found.winner else "contender" if entry.contender else "excluded"
+    if compared.fresh:
+        verdict = "winner" if entry is compared.winner else "contender" if entry.contender else "excluded"
     workload, cell = table_of(results.spec, "workload"), entry.cell
-    seeds = counted(entry.score.n, "fresh seed" if found.fresh else "seed")
-    chose = "" if found.fresh else " that chose it"
-    score = f"{found.split} {results.metric} {estimate_text(entry.score, results.metric)}"
+    seeds = counted(entry.score.n, "fresh seed" if compared.fresh else "seed")
+    chose = "" if compared.fresh else " that chose it"
+    score = f"{compared.split} {results.metric} {estimate_text(entry.score, results.metric)}"
     return {
         "optimizer": entry.name,
         "settings": json.loads(cell["settings"] or "{}"),
@@ -51,10 +51,10 @@ def best(results: Results, optimizer: str = "") -> dict[str, Any]:
         **{name: int(cell[name]) for name in ("batch_size", "width", "depth")},
         **{name: str(workload.get(name, "")) for name in ("data", "model")},
         "metric": results.metric,
-        "split": found.split,
+        "split": compared.split,
         **{name: float(getattr(entry.score, each)) for name, each in SCORE.items()},
         "seeds": int(entry.score.n),
-        "fresh": found.fresh,
+        "fresh": compared.fresh,
         "verdict": verdict,
         "text": f"{cell_at_rate(cell)}: {score} on {seeds}{chose} ({verdict})",
     }

@@ -21,7 +21,7 @@ from analysis.text import (
     interval_text,
     limits_text,
     metric_text,
-    p_text,
+    p_value_text,
     settings_text,
     short,
 )
@@ -130,7 +130,7 @@ def _with_best(entry: Entry, metric: str) -> dict[str, Cell]:
         return {"against the best other": dash, "p (is the best)": dash, "may be the best": "unknown"}
     return {
         "against the best other": effect_text(entry.effect, metric),
-        "p (is the best)": p_text(entry.p).replace("p = ", "").replace("p ", ""),
+        "p (is the best)": p_value_text(entry.p),
         "may be the best": "yes" if entry.contender else "no",
     }
 

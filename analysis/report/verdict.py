@@ -38,9 +38,8 @@ def verdict(results: Results, table: pd.DataFrame) -> list[str]:
         return ["No trial has ended yet, so there is nothing to compare."]
     ranked = rank(table, results.maximize)
     if ranked.empty:
-        lines = ["No trial has a learning rate at which every seed survived, so there is nothing to compare."]
         return [
-            *lines,
+            "No trial has a learning rate at which every seed survived, so there is nothing to compare.",
             *_without_result(compare(results, table), missing_sizes(results, table)),
             f"Cost: {study_cost(results)}.",
         ]
@@ -52,7 +51,7 @@ def verdict(results: Results, table: pd.DataFrame) -> list[str]:
     if ranked.iloc[0]["outcome"] != Outcome.COMPLETED:
         lines[0] += " No trial has completed its budget, so this is provisional."
     lines += [f"Cost: {study_cost(results)}.", *_without_result(compared, missing_sizes(results, table))]
-    return [*lines, *_what_would_change(results, compared)]
+    return [*lines, *_what_would_change(compared)]
 
 
 def study_cost(results: Results) -> str:
@@ -118,7 +117,7 @@ def _without_result(compared: Comparison, sizes: dict[str, str]) -> Iterator[str
         yield f"Without {'a fresh score' if compared.fresh else 'a result'}: {listing(lost)}."
 
 
-def _what_would_change(results: Results, compared: Comparison) -> Iterator[str]:
+def _what_would_change(compared: Comparison) -> Iterator[str]:
     """How many more seeds or examples would tell the first two optimizers apart, if their difference stays."""
     scores = compared.scores
     if scores is None or compared.winner or len(compared.contenders) < 2 or scores.seeds < 2:

@@ -112,7 +112,7 @@ class Collector(tune.Callback):
         parts = dict(enumerate(result.get("reported", []), start=1)) if payload.whole else {}
         if "report" in result:
             parts[result["report"]] = result["value"]
-            if result["extending"]:  # the value of the last part is not final, and Optuna keeps the first it is told
+            if result["extending"]:  # not final yet, and Optuna keeps the first value that is reported
                 del parts[result["report"]]
         with self._ends_session():
             for part, value in parts.items():

@@ -241,9 +241,9 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         before = search.loc[search["cell"] == cell["trial"], f"validation_{metric}"]
         after = values[f"validation_{metric}"]
         row |= metric_interval(after, metric, examples_of(results, "validation"), floor=floor).named("confirmed")
-        row |= metric_interval(values[f"test_{metric}"], metric, examples_of(results, "test"), floor=floor).named(
-            "test"
-        )
+        tested = len(values) > 0 and bool(values[f"test_{metric}"].notna().all())
+        test = _scores(results, values, [cell["trial"]], "test").interval(0) if tested else NOTHING
+        row |= test.named("test")
         row |= curse_interval(before.to_numpy()[:, None], after.to_numpy()[:, None], metric, floor).named("curse")
         rows.append(row)
     limits = [f"{name}{end}" for name in ("search", "confirmed", "test") for end in ("", "_low", "_high", "_n")]

@@ -142,6 +142,9 @@ def test_all_right_on_every_seed_is_no_certainty(tmp_path: Path) -> None:
     found = compared(fresh(tmp_path, metric="accuracy", examples=True, adam=[1.0] * 5, sgd=[1.0] * 5))
     assert found.winner is None
     assert all(entry.score.high == 1.0 and 0.9 < entry.score.low < 0.98 for entry in found.scored)
+    results = analysis.load(tmp_path)
+    confirmed = analysis.winners_curse(results, analysis.cells(results))
+    assert (confirmed["test_low"].between(0.9, 0.98) & (confirmed["test_high"] == 1.0)).all()
 
 
 def test_equal_losses_are_a_tie(tmp_path: Path) -> None:

@@ -151,3 +151,14 @@ def test_values_of_examples_give_the_mean_of_the_seeds() -> None:
     assert_allclose(np.diag(scores.of_seeds), np.log(each.mean(axis=2)).var(axis=1, ddof=1) / 5)
     order = [2, 0, 1]
     assert_allclose(scores.reordered(order).covariance, scores.covariance[np.ix_(order, order)])
+
+
+def test_intervals_are_too_narrow_where_few_examples_make_the_loss() -> None:
+    """Log-normal losses of which a hundredth of the examples makes a fifth: what `report.warnings.HEAVY` warns of."""
+    rng, spread = np.random.default_rng(0), float(stats.norm.ppf(0.2) - stats.norm.ppf(0.01))
+    truth, covered = math.exp(spread**2 / 2), []
+    for _ in range(600):
+        each = np.exp(rng.normal(0, spread, (1, 1, 360))) * np.ones((1, 4, 1))
+        interval = paired.paired_scores(each.mean(axis=2), "loss", each).interval(0)
+        covered.append(interval.low <= truth <= interval.high)
+    assert 0.85 < np.mean(covered) < 0.935

@@ -15,8 +15,7 @@ from analysis.schema import Outcome
 from analysis.text import counted, listing, short
 
 HEAVY = 0.2
-"""Share of the loss, in a hundredth of the examples, above which 95% intervals over log-normal losses covered less than
-91% at 360 examples and 94% at 2,000, by simulation."""
+"""Share of the loss that a hundredth of the examples may make; beyond, 95% intervals cover clearly less than that."""
 
 
 def warnings(results: Results, table: pd.DataFrame) -> list[str]:

@@ -16,16 +16,24 @@ from numpy.typing import ArrayLike
 
 from analysis.results import Results, pool, records, table_of
 from analysis.schema import AXES, CELL, Outcome, Regime
-from analysis.statistics import LEAST, LIMITS, UNKNOWN_EXAMPLES, censored_median, edge_of, log_rank_p, metric_interval
+from analysis.statistics import (
+    EQUAL,
+    LEAST,
+    LIMITS,
+    UNKNOWN_EXAMPLES,
+    best_by_parabola,
+    censored_median,
+    edge_of,
+    log_rank_p,
+    metric_interval,
+    scores_of,
+)
 
 OPTIMIZERS = (
     *("gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta"),
     *("adam", "adamw", "amsgrad", "adamax", "nadam", "radam"),
 )
 """The order in which optimizers are listed; others follow by name."""
-
-EQUAL = 1e-12
-"""Values that differ by less than this share of a loss, or by less in an accuracy, are equal."""
 
 _SURVIVED = (Outcome.COMPLETED, Outcome.STOPPED)
 
@@ -56,7 +64,8 @@ def rate_table(
     Returns:
         Columns cell, learning_rate, lanes, diverged (number of diverged lanes), loss (the geometric mean, which decides
         between equal accuracies; NaN if unknown), estimate, low, high, n; shared: whether every seed of the cell ran at
-        this rate; eligible: whether all seeds survived, and halving did not stop it.
+        this rate; eligible: whether all seeds survived, and halving did not stop it; tuned: whether it is the cell's
+        tuned rate (`tuned_rates`).
     """
     ordered = lanes.sort_values(["cell", "learning_rate", "seed"])
     survived = ordered["outcome"].isin(_SURVIVED)
@@ -67,22 +76,40 @@ def rate_table(
         lanes=("seed", "size"), diverged=("gone", "sum"), early=("stopped_update", "count"), loss=("log", "mean")
     )
     table["loss"] = np.exp(table["loss"])
-    scores = ordered[f"validation_{metric}"].where(survived).to_numpy(dtype=np.float64)
-    values = np.split(scores, np.cumsum(table["lanes"])[:-1]) if len(table) else []
+    metrics = ordered[f"validation_{metric}"].where(survived).to_numpy(dtype=np.float64)
+    values = np.split(metrics, np.cumsum(table["lanes"])[:-1]) if len(table) else []
     limits = [astuple(metric_interval(own, metric, examples, floor=floor)) for own in values]
     table[list(LIMITS)] = limits or np.empty((0, 4))
     # Rates that halving stopped are shown with what they reached, but cannot be the tuned rate.
     table["eligible"] = table.pop("early") == 0
     table = table.reset_index().astype({"lanes": "int64", "diverged": "int64", "n": "int64"})
     seeds = table["cell"].map(lanes.groupby("cell")["seed"].nunique())
-    return table.assign(shared=table["lanes"] == seeds, eligible=table["eligible"] & (table["n"] == seeds))
+    table = table.assign(shared=table["lanes"] == seeds, eligible=table["eligible"] & (table["n"] == seeds))
+    best, steps = _best_rows(table, metric), _grid_steps(lanes)
+    eligible = table[table["eligible"]]
+    tuned = [
+        own.index[
+            best_by_parabola(
+                np.log(own["learning_rate"].to_numpy(dtype=np.float64)),
+                np.array([scores_of(values[row], metric, examples, floor) for row in own.index]),
+                own.index.get_loc(best[cell]),
+                steps[cell],
+            )
+        ]
+        for cell, own in eligible.groupby("cell")
+    ]
+    return table.assign(tuned=table.index.isin(tuned))
 
 
-def tuned_rows(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The row of `rate_table` at the tuned rate of each cell that has one, indexed by cell.
+def _grid_steps(lanes: pd.DataFrame) -> pd.Series[float]:
+    """The spacing of each cell's first grid, in natural logarithms of the rate; 0 for a single rate."""
+    first = lanes[lanes["round"].isin(["grid"]) | lanes["round"].isna()] if "round" in lanes else lanes
+    rates = first.groupby("cell")["learning_rate"].agg(["min", "max", "nunique"]).astype(float)
+    return np.log(rates["max"] / rates["min"]) / np.maximum(rates["nunique"] - 1, 1)
 
-    The rule of ties is that of `tuned_rates`; `trainables.lanes.rates.ranked` has the same.
-    """
+
+def _best_rows(table: pd.DataFrame, metric: str) -> pd.Series[int]:
+    """The row of `rate_table` with the best mean of each cell; `trainables.lanes.rates.ranked` has the same rule."""
     tied = table[table["eligible"]].sort_values(["cell", "learning_rate"])
     if metric == "accuracy":
         lead = tied.groupby("cell")["estimate"].transform("max") - tied["estimate"]
@@ -91,18 +118,20 @@ def tuned_rows(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     tied = tied[losses <= losses.groupby(tied["cell"]).transform("min") * (1 + EQUAL)]
     place = tied.groupby("cell").cumcount()
     count = tied.groupby("cell")["cell"].transform("size")
-    return tied[place == (count - 1) // 2].set_index("cell")
+    middle = tied[place == (count - 1) // 2]
+    return pd.Series(middle.index, middle["cell"], dtype="int64")
 
 
 def tuned_rates(
     lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES, floor: float = LEAST
 ) -> pd.Series[float]:
-    """The learning rate of each cell with the best mean validation metric over seeds.
+    """The learning rate of each cell with the best validation metric, smoothed over neighbouring rates.
 
-    Means are taken on the scale of `metric_interval`. Only rates at which every seed of the cell ran and survived are
-    eligible, because the mean of the survivors would flatter a rate that often diverges. Of equal accuracies the one
-    with the lower validation loss is tuned, and of those, or of equal losses, the middle one; of an even number the
-    lower of the two in the middle. Equal means: to twelve digits.
+    Means over seeds are taken on the scale of `metric_interval`. Only rates at which every seed of the cell ran and
+    survived are eligible, because the mean of the survivors would flatter a rate that often diverges. Of equal
+    accuracies the one with the lower validation loss is best, and of those, or of equal losses, the middle one; of an
+    even number the lower of the two in the middle. Equal means: to twelve digits. Of rates that few seeds cannot tell
+    apart the best mean is often the luckiest, so a parabola through the rates around it decides (`best_by_parabola`).
 
     Args:
         lanes: rows of `Results.pooled.lanes`.
@@ -113,7 +142,8 @@ def tuned_rates(
     Returns:
         Learning rates indexed by cell; a cell without an eligible rate is absent.
     """
-    return tuned_rows(rate_table(lanes, metric, examples, floor), metric)["learning_rate"].astype(float)
+    table = rate_table(lanes, metric, examples, floor)
+    return table[table["tuned"]].set_index("cell")["learning_rate"].astype(float)
 
 
 def cells(results: Results) -> pd.DataFrame:
@@ -135,7 +165,7 @@ def cells(results: Results) -> pd.DataFrame:
     table["extensions"] = trials["extensions"].max().fillna(0).astype("int64")
     table["parameters"] = table["parameters"].astype(float)
     rates = rate_table(lanes, metric, examples_of(results, "validation"), floor)
-    tuned = tuned_rows(rates, metric).reindex(table.index)
+    tuned = rates[rates["tuned"]].set_index("cell").reindex(table.index)
     shared = rates[rates["shared"]].groupby("cell")["learning_rate"].agg(["min", "max", "nunique"]).reindex(table.index)
     edge = (tuned["learning_rate"] == shared["min"]) | (tuned["learning_rate"] == shared["max"])
     table["learning_rate"] = tuned["learning_rate"]

@@ -22,6 +22,9 @@ UNKNOWN_EXAMPLES = 1000
 LEAST = float(np.finfo(np.float64).tiny)
 """The floor of losses where no other is known: the smallest normal double."""
 
+EQUAL = 1e-12
+"""Values that differ by less than this share of a loss, or by less in an accuracy, are equal."""
+
 EDGE = 0.05
 """Share of a range, next to each bound, that counts as its edge."""
 
@@ -174,6 +177,48 @@ def metric_interval(
         floor: losses below it count as it; not used for an accuracy.
     """
     return logit_interval(values, examples, level) if metric == "accuracy" else log_interval(values, level, floor)
+
+
+def scores_of(values: ArrayLike, metric: str, examples: int, floor: float = LEAST) -> NDArray[np.float64]:
+    """Negative logarithms of losses, or log-odds of accuracies: larger is better."""
+    array = np.asarray(values, dtype=np.float64)
+    if metric == "accuracy":
+        return np.asarray(special.logit(shrunk(array, examples)))
+    return np.asarray(-np.log(np.maximum(array, floor)))
+
+
+def best_by_parabola(places: ArrayLike, scores: ArrayLike, best: int, reach: float) -> int:
+    """The best of several settings on a line, by a parabola through the best mean and what lies around it.
+
+    Counted are the settings within `reach` of the best mean whose paired difference from it is below six standard
+    errors, so that a cliff on one side does not bend the parabola. In simulations this halves what is lost by picking
+    the luckiest of few seeds, for parabolas, kinks, plateaus and cliffs (`tests/test_cells.py`).
+
+    Args:
+        places: (n,) on the line.
+        scores: (n, seeds), larger is better, the same seeds in each row.
+        best: row of the best mean.
+        reach: distance on the line.
+
+    Returns:
+        The row with the largest value of the parabola; `best` with fewer than three such settings, a single seed, a
+        parabola without a maximum, or another row of the same mean, as `best` then has the rule of ties behind it.
+    """
+    line, table = np.asarray(places, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    near = np.abs(line - line[best]) <= reach * (1 + 1e-6)
+    differences = table[best] - table
+    seeds = table.shape[1]
+    if near.sum() < 3 or seeds < 2 or (differences.mean(axis=1) <= EQUAL).sum() > 1:
+        return best
+    error = math.sqrt(differences[near].var(axis=1, ddof=1).sum() / (near.sum() - 1) / seeds)
+    near &= differences.mean(axis=1) <= 6 * error
+    if near.sum() < 3:
+        return best
+    x, y = (line - line[best])[near], table.mean(axis=1)[near]
+    bend, slope, _ = np.polyfit(x, y, 2)
+    if bend >= -EQUAL:
+        return best
+    return int(np.flatnonzero(near)[np.argmax(bend * x**2 + slope * x)])
 
 
 def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second_end: ArrayLike) -> float:

@@ -16,6 +16,7 @@ from scipy import special, stats
 
 import analysis
 from analysis import Interval, statistics
+from analysis.statistics import best_by_parabola
 
 losses = st.floats(1e-12, 1e12)
 shares = st.floats(0, 1)
@@ -407,3 +408,47 @@ def test_edge_of(value: float, low: float, high: float, log: bool, edge: str) ->
 def test_edge_of_no_range(low: float, high: float, log: bool) -> None:
     with pytest.raises(ValueError, match="range from"):
         statistics.edge_of(1.0, low, high, log)
+
+
+# The best of neighbours
+
+SHAPES = {
+    "parabola": lambda x: 0.92 * x**2,
+    "cubic": lambda x: 0.92 * x**2 + 2 * max(x, 0) ** 3,
+    "kink": lambda x: abs(x),
+    "cliff": lambda x: 0.3 * x**2 + (3 if x > 0.3 else 0),
+    "plateau": lambda x: 1.5 * max(0, abs(x) - 0.7),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_parabola_loses_no_more_than_the_best_mean_does(shape: str) -> None:
+    random, truth = np.random.default_rng(0), SHAPES[shape]
+    lost = {"best mean": 0.0, "parabola": 0.0}
+    for _ in range(400):
+        optimum = random.uniform(-0.4, 0.4)
+        places = np.array([-1.6, -0.8, -0.4, -0.2, 0.0, 0.2, 0.4, 0.8, 1.6])
+        loss = np.array([truth(place - optimum) for place in places])
+        scores = -loss[:, None] - random.normal(0, 0.2, 3) - random.normal(0, 0.2, (9, 3))
+        best = int(scores.mean(axis=1).argmax())
+        lost["best mean"] += loss[best] - loss.min()
+        lost["parabola"] += loss[best_by_parabola(places, scores, best, 0.8)] - loss.min()
+    assert lost["parabola"] < lost["best mean"] + 400 * 0.0005  # a plateau costs next to nothing either way
+    if shape == "parabola":
+        assert lost["parabola"] < 0.6 * lost["best mean"]
+
+
+def test_a_parabola_without_noise_keeps_the_best() -> None:
+    places = np.array([0.0, 1.0, 2.0, 3.0])
+    scores = np.repeat([[-4.0], [-1.0], [-1.1], [-9.0]], 3, axis=1)  # its parabola peaks between 1 and 2
+    assert best_by_parabola(places, scores, 1, 1.0) == 1
+
+
+def test_ties_and_single_seeds_keep_the_best() -> None:
+    random = np.random.default_rng(0)
+    scores = random.normal(0, 1, (5, 1))
+    best = int(scores[:, 0].argmax())
+    assert best_by_parabola(np.arange(5.0), scores, best, 4.0) == best
+    tied = np.array([[1.0, 2.0], [2.0, 1.0], [0.9, 1.9]])
+    assert best_by_parabola(np.arange(3.0), tied, 1, 2.0) == 1
+    assert best_by_parabola(np.arange(3.0), tied[:, ::-1], 0, 2.0) == 0

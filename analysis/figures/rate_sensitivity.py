@@ -24,9 +24,8 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
         by: `optimizer`, `batch_size`, `width` or `depth`. For the last three only the best cell's optimizer is used.
 
     Returns:
-        The columns of `rate_table`, optimizer, by, group (the value of that column), tuned (whether this rate was
-        chosen), failed (lanes that diverged, or ended no better than before training) and decades (the group's
-        `tolerance`).
+        The columns of `rate_table`, optimizer, by, group (the value of that column), failed (lanes that diverged, or
+        ended no better than before training) and decades (the group's `tolerance`).
     """
     ranked = rank(table, results.maximize)
     if by != "optimizer" and len(ranked):
@@ -34,9 +33,8 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
     best = ranked.drop_duplicates(by).set_index("trial")
     lanes = results.pooled.lanes[results.pooled.lanes["cell"].isin(best.index)]
     frame = rate_table(lanes, results.metric, examples_of(results, "validation"), floor_of(results))
-    tuned = frame["cell"].map(best["learning_rate"]) == frame["learning_rate"]
     group = frame["cell"].map(best[by])
-    frame = frame.assign(optimizer=frame["cell"].map(best["optimizer"]), by=by, group=group, tuned=tuned)
+    frame = frame.assign(optimizer=frame["cell"].map(best["optimizer"]), by=by, group=group)
     frame["failed"] = _failed(results, lanes).reindex(pd.MultiIndex.from_frame(frame[["cell", "learning_rate"]])).array
     widths = {cell: tolerance(own, results.metric) for cell, own in frame.groupby("cell")}
     return frame.astype({"failed": "int64"}).assign(decades=frame["cell"].map(widths).astype(float))

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.cells import examples_of, floor_of, rate_table, tuned_rows
+from analysis.cells import examples_of, floor_of, rate_table
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
 from analysis.schema import Outcome
@@ -22,7 +22,7 @@ def progress(results: Results) -> pd.DataFrame:
     """
     each = results.lanes.assign(cell=results.lanes["trial"])
     rates = rate_table(each, results.metric, examples_of(results, "validation"), floor_of(results))
-    tuned = tuned_rows(rates, results.metric)
+    tuned = rates[rates["tuned"]].set_index("cell")
     frame = results.trials[["trial", "optimizer", "outcome"]]
     frame = frame.assign(value=results.trials["trial"].map(tuned["estimate"]).astype(float))
     whole = frame["value"].where(frame["outcome"] == Outcome.COMPLETED)

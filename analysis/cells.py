@@ -92,7 +92,7 @@ def rate_table(
             best_by_parabola(
                 np.log(own["learning_rate"].to_numpy(dtype=np.float64)),
                 np.array([scores_of(values[row], metric, examples, floor) for row in own.index]),
-                own.index.get_loc(best[cell]),
+                int(np.flatnonzero(own.index == best[cell])[0]),
                 steps[cell],
             )
         ]
@@ -105,7 +105,8 @@ def _grid_steps(lanes: pd.DataFrame) -> pd.Series[float]:
     """The spacing of each cell's first grid, in natural logarithms of the rate; 0 for a single rate."""
     first = lanes[lanes["round"].isin(["grid"]) | lanes["round"].isna()] if "round" in lanes else lanes
     rates = first.groupby("cell")["learning_rate"].agg(["min", "max", "nunique"]).astype(float)
-    return np.log(rates["max"] / rates["min"]) / np.maximum(rates["nunique"] - 1, 1)
+    logs = np.log(rates["max"] / rates["min"]) / np.maximum(rates["nunique"] - 1, 1)
+    return pd.Series(logs, rates.index)
 
 
 def _best_rows(table: pd.DataFrame, metric: str) -> pd.Series[int]:

@@ -265,7 +265,6 @@ BAD = {
     "a cnn of vectors": (["--data", "cubic", "--model", "cnn"], 'workload.model = "cnn": cubic has no images; those'),
     "another model of quadratic": (["--data", "quadratic", "--model", "mlp"], "is for one model; valid: quadratic"),
     "quadratic of other data": (["--data", "digits", "--model", "quadratic"], "is for one data set; valid: quadratic"),
-    "Muon without matrices": (["--data", "quadratic", "--optimizers", "Muon"], "Muon trains matrices and"),
     "a name that is a path": (["--name", "../up"], 'name = "../up": must be letters, digits, dots'),
     "a name of two lines": (["--name", 'a"\n[b]'], "must be letters, digits, dots"),
     "no trials": (["--trials", "0"], "Invalid value for '--trials': 0 is not in the range x>=1"),
@@ -293,7 +292,7 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
 
 
 WORKLOADS = st.sampled_from(OFFERED)
-OPTIMIZERS = st.lists(st.sampled_from([name for name in ALL if name != "Muon"]), min_size=1, unique=True)
+OPTIMIZERS = st.lists(st.sampled_from(ALL), min_size=1, unique=True)
 NUMBER = st.integers(1, 10**12)
 NAME = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", fullmatch=True)
 

@@ -54,6 +54,24 @@ def test_a_trial_whose_lanes_all_diverge_ends_at_once() -> None:
     assert stack.alive == []
 
 
+@pytest.mark.parametrize(("rule", "momentum"), [("schedule-free-sgd", "momentum"), ("schedule-free-adamw", "beta1")])
+def test_the_average_is_evaluated_and_training_goes_on(rule: str, momentum: str) -> None:
+    lanes = [Lane(0.01, 0), Lane(0.01, 0, ((momentum, 0.5),))]
+    stack, workload = Stack.build(builder("mlp"), lanes, RULES[rule], torch.float64, CPU), small("cubic")
+    list(train_stack(stack, made("mlp", 32, stack), workload, 32, Budget(updates=20)))
+    training = stack.parameters
+    values = [[0.9], [0.5]]  # of the momentum
+    expected = training + stack.state["lag"] * (1 - 1 / torch.tensor(values, dtype=torch.float64))
+    network, x = builder("mlp")().double(), workload.validation
+    for row, seen, trained_at in zip(expected, stack.last["validation", "loss"], training, strict=True):
+        losses = []
+        for parameters in (row, trained_at):
+            torch.nn.utils.vector_to_parameters(parameters, network.parameters())
+            losses.append(nn.functional.mse_loss(network(x.inputs), x.targets).item())
+        assert losses[0] == pytest.approx(seen, rel=1e-12)
+        assert losses[1] != pytest.approx(seen, rel=1e-6)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_resuming_from_a_checkpoint_is_bit_for_bit(rule: str, stop_after: int) -> None:

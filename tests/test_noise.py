@@ -99,7 +99,7 @@ def split(points: list[Point]) -> tuple[list[Any], list[Any]]:
         ("eager", "adam", "cnn", False),
         ("cuda-graph", "adam", "mlp", False),
         ("native", "adam", "mlp", False),
-        ("solo", "Muon", "mlp", False),
+        ("solo", "ASGD", "mlp", False),
         ("native", "adam", "cnn", True),
     ],
 )

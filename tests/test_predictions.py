@@ -96,7 +96,7 @@ CUBIC = {"data": "cubic", "model": "mlp", "model_args": {}, "width": 4, "metric"
         ({"engine": "eager"}, "eager"),
         ({"engine": "cuda-graph"}, "cuda-graph"),
         ({"metric": "loss"}, "native"),
-        ({"optimizer": "Muon"}, "solo"),
+        ({"optimizer": "ASGD"}, "solo"),
         ({"score": "tests.user_code:certain"}, "native"),
         ({"loss": "tests.user_code:smoothed", "metric": "loss"}, "eager"),
         (CUBIC, "native"),

@@ -237,7 +237,7 @@ def test_a_refined_trial_reports_its_rounds(fine: list[dict[str, Any]]) -> None:
 def test_refined_lanes_equal_those_of_a_grid_with_their_rates(engine: str) -> None:
     how: dict[str, Any] = {
         "vmap": {"model": "tests.user_code:Residual"},
-        "solo": {"optimizer": "Muon", "rates": (1e-4, 1.0, 3)},
+        "solo": {"optimizer": "ASGD", "rates": (1e-4, 1.0, 3)},
     }.get(engine, {"engine": engine})
     kind = ModelTrainable if engine == "vmap" else MLPTrainable
     config = {**FINE, "extensions": 0, "refine": 1, "every_update": False} | how

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from analysis.cells import OPTIMIZERS
-from trainables.rules import RULES, Rule, State
+from trainables.modern import State, orthogonalised
+from trainables.rules import RULES, Rule
+
+PUBLISHED = [name for name, rule in RULES.items() if rule.make_step or rule.name in ("lion", "adan")]
 
 
 def test_the_report_lists_the_rules_in_their_order() -> None:
@@ -37,10 +40,11 @@ def apply(
 ) -> None:
     """One update at the rule's own settings."""
     coefficients = {name: float(column[0, 0]) for name, column in rule.coefficients(update, update).items()}
-    rule.step(parameters, gradients, state, rates, coefficients, rule.settings)
+    bound = rule if rule.whole else rule.bound([parameters.shape[1:]])
+    bound.step(parameters, gradients, state, rates, coefficients, rule.settings)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [name for name in RULES if name not in PUBLISHED])
 def test_each_row_follows_torch_optim_at_its_own_rate(rule: str) -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(3, 7, dtype=torch.float64, generator=generator)
@@ -72,7 +76,102 @@ def test_a_rate_of_zero_moves_nothing_and_the_gradient_is_left_alone(rule: str) 
 def test_a_rule_declares_its_state_and_a_range_of_rates(rule: Rule) -> None:
     parameters = torch.ones(2, 3)
     state = rule.state(parameters)
-    assert set(state) == set(rule.buffers)
+    assert set(state) == {*rule.buffers, *rule.scalars}
     apply(rule, parameters, torch.ones(2, 3), state, 1, torch.ones(2, 1))
-    assert set(state) == set(rule.buffers)
+    assert set(state) == {*rule.buffers, *rule.scalars}
     assert 0 < rule.rates[0] < rule.rates[1]
+
+
+# The newer rules, against the packages of their authors
+
+
+class Small(torch.nn.Module):
+    """Two matrices, a filter, and vectors, one of them wider than its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = torch.nn.ParameterList(torch.nn.Parameter(torch.randn(*shape)) for shape in SHAPES)
+
+
+SHAPES = ((3, 5), (3,), (6, 2), (6,), (2, 3, 2, 2))
+
+
+def published(rule: str, network: list[torch.nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
+    """The published optimizers that a rule equals, without weight decay."""
+    import lion_pytorch
+    import prodigyopt
+    import pytorch_optimizer
+    import schedulefree
+
+    matrices, others = [p for p in network if p.ndim == 2], [p for p in network if p.ndim != 2]
+    made = {
+        "lion": lambda: [lion_pytorch.Lion(network, lr=rate)],
+        "adan": lambda: [pytorch_optimizer.Adan(network, lr=rate)],
+        "lamb": lambda: [pytorch_optimizer.Lamb(network, lr=rate, max_grad_norm=0.0)],
+        "adafactor": lambda: [torch.optim.Adafactor(network, lr=rate)],
+        "muon": lambda: [
+            torch.optim.Muon(matrices, lr=rate, weight_decay=0.0),
+            torch.optim.AdamW(others, lr=rate, weight_decay=0.0),
+        ],
+        "prodigy": lambda: [prodigyopt.Prodigy(network, lr=rate)],
+        "schedule-free-sgd": lambda: [schedulefree.SGDScheduleFree(network, lr=rate)],
+        "schedule-free-adamw": lambda: [schedulefree.AdamWScheduleFree(network, lr=rate)],
+    }
+    return made[rule]()
+
+
+def in_float64(grad: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> torch.Tensor:
+    """Torch's Newton-Schulz iteration without its rounding to bfloat16."""
+    a, b, c = coefficients
+    x = grad.T if grad.shape[0] > grad.shape[1] else grad
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if grad.shape[0] > grad.shape[1] else x
+
+
+@pytest.mark.parametrize("rule", PUBLISHED)
+def test_a_newer_rule_equals_its_published_package(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", in_float64)
+    torch.manual_seed(0)
+    # Near the solution large steps amplify rounding, those of these two most.
+    rates = [0.001, 0.003, 0.01] if rule in ("muon", "schedule-free-adamw") else [0.001, 0.01, 0.1]
+    if rule in ("prodigy", "schedule-free-sgd"):
+        rates = [0.03, 0.3, 1.0]
+    networks = [[p.detach().double().requires_grad_() for p in Small().parts] for _ in rates]
+    bound = RULES[rule].bound([torch.Size(shape) for shape in SHAPES])
+    rows = torch.stack([torch.cat([p.detach().flatten() for p in network]) for network in networks])
+    start, state = rows.clone(), bound.state(rows)
+    optimizers = [published(rule, network, rate) for network, rate in zip(networks, rates, strict=True)]
+    for optimizer in (each for own in optimizers for each in own if hasattr(each, "train")):
+        optimizer.train()
+    target = torch.randn(rows.shape[1], dtype=torch.float64)
+    column = torch.tensor(rates, dtype=torch.float64)[:, None]
+    for update in range(1, 101):
+        gradient = (rows - target) * torch.linspace(0.1, 2.0, len(target), dtype=torch.float64) + 0.1 * update**-0.5
+        apply(bound, rows, gradient.clone(), state, update, column)
+        for network, own in zip(networks, optimizers, strict=True):
+            flat = torch.cat([p.detach().flatten() for p in network])
+            theirs = (flat - target) * torch.linspace(0.1, 2.0, len(target), dtype=torch.float64) + 0.1 * update**-0.5
+            for p, part in zip(network, theirs.split([p.numel() for p in network]), strict=True):
+                p.grad = part.view_as(p).clone()
+            for optimizer in own:
+                optimizer.step()
+    assert not torch.allclose(rows, start, rtol=1e-3)
+    found = bound.average(rows, state, bound.settings) if bound.average else rows
+    for optimizer in (each for own in optimizers for each in own if hasattr(each, "eval")):
+        optimizer.eval()
+    expected = torch.stack([torch.cat([p.detach().flatten() for p in network]) for network in networks])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_muon_is_torchs_to_the_precision_of_bfloat16() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(4, 8, 5)
+    from torch.optim._muon import _zeropower_via_newtonschulz
+
+    theirs = torch.stack([_zeropower_via_newtonschulz(m, (3.4445, -4.7750, 2.0315), 5, 1e-7).float() for m in matrices])
+    torch.testing.assert_close(orthogonalised(matrices), theirs, rtol=0.05, atol=0.02)
+    singular = torch.linalg.svdvals(orthogonalised(matrices))
+    assert 0.5 < singular.min() < singular.max() < 1.5

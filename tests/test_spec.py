@@ -95,8 +95,12 @@ BAD = {
     ),
     "unknown engine": (changed(lanes__engine="jit"), "valid: auto, native, eager, cuda-graph, solo"),
     "an engine without the rule": (
-        changed(lanes__engine="native", search__optimizer=["adam", "Muon"]),
-        "lanes.engine: native does not train Muon, which runs lane by lane; valid: auto",
+        changed(lanes__engine="native", search__optimizer=["adam", "ASGD"]),
+        "lanes.engine: native does not train ASGD, which runs lane by lane; valid: auto",
+    ),
+    "a rule that the kernel lacks": (
+        changed(lanes__engine="native", search__optimizer=["adam", "lion"]),
+        "lanes.engine: native does not train lion; valid: auto, eager",
     ),
     "halving at once": (changed(lanes__halving=True, budget__epochs=1), "lanes.halving: rates are dropped between"),
     "solo for a rule": (changed(lanes__engine="solo"), "lanes.engine: solo is for "),
@@ -116,8 +120,8 @@ BAD = {
         "search.settings.adam.beta1 = {low = 0.5, high = 1.0, log = false}: 1 is not a share; valid: from 0, below 1",
     ),
     "what torch.optim refuses": (
-        changed(search__optimizer=["adam", "Muon"], search__settings={"Muon": {"momentum": -1.0}}),
-        "search.settings.Muon.momentum = -1.0: momentum should be >= 0",
+        changed(search__optimizer=["adam", "ASGD"], search__settings={"ASGD": {"weight_decay": -1.0}}),
+        "search.settings.ASGD.weight_decay = -1.0: Invalid weight_decay value: -1.0",
     ),
     "a setting in words": (
         changed(search__settings={"adam": {"beta1": "high"}}),
@@ -210,10 +214,6 @@ BAD = {
     "a standardized quadratic": (
         quadratic(workload__standardize=True),
         "workload.standardize = true: quadratic is a problem in its own units; set standardize = false",
-    ),
-    "matrices of the quadratic": (
-        quadratic(search__optimizer=["sgd", "Muon"]),
-        "search.optimizer: Muon trains matrices and the model quadratic has none",
     ),
     "an engine that does not augment": (
         changed(

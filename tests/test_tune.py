@@ -165,7 +165,7 @@ def test_settings_are_the_optimizers(settings: dict[str, float]) -> None:
     assert "sgd has no setting" in other["error"]
 
 
-@pytest.mark.parametrize("optimizer", ["Muon", pytest.param("LBFGS", marks=pytest.mark.long)])
+@pytest.mark.parametrize("optimizer", ["ASGD", pytest.param("LBFGS", marks=pytest.mark.long)])
 def test_an_optimizer_without_a_rule_trains_and_resumes(optimizer: str, tmp_path: Path) -> None:
     config = {**CONFIG, "optimizer": optimizer}
     whole, first, second = (MLPTrainable(config) for _ in range(3))
@@ -314,7 +314,7 @@ def test_a_trial_goes_on_from_its_own_file_bit_for_bit(
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["trial.pt"]
 
 
-@pytest.mark.parametrize("optimizer", ["Muon", pytest.param("LBFGS", marks=pytest.mark.long)])
+@pytest.mark.parametrize("optimizer", ["ASGD", pytest.param("LBFGS", marks=pytest.mark.long)])
 def test_an_optimizer_without_a_rule_goes_on_from_its_own_file(optimizer: str, tmp_path: Path) -> None:
     config = {**CONFIG, "optimizer": optimizer, "budget": {"epochs": 3}, "rates": (1e-6, 1e-5, 2), "extensions": 1}
     whole = numbers(MLPTrainable(config), 6)

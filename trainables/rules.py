@@ -1,9 +1,9 @@
 """The optimizers' update rules over stacked parameters, each lane with its own learning rate.
 
 The parameters of K networks are the rows of one (K, P) tensor, so a rule is a few elementwise operations for any
-network. Every rule is linear in the learning rate, and its state does not depend on it: it computes the unit update u,
-and the step is p <- p - lr_k u. The results are those of the torch.optim class that the rule names, with the same
-settings.
+network. Most rules are linear in the learning rate, and their state does not depend on it: they compute the unit update
+u, and the step is p <- p - lr_k u. Others, in `trainables.modern`, make the whole step. The results are those of the
+torch.optim class that the rule names, with the same settings, or of the published package.
 
 Coefficients that depend on the number of the update (bias corrections, warming of momentum) come from a table that is
 computed before a run of updates, so that a CUDA graph or the native kernel reads them from memory. Settings may differ
@@ -16,14 +16,16 @@ runs in the eager engine until the native kernel has it, too (`engines.native.KE
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables import modern
+from trainables.modern import Number, Numbers, State, Step
 from trainables.usercode.importing import EXPECTED, UserCodeError, imported, is_import_path
 from trainables.workloads import catalogue
 from trainables.workloads.catalogue import (
@@ -35,9 +37,6 @@ from trainables.workloads.catalogue import (
     rule_refuses,
 )
 
-Number: TypeAlias = "float | Tensor"
-State = dict[str, Tensor]
-Numbers = Mapping[str, Number]
 UnitUpdate = Callable[[Tensor, Tensor, State, Numbers, Numbers], Tensor]
 # (U, 1) numbers of updates from 1, settings as floats or (L,) arrays -> columns, (U, 1) or (U, L)
 Columns = Callable[[np.ndarray, Mapping[str, Any]], dict[str, np.ndarray]]
@@ -61,6 +60,11 @@ class Rule:
         settings: constants, under torch.optim's names.
         columns: the coefficients that depend on the number of the update.
         solo: whether `torch_class` itself runs, lane by lane, because there is no rule over lanes.
+        scalars: names of the state's numbers, one for each lane, (K, 1), zero at first.
+        make_step: shapes of a network's parameters -> the whole step, for a rule that is not linear in the rate or
+            depends on the shapes; `unit_update` is then not used.
+        average: (parameters, state, settings) -> the parameters to evaluate, where they are not those that train.
+        whole: the step for one network's shapes, from `bound`.
     """
 
     name: str
@@ -71,10 +75,19 @@ class Rule:
     settings: Mapping[str, float] = field(default_factory=dict)
     columns: Columns = _no_columns
     solo: bool = False
+    scalars: tuple[str, ...] = ()
+    make_step: Callable[[Sequence[torch.Size]], Step] | None = None
+    average: Callable[[Tensor, State, Numbers], Tensor] | None = None
+    whole: Step | None = None
+
+    def bound(self, shapes: Sequence[torch.Size]) -> Rule:
+        """The rule for a network whose parameters have these shapes."""
+        return replace(self, whole=self.make_step(shapes)) if self.make_step else self
 
     def state(self, parameters: Tensor) -> State:
-        """The state before the first update."""
-        return {name: torch.zeros_like(parameters) for name in self.buffers}
+        """The state before the first update, for parameters (K, P)."""
+        state = {name: torch.zeros_like(parameters) for name in self.buffers}
+        return state | {name: parameters.new_zeros(len(parameters), 1) for name in self.scalars}
 
     @property
     def facts(self) -> OptimizerFacts:
@@ -102,16 +115,9 @@ class Rule:
     def optimizers(
         self, parameters: list[nn.Parameter], rate: float, settings: Mapping[str, float]
     ) -> list[torch.optim.Optimizer]:
-        """Optimizers of the torch class, for the parameters of one network.
-
-        Muon takes matrices only; AdamW trains the other parameters at the same rate, as Muon's author advises.
-        """
+        """Optimizers of the torch class, for the parameters of one network."""
         make: Any = self.torch_class
-        if self.torch_class is not torch.optim.Muon:
-            return [make(parameters, lr=rate, **settings)]
-        matrices = [parameter for parameter in parameters if parameter.ndim == 2]
-        others = [parameter for parameter in parameters if parameter.ndim != 2]
-        return [make(matrices, lr=rate, **settings), torch.optim.AdamW(others, lr=rate)]
+        return [make(parameters, lr=rate, **settings)]
 
     def reference(
         self, parameters: list[nn.Parameter], rate: float, settings: Mapping[str, float]
@@ -150,6 +156,9 @@ class Rule:
             coefficients: those of this update.
             settings: numbers, or tensors that broadcast against the parameters.
         """
+        if self.whole:
+            self.whole(parameters, gradients, state, rates, coefficients, settings)
+            return
         parameters.addcmul_(self.unit_update(parameters, gradients, state, coefficients, settings), rates, value=-1)
 
 
@@ -165,7 +174,7 @@ class _Alone(torch.optim.Optimizer):
 
     def __init__(self, parameters: list[nn.Parameter], rule: Rule, rate: float, settings: Mapping[str, float]) -> None:
         super().__init__(parameters, {"lr": rate})
-        self.rule, self.settings = rule, {**rule.settings, **settings}
+        self.rule, self.settings = rule.bound([p.shape for p in parameters]), {**rule.settings, **settings}
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -180,7 +189,7 @@ class _Alone(torch.optim.Optimizer):
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])[None]
         table = self.rule.coefficients(kept["update"], kept["update"], self.settings)
         coefficients = {name: column.item() for name, column in table.items()}
-        memory = {name: kept[name] for name in self.rule.buffers}
+        memory = {name: kept[name] for name in (*self.rule.buffers, *self.rule.scalars)}
         self.rule.step(row, flat, memory, row.new_full((1, 1), rate), coefficients, self.settings)
         for parameter, values in zip(parameters, row[0].split([p.numel() for p in parameters]), strict=True):
             parameter.copy_(values.view_as(parameter))
@@ -307,9 +316,28 @@ def _rectification(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]
     return {**_bias_of_mean(n, s), "rectified": rectified, "plain": np.where(length > 5, 0.0, 1.0)}
 
 
+def _adan_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Adan's bias corrections, and whether this is the first update."""
+    return {
+        "mean": 1 / (1 - s["beta1"] ** n),
+        "change": s["beta2"] / (1 - s["beta2"] ** n),
+        "root": 1 / np.sqrt(1 - s["beta3"] ** n),
+        "first": (n == 1).astype(np.float64),
+    }
+
+
+def _adafactor_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The share of the newest squared gradient, and the largest relative step."""
+    return {"share": n**-0.8, "most": n**-0.5}
+
+
+def _root(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {"root": 1 / np.sqrt(1 - s["beta2"] ** n)}
+
+
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # Name -> update, the torch.optim class that computes the same, buffers, coefficients.
-_UPDATES: dict[str, tuple[UnitUpdate, type[torch.optim.Optimizer], tuple[str, ...], Columns]] = {
+_UPDATES: dict[str, tuple[UnitUpdate, type[torch.optim.Optimizer] | None, tuple[str, ...], Columns]] = {
     "gradient-descent": (_gradient, torch.optim.SGD, (), _no_columns),
     "sgd": (_gradient, torch.optim.SGD, (), _no_columns),
     "momentum": (_momentum, torch.optim.SGD, ("momentum_buffer",), _no_columns),
@@ -323,12 +351,33 @@ _UPDATES: dict[str, tuple[UnitUpdate, type[torch.optim.Optimizer], tuple[str, ..
     "adamax": (_adamax, torch.optim.Adamax, ("exp_avg", "exp_inf"), _bias_of_mean),
     "nadam": (_nadam, torch.optim.NAdam, _MOMENTS, _warming),
     "radam": (_radam, torch.optim.RAdam, _MOMENTS, _rectification),
+    "lion": (modern.lion, None, ("exp_avg",), _no_columns),
+    "adan": (modern.adan, None, (*_MOMENTS, "exp_avg_diff", "previous"), _adan_columns),
 }
+_FREE = ("weights", "largest_rate")
+# Name -> how the whole step is made, the torch.optim class, buffers, scalars, coefficients, average.
+_STEPS: dict[str, tuple[Any, type[torch.optim.Optimizer] | None, tuple[str, ...], tuple[str, ...], Columns, Any]] = {
+    "lamb": (modern.lamb, None, _MOMENTS, (), _bias_of_mean, None),
+    "adafactor": (modern.adafactor, torch.optim.Adafactor, ("row_var", "col_var"), (), _adafactor_columns, None),
+    "muon": (modern.muon, None, (*_MOMENTS, "momentum_buffer"), (), _bias, None),
+    "prodigy": (modern.prodigy, None, (*_MOMENTS, "s", "moved"), ("growth", "numerator"), _no_columns, None),
+    "schedule-free-sgd": (
+        modern.schedule_free(adam=False), None, ("lag",), _FREE, _no_columns, modern.averaged("momentum")
+    ),
+    "schedule-free-adamw": (
+        modern.schedule_free(adam=True), None, ("lag", "exp_avg_sq"), _FREE, _root, modern.averaged("beta1")
+    ),
+}  # fmt: skip
 
 
 def _shipped(name: str) -> Rule:
-    facts, (update, torch_class, buffers, columns) = OPTIMIZERS[name], _UPDATES[name]
-    return Rule(name, update, torch_class, facts.rates, buffers, facts.settings, columns)
+    facts = OPTIMIZERS[name]
+    if name in _UPDATES:
+        update, torch_class, buffers, columns = _UPDATES[name]
+        return Rule(name, update, torch_class, facts.rates, buffers, facts.settings, columns)
+    make_step, torch_class, buffers, scalars, columns, average = _STEPS[name]
+    rule = Rule(name, _gradient, torch_class, facts.rates, buffers, facts.settings, columns, scalars=scalars)
+    return replace(rule, make_step=make_step, average=average)
 
 
 RULES: dict[str, Rule] = {name: _shipped(name) for name in catalogue.RULES}

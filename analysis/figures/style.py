@@ -39,11 +39,17 @@ _LOOKS = {
     "adamax": ("#44AA99", "p"),
     "nadam": ("#661100", "h"),
     "radam": (GREY, "d"),
-    # Optimizers of torch that are trained lane by lane.
-    "Muon": ("#A6761D", "h"),
+    # Fewer colours than optimizers can be told apart: from here on a colour has several markers.
+    "lion": (BLUE, "H"),
+    "adan": ("#009E73", "<"),
+    "lamb": ("#CC79A7", ">"),
+    "adafactor": ("#44AA99", "<"),
+    "muon": ("#A6761D", "h"),
+    "prodigy": ("#E69F00", "p"),
+    "schedule-free-sgd": ("#56B4E9", "P"),
+    "schedule-free-adamw": ("#882255", "d"),
     "LBFGS": ("#332288", "H"),
     "Rprop": ("#999933", "d"),
-    "Adafactor": ("#44AA99", "<"),
     "ASGD": ("#CC79A7", "p"),
 }
 REGIME_COLOURS: dict[str, str] = {Regime.STOCHASTIC: ORANGE, Regime.MINI_BATCH: BLUE, Regime.BATCH: "#009E73"}

@@ -93,6 +93,8 @@ def engine_suits_optimizers(
         yield f"lanes.engine: {engine} does not train {', '.join(solo)}, which runs lane by lane; valid: auto"
     elif workload and is_import_path(workload.model):
         yield f"lanes.engine: {engine} is for the shipped models; valid with {workload.model}: auto"
+    elif engine == "native" and (lacking := [name for name in names if user_code.optimizer(name).eager]):
+        yield f"lanes.engine: native does not train {', '.join(lacking)}; valid: auto, eager"
     elif engine == "native" and workload and (workload.loss or any(map(is_import_path, names))):
         yield "lanes.engine: native knows the shipped losses and optimizers only; valid: auto, eager"
     elif engine == "native" and workload and workload.augment:
@@ -182,7 +184,7 @@ def no_batch_has_one_example(workload: Workload, search: Search, budget: Budget)
 
 
 @rule
-def quadratic_is_whole(workload: Workload, search: Search | None = None) -> Iterator[str]:
+def quadratic_is_whole(workload: Workload) -> Iterator[str]:
     """DeepOBS's quadratic problem is one data set with one model, in its own units."""
     if "quadratic" not in (workload.data, workload.model):
         return
@@ -192,8 +194,6 @@ def quadratic_is_whole(workload: Workload, search: Search | None = None) -> Iter
         yield f'workload.data = "{workload.data}": the model quadratic is for one data set; valid: quadratic'
     if workload.data == "quadratic" and workload.standardize:
         yield "workload.standardize = true: quadratic is a problem in its own units; set standardize = false"
-    if workload.model == "quadratic" and search and "Muon" in search.optimizers():
-        yield "search.optimizer: Muon trains matrices and the model quadratic has none; leave it out"
 
 
 @rule

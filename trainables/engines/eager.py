@@ -13,7 +13,7 @@ from trainables.engines import dense
 from trainables.engines.base import Engine
 from trainables.lanes.batches import Batches
 from trainables.lanes.stack import Stack
-from trainables.rules import Number
+from trainables.modern import Number
 from trainables.workloads.criterion import Criterion
 from trainables.workloads.data import Split
 from trainables.workloads.models import Fixed, Shift

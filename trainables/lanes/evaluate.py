@@ -98,7 +98,8 @@ class Evaluator:
         """
         stack, test = self.stack, self.data.test
         found = self._values(test)
-        each = stack.passes(lambda rows: self.engine.each(stack, rows, test, keep), trains=False) if keep else []
+        with stack.averaged():
+            each = stack.passes(lambda rows: self.engine.each(stack, rows, test, keep), trains=False) if keep else []
         kept = [part for part in each if part is not None]
         if kept and len(kept) == len(each):
             values = torch.cat(kept)
@@ -114,13 +115,15 @@ class Evaluator:
     def predictions(self) -> Predictions:
         """The classes that each lane predicts for the examples of the test split."""
         stack, test = self.stack, self.data.test
-        parts = stack.passes(lambda rows: self.engine.predict(stack, rows, test), trains=False)
+        with stack.averaged():
+            parts = stack.passes(lambda rows: self.engine.predict(stack, rows, test), trains=False)
         classes, probabilities = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
         return Predictions(list(stack.alive), test.targets.cpu().numpy(), classes, probabilities)
 
     def _values(self, split: Split) -> dict[str, Tensor]:
         """Metric -> (K,) values on a split."""
-        parts = self.stack.passes(lambda rows: self.engine.evaluate(self.stack, rows, split), trains=False)
+        with self.stack.averaged():
+            parts = self.stack.passes(lambda rows: self.engine.evaluate(self.stack, rows, split), trains=False)
         return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}
 
     def _noise(self, point: Point) -> list[Point]:

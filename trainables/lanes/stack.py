@@ -7,7 +7,8 @@ with equal seeds share initialisation and batches, so comparisons between them a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from trainables.lanes.seeds import initialise
-from trainables.rules import Rule, State
+from trainables.modern import Number, State
+from trainables.rules import Rule
 from trainables.workloads.models import Builder, layered, trained
 
 Result = TypeVar("Result")
@@ -128,7 +130,8 @@ class Stack:
             # Only a second seed shows which frozen parameters differ between seeds.
             networks[max(networks) + 1] = initialise(build, max(networks) + 1)
         extras = extras_of(networks, [lane.seed for lane in lanes], dtype, device)
-        return cls(rule, list(lanes), list(range(len(lanes))), parameters, rule.state(parameters), shapes, extras)
+        own = rule.bound(shapes)
+        return cls(own, list(lanes), list(range(len(lanes))), parameters, own.state(parameters), shapes, extras)
 
     def leaves(self, rows: slice) -> list[Tensor]:
         """The parameters of some rows one by one, (k, *shape), as views that share memory and require gradients."""
@@ -152,6 +155,21 @@ class Stack:
             same = len(set(values)) == 1
             found[name] = values[0] if same else np.array([values[lane] for lane in self.alive[rows]])
         return found
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the parameters to evaluate in place of those that train, where the rule has an average."""
+        training = self.parameters
+        if self.rule.average:
+            settings = {name: self._column(value) for name, value in self.settings(slice(None)).items()}
+            self.parameters = self.rule.average(training, self.state, settings)
+        try:
+            yield
+        finally:
+            self.parameters = training
+
+    def _column(self, value: float | np.ndarray) -> Number:
+        return self.parameters.new_tensor(value)[:, None] if isinstance(value, np.ndarray) else value
 
     def diverge(self, first_bad: dict[int, int]) -> None:
         """Remove diverged lanes: lane -> first update whose loss was not finite."""

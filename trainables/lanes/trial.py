@@ -216,7 +216,8 @@ def lane_rows(stacks: list[Stack], *, weights: bool = False) -> list[dict[str, A
 
 
 def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
-    ended = dict(zip(stack.alive, stack.parameters.double().tolist(), strict=True)) if weights else {}
+    with stack.averaged():
+        ended = dict(zip(stack.alive, stack.parameters.double().tolist(), strict=True)) if weights else {}
     columns = {
         f"{split}_{metric}": stack.last.get((split, metric))
         for split in ("train", "validation", "test")

@@ -67,11 +67,13 @@ class OptimizerFacts:
         rates: (lowest, highest) learning rate of the default grid, for losses of order one.
         settings: names and default values of what a spec can change, under torch.optim's names.
         solo: whether torch's own class runs, lane by lane, because there is no rule over lanes.
+        eager: whether only torch computes the rule over lanes, since the native kernel lacks it.
     """
 
     rates: tuple[float, float]
     settings: Mapping[str, float] = field(default_factory=dict)
     solo: bool = False
+    eager: bool = False
 
 
 SOLO_RATES = (1e-4, 1e-1)
@@ -92,9 +94,16 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     "adamax": OptimizerFacts((1e-5, 0.1), _ADAM),
     "nadam": OptimizerFacts((1e-5, 0.1), {**_ADAM, "momentum_decay": 4e-3}),
     "radam": OptimizerFacts((1e-5, 0.1), _ADAM),
+    # Newer ones, in lanes too; see `trainables.modern`.
+    "lion": OptimizerFacts((1e-6, 1e-2), {"beta1": 0.9, "beta2": 0.99}, eager=True),
+    "adan": OptimizerFacts((1e-5, 0.1), {"beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "eps": 1e-8}, eager=True),
+    "lamb": OptimizerFacts((1e-5, 0.1), {**_ADAM, "eps": 1e-6}, eager=True),
+    "adafactor": OptimizerFacts((1e-4, 1.0), {"d": 1.0}, eager=True),
+    "muon": OptimizerFacts((1e-4, 1.0), {"momentum": 0.95, **_ADAM}, eager=True),
+    "prodigy": OptimizerFacts((0.01, 100.0), _ADAM, eager=True),
+    "schedule-free-sgd": OptimizerFacts((1e-3, 10.0), {"momentum": 0.9}, eager=True),
+    "schedule-free-adamw": OptimizerFacts((1e-5, 0.1), _ADAM, eager=True),
     # Classes of torch.optim that no rule covers. SparseAdam is for sparse gradients, which no network here has.
-    "Adafactor": OptimizerFacts(SOLO_RATES, solo=True),
-    "Muon": OptimizerFacts((1e-4, 0.1), solo=True),
     "ASGD": OptimizerFacts(SOLO_RATES, solo=True),
     "LBFGS": OptimizerFacts((1e-2, 1.0), solo=True),
     "Rprop": OptimizerFacts((1e-5, 0.1), solo=True),
@@ -103,7 +112,7 @@ RULES = tuple(name for name, facts in OPTIMIZERS.items() if not facts.solo)
 SOLO = tuple(name for name, facts in OPTIMIZERS.items() if facts.solo)
 
 # Settings that say which share of the past is kept.
-_SHARES = ("momentum", "beta1", "beta2", "alpha", "rho")
+_SHARES = ("momentum", "beta1", "beta2", "beta3", "alpha", "rho")
 
 
 def settings_of(name: str) -> Mapping[str, float]:

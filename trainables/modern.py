@@ -1,0 +1,179 @@
+"""Update rules published since 2018 over stacked parameters: Lion, Adan, LAMB, Adafactor, Muon, Prodigy, schedule-free.
+
+Some need more than flat rows: the shapes of a network's parameters, the rate itself, or numbers that belong to a whole
+lane. Those make the whole step, (parameters, gradients, state, rates, coefficients, settings) -> None, in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Number: TypeAlias = "float | Tensor"
+State = dict[str, Tensor]
+Numbers = Mapping[str, Number]
+Step = Callable[[Tensor, Tensor, State, Tensor, Numbers, Numbers], None]
+
+PRODIGY_START = 1e-6
+"""Prodigy's first estimate of the distance to the solution."""
+
+
+def parts(shapes: Sequence[torch.Size]) -> Iterator[tuple[torch.Size, slice]]:
+    """The shape of each parameter of a network, and its columns in a flat row."""
+    start = 0
+    for shape in shapes:
+        yield shape, slice(start, start + shape.numel())
+        start += shape.numel()
+
+
+def lion(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
+    """Lion (Chen et al., 2023): the sign of an interpolation between momentum and gradient."""
+    momentum = state["exp_avg"]
+    update = torch.sign(momentum * s["beta1"] + g * (1 - s["beta1"]))
+    momentum.mul_(s["beta2"]).add_(g * (1 - s["beta2"]))
+    return update
+
+
+def adan(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
+    """Adan (Xie et al., 2022): Adam with a running mean of gradient differences, in Nesterov's place."""
+    # The first difference is zero; `first` is 1 in the first update and 0 afterwards.
+    difference = (g - state["previous"]) * (1 - c["first"])
+    state["previous"].copy_(g)
+    mean = state["exp_avg"].lerp_(g, 1 - s["beta1"])
+    change = state["exp_avg_diff"].lerp_(difference, 1 - s["beta2"])
+    ahead = g + difference * s["beta2"]
+    square = state["exp_avg_sq"].mul_(s["beta3"]).add_(ahead.square() * (1 - s["beta3"]))
+    root = square.sqrt().mul_(c["root"]).add_(s["eps"])
+    return (mean * c["mean"] + change * c["change"]).div_(root)
+
+
+def lamb(shapes: Sequence[torch.Size]) -> Step:
+    """LAMB (You et al., 2020): Adam, each parameter's step scaled to the parameter's norm."""
+
+    def step(p: Tensor, g: Tensor, state: State, rates: Tensor, c: Numbers, s: Numbers) -> None:
+        mean = state["exp_avg"].lerp_(g, 1 - s["beta1"])
+        square = state["exp_avg_sq"].mul_(s["beta2"]).add_(g.square() * (1 - s["beta2"]))
+        update = mean / square.sqrt().add_(s["eps"])
+        for _, columns in parts(shapes):
+            weight = p[:, columns].norm(dim=1, keepdim=True).clamp(max=10.0)
+            norm = update[:, columns].norm(dim=1, keepdim=True)
+            trust = torch.where((weight > 0) & (norm > 0), weight / (norm + s["eps"]), 1.0)
+            update[:, columns] *= trust
+        p.sub_(update * (rates * c["mean"]))
+
+    return step
+
+
+def adafactor(shapes: Sequence[torch.Size]) -> Step:
+    """Adafactor (Shazeer and Stern, 2018) as torch has it: factored second moments, steps relative to the parameters.
+
+    The means over rows and over columns of a matrix lie in the first entries of its part of two buffers.
+    """
+
+    def step(p: Tensor, g: Tensor, state: State, rates: Tensor, c: Numbers, s: Numbers) -> None:
+        tiny = torch.finfo(p.dtype).eps
+        for shape, columns in parts(shapes):
+            own, gradient, size = p[:, columns], g[:, columns], shape.numel()
+            if len(shape) > 1:
+                each = gradient.reshape(-1, *shape)
+                rows, tops = shape[:-1].numel(), size // shape[-2]
+                row = state["row_var"][:, columns][:, :rows].view(-1, *shape[:-1], 1)
+                column = state["col_var"][:, columns][:, :tops].view(-1, *shape[:-2], 1, shape[-1])
+                row.lerp_(each.square().mean(-1, keepdim=True), c["share"])
+                column.lerp_(each.square().mean(-2, keepdim=True), c["share"])
+                estimate = (row @ column).div_(row.mean(-2, keepdim=True).clamp(min=tiny)).reshape(-1, size)
+            else:
+                estimate = state["row_var"][:, columns].lerp_(gradient.square(), c["share"])
+            update = estimate.clamp(min=tiny**2).rsqrt().mul_(gradient)
+            alpha = (own.norm(dim=1, keepdim=True) / math.sqrt(size)).clamp(min=1e-3) * rates.clamp(max=c["most"])
+            largest = (update.norm(dim=1, keepdim=True) / (math.sqrt(size) * s["d"])).clamp(min=1.0)
+            own.sub_(update * (alpha / largest))
+
+    return step
+
+
+def muon(shapes: Sequence[torch.Size]) -> Step:
+    """Muon (Jordan, 2024): momentum whose matrices are orthogonalised; the other parameters follow AdamW.
+
+    Newton and Schulz's iteration runs on the matrices of all lanes at once, in the precision of the parameters, where
+    torch.optim.Muon rounds to bfloat16.
+    """
+
+    def step(p: Tensor, g: Tensor, state: State, rates: Tensor, c: Numbers, s: Numbers) -> None:
+        mean = state["exp_avg"].lerp_(g, 1 - s["beta1"])
+        square = state["exp_avg_sq"].mul_(s["beta2"]).add_(g.square() * (1 - s["beta2"]))
+        momentum = state["momentum_buffer"].lerp_(g, 1 - s["momentum"])
+        ahead = torch.lerp(g, momentum, s["momentum"])
+        update = (mean * c["mean"]).div_(square.sqrt().mul_(c["root"]).add_(s["eps"]))
+        for shape, columns in parts(shapes):
+            if len(shape) == 2:
+                matrices = orthogonalised(ahead[:, columns].reshape(-1, *shape))
+                update[:, columns] = matrices.reshape(len(p), -1) * math.sqrt(max(1.0, shape[0] / shape[1]))
+        p.sub_(update * rates)
+
+    return step
+
+
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices (K, m, n) with singular values near 1, by a quintic Newton-Schulz iteration (Jordan, 2024)."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x: Tensor = matrices.transpose(1, 2) if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.transpose(1, 2)
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.transpose(1, 2) if tall else x
+
+
+def prodigy(shapes: Sequence[torch.Size]) -> Step:
+    """Prodigy (Mishchenko and Defazio, 2024): Adam whose rate is multiplied by an estimate d of the distance to go."""
+
+    def step(p: Tensor, g: Tensor, state: State, rates: Tensor, c: Numbers, s: Numbers) -> None:
+        d = PRODIGY_START + state["growth"]
+        beta3 = s["beta2"] ** 0.5
+        moved, total = state["moved"], state["s"]
+        gain = (d / PRODIGY_START) * d * rates * (g * moved).sum(1, keepdim=True)
+        mean = state["exp_avg"].mul_(s["beta1"]).add_(g * (d * (1 - s["beta1"])))
+        square = state["exp_avg_sq"].mul_(s["beta2"]).add_((g * d).square() * (1 - s["beta2"]))
+        total.mul_(beta3).add_(g * ((d / PRODIGY_START) * d * rates))
+        numerator = state["numerator"].mul_(beta3).add_(gain)
+        size = total.abs().sum(1, keepdim=True)
+        seen = torch.where(size > 0, numerator / size, 0.0)
+        now = torch.maximum(d, seen)
+        state["growth"].copy_(now - PRODIGY_START)
+        change = mean / square.sqrt().add_(now * s["eps"]) * (d * rates)
+        p.sub_(change)
+        moved.add_(change)
+
+    return step
+
+
+def schedule_free(adam: bool) -> Callable[[Sequence[torch.Size]], Step]:
+    """Schedule-free SGD, or AdamW (Defazio et al., 2024): gradients at y, between the average x and the iterate z.
+
+    The parameters are y. The buffer `lag` is z - y, so that it starts at zero; `averaged` gives x.
+    """
+    momentum = "beta1" if adam else "momentum"
+
+    def step(p: Tensor, g: Tensor, state: State, rates: Tensor, c: Numbers, s: Numbers) -> None:
+        if adam:
+            square = state["exp_avg_sq"].mul_(s["beta2"]).add_(g.square() * (1 - s["beta2"]))
+            g = g / square.sqrt().mul_(c["root"]).add_(s["eps"])
+        largest = torch.maximum(state["largest_rate"], rates)
+        state["largest_rate"].copy_(largest)
+        total = state["weights"].add_(largest.square())
+        share = torch.where(total > 0, largest.square() / total, 0.0)
+        lag, pull = state["lag"], s[momentum] * (1 - share)
+        p.add_(lag * share).add_(g * (rates * (pull - 1)))
+        lag.mul_(1 - share).sub_(g * (rates * pull))
+
+    return lambda shapes: step
+
+
+def averaged(momentum: str) -> Callable[[Tensor, State, Numbers], Tensor]:
+    """The average x that schedule-free rules evaluate, from y and z - y."""
+    return lambda p, state, s: p + state["lag"] * (1 - 1 / s[momentum])

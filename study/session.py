@@ -79,7 +79,7 @@ class Stage:
     cluster: Cluster  # the Ray to run on
     show: Show  # how progress is shown
     note: Callable[[str, str], None]  # records an event of a node or worker: its kind, and a text
-    winners: list[Winner] = field(default_factory=list)  # the cells to confirm; empty for the search
+    winners: list[Winner] = field(default_factory=list)  # the settings to confirm; empty for the search
 
     @property
     def checkpoints(self) -> str:
@@ -170,22 +170,21 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
     """Bring the folder in order, and run once what has not ended; None if nothing is left."""
     (stage.folder / "checkpoints").mkdir(exist_ok=True)
     rates = {number: winner.learning_rate for number, winner in enumerate(stage.winners)}
+    cells = {number: winner.cell for number, winner in enumerate(stage.winners)}
     code = bundle.code_of(stage.folder)
-    space = Space(stage.spec, str(stage.data_folder), stage.checkpoints, rates, str(code) if code else "")
+    space = Space(stage.spec, str(stage.data_folder), stage.checkpoints, rates, cells, str(code) if code else "")
     repair_files(stage.folder, display.say)
     study = open_study(stage.spec, stage.folder)
     if stage.spec.tuning.storage:
         mirror.check_home(study, stage.folder)
-    for winner in stage.winners[len(study.get_trials(deepcopy=False)) :]:
-        study.enqueue_trial({name: winner.cell[name] for name in space.distributions(winner.cell)})
     state = reconcile(study, space, stage.folder)
     display.count_earlier(state, stage.folder)
     remaining = stage.spec.budget.trials - len(state.rows)
     collector = None
     if remaining > 0:
         if stage.winners:
-            what = "1 winner, at its" if remaining == 1 else f"{remaining} winners, each at its"
-            display.say(f"confirming {what} tuned rate on {stage.spec.lanes.seeds} fresh seeds")
+            what = "1 setting" if remaining == 1 else f"{remaining} settings, each"
+            display.say(f"confirming {what} on {stage.spec.lanes.seeds} fresh seeds")
         search = TruthfulSearch(space, study, state.redo, stage.cluster.room)
         collector = _tune(stage, display, search, remaining, final=final)
     if display.done >= stage.spec.budget.trials:

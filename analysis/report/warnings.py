@@ -11,7 +11,7 @@ from analysis.cells import edges, rank
 from analysis.comparisons import winners_curse
 from analysis.figures.search.expected_best import ADAPTIVE
 from analysis.results import Results, stints, table_of
-from analysis.schema import Outcome
+from analysis.schema import CELL, Outcome
 from analysis.text import counted, listing, short
 
 HEAVY = 0.2
@@ -68,8 +68,9 @@ def _same_seeds(results: Results, table: pd.DataFrame, ranked: pd.DataFrame) -> 
         )
     if results.confirmation_trouble:
         yield f"The confirmation is left out: {results.confirmation_trouble}."
-    missing = results.confirmation.pooled.trials["cell"].nunique() - len(confirmed) if results.confirmation else 0
-    if missing:
+    expected = pd.concat([each[CELL].fillna({"settings": ""}) for each in (confirmed, results.baselines)])
+    ran = results.confirmation.pooled.trials[CELL].drop_duplicates() if results.confirmation else expected
+    if missing := len(ran) - len(ran.merge(expected.drop_duplicates())):
         yield f"{counted(missing, 'confirmed cell')} left out: no lane ended, or the tuned rate has changed since."
 
 

@@ -11,6 +11,7 @@ from study.spec import Spec
 _FREE: dict[str, Any] = {
     "description": True,
     "confirm": True,
+    "baseline": True,
     "recording": True,
     "resources": True,
     "budget": {"trials"},

@@ -25,6 +25,7 @@ from study.spec.dimensions import (
     Whole,
     known,
 )
+from study.spec.given import Baseline, Enqueued
 from study.usercode import bundle
 from trainables import config
 from trainables.config import Positive
@@ -295,6 +296,8 @@ class Spec(Section):
     budget: Budget
     tuning: Tuning = Tuning()
     confirm: Annotated[Confirm | None, BeforeValidator(_none_if_off)] = Confirm()  # None in Python, false in TOML: off
+    baseline: list[Baseline] = Field(default_factory=list)  # what tuning is compared with
+    enqueue: list[Enqueued] = Field(default_factory=list)  # the cells of the first trials
     recording: Recording = Recording()
     resources: Resources = Resources()
 
@@ -346,6 +349,7 @@ class Spec(Section):
         """The tables of the spec's file, with all defaults."""
         tables = self.model_dump(exclude_none=True)
         tables.setdefault("confirm", False)  # if left out, it would be the default
+        tables = {name: table for name, table in tables.items() if table != []}
         if own := tables["workload"].pop("own_args"):
             tables["workload"]["model_args"] = own
         return tables

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 
 from analysis.schema import Outcome
 from study.tuning import compat
-from study.tuning.samplers import Design, fair_optimizer, sampler
+from study.tuning.samplers import fixed, sampler
 from study.tuning.schedulers import Earlier, group
 from study.tuning.space import Cell, Space, key
 from study.tuning.storage import values
@@ -73,7 +73,7 @@ class TruthfulSearch(Searcher):
         for trial in trials:
             if (replicate := trial.user_attrs.get("replicate")) is not None:
                 self.replicates[trial.number] = replicate
-                self.seen[key(self._cell(trial.params))].add(replicate)
+                self.seen[key(self._cell(trial.number, trial.params))].add(replicate)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The configuration of a trial that runs again, one that waits, or a new one; None while there is no room."""
@@ -81,7 +81,7 @@ class TruthfulSearch(Searcher):
             return None
         if self.redo:
             number = self.redo.pop(0)
-            cell = self._cell(self.params.pop(number))
+            cell = self._cell(number, self.params.pop(number))
             self.replicates.setdefault(number, 0)
         else:
             number = self.waiting.pop(0) if self.waiting else self.asked
@@ -106,7 +106,7 @@ class TruthfulSearch(Searcher):
             return {}
         return {
             trial.number: Earlier(
-                group(self.space.configuration(self._cell(trial.params), trial.number)),
+                group(self.space.configuration(self._cell(trial.number, trial.params), trial.number)),
                 dict(trial.intermediate_values),
                 trial.user_attrs.get("stopped"),
             )
@@ -114,13 +114,12 @@ class TruthfulSearch(Searcher):
             if trial.intermediate_values or "stopped" in trial.user_attrs
         }
 
-    def _cell(self, params: dict[str, Any]) -> Cell:
-        return self.space.suggest(optuna.trial.FixedTrial(params))
+    def _cell(self, number: int, params: dict[str, Any]) -> Cell:
+        return self.space.suggest(optuna.trial.FixedTrial(params, number))
 
     def _ask(self, number: int) -> optuna.Trial:
-        turn = fair_optimizer(self.space.spec, number)
-        if turn and not isinstance(self.study.sampler, Design):  # which takes turns by itself
-            self.study.enqueue_trial({"optimizer": turn})
+        if entries := fixed(self.space.spec, number):
+            self.study.enqueue_trial(entries)
         trial = self.study.ask()
         assert trial.number == number
         return trial

@@ -237,6 +237,15 @@ class Results:
         return pd.DataFrame(rows, columns=["trial", "name", *CELL, "regime", "learning_rate"])
 
     @property
+    def timed_out(self) -> str:
+        """That the time-out ended the search before it had all trials, as `stopped after 31 of 64 ...`; else empty."""
+        planned, timeout = table_of(self.spec, "budget").get("trials"), table_of(self.spec, "tuning").get("timeout")
+        ended = int((self.trials["outcome"] != schema.Outcome.INTERRUPTED).sum())
+        if not timeout or not self.provenance.get("finished") or not isinstance(planned, int) or ended >= planned:
+            return ""
+        return f"stopped after {ended} of {planned} trials: timeout = {timeout}"
+
+    @property
     def objectives(self) -> list[str]:
         """The objectives of the search, some of `OBJECTIVES`; the metric alone unless the spec names more."""
         return list(table_of(self.spec, "tuning").get("objectives", ["metric"]))

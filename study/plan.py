@@ -92,6 +92,7 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
         ("", f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"),
         ("cells", _cells(spec)),
         ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
+        *([("", f"none begins after timeout = {spec.tuning.timeout}")] if spec.tuning.timeout else []),
         *(("", f"first {_written(each)}") for each in spec.enqueue),
         ("lanes", f"{lane_count} a trial: {lane_count // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
     ]

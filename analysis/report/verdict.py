@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import rank
-from analysis.comparisons import Comparison, Entry, average_curse, compare, missing_sizes
+from analysis.comparisons import Comparison, Entry, average_curse, compare, missing_sizes, names_of
 from analysis.results import Results, hours, table_of
 from analysis.schema import CELL, Outcome
 from analysis.statistics import Interval
@@ -51,8 +51,21 @@ def verdict(results: Results, table: pd.DataFrame) -> list[str]:
     lines = [_who(results, compared), f"{whose}: {cell_at_rate(best)}."]
     if ranked.iloc[0]["outcome"] != Outcome.COMPLETED:
         lines[0] += " No trial has completed its budget, so this is provisional."
-    lines += [f"Cost: {study_cost(results)}.", *_without_result(compared, missing_sizes(results, table))]
+    lines += [
+        f"Cost: {study_cost(results)}.",
+        *_stopped(results),
+        *_without_result(compared, missing_sizes(results, table)),
+    ]
     return [*lines[:2], *_baselines(compared, results.metric), *lines[2:], *_what_would_change(compared)]
+
+
+def _stopped(results: Results) -> Iterator[str]:
+    """That the time-out ended the search early, and whether optimizers then had unequal numbers of trials."""
+    if results.timed_out:
+        names = names_of(results, "optimizer")
+        counts = results.trials["optimizer"].value_counts().reindex(names, fill_value=0)
+        shares = listing(f"{name} had {counted(count, 'trial')}" for name, count in counts.items())
+        yield f"{_first_upper(results.timed_out)}." + (f" Unequal effort: {shares}." if counts.nunique() > 1 else "")
 
 
 def _baselines(compared: Comparison, metric: str) -> Iterator[str]:

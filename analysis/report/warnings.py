@@ -134,8 +134,9 @@ def _lost_lanes(results: Results) -> Iterator[str]:
 
 
 def _effort(results: Results) -> Iterator[str]:
-    sampler, shares = table_of(results.spec, "tuning").get("sampler"), results.trials["optimizer"].value_counts()
-    if sampler in ADAPTIVE and len(shares) > 1 and shares.max() > 1.5 * shares.min():
+    tuning, shares = table_of(results.spec, "tuning"), results.trials["optimizer"].value_counts()
+    sampler = tuning.get("sampler")
+    if sampler in ADAPTIVE and not tuning.get("fair") and len(shares) > 1 and shares.max() > 1.5 * shares.min():
         yield (
             f"The sampler, {sampler}, gave more trials to optimizers that looked good early: {shares.max()} to "
             f"{shares.idxmax()}, {shares.min()} to {shares.idxmin()}. "

@@ -23,6 +23,8 @@ def status(folder: Path | str) -> str:
     again, lanes, resources = study.confirmation, study.lanes, Resources(**study.spec.get("resources", {}))
     if owner := running_owner(folder):
         state = f"running, {owner}"
+    elif study.timed_out:
+        state = f"{study.timed_out}; `study resume {folder} --timeout TIME` with a longer one goes on"
     elif study.provenance.get("finished"):
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:

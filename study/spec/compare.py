@@ -15,7 +15,7 @@ _FREE: dict[str, Any] = {
     "recording": True,
     "resources": True,
     "budget": {"trials"},
-    "tuning": {"storage"},
+    "tuning": {"storage", "timeout"},
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -212,6 +213,25 @@ class Budget(Section, config.Budget):
         return self
 
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration_seconds(value: object) -> float:
+    """The seconds of a duration such as 90, "90s", "1.5h"; a ValueError for anything else."""
+    text = str(value).strip()
+    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
+    with suppress(ValueError):
+        if not isinstance(value, bool) and 0 < (seconds := float(number) * unit) < math.inf:
+            return seconds
+    raise ValueError('must be a duration above 0; valid: seconds as a number, "90s", "30m", "2h", "1d"')
+
+
+def _checked_duration(value: object) -> object:
+    if value is not None:
+        duration_seconds(value)
+    return value
+
+
 class Tuning(Section):
     """How cells are proposed and stopped, and the root of every seed."""
 
@@ -226,6 +246,13 @@ class Tuning(Section):
         default_factory=lambda: ["metric"], min_length=1
     )
     storage: str | None = None  # URL of the database for Optuna; a journal file in the results folder if not given
+    # after this long no trial of the search begins: "90s", "30m", "2h", "1d", or seconds; of all sessions together
+    timeout: Annotated[float | str | None, BeforeValidator(_checked_duration)] = None
+
+    @property
+    def timeout_seconds(self) -> float:
+        """The time-out in seconds; infinite if there is none."""
+        return math.inf if self.timeout is None else duration_seconds(self.timeout)
 
 
 class Confirm(Section):

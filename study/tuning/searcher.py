@@ -48,7 +48,8 @@ class TruthfulSearch(Searcher):
     """Suggests trials, and keeps Optuna's storage up to date.
 
     First run those of `redo`, which ended in Optuna but whose rows were lost, then those that wait. `room` is the
-    number of trials that may be under way now, given how many of them are for GPUs.
+    number of trials that may be under way now, given how many of them are for GPUs. Once `time_up`, only trials that
+    have begun before run, and `finished` says that none is left; a study has at least one trial.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class TruthfulSearch(Searcher):
         study: optuna.Study,
         redo: list[int] | None = None,
         room: Callable[[int], int] = lambda on_gpus: sys.maxsize,
+        time_up: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric="value", mode="max" if space.spec.workload.metric == "accuracy" else "min")
         self.space, self.study, self.redo, self.room = space, study, list(redo or []), room
+        self.time_up, self.finished = time_up, False
         self.under_way: dict[int, str] = {}  # and the kind of device
         self.several = len(study.directions) > 1
         self.running: dict[int, optuna.Trial] = {}
@@ -75,8 +78,20 @@ class TruthfulSearch(Searcher):
                 self.replicates[trial.number] = replicate
                 self.seen[key(self._cell(trial.number, trial.params))].add(replicate)
 
+    def finish(self) -> bool:
+        """Whether no trial may begin any more, as the time is up, and none that began is left to be continued."""
+        if self.asked and self.time_up():
+            self.waiting = [number for number in self.waiting if number in self.replicates]
+            self.finished = not self.redo and not self.waiting
+        return self.finished
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The configuration of a trial that runs again, one that waits, or a new one; None while there is no room."""
+        """The configuration of a trial that runs again, one that waits, or a new one.
+
+        None while there is no room, `FINISHED` if no trial follows.
+        """
+        if self.finish():
+            return Searcher.FINISHED  # type: ignore[return-value]  # annotated for dictionaries alone
         if len(self.under_way) >= self.room(list(self.under_way.values()).count("cuda")):
             return None
         if self.redo:

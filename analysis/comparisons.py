@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.cells import examples_of, floor_of, fresh_lanes, optimizer_order, rank, tuned_lanes
-from analysis.paired import Scores, compare_with_best, paired_scores
+from analysis.paired import Scores, compare_with_best, compare_with_controls, paired_scores
 from analysis.results import Results, records, table_of
 from analysis.schema import CELL, Outcome, Regime, regime
 from analysis.statistics import NOTHING, Interval, curse_interval, metric_interval
@@ -20,16 +21,16 @@ from analysis.text import counted
 
 @dataclass(frozen=True)
 class Entry:
-    """One optimizer or regime in a comparison, at its best cell of the search.
+    """One optimizer or regime in a comparison, at its best cell of the search; or a baseline, at its own setting.
 
     Attributes:
-        name: of the optimizer or regime.
-        cell: row of `cells` that stands for it; None if it has none.
+        name: of the optimizer, regime or baseline.
+        cell: row of `cells` that stands for it, or of `Results.baselines`; None if it has none.
         score: the metric on the comparison's split and seeds.
         effect: against the best of the others, with simultaneous limits: of a loss the ratio (below 1 is better), of an
-            accuracy the difference. Without limits on the seeds that chose.
-        p: of the hypothesis that it is the best; NaN on the seeds that chose.
-        contender: whether it may be the best.
+            accuracy the difference. Without limits on the seeds that chose. Of a baseline against the best optimizer.
+        p: of the hypothesis that it is the best; NaN on the seeds that chose. Of a baseline: that it equals the best.
+        contender: whether it may be the best; of a baseline whether it may be as good as the best optimizer.
         reason: why it has no score; empty if it has one.
     """
 
@@ -54,6 +55,7 @@ class Comparison:
         seeds: number of seeds of each score.
         examples: test examples that the intervals cover as a source of noise; 0 if they cover seeds only.
         scores: joint means and noise of the entries with a score, in their order; None unless fresh.
+        baselines: those of the spec, in its order, each against the best optimizer; none among regimes.
     """
 
     entries: list[Entry]
@@ -62,6 +64,7 @@ class Comparison:
     seeds: int
     examples: int = 0
     scores: Scores | None = None
+    baselines: Sequence[Entry] = ()
 
     @property
     def scored(self) -> list[Entry]:
@@ -99,24 +102,37 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer") -> Com
     best = rank(table, results.maximize).drop_duplicates(by).set_index(by, drop=False)
     names = [*best.index, *(name for name in names_of(results, by) if name not in best.index)]
     cells_of: dict[str, Any] = {name: best.loc[name] if name in best.index else None for name in names}
-    lanes = fresh_lanes(results, best.reset_index(drop=True))
-    missing = {name: _why_missing(results, lanes, by, name, cell) for name, cell in cells_of.items()}
-    confirmed = [name for name in names if not missing[name]]
+    fixed = results.baselines if by == "optimizer" else results.baselines.head(0)
+    controls = {row["name"]: row for _, row in fixed.iterrows()}
+    # Apart from each other: several may have the same cell, at different rates.
+    settings = [best.reset_index(drop=True), *(row for _, row in fixed.groupby("name"))]
+    lanes = pd.concat([fresh_lanes(results, each) for each in settings], ignore_index=True)
+    missing = {name: _why_missing(results, lanes, by, name, cell) for name, cell in (cells_of | controls).items()}
+    confirmed, given = ([name for name in each if not missing[name]] for each in (names, controls))
+    rest = [Entry(name, controls[name], reason=missing[name] or "no optimizer has a fresh score") for name in controls]
     if not confirmed:
-        return _of_search(results, cells_of, by)
-    chosen = lanes[lanes["cell"].isin([cells_of[name]["trial"] for name in confirmed])]
+        return replace(_of_search(results, cells_of, by), baselines=rest)
+    order = [int((cells_of | controls)[name]["trial"]) for name in (*confirmed, *given)]
+    chosen = lanes[lanes["cell"].isin(order)]
     split = "test" if chosen[f"test_{results.metric}"].notna().all() else "validation"
-    scores = _scores(results, chosen, [cells_of[name]["trial"] for name in confirmed], split)
+    joint = _scores(results, chosen, order, split)
+    scores = joint.reordered(range(len(confirmed)))
     against = compare_with_best(scores)
     count = sum(each.contender for each in against)
     entries = [
         Entry(name, cells_of[name], scores.interval(place, count), scores.effect(each.gain), each.p, each.contender)
         for place, (name, each) in enumerate(zip(confirmed, against, strict=True))
     ]
-    order = np.argsort(-scores.means, kind="stable")
-    rest = [Entry(name, cells_of[name], reason=missing[name]) for name in names if missing[name]]
+    order = np.argsort(-scores.means, kind="stable").tolist()
     ordered = [entries[place] for place in order]
-    return Comparison([*ordered, *rest], True, split, scores.seeds, scores.examples, scores.reordered(order))
+    ordered += [Entry(name, cells_of[name], reason=missing[name]) for name in names if missing[name]]
+    versus = zip(given, compare_with_controls(joint, len(given)) if given else [], strict=True)
+    found = {
+        name: Entry(name, controls[name], joint.interval(place), joint.effect(each.gain), each.p, each.contender)
+        for place, (name, each) in enumerate(versus, start=len(confirmed))
+    }
+    baselines = [found.get(each.name, each) for each in rest]
+    return Comparison(ordered, True, split, scores.seeds, scores.examples, scores.reordered(order), baselines)
 
 
 def names_of(results: Results, by: str) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -184,7 +185,7 @@ def compare_with_best(scores: Scores, level: float = 0.95) -> list[WithBest]:
     if scores.seeds < 2:
         gains = [float(np.delete(gaps[place], place).min()) for place in range(k)]
         return [WithBest(Interval(gain, -np.inf, np.inf, scores.seeds), 1.0, True) for gain in gains]
-    errors, largest = _differences(scores)
+    errors, largest = _differences(scores, *np.triu_indices(k, 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         leads = np.nan_to_num(-gaps / errors, nan=0.0).max(axis=1)  # 0 / 0: equal without any noise
     p = np.array([max(np.mean(largest >= lead), 1 / DRAWS) if lead > 0 else 1.0 for lead in leads])
@@ -196,14 +197,42 @@ def compare_with_best(scores: Scores, level: float = 0.95) -> list[WithBest]:
     ]
 
 
-def _differences(scores: Scores) -> tuple[Array, Array]:
-    """The standard errors of all differences, (k, k), and draws of the largest absolute t of these if all are 0.
+def compare_with_controls(scores: Scores, controls: int, level: float = 0.95) -> list[WithBest]:
+    """The last `controls` configurations, each against the best of those before.
 
-    Each draw estimates the seeds' covariance again from as many seeds: one common estimate for all pairs would make the
-    largest t too small.
+    Limits hold for all pairs of the two kinds at once (Dunnett 1955; the largest t is simulated as for
+    `compare_with_best`), so they hold for the best one too, whichever that is. Of one configuration and one control
+    they are those of the paired t test.
+
+    Args:
+        scores: of all configurations.
+        controls: how many of them nothing was chosen from.
+        level: simultaneous confidence level.
+
+    Returns:
+        One per control, in order; p is of the hypothesis that both are equal, and a contender is one that is not worse.
+    """
+    k, means = len(scores.means) - controls, scores.means
+    best = int(np.argmax(means[:k]))
+    gains = means[k:] - means[best]
+    if scores.seeds < 2:
+        return [WithBest(Interval(float(gain), -np.inf, np.inf, scores.seeds), 1.0, True) for gain in gains]
+    errors, largest = _differences(scores, *np.array(list(product(range(k), range(k, k + controls)))).T)
+    bound, found = float(np.quantile(largest, level)), []
+    for gain, error in zip(gains.tolist(), errors[best, k:].tolist(), strict=True):
+        p = max(float(np.mean(largest * error >= abs(gain))), 1 / DRAWS) if gain else 1.0
+        limits = Interval(gain, gain - bound * error, gain + bound * error, scores.seeds)
+        found.append(WithBest(limits, p, gain >= 0 or p > 1 - level))
+    return found
+
+
+def _differences(scores: Scores, first: NDArray[np.intp], second: NDArray[np.intp]) -> tuple[Array, Array]:
+    """The standard errors of the differences of some pairs, and draws of the largest absolute t of these if all are 0.
+
+    The errors are (k, k), and zero for other pairs. Each draw estimates the seeds' covariance again from as many seeds:
+    one common estimate for all pairs would make the largest t too small.
     """
     k = len(scores.means)
-    first, second = np.triu_indices(k, 1)
 
     def of_pairs(covariance: Array) -> Array:
         diagonal = np.diagonal(covariance, axis1=-2, axis2=-1)
@@ -212,8 +241,8 @@ def _differences(scores: Scores) -> tuple[Array, Array]:
 
     errors = np.zeros((k, k))
     errors[first, second] = errors[second, first] = of_pairs(scores.covariance)
-    if k == 2:  # without sampling error
-        freedom = scores.freedom(np.array([1.0, -1.0]))
+    if len(first) == 1:  # without sampling error
+        freedom = scores.freedom(np.eye(k)[first[0]] - np.eye(k)[second[0]])
         return errors, np.asarray(special.stdtrit(freedom, 0.5 + (np.arange(DRAWS) + 0.5) / (2 * DRAWS)))
     rng, freedom = np.random.default_rng(0), min(scores.seeds - 1, MOST_FREEDOM)
     noise = rng.standard_normal((DRAWS, k)) @ _root(scores.covariance).T

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -221,6 +222,28 @@ class Results:
         except ResultsError as error:
             return None, str(error)
         return (None, "no trial of it has ended yet") if again.trials.empty else (again, "")
+
+    @cached_property
+    def baselines(self) -> pd.DataFrame:
+        """The baselines of the spec in its order: name, those of `CELL`, regime, learning_rate; trial is -1, -2 ..."""
+        train = table_of(self.provenance, "data").get("train", sys.maxsize)
+        rows = []
+        for place, each in enumerate(self.spec.get("baseline", []), start=1):
+            arguments = {f"model.{name}": value for name, value in each.get("model_args", {}).items()}
+            own, size = each.get("settings", {}) | arguments, each["batch_size"]
+            row = {"width": 0, "depth": 0, **each, "batch_size": train if size == "full" else size, "trial": -place}
+            row |= {"settings": json.dumps(own, sort_keys=True) if own else ""}
+            rows.append(row | {"regime": str(schema.regime(row["batch_size"], train))})
+        return pd.DataFrame(rows, columns=["trial", "name", *CELL, "regime", "learning_rate"])
+
+    @property
+    def timed_out(self) -> str:
+        """That the time-out ended the search before it had all trials, as `stopped after 31 of 64 ...`; else empty."""
+        planned, timeout = table_of(self.spec, "budget").get("trials"), table_of(self.spec, "tuning").get("timeout")
+        ended = int((self.trials["outcome"] != schema.Outcome.INTERRUPTED).sum())
+        if not timeout or not self.provenance.get("finished") or not isinstance(planned, int) or ended >= planned:
+            return ""
+        return f"stopped after {ended} of {planned} trials: timeout = {timeout}"
 
     @property
     def objectives(self) -> list[str]:

@@ -21,14 +21,14 @@ from analysis.report import page
 from analysis.report.verdict import verdict
 from study.cluster import nodes, ray
 from study.cluster.ray import Cluster
-from study.errors import Halted, Interrupted, SpecError, StorageError
+from study.errors import Halted, Interrupted, SpecError, StorageError, UsageError
 from study.progress.display import Show
 from study.results import CONFIRM, mirror
 from study.results.ownership import own_folder
 from study.results.provenance import add_phase, read_provenance
 from study.session import Outcome, run_session, stoppable
 from study.spec import Spec, check, read, recorded
-from study.spec.adjust import resolved, with_trials
+from study.spec.adjust import resolved, with_timeout, with_trials
 from study.spec.compare import all_settings, differences, fixed_settings
 from study.tuning.storage import create_study, delete_study
 from study.usercode import bundle
@@ -90,6 +90,7 @@ def resume(
     *,
     more: int = 0,
     like: Spec | None = None,
+    timeout: float | str | None = None,
     address: str | None = None,
     wait: float = 0.0,
     command: str = "study.resume",
@@ -100,7 +101,8 @@ def resume(
     Args:
         folder: the results folder, or its URI.
         more: trials to add to those that the study was to have.
-        like: what the study there must be; any if not given.
+        like: what the study there must be; any if not given. Its time-out replaces that of the study.
+        timeout: a time-out that replaces that of the study: seconds, or a text such as 2h.
         address: of a Ray cluster, as for `run`.
         wait: seconds to wait for nodes, as for `run`.
         command: what the user ran, for the provenance.
@@ -121,10 +123,19 @@ def resume(
         with own_folder(local, command):
             pass  # if another process runs it, say so before Ray starts
         _refuse_edits(spec, local)
+        if like or timeout is not None:
+            spec = _with_timeout(spec, like.tuning.timeout if like else timeout)
         if more:
             spec = with_trials(spec, spec.budget.trials + more)
         _tell_edited_code(local)
         return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))
+
+
+def _with_timeout(spec: Spec, timeout: float | str | None) -> Spec:
+    try:
+        return with_timeout(spec, timeout)
+    except ValueError as error:
+        raise UsageError(f"timeout {timeout}", str(error)) from error
 
 
 def _connect_and_run(
@@ -204,12 +215,13 @@ def _tell_ignored_changes(spec: Spec, folder: Path) -> None:
     """Tell which settings of a spec a resumed study ignores: those that may change, but only in its own spec.toml."""
     own, asked = recorded(folder), resolved(spec)
     changed = differences(all_settings(own), all_settings(asked))
+    changed.pop("tuning.timeout", None)  # which the study takes over
     if not changed:
         return
     home, advice = mirror.home(folder), []
-    if any(key.split(".")[0] in ("resources", "recording", "confirm") for key in changed):
+    if any(key.split(".")[0] in ("resources", "recording", "confirm", "baseline") for key in changed):
         file = storage.join(home, "spec.toml")
-        advice.append(f"to change resources, recording or confirm, edit {file} and resume it")
+        advice.append(f"to change resources, recording, confirm or baseline, edit {file} and resume it")
     if (more := asked.budget.trials - own.budget.trials) > 0:
         advice.append(f"`{shlex.join(['study', 'extend', str(home)])} --trials {more}` adds trials")
     kept = ", ".join(f"{key} = {_shown(old)} (asked for: {_shown(new)})" for key, (old, new) in changed.items())

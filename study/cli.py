@@ -103,14 +103,22 @@ def _with(*options: Any) -> Callable[[Any], Any]:
     return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
+_TIMEOUT = click.option(
+    "--timeout", metavar="TIME", help="No trial begins after this long: 90s, 30m, 2h, 1d. The confirmation still runs."
+)
+
+
 def sized(command: Callable[..., None]) -> Any:
     """Add the argument SPEC and options that change a study's size; the command takes the spec that they make."""
 
     @wraps(command)
-    def read_first(spec: str, trials: int | None, epochs: int | None, seeds: int | None, **options: Any) -> None:
+    def read_first(
+        spec: str, trials: int | None, epochs: int | None, seeds: int | None, timeout: str | None, **options: Any
+    ) -> None:
         from study.spec import read
 
-        changes = {"budget": {"trials": trials, "epochs": epochs}, "lanes": {"seeds": seeds}}
+        changes: dict[str, dict[str, Any]] = {"budget": {"trials": trials, "epochs": epochs}, "lanes": {"seeds": seeds}}
+        changes["tuning"] = {"timeout": timeout}
         given = {name: {key: value for key, value in table.items() if value} for name, table in changes.items()}
         command(read(spec, given), **options)
 
@@ -119,6 +127,7 @@ def sized(command: Callable[..., None]) -> Any:
         click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's."),
         click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget."),
         click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's."),
+        _TIMEOUT,
     )(read_first)
 
 
@@ -185,6 +194,7 @@ def run(spec: Spec, out: Path | str | None, again: bool, **how: Any) -> None:
 
 @main.command()
 @click.argument("folder", type=_PLACE)
+@_TIMEOUT
 @running
 def resume(folder: Path | str, **how: Any) -> None:
     """Resume an interrupted study.
@@ -199,6 +209,7 @@ def resume(folder: Path | str, **how: Any) -> None:
 @main.command()
 @click.argument("folder", type=_PLACE)
 @click.option("--trials", type=click.IntRange(1), required=True, help="Trials to add.")
+@_TIMEOUT
 @running
 def extend(folder: Path | str, trials: int, **how: Any) -> None:
     """Add trials to a study.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from study.results.confirm import cost, most_winners
 from study.spec import Spec
 from study.spec.adjust import planned_trials
 from study.spec.dimensions import Choice
+from study.spec.given import GivenCell
 from study.spec.model import part
 from study.tuning.schedulers import REDUCTION
 from trainables import config
@@ -90,6 +92,8 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
         ("", f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"),
         ("cells", _cells(spec)),
         ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
+        *([("", f"none begins after timeout = {spec.tuning.timeout}")] if spec.tuning.timeout else []),
+        *(("", f"first {_written(each)}") for each in spec.enqueue),
         ("lanes", f"{lane_count} a trial: {lane_count // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
     ]
     if spec.lanes.extensions and lane_count > spec.lanes.seeds:
@@ -110,6 +114,8 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     if spec.confirm:
         best = f"the {spec.confirm.top} best cells, and the best of each optimizer and regime"
         rows.append(("confirm", f"{best}: at most {most_winners(spec)}, each on {spec.confirm.seeds} fresh seeds"))
+    for one in spec.baseline:
+        rows.append(("", f'baseline "{one.name}": {_written(one)} at learning rate {one.learning_rate:g}'))
     fewest = min(p.at_once for p in probes)
     if fewest < lane_count:
         rows.append(("", f"in passes of {fewest} if memory does not hold all"))
@@ -129,6 +135,12 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     return "\n".join([f"{spec.name}: valid", *(f"  {label:<8}{text}" for label, text in rows)])
 
 
+def _written(given: GivenCell) -> str:
+    """A cell of the spec in words."""
+    entries = {name: value for name, value in given.cell().items() if name != "optimizer"}
+    return ", ".join([given.optimizer, *(f"{name.replace('_', ' ')} {value}" for name, value in entries.items())])
+
+
 def warnings(spec: Spec) -> Iterator[str]:
     """What a valid spec is too small for, one line each."""
     trials, optimizers, sizes = planned_trials(spec), len(spec.search.optimizers()), spec.search.batch_size.size()
@@ -140,6 +152,9 @@ def warnings(spec: Spec) -> Iterator[str]:
     if spec.tuning.fair and trials > optimizers and (rest := trials % optimizers):
         more = "1 of them gets" if rest == 1 else f"{rest} of them get"
         yield f"{trials} trials for {optimizers} optimizers: {more} one trial more than the others"
+    for name, count in Counter(each.optimizer for each in spec.enqueue).items() if spec.tuning.fair else ():
+        if count > (share := math.ceil(trials / optimizers)):
+            yield f"{counted(count, 'enqueued cell')} of {name}, whose share is {share} of {trials} trials"
     if spec.tuning.scheduler != "none" and trials < REDUCTION * pairs:
         yield (
             f"{spec.tuning.scheduler} compares only trials with the same optimizer and batch size, and {trials} trials "

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -50,7 +50,7 @@ class Outcome:
     Attributes:
         folder: the results folder, or its URI.
         ended: trials that ended, in whatever way.
-        planned: trials that the spec asks for, the confirmation's included.
+        planned: trials that the spec asks for, or that began before its time-out; the confirmation's included.
         scored: trials with a value.
         report: the report's page; None if no trial has begun.
         verdict: its first lines: who wins or that nobody does, the best setting, the cost.
@@ -78,8 +78,8 @@ class Stage:
     data_folder: Path  # where downloaded data lie, absolute
     cluster: Cluster  # the Ray to run on
     show: Show  # how progress is shown
-    note: Callable[[str, str], None]  # records an event of a node or worker: its kind, and a text
-    winners: list[Winner] = field(default_factory=list)  # the cells to confirm; empty for the search
+    record: Record  # of this session
+    winners: list[Winner] = field(default_factory=list)  # the settings to confirm; empty for the search
 
     @property
     def checkpoints(self) -> str:
@@ -109,7 +109,7 @@ def run_session(
     with own_folder(folder, command), _halt_on_write_errors(folder):
         storage.write_text(folder / "spec.toml", spec.to_toml())
         record = Record(folder, spec, command, cluster.seen)
-        search = Stage(packed, folder, data_folder, cluster, show, record.note)
+        search = Stage(packed, folder, data_folder, cluster, show, record)
         record.phase_seconds["start"] = round(start_seconds, 1)
         with record.phase("search"):
             outcome = _run_stage(search)
@@ -170,25 +170,28 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
     """Bring the folder in order, and run once what has not ended; None if nothing is left."""
     (stage.folder / "checkpoints").mkdir(exist_ok=True)
     rates = {number: winner.learning_rate for number, winner in enumerate(stage.winners)}
+    cells = {number: winner.cell for number, winner in enumerate(stage.winners)}
     code = bundle.code_of(stage.folder)
-    space = Space(stage.spec, str(stage.data_folder), stage.checkpoints, rates, str(code) if code else "")
+    space = Space(stage.spec, str(stage.data_folder), stage.checkpoints, rates, cells, str(code) if code else "")
     repair_files(stage.folder, display.say)
     study = open_study(stage.spec, stage.folder)
     if stage.spec.tuning.storage:
         mirror.check_home(study, stage.folder)
-    for winner in stage.winners[len(study.get_trials(deepcopy=False)) :]:
-        study.enqueue_trial({name: winner.cell[name] for name in space.distributions(winner.cell)})
     state = reconcile(study, space, stage.folder)
     display.count_earlier(state, stage.folder)
     remaining = stage.spec.budget.trials - len(state.rows)
     collector = None
     if remaining > 0:
         if stage.winners:
-            what = "1 winner, at its" if remaining == 1 else f"{remaining} winners, each at its"
-            display.say(f"confirming {what} tuned rate on {stage.spec.lanes.seeds} fresh seeds")
-        search = TruthfulSearch(space, study, state.redo, stage.cluster.room)
-        collector = _tune(stage, display, search, remaining, final=final)
-    if display.done >= stage.spec.budget.trials:
+            what = "1 setting" if remaining == 1 else f"{remaining} settings, each"
+            display.say(f"confirming {what} on {stage.spec.lanes.seeds} fresh seeds")
+        limit = (lambda: False) if stage.winners else stage.record.time_up
+        search = TruthfulSearch(space, study, state.redo, stage.cluster.room, limit)
+        if not search.finish():
+            collector = _tune(stage, display, search, remaining, final=final)
+        if search.finished and not (collector and (collector.cut_off or collector.orphans)):
+            display.stop()
+    if display.done >= display.planned:
         if storage.is_uri(stage.checkpoints):
             # A worker saves when Ray Tune ends it, which may be after the scheduler stopped its last trial.
             for trial in study.get_trials(deepcopy=False):
@@ -213,10 +216,11 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
     def tick() -> None:
         display.tick()
         stage.cluster.look()
+        stage.record.tick()
 
     def tell(kind: str, text: str) -> None:
         display.say(text)
-        stage.note(kind, text)
+        stage.record.note(kind, text)
 
     stage.cluster.note = tell
     collector = Collector(spec, folder, search, listeners, tick, display.say, tell, final=final)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+import tomllib
 from collections.abc import Callable
 from functools import cache
 from itertools import zip_longest
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import tomlkit
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -38,7 +40,13 @@ SPECS: dict[str, dict[str, Any]] = {
     "plain": TINY,
     "extended": TINY | {"lanes": TINY["lanes"] | {"extensions": 1, "refine": 1}, "budget": {"trials": 3, "updates": 2}},
     "without checkpoints": TINY | {"recording": {"checkpoint_seconds": 1e9}},
-    "confirmed": TINY | {"budget": {"trials": 2, "updates": 2}, "confirm": {"top": 1, "seeds": 2}},
+    "confirmed": TINY
+    | {
+        "budget": {"trials": 2, "updates": 2},
+        "confirm": {"top": 1, "seeds": 2},
+        "baseline": [{"name": "ours", "optimizer": "momentum", "learning_rate": 0.01, "batch_size": 25}],
+        "enqueue": [{"optimizer": "adam", "batch_size": 50}],
+    },
     "at a URI": TINY,
     "in a database": TINY | {"tuning": TINY["tuning"] | {"storage": "any"}},
     "stopped early": TINY
@@ -339,6 +347,33 @@ def test_a_study_without_a_completed_trial_has_nothing_to_confirm(tmp_path: Path
     assert (world.ended.ended, world.ended.planned, world.ended.scored) == (3, 3, 0)
     assert found.provenance["finished"]
     assert not (world.results() / "confirm").exists()
+
+
+def test_a_baseline_of_another_optimizer_runs_in_the_confirmation(tmp_path: Path) -> None:
+    with World(tmp_path, SPECS["confirmed"]) as world:
+        world.finish()
+        found = analysis.load(world.results())
+        assert tuple(found.trials.loc[0, ["optimizer", "batch_size"]]) == ("adam", 50)
+        assert set(found.trials["optimizer"]) == {"sgd", "adam"}
+        assert found.confirmation
+        last = found.confirmation.trials.iloc[-1]
+        assert (last["optimizer"], last["batch_size"], last["learning_rate"]) == ("momentum", 25, 0.01)
+        assert set(found.confirmation.lanes["seed"]) == {500_000, 500_001}
+        (entry,) = analysis.compare(found, analysis.cells(found)).baselines
+        assert (entry.name, entry.reason) == ("ours", "")
+        # A baseline that is added later runs then; one that is a winner does not run twice.
+        file, winner = world.folder / "spec.toml", found.confirmation.trials.iloc[0]
+        new = {"name": "new", "optimizer": "sgd", "learning_rate": 0.5, "batch_size": "full"}
+        same = {"name": "same", **{name: winner[name] for name in ("optimizer", "learning_rate", "batch_size")}}
+        tables = tomllib.loads(file.read_text())
+        tables["baseline"] += [new, same | {"batch_size": int(same["batch_size"])}]
+        file.write_text(tomlkit.dumps(tables))
+        world.finish()
+        found = analysis.load(world.results())
+        assert found.confirmation
+        assert len(found.confirmation.trials) == last["trial"] + 2
+        entries = analysis.compare(found, analysis.cells(found)).baselines
+        assert [(each.name, each.reason) for each in entries] == [("ours", ""), ("new", ""), ("same", "")]
 
 
 def test_a_study_of_an_earlier_version_resumes_without_a_confirmation(tmp_path: Path) -> None:

@@ -168,6 +168,50 @@ def test_fair_replicates_take_turns_and_have_fresh_seeds(name: str) -> None:
     assert len(set(seeds)) == len(seeds)
 
 
+FIRST: list[dict[str, Any]] = [
+    {"optimizer": "adam", "batch_size": "full", "width": 16, "settings": {"beta1": 0.8}},
+    {"optimizer": "adam", "batch_size": 1, "width": 16, "settings": {"beta1": 0.7}},
+    {"optimizer": "sgd", "batch_size": 32, "width": 8},
+]
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "nsga2"])
+@pytest.mark.parametrize("fair", [True, False])
+def test_enqueued_cells_are_tried_first_and_shares_stay_equal(name: str, fair: bool) -> None:
+    tables = changed(search__settings={"adam": {"beta1": {"low": 0.5, "high": 0.9}}}, enqueue=FIRST)
+    tables["search"]["optimizer"] = ["sgd", "adam", "momentum"]
+    spec = check(tables | {"tuning": {"sampler": name, "fair": fair}, "budget": {"trials": 12, "epochs": 1}})
+    study = optuna.create_study()
+    found = run_through(spec, study, 12)
+    cells = [(each["optimizer"], each["batch_size"], each["width"], each["settings"]) for each in found]
+    assert cells[:3] == [
+        ("adam", 10_000, 16, {"beta1": 0.8}), ("adam", 1, 16, {"beta1": 0.7}), ("sgd", 32, 8, {})
+    ]  # fmt: skip
+    assert study.trials[0].params == {"optimizer": "adam", "batch_size": "full", "width": 16, "adam.beta1": 0.8}
+    if fair:
+        turns = ["momentum", "sgd", "momentum", "sgd", "adam", "momentum", "sgd", "adam", "momentum"]
+        assert [cell[0] for cell in cells[3:]] == turns
+    assert all(cell[3] for cell in cells if cell[0] == "adam")
+
+
+def test_enqueued_cells_leave_the_sequence_of_qmc_whole() -> None:
+    search = {"width": [8, 16], "depth": 1, "batch_size": [1, 8, 32, "full"], "optimizer": ["sgd", "adam"]}
+    tables = changed(search=search, tuning={"sampler": "qmc"}, budget={"trials": 19, "epochs": 1})
+    first = [{"optimizer": "adam", "batch_size": 8, "width": 8}] * 2 + [
+        {"optimizer": "sgd", "batch_size": 8, "width": 8}
+    ]
+    spec = check(tables | {"enqueue": first})
+    cells = [Design(spec).cell(number) for number in range(3, 19)]
+    for name, count in (("sgd", 9), ("adam", 7)):
+        own, alone = ([c for c in each if c["optimizer"] == name] for each in (cells, _cells(check(tables), 18)))
+        assert own == alone[:count]
+        assert len(own) == count
+
+
+def _cells(spec: Spec, count: int) -> list[dict[str, Any]]:
+    return [Design(spec).cell(number) for number in range(count)]
+
+
 @pytest.mark.parametrize("optimizers", [["sgd", "adam"], ["sgd", "momentum", "rmsprop", "adam"]])
 def test_fair_qmc_gives_every_optimizer_the_same_cells(optimizers: list[str]) -> None:
     """In turns of one sequence each would have half of the batch sizes."""

@@ -110,3 +110,14 @@ def test_warnings_and_the_confirmation_are_part_of_the_plan() -> None:
     found = re.findall(r"time +about ([\d.]+) (\w+) on this machine, ([\d.]+) (\w+) of it the confirmation", text)[0]
     all_of_it, confirmed = (float(found[i]) * {"s": 1, "min": 60, "h": 3600}[found[i + 1]] for i in (0, 2))
     assert all_of_it == pytest.approx(2 * confirmed, rel=0.1)
+
+
+def test_a_plan_shows_baselines_and_enqueued_cells() -> None:
+    ours = {"name": "ours", "optimizer": "momentum", "learning_rate": 1e-3, "batch_size": 32, "width": 16, "depth": 2}
+    first = {"optimizer": "adam", "batch_size": "full", "width": 8}
+    spec = check(changed(confirm={"top": 1}, baseline=[ours], enqueue=[first] * 3))
+    text = plan.describe(spec, plan.probed(spec))
+    assert 'baseline "ours": momentum, batch size 32, width 16, depth 2 at learning rate 0.001\n' in text
+    assert text.count("first adam, batch size full, width 8\n") == 3
+    assert "3 enqueued cells of adam, whose share is 2 of 4 trials" in text
+    assert "at most 5, each on 10 fresh seeds" in text  # 1 + 1 optimizer + 2 regimes + the baseline

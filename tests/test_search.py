@@ -518,7 +518,7 @@ def test_resume_lists_ignored_spec_changes(
         f"study: note: {tmp_path} keeps its own budget.trials = 4 (asked for: 2), "
         "recording.tensorboard = false (asked for: true), resources.gpus_per_trial = 0.25 (asked for: 0.5), "
         "tuning.storage = postgresql://***@there/db (asked for: none); "
-        f"to change resources, recording or confirm, edit {tmp_path}/spec.toml and resume it\n"
+        f"to change resources, recording, confirm or baseline, edit {tmp_path}/spec.toml and resume it\n"
     )
 
 

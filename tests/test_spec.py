@@ -68,6 +68,14 @@ def test_confirm_false_survives_writing_and_reading(tmp_path: Path) -> None:
     assert read("quick", {"confirm": False}).confirm is None
 
 
+def test_written_cells_survive_writing_and_reading(tmp_path: Path) -> None:
+    settings = {"optimizer": "rmsprop", "settings": {"alpha": 0.9}, "batch_size": "full"}
+    spec = check(changed(confirm={}, baseline=[OURS, OURS | settings | {"name": "b"}], enqueue=[FIRST, FIRST]))
+    (tmp_path / "spec.toml").write_text(spec.to_toml())
+    assert read(tmp_path / "spec.toml") == recorded(tmp_path) == spec
+    assert "baseline" not in check(GOOD).to_toml()
+
+
 def test_a_recorded_spec_without_confirm_has_no_confirmation(tmp_path: Path) -> None:
     """Earlier versions wrote nothing for a study without one."""
     (tmp_path / "spec.toml").write_text(check(GOOD).to_toml().replace("confirm = false\n", ""))
@@ -75,6 +83,14 @@ def test_a_recorded_spec_without_confirm_has_no_confirmation(tmp_path: Path) -> 
     assert read(tmp_path / "spec.toml").confirm == Confirm()
 
 
+OURS = {"name": "ours", "optimizer": "adam", "learning_rate": 1e-3, "batch_size": 32, "width": 16, "depth": 2}
+
+
+def ours_without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in OURS.items() if name != key}
+
+
+FIRST = {"optimizer": "adam", "batch_size": 32, "width": 16}
 MNIST_CNN = {"workload": {"data": "mnist", "model": "cnn"}}
 BAD = {
     "unknown key": (
@@ -88,6 +104,57 @@ BAD = {
     "unknown optimizer": (
         changed(search__optimizer=["sgd", "adm"]),
         'search.optimizer = ["sgd", "adm"]: unknown optimizer "adm" (did you mean adam?); valid: gradient-descent, sgd',
+    ),
+    "a baseline without a confirmation": (
+        changed(baseline=[OURS]),
+        "baseline: needs the fresh seeds of a confirmation, and confirm = false; give the table [confirm] instead",
+    ),
+    "one baseline as a table": (changed(baseline=OURS), "baseline: must be an array of tables, as in [[baseline]]"),
+    "a baseline without a width": (
+        changed(confirm={}, baseline=[OURS, {**ours_without("width"), "name": "b"}]),
+        "baseline[2].width: missing, as the search has it; valid: any",
+    ),
+    "an unknown key of a baseline": (
+        changed(confirm={}, baseline=[OURS | {"rate": 0.1}]),
+        "baseline[1].rate: unknown key; valid: optimizer, batch_size, width, depth, settings, model_args, name, l",
+    ),
+    "two baselines of one name": (changed(confirm={}, baseline=[OURS, OURS]), 'baseline[2].name = "ours": is the name'),
+    "a baseline named as an optimizer": (
+        changed(confirm={}, baseline=[OURS | {"name": "sgd"}]),
+        'baseline[1].name = "sgd": is the name of an optimizer of the search; give another',
+    ),
+    "a baseline with a large batch": (
+        changed(confirm={}, baseline=[OURS | {"batch_size": 20_000}]),
+        "baseline[1].batch_size = 20000: larger than the 10000 training examples of cubic",
+    ),
+    "a baseline with a wrong setting": (
+        changed(confirm={}, baseline=[OURS | {"settings": {"beta3": 0.9}}]),
+        "baseline[1].settings.beta3: adam has no such setting; valid: beta1",
+    ),
+    "a baseline with an argument": (
+        changed(confirm={}, baseline=[OURS | {"model_args": {"heads": 2}}]),
+        "baseline[1].model_args.heads = 2: the search has none; leave it out",
+    ),
+    "a cell beyond the space": (
+        changed(enqueue=[FIRST, FIRST | {"width": 9}]),
+        "enqueue[2].width = 9: not in the search; valid: [8, 16]",
+    ),
+    "a cell of another optimizer": (
+        changed(enqueue=[FIRST | {"optimizer": "nadam"}]),
+        'enqueue[1].optimizer = "nadam": not in the search; valid: sgd, adam',
+    ),
+    "a cell without a searched setting": (
+        changed(enqueue=[FIRST], search__settings={"adam": {"beta1": {"low": 0.5, "high": 0.9}}}),
+        "enqueue[1].settings.beta1: missing, as the search has it; valid: {low = 0.5, high = 0.9, log = false}",
+    ),
+    "a cell with a setting that is not searched": (
+        changed(enqueue=[FIRST | {"settings": {"beta1": 0.9}}]),
+        "enqueue[1].settings.beta1 = 0.9: the search has none; leave it out",
+    ),
+    "more cells than trials": (changed(enqueue=[FIRST] * 5), "enqueue: 5 cells for budget.trials = 4; leave some out"),
+    "a cell before a grid": (
+        changed(enqueue=[FIRST], tuning={"sampler": "grid"}),
+        "enqueue: the grid sampler has an order of its own",
     ),
     "unknown data": (
         changed(workload__data="minst"),

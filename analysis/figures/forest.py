@@ -19,14 +19,14 @@ from analysis.text import counted, effect_text, listing, p_text, shortened
 
 
 def forest(results: Results, compared: Comparison) -> pd.DataFrame:
-    """The entries of a comparison with their seeds, one row per entry and seed.
+    """The entries of a comparison and its baselines with their seeds, one row per entry and seed.
 
     Returns:
         Columns optimizer, score, low, high, effect, effect_low, effect_high, p, contender, reason; seed and value: of
         each of its seeds (NaN for an entry without a score). In the order of the comparison.
     """
     rows: list[dict[str, Any]] = []
-    for entry in compared.entries:
+    for entry in [*compared.entries, *compared.baselines]:
         own = {"optimizer": entry.name, "score": entry.score.estimate, "low": entry.score.low, "high": entry.score.high}
         own |= {"effect": entry.effect.estimate, "effect_low": entry.effect.low, "effect_high": entry.effect.high}
         own |= {"p": entry.p, "contender": entry.contender, "reason": entry.reason}
@@ -38,7 +38,7 @@ def forest(results: Results, compared: Comparison) -> pd.DataFrame:
 def _seeds(results: Results, entry: Entry, compared: Comparison) -> pd.Series[float]:
     """The metric of each seed of an entry with a score."""
     assert entry.cell is not None
-    rows = entry.cell.to_frame().T
+    rows = entry.cell.to_frame().T.infer_objects()
     lanes = fresh_lanes(results, rows) if compared.fresh else tuned_lanes(results, rows)
     return lanes.set_index("seed")[f"{compared.split}_{results.metric}"].astype(float)
 
@@ -107,6 +107,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     caption += f"{exhibit.mean_of(results)} and 95% interval {noise}."
     if compared.fresh:
         caption += " ✗: not the best (p < .05)."
+    if compared.baselines:
+        names = listing(entry.name for entry in compared.baselines)
+        caption += f" Not tuned, and against the best optimizer: {names}."
     if sizes := missing_sizes(results, table):
         caption += f" Without a result: {listing(f'{name} ({reason})' for name, reason in sizes.items())}."
     return exhibit.Exhibit(

@@ -144,6 +144,8 @@ def course(results: Results) -> list[str]:
     of = f" of {planned}" if isinstance(planned, int) else ""
     lines = [f"{len(trials)}{of} trials have ended, with {len(results.lanes):,} lanes (learning rates x seeds)."]
     started = f"Started {tables.when(provenance.get('started'))}"
+    if results.timed_out:
+        lines[0] += f" The search {results.timed_out}."
     if provenance.get("finished"):
         lines.append(f"{started}, finished {tables.when(provenance['finished'])}.")
     elif provenance.get("started"):

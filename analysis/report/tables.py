@@ -99,8 +99,10 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
     heading = f"{found.split} {metric}, " + ("fresh seeds" if found.fresh else "chosen on these seeds")
     rows: list[dict[str, Cell]] = []
     row: dict[str, Cell]
-    for each in found.entries:
+    for each in [*found.entries, *found.baselines]:
         row = {by: each.name} | _cell(_NO_CELL if each.cell is None else each.cell, has_settings) | {by: each.name}
+        if each.cell is not None and each.name == each.cell.get("name"):
+            row |= {by: (each.name, f"baseline, {each.cell['optimizer']}")}
         if each.cell is None:
             row |= dict.fromkeys(list(row)[1:], dash)
         limits = interval_text(each.score.low, each.score.high, each.score.n, metric)
@@ -114,6 +116,11 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
             f"best other hold at 95% for all rows at once (multiple comparisons with the best, Hsu 1996); p is of the "
             f"hypothesis that the row is the best."
         )
+        if found.baselines:
+            caption += (
+                " A baseline is not tuned. Its row is against the best optimizer, with limits that hold for all "
+                "optimizers and baselines at once (Dunnett 1955); p is of the hypothesis that both are equal."
+            )
     else:
         caption += " and shown on the same seeds, which flatters the best: no row is a winner without fresh seeds."
     return table(f"{by.capitalize()}s at their best", rows, caption=caption, sortable=True)

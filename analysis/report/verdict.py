@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import rank
-from analysis.comparisons import Comparison, Entry, average_curse, compare, missing_sizes
+from analysis.comparisons import Comparison, Entry, average_curse, compare, missing_sizes, names_of
 from analysis.results import Results, hours, table_of
-from analysis.schema import Outcome
+from analysis.schema import CELL, Outcome
 from analysis.statistics import Interval
 from analysis.text import (
     cell_at_rate,
@@ -28,6 +28,7 @@ from analysis.text import (
 
 EQUAL = 1e-6
 """Difference of log losses, or of accuracies, that float32 does not resolve."""
+SIGNIFICANT = 0.05
 MORE = 1000
 """Seeds beyond which "more seeds" is no advice."""
 
@@ -50,8 +51,44 @@ def verdict(results: Results, table: pd.DataFrame) -> list[str]:
     lines = [_who(results, compared), f"{whose}: {cell_at_rate(best)}."]
     if ranked.iloc[0]["outcome"] != Outcome.COMPLETED:
         lines[0] += " No trial has completed its budget, so this is provisional."
-    lines += [f"Cost: {study_cost(results)}.", *_without_result(compared, missing_sizes(results, table))]
-    return [*lines, *_what_would_change(compared)]
+    lines += [
+        f"Cost: {study_cost(results)}.",
+        *_stopped(results),
+        *_without_result(compared, missing_sizes(results, table)),
+    ]
+    return [*lines[:2], *_baselines(compared, results.metric), *lines[2:], *_what_would_change(compared)]
+
+
+def _stopped(results: Results) -> Iterator[str]:
+    """That the time-out ended the search early, and whether optimizers then had unequal numbers of trials."""
+    if results.timed_out:
+        names = names_of(results, "optimizer")
+        counts = results.trials["optimizer"].value_counts().reindex(names, fill_value=0)
+        shares = listing(f"{name} had {counted(count, 'trial')}" for name, count in counts.items())
+        yield f"{_first_upper(results.timed_out)}." + (f" Unequal effort: {shares}." if counts.nunique() > 1 else "")
+
+
+def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
+    """Whether tuning beats each baseline that has a fresh score."""
+    best = compared.scored[0]
+    assert best.cell is not None
+    for each in compared.baselines:
+        if each.reason or each.cell is None:
+            continue
+        name, than = f'the baseline "{each.name}"', f"the best tuned optimizer, {best.name}"
+        if all(each.cell[column] == best.cell[column] for column in CELL) and math.isclose(
+            each.cell["learning_rate"], best.cell["learning_rate"]
+        ):
+            yield f"{_first_upper(name)} is the best tuned setting itself."
+            continue
+        against = "against" if metric == "accuracy" else f"the {compared.split} loss of"
+        shown = f"{' '.join(effect_text(each.effect, metric))} {against} {than} ({p_text(each.p)})"
+        if not each.contender:
+            yield f"Tuning beats {name}, which has {shown}."
+        elif each.p < SIGNIFICANT:
+            yield f"{_first_upper(name)} beats tuning: it has {shown}. Its cell can be tried first, with [[enqueue]]."
+        else:
+            yield f"Tuning is not shown to beat {name}, which has {shown}."
 
 
 def study_cost(results: Results) -> str:
@@ -102,7 +139,11 @@ def _who(results: Results, compared: Comparison) -> str:
 
 
 def _name(entry: Entry) -> str:
-    return entry.name[0].upper() + entry.name[1:]
+    return _first_upper(entry.name)
+
+
+def _first_upper(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _and(names: list[str]) -> str:
@@ -112,6 +153,7 @@ def _and(names: list[str]) -> str:
 def _without_result(compared: Comparison, sizes: dict[str, str]) -> Iterator[str]:
     """The optimizers and batch sizes without a score, with the reasons."""
     lost = [f"{entry.name} ({entry.reason})" for entry in compared.entries if entry.reason]
+    lost += [f'the baseline "{entry.name}" ({entry.reason})' for entry in compared.baselines if entry.reason]
     lost += [f"{name} ({reason})" for name, reason in sizes.items()]
     if lost:
         yield f"Without {'a fresh score' if compared.fresh else 'a result'}: {listing(lost)}."

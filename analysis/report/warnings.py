@@ -11,7 +11,7 @@ from analysis.cells import edges, rank
 from analysis.comparisons import winners_curse
 from analysis.figures.search.expected_best import ADAPTIVE
 from analysis.results import Results, stints, table_of
-from analysis.schema import Outcome
+from analysis.schema import CELL, Outcome
 from analysis.text import counted, listing, short
 
 HEAVY = 0.2
@@ -68,8 +68,9 @@ def _same_seeds(results: Results, table: pd.DataFrame, ranked: pd.DataFrame) -> 
         )
     if results.confirmation_trouble:
         yield f"The confirmation is left out: {results.confirmation_trouble}."
-    missing = results.confirmation.pooled.trials["cell"].nunique() - len(confirmed) if results.confirmation else 0
-    if missing:
+    expected = pd.concat([each[CELL].fillna({"settings": ""}) for each in (confirmed, results.baselines)])
+    ran = results.confirmation.pooled.trials[CELL].drop_duplicates() if results.confirmation else expected
+    if missing := len(ran) - len(ran.merge(expected.drop_duplicates())):
         yield f"{counted(missing, 'confirmed cell')} left out: no lane ended, or the tuned rate has changed since."
 
 
@@ -133,8 +134,9 @@ def _lost_lanes(results: Results) -> Iterator[str]:
 
 
 def _effort(results: Results) -> Iterator[str]:
-    sampler, shares = table_of(results.spec, "tuning").get("sampler"), results.trials["optimizer"].value_counts()
-    if sampler in ADAPTIVE and len(shares) > 1 and shares.max() > 1.5 * shares.min():
+    tuning, shares = table_of(results.spec, "tuning"), results.trials["optimizer"].value_counts()
+    sampler = tuning.get("sampler")
+    if sampler in ADAPTIVE and not tuning.get("fair") and len(shares) > 1 and shares.max() > 1.5 * shares.min():
         yield (
             f"The sampler, {sampler}, gave more trials to optimizers that looked good early: {shares.max()} to "
             f"{shares.idxmax()}, {shares.min()} to {shares.idxmin()}. "

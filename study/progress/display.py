@@ -80,6 +80,12 @@ class ProgressDisplay:
             parts += [f"{len(state.redo)} with lost rows run again"] if state.redo else []
             self.say(f"{self.spec.name}: {', '.join(parts)}")
 
+    def stop(self) -> None:
+        """Say that the time-out has ended the search: no more trials are planned."""
+        of, timeout = self.planned, self.spec.tuning.timeout
+        self.planned = self.done
+        self.say(f"stopped after {self.done} of {of} trials: timeout = {timeout}; a resume with a longer one goes on")
+
     def say(self, message: str) -> None:
         """Show a message at once."""
         if self.show == "json":

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 import analysis.results as results
+from analysis.schema import CELL
 from analysis.text import cost, settings_text
 from study.results.ownership import running_owner
 from study.spec.model import Resources
@@ -22,6 +23,8 @@ def status(folder: Path | str) -> str:
     again, lanes, resources = study.confirmation, study.lanes, Resources(**study.spec.get("resources", {}))
     if owner := running_owner(folder):
         state = f"running, {owner}"
+    elif study.timed_out:
+        state = f"{study.timed_out}; `study resume {folder} --timeout TIME` with a longer one goes on"
     elif study.provenance.get("finished"):
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:
@@ -33,7 +36,7 @@ def status(folder: Path | str) -> str:
         f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
         f"  cost    {cost(*results.hours(study, resources.cpus_per_trial, resources.gpus))}",
         *_best(study, ""),
-        *(_best(again, "confirmed: ") if again else []),
+        *(_best(again, "confirmed: ", study.baselines) if again else []),
     ]
     if len(study.objectives) > 1:
         lines += _front(study)
@@ -56,13 +59,19 @@ def _completed(study: results.Results) -> pd.DataFrame:
     return study.trials[(study.trials["outcome"] == "completed") & study.trials["value"].notna()]
 
 
-def _best(study: results.Results, where: str) -> list[str]:
+def _best(study: results.Results, where: str, baselines: pd.DataFrame | None = None) -> list[str]:
     """The line of the best trial; none if there is none. Its interval stands in the report: it needs scipy."""
     completed = _completed(study)
     if completed.empty:
         return []
     best: dict[Any, Any] = completed.sort_values("value", ascending=not study.maximize).iloc[0].to_dict()
-    return [f"  {where}{best_line(study.metric, best, None)} (trial {best['trial']})"]
+    names = [*CELL, "learning_rate"]
+    setting = [best["settings"] or "" if name == "settings" else best[name] for name in names]
+    same = (
+        [] if baselines is None else [row for row in results.records(baselines) if [row[n] for n in names] == setting]
+    )
+    whose = "".join(f', the baseline "{row["name"]}"' for row in same)
+    return [f"  {where}{best_line(study.metric, best, None)} (trial {best['trial']}{whose})"]
 
 
 def _front(study: results.Results) -> list[str]:

@@ -1,13 +1,15 @@
 """Chooses the winners of a search, which run again at their tuned learning rate on seeds that the search never saw.
 
 A confirmation is a study of its own, in the folder `confirm/` of the results: one trial per winner, one rate, no
-scheduler. The best of many cells is partly the luckiest one; fresh seeds show by how much.
+scheduler. The best of many cells is partly the luckiest one; fresh seeds show by how much. The spec's baselines run on
+the same seeds.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from math import isclose
 from pathlib import Path
 
 import pandas as pd
@@ -31,13 +33,14 @@ class Winner:
     """A cell to be confirmed."""
 
     cell: Cell  # as the spec writes it
-    learning_rate: float  # the tuned one
+    learning_rate: float  # the tuned one, or that of a baseline
 
 
 def winners(spec: Spec, folder: Path) -> list[Winner]:
-    """The cells of a finished search to confirm: the best of all, of each optimizer and of each regime.
+    """The cells of a finished search to confirm: the best of all, of each optimizer and of each regime; and baselines.
 
     They are also written to `confirm/winners.json`, after those that were confirmed before. None if no trial completed.
+    A baseline that is a winner runs once.
     """
     file = folder / CONFIRM / WINNERS
     try:
@@ -53,6 +56,10 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
         winner = Winner(space.cell_of({str(name): value for name, value in row.items()}), float(row["learning_rate"]))
         if winner not in found:
             found.append(winner)
+    for each in spec.baseline if found else []:
+        baseline = Winner(space.given(each), each.learning_rate)
+        if not any(baseline.cell == one.cell and isclose(each.learning_rate, one.learning_rate) for one in found):
+            found.append(baseline)
     if found:
         file.parent.mkdir(exist_ok=True)
         write_text(file, json.dumps([asdict(each) for each in found], indent=1) + "\n")
@@ -68,7 +75,7 @@ def chosen(ranked: pd.DataFrame, top: int) -> pd.Series[bool]:
 
 
 def most_winners(spec: Spec) -> int:
-    """Winners of a search, at most; 0 without a confirmation."""
+    """Winners of a search and baselines, at most; 0 without a confirmation."""
     if not spec.confirm:
         return 0
     sizes, full = spec.search.batch_size, spec.workload.facts.train
@@ -76,7 +83,7 @@ def most_winners(spec: Spec) -> int:
     regimes = {regime(size, full) for size in among}
     # The best cell of all is also the best of its optimizer and of its regime.
     most = spec.confirm.top + len(spec.search.optimizers()) - 1 + len(regimes) - 1
-    return int(min(most, spec.cells(), planned_trials(spec)))
+    return int(min(most, spec.cells(), planned_trials(spec))) + len(spec.baseline)
 
 
 def cost(spec: Spec) -> float:
@@ -93,6 +100,8 @@ def confirmation(spec: Spec, count: int) -> Spec:
     return spec.model_copy(
         update={
             "name": f"{spec.name}-confirm",
+            "baseline": [],
+            "enqueue": [],
             "lanes": Lanes(rates=1, seeds=confirm.seeds, engine=spec.lanes.engine, extensions=0, refine=0),
             "budget": spec.budget.model_copy(update={"trials": count}),
             "tuning": Tuning(sampler="random", fair=False, seed=spec.tuning.seed, storage=spec.tuning.storage),

@@ -20,6 +20,7 @@ from trainables import storage
 from trainables.engines.kernel import build
 
 FILE = "provenance.json"
+SAVE_SECONDS = 30.0
 PACKAGES = ("optimizer-study", "torch", "torchvision", "ray", "optuna", "numpy", "pandas")
 
 
@@ -41,6 +42,7 @@ class Record:
 
     def __init__(self, folder: Path, spec: Spec, command: str, nodes: dict[str, int]) -> None:
         self.folder, self.spec = folder, spec
+        self._phase, self._began, self._saved = "", 0.0, time.monotonic()
         earlier = read_provenance(folder).get("sessions") or []
         self.phase_seconds: dict[str, float] = {}
         self.sessions = [*earlier, new_session(command) | {"nodes": nodes, "phase_seconds": self.phase_seconds}]
@@ -55,11 +57,28 @@ class Record:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Record how long the context lasts."""
-        began = time.monotonic()
+        self._phase, self._began = name, time.monotonic()
         try:
             yield
         finally:
-            self.phase_seconds[name] = round(time.monotonic() - began, 1)
+            self._count()
+
+    def _count(self) -> None:
+        self.phase_seconds[self._phase] = round(time.monotonic() - self._began, 1)
+
+    def tick(self) -> None:
+        """Write how long the phase has lasted so far, from time to time, for a session that is killed."""
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self._saved = time.monotonic()
+            self._count()
+            with suppress(OSError):
+                write_provenance(self.folder, self.spec, self.sessions, finished=False)
+
+    def time_up(self) -> bool:
+        """Whether the search has lasted as long as it may, all sessions together."""
+        self._count()
+        seconds = sum(session.get("phase_seconds", {}).get("search", 0.0) for session in self.sessions)
+        return bool(seconds >= self.spec.tuning.timeout_seconds)
 
     def end(self, *, finished: bool) -> None:
         """Record that the session has ended."""

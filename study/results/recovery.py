@@ -25,7 +25,7 @@ from analysis.results import parts
 from analysis.schema import FOLDERS, TABLES, Outcome
 from study.results.tables import Table
 from study.tuning import JOURNAL, compat
-from study.tuning.samplers import fair_optimizer
+from study.tuning.samplers import fixed
 from study.tuning.searcher import STATES
 from study.tuning.space import Space
 from study.tuning.storage import values
@@ -119,7 +119,7 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
         elif trial.number in ended:
             compat.end_as(study, trial, _frozen(study, space, ended[trial.number]))
         else:
-            if trial.state == TrialState.RUNNING or trial.params:
+            if trial.state == TrialState.RUNNING or trial.user_attrs:
                 state.begun.append(trial.number)
             compat.set_waiting(study, trial)
     if gone := (set(rows) | incomplete) - set(ended):
@@ -160,16 +160,16 @@ def _trials_in(folder: Path, name: str) -> set[int]:
 
 
 def _placeholder(space: Space, number: int) -> FrozenTrial:
-    """A waiting trial without a cell; its optimizer is fixed if optimizers take turns."""
-    turn = fair_optimizer(space.spec, number)
-    fixed = {"fixed_params": {"optimizer": turn}} if turn else {}
-    return optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=fixed)
+    """A waiting trial without a cell, but for the entries that no sampler chooses."""
+    entries = fixed(space.spec, number)
+    attributes = {"fixed_params": entries} if entries else {}
+    return optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=attributes)
 
 
 def _frozen(study: optuna.Study, space: Space, row: dict[str, Any]) -> FrozenTrial:
     """Optuna's record of an ended trial."""
     cell, reported = space.cell_of(row), row.get("reported") or []
-    distributions, state = space.distributions(cell), STATES[Outcome(row["outcome"])]
+    distributions, state = space.distributions(cell, row["trial"]), STATES[Outcome(row["outcome"])]
     # With several objectives Optuna allows no intermediate values.
     several = len(study.directions) > 1
     reports = {part: value for part, value in enumerate(reported, start=1) if value is not None and not several}

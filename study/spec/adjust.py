@@ -1,4 +1,4 @@
-"""Specs made from specs: with another number of trials, or with paths made absolute."""
+"""Specs made from specs: with another number of trials or time-out, or with paths made absolute."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from study.spec import Spec
+from study.spec.model import duration_seconds
 
 
 def with_trials(spec: Spec, trials: int) -> Spec:
     """The spec with another number of trials."""
     return spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials": trials})})
+
+
+def with_timeout(spec: Spec, timeout: float | str | None) -> Spec:
+    """The spec with another time-out; a ValueError if it is no duration."""
+    if timeout is not None:
+        duration_seconds(timeout)
+    return spec.model_copy(update={"tuning": spec.tuning.model_copy(update={"timeout": timeout})})
 
 
 def planned_trials(spec: Spec) -> int:

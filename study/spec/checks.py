@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-from study.spec.dimensions import Choice, Range, plain, shown
-from study.spec.model import Budget, Lanes, Recording, Resources, Search, Tuning, Workload
+from study.spec.dimensions import Choice, Dimension, Range, plain, shown
+from study.spec.given import Baseline, Enqueued, GivenCell
+from study.spec.model import Budget, Confirm, Lanes, Recording, Resources, Search, Tuning, Workload
 from study.usercode.bundle import UserCode
 from trainables.errors import ModelError
 from trainables.usercode.importing import is_import_path
@@ -32,13 +33,39 @@ def rule(function: Rule) -> Rule:
 
 def mistakes(sections: Mapping[str, Any], user_code: UserCode) -> list[str]:
     """The mistakes between the valid sections of a spec; rules can look at its user code too."""
-    lines: list[str] = []
-    for each_rule in RULES:
-        parameters, known = inspect.signature(each_rule).parameters.values(), {**sections, "user_code": user_code}
+    known = {**sections, "user_code": user_code}
+    lines = list(_broken(RULES, known))
+    about_cells = [each for each in RULES if _takes(each, "search") and not _takes(each, "baseline", "enqueue")]
+    about_cells.remove(sizes_suit_model)  # `baselines_have_all_entries` compares sizes with those of the search
+    for key, each in _keyed("baseline", sections.get("baseline", [])):
+        entries = each.model_dump(include=set(Search.model_fields), exclude_none=True)
+        alone = Search(**{**entries, "settings": {each.optimizer: each.settings}})
+        found = [line for line in _broken(about_cells, {**known, "search": alone}) if line not in lines]
+        lines += [
+            line.replace(f"search.settings.{each.optimizer}", "search.settings").replace("search.", f"{key}.")
+            for line in found
+        ]
+    return lines
+
+
+def _takes(each_rule: Rule, *names: str) -> bool:
+    return any(name in inspect.signature(each_rule).parameters for name in names)
+
+
+def _broken(rules: Iterable[Rule], known: Mapping[str, Any]) -> Iterator[str]:
+    for each_rule in rules:
+        parameters = inspect.signature(each_rule).parameters.values()
         given = {each.name: known[each.name] for each in parameters if each.name in known}
         if all(each.name in given or each.default is None for each in parameters):
-            lines += each_rule(**given)
-    return lines
+            yield from each_rule(**given)
+
+
+Written = TypeVar("Written", bound=GivenCell)
+
+
+def _keyed(name: str, cells: Iterable[Written]) -> Iterator[tuple[str, Written]]:
+    """Written cells, each with its key in messages: `baseline[1]`."""
+    yield from ((f"{name}[{place}]", each) for place, each in enumerate(cells, start=1))
 
 
 @rule
@@ -276,3 +303,70 @@ def cpu_nodes_compare_no_devices(
         yield f"tuning.objectives: train_seconds of a CPU and of a GPU do not compare; drop it, or {advice}"
     if lanes and lanes.engine == "cuda-graph":
         yield f"lanes.engine: cuda-graph is for GPUs, and small cells train on CPUs; valid: auto; or {advice}"
+
+
+@rule
+def baselines_are_confirmed(baseline: Sequence[Baseline], confirm: Confirm | None) -> Iterator[str]:
+    """A baseline is trained by the confirmation alone."""
+    if baseline and confirm is None:
+        yield "baseline: needs the fresh seeds of a confirmation, and confirm = false; give the table [confirm] instead"
+
+
+@rule
+def baselines_have_names(baseline: Sequence[Baseline], search: Search) -> Iterator[str]:
+    """Reports tell baselines and optimizers apart by their names."""
+    taken = dict.fromkeys(search.optimizers(), "the name of an optimizer of the search")
+    for key, each in _keyed("baseline", baseline):
+        if each.name in taken:
+            yield f'{key}.name = "{each.name}": is {taken[each.name]}; give another'
+        taken[each.name] = "the name of another baseline"
+
+
+@rule
+def baselines_have_all_entries(baseline: Sequence[Baseline], search: Search, workload: Workload) -> Iterator[str]:
+    """A baseline is one network: it has a size if those of the search have, and every searched argument."""
+    for key, each in _keyed("baseline", baseline):
+        known = {name: None for name in ("width", "depth") if getattr(search, name)} | workload.searched()
+        yield from _entries(key, each, {"optimizer": None, "batch_size": None, **known}, settings=False)
+
+
+@rule
+def enqueued_cells_are_of_the_space(
+    enqueue: Sequence[Enqueued], search: Search, workload: Workload, tuning: Tuning | None = None
+) -> Iterator[str]:
+    """An enqueued cell is one that the sampler could propose."""
+    if enqueue and tuning and tuning.sampler == "grid":
+        yield 'enqueue: the grid sampler has an order of its own; leave it out, or set tuning.sampler = "random"'
+    for key, each in _keyed("enqueue", enqueue):
+        if each.optimizer not in search.optimizers():
+            yield f'{key}.optimizer = "{each.optimizer}": not in the search; valid: {", ".join(search.optimizers())}'
+            continue
+        known = search.dimensions() | search.settings_of(each.optimizer) | workload.searched()
+        yield from _entries(key, each, known, settings=True)
+
+
+@rule
+def enqueued_cells_have_trials(enqueue: Sequence[Enqueued], budget: Budget) -> Iterator[str]:
+    """Every enqueued cell takes a trial."""
+    if len(enqueue) > budget.trials:
+        yield f"enqueue: {len(enqueue)} cells for budget.trials = {budget.trials}; leave some out, or give more trials"
+
+
+def _entries(key: str, given: GivenCell, known: Mapping[str, Dimension | None], *, settings: bool) -> Iterator[str]:
+    """Mistakes in the entries of a written cell: those that it lacks, that are unknown, or outside their dimension.
+
+    `known` has the dimension of every entry, None if any value will do; settings are entries if `settings`.
+    """
+    cell, own = given.cell(), f"{given.optimizer}."
+    for name in {**known, **cell}:
+        if name.startswith(own) and not settings:
+            continue  # `settings_suit_optimizers` checks these
+        entry = f"{key}.{name.replace(own, 'settings.').replace('model.', 'model_args.')}"
+        valid = "any" if known.get(name) is None else shown(plain(known[name]))  # type: ignore[arg-type]
+        if name not in cell:
+            if (dimension := known[name]) is None or dimension.size() > 1:
+                yield f"{entry}: missing, as the search has it; valid: {valid}"
+        elif name not in known:
+            yield f"{entry} = {shown(cell[name])}: the search has none; leave it out"
+        elif (dimension := known[name]) and cell[name] not in dimension:
+            yield f"{entry} = {shown(cell[name])}: not in the search; valid: {valid}"

@@ -11,10 +11,11 @@ from study.spec import Spec
 _FREE: dict[str, Any] = {
     "description": True,
     "confirm": True,
+    "baseline": True,
     "recording": True,
     "resources": True,
     "budget": {"trials"},
-    "tuning": {"storage"},
+    "tuning": {"storage", "timeout"},
 }
 
 

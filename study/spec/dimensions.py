@@ -34,6 +34,9 @@ class Choice(Section):
         """Number of values."""
         return len(self.values)
 
+    def __contains__(self, value: object) -> bool:
+        return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in self.values)
+
     def at(self, unit: float) -> bool | int | float | str:
         """The value at a position in [0, 1); all take equal shares."""
         return self.values[int(unit * len(self.values))]
@@ -58,6 +61,10 @@ class Range(Section):
     def size(self) -> float:
         """Number of values; infinite unless they are whole."""
         return self.high - self.low + 1 if self.whole else math.inf
+
+    def __contains__(self, value: object) -> bool:
+        fine = isinstance(value, int if self.whole else int | float) and not isinstance(value, bool)
+        return fine and self.low <= value <= self.high  # type: ignore[operator]
 
     def at(self, unit: float) -> int | float:
         """The value at a position in [0, 1]; a whole number's share is that of its surroundings, +- 1/2."""

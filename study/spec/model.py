@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,6 +26,7 @@ from study.spec.dimensions import (
     Whole,
     known,
 )
+from study.spec.given import Baseline, Enqueued
 from study.usercode import bundle
 from trainables import config
 from trainables.config import Positive
@@ -211,6 +213,25 @@ class Budget(Section, config.Budget):
         return self
 
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration_seconds(value: object) -> float:
+    """The seconds of a duration such as 90, "90s", "1.5h"; a ValueError for anything else."""
+    text = str(value).strip()
+    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
+    with suppress(ValueError):
+        if not isinstance(value, bool) and 0 < (seconds := float(number) * unit) < math.inf:
+            return seconds
+    raise ValueError('must be a duration above 0; valid: seconds as a number, "90s", "30m", "2h", "1d"')
+
+
+def _checked_duration(value: object) -> object:
+    if value is not None:
+        duration_seconds(value)
+    return value
+
+
 class Tuning(Section):
     """How cells are proposed and stopped, and the root of every seed."""
 
@@ -225,6 +246,13 @@ class Tuning(Section):
         default_factory=lambda: ["metric"], min_length=1
     )
     storage: str | None = None  # URL of the database for Optuna; a journal file in the results folder if not given
+    # after this long no trial of the search begins: "90s", "30m", "2h", "1d", or seconds; of all sessions together
+    timeout: Annotated[float | str | None, BeforeValidator(_checked_duration)] = None
+
+    @property
+    def timeout_seconds(self) -> float:
+        """The time-out in seconds; infinite if there is none."""
+        return math.inf if self.timeout is None else duration_seconds(self.timeout)
 
 
 class Confirm(Section):
@@ -295,6 +323,8 @@ class Spec(Section):
     budget: Budget
     tuning: Tuning = Tuning()
     confirm: Annotated[Confirm | None, BeforeValidator(_none_if_off)] = Confirm()  # None in Python, false in TOML: off
+    baseline: list[Baseline] = Field(default_factory=list)  # what tuning is compared with
+    enqueue: list[Enqueued] = Field(default_factory=list)  # the cells of the first trials
     recording: Recording = Recording()
     resources: Resources = Resources()
 
@@ -346,6 +376,7 @@ class Spec(Section):
         """The tables of the spec's file, with all defaults."""
         tables = self.model_dump(exclude_none=True)
         tables.setdefault("confirm", False)  # if left out, it would be the default
+        tables = {name: table for name, table in tables.items() if table != []}
         if own := tables["workload"].pop("own_args"):
             tables["workload"]["model_args"] = own
         return tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from study.spec import checks
 from study.spec.dimensions import Dimension, model_argument, setting, shown, similar, size
 from study.spec.model import LIMITS, Spec
 from study.usercode import bundle
-from study.usercode.client import table
+from study.usercode.client import arrays, table
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -147,9 +148,13 @@ def sizes_in(tables: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def settings_in(tables: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """Settings of each optimizer, each with the values at its ends."""
+    """Settings of each optimizer, each with the values at its ends, and those of baselines."""
     names = table(tables, "search", "settings")
-    ends = {name: _ends(table(tables, "search", "settings", name), setting) for name in names}
+    ends = {str(name): _ends(table(tables, "search", "settings", name), setting) for name in names}
+    for each in arrays(tables, "baseline"):
+        for name, values in _ends(table(each, "settings"), setting).items():
+            known = ends.setdefault(str(each.get("optimizer")), {}).setdefault(name, [])
+            known += [value for value in values if value not in known]
     return {name: settings for name, settings in ends.items() if settings}
 
 
@@ -158,13 +163,15 @@ def _explain(section: str, error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors():
         path = [section, *(str(part) for part in problem["loc"] if part != section)]
-        key, value = ".".join(path), problem["input"]
+        key, value = re.sub(r"\.(\d+)", lambda place: f"[{int(place[1]) + 1}]", ".".join(path)), problem["input"]
         match problem["type"]:
             case "extra_forbidden":
                 valid = _fields_at(path[:-1])
                 lines.append(f"{key}: unknown key{similar(path[-1], valid)}; valid: {', '.join(valid)}")
             case "missing":
                 lines.append(f"{key}: missing")
+            case "list_type" if section in ("baseline", "enqueue"):
+                lines.append(f"{key}: must be an array of tables, as in [[{key}]]")
             case "model_type" | "model_attributes_type" | "dict_type":
                 lines.append(f"{key} = {shown(value)}: must be a table, as in [{key}]")
             case kind:
@@ -189,6 +196,8 @@ def _fields_at(path: list[str]) -> list[str]:
     """The keys of the table at a path."""
     model: Any = Spec
     for part in path:
+        if part.isdigit():  # the place in an array of tables
+            continue
         annotation = model.model_fields[part].annotation
         options = [annotation, *get_args(annotation)]
         model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Design(optuna.samplers.BaseSampler):
         """The cell at a point of the unit cube, whose axes are the shared dimensions, then the optimizer's settings."""
         shared = self.spec.dimensions()
         cell: Cell = {name: d.at(unit) for (name, d), unit in zip(shared.items(), units, strict=False)}
-        cell["optimizer"] = fair_optimizer(self.spec, number) or cell["optimizer"]
+        cell["optimizer"] = turn(self.spec, number)[0] or cell["optimizer"]
         own = self.search.settings_of(cell["optimizer"])
         return cell | {name: d.at(unit) for (name, d), unit in zip(own.items(), units[len(shared) :], strict=False)}
 
@@ -75,7 +76,7 @@ class Design(optuna.samplers.BaseSampler):
         """
         seed = np.random.default_rng([self.spec.tuning.seed, _PLACES["qmc"]])
         sequence = qmc.Sobol(self._axes(), scramble=True, rng=seed)
-        if place := number // len(self.search.optimizers()) if self.spec.tuning.fair else number:
+        if place := turn(self.spec, number)[1]:
             sequence.fast_forward(place)
         return self._at(number, sequence.random(1)[0].tolist())
 
@@ -119,7 +120,29 @@ def sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=bool(spec.search.settings))
 
 
-def fair_optimizer(spec: Spec, number: int) -> str | None:
-    """The optimizer of a trial if several take turns (`tuning.fair`), otherwise None."""
-    optimizers = spec.search.optimizers()
-    return optimizers[number % len(optimizers)] if spec.tuning.fair and len(optimizers) > 1 else None
+def fixed(spec: Spec, number: int) -> Cell:
+    """The entries of a trial's cell that no sampler chooses: an enqueued cell, or the optimizer whose turn it is."""
+    if number < len(spec.enqueue):
+        return spec.enqueue[number].cell()
+    optimizer = turn(spec, number)[0]
+    return {"optimizer": optimizer} if optimizer else {}
+
+
+def turn(spec: Spec, number: int) -> tuple[str | None, int]:
+    """The optimizer of a trial that is not enqueued, and how many such trials it had before.
+
+    If optimizers take turns (`tuning.fair`), those with enqueued cells wait until the others have as many trials.
+    Otherwise there is no optimizer, and all earlier trials count.
+    """
+    optimizers, place = spec.search.optimizers(), max(0, number - len(spec.enqueue))
+    if not spec.tuning.fair:
+        return None, place
+    taken = Counter(each.optimizer for each in spec.enqueue)
+    most = max(taken.values(), default=0)
+    uneven = [(name, turns - taken[name]) for turns in range(most) for name in optimizers if turns >= taken[name]]
+    if place < len(uneven):
+        name, before = uneven[place]
+    else:
+        turns, which = divmod(place - len(uneven), len(optimizers))
+        name, before = optimizers[which], most + turns - taken[optimizers[which]]
+    return name if len(optimizers) > 1 else None, before

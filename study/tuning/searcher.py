@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 
 from analysis.schema import Outcome
 from study.tuning import compat
-from study.tuning.samplers import Design, fair_optimizer, sampler
+from study.tuning.samplers import fixed, sampler
 from study.tuning.schedulers import Earlier, group
 from study.tuning.space import Cell, Space, key
 from study.tuning.storage import values
@@ -48,7 +48,8 @@ class TruthfulSearch(Searcher):
     """Suggests trials, and keeps Optuna's storage up to date.
 
     First run those of `redo`, which ended in Optuna but whose rows were lost, then those that wait. `room` is the
-    number of trials that may be under way now, given how many of them are for GPUs.
+    number of trials that may be under way now, given how many of them are for GPUs. Once `time_up`, only trials that
+    have begun before run, and `finished` says that none is left; a study has at least one trial.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class TruthfulSearch(Searcher):
         study: optuna.Study,
         redo: list[int] | None = None,
         room: Callable[[int], int] = lambda on_gpus: sys.maxsize,
+        time_up: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric="value", mode="max" if space.spec.workload.metric == "accuracy" else "min")
         self.space, self.study, self.redo, self.room = space, study, list(redo or []), room
+        self.time_up, self.finished = time_up, False
         self.under_way: dict[int, str] = {}  # and the kind of device
         self.several = len(study.directions) > 1
         self.running: dict[int, optuna.Trial] = {}
@@ -73,15 +76,27 @@ class TruthfulSearch(Searcher):
         for trial in trials:
             if (replicate := trial.user_attrs.get("replicate")) is not None:
                 self.replicates[trial.number] = replicate
-                self.seen[key(self._cell(trial.params))].add(replicate)
+                self.seen[key(self._cell(trial.number, trial.params))].add(replicate)
+
+    def finish(self) -> bool:
+        """Whether no trial may begin any more, as the time is up, and none that began is left to be continued."""
+        if self.asked and self.time_up():
+            self.waiting = [number for number in self.waiting if number in self.replicates]
+            self.finished = not self.redo and not self.waiting
+        return self.finished
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The configuration of a trial that runs again, one that waits, or a new one; None while there is no room."""
+        """The configuration of a trial that runs again, one that waits, or a new one.
+
+        None while there is no room, `FINISHED` if no trial follows.
+        """
+        if self.finish():
+            return Searcher.FINISHED  # type: ignore[return-value]  # annotated for dictionaries alone
         if len(self.under_way) >= self.room(list(self.under_way.values()).count("cuda")):
             return None
         if self.redo:
             number = self.redo.pop(0)
-            cell = self._cell(self.params.pop(number))
+            cell = self._cell(number, self.params.pop(number))
             self.replicates.setdefault(number, 0)
         else:
             number = self.waiting.pop(0) if self.waiting else self.asked
@@ -106,7 +121,7 @@ class TruthfulSearch(Searcher):
             return {}
         return {
             trial.number: Earlier(
-                group(self.space.configuration(self._cell(trial.params), trial.number)),
+                group(self.space.configuration(self._cell(trial.number, trial.params), trial.number)),
                 dict(trial.intermediate_values),
                 trial.user_attrs.get("stopped"),
             )
@@ -114,13 +129,12 @@ class TruthfulSearch(Searcher):
             if trial.intermediate_values or "stopped" in trial.user_attrs
         }
 
-    def _cell(self, params: dict[str, Any]) -> Cell:
-        return self.space.suggest(optuna.trial.FixedTrial(params))
+    def _cell(self, number: int, params: dict[str, Any]) -> Cell:
+        return self.space.suggest(optuna.trial.FixedTrial(params, number))
 
     def _ask(self, number: int) -> optuna.Trial:
-        turn = fair_optimizer(self.space.spec, number)
-        if turn and not isinstance(self.study.sampler, Design):  # which takes turns by itself
-            self.study.enqueue_trial({"optimizer": turn})
+        if entries := fixed(self.space.spec, number):
+            self.study.enqueue_trial(entries)
         trial = self.study.ask()
         assert trial.number == number
         return trial

@@ -14,6 +14,7 @@ from study.cluster import packing
 from study.cluster.build import builder
 from study.spec import Spec
 from study.spec.dimensions import Dimension, Range
+from study.spec.given import GivenCell
 from study.spec.model import part
 from trainables import config, storage
 
@@ -28,12 +29,15 @@ class Space:
     spec: Spec  # the study's
     data_folder: str  # where downloaded data lie, absolute
     checkpoints: str  # folder in which running trials keep their state, or its URI
-    # learning rates of trials whose rate is not searched, by number
+    # learning rates of trials whose rate is not searched, and cells of those that no sampler proposes, by number
     fixed: dict[int, float] = field(default_factory=dict)
+    cells: dict[int, Cell] = field(default_factory=dict)
     code: str = ""  # folder of user code; empty if there is none
 
     def suggest(self, trial: optuna.Trial | optuna.trial.FixedTrial) -> Cell:
         """The cell of an Optuna trial; settings are suggested only with their optimizer."""
+        if trial.number in self.cells:
+            return self.cells[trial.number]
         cell = {name: _suggest(trial, name, dimension) for name, dimension in self.spec.dimensions().items()}
         own = self.spec.search.settings_of(cell["optimizer"])
         return cell | {name: _suggest(trial, name, dimension) for name, dimension in own.items()}
@@ -99,11 +103,16 @@ class Space:
         """The file in which a running trial keeps its state."""
         return storage.join(self.checkpoints, f"trial-{number:05d}.pt")
 
-    def distributions(self, cell: Cell) -> dict[str, BaseDistribution]:
-        """Optuna's distributions of the parameters that a cell has."""
-        recorder = optuna.trial.FixedTrial(cell)
+    def distributions(self, cell: Cell, number: int) -> dict[str, BaseDistribution]:
+        """Optuna's distributions of the parameters that a trial of a cell has; none if no sampler proposes its cell."""
+        recorder = optuna.trial.FixedTrial(cell, number)
         self.suggest(recorder)
         return recorder.distributions
+
+    def given(self, written: GivenCell) -> Cell:
+        """A cell of the spec as `cell_of` has it."""
+        size = self.spec.workload.facts.train if written.batch_size == "full" else written.batch_size
+        return self.cell_of({**written.model_dump(), "batch_size": size, "settings": json.dumps(written.searched())})
 
     def cell_of(self, row: dict[str, Any]) -> Cell:
         """The cell of a row of the trials table."""

@@ -35,6 +35,7 @@ def paths_in(tables: Mapping[str, Any]) -> dict[str, str]:
     """The import paths in the tables of a spec, valid or not, each with its key."""
     workload, optimizers = table(tables, "workload"), table(tables, "search").get("optimizer")
     named = [(f"workload.{key}", workload.get(key)) for key in ("data", "model", "loss", "metric", "score")]
+    named += [("baseline.optimizer", each.get("optimizer")) for each in arrays(tables, "baseline")]
     named += [("search.optimizer", each) for each in (optimizers if isinstance(optimizers, list) else [optimizers])]
     return {name: key for key, name in named if isinstance(name, str) and is_import_path(name)}
 
@@ -66,7 +67,7 @@ def request(
         redraw=workload.get("redraw") is True,
         model=path("model"),
         networks=[dict(zip(sizes, values, strict=True)) for values in combinations] if path("model") else [],
-        optimizers={name: dict(settings.get(name, {})) for name, key in paths.items() if key == "search.optimizer"},
+        optimizers={name: dict(settings.get(name, {})) for name, key in paths.items() if key.endswith("optimizer")},
         loss=path("loss"),
         score=path("score", "metric"),
         standardize=workload.get("standardize") is not False,
@@ -151,6 +152,12 @@ def _stage(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return stage
+
+
+def arrays(tables: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The tables of an array within tables of a spec, valid or not."""
+    below = tables.get(name)
+    return [each for each in below if isinstance(each, Mapping)] if isinstance(below, list) else []
 
 
 def table(tables: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 if TYPE_CHECKING:
     from tests.fakes.world import World
@@ -99,7 +100,9 @@ class Tuner:
         while len(self.trials) < self.samples:
             name = f"trial-{len(self.trials)}"
             config = self.searcher.suggest(name)
-            if config is None:
+            if config == Searcher.FINISHED:
+                self.samples = len(self.trials)
+            if config is None or config == Searcher.FINISHED:
                 return
             trial = Trial(name, config, str(self.folder / f"{name}-error.txt"))
             self.trials.append(trial)

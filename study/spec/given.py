@@ -1,0 +1,55 @@
+"""Cells that a spec writes out: baselines, and cells that the sampler tries first."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from study.spec.dimensions import Complaint, Section, argument, batch_size, number, optimizer, whole_number
+
+
+def _one(complain: Complaint) -> BeforeValidator:
+    """A validator of a single value."""
+
+    def check(value: object) -> object:
+        if complaint := complain(value):
+            raise ValueError(complaint)
+        return value
+
+    return BeforeValidator(check)
+
+
+class GivenCell(Section):
+    """One cell, written out."""
+
+    optimizer: Annotated[str, _one(optimizer)]
+    batch_size: Annotated[int | str, _one(batch_size)]  # examples per update, or "full"
+    width: Annotated[int | None, _one(whole_number)] = None
+    depth: Annotated[int | None, _one(whole_number)] = None
+    # of the optimizer, under torch.optim's names; its defaults if not given
+    settings: dict[str, Annotated[float, _one(number)]] = Field(default_factory=dict)
+    # searched arguments of the model
+    model_args: dict[str, Annotated[bool | int | float | str, _one(argument)]] = Field(default_factory=dict)
+
+    def searched(self) -> dict[str, Any]:
+        """Settings and arguments as the trials table names them: `beta1`, `model.heads`."""
+        return self.settings | {f"model.{name}": value for name, value in self.model_args.items()}
+
+    def cell(self) -> dict[str, Any]:
+        """The cell as the searcher has it: its dimensions, then `adam.beta1`, `model.heads`."""
+        shared = {name: getattr(self, name) for name in ("optimizer", "batch_size", "width", "depth")}
+        own = {f"{self.optimizer}.{name}": value for name, value in self.settings.items()}
+        arguments = {f"model.{name}": value for name, value in self.model_args.items()}
+        return {name: value for name, value in shared.items() if value is not None} | own | arguments
+
+
+class Baseline(GivenCell):
+    """A configuration that is not tuned; the confirmation trains it on the winners' seeds."""
+
+    name: Annotated[str, Field(min_length=1, max_length=60)]  # as reports call it
+    learning_rate: Annotated[float, Field(gt=0)]
+
+
+class Enqueued(GivenCell):
+    """A cell of the space that is tried before the sampler proposes any."""

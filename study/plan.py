@@ -87,7 +87,7 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     lane_count = len(_lanes(spec))
     rows = [
         ("data", f"{spec.workload.data}: {facts.about}"),
-        ("", f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"),
+        ("", _examples_in_words(spec)),
         ("cells", _cells(spec)),
         ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
         ("lanes", f"{lane_count} a trial: {lane_count // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
@@ -125,8 +125,25 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     memory = max(p.memory_bytes for p in probes) / 2**20
     rows.append(("memory", f"about {memory:,.0f} MiB a trial at most, its data included"))
     rows.append(("time", _time(spec, probes, trials)))
-    rows += [("warning", text) for text in warnings(spec)]
+    rows += [("note", text) for text in spec.workload.user_code.notes]
+    rows += [("warning", text) for text in [*facts.warnings, *warnings(spec)]]
     return "\n".join([f"{spec.name}: valid", *(f"  {label:<8}{text}" for label, text in rows)])
+
+
+def _examples_in_words(spec: Spec) -> str:
+    """Task, outputs, inputs, splits and metric, with the metric's value without learning where it is known."""
+    facts, metric = spec.workload.facts, spec.workload.metric
+    outputs = f"{facts.out_features} classes"
+    if facts.task == "regression":
+        outputs = f"regression of {counted(facts.out_features, 'number')}"
+    elif facts.classes:
+        outputs += f" ({', '.join(facts.classes[:6])}{' ...' if facts.classes[6:] else ''})"
+    shape = facts.in_shape
+    inputs = f"{'x'.join(map(str, shape))} inputs" if shape[1:] else counted(shape[0], "feature")
+    sizes = f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"
+    own = spec.workload.score if metric == "accuracy" else spec.workload.loss
+    known = "" if own or metric not in facts.baselines else f", {facts.baselines[metric]:.3g} without learning"
+    return f"{outputs}; {inputs}; {sizes}; metric {own or metric}{known}"
 
 
 def warnings(spec: Spec) -> Iterator[str]:
@@ -208,7 +225,15 @@ def _evaluation_seconds(spec: Spec, stack: Stack, engine: Engine, examples: Spli
 
 def _data(spec: Spec, dtype: torch.dtype) -> Data:
     workload, folder = spec.workload, data_folder()
-    return data.load(workload.data, folder, standardize=workload.standardize, dtype=dtype, code=workload.code)
+    return data.load(
+        workload.data,
+        folder,
+        standardize=workload.standardize,
+        dtype=dtype,
+        code=workload.code,
+        reading=part(workload, config.Reading),
+        images=workload.model == "cnn",
+    )
 
 
 def _examples(spec: Spec, stack: Stack, count: int) -> Split:

@@ -119,8 +119,19 @@ class Recording:
     checkpoint_seconds: Annotated[float, Ge(0)] = 30.0
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a user's data set becomes examples.
+
+    Attributes:
+        task: regression or classification; if not given, floats as targets are a regression, and all others classes.
+    """
+
+    task: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrialConfig(Recording):
+class TrialConfig(Recording, Reading):
     """A trial's configuration; the keys of a Ray Tune configuration are its fields.
 
     Attributes:
@@ -198,11 +209,18 @@ class TrialConfig(Recording):
                 given[name] = kind(**given[name])
         return cls(**given)
 
+    def reading(self) -> Reading:
+        """How a user's data set becomes examples."""
+        return Reading(**{each.name: getattr(self, each.name) for each in fields(Reading)})
+
     def identity(self) -> str:
         """All settings that affect the trial's numbers, as text; a checkpoint is of the trial that has the same."""
         chosen = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
         chosen["budget"] = {name: value for name, value in chosen["budget"].items() if value is not None}
         chosen["augment"] = {name: value for name, value in chosen["augment"].items() if value}
+        for each in fields(Reading):  # a checkpoint of an earlier version has none of these
+            if chosen[each.name] == each.default:
+                del chosen[each.name]
         return json.dumps(chosen, sort_keys=True, default=repr)
 
 

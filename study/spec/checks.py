@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from study.spec.dimensions import Choice, Range, plain, shown
-from study.spec.model import Budget, Lanes, Recording, Resources, Search, Tuning, Workload
+from study.spec.model import Budget, Lanes, Recording, Resources, Search, Tuning, Workload, part
 from study.usercode.bundle import UserCode
+from trainables.config import Reading
 from trainables.errors import ModelError
 from trainables.usercode.importing import is_import_path
 from trainables.workloads import catalogue
@@ -50,6 +51,15 @@ def metric_suits_task(workload: Workload) -> Iterator[str]:
 
 
 @rule
+def shipped_data_need_no_reading(workload: Workload) -> Iterator[str]:
+    """How to read data is said of the user's."""
+    given = part(workload, Reading)
+    for key, value in vars(given).items() if workload.data in CATALOGUE else ():
+        if value != getattr(Reading(), key):
+            yield f"workload.{key} = {shown(value)}: is for your own data, and {workload.data} is shipped; leave it out"
+
+
+@rule
 def target_is_possible(workload: Workload) -> Iterator[str]:
     """An accuracy is at most 1; both metrics are positive."""
     highest = 1 if workload.metric == "accuracy" else math.inf
@@ -72,9 +82,10 @@ def arguments_suit_model(workload: Workload) -> Iterator[str]:
 @rule
 def cnn_has_images(workload: Workload) -> Iterator[str]:
     """A CNN needs images."""
-    if workload.model == "cnn" and len(workload.facts.in_shape) != 3:
+    if workload.model == "cnn" and len(shape := workload.facts.in_shape) != 3:
         images = ", ".join(name for name, facts in CATALOGUE.items() if len(facts.in_shape) == 3)
-        yield f'workload.model = "cnn": {workload.data} has no images; those that do: {images}'
+        valid = f"those that do: {images}" if workload.data in CATALOGUE else "images are (channels, height, width)"
+        yield f'workload.model = "cnn": {workload.data} has no images but inputs of {shape}; {valid}'
 
 
 @rule

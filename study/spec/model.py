@@ -29,7 +29,7 @@ from study.usercode import bundle
 from trainables import config
 from trainables.config import Positive
 from trainables.usercode.importing import is_import_path
-from trainables.workloads.catalogue import CATALOGUE, ENGINES, FAMILIES, Facts, OptimizerFacts
+from trainables.workloads.catalogue import CATALOGUE, ENGINES, FAMILIES, TASKS, Facts, OptimizerFacts
 
 # Studies with different root seeds share no lane's seed; a study's search uses at most half of these.
 SEEDS = 1_000_000
@@ -39,7 +39,7 @@ LIMITS = ("epochs", "updates", "examples", "seconds")
 SAMPLERS = ("tpe", "random", "qmc", "grid", "gp", "nsga2")
 SCHEDULERS = ("asha", "hyperband", "none")
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
-Part = TypeVar("Part", config.Augmentation, config.Budget, config.Recording)
+Part = TypeVar("Part", config.Augmentation, config.Budget, config.Reading, config.Recording)
 
 
 def part(section: Part, kind: type[Part]) -> Part:
@@ -61,11 +61,13 @@ class Augmentation(Section, config.Augmentation):
     """Random changes of the training images, drawn for each example; none by default."""
 
 
-class Workload(Section):
+class Workload(Section, config.Reading):
     """Data, model family and metric; never the optimizer."""
 
     # a data set of `trainables.workloads.catalogue.CATALOGUE`, or the import path of the user's
     data: Annotated[str, known("data set", CATALOGUE, user_code=True)]
+    # regression or classification, where a user's targets do not say: numbers that may be classes
+    task: Annotated[str, known("task", TASKS)] | None = None
     # linear, mlp, cnn, or quadratic for the data set of that name; or the import path of the user's
     model: Annotated[str, known("model", FAMILIES, user_code=True)]
     model_args: ModelArgs = ModelArgs()  # arguments of a shipped model

@@ -123,7 +123,7 @@ def inspect(
     record = {"files": copy.files, "sources": copy.sources, "answers": answers}
     if code and not kept and os.access(code, os.W_OK):
         _write(code, record)
-    facts = Facts(**{**answer.facts, "in_shape": tuple(answer.facts["in_shape"])}) if answer.facts else None
+    facts = Facts.of(answer.facts) if answer.facts else None
     optimizers = {
         path: OptimizerFacts(**{**each, "rates": tuple(each["rates"])}) for path, each in answer.optimizers.items()
     }

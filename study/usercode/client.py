@@ -20,7 +20,7 @@ from trainables.storage import data_folder
 from trainables.usercode import importing
 from trainables.usercode.importing import is_import_path
 from trainables.usercode.request import Answer, Request
-from trainables.workloads.catalogue import CATALOGUE
+from trainables.workloads.catalogue import CATALOGUE, TASKS
 
 # Share of the machine's memory that the process may take.
 MEMORY_SHARE = 0.7
@@ -72,12 +72,17 @@ def request(
         standardize=workload.get("standardize") is not False,
         dtype="float64" if workload.get("dtype") == "float64" else "float32",
         memory_bytes=int(MEMORY_SHARE * memory),
+        reading={"task": workload["task"]} if workload.get("task") in TASKS else {},
+        images=workload.get("model") == "cnn",
     )
 
 
 def key(request: Request) -> str:
     """A hash of a request, the same on every machine."""
     fields = {**dataclasses.asdict(request), "code": "", "folders": [], "data_folder": "", "memory_bytes": 0}
+    for name in ("reading", "images"):  # earlier versions had none
+        if not fields[name]:
+            del fields[name]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -3,7 +3,7 @@
 - A model is called with `in_shape`, `out_features`, `width` and `depth` if the spec searches them, and the keys of
   `model_args`, all by keyword. It returns a `torch.nn.Module` from (n, *in_shape) to (n, out_features).
 - A data set is called with `seed` and `folder`, if it takes them. It returns {"train": (inputs, targets),
-  "validation": ..., "test": ...} of arrays or tensors. Integer targets are classes.
+  "validation": ..., "test": ...}; `trainables.workloads.own` says of what.
 - An optimizer is a subclass of `torch.optim.Optimizer`, which runs lane by lane, or a `trainables.rules.Rule`.
 - A loss maps outputs (n, out_features) and targets (n, ...) to (n,) losses, one per example, none negative.
 - A score takes the same arguments and returns (n,) numbers from 0 to 1, larger is better. It replaces accuracy.

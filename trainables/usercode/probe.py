@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from trainables.config import Reading
 from trainables.errors import DataError, ModelError
 from trainables.lanes.reference import relative, step
 from trainables.lanes.seeds import initialise
@@ -35,7 +36,7 @@ from trainables.usercode.importing import (
 )
 from trainables.usercode.request import Answer, Request
 from trainables.usercode.vmap_support import support_of
-from trainables.workloads import data, models
+from trainables.workloads import data, findings, models
 from trainables.workloads.catalogue import Facts
 from trainables.workloads.criterion import called_on
 
@@ -117,23 +118,35 @@ class Probe:
         """Examples of a user's data set, or noise of the shape of a shipped one; None if the data cannot be used."""
         request, dtype = self.request, getattr(torch, self.request.dtype)
         if request.facts:
-            facts = Facts(**{**request.facts, "in_shape": tuple(request.facts["in_shape"])})
+            facts = Facts.of(request.facts)
             inputs = torch.randn(EXAMPLES, *facts.in_shape, generator=torch.Generator().manual_seed(0)).to(dtype)
             targets = inputs.new_zeros(EXAMPLES, facts.out_features)
             return Sample(facts, inputs, targets if facts.task == "regression" else torch.zeros(EXAMPLES).long())
-        folder, name, code = Path(request.data_folder), request.data, request.code
-        load = partial(data.load, name, folder, standardize=request.standardize, dtype=dtype, code=code)
-        loaded = self._try("workload.data", name, f"loading {name}", DATA_SECONDS, load)
-        if loaded is None:
+        name, code = request.data, request.code
+        source = data.Source(name, code, Reading(**request.reading), request.images)
+        own = self._try(
+            "workload.data", name, f"loading {name}", DATA_SECONDS, partial(source.own, Path(request.data_folder))
+        )
+        if own is None:
+            return None
+        if own.doubt:
+            self.answer.mistakes.append(f"workload.data: {name}: {own.doubt}")
             return None
         about = (getattr(imported(name, code), "__doc__", None) or "").strip() or f"from {name}"
-        facts = data.facts_of(loaded, about=about.splitlines()[0])
+        loaded = data.prepared(name, own, standardize=request.standardize, dtype=dtype)
+        sizes = len(loaded.train), len(loaded.validation), len(loaded.test)
+        warned, scores = tuple(findings.warnings(own)), findings.baselines(own, standardize=request.standardize)
+        facts = Facts(
+            own.task, loaded.in_shape, own.outputs, *sizes, about.splitlines()[0], own.classes, warned, scores
+        )
         self.answer.facts = dataclasses.asdict(facts)
+        for note in own.notes:
+            self._note(note)
         if request.redraw and not data.takes_seed(name, code):
             self.answer.mistakes.append(
                 f"workload.redraw = true: {name} takes no seed, so it cannot draw new data; add the argument seed"
             )
-        if facts.task == "classification":
+        if facts.task == "classification" and not own.classes:
             self._note(
                 f"{name} has whole numbers as targets, so they are {facts.out_features} classes; those of a "
                 "regression are floats"

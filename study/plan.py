@@ -34,7 +34,7 @@ from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.times import EvaluationTimes
 from trainables.lanes.train import advance
 from trainables.storage import data_folder
-from trainables.usercode.importing import UserCodeError, is_import_path
+from trainables.usercode.importing import UserCodeError, is_import_path, is_own
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 from trainables.workloads import data, models
 from trainables.workloads.data import Data, Split
@@ -239,7 +239,7 @@ def _data(spec: Spec, dtype: torch.dtype) -> Data:
 def _examples(spec: Spec, stack: Stack, count: int) -> Split:
     """Examples to time updates on: of a user's data, on whose values a model may depend; otherwise zeros."""
     facts = spec.workload.facts
-    if is_import_path(spec.workload.data):
+    if is_own(spec.workload.data):
         train = _data(spec, stack.parameters.dtype).train
         rows = torch.arange(count) % len(train)
         return Split(train.inputs[rows], train.targets[rows])

@@ -183,7 +183,7 @@ def test_whole_numbers_that_may_be_a_regression_are_asked_about() -> None:
 
 
 def test_task_is_a_mistake_for_shipped_data() -> None:
-    with pytest.raises(SpecError, match=r'workload.task = "regression": is for your own data, and cubic is shipped'):
+    with pytest.raises(SpecError, match=r'workload.task = "regression": cubic is a shipped data set; leave it out'):
         check(changed(workload__task="regression"))
 
 
@@ -213,7 +213,7 @@ def test_check_describes_the_data_and_the_report_repeats_its_warnings(tmp_path: 
     [
         ("float_labels", {}, "workload.data: tests.own_data:float_labels: targets look like classes 0, 1, 2 stored as"),
         ("one_hot", {}, "workload.data: tests.own_data:one_hot: targets of (n, 3) look like one-hot classes: say task"),
-        ("float_labels", {"task": "class"}, 'unknown task "class" (did you mean classification?)'),
+        ("text_labels", {"task": "class"}, 'unknown task "class" (did you mean classification?)'),
         ("easy", {"model": "cnn"}, "tests.own_data:easy has no images but inputs of (4,); images are (channels, hei"),
     ],
 )

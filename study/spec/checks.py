@@ -16,7 +16,7 @@ from study.spec.model import Budget, Lanes, Recording, Resources, Search, Tuning
 from study.usercode.bundle import UserCode
 from trainables.config import Reading
 from trainables.errors import ModelError
-from trainables.usercode.importing import is_import_path
+from trainables.usercode.importing import is_import_path, is_table
 from trainables.workloads import catalogue
 from trainables.workloads.catalogue import CATALOGUE, OPTIMIZERS, SOLO
 
@@ -51,12 +51,14 @@ def metric_suits_task(workload: Workload) -> Iterator[str]:
 
 
 @rule
-def shipped_data_need_no_reading(workload: Workload) -> Iterator[str]:
-    """How to read data is said of the user's."""
-    given = part(workload, Reading)
-    for key, value in vars(given).items() if workload.data in CATALOGUE else ():
-        if value != getattr(Reading(), key):
-            yield f"workload.{key} = {shown(value)}: is for your own data, and {workload.data} is shipped; leave it out"
+def reading_suits_data(workload: Workload) -> Iterator[str]:
+    """A task is given for a user's data alone; how to read and divide them is, for files alone."""
+    shipped, default = workload.data in CATALOGUE, Reading()
+    for key, value in vars(part(workload, Reading)).items() if not is_table(workload.data) else ():
+        if value != getattr(default, key) and (shipped or key != "task"):
+            given = f"workload.{key} = {shown(list(value) if isinstance(value, tuple) else value)}"
+            why = "is a shipped data set" if shipped else "is a function, which returns its splits"
+            yield f"{given}: {workload.data} {why}; leave it out"
 
 
 @rule

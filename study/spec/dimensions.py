@@ -177,12 +177,12 @@ Setting = Annotated[Dimension, BeforeValidator(setting), _AS_TOML]
 ModelArgument = Annotated[Dimension, BeforeValidator(model_argument), _AS_TOML]
 
 
-def known(what: str, names: Iterable[str], *, user_code: bool = False) -> BeforeValidator:
-    """A validator that accepts some names only, and import paths if `user_code`."""
+def known(what: str, names: Iterable[str], own: Callable[[str], bool] = lambda name: False) -> BeforeValidator:
+    """A validator that accepts some names only, and those that `own` says are of the user's."""
     valid = tuple(names)
 
     def check(value: object) -> object:
-        if value not in valid and not (user_code and isinstance(value, str) and is_import_path(value)):
+        if value not in valid and not (isinstance(value, str) and own(value)):
             raise ValueError(unknown(what, value, valid))
         return value
 

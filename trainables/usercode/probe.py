@@ -30,8 +30,10 @@ from trainables.usercode.importing import (
     UserCodeError,
     describe_error,
     files_elsewhere,
+    hash_of,
     imported,
     is_import_path,
+    is_table,
     modules_from,
 )
 from trainables.usercode.request import Answer, Request
@@ -85,6 +87,8 @@ class Probe:
                 self._functions(sample)
                 self._networks(sample)
         self.answer.lacking, self.answer.elsewhere = sorted(modules_from(request.folders)), files_elsewhere()
+        if is_table(request.data) and (table := Path(request.data)).is_absolute() and table.is_file():
+            self.answer.elsewhere[request.data] = hash_of(table)
         return self.answer
 
     def _try(self, key: str, path: str, doing: str, seconds: float, work: Callable[[], Result]) -> Result | None:
@@ -123,7 +127,7 @@ class Probe:
             targets = inputs.new_zeros(EXAMPLES, facts.out_features)
             return Sample(facts, inputs, targets if facts.task == "regression" else torch.zeros(EXAMPLES).long())
         name, code = request.data, request.code
-        source = data.Source(name, code, Reading(**request.reading), request.images)
+        source = data.Source(name, code, Reading.from_fields(request.reading), request.images)
         own = self._try(
             "workload.data", name, f"loading {name}", DATA_SECONDS, partial(source.own, Path(request.data_folder))
         )
@@ -132,12 +136,11 @@ class Probe:
         if own.doubt:
             self.answer.mistakes.append(f"workload.data: {name}: {own.doubt}")
             return None
-        about = (getattr(imported(name, code), "__doc__", None) or "").strip() or f"from {name}"
         loaded = data.prepared(name, own, standardize=request.standardize, dtype=dtype)
         sizes = len(loaded.train), len(loaded.validation), len(loaded.test)
         warned, scores = tuple(findings.warnings(own)), findings.baselines(own, standardize=request.standardize)
         facts = Facts(
-            own.task, loaded.in_shape, own.outputs, *sizes, about.splitlines()[0], own.classes, warned, scores
+            own.task, loaded.in_shape, own.outputs, *sizes, _about(name, request), own.classes, warned, scores
         )
         self.answer.facts = dataclasses.asdict(facts)
         for note in own.notes:
@@ -195,6 +198,14 @@ class Probe:
                 network(inputs[:1])
             except Exception as error:  # noqa: BLE001  whatever the user's module raises
                 self.answer.lone = describe_error(error, path.partition(":")[0])
+
+
+def _about(name: str, request: Request) -> str:
+    """A line about a user's data set for people."""
+    if is_table(name):
+        return f"{request.reading.get('label') or 'labels'} of {name}"
+    documented = (getattr(imported(name, request.code), "__doc__", None) or "").strip()
+    return documented.splitlines()[0] if documented else f"from {name}"
 
 
 def _check_outputs(network: torch.nn.Module, sample: Sample, path: str, size: str) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor
 from trainables.config import Reading
 from trainables.errors import DataError
 from trainables.storage import data_folder
-from trainables.usercode.importing import called, imported, is_import_path
-from trainables.workloads import deepobs
+from trainables.usercode.importing import called, imported, is_own, is_table
+from trainables.workloads import deepobs, tables
 from trainables.workloads.catalogue import CATALOGUE, Facts, Task
 from trainables.workloads.own import Own, examples
 
@@ -112,7 +112,7 @@ def load(
     """Load a data set; a second call in the same process returns the same tensors.
 
     Args:
-        name: one of `catalogue.CATALOGUE`, or the import path of a user's data set (`trainables.usercode.importing`).
+        name: one of `catalogue.CATALOGUE`, or the import path or file of a user's data set.
         folder: of downloaded data; `data_folder()` if not given.
         standardize: subtract the training split's mean and divide by its standard deviation: inputs per column, or per
             channel of an image; a regression's targets too, so that its loss is in variances of y.
@@ -127,7 +127,7 @@ def load(
         DataError: if the data cannot be loaded, or must not be standardised.
         UserCodeError: if a user's data set cannot be used.
     """
-    source = Source(name, code, reading, images) if is_import_path(name) else Source(name)
+    source = Source(name, code, reading, images) if is_own(name) else Source(name)
     return _load(source, folder or data_folder(), standardize, seed, dtype, device)
 
 
@@ -142,6 +142,10 @@ class Source:
 
     def own(self, folder: Path, seed: int = 0) -> Own:
         """A user's data set, before it is standardised."""
+        if is_table(self.name):
+            splits, notes = tables.splits(self.name, self.code, self.reading, seed)
+            own = examples(self.name, splits, self.reading.task, images=self.images)
+            return replace(own, notes=[*notes, *own.notes])
         offered = {"seed": seed, "folder": folder}
         given = called(self.name, "data", offered, optional=tuple(offered), code=self.code)
         return examples(self.name, given, self.reading.task, images=self.images)
@@ -150,7 +154,7 @@ class Source:
 @cache
 def _load(source: Source, folder: Path, standardize: bool, seed: int, dtype: torch.dtype, device: torch.device) -> Data:
     name = source.name
-    if is_import_path(name):
+    if is_own(name):
         return prepared(name, source.own(folder, seed), standardize=standardize, dtype=dtype, device=device)
     if name not in CATALOGUE:
         raise DataError(f"no data set is called {name!r}; there are {', '.join(CATALOGUE)}")
@@ -176,7 +180,7 @@ def _finished(data: Data, standardize: bool, dtype: torch.dtype, device: torch.d
 
 def takes_seed(name: str, code: str = "") -> bool:
     """Whether a data set depends on its seed."""
-    if not is_import_path(name):
+    if is_table(name) or not is_own(name):
         return True
     parameters = inspect.signature(imported(name, code)).parameters.values()
     return any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -231,6 +231,6 @@ def _doubt(targets: Array) -> str:
     return ""
 
 
-def listed(names: list[str] | tuple[str, ...]) -> str:
-    """Names with commas; of many the first and the last."""
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])} ... {names[-1]}"
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names with commas; if there are more than `most`, the first ones and the last."""
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most // 2])} ... {names[-1]}"

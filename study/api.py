@@ -34,7 +34,7 @@ from study.tuning.storage import create_study, delete_study
 from study.usercode import bundle
 from trainables import storage
 from trainables.storage import data_folder
-from trainables.usercode.importing import CODE, is_import_path
+from trainables.usercode.importing import CODE, is_own
 from trainables.workloads import data
 
 
@@ -286,6 +286,6 @@ def _tell(text: str) -> None:
 def download(spec: Spec) -> Path:
     """Download a spec's data, before anything is written; returns the folder of all downloaded data."""
     folder = data_folder()
-    if not is_import_path(spec.workload.data):
+    if not is_own(spec.workload.data):
         data.load(spec.workload.data, folder)
     return folder

@@ -36,7 +36,7 @@ from trainables.lanes.stack import Lane, Stack, grid
 from trainables.lanes.times import EvaluationTimes
 from trainables.lanes.train import advance
 from trainables.storage import data_folder
-from trainables.usercode.importing import UserCodeError, is_import_path
+from trainables.usercode.importing import UserCodeError, is_import_path, is_own
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 from trainables.workloads import data, models
 from trainables.workloads.data import Data, Split
@@ -89,7 +89,7 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     lane_count = len(_lanes(spec))
     rows = [
         ("data", f"{spec.workload.data}: {facts.about}"),
-        ("", f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"),
+        ("", _examples_in_words(spec)),
         ("cells", _cells(spec)),
         ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
         *([("", f"none begins after timeout = {spec.tuning.timeout}")] if spec.tuning.timeout else []),
@@ -131,7 +131,8 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     memory = max(p.memory_bytes for p in probes) / 2**20
     rows.append(("memory", f"about {memory:,.0f} MiB a trial at most, its data included"))
     rows.append(("time", _time(spec, probes, trials)))
-    rows += [("warning", text) for text in warnings(spec)]
+    rows += [("note", text) for text in spec.workload.user_code.notes]
+    rows += [("warning", text) for text in [*facts.warnings, *warnings(spec)]]
     return "\n".join([f"{spec.name}: valid", *(f"  {label:<8}{text}" for label, text in rows)])
 
 
@@ -139,6 +140,22 @@ def _written(given: GivenCell) -> str:
     """A cell of the spec in words."""
     entries = {name: value for name, value in given.cell().items() if name != "optimizer"}
     return ", ".join([given.optimizer, *(f"{name.replace('_', ' ')} {value}" for name, value in entries.items())])
+
+
+def _examples_in_words(spec: Spec) -> str:
+    """Task, outputs, inputs, splits and metric, with the metric's value without learning where it is known."""
+    facts, metric = spec.workload.facts, spec.workload.metric
+    outputs = f"{facts.out_features} classes"
+    if facts.task == "regression":
+        outputs = f"regression of {counted(facts.out_features, 'number')}"
+    elif facts.classes:
+        outputs += f" ({', '.join(facts.classes[:6])}{' ...' if facts.classes[6:] else ''})"
+    shape = facts.in_shape
+    inputs = f"{'x'.join(map(str, shape))} inputs" if shape[1:] else counted(shape[0], "feature")
+    sizes = f"{facts.train:,} training, {facts.validation:,} validation, {facts.test:,} test examples"
+    own = spec.workload.score if metric == "accuracy" else spec.workload.loss
+    known = "" if own or metric not in facts.baselines else f", {facts.baselines[metric]:.3g} without learning"
+    return f"{outputs}; {inputs}; {sizes}; metric {own or metric}{known}"
 
 
 def warnings(spec: Spec) -> Iterator[str]:
@@ -223,13 +240,21 @@ def _evaluation_seconds(spec: Spec, stack: Stack, engine: Engine, examples: Spli
 
 def _data(spec: Spec, dtype: torch.dtype) -> Data:
     workload, folder = spec.workload, data_folder()
-    return data.load(workload.data, folder, standardize=workload.standardize, dtype=dtype, code=workload.code)
+    return data.load(
+        workload.data,
+        folder,
+        standardize=workload.standardize,
+        dtype=dtype,
+        code=workload.code,
+        reading=part(workload, config.Reading),
+        images=workload.model == "cnn",
+    )
 
 
 def _examples(spec: Spec, stack: Stack, count: int) -> Split:
     """Examples to time updates on: of a user's data, on whose values a model may depend; otherwise zeros."""
     facts = spec.workload.facts
-    if is_import_path(spec.workload.data):
+    if is_own(spec.workload.data):
         train = _data(spec, stack.parameters.dtype).train
         rows = torch.arange(count) % len(train)
         return Split(train.inputs[rows], train.targets[rows])

@@ -35,7 +35,8 @@ FAMILIES: dict[str, tuple[str, dict[str, int]]] = {
 def small(name: str) -> Data:
     """A workload's data, with few training examples."""
     full = data.load(name, standardize=name != "quadratic", dtype=torch.float64)
-    return Data(full.name, full.task, full.train.head(TRAINING), full.validation.head(20), full.test.head(20))
+    few = full.train.head(TRAINING), full.validation.head(20), full.test.head(20)
+    return Data(full.name, full.task, *few, full.out_features)
 
 
 def builder(family: str) -> Builder:

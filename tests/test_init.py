@@ -188,7 +188,7 @@ def test_a_bad_answer_is_told_and_asked_again(folder: Path) -> None:
     told = [line for line in found.stdout.splitlines() if line.startswith("Error: ")]
     expected = [
         'workload.data = "minst": unknown data set "minst" (did you mean mnist?); valid: cubic, linear, digits',
-        'workload.model = "cnn": cubic has no images; those that do: digits',
+        'workload.model = "cnn": cubic has no images but inputs of (2,); those that do: digits',
         'search.optimizer = ["sgd", "adm"]: unknown optimizer "adm" (did you mean adam?); valid: gradient-descent',
         "search.optimizer = []: an empty list leaves nothing to choose",
         "budget.trials = 0: must be greater than",
@@ -262,7 +262,7 @@ BAD = {
     "an optimizer twice": (["--optimizers", "sgd,sgd"], "a value is given twice; give each once"),
     "unknown data": (["--data", "minst"], 'unknown data set "minst" (did you mean mnist?); valid: cubic, linear'),
     "unknown model": (["--model", "mpl"], 'unknown model "mpl" (did you mean mlp?); valid: linear, mlp'),
-    "a cnn of vectors": (["--data", "cubic", "--model", "cnn"], 'workload.model = "cnn": cubic has no images; those'),
+    "a cnn of vectors": (["--data", "cubic", "--model", "cnn"], 'workload.model = "cnn": cubic has no images but'),
     "another model of quadratic": (["--data", "quadratic", "--model", "mlp"], "is for one model; valid: quadratic"),
     "quadratic of other data": (["--data", "digits", "--model", "quadratic"], "is for one data set; valid: quadratic"),
     "a name that is a path": (["--name", "../up"], 'name = "../up": must be letters, digits, dots'),

@@ -36,7 +36,7 @@ def test_divergence_is_dated_by_the_update_that_was_not_finite() -> None:
     def build() -> nn.Sequential:
         return nn.Sequential(nn.Linear(1, 1))
 
-    workload = Data("linear", "regression", ones, ones, ones)
+    workload = Data("linear", "regression", ones, ones, ones, 1)
     stack = Stack.build(build, [Lane(5e9, 0), Lane(0.1, 0)], RULES["sgd"], torch.float64, CPU)
     weight = sum(stack.parameters[0].tolist())
     reports = list(train_stack(stack, Eager(build(), Criterion("regression"), 4), workload, 4, Budget(updates=100)))

@@ -141,7 +141,7 @@ def test_a_lane_without_a_finite_value_has_none_and_trains_on() -> None:
     network = models.linear((1,), 1)
     stack = Stack.build(lambda: network, [Lane(1e-30, 0), Lane(1e-30, 1)], RULES["sgd"], torch.float64, CPU)
     stack.parameters[:] = torch.tensor([[1e143, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    workload, engine = Data("linear", "regression", far, far, far), Eager(network, Criterion("regression"), 4)
+    workload, engine = Data("linear", "regression", far, far, far, 1), Eager(network, Criterion("regression"), 4)
     points = next(train_stack(stack, engine, workload, 4, Budget(updates=1), gradient_noise=True)).points
     assert [point.lanes for point in points[:2]] == [[0, 1], [1]]
     assert stack.alive == [0, 1]

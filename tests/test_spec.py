@@ -109,7 +109,7 @@ BAD = {
         changed(baseline=[OURS]),
         "baseline: needs the fresh seeds of a confirmation, and confirm = false; give the table [confirm] instead",
     ),
-    "one baseline as a table": (changed(baseline=OURS), "baseline: must be an array of tables, as in [[baseline]]"),
+    "one baseline as a table": (changed(baseline=OURS), "must be an array of tables, as in [[baseline]]"),
     "a baseline without a width": (
         changed(confirm={}, baseline=[OURS, {**ours_without("width"), "name": "b"}]),
         "baseline[2].width: missing, as the search has it; valid: any",
@@ -259,7 +259,10 @@ BAD = {
     ),
     "accuracy of a regression": (changed(workload__metric="accuracy"), "cubic is a regression; valid: loss"),
     "impossible target": (changed(workload__target=-1.0), "workload.target = -1.0: must be a loss, above 0"),
-    "images wanted": (changed(workload__model="cnn"), "cubic has no images; those that do: digits, mnist"),
+    "images wanted": (
+        changed(workload__model="cnn"),
+        "cubic has no images but inputs of (2,); those that do:",
+    ),
     "a cnn too deep": (
         changed(**MNIST_CNN, search__depth=[2, 3]),
         "search.depth = 3: convolution 3 of 3 does not fit: 28x28 -> 12x12 -> 4x4, and a 5x5 filter does not fit "

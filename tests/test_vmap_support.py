@@ -37,7 +37,7 @@ def examples() -> Data:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(90, IN, generator=generator, dtype=torch.float64)
     splits = [Split(each, each[:, :OUT].sin()) for each in x.split(30)]
-    return Data("waves", "regression", *splits, outputs=OUT)
+    return Data("waves", "regression", *splits, out_features=OUT)
 
 
 class Net(nn.Module):

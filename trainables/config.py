@@ -11,10 +11,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+Missing = Literal["error", "drop", "mean"]
 Positive = Annotated[int, Ge(1)]
 # Reports of a trial whose budget is not in epochs.
 REPORTS = 10
@@ -119,8 +120,39 @@ class Recording:
     checkpoint_seconds: Annotated[float, Ge(0)] = 30.0
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a user's data set becomes examples; all but the task are for files.
+
+    Attributes:
+        task: regression or classification; if not given, floats as targets are a regression, and all others classes.
+        label: column to be predicted.
+        features: columns of the inputs; if not given, all that have no other purpose.
+        split: shares of the training, validation and test split, which are drawn by the data's seed.
+        split_column: column that says train, validation or test, instead.
+        group_column: column whose equal values stay in one split.
+        missing: whether a missing value is a mistake, drops its row, or becomes the training split's mean.
+    """
+
+    task: Literal["regression", "classification"] | None = None
+    label: str | None = None
+    features: tuple[str, ...] = ()
+    split: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    split_column: str | None = None
+    group_column: str | None = None
+    missing: Missing = "error"
+
+    @staticmethod
+    def from_fields(given: Mapping[str, Any]) -> Reading:
+        """From fields, with lists for tuples; other fields are ignored."""
+        known: dict[str, Any] = {each.name: given[each.name] for each in fields(Reading) if each.name in given}
+        for name, value in known.items():
+            known[name] = tuple(value) if isinstance(value, list) else value
+        return Reading(**known)
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrialConfig(Recording):
+class TrialConfig(Recording, Reading):
     """A trial's configuration; the keys of a Ray Tune configuration are its fields.
 
     Attributes:
@@ -198,11 +230,18 @@ class TrialConfig(Recording):
                 given[name] = kind(**given[name])
         return cls(**given)
 
+    def reading(self) -> Reading:
+        """How a user's data set becomes examples."""
+        return Reading.from_fields(vars(self))
+
     def identity(self) -> str:
         """All settings that affect the trial's numbers, as text; a checkpoint is of the trial that has the same."""
         chosen = {name: value for name, value in asdict(self).items() if name not in _INCIDENTAL}
         chosen["budget"] = {name: value for name, value in chosen["budget"].items() if value is not None}
         chosen["augment"] = {name: value for name, value in chosen["augment"].items() if value}
+        for each in fields(Reading):  # a checkpoint of an earlier version has none of these
+            if getattr(self.reading(), each.name) == each.default:
+                del chosen[each.name]
         return json.dumps(chosen, sort_keys=True, default=repr)
 
 

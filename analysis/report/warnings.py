@@ -23,6 +23,7 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
     ranked = rank(table, results.maximize)
     return [
         *_score(results),
+        *_data(results),
         *_edges(results, ranked),
         *_same_seeds(results, table, ranked),
         *_heavy_tails(results),
@@ -35,6 +36,13 @@ def warnings(results: Results, table: pd.DataFrame) -> list[str]:
 def _score(results: Results) -> Iterator[str]:
     if score := table_of(results.spec, "workload").get("score"):
         yield f"What is called accuracy here is the mean of {score} over examples, from 0 to 1."
+
+
+def _data(results: Results) -> Iterator[str]:
+    """What the study found to look wrong with a user's data."""
+    warned = table_of(results.provenance, "data").get("warnings")
+    for text in warned if isinstance(warned, list) else ():
+        yield f"The data: {text}."
 
 
 def _edges(results: Results, ranked: pd.DataFrame) -> Iterator[str]:

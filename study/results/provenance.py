@@ -21,6 +21,8 @@ from trainables.engines.kernel import build
 
 FILE = "provenance.json"
 SAVE_SECONDS = 30.0
+# Of the data.
+_FACTS = ("about", "task", "train", "validation", "test", "classes", "warnings", "baselines")
 PACKAGES = ("optimizer-study", "torch", "torchvision", "ray", "optuna", "numpy", "pandas")
 
 
@@ -109,7 +111,7 @@ def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *
         "seeds": {"root": spec.tuning.seed, "lanes": spec.lane_seeds(), "confirm": spec.confirm_seeds()},
         "data": {
             "name": spec.workload.data,
-            **{name: getattr(facts, name) for name in ("about", "task", "train", "validation", "test")},
+            **{name: value for name in _FACTS if (value := getattr(facts, name))},
             "loss": loss,
         },
     }

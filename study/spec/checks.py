@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from study.spec.dimensions import Choice, Dimension, Range, plain, shown
 from study.spec.given import Baseline, Enqueued, GivenCell
-from study.spec.model import Budget, Confirm, Lanes, Recording, Resources, Search, Tuning, Workload
+from study.spec.model import Budget, Confirm, Lanes, Recording, Resources, Search, Tuning, Workload, part
 from study.usercode.bundle import UserCode
+from trainables.config import Reading
 from trainables.errors import ModelError
-from trainables.usercode.importing import is_import_path
+from trainables.usercode.importing import is_import_path, is_table
 from trainables.workloads import catalogue
 from trainables.workloads.catalogue import CATALOGUE, OPTIMIZERS, SOLO
 
@@ -77,6 +78,17 @@ def metric_suits_task(workload: Workload) -> Iterator[str]:
 
 
 @rule
+def reading_suits_data(workload: Workload) -> Iterator[str]:
+    """A task is given for a user's data alone; how to read and divide them is, for files alone."""
+    shipped, default = workload.data in CATALOGUE, Reading()
+    for key, value in vars(part(workload, Reading)).items() if not is_table(workload.data) else ():
+        if value != getattr(default, key) and (shipped or key != "task"):
+            given = f"workload.{key} = {shown(list(value) if isinstance(value, tuple) else value)}"
+            why = "is a shipped data set" if shipped else "is a function, which returns its splits"
+            yield f"{given}: {workload.data} {why}; leave it out"
+
+
+@rule
 def target_is_possible(workload: Workload) -> Iterator[str]:
     """An accuracy is at most 1; both metrics are positive."""
     highest = 1 if workload.metric == "accuracy" else math.inf
@@ -99,9 +111,10 @@ def arguments_suit_model(workload: Workload) -> Iterator[str]:
 @rule
 def cnn_has_images(workload: Workload) -> Iterator[str]:
     """A CNN needs images."""
-    if workload.model == "cnn" and len(workload.facts.in_shape) != 3:
+    if workload.model == "cnn" and len(shape := workload.facts.in_shape) != 3:
         images = ", ".join(name for name, facts in CATALOGUE.items() if len(facts.in_shape) == 3)
-        yield f'workload.model = "cnn": {workload.data} has no images; those that do: {images}'
+        valid = f"those that do: {images}" if workload.data in CATALOGUE else "images are (channels, height, width)"
+        yield f'workload.model = "cnn": {workload.data} has no images but inputs of {shape}; {valid}'
 
 
 @rule

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeAlias
 
@@ -17,6 +18,7 @@ from trainables.workloads.catalogue import OPTIMIZERS
 
 # Larger numbers are taken for typing errors.
 LARGEST = 1_000_000
+VALID = "; valid: "
 
 
 class Section(BaseModel):
@@ -85,7 +87,7 @@ Complaint: TypeAlias = Callable[[object], str | None]
 def whole_number(value: object, low: int = 1) -> str | None:
     """What is wrong with a value that is to be a whole number from `low` to `LARGEST`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        return f"{shown(value)} is not a whole number"
+        return f"{shown(value)} is not a whole number{_meant(value)}"
     return f"{value} is below {low}" if value < low else f"{value} is above {LARGEST}" if value > LARGEST else None
 
 
@@ -105,7 +107,16 @@ def optimizer(value: object) -> str | None:
 def number(value: object) -> str | None:
     """What is wrong with a value that is to be a finite number."""
     fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return None if fine else f"{shown(value)} is not a finite number"
+    return None if fine else f"{shown(value)} is not a finite number{_meant(value)}"
+
+
+def _meant(value: object) -> str:
+    """The number that a text, or a whole number with a fraction of zero, stands for; empty if there is none."""
+    try:
+        meant = float(value) if isinstance(value, str | float) else math.nan
+    except ValueError:
+        return ""
+    return f"; write {meant:g}" if math.isfinite(meant) and (isinstance(value, str) or meant.is_integer()) else ""
 
 
 def argument(value: object) -> str | None:
@@ -128,7 +139,7 @@ def parser(complain: Complaint, *, whole: bool = True, ranges: bool = True) -> C
         if not values:
             raise ValueError("an empty list leaves nothing to choose; give at least one value")
         if complaints := [text for text in map(complain, values) if text]:
-            raise ValueError("; ".join(complaints))
+            raise ValueError(_joined(complaints))
         if len(set(values)) < len(values):
             raise ValueError("a value is given twice; give each once")
         return Choice(values=tuple(values))
@@ -173,29 +184,48 @@ Setting = Annotated[Dimension, BeforeValidator(setting), _AS_TOML]
 ModelArgument = Annotated[Dimension, BeforeValidator(model_argument), _AS_TOML]
 
 
-def known(what: str, names: Iterable[str], *, user_code: bool = False) -> BeforeValidator:
-    """A validator that accepts some names only, and import paths if `user_code`."""
+def known(what: str, names: Iterable[str], own: Callable[[str], bool] = lambda name: False) -> BeforeValidator:
+    """A validator that accepts some names only, and those that `own` says are of the user's."""
     valid = tuple(names)
 
     def check(value: object) -> object:
-        if value not in valid and not (user_code and isinstance(value, str) and is_import_path(value)):
+        if value not in valid and not (isinstance(value, str) and own(value)):
             raise ValueError(unknown(what, value, valid))
         return value
 
     return BeforeValidator(check)
 
 
+def _joined(complaints: list[str]) -> str:
+    """Complaints about the values of a list; a list of what is valid stands once, at the end."""
+    parts = [text.partition(VALID) for text in complaints]
+    return "; ".join(head for head, _, _ in parts) + next((mark + tail for _, mark, tail in parts if mark), "")
+
+
 def unknown(what: str, value: object, valid: Iterable[str]) -> str:
-    """The message about an unknown name."""
+    """The message about an unknown name: how it is spelled here, or the most similar one and all that are valid."""
     names = list(valid)
-    return f"unknown {what} {shown(value)}{similar(value, names)}; valid: {', '.join(names)}"
+    spelled = {_letters(name): name for name in names}
+    if isinstance(value, str) and (name := spelled.get(_letters(value)) or spelled.get(_letters(value.split(".")[-1]))):
+        return f"{shown(value)}: write {shown(name)}"
+    return f"unknown {what} {shown(value)}{similar(value, names)}{VALID}{', '.join(names)}"
 
 
 def similar(value: object, valid: Iterable[str]) -> str:
-    """A question about the valid name most like a value, upper or lower case alike; empty if there is none."""
-    by_lower = {name.lower(): name for name in valid}
-    near = difflib.get_close_matches(str(value).lower(), list(by_lower), 1)
-    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
+    """A question about the valid name most like a value, or that begins like it; empty if there is none."""
+    by_letters, given = {_letters(name): name for name in valid}, _letters(str(value))
+    begins = [each for each in by_letters if len(given) > 2 and len(each) > 2 and _begin_alike(given, each)]
+    near = difflib.get_close_matches(given, list(by_letters), 1) or begins
+    return f" (did you mean {by_letters[near[0]]}?)" if near else ""
+
+
+def _begin_alike(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
+
+
+def _letters(name: str) -> str:
+    """A name in lower case without punctuation, as names are compared."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def shown(value: object) -> str:

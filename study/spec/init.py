@@ -20,12 +20,13 @@ from study.errors import SpecError, UsageError
 from study.spec.model import SAMPLERS, SCHEDULERS
 from study.spec.reading import check
 from study.usercode import bundle
-from trainables.usercode.importing import is_import_path
+from trainables.usercode.importing import is_import_path, is_own, is_table
 from trainables.workloads.catalogue import CATALOGUE, RULES, SOLO, Facts
 
 # In the order of asking.
 QUESTIONS = {
     "data": "Data set",
+    "label": "Column to predict",
     "model": "Model",
     "optimizers": "Optimizers, comma separated",
     "trials": "Trials (cells to try)",
@@ -43,13 +44,15 @@ _SEARCHED = (("width", "depth"), ("width",), ("depth",), ())
 class Answers:
     """What a new spec is made from; the defaults are for small real data that need no download."""
 
-    data: str = "digits"  # a data set of `trainables.workloads.catalogue.CATALOGUE`, or the import path of a user's
+    data: str = "digits"  # a data set of `trainables.workloads.catalogue.CATALOGUE`, or a user's import path or file
     model: str = "cnn"  # a model family, or the import path of a user's model
     optimizers: tuple[str, ...] = ("sgd", "momentum", "adam")  # to compare
     trials: int = 24  # cells to try
     epochs: int = 5  # per lane
     seeds: int = 3  # per learning rate
     name: str = "study"  # of the study
+    label: str = ""  # column to predict, of a table
+    task: str = ""  # classification or regression, if the data do not say
 
 
 def offered(data: str) -> tuple[str, ...]:
@@ -60,9 +63,16 @@ def offered(data: str) -> tuple[str, ...]:
     return ("cnn", "mlp") if facts and len(facts.in_shape) == 3 else ("mlp", "linear")
 
 
-def _facts(data: str) -> Facts | None:
+def _facts(data: str, label: str = "", task: str = "") -> Facts | None:
     """Properties of a data set, for a user's from trying it; None if there is no such data set."""
-    return CATALOGUE.get(data) or bundle.inspect({"workload": {"data": data}}, Path.cwd(), {}).facts
+    given = {"data": data, "label": label, "task": task}
+    workload = {name: value for name, value in given.items() if value}
+    return CATALOGUE.get(data) or bundle.inspect({"workload": workload}, Path.cwd(), {}).facts
+
+
+def has_columns(data: str) -> bool:
+    """Whether a data set is a table, one of whose columns is to be predicted."""
+    return data.lower().endswith((".csv", ".parquet"))
 
 
 def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
@@ -96,13 +106,14 @@ def template(file: Path, **filters: Callable[..., str]) -> jinja2.Template:
 
 def render(answers: Answers) -> str:
     """The spec of some answers, as commented TOML; a `SpecError` if it is not valid."""
-    facts = _facts(answers.data)
+    facts = _facts(answers.data, answers.label, answers.task)
     small = facts is not None and facts.train <= _SMALL
     sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train]
     for searched in _SEARCHED if is_import_path(answers.model) else [()]:
         text = template(Path(__file__).with_name("init.j2"), toml=_toml).render(
             answers=answers,
             own=is_import_path(answers.model),
+            divided=is_table(answers.data),
             searched=searched,
             accuracy=facts is not None and facts.task == "classification",
             sizes=[*sizes, *(['"full"'] if small else [])],
@@ -132,13 +143,15 @@ def _asked(given: Mapping[str, Any], default: Answers) -> dict[str, Any]:
     """All answers; each question is repeated until the spec is valid with its answer."""
     answers = dict(given)
     for field, question in QUESTIONS.items():
-        if field in answers:
+        if field in answers or (field == "label" and not has_columns(answers["data"])):
             continue
         usual = getattr(_completed(answers, default), field)
         number = isinstance(usual, int)
 
         def checked(text: str, field: str = field, number: bool = number) -> Any:
             value = click.INT(text) if number else text.strip()
+            if field == "data" and has_columns(value) and Path(value).is_file():
+                return value  # it is valid with its label
             try:
                 render(_completed({**answers, field: value}, default))
             except SpecError as error:
@@ -150,7 +163,7 @@ def _asked(given: Mapping[str, Any], default: Answers) -> dict[str, Any]:
                 click.echo(f"  {name:<15}{CATALOGUE[name].about}")
         if field == "model":
             question = f"{question} ({' or '.join(offered(answers['data']))})"
-        shown = ", ".join(usual) if isinstance(usual, tuple) else usual
+        shown = (", ".join(usual) if isinstance(usual, tuple) else usual) or None
         answers[field] = click.prompt(question, default=shown, value_proc=checked)
     return answers
 
@@ -162,7 +175,7 @@ def _completed(given: Mapping[str, Any], default: Answers) -> Answers:
         suitable = _data_sets(given)
         if default.data not in suitable:
             answers = replace(answers, data=suitable[0])
-    if "model" not in given and (answers.data in CATALOGUE or is_import_path(answers.data)):
+    if "model" not in given and (answers.data in CATALOGUE or is_own(answers.data)):
         answers = replace(answers, model=offered(answers.data)[0])
     if isinstance(answers.optimizers, str):
         names = tuple(name.strip() for name in answers.optimizers.split(","))

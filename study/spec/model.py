@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tomlkit
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
@@ -29,9 +30,9 @@ from study.spec.dimensions import (
 from study.spec.given import Baseline, Enqueued
 from study.usercode import bundle
 from trainables import config
-from trainables.config import Positive
-from trainables.usercode.importing import is_import_path
-from trainables.workloads.catalogue import CATALOGUE, ENGINES, FAMILIES, Facts, OptimizerFacts
+from trainables.config import Missing, Positive
+from trainables.usercode.importing import TABLES, is_import_path, is_own, is_table
+from trainables.workloads.catalogue import CATALOGUE, ENGINES, FAMILIES, TASKS, Facts, OptimizerFacts, Task
 
 # Studies with different root seeds share no lane's seed; a study's search uses at most half of these.
 SEEDS = 1_000_000
@@ -39,9 +40,10 @@ SEEDS = 1_000_000
 SHARING = 8
 LIMITS = ("epochs", "updates", "examples", "seconds")
 SAMPLERS = ("tpe", "random", "qmc", "grid", "gp", "nsga2")
+MISSING: tuple[Missing, ...] = get_args(Missing)
 SCHEDULERS = ("asha", "hyperband", "none")
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
-Part = TypeVar("Part", config.Augmentation, config.Budget, config.Recording)
+Part = TypeVar("Part", config.Augmentation, config.Budget, config.Reading, config.Recording)
 
 
 def part(section: Part, kind: type[Part]) -> Part:
@@ -63,13 +65,44 @@ class Augmentation(Section, config.Augmentation):
     """Random changes of the training images, drawn for each example; none by default."""
 
 
-class Workload(Section):
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _shares(value: object) -> object:
+    """Three shares of the examples, as a tuple."""
+    shares = value if isinstance(value, list | tuple) else ()
+    numbers = [each for each in shares if isinstance(each, float) and each > 0]
+    if len(shares) != 3 or len(numbers) != 3 or not math.isclose(sum(numbers), 1):
+        raise ValueError("must be three shares that sum to 1, as in split = [0.7, 0.15, 0.15]")
+    return tuple(numbers)
+
+
+def _readable(value: object) -> object:
+    """Refuse a file of a kind that is not read, before it is taken for an unknown name."""
+    if isinstance(value, str) and not is_own(value) and re.search(r"[./\\]", value):
+        raise ValueError(f"files that are read end in {', '.join(TABLES[:-1])}; a folder of images ends in a slash")
+    return value
+
+
+class Workload(Section, config.Reading):
     """Data, model family and metric; never the optimizer."""
 
     # a data set of `trainables.workloads.catalogue.CATALOGUE`, or the import path of the user's
-    data: Annotated[str, known("data set", CATALOGUE, user_code=True)]
+    # or a file beside the spec: .csv, .parquet, .npz, or a folder of images with a slash at its end
+    data: Annotated[str, known("data set", CATALOGUE, is_own), BeforeValidator(_readable)]
+    # regression or classification, where a user's targets do not say: numbers that may be classes
+    task: Annotated[Task, known("task", TASKS)] | None = None
+    label: str | None = None  # of a table: the column to be predicted
+    features: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()  # columns of the inputs; all others if not given
+    # shares of training, validation and test examples
+    split: Annotated[tuple[float, float, float], BeforeValidator(_shares)] = (0.7, 0.15, 0.15)
+    split_column: str | None = None  # the column that says train, validation or test, instead of `split`
+    group_column: str | None = None  # the column whose equal values stay in one split
+    # error, drop (the row), or mean (of the training split)
+    missing: Annotated[Missing, known("missing", MISSING)] = "error"
     # linear, mlp, cnn, or quadratic for the data set of that name; or the import path of the user's
-    model: Annotated[str, known("model", FAMILIES, user_code=True)]
+    model: Annotated[str, known("model", FAMILIES, is_import_path)]
     model_args: ModelArgs = ModelArgs()  # arguments of a shipped model
     # the spec's `model_args` if the model is the user's; lists and ranges are searched
     own_args: dict[str, ModelArgument] = Field(default_factory=dict)
@@ -379,6 +412,9 @@ class Spec(Section):
         tables = {name: table for name, table in tables.items() if table != []}
         if own := tables["workload"].pop("own_args"):
             tables["workload"]["model_args"] = own
+        for name in vars(config.Reading()) if not is_table(self.workload.data) else ():
+            if name != "task":
+                tables["workload"].pop(name, None)
         return tables
 
     def to_toml(self) -> str:

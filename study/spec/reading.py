@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from study.errors import SpecError
 from study.spec import checks
-from study.spec.dimensions import Dimension, model_argument, setting, shown, similar, size
+from study.spec.dimensions import Dimension, model_argument, setting, size
+from study.spec.explain import explain, missing, unknown_key
 from study.spec.model import LIMITS, Spec
 from study.usercode import bundle
 from study.usercode.client import arrays, table
 
 SHIPPED = Path(__file__).parent / "shipped"
-
-# What pydantic says -> what we say.
-_PHRASES = {
-    "Input should be": "must be",
-    "String should": "must",
-    "List should have at least 1 item after validation, not 0": "needs at least one",
-    "a valid integer": "a whole number",
-    "a valid ": "a ",
-}
-# Spec key -> what its text must be; pydantic would print a regular expression.
-_PATTERNS = {
-    "name": "must be letters, digits, dots, dashes and underscores, beginning with a letter or digit",
-    "workload.loss": "must be an import path, as in package.module:name",
-    "workload.score": "must be an import path, as in package.module:name",
-}
 
 
 def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
@@ -118,13 +103,10 @@ def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None =
             try:
                 valid[name] = adapter.validate_python(tables[name], context=user_code)
             except ValidationError as error:
-                mistakes += _explain(name, error)
+                mistakes += explain(name, error)
         elif field.is_required():
-            mistakes.append(f"{name}: missing; {_needs(name)}")
-    known = list(Spec.model_fields)
-    mistakes += [
-        f"{key}: unknown key{similar(key, known)}; valid: {', '.join(known)}" for key in tables if key not in known
-    ]
+            mistakes.append(missing([name]))
+    mistakes += [unknown_key([key]) for key in tables if key not in Spec.model_fields]
     mistakes += checks.mistakes(valid, user_code)
     if mistakes:
         raise SpecError(source, mistakes)
@@ -156,55 +138,3 @@ def settings_in(tables: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
             known = ends.setdefault(str(each.get("optimizer")), {}).setdefault(name, [])
             known += [value for value in values if value not in known]
     return {name: settings for name, settings in ends.items() if settings}
-
-
-def _explain(section: str, error: ValidationError) -> list[str]:
-    """One line for each mistake in a section: key, value, what is wrong and what is valid."""
-    lines = []
-    for problem in error.errors():
-        path = [section, *(str(part) for part in problem["loc"] if part != section)]
-        key, value = re.sub(r"\.(\d+)", lambda place: f"[{int(place[1]) + 1}]", ".".join(path)), problem["input"]
-        match problem["type"]:
-            case "extra_forbidden":
-                valid = _fields_at(path[:-1])
-                lines.append(f"{key}: unknown key{similar(path[-1], valid)}; valid: {', '.join(valid)}")
-            case "missing":
-                lines.append(f"{key}: missing")
-            case "list_type" if section in ("baseline", "enqueue"):
-                lines.append(f"{key}: must be an array of tables, as in [[{key}]]")
-            case "model_type" | "model_attributes_type" | "dict_type":
-                lines.append(f"{key} = {shown(value)}: must be a table, as in [{key}]")
-            case kind:
-                message = str(problem["ctx"]["error"]) if kind == "value_error" else _reworded(problem["msg"])
-                message = _PATTERNS.get(key, message) if kind == "string_pattern_mismatch" else message
-                given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
-                lines.append(f"{key}{given}: {message}")
-    return lines
-
-
-def _reworded(message: str) -> str:
-    for theirs, ours in _PHRASES.items():
-        message = message.replace(theirs, ours)
-    return message
-
-
-# What a section makes of other keys: model_args, and a metric of the user's.
-_INTERNAL = ("own_args", "score")
-
-
-def _fields_at(path: list[str]) -> list[str]:
-    """The keys of the table at a path."""
-    model: Any = Spec
-    for part in path:
-        if part.isdigit():  # the place in an array of tables
-            continue
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *get_args(annotation)]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return [name for name in model.model_fields if name not in _INTERNAL]
-
-
-def _needs(name: str) -> str:
-    if name == "name":
-        return 'give one, as in name = "my-study"'
-    return f"add the table [{name}] with {', '.join(_fields_at([name]))}"

@@ -84,6 +84,7 @@ class Space:
             share=min(1.0, resources.gpus) or 1.0,
             threads=resources.cpus_per_trial,
             checkpoint=self.checkpoint(number),
+            **vars(part(workload, config.Reading)),
             **vars(part(spec.recording, config.Recording)),
         )
         return {**asdict(trial), "replicate": replicate, "searched": searched(cell)}

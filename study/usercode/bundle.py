@@ -28,7 +28,7 @@ from typing import Any
 from study.usercode import client
 from study.usercode.client import paths_in
 from trainables.usercode import importing
-from trainables.usercode.importing import CODE, OURS, RECORD, digest_of, hash_of, recorded
+from trainables.usercode.importing import CODE, OURS, RECORD, digest_of, hash_of, is_table, recorded
 from trainables.usercode.request import Answer
 from trainables.workloads.catalogue import OPTIMIZERS, Facts, OptimizerFacts
 
@@ -99,13 +99,15 @@ def inspect(
     Modules are looked for in a folder before the current one; if it has a `code/`, only that is used. `sizes` and
     `settings` have the values to try.
     """
-    paths = paths_in(tables)
-    if not paths:
+    paths, data = paths_in(tables), str(client.table(tables, "workload").get("data", ""))
+    if not paths and not is_table(data):
         return UserCode()
     code, lacking = code_of(folder), set[str]()
     folders = [] if code else list(dict.fromkeys(each.resolve() for each in (folder, Path.cwd()) if each.is_dir()))
     while True:
         copy = _restored(code) if code else _copied(paths, lacking, folders)
+        if is_table(data) and not code:
+            _copy_table(copy, data, folders)
         if copy.mistakes:
             return UserCode(mistakes=copy.mistakes)
         copy = copy.settled()
@@ -123,7 +125,7 @@ def inspect(
     record = {"files": copy.files, "sources": copy.sources, "answers": answers}
     if code and not kept and os.access(code, os.W_OK):
         _write(code, record)
-    facts = Facts(**{**answer.facts, "in_shape": tuple(answer.facts["in_shape"])}) if answer.facts else None
+    facts = Facts.of(answer.facts) if answer.facts else None
     optimizers = {
         path: OptimizerFacts(**{**each, "rates": tuple(each["rates"])}) for path, each in answer.optimizers.items()
     }
@@ -238,6 +240,24 @@ def _copy_package(copy: _Copy, source: Path) -> None:
         which = f"{left_out[-1]}{f' (and {len(left_out) - 1} others)' if left_out[1:] else ''}"
         limit = f"a package's files are copied up to {MOST_BYTES >> 20} MiB"
         copy.notes.append(f"{limit}, without {which}; give an absolute path")
+
+
+def _copy_table(copy: _Copy, data: str, folders: Sequence[Path]) -> None:
+    """Copy the file, or folder of images, that is the data set, unless it is an absolute path."""
+    places = [Path(data)] if Path(data).is_absolute() else [folder / data for folder in folders]
+    source = next((each for each in places if (each.is_dir() if data.endswith("/") else each.is_file())), None)
+    if source is None:
+        what = "folder" if data.endswith("/") else "file"
+        copy.mistakes.append(f"workload.data: {data}: there is no such {what} ({' or '.join(map(str, places))})")
+    elif not Path(data).is_absolute():
+        files = list(_files(source)) if source.is_dir() else [source]
+        if (size := sum(file.stat().st_size for file in files)) > MOST_BYTES:
+            limits = f"has {size >> 20:,} MiB, and up to {MOST_BYTES >> 20} MiB are copied into a study"
+            copy.mistakes.append(f"workload.data: {data}: {limits}; give its absolute path, which all nodes must reach")
+            return
+        copy.sources.setdefault(source.stem, str(source.resolve()))
+        for file in files:
+            copy.add(file, file.relative_to(source.parent).as_posix())
 
 
 def _imports(file: Path) -> set[str]:

@@ -16,6 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from trainables.config import Reading
 from trainables.storage import data_folder
 from trainables.usercode import importing
 from trainables.usercode.importing import is_import_path
@@ -73,12 +76,27 @@ def request(
         standardize=workload.get("standardize") is not False,
         dtype="float64" if workload.get("dtype") == "float64" else "float32",
         memory_bytes=int(MEMORY_SHARE * memory),
+        reading=_reading({name: workload[name] for name in vars(Reading()) if name in workload}),
+        images=workload.get("model") == "cnn",
     )
+
+
+def _reading(given: dict[str, Any]) -> dict[str, Any]:
+    """What a spec says about reading its data, without defaults, and invalid values, which its section reports."""
+    try:
+        reading = TypeAdapter(Reading).validate_python(given)
+    except ValidationError as error:
+        wrong = {each["loc"][0] for each in error.errors()}
+        return _reading({name: value for name, value in given.items() if name not in wrong})
+    return {name: value for name, value in vars(reading).items() if value != getattr(Reading(), name)}
 
 
 def key(request: Request) -> str:
     """A hash of a request, the same on every machine."""
     fields = {**dataclasses.asdict(request), "code": "", "folders": [], "data_folder": "", "memory_bytes": 0}
+    for name in ("reading", "images"):  # earlier versions had none
+        if not fields[name]:
+            del fields[name]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -59,6 +59,8 @@ class TrialRun:
             dtype=self.dtype,
             device=self.device,
             code=config.code,
+            reading=config.reading(),
+            images=family == "cnn",
         )
         shape, outputs = self.data.in_shape, self.data.out_features
         size: dict[str, Any] = {"width": config.width, "depth": config.depth, "bundle": config.code}

@@ -3,7 +3,7 @@
 - A model is called with `in_shape`, `out_features`, `width` and `depth` if the spec searches them, and the keys of
   `model_args`, all by keyword. It returns a `torch.nn.Module` from (n, *in_shape) to (n, out_features).
 - A data set is called with `seed` and `folder`, if it takes them. It returns {"train": (inputs, targets),
-  "validation": ..., "test": ...} of arrays or tensors. Integer targets are classes.
+  "validation": ..., "test": ...}; `trainables.workloads.own` says of what.
 - An optimizer is a subclass of `torch.optim.Optimizer`, which runs lane by lane, or a `trainables.rules.Rule`.
 - A loss maps outputs (n, out_features) and targets (n, ...) to (n,) losses, one per example, none negative.
 - A score takes the same arguments and returns (n,) numbers from 0 to 1, larger is better. It replaces accuracy.
@@ -40,6 +40,8 @@ EXPECTED = {
     "score": "a callable from outputs (n, out_features) and targets to (n,) numbers from 0 to 1",
 }
 
+TABLES = (".csv", ".parquet", ".npz", "/")
+"""Ends of the names of data sets that are files, and of folders of images."""
 OURS = ("study", "trainables", "analysis")
 CODE, RECORD = "code", "inspected.json"
 """Name of the bundle in a results folder, and of its record: `files` with their hashes, `sources`, `answers`."""
@@ -58,6 +60,16 @@ class UserCodeError(ValueError):
 def is_import_path(name: str) -> bool:
     """Whether a name in a spec is an import path."""
     return ":" in name
+
+
+def is_table(name: str) -> bool:
+    """Whether the name of a data set in a spec is that of a file or, with a slash at its end, of a folder."""
+    return name.lower().endswith(TABLES)
+
+
+def is_own(name: str) -> bool:
+    """Whether the name of a data set in a spec is that of a user's."""
+    return is_table(name) or is_import_path(name)
 
 
 class _Bundle:
@@ -300,9 +312,10 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def changed(folder: Path) -> list[str]:
-    """The modules of a folder that are no longer what was recorded of them."""
+    """The modules and tables of a folder that are no longer what was recorded of them."""
     files: dict[str, str] = recorded(folder).get("files", {})
-    modules = {name: kept for name, kept in files.items() if name.endswith(".py")}
+    modules = {name: kept for name, kept in files.items() if name.endswith((".py", *TABLES)) and "/" not in name}
+    modules |= {name: kept for name, kept in files.items() if name.endswith(".py")}
     return [name for name, kept in modules.items() if not (file := folder / name).is_file() or hash_of(file) != kept]
 
 

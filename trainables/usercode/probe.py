@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from trainables.config import Reading
 from trainables.errors import DataError, ModelError
 from trainables.lanes.reference import relative, step
 from trainables.lanes.seeds import initialise
@@ -29,13 +30,15 @@ from trainables.usercode.importing import (
     UserCodeError,
     describe_error,
     files_elsewhere,
+    hash_of,
     imported,
     is_import_path,
+    is_table,
     modules_from,
 )
 from trainables.usercode.request import Answer, Request
 from trainables.usercode.vmap_support import support_of
-from trainables.workloads import data, models
+from trainables.workloads import data, findings, models
 from trainables.workloads.catalogue import Facts
 from trainables.workloads.criterion import called_on
 
@@ -84,6 +87,8 @@ class Probe:
                 self._functions(sample)
                 self._networks(sample)
         self.answer.lacking, self.answer.elsewhere = sorted(modules_from(request.folders)), files_elsewhere()
+        if is_table(request.data) and (table := Path(request.data)).is_absolute() and table.is_file():
+            self.answer.elsewhere[request.data] = hash_of(table)
         return self.answer
 
     def _try(self, key: str, path: str, doing: str, seconds: float, work: Callable[[], Result]) -> Result | None:
@@ -117,23 +122,34 @@ class Probe:
         """Examples of a user's data set, or noise of the shape of a shipped one; None if the data cannot be used."""
         request, dtype = self.request, getattr(torch, self.request.dtype)
         if request.facts:
-            facts = Facts(**{**request.facts, "in_shape": tuple(request.facts["in_shape"])})
+            facts = Facts.of(request.facts)
             inputs = torch.randn(EXAMPLES, *facts.in_shape, generator=torch.Generator().manual_seed(0)).to(dtype)
             targets = inputs.new_zeros(EXAMPLES, facts.out_features)
             return Sample(facts, inputs, targets if facts.task == "regression" else torch.zeros(EXAMPLES).long())
-        folder, name, code = Path(request.data_folder), request.data, request.code
-        load = partial(data.load, name, folder, standardize=request.standardize, dtype=dtype, code=code)
-        loaded = self._try("workload.data", name, f"loading {name}", DATA_SECONDS, load)
-        if loaded is None:
+        name, code = request.data, request.code
+        source = data.Source(name, code, Reading.from_fields(request.reading), request.images)
+        own = self._try(
+            "workload.data", name, f"loading {name}", DATA_SECONDS, partial(source.own, Path(request.data_folder))
+        )
+        if own is None:
             return None
-        about = (getattr(imported(name, code), "__doc__", None) or "").strip() or f"from {name}"
-        facts = data.facts_of(loaded, about=about.splitlines()[0])
+        if own.doubt:
+            self.answer.mistakes.append(f"workload.data: {name}: {own.doubt}")
+            return None
+        loaded = data.prepared(name, own, standardize=request.standardize, dtype=dtype)
+        sizes = len(loaded.train), len(loaded.validation), len(loaded.test)
+        warned, scores = tuple(findings.warnings(own)), findings.baselines(own, standardize=request.standardize)
+        facts = Facts(
+            own.task, loaded.in_shape, own.outputs, *sizes, _about(name, request), own.classes, warned, scores
+        )
         self.answer.facts = dataclasses.asdict(facts)
+        for note in own.notes:
+            self._note(note)
         if request.redraw and not data.takes_seed(name, code):
             self.answer.mistakes.append(
                 f"workload.redraw = true: {name} takes no seed, so it cannot draw new data; add the argument seed"
             )
-        if facts.task == "classification":
+        if facts.task == "classification" and not own.classes:
             self._note(
                 f"{name} has whole numbers as targets, so they are {facts.out_features} classes; those of a "
                 "regression are floats"
@@ -182,6 +198,14 @@ class Probe:
                 network(inputs[:1])
             except Exception as error:  # noqa: BLE001  whatever the user's module raises
                 self.answer.lone = describe_error(error, path.partition(":")[0])
+
+
+def _about(name: str, request: Request) -> str:
+    """A line about a user's data set for people."""
+    if is_table(name):
+        return f"{request.reading.get('label') or 'labels'} of {name}"
+    documented = (getattr(imported(name, request.code), "__doc__", None) or "").strip()
+    return documented.splitlines()[0] if documented else f"from {name}"
 
 
 def _check_outputs(network: torch.nn.Module, sample: Sample, path: str, size: str) -> None:

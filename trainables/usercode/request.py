@@ -23,6 +23,8 @@ class Request:
         loss, score: import paths; empty if there are none.
         standardize, dtype: of the workload.
         memory_bytes: limit of the process.
+        reading: fields of a `Reading`.
+        images: whether the model needs images.
     """
 
     code: str
@@ -39,6 +41,8 @@ class Request:
     standardize: bool
     dtype: str
     memory_bytes: int
+    reading: dict[str, Any] = field(default_factory=dict)
+    images: bool = False
 
 
 @dataclass

@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from trainables.errors import ModelError
 from trainables.workloads import deepobs
 
 Task = Literal["regression", "classification"]
+TASKS: tuple[Task, ...] = get_args(Task)
 ENGINES = ("native", "eager", "cuda-graph", "solo")
 FAMILIES = ("linear", "mlp", "cnn", "quadratic")
 
@@ -28,6 +29,9 @@ class Facts:
         out_features: outputs of a model: numbers to be predicted, or classes.
         train, validation, test: examples in each split.
         about: one line for people.
+        classes: names of a user's classes; empty if they are numbers.
+        warnings: what looks wrong with a user's data.
+        baselines: metric -> its value on a user's validation split without learning; empty if it is not known.
     """
 
     task: Task
@@ -37,6 +41,15 @@ class Facts:
     validation: int
     test: int
     about: str
+    classes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    baselines: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Facts:
+        """From fields as JSON keeps them."""
+        values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+        return cls(**values)
 
 
 CATALOGUE: dict[str, Facts] = {

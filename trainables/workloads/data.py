@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.config import Reading
 from trainables.errors import DataError
 from trainables.storage import data_folder
-from trainables.usercode.importing import EXPECTED, UserCodeError, called, imported, is_import_path
-from trainables.workloads import deepobs
+from trainables.usercode.importing import called, imported, is_own, is_table
+from trainables.workloads import deepobs, tables
 from trainables.workloads.catalogue import CATALOGUE, Facts, Task
+from trainables.workloads.own import Own, examples
 
-CPU = torch.device("cpu")
+CPU, AS_GIVEN = torch.device("cpu"), Reading()
 # torchvision's class, and the folder and files that it looks for under the data folder.
 _TORCHVISION = {
     "mnist": ("MNIST", "MNIST/raw"),
@@ -67,8 +68,8 @@ class Data:
         name: one of `catalogue.CATALOGUE`, or an import path.
         task: regression or classification.
         train, validation, test: the splits.
+        out_features: outputs that a model must have.
         mean, std: by which the inputs were standardised, one number per column or channel; none if they were not.
-        outputs: that a model of a user's data set needs; 0 for a data set of the catalogue.
     """
 
     name: str
@@ -76,14 +77,19 @@ class Data:
     train: Split
     validation: Split
     test: Split
+    out_features: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    outputs: int = 0
 
-    @property
-    def out_features(self) -> int:
-        """Outputs that a model must have."""
-        return self.outputs or CATALOGUE[self.name].out_features
+    @classmethod
+    def of(cls, name: str, task: Task, splits: list[Split], out_features: int) -> Data:
+        """A data set from its splits, in order."""
+        train, validation, test = splits
+        return cls(name, task, train, validation, test, out_features)
+
+    def mapped(self, change: Callable[[Split], Split]) -> Data:
+        """The same data set with its splits changed."""
+        return replace(self, train=change(self.train), validation=change(self.validation), test=change(self.test))
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -100,11 +106,13 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     code: str = "",
+    reading: Reading = AS_GIVEN,
+    images: bool = False,
 ) -> Data:
     """Load a data set; a second call in the same process returns the same tensors.
 
     Args:
-        name: one of `catalogue.CATALOGUE`, or the import path of a user's data set (`trainables.usercode.importing`).
+        name: one of `catalogue.CATALOGUE`, or the import path or file of a user's data set.
         folder: of downloaded data; `data_folder()` if not given.
         standardize: subtract the training split's mean and divide by its standard deviation: inputs per column, or per
             channel of an image; a regression's targets too, so that its loss is in variances of y.
@@ -112,101 +120,70 @@ def load(
         dtype: floating type of inputs and regression targets.
         device: of all splits.
         code: folder of the bundle that has a user's data set.
+        reading: how a user's data set becomes examples.
+        images: whether the model needs images; see `trainables.workloads.own.examples`.
 
     Raises:
         DataError: if the data cannot be loaded, or must not be standardised.
         UserCodeError: if a user's data set cannot be used.
     """
-    return _load(name, folder or data_folder(), standardize, seed, dtype, device, code if is_import_path(name) else "")
+    source = Source(name, code, reading, images) if is_own(name) else Source(name)
+    return _load(source, folder or data_folder(), standardize, seed, dtype, device)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which data set, by the arguments of `load`; the same import path may name another one in another bundle."""
+
+    name: str
+    code: str = ""
+    reading: Reading = AS_GIVEN
+    images: bool = False
+
+    def own(self, folder: Path, seed: int = 0) -> Own:
+        """A user's data set, before it is standardised."""
+        if is_table(self.name):
+            splits, notes = tables.splits(self.name, self.code, self.reading, seed)
+            own = examples(self.name, splits, self.reading.task, images=self.images)
+            return replace(own, notes=[*notes, *own.notes])
+        offered = {"seed": seed, "folder": folder}
+        given = called(self.name, "data", offered, optional=tuple(offered), code=self.code)
+        return examples(self.name, given, self.reading.task, images=self.images)
 
 
 @cache
-def _load(
-    name: str, folder: Path, standardize: bool, seed: int, dtype: torch.dtype, device: torch.device, code: str
-) -> Data:
-    """Load a data set once per process; the same import path may name another data set in another bundle."""
-    if is_import_path(name):
-        splits, task, outputs = _user_splits(name, folder, seed, code)
-    elif name not in CATALOGUE:
+def _load(source: Source, folder: Path, standardize: bool, seed: int, dtype: torch.dtype, device: torch.device) -> Data:
+    name = source.name
+    if is_own(name):
+        return prepared(name, source.own(folder, seed), standardize=standardize, dtype=dtype, device=device)
+    if name not in CATALOGUE:
         raise DataError(f"no data set is called {name!r}; there are {', '.join(CATALOGUE)}")
-    elif standardize and name == "quadratic":
+    if standardize and name == "quadratic":
         raise DataError("quadratic is a problem in its own units, and another one if standardised: standardize=False")
-    else:
-        task, outputs = CATALOGUE[name].task, CATALOGUE[name].out_features
-        make = {"cubic": _cubic, "linear": _linear, "digits": _digits, "quadratic": _quadratic}
-        splits = _torchvision(name, folder, seed) if name in _TORCHVISION else make[name](seed)
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    if standardize:
-        splits, mean, std = _standardized(splits, targets_too=task == "regression")
-    train, validation, test = (split.to(device, dtype) for split in splits)
-    return Data(name, task, train, validation, test, mean, std, outputs)
+    facts, make = CATALOGUE[name], {"cubic": _cubic, "linear": _linear, "digits": _digits, "quadratic": _quadratic}
+    splits = _torchvision(name, folder, seed) if name in _TORCHVISION else make[name](seed)
+    return _finished(Data.of(name, facts.task, splits, facts.out_features), standardize, dtype, device)
 
 
-def facts_of(data: Data, about: str = "") -> Facts:
-    """The properties of a loaded data set."""
-    sizes = len(data.train), len(data.validation), len(data.test)
-    return Facts(data.task, data.in_shape, data.out_features, *sizes, about)
+def prepared(
+    name: str, own: Own, *, standardize: bool = False, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Data:
+    """A user's data set as trials use it; the arguments are those of `load`."""
+    splits = [Split(*pair) for pair in zip(own.inputs, own.targets, strict=True)]
+    return _finished(Data.of(name, own.task, splits, own.outputs), standardize, dtype, device)
+
+
+def _finished(data: Data, standardize: bool, dtype: torch.dtype, device: torch.device) -> Data:
+    data = _standardized(data) if standardize else data
+    return data.mapped(lambda split: split.to(device, dtype))
 
 
 def takes_seed(name: str, code: str = "") -> bool:
     """Whether a data set depends on its seed."""
-    if not is_import_path(name):
+    if is_table(name) or not is_own(name):
         return True
     parameters = inspect.signature(imported(name, code)).parameters.values()
     return any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _user_splits(path: str, folder: Path, seed: int, code: str) -> tuple[list[Split], Task, int]:
-    """A user's splits, their task, and the outputs that a model needs."""
-    names = ("train", "validation", "test")
-    given = called(path, "data", {"seed": seed, "folder": folder}, optional=("seed", "folder"), code=code)
-    if not isinstance(given, Mapping) or set(given) != set(names):
-        got = f"a dict of {', '.join(map(str, given))}" if isinstance(given, Mapping) else type(given).__name__
-        raise UserCodeError(f"{path}: returned {got}; expected {EXPECTED['data']}")
-    splits = [_user_split(path, name, given[name]) for name in names]
-    for name, split in zip(names[1:], splits[1:], strict=True):
-        for what in ("inputs", "targets"):
-            here, there = getattr(split, what), getattr(splits[0], what)
-            if here.shape[1:] != there.shape[1:] or here.is_floating_point() != there.is_floating_point():
-                told = f"{what} of {name} are {here.dtype} of {tuple(here.shape)}, of train {there.dtype} of"
-                raise UserCodeError(f"{path}: {told} {tuple(there.shape)}; expected the same but for the count")
-    targets = [split.targets for split in splits]
-    if targets[0].is_floating_point():
-        return splits, "regression", targets[0].shape[1]
-    classes = {int(c) for t in targets for c in t.unique()}
-    if len(classes) == 1:
-        told = f"all targets are {classes.pop()}; expected two classes or more, or floats for regression"
-        raise UserCodeError(f"{path}: {told}")
-    if min(classes) < 0:
-        raise UserCodeError(f"{path}: a class number is below 0; expected classes from 0 on")
-    return splits, "classification", 1 + max(classes)
-
-
-def _user_split(path: str, name: str, pair: Any) -> Split:
-    try:
-        inputs, targets = (_tensor(each) for each in pair)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserCodeError(f"{path}: {name} is no pair of arrays ({error}); expected {EXPECTED['data']}") from error
-    if inputs.ndim < 2 or not len(inputs) or targets.ndim not in (1, 2) or len(targets) != len(inputs):
-        told = f"{name} has inputs of {tuple(inputs.shape)} and targets of {tuple(targets.shape)}"
-        raise UserCodeError(f"{path}: {told}; expected (n, ...) and (n,) or (n, outputs), n the same and above 0")
-    if targets.is_floating_point() and targets.ndim == 1:
-        targets = targets[:, None]
-    if not targets.is_floating_point() and targets.ndim == 2:
-        raise UserCodeError(f"{path}: {name} has whole numbers of {tuple(targets.shape)} as targets; classes are (n,)")
-    inputs = inputs if inputs.is_floating_point() else inputs.to(torch.float64)
-    for what, values in (("inputs", inputs), ("targets", targets)):
-        if not values.isfinite().all():
-            raise UserCodeError(f"{path}: {what} of {name} are not all finite; take out or fill in what is missing")
-    return Split(inputs, targets)
-
-
-def _tensor(values: Any) -> Tensor:
-    """A user's array as a tensor without gradient; unsigned integers, which torch supports in part, as signed."""
-    if isinstance(values, np.ndarray) and values.dtype in (np.uint16, np.uint32):
-        values = values.astype(np.int64)
-    return torch.as_tensor(values).detach()
 
 
 def _cubic(seed: int) -> list[Split]:
@@ -300,10 +277,9 @@ def _image_split(images: Tensor | np.ndarray, labels: Tensor | list[int]) -> Spl
     return Split(pixels, torch.as_tensor(labels))
 
 
-def _standardized(
-    splits: list[Split], *, targets_too: bool
-) -> tuple[list[Split], tuple[float, ...], tuple[float, ...]]:
-    train = splits[0]
+def _standardized(data: Data) -> Data:
+    """A data set in units of the training split's standard deviations, targets of a regression too."""
+    train, targets_too = data.train, data.task == "regression"
     # All axes except that of the columns or channels.
     axes = [axis for axis in range(train.inputs.ndim) if axis != 1]
     mean, std = train.inputs.mean(axes, keepdim=True), _deviation(train.inputs, axes)
@@ -311,8 +287,13 @@ def _standardized(
     scale: Tensor | int = 1
     if targets_too:
         center, scale = train.targets.mean(0), _deviation(train.targets, [0])[0]
-    found = [Split((s.inputs - mean) / std, (s.targets - center) / scale if targets_too else s.targets) for s in splits]
-    return found, tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())
+
+    def standardized(split: Split) -> Split:
+        targets = (split.targets - center) / scale if targets_too else split.targets
+        return Split((split.inputs - mean) / std, targets)
+
+    numbers = tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())
+    return replace(data.mapped(standardized), mean=numbers[0], std=numbers[1])
 
 
 def _deviation(values: Tensor, axes: list[int]) -> Tensor:

@@ -1,0 +1,213 @@
+"""One line for each mistake in a spec: its key, its value, what is wrong, and what to write instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from study.spec.dimensions import VALID, shown, similar
+from study.spec.model import Spec
+
+# Examples of keys that have no default.
+_EXAMPLES: dict[str, Any] = {
+    "name": "my-study",
+    "workload.data": "digits",
+    "workload.model": "mlp",
+    "workload.target": 0.95,
+    "workload.model_args": {"kernel": 3},
+    "workload.task": "classification",
+    "workload.label": "species",
+    "workload.features": ["length", "width"],
+    "workload.split_column": "split",
+    "workload.group_column": "patient",
+    "workload.augment": {"rotate": 10.0},
+    "workload.augment.rotate": 10.0,
+    "workload.augment.translate": 0.1,
+    "workload.augment.jitter": 0.2,
+    "workload.model_args.kernel": 3,
+    "workload.model_args.padding": 1,
+    "search.width": [16, 64],
+    "search.depth": [1, 2],
+    "search.batch_size": [32, "full"],
+    "search.optimizer": ["sgd", "adam"],
+    "search.settings": {"momentum": {"momentum": [0.9, 0.99]}},
+    "cell.name": "what we use",
+    "cell.optimizer": "adam",
+    "cell.learning_rate": 0.001,
+    "cell.batch_size": 32,
+    "cell.width": 16,
+    "cell.depth": 2,
+    "lanes.learning_rate": {"low": 0.001, "high": 0.1, "count": 5},
+    "lanes.learning_rate.low": 0.001,
+    "lanes.learning_rate.high": 0.1,
+    "budget.epochs": 10,
+    "budget.updates": 1000,
+    "budget.examples": 100_000,
+    "budget.seconds": 60.0,
+    "tuning.scheduler": "asha",
+    "tuning.storage": "sqlite:///study.db",
+    "recording.mlflow": "http://127.0.0.1:5000",
+    "resources.gpus_per_trial": 1,
+    "resources.gpu_memory_gib": 24.0,
+}
+# Sections of which a spec may have several: baselines, and cells to try first.
+ARRAYS = ("baseline", "enqueue")
+# Our key -> keys of torch, Keras, scikit-learn, Optuna and Ray Tune for the same.
+_ELSEWHERE = {
+    "workload.data": "dataset data_set datasets train_data data_path csv",
+    "workload.model": "network net arch architecture model_name model_type",
+    "workload.metric": "metrics objective monitor mode direction scoring eval_metric",
+    "workload.loss": "criterion loss_fn loss_function objective_function",
+    "workload.label": "target_column label_column labels y response",
+    "workload.split": "val_split validation_split test_size train_size valid_size",
+    "workload.standardize": "normalize normalise standardise scale scaler",
+    "workload.augment": "augmentation augmentations transform transforms",
+    "workload.dtype": "precision",
+    "search.width": "hidden_size hidden_dim hidden_units hidden_layer_sizes units n_units num_hidden channels",
+    "search.depth": "layers n_layers num_layers num_hidden_layers",
+    "search.batch_size": "batch batchsize batch_sizes bs train_batch_size per_device_train_batch_size",
+    "search.optimizer": "optimizers optim optimiser optimisers solver nesterov",
+    "search.settings": "momentum betas beta1 beta2 beta_1 beta_2 eps epsilon rho alpha",
+    "lanes.learning_rate": "lr lrs learning_rates base_lr init_lr learning_rate_init eta eta0 step_size",
+    "lanes.seeds": "n_seeds num_seeds repeats n_repeats replicates cv",
+    "lanes.weight_decay": "wd l2 l2_reg weight_decays",
+    "lanes.schedule": "scheduler_lr lr_scheduler lr_schedule learning_rate_schedule",
+    "lanes.warmup": "warmup_steps warmup_ratio warmup_epochs num_warmup_steps",
+    "lanes.clip_norm": "grad_clip clip gradient_clip_val gradient_clip max_grad_norm clipnorm",
+    "budget.trials": "num_samples n_trials num_trials max_trials max_evals n_iter",
+    "budget.epochs": "max_epochs n_epochs num_epochs nb_epoch num_train_epochs max_iter max_t",
+    "budget.updates": "max_steps steps num_steps n_steps total_steps iterations",
+    "tuning.timeout": "time_budget_s time_budget max_time timeout_s",
+    "tuning.sampler": "search_alg search_algorithm algo algorithm tuner",
+    "tuning.scheduler": "pruner grace_period reduction_factor early_stopping patience",
+    "tuning.seed": "random_state random_seed rng",
+    "recording.tensorboard": "tb log_to_tensorboard",
+    "resources.cpus_per_trial": "cpu cpus num_cpus n_jobs num_workers n_workers threads",
+    "resources.gpus_per_trial": "gpu gpus num_gpus n_gpus device devices accelerator cuda",
+}
+_TYPES = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+}
+# What pydantic says -> what we say.
+_PHRASES = {
+    "Input should be": "must be",
+    "String should": "must",
+    "List should have at least 1 item after validation, not 0": "needs at least one",
+}
+# What a section makes of other keys: model_args, and a metric of the user's.
+_INTERNAL = ("own_args", "score")
+
+
+def explain(section: str, error: ValidationError) -> list[str]:
+    """The mistakes that pydantic found in a section, one line each."""
+    lines = []
+    for problem in error.errors():
+        path = [section, *(str(part) for part in problem["loc"] if part != section)]
+        key, value, kind = _key(path), problem["input"], problem["type"]
+        given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
+        if kind == "extra_forbidden":
+            lines.append(unknown_key(path))
+        elif kind == "missing":
+            lines.append(missing(path))
+        elif kind == "string_pattern_mismatch":
+            lines.append(f"{key}{given}: {_pattern(key, value)}")
+        elif kind in _TYPES:
+            what = "an array of tables" if section in ARRAYS and kind == "list_type" else _TYPES[kind]
+            lines.append(f"{key} = {shown(value)}: must be {what}, as in {_example(path, value)}")
+        else:
+            message = str(problem["ctx"]["error"]) if kind == "value_error" else _reworded(problem["msg"])
+            repeated = f"{shown(value)}: "  # by a message about a name
+            lines.append(f"{key}{given}: {message.removeprefix(repeated)}")
+    return lines
+
+
+def unknown_key(path: list[str]) -> str:
+    """The line about a key that no section has there: where the same is set here, or the keys that are valid."""
+    key, valid = path[-1], _fields_at(path[:-1])
+    if ours := _ours(key.lower().replace("-", "_")):
+        section, _, name = ours.rpartition(".")
+        return f"{_key(path)}: unknown key; write {name} = {_text(ours.split('.'))} in [{section}]"
+    return f"{_key(path)}: unknown key{similar(key, valid)}{VALID}{', '.join(valid)}"
+
+
+def missing(path: list[str]) -> str:
+    """The line about a key or table that a spec must have."""
+    if len(path) == 1 and path[0] != "name":
+        return f"{path[0]}: missing; add the table [{path[0]}] with {', '.join(_fields_at(path))}"
+    return f"{_key(path)}: missing; give one, as in {_example(path)}"
+
+
+def _key(path: list[str]) -> str:
+    """A path as text: `baseline[2].width` for a key of the second table of an array."""
+    return re.sub(r"\.(\d+)", lambda place: f"[{int(place[1]) + 1}]", ".".join(path))
+
+
+def _ours(key: str) -> str:
+    """Our key, `section.name`, for another tool's, or for one that stands in the wrong section; empty if none."""
+    keys = [f"{name}.{each}" for name in Spec.model_fields for each in _fields_at([name])]
+    return next((ours for ours in keys if key in [ours.partition(".")[2], *_ELSEWHERE.get(ours, "").split()]), "")
+
+
+def _example(path: list[str], value: object = None) -> str:
+    """An assignment to a key that is valid; for a number in quotes, the same without them."""
+    if len(path) == 1 and path[0] != "name":
+        return f"[[{path[0]}]]" if path[0] in ARRAYS else f"[{path[0]}]"
+    if isinstance(value, str) and re.fullmatch(r"-?[\d.]+(e-?\d+)?", value):
+        return f"{path[-1]} = {value}"
+    return f"{path[-1]} = {_text(path)}"
+
+
+def _text(path: list[str]) -> str:
+    """An example of a key's value as TOML: one of `_EXAMPLES`, or the default."""
+    path = [part for part in path if not part.isdigit()]  # the place in an array of tables
+    example = _EXAMPLES.get(".".join(path), _EXAMPLES.get(f"cell.{path[-1]}") if path[0] in ARRAYS else None)
+    if example is None and (fields := _model_at(path[:-1])):
+        example = fields.model_fields[path[-1]].get_default(call_default_factory=True)
+    return "..." if example is None else shown(example)
+
+
+def _pattern(key: str, value: str) -> str:
+    """What is wrong with a text that is no name or import path; pydantic would print a regular expression."""
+    if key != "name":
+        usual = "; the usual loss needs no entry" if key == "workload.loss" else ""
+        return f"must be an import path, as in mine:f for the function f in mine.py{usual}"
+    fitting = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-._")
+    advice = f'; write "{fitting}"' if fitting else ""
+    return f"must be letters, digits, dots, dashes and underscores, beginning with a letter or digit{advice}"
+
+
+def _reworded(message: str) -> str:
+    for theirs, ours in _PHRASES.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+def _model_at(path: list[str]) -> type[BaseModel] | None:
+    """The section, or table in one, at a path; None if its keys are free."""
+    model: Any = Spec
+    for part in path:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        model = next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        if model is None:
+            return None
+    return model  # type: ignore[no-any-return]
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    """The keys of the table at a path."""
+    model = _model_at(path)
+    return [name for name in model.model_fields if name not in _INTERNAL] if model else []

@@ -1,0 +1,111 @@
+"""What a spec in the names and keys of other tools is answered, and values of the wrong kind."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import pytest
+
+from study.errors import SpecError
+from study.spec import check
+from study.spec.explain import _ELSEWHERE, _EXAMPLES, _fields_at, _model_at
+from tests.test_spec import changed
+
+TORCH = """
+name = "torch-names"
+[workload]
+data = "MNIST"
+model = "MLP"
+[search]
+width = [4, 8]
+depth = 1
+batch_size = 64
+optimizer = ["SGD", "RMSprop", "AdamW", "NAdam"]
+[lanes]
+lr = [0.1, 0.01, 0.001]
+seeds = 2
+[budget]
+trials = 4
+epochs = 1
+[tuning]
+sampler = "TPE"
+num_samples = 3600
+"""
+
+
+def answers(tables: dict[str, Any]) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        check(tables, "my.toml")
+    return list(caught.value.mistakes)
+
+
+def test_names_of_torch_are_answered_with_ours() -> None:
+    assert answers(tomllib.loads(TORCH)) == [
+        'workload.data = "MNIST": write "mnist"',
+        'workload.model = "MLP": write "mlp"',
+        'search.optimizer = ["SGD", "RMSprop", "AdamW", "NAdam"]: "SGD": write "sgd"; "RMSprop": write "rmsprop"; '
+        '"AdamW": write "adamw"; "NAdam": write "nadam"',
+        "lanes.lr: unknown key; write learning_rate = {low = 0.001, high = 0.1, count = 5} in [lanes]",
+        'tuning.sampler = "TPE": write "tpe"',
+        "tuning.num_samples: unknown key; write trials = 64 in [budget]",
+    ]
+
+
+ANSWERED: dict[str, tuple[dict[str, Any], str]] = {
+    "punctuation": (changed(workload__data="Fashion_MNIST", workload__metric="loss"), 'write "fashion-mnist"'),
+    "torch's path": (changed(search__optimizer="torch.optim.SGD"), 'search.optimizer = "torch.optim.SGD": write "sgd"'),
+    "a longer name": (changed(tuning={"sampler": "TPESampler"}), "(did you mean tpe?); valid: tpe, random"),
+    "a shorter name": (changed(workload__metric="acc"), "(did you mean accuracy?); valid: loss, accuracy"),
+    "a key without a section": (changed(epochs=5), "epochs: unknown key; write epochs = 10 in [budget]"),
+    "another section's key": (changed(search__seeds=5), "search.seeds: unknown key; write seeds = 5 in [lanes]"),
+    "upper case": (changed(lanes={"Seeds": 5}), "lanes.Seeds: unknown key; write seeds = 5 in [lanes]"),
+    "momentum": (
+        changed(search__momentum=0.9),
+        "search.momentum: unknown key; write settings = {momentum = {momentum = [0.9, 0.99]}} in [search]",
+    ),
+    "Ray's scheduler": (changed(budget__grace_period=1), 'write scheduler = "asha" in [tuning]'),
+    "GPUs": (changed(resources={"gpus": 1}), "resources.gpus: unknown key; write gpus_per_trial = 1 in [resources]"),
+    "Optuna's count": (changed(tuning={"n_trials": 9}), "write trials = 64 in [budget]"),
+    "a number in quotes": (changed(workload__target="0.5"), "must be a number, as in target = 0.5"),
+    "a size in quotes": (changed(search__width="8"), 'search.width = "8": "8" is not a whole number; write 8'),
+    "a size with a point": (changed(search__batch_size=64.0), "64.0 is not a whole number; write 64"),
+    "a list for a number": (changed(lanes={"seeds": [0, 1]}), "must be a whole number, as in seeds = 5"),
+    "text for a choice": (changed(workload__standardize="yes"), "must be true or false, as in standardize = true"),
+    "text for a list": (changed(tuning={"objectives": "metric"}), 'must be a list, as in objectives = ["metric"]'),
+    "one rate": (
+        changed(lanes={"learning_rate": 0.1}),
+        "must be a table, as in learning_rate = {low = 0.001, high = 0.1, count = 5}",
+    ),
+    "a name with a space": (changed(name="my study"), 'beginning with a letter or digit; write "my-study"'),
+    "a usual loss": (changed(workload__loss="mse"), "must be an import path, as in mine:f for the function f in"),
+}
+
+
+@pytest.mark.parametrize(("tables", "message"), ANSWERED.values(), ids=ANSWERED)
+def test_a_mistake_is_answered_with_what_to_write(tables: dict[str, Any], message: str) -> None:
+    (line,) = answers(tables)
+    assert message in line
+    assert len(line) < 160
+
+
+def test_valid_names_are_listed_once_for_several_unknown_ones() -> None:
+    (line,) = answers(changed(search__optimizer=["foo", "bar", "ADAM"]))
+    assert line.count("valid: ") == 1
+    assert line.index('"ADAM": write "adam"') < line.index("valid: ")
+
+
+def test_examples_are_valid_and_every_key_has_one() -> None:
+    for path, example in _EXAMPLES.items():
+        *sections, name = path.split(".")
+        assert name in _fields_at(sections), path
+        field = _model_at(sections)
+        assert field
+        assert example != field.model_fields[name].get_default(call_default_factory=True), path
+
+
+def test_other_tools_keys_are_told_once_and_are_not_ours() -> None:
+    theirs = [key for keys in _ELSEWHERE.values() for key in keys.split()]
+    assert len(set(theirs)) == len(theirs)
+    for ours in _ELSEWHERE:
+        assert ours.partition(".")[2] not in theirs

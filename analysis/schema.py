@@ -152,7 +152,10 @@ LANES = _schema(
     _optional("validation_accuracy", pa.float64(), "last accuracy on the validation split"),
     _optional("test_accuracy", pa.float64(), "accuracy on the test split at the end"),
     _optional(
-        "weights", pa.list_(pa.float64()), "final parameters in the network's order; empty unless the spec records them"
+        "weights",
+        pa.list_(pa.float64()),
+        "final parameters in the network's order, then its buffers; empty unless the spec records them, or the trial "
+        "is of a confirmation whose parameters are few (confirm.weights_mib)",
     ),
     _optional(
         "test_values",

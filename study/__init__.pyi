@@ -8,6 +8,8 @@ from .errors import SpecError as SpecError
 from .errors import StorageError as StorageError
 from .errors import StudyError as StudyError
 from .errors import UsageError as UsageError
+from .results.export import export as export
+from .results.export import model as model
 from .session import Outcome as Outcome
 from .spec import Spec as Spec
 from .spec import check as check

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from study.cluster.manifest import Kind
     from study.progress.display import Show
+    from study.results.export import Format
     from study.session import Outcome
     from study.spec import Spec
 
@@ -340,12 +341,28 @@ def status(folder: Path | str) -> None:
 @click.option("--optimizer", default="", metavar="NAME", help="Its best setting; otherwise the best of all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def best(folder: Path | str, optimizer: str, as_json: bool) -> None:
-    """Print the best setting and its score on fresh seeds."""
-    from analysis import results
-    from analysis.report.best import best as best_of
+    """Print the best setting, its score, and code that trains it."""
+    from study.results.export import Setting
 
-    setting = best_of(results.load(folder), optimizer)
-    click.echo(json.dumps(setting) if as_json else setting["text"])
+    setting = Setting.of(folder, optimizer)
+    facts, lines = setting.facts, setting.recipe()
+    click.echo(json.dumps(facts | {"code": lines}) if as_json else f"# {facts['text']}\n\n{lines}")
+
+
+@main.command()
+@click.argument("folder", type=_PLACE)
+@click.option("--to", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
+@click.option("--format", "kind", type=click.Choice(["pt", "pt2", "onnx"]), help="By default the ending of --to.")
+@click.option("--optimizer", default="", metavar="NAME", help="Its best network; otherwise the best of all.")
+def export(folder: Path | str, to: Path, kind: Format | None, optimizer: str) -> None:
+    """Write the best trained network, and a model card.
+
+    pt is for `study.model`; pt2 is read by torch.export.load, and onnx elsewhere, without this project.
+    """
+    from study.results.export import export as write
+
+    for file in write(folder, to, kind, optimizer):
+        click.echo(f"wrote {file}")
 
 
 @main.command()

@@ -177,6 +177,7 @@ class TrialConfig(Recording, Reading):
         extensions: times, at most, that rates are added beyond the edge of the grid on which the best one lies.
         refine: times, at most, that rates are then added around the best one, at half and a quarter of the spacing.
         test_values: whether the lanes table holds the metric of each test example, as a confirmation's does.
+        weights_mib: the lanes table also holds the final parameters if those of all lanes take at most this many MiB.
         trial: the trial's number, for the tables.
         data_folder: of downloaded data.
         code, digest: folder of user code, and the digest of its files; empty if there is none, or any will do.
@@ -211,6 +212,7 @@ class TrialConfig(Recording, Reading):
     extensions: int = 0
     refine: int = 0
     test_values: bool = False
+    weights_mib: float = 0.0
 
     trial: int = 0
     data_folder: str | None = None
@@ -257,4 +259,5 @@ _INCIDENTAL = (
     "test_values",
     "threads",
     "weights",
+    "weights_mib",
 )

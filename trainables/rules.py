@@ -128,13 +128,20 @@ class Rule:
         if self.torch_class is None:
             return [_Alone(parameters, self, rate, settings)]
         make: Any = self.torch_class
+        return [make(parameters, lr=rate, **self.options(settings))]
+
+    def options(self, settings: Mapping[str, float]) -> dict[str, Any]:
+        """The arguments of `torch_class`, besides lr, that stand for the settings."""
+        if self.solo:
+            return dict(settings)
+        assert self.torch_class
         values, known = {**self.settings, **settings}, inspect.signature(self.torch_class).parameters
         options: dict[str, Any] = {name: value for name, value in values.items() if name in known}
         if "betas" in known and {"beta1", "beta2"} <= set(values):
             options["betas"] = values["beta1"], values["beta2"]
         if self.name in ("nesterov", "amsgrad"):
             options[self.name] = True
-        return [make(parameters, lr=rate, **options)]
+        return options
 
     @torch.no_grad()
     def step(

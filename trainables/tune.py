@@ -153,7 +153,7 @@ class LaneTrainable(tune.Trainable):
             buffer.points += report.points
             buffer.traces += report.traces
             buffer.predictions += report.predictions
-        rows = lane_rows(self.run.stacks, weights=self.trial.weights and report.finished)
+        rows = lane_rows(self.run.stacks, weights=self.run.keeps_weights and report.finished)
         records = buffer if self.whole and self.trial.checkpoint else report
         payload = Payload(
             list(records.points), list(records.traces), rows, self.whole, predictions=list(records.predictions)

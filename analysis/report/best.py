@@ -6,12 +6,24 @@ import json
 from typing import Any
 
 from analysis.cells import cells
-from analysis.comparisons import compare
+from analysis.comparisons import Comparison, Entry, compare
 from analysis.results import Results, table_of
 from analysis.schema import ResultsError
 from analysis.text import cell_at_rate, counted, estimate_text
 
 SCORE = {"score": "estimate", "low": "low", "high": "high"}
+
+
+def best_entry(results: Results, optimizer: str = "") -> tuple[Comparison, Entry]:
+    """The comparison of a study's optimizers, and the entry of one of them or of the first; errors as `best`."""
+    compared = compare(results, cells(results))
+    entries = [entry for entry in compared.entries if optimizer in ("", entry.name)]
+    if not entries:
+        names = ", ".join(entry.name for entry in compared.entries) or "none"
+        raise ResultsError(f"{results.path}: no optimizer {optimizer!r}; it has {names}")
+    if entries[0].reason or entries[0].cell is None:
+        raise ResultsError(f"{results.path}: {entries[0].name} has no result: {entries[0].reason}")
+    return compared, entries[0]
 
 
 def best(results: Results, optimizer: str = "") -> dict[str, Any]:
@@ -29,14 +41,8 @@ def best(results: Results, optimizer: str = "") -> dict[str, Any]:
     Raises:
         ResultsError: if there is no such optimizer, or it has no score; the message says why.
     """
-    compared = compare(results, cells(results))
-    entries = [entry for entry in compared.entries if optimizer in ("", entry.name)]
-    if not entries:
-        names = ", ".join(entry.name for entry in compared.entries) or "none"
-        raise ResultsError(f"{results.path}: no optimizer {optimizer!r}; it has {names}")
-    entry = entries[0]
-    if entry.reason or entry.cell is None:
-        raise ResultsError(f"{results.path}: {entry.name} has no result: {entry.reason}")
+    compared, entry = best_entry(results, optimizer)
+    assert entry.cell is not None
     verdict = "candidate"
     if compared.fresh:
         verdict = "winner" if entry is compared.winner else "contender" if entry.contender else "excluded"

@@ -34,12 +34,12 @@ _EXAMPLES: dict[str, Any] = {
     "search.batch_size": [32, "full"],
     "search.optimizer": ["sgd", "adam"],
     "search.settings": {"momentum": {"momentum": [0.9, 0.99]}},
-    "cell.name": "what we use",
-    "cell.optimizer": "adam",
-    "cell.learning_rate": 0.001,
-    "cell.batch_size": 32,
-    "cell.width": 16,
-    "cell.depth": 2,
+    "baseline.name": "what we use",
+    "baseline.optimizer": "adam",
+    "baseline.learning_rate": 0.001,
+    "baseline.batch_size": 32,
+    "baseline.width": 16,
+    "baseline.depth": 2,
     "lanes.learning_rate": {"low": 0.001, "high": 0.1, "count": 5},
     "lanes.learning_rate.low": 0.001,
     "lanes.learning_rate.high": 0.1,
@@ -171,7 +171,7 @@ def _example(path: list[str], value: object = None) -> str:
 def _text(path: list[str]) -> str:
     """An example of a key's value as TOML: one of `_EXAMPLES`, or the default."""
     path = [part for part in path if not part.isdigit()]  # the place in an array of tables
-    example = _EXAMPLES.get(".".join(path), _EXAMPLES.get(f"cell.{path[-1]}") if path[0] in ARRAYS else None)
+    example = _EXAMPLES.get(".".join(path), _EXAMPLES.get(f"baseline.{path[-1]}") if path[0] in ARRAYS else None)
     if example is None and (fields := _model_at(path[:-1])):
         example = fields.model_fields[path[-1]].get_default(call_default_factory=True)
     return "..." if example is None else shown(example)

@@ -150,7 +150,7 @@ def _asked(given: Mapping[str, Any], default: Answers) -> dict[str, Any]:
 
         def checked(text: str, field: str = field, number: bool = number) -> Any:
             value = click.INT(text) if number else text.strip()
-            if field == "data" and has_columns(value) and Path(value).is_file():
+            if field == "data" and has_columns(str(value)) and Path(str(value)).is_file():
                 return value  # it is valid with its label
             try:
                 render(_completed({**answers, field: value}, default))

@@ -293,6 +293,8 @@ class Confirm(Section):
 
     top: Positive = 3  # number of best cells; the best of every optimizer and of every regime are added
     seeds: Annotated[int, Field(ge=2, le=10_000)] = 10  # fresh seeds of each
+    # the trained parameters are kept if those of all seeds and cells take at most this many MiB
+    weights_mib: Annotated[float, Field(ge=0)] = 64
 
 
 def _none_if_off(value: object) -> object:

@@ -76,6 +76,7 @@ class Space:
             extensions=lanes.extensions,
             refine=lanes.refine,
             test_values=bool(rate),
+            weights_mib=spec.confirm.weights_mib / spec.budget.trials if rate and spec.confirm else 0.0,
             trial=number,
             data_folder=self.data_folder,
             code=self.code,

@@ -77,6 +77,12 @@ class TrialRun:
         """The stack that trains."""
         return self.stacks[-1]
 
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the lanes' rows hold their parameters at the end: asked for, or small enough."""
+        mib = sum(8 * stack.parameters.shape[1] * len(stack.lanes) for stack in self.stacks) / 2**20
+        return self.config.weights or mib <= self.config.weights_mib
+
     def begin(self) -> None:
         """Initialise the lanes of the grid."""
         self._start(self._update_seconds())
@@ -95,7 +101,7 @@ class TrialRun:
             before = sum(len(stack.lanes) for stack in self.stacks[:-1])
             for report in train(self.stack, self.engine, self.data, self.config, multiplications=self.multiplications):
                 extends = report.finished and bool(self.following()[1])
-                if extends and not self.config.weights:
+                if extends and not self.keeps_weights:
                     self.stack.free()
                 if report.finished and not extends and (before_it := self.update_seconds) is not None:
                     # Other work only adds time, so the shorter one counts.
@@ -211,15 +217,19 @@ def lane_rows(stacks: list[Stack], *, weights: bool = False) -> list[dict[str, A
 
     Args:
         stacks: of the trial.
-        weights: whether to add the parameters of the lanes that still train.
+        weights: whether to add the parameters, then the other tensors, of the lanes that still train.
     """
     rows = [row for stack in stacks for row in _stack_rows(stack, weights=weights)]
     return [{"lane": number, **row} for number, row in enumerate(rows)]
 
 
 def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
-    with stack.averaged():
-        ended = dict(zip(stack.alive, stack.parameters.double().tolist(), strict=True)) if weights else {}
+    ended = {}
+    if weights and stack.alive:
+        with stack.averaged():
+            tensors = (stack.parameters, *stack.extras.values())
+        table = torch.cat([each.reshape(len(stack.alive), -1).double() for each in tensors], 1).cpu().numpy()
+        ended = dict(zip(stack.alive, table, strict=True))
     columns = {
         f"{split}_{metric}": stack.last.get((split, metric))
         for split in ("train", "validation", "test")

@@ -1,0 +1,312 @@
+"""The best setting of a study as a trained network, and as the lines that train it.
+
+A confirmation keeps the parameters of its lanes if they are few; otherwise the lanes are trained again, by the same
+program on the same seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from analysis import results
+from analysis.cells import fresh_lanes
+from analysis.report.best import best, best_entry
+from analysis.results import Results, table_of
+from analysis.text import metric_text
+from study.errors import Halted, UsageError, require
+from study.results.confirm import confirmation
+from study.results.recipe import recipe
+from study.spec import recorded
+from study.spec.model import Confirm
+from study.tuning.space import Space
+from study.usercode import bundle
+from trainables import storage
+from trainables.config import TrialConfig
+from trainables.lanes.seeds import initialise
+from trainables.tune import trainable
+from trainables.workloads import models
+from trainables.workloads.data import Data, load
+
+Format = Literal["pt", "pt2", "onnx"]
+FORMATS: tuple[Format, ...] = ("pt", "pt2", "onnx")
+
+
+class Affine(nn.Module):
+    """Multiplies by a factor and adds a term; tensors that broadcast against one example."""
+
+    factor: Tensor
+    term: Tensor
+
+    def __init__(self, factor: Tensor, term: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("factor", factor)
+        self.register_buffer("term", term)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return x * self.factor + self.term
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The best setting of a study, of all or of one optimizer.
+
+    Attributes:
+        results: the study.
+        cell: its row of `analysis.cells`.
+        config: a trial that trains it on the confirmation's seeds.
+        facts: what `analysis.best` says of it.
+    """
+
+    results: Results
+    cell: pd.Series[Any]
+    config: TrialConfig
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, place: str | Path, optimizer: str = "") -> Setting:
+        """The setting; errors are those of `analysis.best` and `study.read`."""
+        study = results.load(place)
+        cell = best_entry(study, optimizer)[1].cell
+        assert cell is not None
+        spec = recorded(study.path)
+        code, rate = bundle.code_of(study.path), float(cell["learning_rate"])
+        final = confirmation(spec if spec.confirm else spec.model_copy(update={"confirm": Confirm()}), 1)
+        space = Space(final, str(storage.data_folder()), "", {0: rate}, code=str(code) if code else "")
+        row = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in cell.items()}
+        config = TrialConfig.of(space.configuration(space.cell_of(row), 0))
+        config = replace(config, checkpoint=None, device="auto", weights=True)
+        return cls(study, cell, config, best(study, optimizer))
+
+    @cached_property
+    def data(self) -> Data:
+        """As the setting is trained on it."""
+        return self._load(standardize=self.config.standardize)
+
+    def _load(self, *, standardize: bool) -> Data:
+        config, dtype = self.config, getattr(torch, self.config.dtype)
+        seed, code = config.data_seed, config.code
+        return load(config.data, standardize=standardize, seed=seed, dtype=dtype, code=code)
+
+    def network(self, seed: int = 0) -> nn.Module:
+        """The network before training, as the lane with this seed starts from it."""
+        size: dict[str, Any] = {"width": self.config.width, "depth": self.config.depth, "bundle": self.config.code}
+        shape, outputs = self.data.in_shape, self.data.out_features
+        network = initialise(
+            lambda: models.build(self.config.model, shape, outputs, **size, **self.config.model_args), seed
+        )
+        return network.to(self.data.train.inputs.dtype)
+
+    def recipe(self) -> str:
+        """The lines of torch that train it."""
+        return recipe(self.config, self.network(), self.data, int(self.cell["updates"]))
+
+    @cached_property
+    def lane(self) -> dict[str, Any]:
+        """The row of the lanes table with the best validation metric on fresh seeds; its weights are those at the end.
+
+        Raises:
+            Halted: if it has to be trained again, and that fails.
+        """
+        lanes = fresh_lanes(self.results, self.cell.to_frame().T)
+        if lanes.empty or lanes["weights"].isna().any():
+            lanes = pd.DataFrame(self._trained_again()).assign(again=True)
+        column, maximize = f"validation_{self.results.metric}", self.results.maximize
+        finite = lanes[lanes[column].notna() & lanes["weights"].notna()]
+        if finite.empty:
+            raise Halted(f"{self.results.path}: every fresh seed of the best setting diverged, so there is no network")
+        ordered = finite.sort_values([column, "seed"], ascending=[not maximize, True])
+        return {str(name): value for name, value in ordered.iloc[0].items()}
+
+    def _trained_again(self) -> list[dict[str, Any]]:
+        """The lanes of the confirmation, as its worker trains them."""
+        trial = trainable(self.config.model)(asdict(self.config))
+        rows: list[dict[str, Any]] = []
+        while True:
+            result = trial.train()  # type: ignore[no-untyped-call]
+            rows = result["payload"].lanes or rows
+            if result["done"]:
+                break
+        if "error" in result:
+            last = result["error"].strip().splitlines()[-1]
+            raise Halted(f"{self.results.path}: the best setting cannot be trained again: {last}")
+        return rows
+
+    def module(self) -> nn.Module:
+        """The trained network of raw inputs, whose outputs are in the unit of the raw targets, in evaluation mode."""
+        network = self.network(int(self.lane["seed"]))
+        fill(network, np.array(self.lane["weights"], dtype=np.float64))
+        layers: list[nn.Module] = [network]
+        if self.config.standardize:
+            shape = (-1, *[1] * (len(self.data.in_shape) - 1))
+            mean, std = (
+                torch.tensor(each, dtype=torch.float64).view(shape) for each in (self.data.mean, self.data.std)
+            )
+            layers.insert(0, Affine(1 / std, -mean / std))
+            if self.data.task == "regression":
+                layers.append(Affine(*self._unit()))
+        return nn.Sequential(*layers).to(self.data.train.inputs.dtype).eval()
+
+    def _unit(self) -> tuple[Tensor, Tensor]:
+        """The factor and the term by which standardised targets become raw ones, (outputs,) each, from two examples."""
+        raw, ours = (split.targets.double() for split in (self._load(standardize=False).train, self.data.train))
+        low, high = ours.min(0), ours.max(0)
+        span = raw.gather(0, high.indices[None]) - raw.gather(0, low.indices[None])
+        factor = (span / (high.values - low.values).clamp(min=1e-300))[0]
+        return factor, raw.gather(0, low.indices[None])[0] - factor * low.values
+
+    def card(self, file: Path) -> str:
+        """The model card of an exported file, as Markdown."""
+        metric, lane = self.results.metric, self.lane
+        scores = ", ".join(
+            f"{split} {metric} {metric_text(float(lane[f'{split}_{metric}']), metric)}"
+            for split in ("validation", "test")
+        )
+        again = " It was trained again for this file, as the study kept no weights." if lane.get("again") else ""
+        facts, unit = self.data, "class scores (logits)"
+        if facts.task == "regression":
+            unit = f"{facts.out_features} values in the unit of the targets"
+        versions = table_of(self.results.provenance, "versions") | {"torch, at export": torch.__version__}
+        return _CARD.format(
+            file=file.name,
+            study=self.results.name,
+            text=self.facts["text"],
+            lane=f"The network of seed {lane['seed']}, the best of the fresh seeds by validation {metric}: {scores}.",
+            again=again,
+            data=f"{facts.name}: {len(facts.train):,} training, {len(facts.validation):,} validation and "
+            f"{len(facts.test):,} test examples",
+            inputs=f"{facts.in_shape}, {self.config.dtype}, not standardised: the network does that",
+            outputs=unit,
+            versions=", ".join(f"{name} {value}" for name, value in versions.items()),
+            recipe=self.recipe(),
+            spec=self.results.spec_text,
+        )
+
+
+_CARD = """# {file}
+
+The best setting of the study `{study}`: {text}.
+
+{lane}{again}
+
+| | |
+| --- | --- |
+| data | {data} |
+| inputs | (n, *shape), shape {inputs} |
+| outputs | {outputs} |
+| versions | {versions} |
+
+## Training
+
+```python
+{recipe}
+```
+
+## Spec
+
+```toml
+{spec}```
+"""
+
+
+def fill(network: nn.Module, weights: np.ndarray) -> None:
+    """Set a network's trained parameters, then its buffers, from one row of numbers, as the lanes table holds them."""
+    tensors: list[Tensor] = [*models.trained(network).values()]
+    tensors += [] if models.layered(network) else network.buffers()
+    start = 0
+    with torch.no_grad():
+        for tensor in tensors:
+            values = torch.from_numpy(weights[start : start + tensor.numel()])
+            tensor.copy_(values.view(tensor.shape))
+            start += tensor.numel()
+
+
+def model(place: str | Path, optimizer: str = "") -> nn.Module:
+    """The trained network of a study's best setting, in evaluation mode.
+
+    Args:
+        place: a results folder or its URI, or a `.pt` file that `study export` wrote. The file is read without
+            unpickling; a user's model is imported again, from the working folder.
+        optimizer: whose best setting; that of the first in the comparison if empty.
+
+    Returns:
+        A module of raw inputs, (n, *in_shape): it standardises them as the study did. Its outputs are logits, or values
+        in the unit of the raw targets.
+    """
+    if not Path(place).is_file():
+        return Setting.of(place, optimizer).module()
+    try:
+        saved = torch.load(place, weights_only=True)
+        layers = [models.build(**saved["network"])]
+    except Exception as error:
+        raise UsageError(str(place), f"is no file of `study export --format pt` ({error})") from error
+    for name in ("input", "output"):
+        if name in saved:
+            layers.insert(0 if name == "input" else len(layers), Affine(*saved[name]))
+    network = nn.Sequential(*layers).to(saved["dtype"])
+    network.load_state_dict(saved["state"])
+    return network.eval()
+
+
+def export(place: str | Path, to: Path, kind: Format | None = None, optimizer: str = "") -> list[Path]:
+    """Write the trained network of a study's best setting, and a model card beside it.
+
+    Args:
+        place: a results folder, or its URI.
+        to: the file; its folder must exist.
+        kind: pt, for `study.model`; pt2, `torch.export`'s; or onnx. By default what the file's name ends with.
+        optimizer: whose best setting; that of the first in the comparison if empty.
+
+    Returns:
+        The files: the network, then its card.
+
+    Raises:
+        UsageError: if the format is unknown or its package is missing.
+        ResultsError, SpecError, DataError, Halted: if there is no such setting, or it cannot be trained again.
+    """
+    found = kind or to.suffix.removeprefix(".")
+    if found not in FORMATS:
+        raise UsageError(f"--to {to}", f"ends with no known format; valid: {', '.join(FORMATS)}; or give --format")
+    if not to.absolute().parent.is_dir():
+        raise UsageError(f"--to {to}", f"there is no folder {to.parent}; make it first")
+    if found == "onnx":
+        require("onnxscript", "onnx")
+    setting = Setting.of(place, optimizer)
+    module, example = setting.module(), setting.data.test.head(2).inputs
+    if found == "pt":
+        storage.write(to, lambda stream: torch.save(_plain(setting, module), stream))
+    else:
+        storage.write(to, lambda stream: _traced(module, example, found, stream))
+    card = to.with_suffix(".md")
+    storage.write_text(card, setting.card(to))
+    return [to, card]
+
+
+def _plain(setting: Setting, module: nn.Module) -> dict[str, Any]:
+    """Everything that `model` needs, as tensors, numbers, text, lists and dicts."""
+    config, affine = setting.config, [layer for layer in module.children() if isinstance(layer, Affine)]
+    network = {"family": config.model, "in_shape": setting.data.in_shape, "out_features": setting.data.out_features}
+    network |= {"width": config.width, "depth": config.depth, **config.model_args}
+    saved = {"network": network, "state": module.state_dict(), "dtype": setting.data.train.inputs.dtype}
+    return saved | {name: [each.factor, each.term] for name, each in zip(("input", "output"), affine, strict=False)}
+
+
+def _traced(module: nn.Module, example: Tensor, kind: str, stream: BinaryIO) -> None:
+    """Write a module through torch's exporter, for batches of any size."""
+    shapes = ({0: torch.export.Dim("batch")},)
+    with torch.no_grad():
+        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+    if kind == "pt2":
+        torch.export.save(program, stream)
+        return
+    converted = torch.onnx.export(program, (), dynamo=True)
+    assert converted is not None
+    stream.write(converted.model_proto.SerializeToString())

@@ -1,0 +1,130 @@
+"""The lines of torch that train one setting of a study, as text that runs as it is printed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainables.config import TrialConfig, examples_per_epoch, updates_per_epoch
+from trainables.lanes.reference import requires_closure
+from trainables.rules import named
+from trainables.usercode.importing import is_import_path
+from trainables.workloads.data import Data
+from trainables.workloads.models import layered
+
+
+def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) -> str:
+    """The lines that train a setting once, from a seed of their own, and print its score on the test split.
+
+    Args:
+        config: of a trial with one learning rate.
+        network: of this setting.
+        data: of this setting.
+        updates: the budget in updates.
+    """
+    size = min(config.batch_size, len(data.train))
+    used = examples_per_epoch(size, len(data.train), drop_last=config.budget.drop_last)
+    epochs = updates / updates_per_epoch(size, used)
+    load: dict[str, Any] = {"standardize": config.standardize, "seed": config.data_seed}
+    load |= {"dtype": torch.float64} if config.dtype == "float64" else {}
+    x = "data.train.inputs[rows]"
+    changes = {name: value for name, value in vars(config.augment).items() if value}
+    lines = [
+        f"data = load({_arguments(config.data, **load, **_bundle('code', config.data, config))})",
+        "torch.manual_seed(0)",
+        *_network(config, network, data),
+        f"optimizers = {_optimizers(config)}",
+        *_criterion(config, data),
+        f"orders = (torch.randperm({len(data.train)})[:{used}] for _ in count())",
+        f"batches = (rows for order in orders for rows in order.split({size}))",
+    ]
+    if changes:
+        lines.append(f"augment = Augment({_arguments(**changes)}, mean=data.mean, std=data.std)")
+        x = f"augment({x}, torch.rand(len(rows), 7))"
+    lines += [
+        f"for rows in islice(batches, {updates}):  # {epochs:.6g} epochs",
+        f"    x, y = {x}, data.train.targets[rows]",
+        *_update(config),
+        "network.eval()",
+        "with torch.no_grad():",
+        "    outputs, targets = network(data.test.inputs), data.test.targets",
+        '    print("test loss", criterion(outputs, targets).item())',
+    ]
+    if config.score or data.task == "classification":
+        lines.append('    print("test accuracy", score(outputs, targets).double().mean().item())')
+    return "\n".join([*_imports("\n".join(lines)), "", *lines])
+
+
+_IMPORTS = {
+    "count": "from itertools import count, islice\n",
+    "torch": "import torch",
+    "nn.": "from torch import nn",
+    "F.": "from torch.nn import functional as F\n",
+    "named(": "from trainables.rules import named",
+    "function(": "from trainables.usercode.importing import function",
+    "Augment(": "from trainables.workloads.augment import Augment",
+    "load(": "from trainables.workloads.data import load",
+    "build(": "from trainables.workloads.models import build",
+}
+
+
+def _imports(text: str) -> list[str]:
+    return [line for name, line in _IMPORTS.items() if name in text]
+
+
+def _arguments(*values: object, **named: object) -> str:
+    return ", ".join([*map(repr, values), *(f"{name}={value!r}" for name, value in named.items())])
+
+
+def _bundle(name: str, path: str, config: TrialConfig) -> dict[str, str]:
+    """The argument that says where user code lies."""
+    return {name: config.code} if is_import_path(path) else {}
+
+
+def _network(config: TrialConfig, network: nn.Module, data: Data) -> list[str]:
+    """The network: layer by layer if all of them are torch's own."""
+    cast = ".double()" if config.dtype == "float64" else ""
+    if layered(network) and all(type(layer).__module__.startswith("torch.nn.") for layer in network):
+        return ["network = nn.Sequential(", *(f"    nn.{layer}," for layer in network), f"){cast}"]
+    size = {"width": config.width, "depth": config.depth, **_bundle("bundle", config.model, config)}
+    arguments = _arguments(config.model, data.in_shape, data.out_features, **size, **config.model_args)
+    return [f"network = build({arguments}){cast}"]
+
+
+def _optimizers(config: TrialConfig) -> str:
+    """The list of optimizers."""
+    assert config.rates
+    rule, rate, settings = named(config.optimizer, config.code), config.rates[0], dict(config.settings)
+    if is_import_path(config.optimizer):
+        found = f"named({_arguments(config.optimizer, code=config.code)})"
+        return f"{found}.reference(list(network.parameters()), {rate!r}, {settings!r})"
+    assert rule.torch_class
+    make, options = f"torch.optim.{rule.torch_class.__name__}", _arguments(lr=rate, **rule.options(settings))
+    if rule.torch_class is not torch.optim.Muon:
+        return f"[{make}(network.parameters(), {options})]"
+    matrices, others = (f"[each for each in network.parameters() if each.ndim {sign} 2]" for sign in ("==", "!="))
+    return f"[\n    {make}({matrices}, {options}),\n    torch.optim.AdamW({others}, lr={rate!r}),\n]"
+
+
+def _criterion(config: TrialConfig, data: Data) -> list[str]:
+    """The mean loss, and the score of each example if there is one."""
+    usual = "F.mse_loss" if data.task == "regression" else "F.cross_entropy"
+    own = f"lambda outputs, targets: function({_arguments(config.loss, 'loss', config.code)})(outputs, targets).mean()"
+    lines = [f"criterion = {own if config.loss else usual}"]
+    if config.score:
+        lines.append(f"score = function({_arguments(config.score, 'score', config.code)})")
+    elif data.task == "classification":
+        lines.append("score = lambda outputs, targets: outputs.argmax(1) == targets")
+    return lines
+
+
+def _update(config: TrialConfig) -> list[str]:
+    """One update of the network by a batch x, y."""
+    rule = named(config.optimizer, config.code)
+    loss = ["network.zero_grad()", "loss = criterion(network(x), y)", "loss.backward()"]
+    if rule.torch_class is None or not requires_closure(rule.torch_class):  # type: ignore[arg-type]
+        return [f"    {line}" for line in (*loss, "for optimizer in optimizers:", "    optimizer.step()")]
+    step = ["for optimizer in optimizers:", "    optimizer.step(closure)"]
+    return [f"    {line}" for line in ("def closure():", *(f"    {line}" for line in (*loss, "return loss")), *step)]

@@ -198,6 +198,18 @@ class _Alone(torch.optim.Optimizer):
         coefficients = {name: column.item() for name, column in table.items()}
         memory = {name: kept[name] for name in (*self.rule.buffers, *self.rule.scalars)}
         self.rule.step(row, flat, memory, row.new_full((1, 1), rate), coefficients, self.settings)
+        self._write(row)
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Put the parameters to evaluate in place of those that train, where the rule has an average."""
+        parameters = self.param_groups[0]["params"]
+        row, kept = torch.cat([p.flatten() for p in parameters])[None], self.state[parameters[0]]
+        if self.rule.average and kept:
+            self._write(self.rule.average(row, kept, self.settings))
+
+    def _write(self, row: Tensor) -> None:
+        parameters = self.param_groups[0]["params"]
         for parameter, values in zip(parameters, row[0].split([p.numel() for p in parameters]), strict=True):
             parameter.copy_(values.view_as(parameter))
 

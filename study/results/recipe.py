@@ -47,6 +47,11 @@ def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) ->
         f"for rows in islice(batches, {updates}):  # {epochs:.6g} epochs",
         f"    x, y = {x}, data.train.targets[rows]",
         *_update(config),
+        *(
+            ["optimizers[0].average()  # the parameters to evaluate"]
+            if named(config.optimizer, config.code).average
+            else []
+        ),
         "network.eval()",
         "with torch.no_grad():",
         "    outputs, targets = network(data.test.inputs), data.test.targets",
@@ -97,15 +102,11 @@ def _optimizers(config: TrialConfig) -> str:
     """The list of optimizers."""
     assert config.rates
     rule, rate, settings = named(config.optimizer, config.code), config.rates[0], dict(config.settings)
-    if is_import_path(config.optimizer):
-        found = f"named({_arguments(config.optimizer, code=config.code)})"
+    if is_import_path(config.optimizer) or rule.torch_class is None:
+        found = f"named({_arguments(config.optimizer, **_bundle('code', config.optimizer, config))})"
         return f"{found}.reference(list(network.parameters()), {rate!r}, {settings!r})"
-    assert rule.torch_class
     make, options = f"torch.optim.{rule.torch_class.__name__}", _arguments(lr=rate, **rule.options(settings))
-    if rule.torch_class is not torch.optim.Muon:
-        return f"[{make}(network.parameters(), {options})]"
-    matrices, others = (f"[each for each in network.parameters() if each.ndim {sign} 2]" for sign in ("==", "!="))
-    return f"[\n    {make}({matrices}, {options}),\n    torch.optim.AdamW({others}, lr={rate!r}),\n]"
+    return f"[{make}(network.parameters(), {options})]"
 
 
 def _criterion(config: TrialConfig, data: Data) -> list[str]:

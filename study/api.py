@@ -30,6 +30,7 @@ from study.session import Outcome, run_session, stoppable
 from study.spec import Spec, check, read, recorded
 from study.spec.adjust import resolved, with_timeout, with_trials
 from study.spec.compare import all_settings, differences, fixed_settings
+from study.tuning import warm_start
 from study.tuning.storage import create_study, delete_study
 from study.usercode import bundle
 from trainables import storage
@@ -67,7 +68,7 @@ def run(
     if not isinstance(spec, Spec):
         spec = check(spec) if isinstance(spec, Mapping) else read(spec)
     with nullcontext() if out is None else mirror.mirrored(_place(out), command, _tell, new=True) as place:
-        data_folder = download(spec)
+        data_folder, known = download(spec), warm_start.read(spec)
         folder = claim_folder(spec, place).absolute()
         spec, study = resolved(spec), None
         try:
@@ -75,10 +76,11 @@ def run(
                 mirror.set_home(study, folder)
             for note in spec.copy_code(folder):
                 _tell(f"note: {note}")
+            warm_start.write(folder, known)
             outcome = _connect_and_run(spec, folder, data_folder, address, wait, command, show)
         finally:
             # Nothing was written if Ray did not start.
-            if folder.is_dir() and {file.name for file in folder.iterdir()} <= {CODE}:
+            if folder.is_dir() and {file.name for file in folder.iterdir()} <= {CODE, warm_start.FILE}:
                 shutil.rmtree(folder)
                 if study:
                     delete_study(spec)

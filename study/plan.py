@@ -22,6 +22,7 @@ from study.spec.adjust import planned_trials
 from study.spec.dimensions import Choice
 from study.spec.given import GivenCell
 from study.spec.model import part
+from study.tuning import warm_start
 from study.tuning.schedulers import REDUCTION
 from trainables import config
 from trainables.engines.base import Engine
@@ -93,6 +94,7 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
         ("cells", _cells(spec)),
         ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
         *([("", f"none begins after timeout = {spec.tuning.timeout}")] if spec.tuning.timeout else []),
+        *([("", f"the sampler knows {_known(spec)}")] if spec.tuning.warm_start else []),
         *(("", f"first {_written(each)}") for each in spec.enqueue),
         ("lanes", f"{lane_count} a trial: {lane_count // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
     ]
@@ -134,6 +136,12 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     rows += [("note", text) for text in spec.workload.user_code.notes]
     rows += [("warning", text) for text in [*facts.warnings, *warnings(spec)]]
     return "\n".join([f"{spec.name}: valid", *(f"  {label:<8}{text}" for label, text in rows)])
+
+
+def _known(spec: Spec) -> str:
+    """How many trials of an earlier study the sampler knows."""
+    known = warm_start.read(spec)
+    return f"{len(known.cells)} of the {counted(known.completed, 'completed trial')} of {spec.tuning.warm_start}"
 
 
 def _written(given: GivenCell) -> str:

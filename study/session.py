@@ -29,7 +29,7 @@ from study.results.provenance import Record, write_provenance
 from study.results.recovery import reconcile, repair_files
 from study.results.writer import MAX_FAILURES, Collector, Listener, discard
 from study.spec import Spec
-from study.tuning import importance
+from study.tuning import importance, warm_start
 from study.tuning.schedulers import scheduler
 from study.tuning.searcher import TruthfulSearch
 from study.tuning.space import Space
@@ -186,7 +186,8 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
             what = "1 setting" if remaining == 1 else f"{remaining} settings, each"
             display.say(f"confirming {what} on {stage.spec.lanes.seeds} fresh seeds")
         limit = (lambda: False) if stage.winners else stage.record.time_up
-        search = TruthfulSearch(space, study, state.redo, stage.cluster.room, limit)
+        warm = warm_start.warmed(study, space, stage.folder)
+        search = TruthfulSearch(space, warm, state.redo, stage.cluster.room, limit)
         if not search.finish():
             collector = _tune(stage, display, search, remaining, final=final)
         if search.finished and not (collector and (collector.cut_off or collector.orphans)):

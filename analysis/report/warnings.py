@@ -144,6 +144,8 @@ def _lost_lanes(results: Results) -> Iterator[str]:
 def _effort(results: Results) -> Iterator[str]:
     tuning, shares = table_of(results.spec, "tuning"), results.trials["optimizer"].value_counts()
     sampler = tuning.get("sampler")
+    if earlier := tuning.get("warm_start"):
+        yield f"The sampler also knew the trials of {earlier}, whose optimizers may have had unequal numbers of trials."
     if sampler in ADAPTIVE and not tuning.get("fair") and len(shares) > 1 and shares.max() > 1.5 * shares.min():
         yield (
             f"The sampler, {sampler}, gave more trials to optimizers that looked good early: {shares.max()} to "

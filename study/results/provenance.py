@@ -108,6 +108,7 @@ def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *
         "finished": now() if finished else None,
         "sessions": sessions,
         "spec": fixed_settings(spec),
+        **({"warm_start": spec.tuning.warm_start} if spec.tuning.warm_start else {}),
         "seeds": {"root": spec.tuning.seed, "lanes": spec.lane_seeds(), "confirm": spec.confirm_seeds()},
         "data": {
             "name": spec.workload.data,

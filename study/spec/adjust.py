@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -20,7 +21,7 @@ def with_timeout(spec: Spec, timeout: float | str | None) -> Spec:
     """The spec with another time-out; a ValueError if it is no duration."""
     if timeout is not None:
         duration_seconds(timeout)
-    return spec.model_copy(update={"tuning": spec.tuning.model_copy(update={"timeout": timeout})})
+    return _tuned(spec, timeout=timeout)
 
 
 def planned_trials(spec: Spec) -> int:
@@ -33,8 +34,10 @@ def planned_trials(spec: Spec) -> int:
 
 
 def resolved(spec: Spec) -> Spec:
-    """The spec as a results folder records it: with its planned trials, and any SQLite file as an absolute path."""
+    """The spec as a results folder records it: with its planned trials, and absolute paths of other files."""
     spec = with_trials(spec, planned_trials(spec))
+    if (earlier := spec.tuning.warm_start) and "://" not in earlier:
+        spec = _tuned(spec, warm_start=str(Path(earlier).absolute()))
     try:
         url = make_url(spec.tuning.storage or "")
     except ArgumentError:
@@ -42,4 +45,8 @@ def resolved(spec: Spec) -> Spec:
     if url.get_backend_name() != "sqlite" or not url.database:
         return spec
     absolute = url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)
-    return spec.model_copy(update={"tuning": spec.tuning.model_copy(update={"storage": absolute})})
+    return _tuned(spec, storage=absolute)
+
+
+def _tuned(spec: Spec, **changes: Any) -> Spec:
+    return spec.model_copy(update={"tuning": spec.tuning.model_copy(update=changes)})

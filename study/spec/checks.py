@@ -13,7 +13,19 @@ from typing import Any, TypeVar
 
 from study.spec.dimensions import Choice, Dimension, Range, plain, shown
 from study.spec.given import Baseline, Enqueued, GivenCell
-from study.spec.model import Budget, Confirm, Lanes, Recording, Resources, Search, Tuning, Workload, part
+from study.spec.model import (
+    DESIGNS,
+    SAMPLERS,
+    Budget,
+    Confirm,
+    Lanes,
+    Recording,
+    Resources,
+    Search,
+    Tuning,
+    Workload,
+    part,
+)
 from study.usercode.bundle import UserCode
 from trainables.config import Reading
 from trainables.errors import ModelError
@@ -283,6 +295,14 @@ def grid_sampler_has_lists(tuning: Tuning, search: Search, workload: Workload | 
     for name, dimension in dimensions.items():
         if not isinstance(dimension, Choice):
             yield f"search.{name} = {shown(plain(dimension))}: the grid sampler needs lists; write the values out"
+
+
+@rule
+def warm_start_has_a_sampler_that_learns(tuning: Tuning) -> Iterator[str]:
+    """Some samplers choose cells by the trial's number alone."""
+    if tuning.warm_start and tuning.sampler in DESIGNS:
+        learning = ", ".join(name for name in SAMPLERS if name not in DESIGNS)
+        yield f"tuning.warm_start: the sampler {tuning.sampler} does not look at trials; valid with it: {learning}"
 
 
 @rule

@@ -15,7 +15,7 @@ _FREE: dict[str, Any] = {
     "recording": True,
     "resources": True,
     "budget": {"trials"},
-    "tuning": {"storage", "timeout"},
+    "tuning": {"storage", "timeout", "warm_start"},  # what the sampler knows is copied when a study begins
 }
 
 

@@ -41,6 +41,7 @@ SHARING = 8
 LIMITS = ("epochs", "updates", "examples", "seconds")
 SAMPLERS = ("tpe", "random", "qmc", "grid", "gp", "nsga2")
 MISSING: tuple[Missing, ...] = get_args(Missing)
+DESIGNS = ("random", "qmc", "grid")  # whose cells depend on the trial's number alone
 SCHEDULERS = ("asha", "hyperband", "none")
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 Part = TypeVar("Part", config.Augmentation, config.Budget, config.Reading, config.Recording)
@@ -279,6 +280,8 @@ class Tuning(Section):
         default_factory=lambda: ["metric"], min_length=1
     )
     storage: str | None = None  # URL of the database for Optuna; a journal file in the results folder if not given
+    # results folder, or URI, of an earlier study of the same workload and budget, whose trials the sampler knows
+    warm_start: Annotated[str, Field(min_length=1)] | None = None
     # after this long no trial of the search begins: "90s", "30m", "2h", "1d", or seconds; of all sessions together
     timeout: Annotated[float | str | None, BeforeValidator(_checked_duration)] = None
 

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Container, Sequence
+
 import optuna
+from optuna.samplers import NSGAIISampler
 from optuna.trial import FrozenTrial, TrialState
 
 
@@ -25,6 +29,36 @@ def report(study: optuna.Study, trial: optuna.Trial, step: int, value: float) ->
     """Store an intermediate value unless the step has one; `Trial.report` warns then."""
     if step not in study._storage.get_trial(trial._trial_id).intermediate_values:
         study._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+
+
+class _Warm(optuna.Study):
+    """A study whose samplers see earlier trials before its own."""
+
+    earlier: Sequence[FrozenTrial] = ()
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        earlier = [trial for trial in self.earlier if states is None or trial.state in states]
+        return [*earlier, *super()._get_trials(deepcopy, states, use_cache)]
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """The study's own trials."""
+        return super()._get_trials(deepcopy, states)
+
+
+def with_earlier(study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.Study:
+    """The same study, whose samplers take other completed trials for its first ones."""
+    for place, trial in enumerate(trials):
+        # Samplers sort trials by number, and `IntersectionSearchSpace` takes none below -1: so between -1 and 0.
+        trial.number = (place + 1) / (len(trials) + 1) - 1  # type: ignore[assignment]
+        trial._trial_id = place - len(trials)
+        # NSGA-II begins with a generation of trials that it did not breed.
+        trial.system_attrs = {NSGAIISampler._get_generation_key(): 0}
+    warm = copy.copy(study)
+    warm.__class__ = _Warm
+    warm.earlier = trials  # type: ignore[attr-defined]
+    return warm
 
 
 def end_as(study: optuna.Study, trial: FrozenTrial, end: FrozenTrial) -> None:

@@ -13,6 +13,7 @@ from scipy.stats import qmc
 
 from study.spec import Spec
 from study.spec.dimensions import Choice
+from study.spec.model import DESIGNS
 from study.tuning.space import Cell
 
 # Streams of random numbers of the root seed; `importance` has 5.
@@ -107,7 +108,7 @@ def sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
 
     Adaptive samplers are seeded per trial: a study that is resumed must not draw the numbers of its first trials again.
     """
-    if spec.tuning.sampler in ("random", "qmc", "grid"):
+    if spec.tuning.sampler in DESIGNS:
         return Design(spec)
     seed = int(np.random.default_rng([spec.tuning.seed, _PLACES["adaptive"], number]).integers(2**31))
     with warnings.catch_warnings():

@@ -1,0 +1,115 @@
+"""Gives the sampler the completed trials of an earlier study of the same workload, which are no results of this one.
+
+They are copied into the results folder when the study begins: what is resumed sees the same, whatever became of theirs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from analysis import results
+from analysis.schema import Outcome, ResultsError
+from study.errors import SpecError, StorageError
+from study.spec import Spec
+from study.spec.compare import differences, fixed_settings
+from study.tuning import compat
+from study.tuning.space import Cell, Space
+from study.tuning.storage import values
+from trainables.storage import write_text
+
+FILE = "warm_start.json"
+
+
+@dataclass(frozen=True)
+class Known:
+    """The trials of an earlier study that lie in the space of this one.
+
+    Attributes:
+        completed: trials of it that completed.
+        cells, values: of those in the space, in their order; several values if there are several objectives.
+    """
+
+    completed: int = 0
+    cells: tuple[Cell, ...] = ()
+    values: tuple[list[float], ...] = ()
+
+
+def read(spec: Spec) -> Known:
+    """What the study that a spec names as `tuning.warm_start` knows; nothing if it names none.
+
+    Raises:
+        SpecError: if there is no such study, it has another workload or budget, or no trial of it lies in the space.
+    """
+    place = spec.tuning.warm_start
+    if place is None:
+        return Known()
+    key = f"tuning.warm_start = {place}"
+    try:
+        earlier = results.load(place)
+    except ResultsError as error:
+        raise SpecError(key, str(error)) from error
+    recorded = results.table_of(earlier.provenance, "spec")
+    theirs, ours = (_comparable(each) for each in (recorded, fixed_settings(spec)))
+    if not theirs:
+        raise SpecError(key, "its provenance.json records no settings; give a study of a newer version")
+    # A key that is not recorded is one that a later version has added.
+    if changed := differences(theirs, {name: value for name, value in ours.items() if name in theirs}):
+        advice = "its values do not compare with those of this study"
+        raise SpecError(key, [f"has {name} = {old}, not {new}; {advice}" for name, (old, new) in changed.items()])
+    completed = earlier.trials[earlier.trials["outcome"] == Outcome.COMPLETED]
+    rows = results.records(completed.fillna({"settings": ""}))
+    pairs = [(cell, values(spec.tuning.objectives, row)) for row in rows if (cell := _cell(spec, row))]
+    if not pairs:
+        raise SpecError(key, f"none of its {len(rows)} completed trials has a cell of this search; leave it out")
+    return Known(len(rows), *zip(*pairs, strict=True))
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name.split(".")[0] in ("workload", "budget")}
+
+
+def _cell(spec: Spec, row: dict[str, Any]) -> Cell | None:
+    """The cell of a row of an earlier trials table; None if it is no cell of the spec."""
+    cell = Space(spec, "", "").cell_of(row)
+    dimensions = spec.dimensions() | spec.search.settings_of(cell["optimizer"])
+    fits = cell.keys() == dimensions.keys() and all(cell[name] in dimensions[name] for name in dimensions)
+    return cell if fits else None
+
+
+def write(folder: Path, known: Known) -> None:
+    """Keep in a results folder what the sampler starts with, if it is anything."""
+    if known.cells:
+        write_text(folder / FILE, json.dumps(vars(known), indent=1) + "\n")
+
+
+def warmed(study: optuna.Study, space: Space, folder: Path) -> optuna.Study:
+    """A study whose sampler knows what `write` has kept; the study itself if the spec names no earlier one.
+
+    Raises:
+        StorageError: if what was kept is gone.
+    """
+    if space.spec.tuning.warm_start is None:
+        return study
+    file = folder / FILE
+    try:
+        known = Known(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        advice = "put it back, or take tuning.warm_start out of spec.toml"
+        message = f"what the sampler knows of earlier trials cannot be read ({error}); {advice}"
+        raise StorageError(str(file), message) from error
+    trials = []
+    for cell, scores in zip(known.cells, known.values, strict=True):
+        distributions = space.distributions(cell, 0)
+        params = {name: cell[name] for name in distributions}
+        trials.append(
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE, values=scores, params=params, distributions=distributions
+            )
+        )
+    return compat.with_earlier(study, trials)

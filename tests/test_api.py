@@ -23,7 +23,7 @@ import pytest
 import analysis
 import study
 import trainables.tune
-from tests.test_readme import README, ROOT
+from tests.test_readme import DOCS, ROOT
 
 PUBLIC: tuple[ModuleType, ...] = (study, analysis, trainables.tune)
 NOTEBOOK = ROOT / "tests" / "first_study.ipynb"
@@ -81,8 +81,8 @@ def test_what_is_not_public_is_no_attribute() -> None:
         exec("from study import planned_trials")
 
 
-def test_the_readme_names_all_of_study_and_nothing_else() -> None:
-    ((code, prose),) = re.findall(r"^## In Python\n+```python\n(.*?)```\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)
+def test_the_page_on_python_names_all_of_study_and_nothing_else() -> None:
+    ((code, prose),) = re.findall(r"^# In Python\n+```python\n(.*?)```\n(.*)", DOCS["python"], re.DOTALL)
     (imported,) = re.findall(r"^from study import (.*)$", code, re.MULTILINE)
     named = set(re.findall(r"`(\w+)[`(]", prose)) - {"study", "analysis", "__all__"}
     assert sorted(named | set(imported.split(", "))) == study.__all__

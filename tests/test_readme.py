@@ -18,7 +18,7 @@ from study.spec import read
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # In the order in which a reader meets them: later pages use what earlier ones made.
-PAGES = ("running", "results", "user-code", "cluster", "performance", "protocol", "reproduction", "contributing")
+PAGES = tuple("running user-code results python cluster protocol performance reproduction contributing".split())
 DOCS = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in PAGES}
 TEXT = "\n".join([README, *DOCS.values()])
 
@@ -55,19 +55,22 @@ def test_the_specs_are_valid(tmp_path: Path) -> None:
 def test_its_figures_are_made_by_a_command() -> None:
     recipe = (ROOT / "Makefile").read_text().split("\nfigures: ")[1].split("\n\n")[0]
     assert "make figures" in " ".join(TEXT.split())
-    shown = re.findall(r"!\[[^]]*\]\((\S+)\.png\)", README)
+    shown = re.findall(r"!\[[^]]*\]\((?:\.\./)?(\.github/\S+)\.png\)", TEXT)
     assert len(shown) == 2
     assert all(f" {figure}\n" in f"{recipe}\n" for figure in shown)
 
 
 def test_files_that_it_names_exist() -> None:
     assert set(DOCS) == {path.stem for path in (ROOT / "docs").glob("*.md")}
-    links = re.findall(r"\]\(([^)]+)\)", TEXT)
+    texts = {ROOT: README} | {ROOT / "docs" / name: text for name, text in DOCS.items()}
+    links = [(page, link) for page, text in texts.items() for link in re.findall(r"\]\(([^)]+)\)", text)]
     named = re.findall(r"`((?:trainables|study|analysis|tests)/[\w./]+)`", TEXT)
     assert links
     assert named
-    for path in links + named:
+    for path in named:
         assert (ROOT / path).exists(), path
+    for page, link in links:
+        assert ((page if page == ROOT else page.parent) / link).exists(), (page, link)
 
 
 @pytest.mark.nightly

@@ -381,7 +381,7 @@ def test_the_same_time_is_judged_on_both_sides_of_it() -> None:
 
 
 SAID = '{% include "regimes" %}'
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reproduction.md"
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_what_the_figure_of_tuned_regimes_shows_is_said_in_words(lowest: str, an
 
 
 def readme() -> str:
-    return " ".join(README.read_text(encoding="utf-8").split())
+    return " ".join(PAGE.read_text(encoding="utf-8").split())
 
 
 @pytest.mark.nightly

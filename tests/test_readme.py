@@ -18,7 +18,10 @@ from study.spec import read
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # In the order in which a reader meets them: later pages use what earlier ones made.
-PAGES = tuple("running user-code results python cluster protocol performance reproduction contributing".split())
+PAGES = (
+    *("running", "user-code", "results", "python", "cluster"),
+    *("protocol", "performance", "reproduction", "contributing"),
+)
 DOCS = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in PAGES}
 TEXT = "\n".join([README, *DOCS.values()])
 

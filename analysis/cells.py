@@ -54,20 +54,59 @@ def floor_of(results: Results) -> float:
 def rate_table(
     lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES, floor: float = LEAST
 ) -> pd.DataFrame:
-    """One row per cell and learning rate: the validation metric over the seeds that survived.
+    """One row per cell and learning rate, at the cell's tuned recipe: the metric over the seeds that survived.
+
+    The tuned recipe is that of the best mean of any recipe and rate, of equals the first one.
 
     Args:
         lanes: rows of `Results.pooled.lanes`.
-        metric: `loss` or `accuracy`.
+        metric: `loss` or `accuracy`, on the validation split.
         examples: validation examples.
         floor: losses below it count as it.
 
     Returns:
-        Columns cell, learning_rate, lanes, diverged (number of diverged lanes), loss (the geometric mean, which decides
-        between equal accuracies; NaN if unknown), estimate, low, high, n; shared: whether every seed of the cell ran at
-        this rate; eligible: whether all seeds survived, and halving did not stop it; tuned: whether it is the cell's
-        tuned rate (`tuned_rates`).
+        Columns cell, recipe, learning_rate, lanes, diverged (number of diverged lanes), loss (the geometric mean, which
+        decides between equal accuracies; NaN if unknown), estimate, low, high, n; shared: whether every seed of the
+        cell ran at this rate; eligible: whether all seeds survived, and halving did not stop it; tuned: whether it is
+        the cell's tuned rate (`tuned_rates`).
     """
+    lanes = _at_tuned_recipe(lanes, metric, examples, floor)
+    table, values = _by_rate(lanes, metric, examples, floor)
+    best, steps = _best_rows(table, metric), _grid_steps(lanes)
+    eligible = table[table["eligible"]]
+    tuned = [
+        own.index[
+            best_by_parabola(
+                np.log(own["learning_rate"].to_numpy(dtype=np.float64)),
+                np.array([scores_of(values[row], metric, examples, floor) for row in own.index]),
+                int(np.flatnonzero(own.index == best[cell])[0]),
+                steps[cell],
+            )
+        ]
+        for cell, own in eligible.groupby("cell")
+    ]
+    table.insert(1, "recipe", table["cell"].map(lanes.drop_duplicates("cell").set_index("cell")["recipe"]))
+    return table.assign(tuned=table.index.isin(tuned))
+
+
+def _at_tuned_recipe(lanes: pd.DataFrame, metric: str, examples: int, floor: float) -> pd.DataFrame:
+    """The lanes of each cell's tuned recipe, of its first one if no rate of any recipe is eligible."""
+    recipes = lanes.groupby(["cell", "recipe"], as_index=False)["lane"].min().sort_values(["cell", "lane"])
+    if not recipes["cell"].duplicated().any():
+        return lanes
+    recipes = recipes.assign(place=range(len(recipes)))
+    own = lanes.merge(recipes[["cell", "recipe", "place"]], on=["cell", "recipe"])
+    table, _ = _by_rate(own.assign(cell=own["place"]), metric, examples, floor)  # as if each were a cell
+    table = table.rename(columns={"cell": "place"}).merge(recipes[["cell", "place"]], on="place")
+    first = recipes.groupby("cell")["place"].min()
+    tuned = _tied(table, metric).groupby("cell")["place"].min().reindex(first.index).fillna(first)
+    return own[own["place"].isin(tuned)].drop(columns="place")
+
+
+def _by_rate(
+    lanes: pd.DataFrame, metric: str, examples: int, floor: float
+) -> tuple[pd.DataFrame, list[np.ndarray[Any, Any]]]:
+    """The rows of `rate_table` without recipe and tuned, from lanes of one recipe per cell, and their seeds' values."""
     ordered = lanes.sort_values(["cell", "learning_rate", "seed"])
     survived = ordered["outcome"].isin(_SURVIVED)
     losses = ordered["validation_loss"].where(survived).to_numpy(dtype=np.float64)
@@ -85,21 +124,7 @@ def rate_table(
     table["eligible"] = table.pop("early") == 0
     table = table.reset_index().astype({"lanes": "int64", "diverged": "int64", "n": "int64"})
     seeds = table["cell"].map(lanes.groupby("cell")["seed"].nunique())
-    table = table.assign(shared=table["lanes"] == seeds, eligible=table["eligible"] & (table["n"] == seeds))
-    best, steps = _best_rows(table, metric), _grid_steps(lanes)
-    eligible = table[table["eligible"]]
-    tuned = [
-        own.index[
-            best_by_parabola(
-                np.log(own["learning_rate"].to_numpy(dtype=np.float64)),
-                np.array([scores_of(values[row], metric, examples, floor) for row in own.index]),
-                int(np.flatnonzero(own.index == best[cell])[0]),
-                steps[cell],
-            )
-        ]
-        for cell, own in eligible.groupby("cell")
-    ]
-    return table.assign(tuned=table.index.isin(tuned))
+    return table.assign(shared=table["lanes"] == seeds, eligible=table["eligible"] & (table["n"] == seeds)), values
 
 
 def _grid_steps(lanes: pd.DataFrame) -> pd.Series[float]:
@@ -112,16 +137,21 @@ def _grid_steps(lanes: pd.DataFrame) -> pd.Series[float]:
 
 def _best_rows(table: pd.DataFrame, metric: str) -> pd.Series[int]:
     """The row of `rate_table` with the best mean of each cell; `trainables.lanes.rates.ranked` has the same rule."""
-    tied = table[table["eligible"]].sort_values(["cell", "learning_rate"])
-    if metric == "accuracy":
-        lead = tied.groupby("cell")["estimate"].transform("max") - tied["estimate"]
-        tied = tied[lead <= EQUAL]
-    losses = tied["loss"].fillna(math.inf)
-    tied = tied[losses <= losses.groupby(tied["cell"]).transform("min") * (1 + EQUAL)]
+    tied = _tied(table, metric).sort_values(["cell", "learning_rate"])
     place = tied.groupby("cell").cumcount()
     count = tied.groupby("cell")["cell"].transform("size")
     middle = tied[place == (count - 1) // 2]
     return pd.Series(middle.index, middle["cell"], dtype="int64")
+
+
+def _tied(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The eligible rows with the best mean of each cell: of equal accuracies those with the lowest loss."""
+    tied = table[table["eligible"]]
+    if metric == "accuracy":
+        lead = tied.groupby("cell")["estimate"].transform("max") - tied["estimate"]
+        tied = tied[lead <= EQUAL]
+    losses = tied["loss"].fillna(math.inf)
+    return tied[losses <= losses.groupby(tied["cell"]).transform("min") * (1 + EQUAL)]
 
 
 def tuned_rates(
@@ -129,6 +159,7 @@ def tuned_rates(
 ) -> pd.Series[float]:
     """The learning rate of each cell with the best validation metric, smoothed over neighbouring rates.
 
+    Rates are compared at the cell's tuned recipe, as `rate_table` chooses it.
     Means over seeds are taken on the scale of `metric_interval`. Only rates at which every seed of the cell ran and
     survived are eligible, because the mean of the survivors would flatter a rate that often diverges. Of equal
     accuracies the one with the lower validation loss is best, and of those, or of equal losses, the middle one; of an
@@ -154,10 +185,11 @@ def cells(results: Results) -> pd.DataFrame:
     Returns:
         Columns trial (the lowest of those pooled), trials (their number), those of `CELL`, regime, outcome, parameters,
         updates, examples, epochs (of the first trial), train_seconds (mean over trials), extensions (of the grid, the
-        largest number of any trial); learning_rate (tuned, NaN if none), on_edge (whether it is the lowest or highest
-        of several rates), rates (their number), both of the rates at which every seed ran; seeds, diverged_share (of
-        lanes); validation, validation_low, validation_high and n over seeds at the tuned rate; test, test_low,
-        test_high and test_n over the same. Rows are in order of trial.
+        largest number of any trial); learning_rate (tuned, NaN if none), recipe (tuned, empty text if only the rate
+        is), on_edge (whether the rate is the lowest or highest of several), rates (their number), both of the rates at
+        which every seed ran with that recipe; seeds, diverged_share (of lanes); validation, validation_low,
+        validation_high and n over seeds at the tuned setting; test, test_low, test_high and test_n over the same. Rows
+        are in order of trial.
     """
     metric, lanes, floor = results.metric, results.pooled.lanes, floor_of(results)
     trials = results.pooled.trials.groupby("cell")
@@ -171,6 +203,7 @@ def cells(results: Results) -> pd.DataFrame:
     shared = rates[rates["shared"]].groupby("cell")["learning_rate"].agg(["min", "max", "nunique"]).reindex(table.index)
     edge = (tuned["learning_rate"] == shared["min"]) | (tuned["learning_rate"] == shared["max"])
     table["learning_rate"] = tuned["learning_rate"]
+    table["recipe"] = rates.drop_duplicates("cell").set_index("cell")["recipe"].reindex(table.index, fill_value="")
     table["on_edge"] = edge & (shared["nunique"] > 1)
     table["rates"] = shared["nunique"].fillna(0).astype("int64")
     by_cell = lanes.groupby("cell")
@@ -178,7 +211,8 @@ def cells(results: Results) -> pd.DataFrame:
     table["diverged_share"] = (lanes["outcome"] == "diverged").groupby(lanes["cell"]).mean()
     table[["validation", "validation_low", "validation_high"]] = tuned[["estimate", "low", "high"]]
     table["n"] = tuned["n"].fillna(0).astype("int64")
-    at_tuned = lanes[lanes["learning_rate"] == lanes["cell"].map(table["learning_rate"])]
+    at_tuned = lanes[lanes["recipe"] == lanes["cell"].map(table["recipe"])]
+    at_tuned = at_tuned[at_tuned["learning_rate"] == at_tuned["cell"].map(table["learning_rate"])]
     tests = {
         cell: metric_interval(values, metric, examples_of(results, "test"), floor=floor).named("test")
         for cell, values in at_tuned.groupby("cell")[f"test_{metric}"]
@@ -187,7 +221,7 @@ def cells(results: Results) -> pd.DataFrame:
     table[names] = pd.DataFrame.from_dict(tests, orient="index", columns=names).astype(float).reindex(table.index)
     table["test_n"] = table["test_n"].fillna(0).astype("int64")
     columns = ["trial", "trials", *CELL, "regime", "outcome", "parameters", "updates", "examples", "epochs"]
-    columns += ["train_seconds", "extensions", "learning_rate", "on_edge", "rates", "seeds", "diverged_share"]
+    columns += ["train_seconds", "extensions", "learning_rate", "recipe", "on_edge", "rates", "seeds", "diverged_share"]
     columns += ["validation", "validation_low", "validation_high", "n", *names]
     return table.reset_index(drop=True)[columns]
 
@@ -243,22 +277,22 @@ def optimizer_order(names: Iterable[str]) -> list[str]:
 
 
 def tuned_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
-    """The lanes of some rows of `cells` that ran at their cell's tuned rate; the column cell is the rows' trial."""
-    keys = rows[["trial", "learning_rate"]].rename(columns={"trial": "cell"})
-    return results.pooled.lanes.merge(keys, on=["cell", "learning_rate"])
+    """The lanes of some rows of `cells` that ran at their cell's tuned setting; the column cell is the rows' trial."""
+    keys = rows[["trial", "recipe", "learning_rate"]].rename(columns={"trial": "cell"})
+    return results.pooled.lanes.merge(keys, on=["cell", "recipe", "learning_rate"])
 
 
 def fresh_lanes(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
     """The confirmation's lanes of some rows of `cells`; the column cell is the rows' trial, as in `tuned_lanes`.
 
-    A cell that was confirmed at another rate than its tuned one has none: the search has chosen again since.
+    A cell that was confirmed at another setting than its tuned one has none: the search has chosen again since.
     """
     again = results.confirmation
     if again is None:
         return tuned_lanes(results, rows).head(0)
-    keys = rows[[*CELL, "trial", "learning_rate"]].rename(columns={"trial": "cell", "learning_rate": "tuned"})
-    of_trial = again.trials[["trial", *CELL]].fillna({"settings": ""}).merge(keys, on=CELL)[["trial", "cell", "tuned"]]
-    lanes = again.lanes.merge(of_trial, on="trial")
+    keys = rows[[*CELL, "trial", "recipe", "learning_rate"]].rename(columns={"trial": "cell", "learning_rate": "tuned"})
+    of_trial = again.trials[["trial", *CELL]].fillna({"settings": ""}).merge(keys, on=CELL)
+    lanes = again.lanes.merge(of_trial[["trial", "recipe", "cell", "tuned"]], on=["trial", "recipe"])
     lanes = lanes[np.isclose(lanes["learning_rate"], lanes["tuned"].astype(float), rtol=1e-9, atol=0)]
     # Pooled after that choice: trials that completed at an earlier rate must not hide those that diverged at this one.
     kept = pool(again.trials[again.trials["trial"].isin(lanes["trial"])], again.lanes).trials["trial"]
@@ -300,12 +334,12 @@ def target_times(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     """Time to target of the best cell of each regime and optimizer, at its tuned rate.
 
     Returns:
-        Columns regime, optimizer, settings, trial, batch_size, learning_rate, reached (seeds), seeds, the medians over
-        seeds of update, examples, epoch, train_seconds (infinite where half of the seeds never reach the target), and p
-        of the log-rank test of the examples against the fastest of the regime (NaN for the fastest, and where the test
-        is undefined). Fastest in examples first within a regime. Empty if the workload has no target.
+        Columns regime, optimizer, settings, trial, batch_size, learning_rate, recipe, reached (seeds), seeds, the
+        medians over seeds of update, examples, epoch, train_seconds (infinite where half of the seeds never reach the
+        target), and p of the log-rank test of the examples against the fastest of the regime (NaN for the fastest, and
+        where the test is undefined). Fastest in examples first within a regime. Empty if the workload has no target.
     """
-    names = ["regime", "optimizer", "settings", "trial", "batch_size", "learning_rate"]
+    names = ["regime", "optimizer", "settings", "trial", "batch_size", "learning_rate", "recipe"]
     columns = [*names, "reached", "seeds", *AXES, "p"]
     rows: list[dict[str, Any]] = []
     times: dict[int, tuple[ArrayLike, ArrayLike]] = {}

@@ -237,10 +237,10 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     or of accuracies, since the two sets of seeds are independent.
 
     Returns:
-        Columns trial, those of `CELL`, regime, learning_rate; rank_search (in the leaderboard), rank_confirmed (among
-        the confirmed); outcome, seeds and diverged of the fresh lanes; search, confirmed and test (both over fresh
-        seeds), each with _low, _high and _n; curse, curse_low, curse_high. Best in the search first. Where a fresh seed
-        did not complete, confirmed, test and curse are NaN. Empty without a confirmation.
+        Columns trial, those of `CELL`, regime, learning_rate, recipe; rank_search (in the leaderboard), rank_confirmed
+        (among the confirmed); outcome, seeds and diverged of the fresh lanes; search, confirmed and test (both over
+        fresh seeds), each with _low, _high and _n; curse, curse_low, curse_high. Best in the search first. Where a
+        fresh seed did not complete, confirmed, test and curse are NaN. Empty without a confirmation.
     """
     metric, ranked, floor = results.metric, rank(table, results.maximize), floor_of(results)
     search, fresh = tuned_lanes(results, ranked), fresh_lanes(results, ranked)
@@ -263,7 +263,7 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         row |= curse_interval(before.to_numpy()[:, None], after.to_numpy()[:, None], metric, floor).named("curse")
         rows.append(row)
     limits = [f"{name}{end}" for name in ("search", "confirmed", "test") for end in ("", "_low", "_high", "_n")]
-    columns = ["trial", *CELL, "regime", "learning_rate", "rank_search", "rank_confirmed", "outcome", "seeds"]
+    columns = ["trial", *CELL, "regime", "learning_rate", "recipe", "rank_search", "rank_confirmed", "outcome", "seeds"]
     columns += ["diverged", *limits, "curse", "curse_low", "curse_high"]
     kinds = {"trial": "int64", "learning_rate": "float64", "confirmed": "float64"}
     frame = pd.DataFrame(rows, columns=columns).astype(kinds)

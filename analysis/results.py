@@ -82,7 +82,7 @@ class Pool:
 
     Attributes:
         trials: columns of `TRIALS` and cell; settings are empty text if none. Identical repeats are absent.
-        lanes: columns of `LANES` and cell; one row per (cell, learning rate, seed).
+        lanes: columns of `LANES` and cell; one row per (cell, recipe, learning rate, seed).
         left_out: trials of these cells that used less of the budget than the pooled ones, or ended worse.
     """
 
@@ -106,7 +106,7 @@ def pool(trials: pd.DataFrame, lanes: pd.DataFrame) -> Pool:
     equal = (ordered[["ended", "came"]] == cell[["ended", "came"]].transform("first")).all(axis=1)
     kept = ordered.assign(cell=cell["trial"].transform("first"))[equal].sort_values("trial", ignore_index=True)
     own = lanes.merge(kept[["trial", "cell"]], on="trial").sort_values(["cell", "trial", "lane"])
-    own = own.drop_duplicates(["cell", "learning_rate", "seed"], ignore_index=True)
+    own = own.drop_duplicates(["cell", "recipe", "learning_rate", "seed"], ignore_index=True)
     repeat = kept["trial"].isin(lanes["trial"]) & ~kept["trial"].isin(own["trial"])
     kept = kept[~repeat].drop(columns=["ended", "came"]).reset_index(drop=True)
     return Pool(kept, own, ordered.loc[~equal, trials.columns].sort_values("trial", ignore_index=True))
@@ -147,7 +147,7 @@ class Results:
         spec_text: the text of `spec.toml`.
         provenance: commit, versions, hardware, seeds and command; empty if the study has not written it yet.
         trials: one row per ended trial (`TRIALS`), and stack_seconds, the training time of its whole stack.
-        lanes: one row per lane of an ended trial (`LANES`).
+        lanes: one row per lane of an ended trial (`LANES`); a recipe is empty text if none.
         alone: whether the train_seconds of trials and curves are those of one network trained alone, without the
             grid's extensions. If a trial did not measure them, as older programs, all are those of the stack.
     """
@@ -163,7 +163,8 @@ class Results:
     def __post_init__(self) -> None:
         if "stack_seconds" in self.trials:  # a changed copy
             return
-        trials = self.trials.assign(stack_seconds=self.trials["train_seconds"])
+        object.__setattr__(self, "lanes", _filled(self.lanes, recipe="", schedule="constant", warmup=0.0))
+        trials = _filled(self.trials, recipe="").assign(stack_seconds=self.trials["train_seconds"])
         each = trials.loc[trials["updates"] > 0, "update_seconds"]
         alone = len(each) > 0 and bool(each.notna().all())
         if alone:
@@ -337,6 +338,12 @@ def table_of(tables: dict[str, Any], name: str) -> dict[str, Any]:
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows as dictionaries."""
     return frame.to_dict("records")  # type: ignore[return-value]
+
+
+def _filled(frame: pd.DataFrame, **defaults: Any) -> pd.DataFrame:
+    """The frame with defaults for what is empty, or what an older program did not know."""
+    typed = {name: frame[name].astype(object if isinstance(value, str) else float) for name, value in defaults.items()}
+    return frame.assign(**{name: column.mask(column.isna(), defaults[name]) for name, column in typed.items()})
 
 
 def _read(table: str, folder: Path) -> pd.DataFrame:

@@ -22,7 +22,7 @@ def shortened(name: str, length: int = 30) -> str:
 
 
 def settings_text(settings: str) -> str:
-    """An optimizer's searched settings in words, `{"beta1":0.9}` as `beta1 0.9`; empty for none."""
+    """Settings of an optimizer, or a recipe, in words, `{"beta1":0.9}` as `beta1 0.9`; empty for none."""
     try:
         values = dict(json.loads(settings or "{}"))
     except (TypeError, ValueError):
@@ -139,8 +139,9 @@ def shape_text(row: Any) -> str:
 
 
 def cell_at_rate(cell: Any) -> str:
-    """A cell at its tuned rate in words."""
-    return f"{cell_text(cell)} at learning rate {short(cell['learning_rate'])}"
+    """A cell at its tuned setting in words, such as `... at learning rate 0.1, schedule cosine`."""
+    recipe = settings_text(cell["recipe"])
+    return f"{cell_text(cell)} at learning rate {short(cell['learning_rate'])}{recipe and ', ' + recipe}"
 
 
 def counted(number: Any, noun: str) -> str:

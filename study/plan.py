@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -14,7 +15,7 @@ import torch
 from analysis.schema import regime
 from analysis.text import counted, duration
 from study.cluster import packing
-from study.cluster.build import builder, criterion
+from study.cluster.build import builder, criterion, lanes
 from study.cluster.build import rule as rule_of
 from study.results.confirm import cost, most_winners
 from study.spec import Spec
@@ -33,7 +34,7 @@ from trainables.lanes import equality
 from trainables.lanes.batches import Batches
 from trainables.lanes.cost import update_seconds
 from trainables.lanes.evaluate import TRAIN_SUBSET
-from trainables.lanes.stack import Lane, Stack, grid
+from trainables.lanes.stack import Lane, Stack
 from trainables.lanes.times import EvaluationTimes
 from trainables.lanes.train import advance
 from trainables.storage import data_folder
@@ -45,6 +46,7 @@ from trainables.workloads.data import Data, Split
 # A probe times updates for this long. Batches whose forward pass of all lanes has more multiplications than this are
 # cut, to no fewer examples than this, and the time is scaled to the batch size.
 PROBE_SECONDS = 0.2
+PROBE_UPDATES = 1000  # of a schedule, on whose values times do not depend
 PROBE_MULTIPLICATIONS, PROBE_EXAMPLES = 1e8, 256
 # Relative; rounding compounded over so few updates stays far below.
 LANE_EQUALITY = {"float64": 1e-8, "float32": 1e-3}
@@ -96,19 +98,8 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
         *([("", f"none begins after timeout = {spec.tuning.timeout}")] if spec.tuning.timeout else []),
         *([("", f"the sampler knows {_known(spec)}")] if spec.tuning.warm_start else []),
         *(("", f"first {_written(each)}") for each in spec.enqueue),
-        ("lanes", f"{lane_count} a trial: {lane_count // spec.lanes.seeds} rates x {spec.lanes.seeds} seeds"),
+        *zip(itertools.chain(["lanes"], itertools.repeat("")), _lane_rows(spec), strict=False),
     ]
-    if spec.lanes.extensions and lane_count > spec.lanes.seeds:
-        rows.append(
-            ("", f"up to {spec.lanes.extensions} times half as many rates are added, if the best one lies on the edge")
-        )
-    if spec.lanes.refine and lane_count > spec.lanes.seeds:
-        rows.append(
-            (
-                "",
-                f"then up to {spec.lanes.refine} times two around the best one, if the grid is coarser than the noise",
-            )
-        )
     each = f"{spec.budget.seconds:g} s of one network" if spec.budget.seconds else ""
     for size, updates in sorted({(p.batch_size, 0 if each else p.updates) for p in probes}):
         much = f"{each or f'{updates:,} updates'} a lane"
@@ -192,7 +183,8 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     workload, facts = spec.workload, spec.workload.facts
     make, judge = builder(spec, width, depth), criterion(spec)
     rule, dtype = rule_of(spec, _heaviest(spec)), getattr(torch, workload.dtype)
-    stack, network = Stack.build(make, _lanes(spec), rule, dtype, torch.device("cpu")), make()
+    lane_list, network = _lanes(spec), make()
+    stack = Stack.build(make, lane_list, rule, dtype, torch.device("cpu"), total=PROBE_UPDATES)
     multiplications = models.multiplications(network, facts.in_shape)
     most = int(PROBE_MULTIPLICATIONS / (multiplications * len(stack.lanes)))
     tried = min(batch_size, max(most, PROBE_EXAMPLES))
@@ -202,7 +194,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     engine = choose(make, facts.in_shape, judge, tried, stack, spec.lanes.engine, augmented=augmented, sample=sample)
     budget = part(spec.budget, config.Budget)
     if budget.seconds:
-        alone = update_seconds(make, rule, examples, tried, _lanes(spec)[0], judge, multiplications=multiplications)
+        alone = update_seconds(make, rule, examples, tried, lane_list[0], judge, multiplications=multiplications)
         budget = budget.in_updates(alone * batch_size / tried)
     times = EvaluationTimes(
         budget,
@@ -313,9 +305,9 @@ def _proof(spec: Spec, optimizer: str, dtype: str) -> tuple[int, equality.Proof]
     """The batch size of the smallest cell, and the comparison there."""
     corners = spec.corners()
     batch, build = min(size for size, _, _ in corners), builder(spec, *corners[0][1:], end=0)
-    lanes, found = grid(*spec.rates(optimizer), spec.lane_seeds()), _data(spec, getattr(torch, dtype))
+    every, found = lanes(spec, optimizer), _data(spec, getattr(torch, dtype))
     rule, judge = rule_of(spec, optimizer), criterion(spec)
-    return batch, equality.prove(build, rule, found, batch, lanes, judge, spec.workload.model)
+    return batch, equality.prove(build, rule, found, batch, every, judge, spec.workload.model)
 
 
 def _cells(spec: Spec) -> str:
@@ -327,20 +319,42 @@ def _cells(spec: Spec) -> str:
 
 
 def _heaviest(spec: Spec) -> str:
-    return max(
-        spec.search.optimizers(), key=lambda name: (spec.optimizer_facts(name).solo, len(rule_of(spec, name).buffers))
-    )
+    def weight(name: str) -> tuple[bool, int]:
+        return spec.optimizer_facts(name).solo, (1 + len(rule_of(spec, name).buffers)) * spec.settings(name)
+
+    return max(spec.search.optimizers(), key=weight)
 
 
 def _lanes(spec: Spec) -> list[Lane]:
-    return grid(*spec.rates(_heaviest(spec)), spec.lane_seeds())
+    return lanes(spec, _heaviest(spec))
+
+
+def _lane_rows(spec: Spec) -> Iterator[str]:
+    """The lanes of a trial with their arithmetic, and what a trial may add."""
+    counts = {name: spec.setting_counts(name) for name in spec.search.optimizers()}
+    for each in dict.fromkeys(tuple(own.items()) for own in counts.values()):
+        names = [name for name in counts if tuple(counts[name].items()) == each]
+        tuned = [(name, count) for name, count in each if count > 1 or name == "learning_rate"]
+        words = " x ".join(counted(n, name.replace("learning_", "").replace("_", " ")) for name, n in tuned)
+        settings, every = spec.settings(names[0]), math.prod(count for _, count in each)
+        words = f"{settings} of {every} combinations ({words})" if settings < every else words
+        whose = f" of {', '.join(names)}" if len(set(map(spec.settings, counts))) > 1 else ""
+        yield f"{settings * spec.lanes.seeds} a trial{whose}: {words} x {counted(spec.lanes.seeds, 'seed')}"
+    if max(own["learning_rate"] for own in counts.values()) == 1:
+        return
+    best = "at its best recipe, " if any(len(own) > 1 for own in counts.values()) else ""
+    if more := spec.lanes.extensions:
+        yield f"up to {more} times half as many rates are added, {best}if the best one lies on the edge"
+    if more := spec.lanes.refine:
+        yield f"then up to {more} times two around the best one, if the grid is coarser than the noise"
 
 
 def _added(spec: Spec) -> float:
-    """Rates that a trial may add by extensions and refinements, as a share of its grid."""
-    rates = len(_lanes(spec)) // spec.lanes.seeds
+    """Settings that a trial may add by extensions and refinements, as a share of its grid."""
+    name = _heaviest(spec)
+    rates = spec.rates(name)[2]
     most = spec.lanes.extensions * math.ceil(rates / 2) + spec.lanes.refine * 2
-    return most / rates if rates > 1 else 0.0
+    return most / spec.settings(name) if rates > 1 else 0.0
 
 
 def _time(spec: Spec, probes: list[Probe], trials: int) -> str:

@@ -169,10 +169,10 @@ def _run_stage(stage: Stage) -> Outcome:
 def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collector | None:
     """Bring the folder in order, and run once what has not ended; None if nothing is left."""
     (stage.folder / "checkpoints").mkdir(exist_ok=True)
-    rates = {number: winner.learning_rate for number, winner in enumerate(stage.winners)}
+    settings = {number: winner.setting for number, winner in enumerate(stage.winners)}
     cells = {number: winner.cell for number, winner in enumerate(stage.winners)}
     code = bundle.code_of(stage.folder)
-    space = Space(stage.spec, str(stage.data_folder), stage.checkpoints, rates, cells, str(code) if code else "")
+    space = Space(stage.spec, str(stage.data_folder), stage.checkpoints, settings, cells, str(code) if code else "")
     repair_files(stage.folder, display.say)
     study = open_study(stage.spec, stage.folder)
     if stage.spec.tuning.storage:

@@ -50,9 +50,9 @@ def made(family: str, batch_size: int, stack: Stack, engine: str = "eager") -> E
     return choose(builder(family), facts.in_shape, facts.task, batch_size, stack, engine)
 
 
-def fresh(family: str, rule: str, configurations: list[Lane]) -> Stack:
-    """A stack before its first update, in float64."""
-    return Stack.build(builder(family), configurations, named(rule), torch.float64, CPU)
+def fresh(family: str, rule: str, configurations: list[Lane], total: int = 0) -> Stack:
+    """A stack before its first update of this many, in float64."""
+    return Stack.build(builder(family), configurations, named(rule), torch.float64, CPU, total)
 
 
 def train_stack(
@@ -74,7 +74,7 @@ def trained(
     **how: Any,
 ) -> Stack:
     """A stack after so many updates, in float64."""
-    stack = fresh(family, rule, configurations)
+    stack = fresh(family, rule, configurations, updates)
     stack.at_once = at_once or stack.at_once
     workload, maker = small(FAMILIES[family][0]), made(family, batch_size, stack, engine)
     for _ in train_stack(stack, maker, workload, batch_size, Budget(updates=updates), **how):

@@ -43,7 +43,7 @@ def lanes_frame(values: dict[float, list[float]], metric: str = "loss", trial: i
         for rate, seeds in values.items()
         for seed, value in enumerate(seeds)
     ]
-    return pd.DataFrame(rows).assign(lane=range(len(rows)), cell=trial)
+    return pd.DataFrame(rows).assign(lane=range(len(rows)), cell=trial, recipe="")
 
 
 # Tuning

@@ -64,7 +64,7 @@ def test_small_cells_do_without_a_gpu_wherever_they_run() -> None:
     ):
         space = Space(spec(**resources), "", "")
         assert [space.configuration(cell, 0)["device"] for cell in (small, large)] == kinds
-        confirmed = Space(spec(**resources), "", "", {0: 0.1})
+        confirmed = Space(spec(**resources), "", "", {0: {"learning_rate": 0.1}})
         assert [confirmed.configuration(cell, 0)["device"] for cell in (small, large)] == kinds
 
 

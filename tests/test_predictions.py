@@ -183,5 +183,5 @@ def test_values_fill_a_column_of_the_lanes(tmp_path: Path) -> None:
 def test_only_confirmations_keep_values() -> None:
     cell = {"optimizer": "adam", "batch_size": 32, "width": 8, "depth": 1}
     spec = check(changed())
-    assert Space(spec, "", "", {0: 0.1}).configuration(cell, 0)["test_values"]
+    assert Space(spec, "", "", {0: {"learning_rate": 0.1}}).configuration(cell, 0)["test_values"]
     assert not Space(spec, "", "").configuration(cell, 0)["test_values"]

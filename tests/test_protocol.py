@@ -21,8 +21,8 @@ from analysis.schema import LANES, TRIALS
 from study.results.confirm import chosen
 from tests.conftest import lane_row, trial_row
 from tests.test_rates import LOSS, refined
+from tests.test_tune import tuned_rate
 from trainables.config import Budget, TrialConfig
-from trainables.lanes.rates import tuned
 from trainables.lanes.trial import TrialRun, lane_rows
 
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
@@ -173,7 +173,7 @@ def test_without_refinement_the_grid_costs_more() -> None:
 
 def test_the_simulation_tunes_as_a_trial_does() -> None:
     stacks = refined(lambda rate: np.exp([log_loss(-5.0, -1.5, rate)] * 3), GRID, 2)
-    assert tuned(stacks, LOSS)[0] == pytest.approx(10**-1.5, rel=0.3)
+    assert tuned_rate(stacks, LOSS)[0] == pytest.approx(10**-1.5, rel=0.3)
 
 
 @pytest.mark.nightly

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_tune import CONFIG, course, stack_with, to_the_end, told
-from trainables.lanes.rates import Measure, between, grid_loss, losers, next_round, ranked, tuned
+from tests.test_tune import CONFIG, course, stack_with, to_the_end, told, tuned_rate
+from trainables.lanes.rates import Measure, between, grid_loss, losers, next_round, ranked
 from trainables.lanes.stack import Lane, Stack
 from trainables.rules import RULES
 from trainables.tune import MLPTrainable, ModelTrainable, TrialConfig
@@ -33,7 +33,7 @@ def refined(losses: Any, rates: list[float], refine: int, extensions: int = 0) -
     """All stacks of a trial in which `losses` gives (seeds,) losses of a rate."""
     stacks = [stack_of(rates, np.array([losses(rate) for rate in rates]))]
     while (following := next_round(stacks, LOSS, extensions=extensions, refine=refine))[1]:
-        name, added = following
+        name, added = following[0], [setting.learning_rate for setting in following[1]]
         stacks.append(stack_of(added, np.array([losses(rate) for rate in added]), name))
     return stacks
 
@@ -42,38 +42,39 @@ def refined(losses: Any, rates: list[float], refine: int, extensions: int = 0) -
 
 
 def test_equal_losses_go_to_the_middle_rate_and_of_two_to_the_lower() -> None:
-    assert tuned([stack_with("loss", [[0.5], [0.5], [0.5]])], LOSS)[0] == pytest.approx(0.1)
-    assert tuned([stack_with("loss", [[0.5], [0.5]])], LOSS)[0] == pytest.approx(0.01)
+    assert tuned_rate([stack_with("loss", [[0.5], [0.5], [0.5]])], LOSS)[0] == pytest.approx(0.1)
+    assert tuned_rate([stack_with("loss", [[0.5], [0.5]])], LOSS)[0] == pytest.approx(0.01)
     values = [[0.5, 0.2], [0.2, 0.5], [0.9, 0.9], [0.2, 0.5], [0.5, 0.2]]
-    assert list(ranked([stack_with("loss", values)], LOSS)) == pytest.approx([10**-1.5, 10**-0.5, 0.01, 1.0, 0.1])
+    order = [setting.learning_rate for setting in ranked([stack_with("loss", values)], LOSS)]
+    assert order == pytest.approx([10**-1.5, 10**-0.5, 0.01, 1.0, 0.1])
 
 
 def test_equal_accuracies_go_to_the_lower_loss() -> None:
     measure = Measure("accuracy", 50, 1e-7)
     accuracies = [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.98, 1.0]]
     stack = stack_with("accuracy", accuracies, [[0.3, 0.3], [0.01, 0.01], [0.02, 0.02], [1e-6, 1e-6]])
-    rate, value = tuned([stack], measure)
+    rate, value = tuned_rate([stack], measure)
     assert (rate, value) == (pytest.approx(10 ** (-4 / 3)), 1.0)
     # Below the floor losses differ by rounding alone.
     stack = stack_with("accuracy", accuracies, [[1e-8, 0.0], [1e-30, 0.0], [0.0, 0.0], [0.0, 0.0]])
-    assert tuned([stack], measure)[0] == pytest.approx(10 ** (-4 / 3))
+    assert tuned_rate([stack], measure)[0] == pytest.approx(10 ** (-4 / 3))
 
 
 @pytest.mark.parametrize("examples", [1, 7, 50, 297, 360, 10_000])
 def test_an_accuracy_is_at_most_1_and_at_least_0(examples: int) -> None:
     for value in (0.0, 1.0):
-        found = tuned([stack_with("accuracy", [[value] * 3])], Measure("accuracy", examples))[1]
+        found = tuned_rate([stack_with("accuracy", [[value] * 3])], Measure("accuracy", examples))[1]
         assert 0 <= found <= 1
         assert found == pytest.approx(value, abs=1e-11)
 
 
 def test_losses_below_the_floor_tie_and_count_as_it() -> None:
     stack = stack_with("loss", [[1e-20], [0.0], [1e-30], [1e-3]])
-    assert tuned([stack], LOSS)[0] == pytest.approx(10 ** (-4 / 3))
-    rate, value = tuned([stack], Measure("loss", 100, 1e-14))
+    assert tuned_rate([stack], LOSS)[0] == pytest.approx(10 ** (-4 / 3))
+    rate, value = tuned_rate([stack], Measure("loss", 100, 1e-14))
     assert (rate, value) == (pytest.approx(10 ** (-4 / 3)), pytest.approx(1e-14))
     stack.last["validation", "loss"][1] = 1e-2  # of the two others the lower
-    assert tuned([stack], Measure("loss", 100, 1e-14))[0] == pytest.approx(0.01)
+    assert tuned_rate([stack], Measure("loss", 100, 1e-14))[0] == pytest.approx(0.01)
 
 
 def test_halving_keeps_the_rates_that_ties_go_to() -> None:
@@ -129,7 +130,7 @@ def test_refinement_finds_a_planted_optimum_between_grid_rates(shift: float) -> 
 
     grid = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
     stacks = refined(losses, grid, 2)
-    rate, _ = tuned(stacks, LOSS)
+    rate, _ = tuned_rate(stacks, LOSS)
     assert rate
     assert abs(math.log10(rate) + 2 - shift) <= 1 / 8 + 1e-9
     # The loss is a parabola, whose vertex the estimate meets; the seeds' common scatter is no error.
@@ -176,7 +177,7 @@ def test_extensions_come_before_refinements() -> None:
 
     stacks = refined(losses, [1e-4, 1e-3, 1e-2, 1e-1], 2, extensions=2)
     assert [stack.round for stack in stacks] == ["grid", "extension 1", "refinement 1", "refinement 2"]
-    assert tuned(stacks, LOSS)[0] == pytest.approx(10**0.25)
+    assert tuned_rate(stacks, LOSS)[0] == pytest.approx(10**0.25)
     # Without extensions nothing beyond the grid is tried: that is what they are for.
     stacks = refined(losses, [1e-4, 1e-3, 1e-2, 1e-1], 2)
     assert all(lane.learning_rate <= 1e-1 for stack in stacks for lane in stack.lanes)

@@ -226,7 +226,10 @@ BAD = {
     "log from zero": (changed(search__width={"low": 0, "high": 3, "log": True}), "a log range cannot start at 0"),
     "half a range": (changed(search__width={"low": 1}), "a range needs high"),
     "odd key in a range": (changed(search__width={"low": 1, "high": 2, "step": 1}), "unknown step in a range"),
-    "a range of optimizers": (changed(search__optimizer={"low": 1, "high": 2}), "must be a name or a list of names"),
+    "a range of optimizers": (
+        changed(search__optimizer={"low": 1, "high": 2}),
+        "must be one value or a list of values",
+    ),
     "empty list": (changed(search__width=[]), "search.width = []: an empty list leaves nothing to choose"),
     "a value twice": (changed(search__width=[4, 4]), "a value is given twice"),
     "batch too large": (

@@ -193,6 +193,12 @@ def stack_with(metric: str, values: list[list[float]], losses: list[list[float]]
     return stack
 
 
+def tuned_rate(stacks: list[Stack], measure: Measure) -> tuple[float | None, float]:
+    """The tuned rate, and the metric there."""
+    setting, value = tuned(stacks, measure)
+    return setting and setting.learning_rate, value
+
+
 def test_a_trial_ends_once_no_rate_counts() -> None:
     # Of two seeds at one rate, one diverges: the cell has no tuned rate, and never will.
     trainable = MLPTrainable({**CONFIG, "rates": (1e-2, 1e-2, 1), "budget": {"epochs": 4}})
@@ -218,6 +224,8 @@ def test_a_trial_and_the_analysis_agree_on_the_best_mean(metric: str) -> None:
             {
                 "trial": 0,
                 "cell": 0,
+                "lane": range(12),
+                "recipe": "",
                 "seed": [lane.seed for lane in stack.lanes],
                 "learning_rate": [lane.learning_rate for lane in stack.lanes],
                 "outcome": np.where(np.isnan(values.flatten()), "diverged", "completed"),
@@ -226,7 +234,7 @@ def test_a_trial_and_the_analysis_agree_on_the_best_mean(metric: str) -> None:
                 f"validation_{metric}": values.flatten(),
             }
         )
-        rate, value = tuned([stack], Measure(metric, 1000, 1e-10))
+        rate, value = tuned_rate([stack], Measure(metric, 1000, 1e-10))
         table = rate_table(frame, metric, 1000, 1e-10)
         theirs = _best_rows(table, metric)
         if rate is None:
@@ -238,10 +246,10 @@ def test_a_trial_and_the_analysis_agree_on_the_best_mean(metric: str) -> None:
 
 def test_a_rate_counts_only_if_every_seed_survived() -> None:
     stack = stack_with("loss", [[0.5, 0.5], [0.1, math.nan], [0.3, 0.6]])
-    rate, value = tuned([stack], Measure("loss", 100))
+    rate, value = tuned_rate([stack], Measure("loss", 100))
     assert rate == pytest.approx(1.0)
     assert value == pytest.approx(math.sqrt(0.18))
-    assert tuned([stack_with("loss", [[math.nan, 0.1]])], Measure("loss", 100))[0] is None
+    assert tuned_rate([stack_with("loss", [[math.nan, 0.1]])], Measure("loss", 100))[0] is None
 
 
 # Far below the good rates of sgd on these data, which are about 0.1: two extensions of one rate each do not reach 1.

@@ -7,9 +7,11 @@ of `annotated_types`, which pydantic checks in a spec. This module imports nothi
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -151,6 +153,67 @@ class Reading:
         return Reading(**known)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a lane trains besides its learning rate and seed: one value of each axis that a trial tunes beside the rate.
+
+    A field is None where the spec does not give it; its default is then in force. To add an axis, add a field here, one
+    in `study.spec.model.Lanes`, and a column to `analysis.schema.LANES`.
+
+    Attributes:
+        schedule: of the rate, one of `trainables.schedules.SCHEDULES`; constant by default.
+        warmup: share of the budget in which the rate rises in a straight line; 0 by default.
+        weight_decay: as in the optimizer's class of `torch.optim`; the optimizer's own by default.
+        clip_norm: largest norm of the gradient of the whole network; 0, the default, for no limit.
+        clip_value: largest absolute value of a component of the gradient, which is limited before its norm; 0, the
+            default, for no limit.
+        settings: (name, value) of the optimizer's settings that are tuned lane by lane.
+    """
+
+    schedule: str | None = None
+    warmup: float | None = None
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    settings: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Recipe:
+        """From values by name; names that are no field are settings of the optimizer."""
+        own = {f.name for f in fields(cls)} - {"settings"}
+        known = {name: value for name, value in values.items() if name in own}
+        return cls(**known, settings=tuple((name, values[name]) for name in values if name not in own))
+
+    def values(self) -> dict[str, Any]:
+        """What is given, by name: the inverse of `of`."""
+        return {name: v for name, v in vars(self).items() if v is not None and name != "settings"} | dict(self.settings)
+
+    def text(self) -> str:
+        """What is given, as JSON; empty if nothing is. It identifies the recipe in the tables."""
+        return json.dumps(self.values()) if self.values() else ""
+
+
+PLAIN = Recipe()
+"""Every axis at its default."""
+
+
+def combinations(axes: Mapping[str, Sequence[Any]], sample: int = 0) -> list[tuple[float, Recipe]]:
+    """The combinations of a trial's axes: pairs of learning rate and recipe, rate by rate in each recipe.
+
+    Args:
+        axes: name -> values; `learning_rate` is one of them, the others are those of `Recipe.of`.
+        sample: take only as many, drawn at random by number, the same of every trial with as many; 0 for all.
+    """
+    others = {name: values for name, values in axes.items() if name != "learning_rate"}
+    recipes = [Recipe.of(dict(zip(others, values, strict=True))) for values in itertools.product(*others.values())]
+    found = list(itertools.product(recipes, axes["learning_rate"]))
+    if sample and sample < len(found):
+        order = list(range(len(found)))
+        random.Random(0).shuffle(order)
+        found = [found[place] for place in sorted(order[:sample])]
+    return [(rate, recipe) for recipe, rate in found]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig(Recording, Reading):
     """A trial's configuration; the keys of a Ray Tune configuration are its fields.
@@ -170,7 +233,10 @@ class TrialConfig(Recording, Reading):
         augment: of the training images; may be given as a dict.
         dtype: float32 or float64.
         rates: (lowest, highest, count) of the learning-rate grid; the rule's range with a count of 8 if not given.
-        seeds: one lane per seed at each rate.
+        axes: what is tuned beside the rate, name -> values (`Recipe.of`); or `learning_rate` with a list instead of
+            `rates`.
+        sample: of the combinations of rates and axes, so many at random; 0 for all.
+        seeds: one lane per seed at each combination.
         budget: how long each lane trains; may be given as a dict.
         engine: how lanes are computed, or auto.
         halving: whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget.
@@ -205,6 +271,8 @@ class TrialConfig(Recording, Reading):
     dtype: str = "float32"
 
     rates: tuple[float, float, int] | None = None
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    sample: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)
     budget: Budget = Budget(epochs=1)
     engine: str = "auto"
@@ -244,6 +312,9 @@ class TrialConfig(Recording, Reading):
         for each in fields(Reading):  # a checkpoint of an earlier version has none of these
             if getattr(self.reading(), each.name) == each.default:
                 del chosen[each.name]
+        for name in ("axes", "sample"):  # earlier versions did not have them
+            if not chosen[name]:
+                del chosen[name]
         return json.dumps(chosen, sort_keys=True, default=repr)
 
 

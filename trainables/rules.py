@@ -3,7 +3,8 @@
 The parameters of K networks are the rows of one (K, P) tensor, so a rule is a few elementwise operations for any
 network. Most rules are linear in the learning rate, and their state does not depend on it: they compute the unit update
 u, and the step is p <- p - lr_k u. Others, in `trainables.modern`, make the whole step. The results are those of the
-torch.optim class that the rule names, with the same settings, or of the published package.
+torch.optim class that the rule names, with the same settings, or of the published package. Clipping, and weight decay
+where a rule has none of its own, are done to the gradients before it.
 
 Coefficients that depend on the number of the update (bias corrections, warming of momentum) come from a table that is
 computed before a run of updates, so that a CUDA graph or the native kernel reads them from memory. Settings may differ
@@ -36,6 +37,9 @@ from trainables.workloads.catalogue import (
     class_settings,
     rule_refuses,
 )
+
+# What torch adds to a norm before it divides by it.
+NORM_EPS = 1e-6
 
 UnitUpdate = Callable[[Tensor, Tensor, State, Numbers, Numbers], Tensor]
 # (U, 1) numbers of updates from 1, settings as floats or (L,) arrays -> columns, (U, 1) or (U, L)
@@ -137,6 +141,8 @@ class Rule:
         assert self.torch_class
         values, known = {**self.settings, **settings}, inspect.signature(self.torch_class).parameters
         options: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+        if values.get("weight_decay") and "weight_decay" not in known:
+            raise ValueError(f"{self.name}: its torch_class has no argument weight_decay; leave it out")
         if "betas" in known and {"beta1", "beta2"} <= set(values):
             options["betas"] = values["beta1"], values["beta2"]
         if self.name in ("nesterov", "amsgrad"):
@@ -169,6 +175,41 @@ class Rule:
         parameters.addcmul_(self.unit_update(parameters, gradients, state, coefficients, settings), rates, value=-1)
 
 
+@dataclass(frozen=True)
+class Adjustment:
+    """What is done to the gradients before the rule: values are clipped, then norms, then parameters decay.
+
+    Attributes:
+        value: largest absolute value of a component, (k, 1), infinite for no limit; None if no row has one.
+        norm: largest norm of a row, as `torch.nn.utils.clip_grad_norm_` has it, (k, 1), infinite for no limit; None if
+            no row has one.
+        decay: coupled weight decay, (k, 1); None if no row decays.
+    """
+
+    value: Tensor | None
+    norm: Tensor | None
+    decay: Tensor | None
+
+    @classmethod
+    def of(cls, value: Tensor, norm: Tensor, decay: Tensor) -> Adjustment:
+        """From numbers of all rows, (k, 1) each."""
+        value_or_none, norm_or_none = (each if bool(each.isfinite().any()) else None for each in (value, norm))
+        return cls(value_or_none, norm_or_none, decay if bool(decay.any()) else None)
+
+    @torch.no_grad()
+    def __call__(self, parameters: Tensor, gradients: Tensor) -> None:
+        """Change gradients, (k, P), in place."""
+        if self.value is not None:
+            gradients.clamp_(-self.value, self.value)
+        if self.norm is not None:
+            norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+            share = (self.norm / (norms + NORM_EPS)).clamp(max=1)
+            # Without a limit even an infinite norm changes nothing.
+            gradients.mul_(torch.where(self.norm.isinf(), 1.0, share))
+        if self.decay is not None:
+            gradients.addcmul_(parameters, self.decay)
+
+
 class _Alone(torch.optim.Optimizer):
     """A rule for one network, as torch has optimizers.
 
@@ -197,6 +238,8 @@ class _Alone(torch.optim.Optimizer):
         table = self.rule.coefficients(kept["update"], kept["update"], self.settings)
         coefficients = {name: column.item() for name, column in table.items()}
         memory = {name: kept[name] for name in (*self.rule.buffers, *self.rule.scalars)}
+        if "weight_decay" not in self.rule.settings:
+            flat.add_(row, alpha=self.settings.get("weight_decay", 0.0))
         self.rule.step(row, flat, memory, row.new_full((1, 1), rate), coefficients, self.settings)
         self._write(row)
 

@@ -34,7 +34,9 @@ def profile(results: Sequence[Results]) -> pd.DataFrame:
         pooled = study.pooled
         reached = time_to_target(study.curves, study.target, study.maximize)[["trial", "lane", "update"]]
         lanes = pooled.lanes.merge(reached, on=["trial", "lane"], how="left", suffixes=("", "_reached"))
-        medians = lanes.groupby(["cell", "learning_rate"])["update"].agg(censored_median).groupby("cell").min()
+        medians = (
+            lanes.groupby(["cell", "recipe", "learning_rate"])["update"].agg(censored_median).groupby("cell").min()
+        )
         own = pooled.trials.drop_duplicates("cell").assign(study=place)
         times.append(own.assign(updates=own["cell"].map(medians)))
     columns = ["optimizer", "ratio", "share", "problems"]

@@ -12,7 +12,7 @@ from analysis.paired import Scores, compare_with_best
 from analysis.results import Results, table_of
 from analysis.text import counted
 
-LANE = ["optimizer", "width", "depth", "batch_size", "settings", "learning_rate", "seed"]
+LANE = ["optimizer", "width", "depth", "batch_size", "settings", "recipe", "learning_rate", "seed"]
 
 
 def across(studies: Sequence[Results]) -> Comparison:

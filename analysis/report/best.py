@@ -34,8 +34,8 @@ def best(results: Results, optimizer: str = "") -> dict[str, Any]:
         optimizer: whose best cell; that of the first one in the comparison if empty.
 
     Returns:
-        optimizer, settings, learning_rate, batch_size, width, depth, data, model, metric; split, score, low, high,
-        seeds and fresh (whether those seeds chose nothing) of its score; verdict: winner, contender, excluded, or
+        optimizer, settings, learning_rate, recipe, batch_size, width, depth, data, model, metric; split, score, low,
+        high, seeds and fresh (whether those seeds chose nothing) of its score; verdict: winner, contender, excluded, or
         candidate (without fresh seeds); text: all that in one line.
 
     Raises:
@@ -54,6 +54,7 @@ def best(results: Results, optimizer: str = "") -> dict[str, Any]:
         "optimizer": entry.name,
         "settings": json.loads(cell["settings"] or "{}"),
         "learning_rate": float(cell["learning_rate"]),
+        "recipe": json.loads(cell["recipe"] or "{}"),
         **{name: int(cell[name]) for name in ("batch_size", "width", "depth")},
         **{name: str(workload.get(name, "")) for name in ("data", "model")},
         "metric": results.metric,

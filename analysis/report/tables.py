@@ -20,6 +20,7 @@ from analysis.text import (
     effect_text,
     interval_text,
     limits_text,
+    listing,
     metric_text,
     p_value_text,
     settings_text,
@@ -64,8 +65,13 @@ def _cell(row: Any, has_settings: bool) -> dict[str, Cell]:
         "width": str(row["width"]),
         "depth": str(row["depth"]),
         "batch size": (f"{row['batch_size']:,}", row["regime"]),
-        "tuned rate": (short(row["learning_rate"]), "edge of grid" if row.get("on_edge") else ""),
+        "tuned rate": (short(row["learning_rate"]), _below_rate(row)),
     }
+
+
+def _below_rate(row: Any) -> str:
+    """What stands below a tuned rate: its recipe, and whether it lies on the edge of the grid."""
+    return listing(filter(None, (settings_text(row["recipe"]), "edge of grid" if row.get("on_edge") else "")))
 
 
 def _score(row: Any, name: str, metric: str) -> Cell:
@@ -126,7 +132,7 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
     return table(f"{by.capitalize()}s at their best", rows, caption=caption, sortable=True)
 
 
-_NO_CELL: dict[str, Any] = dict.fromkeys(("optimizer", "settings", "regime"), "")
+_NO_CELL: dict[str, Any] = dict.fromkeys(("optimizer", "settings", "recipe", "regime"), "")
 _NO_CELL |= dict.fromkeys(("width", "depth", "batch_size", "learning_rate"), 0)
 
 

@@ -1,4 +1,4 @@
-"""The rules, networks and criteria that a spec means; checking a spec does without them, and without torch."""
+"""The rules, lanes, networks and criteria that a spec means; checking a spec does without them, and without torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from study.spec import Spec
+from trainables.lanes.stack import Lane, spread
 from trainables.rules import Rule, named
 from trainables.workloads import models
 from trainables.workloads.criterion import Criterion
@@ -15,6 +16,11 @@ from trainables.workloads.models import Builder
 def rule(spec: Spec, optimizer: str) -> Rule:
     """The update rule of an optimizer of the search."""
     return named(optimizer, spec.workload.code)
+
+
+def lanes(spec: Spec, optimizer: str) -> list[Lane]:
+    """The lanes with which a trial of an optimizer begins."""
+    return spread(spec.rates(optimizer), spec.axes(optimizer), spec.lane_seeds(), spec.lanes.sample or 0)
 
 
 def builder(spec: Spec, width: int, depth: int, end: int = -1, **chosen: Any) -> Builder:

@@ -7,12 +7,12 @@ import math
 import torch
 
 from study.cluster import nodes
-from study.cluster.build import builder, rule
+from study.cluster.build import builder, lanes, rule
 from study.errors import ClusterError
 from study.spec import Spec
 from study.spec.model import SHARING
 from trainables.engines import memory as lane_memory
-from trainables.lanes.stack import Stack, grid
+from trainables.lanes.stack import Stack
 from trainables.workloads import models
 from trainables.workloads.models import Builder
 
@@ -56,11 +56,11 @@ def needs(spec: Spec, batch_size: int, width: int, depth: int) -> int:
     """GPU memory of a trial, in bytes: all its lanes at once, its data and its process."""
     workload, facts = spec.workload, spec.workload.facts
     build = builder(spec, width, depth)
-    heaviest = max(spec.search.optimizers(), key=lambda name: len(rule(spec, name).buffers))
+    heaviest = max(spec.search.optimizers(), key=lambda name: (len(rule(spec, name).buffers), spec.settings(name)))
     # Tensors on the device "meta" take no memory, and blocks are as large as on a GPU.
-    lanes = grid(*spec.rates(heaviest), spec.lane_seeds())
-    stack = Stack.build(build, lanes, rule(spec, heaviest), getattr(torch, workload.dtype), torch.device("meta"))
+    every, own = lanes(spec, heaviest), rule(spec, heaviest)
+    stack = Stack.build(build, every, own, getattr(torch, workload.dtype), torch.device("meta"), total=1)
     kept, working = lane_memory.lane_bytes(build(), facts.in_shape, batch_size, stack)
     examples = facts.train + facts.validation + facts.test
     numbers = examples * math.prod(facts.in_shape) * stack.parameters.element_size()
-    return CONTEXT_BYTES + numbers + (kept + working) * len(lanes)
+    return CONTEXT_BYTES + numbers + (kept + working) * len(every)

@@ -129,7 +129,18 @@ class ProgressDisplay:
             self.interval = self._over_seeds(last["payload"].lanes) if last else None
         self.lanes += row["lanes"] or 0
         if self.show == "json":
-            keep = ("trial", "outcome", "value", "learning_rate", "optimizer", "batch_size", "width", "depth", "error")
+            keep = (
+                "trial",
+                "outcome",
+                "value",
+                "learning_rate",
+                "recipe",
+                "optimizer",
+                "batch_size",
+                "width",
+                "depth",
+                "error",
+            )
             self._object("trial", **{name: row[name] for name in keep}, **self.numbers())
 
     def tick(self) -> None:
@@ -226,10 +237,11 @@ class ProgressDisplay:
         return self.best is row
 
     def _over_seeds(self, lanes: list[dict[str, Any]]) -> Interval:
-        """The best trial's interval over seeds, at its tuned learning rate."""
+        """The best trial's interval over seeds, at its tuned setting."""
         assert self.best
-        metric, rate = self.spec.workload.metric, self.best["learning_rate"]
-        values = [lane[f"validation_{metric}"] for lane in lanes if lane["learning_rate"] == rate]
+        metric, tuned = self.spec.workload.metric, (self.best["learning_rate"], self.best["recipe"] or "")
+        own = [lane for lane in lanes if (lane["learning_rate"], lane["recipe"] or "") == tuned]
+        values = [lane[f"validation_{metric}"] for lane in own]
         known = [value for value in values if value is not None]
         floor = self.best.get("loss_floor") or LEAST
         return metric_interval(known, metric, self.spec.workload.facts.validation, floor=floor)

@@ -94,9 +94,11 @@ def best_line(metric: str, row: Mapping[Any, Any], interval: tuple[float, float]
 
 
 def describe(config: Mapping[Any, Any], rate: float | None) -> str:
-    """A short description of a cell, as `adam, batch 32, width 16, depth 2, rate 0.003`."""
+    """A short description of a cell, as `adam, batch 32, width 16, depth 2, rate 0.003, schedule cosine`."""
     size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
     tuned = f", rate {rate:.2g}" if rate is not None else ""
     settings = config.get("settings")
     own = f", {settings_text(settings)}" if isinstance(settings, str) and settings else ""
-    return f"{config['optimizer']}{own}, batch {config['batch_size']}{size}{tuned}"
+    recipe = config.get("recipe")
+    also = f", {settings_text(recipe)}" if isinstance(recipe, str) and recipe else ""
+    return f"{config['optimizer']}{own}, batch {config['batch_size']}{size}{tuned}{also}"

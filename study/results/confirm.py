@@ -1,4 +1,4 @@
-"""Chooses the winners of a search, which run again at their tuned learning rate on seeds that the search never saw.
+"""Chooses the winners of a search, which run again at their tuned setting on seeds that the search never saw.
 
 A confirmation is a study of its own, in the folder `confirm/` of the results: one trial per winner, one rate, no
 scheduler. The best of many cells is partly the luckiest one; fresh seeds show by how much. The spec's baselines run on
@@ -8,9 +8,10 @@ the same seeds.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isclose
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,7 +22,8 @@ from study.errors import StorageError
 from study.results import CONFIRM
 from study.spec import Spec
 from study.spec.adjust import planned_trials
-from study.spec.model import Confirm, Lanes, Tuning
+from study.spec.lanes import Lanes
+from study.spec.model import Confirm, Tuning
 from study.tuning.space import Cell, Space
 from trainables.storage import write_text
 
@@ -34,6 +36,12 @@ class Winner:
 
     cell: Cell  # as the spec writes it
     learning_rate: float  # the tuned one, or that of a baseline
+    recipe: dict[str, Any] = field(default_factory=dict)  # what was tuned beside it; earlier versions tuned nothing
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The learning rate and the recipe."""
+        return {"learning_rate": self.learning_rate, **self.recipe}
 
 
 def winners(spec: Spec, folder: Path) -> list[Winner]:
@@ -53,7 +61,11 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
     assert spec.confirm
     space = Space(spec, "", "")
     for row in ranked[chosen(ranked, spec.confirm.top)].to_dict("records"):
-        winner = Winner(space.cell_of({str(name): value for name, value in row.items()}), float(row["learning_rate"]))
+        cell, recipe = (
+            space.cell_of({str(name): value for name, value in row.items()}),
+            json.loads(row["recipe"] or "{}"),
+        )
+        winner = Winner(cell, float(row["learning_rate"]), recipe)
         if winner not in found:
             found.append(winner)
     for each in spec.baseline if found else []:
@@ -90,7 +102,7 @@ def cost(spec: Spec) -> float:
     """The confirmation in trials of the search, at most: by its lanes, or by trials if the budget is in seconds."""
     if not spec.confirm:
         return 0.0
-    lanes = spec.rates(spec.search.optimizers()[0])[2] * spec.lanes.seeds
+    lanes = spec.settings(spec.search.optimizers()[0]) * spec.lanes.seeds
     return most_winners(spec) * (1.0 if spec.budget.seconds else spec.confirm.seeds / lanes)
 
 

@@ -33,7 +33,7 @@ MAX_NODES = 10
 
 # Columns of the trials table that a trial reports under the same name.
 _MEASURED = ("parameters", "lanes", "engine", "lanes_at_once", "extensions", "refinements", "loss_floor",
-             "learning_rate", "update_seconds", "started", "worker", "gpus", "stints")  # fmt: skip
+             "learning_rate", "recipe", "update_seconds", "started", "worker", "gpus", "stints")  # fmt: skip
 
 
 class Listener(Protocol):

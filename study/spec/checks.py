@@ -7,18 +7,19 @@ yields one line for each mistake: key, value, what is wrong and what is valid.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from study.spec.dimensions import Choice, Dimension, Range, plain, shown
 from study.spec.given import Baseline, Enqueued, GivenCell
+from study.spec.lanes import AXES, MOST_LANES, Lanes, settings_of
 from study.spec.model import (
     DESIGNS,
     SAMPLERS,
     Budget,
     Confirm,
-    Lanes,
     Recording,
     Resources,
     Search,
@@ -154,6 +155,61 @@ def engine_suits_optimizers(
 
 
 @rule
+def rates_are_of_optimizers(search: Search, lanes: Lanes) -> Iterator[str]:
+    """A table of learning rates names optimizers of the search."""
+    given = lanes.learning_rate if isinstance(lanes.learning_rate, dict) else {}
+    for name in given:
+        if name not in search.optimizers():
+            yield (
+                f"lanes.learning_rate.{name}: not among the optimizers of the search; "
+                f"valid: {', '.join(search.optimizers())}, or the keys low, high, count"
+            )
+
+
+@rule
+def axes_suit_optimizers(search: Search, lanes: Lanes, user_code: UserCode) -> Iterator[str]:
+    """Every axis of lanes is for an optimizer of the search, which takes its values and does not search them too."""
+    settings = {name: settings_of(name, user_code.optimizer(name)) for name in search.optimizers()}
+    for name, choice in lanes.axes().items():
+        key = f"lanes.{name}" if name in AXES else f"lanes.settings.{name}"
+        owners = [each for each in settings if name in settings[each]]
+        if name not in AXES and not owners:
+            valid = ", ".join(dict.fromkeys(itertools.chain(*settings.values()))) or "none"
+            yield f"{key}: no optimizer of the search has such a setting; valid: {valid}"
+        for each in owners:
+            if name in search.settings.get(each, {}):
+                yield f"{key}: search.settings.{each}.{name} searches it already; give one of the two"
+            refusals = (_refused(user_code, each, name, float(value)) for value in choice.values)
+            if message := next(filter(None, refusals), None):
+                yield f"{key} = {shown(plain(choice))}: {each}: {message}"
+    for each in (name for name in settings if user_code.optimizer(name).solo):
+        if lanes.weight_decay and "weight_decay" not in settings[each]:
+            yield f"lanes.weight_decay: {each} has no weight decay; leave out one of the two"
+        if each == "Rprop" and (lanes.schedule or lanes.warmup):
+            yield "lanes.schedule: Rprop uses the learning rate in its first update only; leave out one of the two"
+
+
+@rule
+def lanes_can_be_counted(search: Search, lanes: Lanes, user_code: UserCode) -> Iterator[str]:
+    """A trial has a reasonable number of lanes, and a sample is a part of the combinations."""
+    for optimizer in search.optimizers():
+        facts = user_code.optimizer(optimizer)
+        known = {*AXES, *settings_of(optimizer, facts)}
+        counts = {name: len(each.values) for name, each in lanes.axes().items() if name in known}
+        (_, _, rates), _ = lanes.grid_of(optimizer, facts.rates)
+        words, every = " x ".join(map(str, (rates, *counts.values()))), rates * math.prod(counts.values())
+        if lanes.sample and lanes.sample > every:
+            yield f"lanes.sample = {lanes.sample}: {optimizer} has {words} = {every} combinations; leave it out"
+            return
+        if (total := min(every, lanes.sample or every) * lanes.seeds) > MOST_LANES:
+            yield (
+                f"lanes: {' x '.join(['rates', *counts, 'seeds'])} = {words} x {lanes.seeds} = {total:,} lanes a trial "
+                f"of {optimizer}; valid: at most {MOST_LANES:,}; take fewer values, or a sample of them"
+            )
+            return
+
+
+@rule
 def halving_has_reports(lanes: Lanes, budget: Budget) -> Iterator[str]:
     """Halving drops rates between reports."""
     if lanes.halving and budget.reports < 2:
@@ -263,8 +319,7 @@ def settings_suit_optimizers(search: Search, user_code: UserCode) -> Iterator[st
             valid = ", ".join(search.optimizers())
             yield f"search.settings.{optimizer}: not among the optimizers of the search; valid: {valid}"
             continue
-        shipped = optimizer in OPTIMIZERS
-        known = catalogue.settings_of(optimizer) if shipped else user_code.optimizer(optimizer).settings
+        known = settings_of(optimizer, user_code.optimizer(optimizer))
         for name, dimension in settings.items():
             key = f"search.settings.{optimizer}.{name}"
             if name not in known:

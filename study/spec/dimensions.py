@@ -133,7 +133,7 @@ def parser(complain: Complaint, *, whole: bool = True, ranges: bool = True) -> C
             return value
         if isinstance(value, dict):
             if not ranges:
-                raise ValueError("must be a name or a list of names")
+                raise ValueError("must be one value or a list of values")
             return _range(value, complain, whole=whole)
         values: list[Any] = value if isinstance(value, list) else [value]
         if not values:
@@ -175,13 +175,13 @@ def plain(dimension: Dimension) -> object:
     return dimension.values[0] if len(dimension.values) == 1 else list(dimension.values)
 
 
-_AS_TOML = PlainSerializer(plain)
+AS_TOML = PlainSerializer(plain)
 size, setting, model_argument = parser(whole_number), parser(number, whole=False), parser(argument)
-Whole = Annotated[Dimension, BeforeValidator(size), _AS_TOML]
-BatchSize = Annotated[Dimension, BeforeValidator(parser(batch_size)), _AS_TOML]
-Optimizer = Annotated[Dimension, BeforeValidator(parser(optimizer, ranges=False)), _AS_TOML]
-Setting = Annotated[Dimension, BeforeValidator(setting), _AS_TOML]
-ModelArgument = Annotated[Dimension, BeforeValidator(model_argument), _AS_TOML]
+Whole = Annotated[Dimension, BeforeValidator(size), AS_TOML]
+BatchSize = Annotated[Dimension, BeforeValidator(parser(batch_size)), AS_TOML]
+Optimizer = Annotated[Dimension, BeforeValidator(parser(optimizer, ranges=False)), AS_TOML]
+Setting = Annotated[Dimension, BeforeValidator(setting), AS_TOML]
+ModelArgument = Annotated[Dimension, BeforeValidator(model_argument), AS_TOML]
 
 
 def known(what: str, names: Iterable[str], own: Callable[[str], bool] = lambda name: False) -> BeforeValidator:

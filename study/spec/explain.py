@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -9,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from study.spec.dimensions import VALID, shown, similar
+from study.spec.lanes import FORMS
 from study.spec.model import Spec
 
 # Examples of keys that have no default.
@@ -41,6 +43,12 @@ _EXAMPLES: dict[str, Any] = {
     "baseline.width": 16,
     "baseline.depth": 2,
     "lanes.learning_rate": {"low": 0.001, "high": 0.1, "count": 5},
+    "lanes.schedule": ["constant", "cosine"],
+    "lanes.warmup": 0.1,
+    "lanes.weight_decay": [0.0, 0.0005],
+    "lanes.clip_norm": 1.0,
+    "lanes.clip_value": 0.5,
+    "lanes.sample": 24,
     "lanes.learning_rate.low": 0.001,
     "lanes.learning_rate.high": 0.1,
     "budget.epochs": 10,
@@ -113,7 +121,7 @@ def explain(section: str, error: ValidationError) -> list[str]:
     """The mistakes that pydantic found in a section, one line each."""
     lines = []
     for problem in error.errors():
-        path = [section, *(str(part) for part in problem["loc"] if part != section)]
+        path = [section, *(str(part) for part in problem["loc"] if part not in (section, *FORMS))]
         key, value, kind = _key(path), problem["input"], problem["type"]
         given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
         if kind == "extra_forbidden":
@@ -197,14 +205,18 @@ def _model_at(path: list[str]) -> type[BaseModel] | None:
     """The section, or table in one, at a path; None if its keys are free."""
     model: Any = Spec
     for part in path:
-        if part.isdigit():
+        if part.isdigit() or part not in model.model_fields:  # the place in an array, or an optimizer's rates
             continue
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *get_args(annotation)]
+        options = _types_in(model.model_fields[part].annotation)
         model = next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), None)
         if model is None:
             return None
     return model  # type: ignore[no-any-return]
+
+
+def _types_in(annotation: Any) -> list[Any]:
+    """An annotation and the types within it."""
+    return [annotation, *itertools.chain.from_iterable(map(_types_in, get_args(annotation)))]
 
 
 def _fields_at(path: list[str]) -> list[str]:

@@ -28,11 +28,12 @@ from study.spec.dimensions import (
     known,
 )
 from study.spec.given import Baseline, Enqueued
+from study.spec.lanes import AXES, Lanes, settings_of
 from study.usercode import bundle
 from trainables import config
 from trainables.config import Missing, Positive
 from trainables.usercode.importing import TABLES, is_import_path, is_own, is_table
-from trainables.workloads.catalogue import CATALOGUE, ENGINES, FAMILIES, TASKS, Facts, OptimizerFacts, Task
+from trainables.workloads.catalogue import CATALOGUE, FAMILIES, TASKS, Facts, OptimizerFacts, Task
 
 # Studies with different root seeds share no lane's seed; a study's search uses at most half of these.
 SEEDS = 1_000_000
@@ -45,6 +46,11 @@ DESIGNS = ("random", "qmc", "grid")  # whose cells depend on the trial's number 
 SCHEDULERS = ("asha", "hyperband", "none")
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 Part = TypeVar("Part", config.Augmentation, config.Budget, config.Reading, config.Recording)
+
+
+def _plain(value: object) -> object:
+    """A value of an axis: text, or a number, which may be written as a whole one."""
+    return value if isinstance(value, str) else float(value)  # type: ignore[arg-type]
 
 
 def part(section: Part, kind: type[Part]) -> Part:
@@ -203,37 +209,6 @@ class Search(Section):
         return [str(name) for name in self.optimizer.ends()]
 
 
-class Rates(Section):
-    """A learning-rate grid: count values, evenly spaced on a log scale."""
-
-    low: Annotated[float, Field(gt=0)]
-    high: Annotated[float, Field(gt=0)]
-    count: Positive = 8
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Rates:
-        if self.low > self.high:
-            raise ValueError(f"low = {self.low} is above high = {self.high}")
-        return self
-
-
-class Lanes(Section):
-    """What each trial trains side by side: learning rates x seeds."""
-
-    # the grid for all optimizers; if not given, each optimizer's own range at `rates` values
-    learning_rate: Rates | None = None
-    rates: Positive = 8  # values in an optimizer's own range
-    seeds: Positive = 5  # seeds of initialisation and batches
-    # native, eager, cuda-graph or solo; auto takes the fastest for the trial
-    engine: Annotated[str, known("engine", ("auto", *ENGINES))] = "auto"
-    halving: bool = False  # whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget
-    # how often a trial may add half as many rates beyond the edge on which its best one lies
-    extensions: Annotated[int, Field(ge=0, le=10)] = 2
-    # how often a trial may then add the two rates around its best one, at half and a quarter of the grid's spacing:
-    # while the grid costs more than the seeds' scatter
-    refine: Annotated[int, Field(ge=0, le=10)] = 2
-
-
 class Budget(Section, config.Budget):
     """How many trials, and how long each lane trains: one of epochs, updates, examples, seconds."""
 
@@ -382,9 +357,27 @@ class Spec(Section):
 
     def rates(self, optimizer: str) -> tuple[float, float, int]:
         """Lowest and highest learning rate of an optimizer's grid, and their number."""
-        if grid := self.lanes.learning_rate:
-            return grid.low, grid.high, grid.count
-        return (*self.optimizer_facts(optimizer).rates, self.lanes.rates)
+        return self.lanes.grid_of(optimizer, self.optimizer_facts(optimizer).rates)[0]
+
+    def axes(self, optimizer: str) -> dict[str, list[Any]]:
+        """The axes of an optimizer's lanes besides the seeds and a grid of rates: name -> values.
+
+        Settings of optimizers are axes of those that have them; `learning_rate` is one if its values are listed.
+        """
+        known = {*AXES, *settings_of(optimizer, self.optimizer_facts(optimizer))}
+        axes = {name: [_plain(v) for v in each.values] for name, each in self.lanes.axes().items() if name in known}
+        _, listed = self.lanes.grid_of(optimizer, self.optimizer_facts(optimizer).rates)
+        return axes | ({"learning_rate": listed} if listed else {})
+
+    def setting_counts(self, optimizer: str) -> dict[str, int]:
+        """The number of values of each axis of an optimizer's lanes, the learning rate first."""
+        others = {name: len(values) for name, values in self.axes(optimizer).items() if name != "learning_rate"}
+        return {"learning_rate": self.rates(optimizer)[2], **others}
+
+    def settings(self, optimizer: str) -> int:
+        """The settings with which a trial of an optimizer begins: all combinations, or a sample of them."""
+        every = math.prod(self.setting_counts(optimizer).values())
+        return min(every, self.lanes.sample or every)
 
     def dimensions(self) -> dict[str, Dimension]:
         """The dimensions of every cell, by name, with the arguments of a user's model."""

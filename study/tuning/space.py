@@ -29,8 +29,9 @@ class Space:
     spec: Spec  # the study's
     data_folder: str  # where downloaded data lie, absolute
     checkpoints: str  # folder in which running trials keep their state, or its URI
-    # learning rates of trials whose rate is not searched, and cells of those that no sampler proposes, by number
-    fixed: dict[int, float] = field(default_factory=dict)
+    # settings of trials whose rate is not searched (learning_rate, and the recipe's values), and cells of those that no
+    # sampler proposes, by number
+    fixed: dict[int, dict[str, Any]] = field(default_factory=dict)
     cells: dict[int, Cell] = field(default_factory=dict)
     code: str = ""  # folder of user code; empty if there is none
 
@@ -50,8 +51,10 @@ class Space:
         spec = self.spec
         workload, resources, lanes = spec.workload, spec.resources, spec.lanes
         batch_size = workload.facts.train if cell["batch_size"] == "full" else cell["batch_size"]
-        rate = self.fixed.get(number)
-        seeds = spec.confirm_seeds() if rate else spec.lane_seeds(replicate)
+        fixed = self.fixed.get(number)
+        seeds = spec.confirm_seeds() if fixed else spec.lane_seeds(replicate)
+        axes = {name: [value] for name, value in fixed.items()} if fixed else spec.axes(cell["optimizer"])
+        listed = axes.get("learning_rate")
         trial = config.TrialConfig(
             optimizer=cell["optimizer"],
             batch_size=batch_size,
@@ -68,15 +71,17 @@ class Space:
             data_seed=seeds[0] if workload.redraw else 0,
             augment=part(workload.augment, config.Augmentation),
             dtype=workload.dtype,
-            rates=(rate, rate, 1) if rate else spec.rates(cell["optimizer"]),
+            rates=(min(listed), max(listed), len(listed)) if listed else spec.rates(cell["optimizer"]),
+            axes={name: values for name, values in axes.items() if not (fixed and name == "learning_rate")},
+            sample=0 if fixed else lanes.sample or 0,
             seeds=tuple(seeds),
             budget=part(spec.budget, config.Budget),
             engine=lanes.engine,
-            halving=lanes.halving and not rate,
+            halving=lanes.halving and not fixed,
             extensions=lanes.extensions,
             refine=lanes.refine,
-            test_values=bool(rate),
-            weights_mib=spec.confirm.weights_mib / spec.budget.trials if rate and spec.confirm else 0.0,
+            test_values=bool(fixed),
+            weights_mib=spec.confirm.weights_mib / spec.budget.trials if fixed and spec.confirm else 0.0,
             trial=number,
             data_folder=self.data_folder,
             code=self.code,

@@ -41,7 +41,8 @@ class Eager(Engine):
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """Make the updates one by one."""
-        parameters, leaves, rates = stack.parameters[rows], stack.leaves(rows), stack.rates(rows)
+        parameters, leaves, adjust = stack.parameters[rows], stack.leaves(rows), stack.adjustment(rows)
+        rates = parameters.new_tensor(stack.rates(rows, stack.update, stop))[:, :, None]
         state = {name: buffer[rows] for name, buffer in stack.state.items()}
         settings = stack.settings(rows)
         numbers = {name: column(value, parameters) for name, value in settings.items()}
@@ -52,7 +53,9 @@ class Eager(Engine):
             batch = None if batches.whole else batches.rows(update)
             losses[done], gradients = self.gradient(stack, leaves, batches, batch, rows, update)
             coefficients = {name: column(values[done], parameters) for name, values in table.items()}
-            stack.rule.step(parameters, gradients, state, rates, coefficients, numbers)
+            if adjust:
+                adjust(parameters, gradients)
+            stack.rule.step(parameters, gradients, state, rates[done % len(rates)], coefficients, numbers)
         return losses
 
     def gradient(

@@ -12,6 +12,8 @@ from trainables.lanes.stack import Stack
 # Updates that one table on the device serves, and the fewest for which recording pays.
 GRAPH_UPDATES = 512
 FEWEST_REPLAYS = 8
+# The learning rates in the table of coefficients.
+_RATE = "learning rate"
 
 
 class Graph(Eager):
@@ -55,7 +57,10 @@ class Update:
     def __init__(self, engine: Eager, stack: Stack, batches: Batches, rows: slice) -> None:
         self.engine, self.stack, self.batches, self.rows = engine, stack, batches, rows
         self.parameters = stack.parameters[rows]
-        self.leaves, self.rates = stack.leaves(rows), stack.rates(rows)
+        self.leaves, self.adjust = stack.leaves(rows), stack.adjustment(rows)
+        self.rates = self.parameters.new_tensor(stack.rates(rows, stack.update, stack.update + 1))[
+            0, :, None
+        ]  # of a constant one
         self.state = {name: buffer[rows] for name, buffer in stack.state.items()}
         self.values = stack.settings(rows)
         self.settings = {name: column(value, self.parameters) for name, value in self.values.items()}
@@ -76,7 +81,10 @@ class Update:
         if not self.batches.whole:
             rows = self.batches.rows(first, count)
             self.order[:, :count] = rows.view(len(rows), count, -1)
-        for name, values in self.stack.rule.coefficients(first + 1, first + count, self.values).items():
+        columns = self.stack.rule.coefficients(first + 1, first + count, self.values)
+        if self.stack.scheduled:
+            columns[_RATE] = self.stack.rates(self.rows, first, first + count)
+        for name, values in columns.items():
             if name not in self.table:
                 self.table[name] = self.parameters.new_empty(self.most, values.shape[1], 1)
             self.table[name][:count, :, 0] = self.parameters.new_tensor(values)
@@ -93,7 +101,9 @@ class Update:
         batch = None if self.batches.whole else self.order.index_select(1, self.place)[:, 0]
         loss, found = self.engine.gradient(self.stack, self.leaves, self.batches, batch, self.rows, self.stack.update)
         row = {name: values.index_select(0, self.place)[0] for name, values in self.table.items()}
-        self.stack.rule.step(self.parameters, found, self.state, self.rates, row, self.settings)
+        if self.adjust:
+            self.adjust(self.parameters, found)
+        self.stack.rule.step(self.parameters, found, self.state, row.pop(_RATE, self.rates), row, self.settings)
         self.losses.index_copy_(0, self.place, loss[None])
         self.place += 1
 

@@ -208,6 +208,7 @@ class Native(_Kernel):
     def _stretch(self, stack: Stack, batches: Batches, rows: slice, update: int, count: int) -> Tensor:
         """The losses, (count, rows), of some updates of one epoch."""
         lanes, number = len(stack.alive), KERNELS[stack.rule.name][0]
+        every = slice(0, lanes)
         if batches.whole:
             order, seeds = torch.arange(len(batches.examples))[None], torch.zeros(lanes, dtype=torch.long)
             starts = np.zeros(count, dtype=np.int64)
@@ -216,13 +217,14 @@ class Native(_Kernel):
             order, seeds = batches.order, batches.seed_of_row
             starts = (update % batches.per_epoch + np.arange(count, dtype=np.int64)) * batches.batch_size
         stops = np.minimum(starts + batches.batch_size, order.shape[1])
-        rates = np.array([stack.lanes[lane].learning_rate for lane in stack.alive])
+        rates, limits = stack.rates(every, update, update + count), stack.adjustments(every)
         settings, columns = numbers_of(stack, update + 1, count)
         losses = torch.empty(count, lanes, dtype=torch.float64)
         buffers = [stack.state[name] for name in stack.rule.buffers]
         places = (ctypes.c_void_p * _STATE)(*(buffer.data_ptr() for buffer in buffers))
         updates = _arguments(count, starts, stops, lanes, stack.parameters)
-        rule = _arguments(number, rates, settings, len(settings), columns, len(columns), columns.shape[2], losses)
+        rule = _arguments(number, rates, len(rates), settings, len(settings))
+        rule += _arguments(columns, len(columns), columns.shape[2], limits, losses)
 
         def train(part: slice) -> int:
             work = self._work(batches.examples, order, seeds, part, batches.batch_size, self.copies)
@@ -299,6 +301,8 @@ class Wide(_Kernel):
         """Make the updates one by one, each of them lane after lane."""
         first, count = stack.update, stop - stack.update
         settings, columns = numbers_of(stack, first + 1, count)
+        rates = stack.rates(rows, first, stop)
+        adjust = [stack.adjustment(slice(row, row + 1)) for row in range(rows.start, rows.stop)]
         losses = stack.parameters.new_empty(count, rows.stop - rows.start)
         gradients = torch.empty_like(stack.parameters[0])
         parts = self._parts(gradients)
@@ -309,15 +313,20 @@ class Wide(_Kernel):
                     x, y = batches.examples.inputs[None], batches.examples.targets[None]
                 else:
                     x, y = batches.take(batch, slice(row, row + 1))
-                own = self._parts(stack.parameters[row])
-                losses[done, row - rows.start] = self._gradient(own, parts, x[0].flatten(1), y[0])
+                place, own = row - rows.start, self._parts(stack.parameters[row])
+                losses[done, place] = self._gradient(own, parts, x[0].flatten(1), y[0])
+                if each := adjust[place]:
+                    each(stack.parameters[row : row + 1], gradients[None])
+                rate = float(rates[done % len(rates), place])
                 column = columns[:, done, min(row, columns.shape[2] - 1)]
-                self._step(stack, row, gradients, settings[:, row].copy(), column.copy())
+                self._step(stack, row, gradients, rate, settings[:, row].copy(), column.copy())
         return losses
 
-    def _step(self, stack: Stack, row: int, gradients: Tensor, settings: np.ndarray, column: np.ndarray) -> None:
+    def _step(
+        self, stack: Stack, row: int, gradients: Tensor, rate: float, settings: np.ndarray, column: np.ndarray
+    ) -> None:
         """Make one update of one network from its gradients, (P,)."""
-        parameters, rate = stack.parameters[row], stack.lanes[stack.alive[row]].learning_rate
+        parameters = stack.parameters[row]
         buffers = [stack.state[name][row] for name in stack.rule.buffers]
         self.kernel.native_step(
             *_arguments(len(parameters), parameters, gradients),
@@ -393,11 +402,14 @@ def numbers_of(stack: Stack, first: int, count: int) -> tuple[np.ndarray, np.nda
     return settings, columns
 
 
-def _arguments(*values: int | np.ndarray | Tensor) -> list[Any]:
-    """Whole numbers, and the places of arrays and tensors, as the kernel takes them."""
-    return [
-        ctypes.c_int64(value)
-        if isinstance(value, int)
-        else ctypes.c_void_p(value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr())
-        for value in values
-    ]
+def _arguments(*values: int | np.ndarray | Tensor | None) -> list[Any]:
+    """Whole numbers, and the places of arrays and tensors, as the kernel takes them; None is no place."""
+    return [_argument(value) for value in values]
+
+
+def _argument(value: int | np.ndarray | Tensor | None) -> Any:
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_void_p(None if value is None else value.ctypes.data)

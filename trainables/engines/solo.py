@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainables.engines.base import Engine
 from trainables.engines.eager import Eager
 from trainables.lanes.batches import Batches
-from trainables.lanes.reference import step
+from trainables.lanes.reference import set_rate, step
 from trainables.lanes.seeds import drawing
 from trainables.lanes.stack import Stack
 from trainables.workloads.criterion import Criterion
@@ -76,20 +76,24 @@ class Solo(Engine):
         network, parameters = self.lane_module.network, self.lane_module.parameters
         network.train()
         for row in range(rows.start, rows.stop):
-            lane, extras = stack.alive[row], {name: extra[row] for name, extra in stack.extras.items()}
+            place = stack.alive[row]
+            lane, extras = stack.lanes[place], {name: extra[row] for name, extra in stack.extras.items()}
             own = [leaf.detach()[0] for leaf in stack.leaves(slice(row, row + 1))]
             self.lane_module.enter(own, extras)
-            optimizers = self._optimizers(stack, parameters, lane)
+            optimizers = self._optimizers(stack, parameters, place)
+            rates = lane.rates(stack.update, stop, stack.total) if lane.scheduled else None
             for update in range(stack.update, stop):
+                if rates is not None:
+                    set_rate(optimizers, float(rates[update - stack.update]))
                 x, y = batches.take(batches.rows(update), slice(row, row + 1))
 
                 def loss(x: Tensor = x, y: Tensor = y) -> Tensor:
                     return self.criterion.losses(network(x[0])[None], y).mean()
 
-                with drawing(stack.lanes[lane].seed, update, x.device, when=self.may_draw):
-                    losses[update - stack.update, row - rows.start] = step(network, optimizers, loss)
+                with drawing(lane.seed, update, x.device, when=self.may_draw):
+                    losses[update - stack.update, row - rows.start] = step(network, optimizers, loss, lane.recipe)
             self.lane_module.leave(own, extras)
-            stack.solo[lane] = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+            stack.solo[place] = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
         return losses
 
     def evaluate(self, stack: Stack, rows: slice, examples: Split) -> dict[str, Tensor]:
@@ -112,7 +116,7 @@ class Solo(Engine):
     def _optimizers(stack: Stack, parameters: list[nn.Parameter], lane: int) -> list[torch.optim.Optimizer]:
         """The lane's optimizers in their present state."""
         mine = stack.lanes[lane]
-        found = stack.rule.reference(parameters, mine.learning_rate, dict(mine.settings))
+        found = stack.rule.reference(parameters, mine.learning_rate, mine.options())
         for optimizer, state in zip(found, stack.solo.get(lane, []), strict=False):
             optimizer.load_state_dict(copy.deepcopy(state))  # the optimizer changes the tensors that it loads
         return found

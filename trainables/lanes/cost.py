@@ -55,7 +55,7 @@ def update_seconds(
         drop_last: whether an epoch leaves out a last batch that is short.
         again: whether to measure once more; the shortest time counts.
     """
-    names = tuple(name for name, _ in lane.settings)
+    names = tuple(sorted({*lane.options(), *lane.recipe.values()}))
     kind = (examples.inputs.device.type, examples.inputs.dtype, examples.inputs.shape, torch.get_num_threads())
     key = (repr(build), rule.name, names, criterion, batch_size, drop_last, *kind)
     if again or key not in _MEASURED:

@@ -58,19 +58,21 @@ def prove(
         rule: the optimizer.
         data: on the CPU, in the type of the parameters.
         batch_size: examples per update.
-        all_lanes: of a trial; those of its lowest rate and two seeds are compared.
+        all_lanes: of a trial; those of its last recipe at the lowest rate and with two seeds are compared.
         criterion: the loss and the score.
         name: of the model, for messages.
     """
 
     def together(lanes: list[Lane]) -> tuple[Stack, str, Callable[[int], object]]:
-        stack = Stack.build(build, lanes, rule, data.train.inputs.dtype, torch.device("cpu"))
+        stack = Stack.build(build, lanes, rule, data.train.inputs.dtype, torch.device("cpu"), UPDATES)
         sample = data.train.inputs[:TRIED_EXAMPLES]
         engine = choose(build, data.in_shape, criterion, batch_size, stack, sample=sample, name=name)
         batches = Batches(data.train, batch_size, stack)
         return stack, engine.name, lambda updates: advance(stack, engine, batches, stack.update + updates)
 
-    few = [lane for lane in all_lanes if lane.learning_rate == all_lanes[0].learning_rate][:2]
+    recipe = all_lanes[-1].recipe  # the lanes are sorted by recipe, then by rate
+    few = [lane for lane in all_lanes if lane.recipe == recipe]
+    few = [lane for lane in few if lane.learning_rate == few[0].learning_rate][:2]
     stack, _, more = together(few)
     for pause in (*PAUSES, UPDATES):
         more(pause - stack.update)

@@ -1,4 +1,4 @@
-"""Learning rates of a trial: which is best so far, which to try next, which to give up."""
+"""Settings of a trial: which is best so far, which learning rates to try next, which to give up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trainables.config import TrialConfig
-from trainables.lanes.stack import Stack
+from trainables.lanes.stack import Setting, Stack
 from trainables.workloads.criterion import Criterion
 from trainables.workloads.data import Data
 
@@ -60,57 +60,61 @@ class Measure:
         return min(max(value, 0.0), 1.0)
 
 
-def seed_scores(stacks: Sequence[Stack], measure: Measure) -> dict[float, np.ndarray]:
-    """Scores so far of each learning rate, (seeds,); NaN where a seed no longer trains.
+def seed_scores(stacks: Sequence[Stack], measure: Measure) -> dict[Setting, np.ndarray]:
+    """Scores so far of each setting, (seeds,); NaN where a seed no longer trains. Recipes are in the lanes' order.
 
     Args:
-        stacks: with no learning rate in common.
+        stacks: with no setting in common.
         measure: of the trial.
     """
-    found: dict[float, np.ndarray] = {}
+    found: dict[Setting, list[float]] = {}
     for stack in stacks:
         values = stack.last.get(("validation", measure.metric), np.full(len(stack.lanes), math.nan)).copy()
         values[list(stack.stopped)] = math.nan
-        scores, rates = measure.scores(values), np.array([lane.learning_rate for lane in stack.lanes])
-        found |= {float(rate): scores[rates == rate] for rate in np.unique(rates)}
-    return found
+        for lane, score in zip(stack.lanes, measure.scores(values), strict=True):
+            found.setdefault(lane.setting, []).append(float(score))
+    return {setting: np.array(scores) for setting, scores in found.items()}
 
 
-def ranked(stacks: Sequence[Stack], measure: Measure) -> dict[float, float]:
-    """The learning rates that count, best first, with their metric.
+def ranked(stacks: Sequence[Stack], measure: Measure) -> dict[Setting, float]:
+    """The settings that count, best first, with their metric.
 
-    A rate counts if every seed still trains with it. Its metric is the mean score over seeds, transformed back. Of
-    equal accuracies the one with the lower loss is best, and of those, or of equal losses, the middle one; of an even
-    number the lower of the two in the middle. `analysis.cells.tuned_rows` has the same rule.
+    A setting counts if every seed still trains with it. Its metric is the mean score over seeds, transformed back. Of
+    equal accuracies the one with the lower loss is best. Of those, or of equal losses, the first recipe is, and of its
+    rates the middle one; of an even number the lower of the two in the middle. `analysis.cells` has the same rule.
     """
-    means = {rate: float(scores.mean()) for rate, scores in seed_scores(stacks, measure).items()}
-    values = {rate: measure.value(mean) for rate, mean in sorted(means.items()) if not math.isnan(mean)}
+    means = {setting: float(scores.mean()) for setting, scores in seed_scores(stacks, measure).items()}
+    recipes = list(dict.fromkeys(setting.recipe for setting in means))
+    order = sorted(means, key=lambda setting: (recipes.index(setting.recipe), setting.learning_rate))
+    values = {setting: measure.value(means[setting]) for setting in order if not math.isnan(means[setting])}
     losses = {
-        rate: float(np.nan_to_num(-scores.mean(), nan=math.inf))
-        for rate, scores in seed_scores(stacks, replace(measure, metric="loss")).items()
+        setting: float(np.nan_to_num(-scores.mean(), nan=math.inf))
+        for setting, scores in seed_scores(stacks, replace(measure, metric="loss")).items()
     }
-    found: dict[float, float] = {}
-    while remaining := [rate for rate in values if rate not in found]:
+    found: dict[Setting, float] = {}
+    while remaining := [setting for setting in values if setting not in found]:
         if measure.metric == "accuracy":
-            highest = max(values[rate] for rate in remaining)
-            remaining = [rate for rate in remaining if values[rate] >= highest - EQUAL]
-        lowest = min(losses[rate] for rate in remaining)
-        tied = [rate for rate in remaining if losses[rate] <= lowest + EQUAL]  # logarithms
+            highest = max(values[setting] for setting in remaining)
+            remaining = [setting for setting in remaining if values[setting] >= highest - EQUAL]
+        lowest = min(losses[setting] for setting in remaining)
+        tied = [setting for setting in remaining if losses[setting] <= lowest + EQUAL]  # logarithms
+        tied = [setting for setting in tied if setting.recipe == tied[0].recipe]
         best = tied[(len(tied) - 1) // 2]
         found[best] = values[best]
     return found
 
 
-def tuned(stacks: Sequence[Stack], measure: Measure) -> tuple[float | None, float]:
-    """The best learning rate so far, by `ranked`, and the metric there; None and NaN if no rate counts."""
+def tuned(stacks: Sequence[Stack], measure: Measure) -> tuple[Setting | None, float]:
+    """The best setting so far, by `ranked`, and the metric there; None and NaN if no setting counts."""
     return next(iter(ranked(stacks, measure).items()), (None, math.nan))
 
 
-def next_round(stacks: Sequence[Stack], measure: Measure, *, extensions: int, refine: int) -> tuple[str, list[float]]:
-    """The learning rates to try after those of the stacks, and the name of their round: "refinement 2", for example.
+def next_round(stacks: Sequence[Stack], measure: Measure, *, extensions: int, refine: int) -> tuple[str, list[Setting]]:
+    """The settings to try after those of the stacks, and the name of their round: "refinement 2", for example.
 
-    The grid is extended while its best rate lies on the edge, then refined around the best one while the grid costs
-    more than the seeds' scatter. It depends on the stacks' results alone, so that a resumed trial decides the same.
+    They are further rates of the best recipe. The grid is extended while its best rate lies on the edge, then refined
+    around the best one while the grid costs more than the seeds' scatter. It depends on the stacks' results alone, so
+    that a resumed trial decides the same.
 
     Args:
         stacks: all so far; they have used their budget.
@@ -119,22 +123,23 @@ def next_round(stacks: Sequence[Stack], measure: Measure, *, extensions: int, re
         refine: refinements at most.
 
     Returns:
-        Empty text and no rates if tuning ends here.
+        Empty text and no settings if tuning ends here.
     """
     best, _ = tuned(stacks, measure)
     if best is None:
         return "", []
     grid = [lane.learning_rate for lane in stacks[0].lanes]
-    tried = [lane.learning_rate for stack in stacks for lane in stack.lanes]
+    scores = {s.learning_rate: each for s, each in seed_scores(stacks, measure).items() if s.recipe == best.recipe}
     extended, refined = (sum(s.round.startswith(kind) for s in stacks) for kind in (EXTENSION, REFINEMENT))
-    if extended < extensions and not refined and (rates := beyond(grid, tried, best)):
-        return f"{EXTENSION} {extended + 1}", rates
-    if refined < refine and (rates := between(grid, tried, best, refined + 1)):
-        gain, error = grid_loss(seed_scores(stacks, measure), best)
+    name, rates = "", beyond(grid, list(scores), best.learning_rate) if extended < extensions and not refined else []
+    if rates:
+        name = f"{EXTENSION} {extended + 1}"
+    elif refined < refine and (near := between(grid, list(scores), best.learning_rate, refined + 1)):
+        gain, error = grid_loss(scores, best.learning_rate)
         # A confirmation has more seeds, and would tell equal optimizers apart by what the grid costs.
         if gain > max(min(error / 2, NEGLIGIBLE), EQUAL):
-            return f"{REFINEMENT} {refined + 1}", rates
-    return "", []
+            name, rates = f"{REFINEMENT} {refined + 1}", near
+    return name, [Setting(rate, best.recipe) for rate in rates]
 
 
 def beyond(rates: Sequence[float], tried: Sequence[float], best: float) -> list[float]:
@@ -207,15 +212,21 @@ def grid_loss(scores: dict[float, np.ndarray], best: float) -> tuple[float, floa
 
 
 def rungs(reports: int, rates: int) -> dict[int, int]:
-    """Halving's plan, report -> rates to keep: ... 4 at 1/8 of the budget, 2 at 1/4, and 1 at half of it."""
+    """Halving's plan, report -> rates to keep of each recipe: ... 4 at 1/8 of the budget, 2 at 1/4, 1 at half of it."""
     rounds = math.ceil(math.log2(rates)) if rates > 1 else 0
     found = {math.ceil(reports / 2**part): 2 ** (part - 1) for part in range(rounds, 0, -1)}
     return {report: keep for report, keep in found.items() if report < reports}
 
 
 def losers(stack: Stack, measure: Measure, keep: int) -> list[int]:
-    """The lanes that still train, without those of the best `keep` rates, by `ranked`."""
-    order = ranked([stack], measure)
-    now = sorted({stack.lanes[lane].learning_rate for lane in stack.alive} - order.keys())
-    kept = [*order, *now][:keep]
-    return [lane for lane in stack.alive if stack.lanes[lane].learning_rate not in kept]
+    """The lanes that still train, without those of the best `keep` rates of each recipe, by `ranked`.
+
+    Recipes do not compete before the end: a schedule that lowers the rate late is behind until then.
+    """
+    order, alive = ranked([stack], measure), {stack.lanes[lane].setting for lane in stack.alive}
+    kept: set[Setting] = set()
+    for recipe in {setting.recipe for setting in alive}:
+        mine = [setting for setting in order if setting.recipe == recipe]
+        now = sorted(setting for setting in alive - order.keys() if setting.recipe == recipe)
+        kept |= {*[*mine, *now][:keep]}
+    return [lane for lane in stack.alive if stack.lanes[lane].setting not in kept]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import examples_per_epoch, updates_per_epoch
+from trainables.config import PLAIN, Recipe, examples_per_epoch, updates_per_epoch
 from trainables.lanes.seeds import batch_order, drawing, initialise
 from trainables.lanes.stack import Lane
 from trainables.rules import Rule
@@ -34,6 +34,8 @@ def updates(
     loss: MeanLoss,
     batches: Iterable[Tensor],
     seed: int | None = None,
+    recipe: Recipe = PLAIN,
+    rates: Callable[[int], float] | None = None,
 ) -> Iterator[Tensor]:
     """Make one update per batch.
 
@@ -44,6 +46,8 @@ def updates(
         loss: mean loss of a batch.
         batches: rows of the split, (n,) each.
         seed: of the lane, from which the network draws its random numbers; None if it draws none.
+        recipe: how gradients are clipped.
+        rates: number of an update, from 0 -> its learning rate; that of the optimizers throughout if not given.
 
     Yields:
         The batch's loss before its update.
@@ -51,17 +55,32 @@ def updates(
     network.train()
     for update, rows in enumerate(batches):
         x, y = examples.inputs[rows], examples.targets[rows]
+        if rates:
+            set_rate(optimizers, rates(update))
         with drawing(seed or 0, update, x.device, when=seed is not None):
-            yield step(network, optimizers, lambda x=x, y=y: loss(network(x), y))  # type: ignore[misc]
+            yield step(network, optimizers, lambda x=x, y=y: loss(network(x), y), recipe)  # type: ignore[misc]
 
 
-def step(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], loss: Callable[[], Tensor]) -> Tensor:
+def set_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    """Give optimizers another learning rate, as torch's schedulers do."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def step(
+    network: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    loss: Callable[[], Tensor],
+    recipe: Recipe = PLAIN,
+) -> Tensor:
     """Make one update; an optimizer whose `step` requires a closure is given one.
 
     Args:
         network: trained in place.
         optimizers: each of some of its parameters.
         loss: computes the loss of the batch.
+        recipe: how gradients are clipped.
 
     Returns:
         The loss before the update.
@@ -72,6 +91,10 @@ def step(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], loss: 
         network.zero_grad()
         now = loss()
         now.backward()
+        if recipe.clip_value:
+            nn.utils.clip_grad_value_(network.parameters(), recipe.clip_value)
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
         found.append(now.detach())
         return found[-1]
 
@@ -102,6 +125,7 @@ def alone(
     count: int,
     *,
     drop_last: bool = False,
+    total: int = 0,
 ) -> tuple[nn.Module, Iterator[Tensor]]:
     """One lane's configuration alone, with the optimizer of torch that its rule names.
 
@@ -114,12 +138,13 @@ def alone(
         criterion: the loss.
         count: updates to make.
         drop_last: whether an epoch leaves out a last batch that is short.
+        total: updates of the budget, on which a schedule depends; `count` if not given.
 
     Returns:
         The network at its start, and an iterator that makes the updates and yields the loss before each.
     """
     network = initialise(build, lane.seed).to(examples.inputs.device, examples.inputs.dtype)
-    optimizers = rule.reference(list(trained(network).values()), lane.learning_rate, dict(lane.settings))
+    optimizers = rule.reference(list(trained(network).values()), lane.learning_rate, lane.options())
     size = min(batch_size, len(examples))
     per_epoch = updates_per_epoch(size, examples_per_epoch(size, len(examples), drop_last=drop_last))
 
@@ -130,7 +155,9 @@ def alone(
 
     # Only networks and optimizers of users may draw random numbers; seeding would slow down the others by half.
     seed = None if layered(network) and not is_import_path(rule.name) else lane.seed
-    return network, updates(network, optimizers, examples, mean_loss(criterion), batches(), seed)
+    rates = (lambda n: float(lane.rates(n, n + 1, total or count)[0])) if lane.scheduled else None
+    found = updates(network, optimizers, examples, mean_loss(criterion), batches(), seed, lane.recipe, rates)
+    return network, found
 
 
 def mean_loss(criterion: Criterion) -> MeanLoss:

@@ -1,27 +1,37 @@
 """The stack: K networks of one cell side by side, and how far each has come.
 
-The K networks of a trial differ in learning rate and seed only, so their parameters are the rows of one tensor. Lanes
-with equal seeds share initialisation and batches, so comparisons between them are paired.
+The K networks of a trial differ in learning rate, recipe and seed only, so their parameters are the rows of one tensor.
+Lanes with equal seeds share initialisation and batches, so comparisons between them are paired.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables import schedules
+from trainables.config import PLAIN, Recipe, combinations
 from trainables.lanes.seeds import initialise
 from trainables.modern import Number, State
-from trainables.rules import Rule
+from trainables.rules import Adjustment, Rule
 from trainables.workloads.models import Builder, layered, trained
 
 Result = TypeVar("Result")
+
+
+class Setting(NamedTuple):
+    """What a trial tunes: the lanes of a setting differ in their seed only."""
+
+    learning_rate: float
+    recipe: Recipe = PLAIN
 
 
 @dataclass(frozen=True)
@@ -31,18 +41,65 @@ class Lane:
     Attributes:
         learning_rate: step size.
         seed: of initialisation and batches.
-        settings: (name, value) of the optimizer's settings that differ from the rule's own.
+        settings: (name, value) of the optimizer's settings that differ from the rule's own, the same in all lanes.
+        recipe: what is tuned beside the rate.
     """
 
     learning_rate: float
     seed: int
     settings: tuple[tuple[str, float], ...] = ()
+    recipe: Recipe = PLAIN
+
+    @property
+    def setting(self) -> Setting:
+        """What it shares with the lanes that differ in their seed only."""
+        return Setting(self.learning_rate, self.recipe)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the rate changes from update to update."""
+        return self.recipe.schedule not in (None, "constant") or bool(self.recipe.warmup)
+
+    def options(self) -> dict[str, float]:
+        """The optimizer's settings that differ from its own, with weight decay if that is given."""
+        decay = {} if self.recipe.weight_decay is None else {"weight_decay": self.recipe.weight_decay}
+        return {**dict(self.settings), **dict(self.recipe.settings), **decay}
+
+    def rates(self, first: int, last: int, total: int) -> np.ndarray:
+        """The rates of updates `first` to before `last`, from 0, in a budget of `total` updates; float64."""
+        recipe, numbers = self.recipe, np.arange(first, last)
+        found = schedules.factors(recipe.schedule or "constant", recipe.warmup or 0.0, numbers, total)
+        return np.asarray(self.learning_rate * found)
+
+
+def spaced(low: float, high: float, count: int) -> list[float]:
+    """`count` learning rates, evenly spaced on a log scale from low to high."""
+    return [float(rate) for rate in np.geomspace(low, high, count)] if count > 1 else [low]
+
+
+def spread(
+    rates: tuple[float, float, int],
+    axes: Mapping[str, Sequence[Any]],
+    seeds: Sequence[int],
+    sample: int = 0,
+    settings: tuple[tuple[str, float], ...] = (),
+) -> list[Lane]:
+    """The lanes with which a trial begins: combinations of `spaced` rates and other axes, times seeds.
+
+    Args:
+        rates: lowest, highest and number of the learning rates, unless `axes` lists them.
+        axes: name -> values, as `trainables.config.combinations` takes them.
+        seeds: of each combination.
+        sample: of the combinations, so many at random; 0 for all.
+        settings: the optimizer's, which all lanes share.
+    """
+    found = combinations({"learning_rate": spaced(*rates), **axes}, sample)
+    return [Lane(rate, seed, settings, recipe) for rate, recipe in found for seed in seeds]
 
 
 def grid(low: float, high: float, count: int, seeds: Sequence[int]) -> list[Lane]:
-    """Lanes for `count` learning rates, evenly spaced on a log scale from low to high, times seeds."""
-    rates = np.geomspace(low, high, count).tolist() if count > 1 else [low]
-    return [Lane(rate, seed) for rate in rates for seed in seeds]
+    """Lanes for `spaced` learning rates, times seeds."""
+    return [Lane(rate, seed) for rate in spaced(low, high, count) for seed in seeds]
 
 
 @dataclass
@@ -59,6 +116,7 @@ class Stack:
         shapes: shape of each parameter, in the module's order.
         extras: other tensors of user models by name, each (K, *shape): buffers, and frozen parameters where they
             differ between seeds.
+        total: updates of the budget, on which schedules depend; 0 if no lane has one.
         update: updates made.
         reports: reports made.
         seconds: seconds of training of the whole stack.
@@ -80,6 +138,7 @@ class Stack:
     shapes: list[torch.Size]
     extras: dict[str, Tensor] = field(default_factory=dict)
     round: str = "grid"
+    total: int = 0
     update: int = 0
     reports: int = 0
     seconds: float = 0.0
@@ -101,7 +160,13 @@ class Stack:
 
     @classmethod
     def build(
-        cls, build: Builder, lanes: Sequence[Lane], rule: Rule, dtype: torch.dtype, device: torch.device
+        cls,
+        build: Builder,
+        lanes: Sequence[Lane],
+        rule: Rule,
+        dtype: torch.dtype,
+        device: torch.device,
+        total: int = 0,
     ) -> Stack:
         """Initialise every lane's network from its seed.
 
@@ -111,13 +176,17 @@ class Stack:
             rule: the optimizer.
             dtype: type of the parameters; initial values are always drawn in torch's default type.
             device: of all tensors.
+            total: updates of the budget, where lanes have schedules.
 
         Raises:
-            ValueError: if the rule does not know a setting of a lane.
+            ValueError: if the rule does not know a setting of a lane, or a schedule lacks the budget's updates.
         """
-        for name in {name for lane in lanes for name, _ in lane.settings if not rule.solo}:
-            if name not in rule.settings:
+        known = {*rule.settings, "weight_decay"}
+        for name in {name for lane in lanes for name in lane.options() if not rule.solo}:
+            if name not in known:
                 raise ValueError(f"{rule.name} has no setting {name!r}; it has {', '.join(rule.settings) or 'none'}")
+        if total < 1 and any(lane.scheduled for lane in lanes):
+            raise ValueError("a schedule of the learning rate needs the number of updates in the budget")
         networks = {seed: initialise(build, seed) for seed in dict.fromkeys(lane.seed for lane in lanes)}
         rows = {
             seed: torch.cat([p.detach().to(dtype).flatten() for p in trained(network).values()])
@@ -131,7 +200,8 @@ class Stack:
             networks[max(networks) + 1] = initialise(build, max(networks) + 1)
         extras = extras_of(networks, [lane.seed for lane in lanes], dtype, device)
         own = rule.bound(shapes)
-        return cls(own, list(lanes), list(range(len(lanes))), parameters, own.state(parameters), shapes, extras)
+        alive, state = list(range(len(lanes))), own.state(parameters)
+        return cls(own, list(lanes), alive, parameters, state, shapes, extras, total=total)
 
     def leaves(self, rows: slice) -> list[Tensor]:
         """The parameters of some rows one by one, (k, *shape), as views that share memory and require gradients."""
@@ -143,15 +213,43 @@ class Stack:
             start += size
         return leaves
 
-    def rates(self, rows: slice) -> Tensor:
-        """Learning rates of some rows, (k, 1)."""
-        return self.parameters.new_tensor([[self.lanes[lane].learning_rate] for lane in self.alive[rows]])
+    @cached_property
+    def scheduled(self) -> bool:
+        """Whether any lane's rate changes from update to update."""
+        return any(lane.scheduled for lane in self.lanes)
+
+    @cached_property
+    def _options(self) -> list[dict[str, float]]:
+        return [lane.options() for lane in self.lanes]
+
+    @cached_property
+    def _adjustments(self) -> np.ndarray:
+        """What each lane does to gradients, (3, L)."""
+        # A rule that knows weight decay itself decays as it sees fit.
+        own = "weight_decay" in self.rule.settings
+        decays = [0.0 if own else options.get("weight_decay", 0.0) for options in self._options]
+        values, norms = ([getattr(lane.recipe, name) for lane in self.lanes] for name in ("clip_value", "clip_norm"))
+        return np.array([[value or math.inf for value in values], [norm or math.inf for norm in norms], decays])
+
+    def rates(self, rows: slice, first: int, last: int) -> np.ndarray:
+        """Learning rates of some rows in updates `first` to before `last`, from 0: (updates, k), float64.
+
+        (1, k) if no lane of the stack has a schedule.
+        """
+        lanes = [self.lanes[lane] for lane in self.alive[rows]]
+        if not self.scheduled:
+            return np.array([[lane.learning_rate for lane in lanes]])
+        columns: dict[Setting, np.ndarray] = {}
+        for lane in lanes:
+            if lane.setting not in columns:
+                columns[lane.setting] = lane.rates(first, last, self.total)
+        return np.ascontiguousarray(np.stack([columns[lane.setting] for lane in lanes], 1))
 
     def settings(self, rows: slice) -> dict[str, float | np.ndarray]:
         """The optimizer's settings in some rows: one number if all lanes share it, otherwise (k,)."""
         found: dict[str, float | np.ndarray] = {}
         for name, usual in self.rule.settings.items():
-            values = [dict(lane.settings).get(name, usual) for lane in self.lanes]
+            values = [options.get(name, usual) for options in self._options]
             same = len(set(values)) == 1
             found[name] = values[0] if same else np.array([values[lane] for lane in self.alive[rows]])
         return found
@@ -170,6 +268,22 @@ class Stack:
 
     def _column(self, value: float | np.ndarray) -> Number:
         return self.parameters.new_tensor(value)[:, None] if isinstance(value, np.ndarray) else value
+
+    def adjustments(self, rows: slice) -> np.ndarray | None:
+        """What some rows do to gradients before the rule, float64; None if no lane of the stack does anything.
+
+        Returns:
+            (3, k): largest value and largest norm, infinite for no limit, and coupled weight decay.
+        """
+        table = self._adjustments
+        if np.isinf(table[:2]).all() and not table[2].any():
+            return None
+        return np.ascontiguousarray(table[:, self.alive[rows]])
+
+    def adjustment(self, rows: slice) -> Adjustment | None:
+        """`adjustments` as a function of stacked tensors."""
+        table = self.adjustments(rows)
+        return None if table is None else Adjustment.of(*self.parameters.new_tensor(table)[:, :, None])
 
     def diverge(self, first_bad: dict[int, int]) -> None:
         """Remove diverged lanes: lane -> first update whose loss was not finite."""
@@ -324,5 +438,10 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _identity(lanes: Sequence[Lane]) -> list[tuple[float, int, list[tuple[str, float]]]]:
-    return [(lane.learning_rate, lane.seed, list(lane.settings)) for lane in lanes]
+def _identity(lanes: Sequence[Lane]) -> list[tuple[Any, ...]]:
+    """The lanes as a checkpoint has them; earlier versions knew no recipes."""
+    recipes = [[lane.recipe.text()] if lane.recipe != PLAIN else [] for lane in lanes]
+    return [
+        (lane.learning_rate, lane.seed, list(lane.settings), *recipe)
+        for lane, recipe in zip(lanes, recipes, strict=True)
+    ]

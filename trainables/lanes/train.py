@@ -1,12 +1,13 @@
 """Training the lanes of a trial: all configurations of one cell together, as one program.
 
-The K networks of a trial differ in learning rate and seed only. A lane computes what its configuration computes alone
-with torch.optim. Read `train` first; it is the whole loop.
+The K networks of a trial differ in learning rate, recipe and seed only. A lane computes what its configuration computes
+alone with torch.optim. Read `train` first; it is the whole loop.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -53,7 +54,8 @@ def train(
     )
     measure = Measure.of(config, data, engine.criterion)
     evaluator = Evaluator(stack, engine, data, batches, times, config.gradient_noise)
-    keep = rungs(budget.reports, len({lane.learning_rate for lane in stack.lanes})) if config.halving else {}
+    rates = Counter(setting.recipe for setting in {lane.setting for lane in stack.lanes})
+    keep = rungs(budget.reports, max(rates.values())) if config.halving else {}
     if not spent(budget, stack):
         engine.warm_up(stack, batches)
     points: list[Point] = evaluator.points(None) if stack.update == 0 else []

@@ -21,10 +21,10 @@ from trainables.engines.memory import fitting
 from trainables.lanes.cost import update_seconds
 from trainables.lanes.rates import EXTENSION, REFINEMENT, Measure, next_round, tuned
 from trainables.lanes.records import Report
-from trainables.lanes.stack import Lane, Stack, grid
+from trainables.lanes.stack import Lane, Stack, spread
 from trainables.lanes.times import EvaluationTimes, spent
 from trainables.lanes.train import train
-from trainables.rules import named
+from trainables.rules import Rule, named
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 from trainables.workloads import data, models
 from trainables.workloads.criterion import Criterion
@@ -115,18 +115,17 @@ class TrialRun:
     def following(self) -> tuple[str, list[Lane]]:
         """The round that follows the present stacks, whose results determine it, and its lanes; none if none does."""
         config = self.config
-        name, rates = next_round(self.stacks, self.measure, extensions=config.extensions, refine=config.refine)
-        # The first lanes are the seeds of the first rate.
-        first = self.stacks[0].lanes[: len(config.seeds)]
-        return name, [replace(lane, learning_rate=rate) for rate in rates for lane in first]
+        name, found = next_round(self.stacks, self.measure, extensions=config.extensions, refine=config.refine)
+        own = self.stacks[0].lanes[0].settings
+        return name, [Lane(rate, seed, own, recipe) for rate, recipe in found for seed in config.seeds]
 
     def result(self, report: Report) -> dict[str, Any]:
         """The columns of a result of Ray Tune that tell what the trial has reached."""
         main, done = self.stacks[0], [stack for stack in self.stacks if spent(self.config.budget, stack)]
         # Rates of a further round count once they have used the budget, so that none is better for being half done.
-        rate, value = tuned(done or self.stacks, self.measure)
+        best, value = tuned(done or self.stacks, self.measure)
         # A rate counts if every seed survives it, so once none counts, none ever will.
-        lost = rate is None
+        lost = best is None
         # On fresh seeds all lanes train to the end, for how many diverge is a result.
         over = lost and (report.finished or not self.config.test_values)
         extending = bool(done) and not report.finished and not lost
@@ -136,7 +135,8 @@ class TrialRun:
         examples, epoch = self.times.progress(main.update)
         return {
             "value": value,
-            "learning_rate": rate,
+            "learning_rate": best and best.learning_rate,
+            "recipe": (best and best.recipe.text()) or None,
             "outcome": "diverged" if over else "completed" if report.finished else "running",
             "finished": report.finished,
             "report": main.reports,
@@ -183,7 +183,8 @@ class TrialRun:
     def _add(self, lanes: list[Lane], name: str = "grid") -> Stack:
         """Build a further stack, to be trained next, with its engine."""
         config, shape = self.config, self.data.in_shape
-        stack = Stack.build(self.build, lanes, named(config.optimizer, config.code), self.dtype, self.device)
+        rule, total = named(config.optimizer, config.code), self.times.total
+        stack = Stack.build(self.build, lanes, rule, self.dtype, self.device, total)
         stack.round = name
         self.engine = choose(
             self.build,
@@ -204,10 +205,9 @@ class TrialRun:
 
 
 def grid_lanes(config: TrialConfig) -> list[Lane]:
-    """The lanes with which a trial begins: rates x seeds."""
-    low, high, count = config.rates or (*named(config.optimizer, config.code).rates, 8)
-    settings = tuple(sorted(config.settings.items()))
-    return [replace(lane, settings=settings) for lane in grid(low, high, count, config.seeds)]
+    """The lanes with which a trial begins: rates x recipes x seeds."""
+    rates = config.rates or (*named(config.optimizer, config.code).rates, 8)
+    return spread(rates, config.axes, config.seeds, config.sample, tuple(sorted(config.settings.items())))
 
 
 def lane_rows(stacks: list[Stack], *, weights: bool = False) -> list[dict[str, Any]]:
@@ -239,6 +239,7 @@ def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
         {
             "learning_rate": lane.learning_rate,
             "seed": lane.seed,
+            **lane_columns(lane, stack.rule),
             "round": stack.round,
             "diverged_update": stack.diverged.get(place),
             "stopped_update": stack.stopped.get(place),
@@ -254,6 +255,19 @@ def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
         }
         for place, lane in enumerate(stack.lanes)
     ]
+
+
+def lane_columns(lane: Lane, rule: Rule) -> dict[str, Any]:
+    """The columns of the lanes table on a lane's recipe, with the values in force."""
+    recipe, own = lane.recipe, rule.facts.settings.get("weight_decay", 0.0)
+    return {
+        "recipe": recipe.text() or None,
+        "schedule": recipe.schedule or "constant",
+        "warmup": recipe.warmup or 0.0,
+        "weight_decay": float(lane.options().get("weight_decay", own)),
+        "clip_norm": recipe.clip_norm or None,
+        "clip_value": recipe.clip_value or None,
+    }
 
 
 def _prepared_device(config: TrialConfig) -> torch.device:

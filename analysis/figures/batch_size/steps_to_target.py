@@ -21,8 +21,8 @@ def steps_to_target(results: Results) -> pd.DataFrame:
     """Updates until the validation metric reaches the target, for each optimizer and batch size.
 
     All batch sizes of an optimizer have one architecture (width, depth, settings): the one that reached the target at
-    the most batch sizes, of equals the one that needs the fewest updates at the smallest. The learning rate needs the
-    fewest: every batch size is tuned for this, as in Shallue et al. (2019). Updates are interpolated between
+    the most batch sizes, of equals the one that needs the fewest updates at the smallest. The learning rate and recipe
+    need the fewest: every batch size is tuned for this, as in Shallue et al. (2019). Updates are interpolated between
     evaluations, whose spacing would otherwise be the larger error.
 
     Returns:
@@ -39,14 +39,16 @@ def steps_to_target(results: Results) -> pd.DataFrame:
     lanes = pooled.lanes.drop(columns="updates").merge(reached, on=["trial", "lane"], how="left")
     described = pooled.trials.drop_duplicates("cell").set_index("cell")[[*shape, "batch_size", "regime"]]
     lanes = lanes.join(described, on="cell")
-    of_rate = lanes.groupby(["cell", "learning_rate"])["updates"]
-    lanes["median"] = of_rate.transform("median").where(of_rate.transform("count") == of_rate.transform("size"))
+    setting = ["cell", "recipe", "learning_rate"]
+    of_setting = lanes.groupby(setting)["updates"]
+    complete = of_setting.transform("count") == of_setting.transform("size")
+    lanes["median"] = of_setting.transform("median").where(complete)
     rates = lanes.dropna(subset="median").sort_values(["batch_size", "median", "cell", "learning_rate"])
     fastest = rates.drop_duplicates([*shape, "batch_size"])
     counts = fastest.groupby(shape)["batch_size"].transform("size")
     most = fastest[counts == counts.groupby(fastest["optimizer"]).transform("max")]
     chosen = most.drop_duplicates("optimizer")[shape]
-    kept = lanes.merge(fastest.merge(chosen, on=shape)[["cell", "learning_rate"]], on=["cell", "learning_rate"])
+    kept = lanes.merge(fastest.merge(chosen, on=shape)[setting], on=setting)
     return kept.sort_values(["optimizer", "batch_size", "seed"], ignore_index=True)[columns]
 
 

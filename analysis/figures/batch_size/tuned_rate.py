@@ -21,6 +21,7 @@ def best_rates(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     """
     ranked, lanes = rank(table, results.maximize), results.pooled.lanes
     best = ranked[ranked["rates"] > 1].drop_duplicates(["optimizer", "batch_size"])
+    lanes = lanes[lanes["recipe"] == lanes["cell"].map(best.set_index("trial")["recipe"])]
     apart = lanes["learning_rate"] - lanes["cell"].map(best.set_index("trial")["learning_rate"])
     below = lanes["learning_rate"].where(apart < 0).groupby(lanes["cell"]).max()
     above = lanes["learning_rate"].where(apart > 0).groupby(lanes["cell"]).min()

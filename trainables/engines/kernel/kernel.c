@@ -73,13 +73,15 @@ static void tell(const Work *w, const double *slots, int64_t tile, int64_t examp
     }
 }
 
-/* Update u takes the examples from starts[u] to before stops[u] of a lane's row of the order. The settings are
-   (settings, lanes); the coefficients (coefficients, updates, lanes), or (..., 1) where lanes do not differ. The losses,
-   of each batch before its update, are (updates, lanes). */
+/* Update u takes the examples from starts[u] to before stops[u] of a lane's row of the order. The rates are
+   (rate_updates, lanes), of each update or the same for all; the settings (settings, lanes); the coefficients
+   (coefficients, updates, lanes), or (..., 1) where lanes do not differ. Gradients are adjusted by (3, lanes) numbers, as
+   Adjust has them, if there are any. The losses, of each batch before its update, are (updates, lanes). */
 EXPORT int native_train(const Work *w, int64_t updates, const int64_t *starts, const int64_t *stops, int64_t lanes,
-                        REAL *parameters, REAL *const *state, int64_t rule, const double *rates, const double *settings,
-                        int64_t setting_count, const double *coefficients, int64_t coefficient_count,
-                        int64_t coefficient_lanes, double *losses) {
+                        REAL *parameters, REAL *const *state, int64_t rule, const double *rates, int64_t rate_updates,
+                        const double *settings, int64_t setting_count, const double *coefficients,
+                        int64_t coefficient_count, int64_t coefficient_lanes, const double *adjustments,
+                        double *losses) {
     Network n;
     const int failed = prepare(&n, w->layers, w->count, w->block, w->constants);
     const int64_t numbers = n.parameters;
@@ -90,12 +92,13 @@ EXPORT int native_train(const Work *w, int64_t updates, const int64_t *starts, c
     for (int64_t tile = w->first; tile < w->last; tile += SLOTS / w->copies) {
         vec rate, v[MOST_SETTINGS], r[MOST_SETTINGS], c[MOST_COEFFICIENTS];
         View view;
+        Adjust adjust = {0};
         load(w, p, parameters, numbers, tile);
         for (int i = 0; i < MOST_STATE; i++)
             if (state[i]) load(w, kept[i], state[i], numbers, tile);
         for (int s = 0; s < SLOTS; s++) {
             const int64_t lane = lane_of(w, tile, s);
-            rate[s] = rates[lane];
+            for (int i = 0; adjustments && i < 3; i++) ((vec *)&adjust)[i][s] = adjustments[i * lanes + lane];
             for (int64_t i = 0; i < setting_count; i++)
                 v[i][s] = settings[i * lanes + lane], r[i][s] = 1 - settings[i * lanes + lane];
         }
@@ -115,7 +118,10 @@ EXPORT int native_train(const Work *w, int64_t updates, const int64_t *starts, c
                     const int64_t lane = coefficient_lanes > 1 ? lane_of(w, tile, s) : 0;
                     c[i][s] = coefficients[(i * updates + u) * coefficient_lanes + lane];
                 }
-            step(rule, numbers, p, g, kept[0], kept[1], kept[2], v, r, c, rate);
+            if (!u || rate_updates > 1)
+                for (int s = 0; s < SLOTS; s++) rate[s] = rates[u % rate_updates * lanes + lane_of(w, tile, s)];
+            if (adjustments) adjusted_step(rule, numbers, p, g, kept, v, r, c, rate, &adjust);
+            else step(rule, numbers, p, g, kept[0], kept[1], kept[2], v, r, c, rate);
             tell(w, total, tile, batch, losses + u * lanes);
         }
         store(w, p, parameters, numbers, tile);

@@ -6,6 +6,11 @@ enum { GRADIENT, MOMENTUM, NESTEROV, ADAGRAD, RMSPROP, ADADELTA, ADAM, ADAMW, AM
 #define MOST_STATE 3
 #define MOST_COEFFICIENTS 3
 
+/* What is done to gradients before the rule: largest value, largest norm (infinite for no limit), weight decay. */
+typedef struct {
+    vec value, norm, decay;
+} Adjust;
+
 /* One update of all parameters. v: settings, r: 1 - settings, formed in double; c: coefficients of this update. */
 static void step(int64_t rule, int64_t count, vec *restrict p, const vec *restrict g, vec *restrict s0,
                  vec *restrict s1, vec *restrict s2, const vec *v, const vec *r, const vec *c, vec rate) {
@@ -58,4 +63,27 @@ static void step(int64_t rule, int64_t count, vec *restrict p, const vec *restri
             EACH { MOMENTS; p[i] -= (c[1] / (root(s1[i]) + v[2]) + c[2]) * s0[i] * c[0] * rate; }
             break;
     }
+}
+
+/* Clips the values of each slot's gradients, then their norm, adds the decay of the parameters, and makes the update. */
+static void adjusted_step(int64_t rule, int64_t count, vec *p, vec *restrict g, vec *const *kept, const vec *v,
+                          const vec *r, const vec *c, vec rate, const Adjust *adjust) {
+    vec sums[4] = {{0}}, norm, share;
+    int clips = 0;
+    for (int s = 0; s < SLOTS; s++) clips |= adjust->value[s] < INFINITY;
+    if (clips)
+        EACH {
+            const vec top = where(g[i] > adjust->value, adjust->value, g[i]);
+            g[i] = where(top < -adjust->value, -adjust->value, top);
+        }
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4)
+        for (int k = 0; k < 4; k++) sums[k] += g[i + k] * g[i + k];
+    for (; i < count; i++) sums[0] += g[i] * g[i];
+    norm = root((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    share = adjust->norm / (norm + (REAL)1e-6); /* as torch.nn.utils.clip_grad_norm_ */
+    /* Without a limit even an infinite norm changes nothing. */
+    share = where((share < 1) | ((share != share) & (adjust->norm < INFINITY)), share, splat(1));
+    for (i = 0; i < count; i++) g[i] = g[i] * share + p[i] * adjust->decay;
+    step(rule, count, p, g, kept[0], kept[1], kept[2], v, r, c, rate);
 }

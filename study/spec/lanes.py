@@ -1,0 +1,123 @@
+"""The section [lanes]: what each trial trains side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from study.spec.dimensions import AS_TOML, Choice, Dimension, Section, known, number, parser, unknown
+from trainables.config import Positive
+from trainables.schedules import SCHEDULES
+from trainables.workloads import catalogue
+from trainables.workloads.catalogue import ENGINES, OPTIMIZERS, OptimizerFacts
+
+# Lanes of a trial, at most; more are taken for a mistake.
+MOST_LANES = 10_000
+
+
+class Rates(Section):
+    """A learning-rate grid: count values, evenly spaced on a log scale."""
+
+    low: Annotated[float, Field(gt=0)]
+    high: Annotated[float, Field(gt=0)]
+    count: Positive = 8
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Rates:
+        if self.low > self.high:
+            raise ValueError(f"low = {self.low} is above high = {self.high}")
+        return self
+
+
+def _schedule(value: object) -> str | None:
+    return None if value in SCHEDULES else unknown("schedule", value, SCHEDULES)
+
+
+def _numbers(fine: Callable[[float], bool], valid: str) -> Callable[[object], str | None]:
+    def complain(value: object) -> str | None:
+        return number(value) or (None if fine(float(value)) else f"{value} is no such number; valid: {valid}")  # type: ignore[arg-type]
+
+    return complain
+
+
+def _one_or_more(complain: Callable[[object], str | None]) -> BeforeValidator:
+    return BeforeValidator(parser(complain, ranges=False))
+
+
+def _kind(value: Any) -> str:
+    """Which form a learning rate has: a grid, values, or one of the two for each of several optimizers."""
+    if isinstance(value, Rates) or (isinstance(value, Mapping) and {"low", "high", "count"} & set(value)):
+        return FORMS[0]
+    return FORMS[2] if isinstance(value, Mapping) else FORMS[1]
+
+
+FORMS = ("<grid>", "<values>", "<by optimizer>")
+"""Parts of a mistake's place that the user has not written."""
+
+Schedules = Annotated[Dimension, _one_or_more(_schedule), AS_TOML]
+Shares = Annotated[Dimension, _one_or_more(_numbers(lambda x: 0 <= x < 1, "from 0, below 1")), AS_TOML]
+Amounts = Annotated[Dimension, _one_or_more(_numbers(lambda x: x >= 0, "from 0")), AS_TOML]
+Values = Annotated[Dimension, _one_or_more(_numbers(lambda x: x > 0, "above 0")), AS_TOML]
+_Grid: TypeAlias = Annotated[Rates, Tag("<grid>")] | Annotated[Values, Tag("<values>")]
+_Table: TypeAlias = Annotated[dict[str, Annotated[_Grid, Discriminator(_kind)]], Tag("<by optimizer>")]
+LearningRate = Annotated[_Grid | _Table, Discriminator(_kind)]
+
+
+class Lanes(Section):
+    """What each trial trains side by side: settings x seeds, where a setting is a learning rate and a recipe."""
+
+    # {low, high, count}, a list, or a table with one of the two by optimizer; by default each optimizer's own range
+    learning_rate: LearningRate | None = None
+    rates: Positive = 8  # values in an optimizer's own range
+    # the following are tuned beside the rate if they are lists. Schedules of the rate: constant, linear, cosine, step,
+    # exponential, one-cycle, wsd
+    schedule: Schedules | None = None
+    warmup: Shares | None = None  # share of the budget in which the rate rises in a straight line
+    weight_decay: Amounts | None = None  # as in torch.optim's class of the optimizer, whose own it is by default
+    clip_norm: Amounts | None = None  # largest norm of a network's gradient; 0 for no limit
+    clip_value: Amounts | None = None  # largest absolute value of a gradient's component; 0 for no limit
+    # settings of optimizers, under torch.optim's names, for those that have them
+    settings: dict[str, Amounts] = Field(default_factory=dict)
+    # train so many of the combinations, drawn at random, the same in every trial; all of them if not given
+    sample: Positive | None = None
+    seeds: Positive = 5  # seeds of initialisation and batches
+    # native, eager, cuda-graph or solo; auto takes the fastest for the trial
+    engine: Annotated[str, known("engine", ("auto", *ENGINES))] = "auto"
+    # whether the worse half of each recipe's rates is given up at 1/2, 1/4, 1/8 ... of the budget
+    halving: bool = False
+    # how often a trial may add half as many rates beyond the edge on which its best one lies
+    extensions: Annotated[int, Field(ge=0, le=10)] = 2
+    # how often a trial may then add the two rates around its best one, at half and a quarter of the grid's spacing:
+    # while the grid costs more than the seeds' scatter
+    refine: Annotated[int, Field(ge=0, le=10)] = 2
+
+    def axes(self) -> dict[str, Choice]:
+        """The axes that are given besides the learning rate."""
+        named = {name: getattr(self, name) for name in AXES}
+        return {name: choice for name, choice in (named | self.settings).items() if choice is not None}
+
+    def grid_of(self, optimizer: str, own: tuple[float, float]) -> tuple[tuple[float, float, int], list[float] | None]:
+        """(lowest, highest, count) of an optimizer's learning rates, and the rates themselves if they are listed.
+
+        Args:
+            optimizer: its name.
+            own: lowest and highest rate where the spec gives none.
+        """
+        given: Any = self.learning_rate
+        if isinstance(given, dict):
+            given = given.get(optimizer)
+        if isinstance(given, Choice):
+            values = sorted(float(value) for value in given.values)
+            return (values[0], values[-1], len(values)), values
+        return ((given.low, given.high, given.count) if given else (*own, self.rates)), None
+
+
+def settings_of(optimizer: str, facts: OptimizerFacts) -> Mapping[str, float]:
+    """The settings of an optimizer that a spec can change, with their default values."""
+    return catalogue.settings_of(optimizer) if optimizer in OPTIMIZERS else facts.settings
+
+
+AXES = ("schedule", "warmup", "weight_decay", "clip_norm", "clip_value")
+"""Axes that every optimizer has."""

@@ -54,6 +54,7 @@ from .report.across import across as across
 from .report.across import repetitions as repetitions
 from .report.best import best as best
 from .report.page import write_report as write_report
+from .report.recipes import recipe_sensitivity as recipe_sensitivity
 from .results import Results as Results
 from .results import load as load
 from .results import pareto as pareto

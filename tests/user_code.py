@@ -168,3 +168,10 @@ def easy() -> dict[str, tuple[Tensor, Tensor]]:
     y = torch.arange(300) % 2
     x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) + 6 * y[:, None]
     return {"train": (x[:200], y[:200]), "validation": (x[200:250], y[200:250]), "test": (x[250:], y[250:])}
+
+
+def noise() -> dict[str, tuple[Tensor, Tensor]]:
+    """Targets that do not depend on the inputs: the best network is the one that predicts nothing."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 20, generator=generator), torch.randn(300, 1, generator=generator)
+    return {"train": (x[:40], y[:40]), "validation": (x[40:200], y[40:200]), "test": (x[200:], y[200:])}

@@ -127,6 +127,7 @@ def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, A
         "front": tables.front(results, table, has_settings),
         "target": results.target is not None,
         "times": tables.times(results, table),
+        "recipes": tables.recipes(results, table),
         "scaling": scaling(results, table),
         "figures": {
             part: [make(results, table).save(out, prefix, pdf=pdf) for make in each] for part, each in FIGURES.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 from analysis.cells import target_times
 from analysis.comparisons import Comparison, Entry, compare
 from analysis.figures.timeline import busy, timeline
+from analysis.report.recipes import recipe_sensitivity
 from analysis.report.verdict import curse_text
 from analysis.results import Results, pareto, records, table_of
 from analysis.schema import Outcome
@@ -183,6 +185,26 @@ def times(results: Results, cells: pd.DataFrame) -> Table | None:
         f"of the seeds; train s: {results.seconds_label}."
     )
     return table("Time to target", rows, caption=caption, sortable=True)
+
+
+def recipes(results: Results, cells: pd.DataFrame) -> Table | None:
+    """The validation metric at each value of what is tuned beside the learning rate; None if nothing is."""
+    metric, dash = results.metric, "\N{EN DASH}"
+    rows: list[dict[str, Cell]] = []
+    for row in records(recipe_sensitivity(results, cells)):
+        value = row["value"] if isinstance(row["value"], str) else f"{row['value']:g}"
+        known = not math.isnan(row["estimate"])
+        limits = interval_text(row["low"], row["high"], int(row["n"]), metric) if known else ""
+        shown: dict[str, Cell] = {"optimizer": row["optimizer"], "what": row["axis"].replace("_", " ")}
+        shown["value"] = (value, "tuned") if row["tuned"] else value
+        shown["best rate"] = short(row["learning_rate"]) if known else dash
+        rows.append(shown | {f"validation {metric}": (metric_text(row["estimate"], metric), limits)})
+    caption = (
+        "The best cell of every optimizer at each value of one axis, at the best learning rate for it, with the others "
+        "at their tuned values; 95% t intervals over the seeds, which chose these. Dash: not tried, or no rate that "
+        "every seed survived."
+    )
+    return table("Schedules, weight decay and clipping", rows, caption=caption, sortable=True)
 
 
 def leaderboard(results: Results, ranked: pd.DataFrame, has_settings: bool) -> Table | None:

@@ -1,0 +1,43 @@
+"""What each value of a recipe costs: schedule, weight decay, clipping and the like, one at a time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from analysis.cells import examples_of, floor_of, rank, setting_table, tuned_rows
+from analysis.results import Results, records
+from analysis.statistics import LIMITS
+
+
+def recipe_sensitivity(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The validation metric at each value of each axis that was tuned, for the best cell of each optimizer.
+
+    The other axes stay at the cell's tuned values, and the learning rate is the best one for each value.
+
+    Args:
+        results: the study.
+        table: its `cells`.
+
+    Returns:
+        Columns optimizer, trial, axis, value, tuned (whether the value was chosen), learning_rate, estimate, low, high,
+        n. A value at which no rate counts, or which a sample of the settings left out, has none of the numbers.
+    """
+    best, rows = rank(table, results.maximize).drop_duplicates("optimizer"), []
+    for cell in records(best):
+        lanes = results.pooled.lanes[results.pooled.lanes["cell"] == cell["trial"]]
+        every = setting_table(lanes, results.metric, examples_of(results, "validation"), floor_of(results))
+        # Each recipe is tuned as if it were a cell of its own.
+        tuned = tuned_rows(every.assign(cell=every["recipe"]), results.metric)
+        own = json.loads(cell["recipe"] or "{}")
+        recipes = [json.loads(recipe or "{}") for recipe in every["recipe"].drop_duplicates()]
+        for axis in own:
+            values = list(dict.fromkeys(recipe[axis] for recipe in recipes))
+            for value in values if len(values) > 1 else []:
+                text = json.dumps(own | {axis: value})
+                found = tuned.loc[text, ["learning_rate", *LIMITS]].to_dict() if text in tuned.index else {}
+                row: dict[str, Any] = {"optimizer": cell["optimizer"], "trial": cell["trial"], "axis": axis}
+                rows.append(row | {"value": value, "tuned": value == own[axis]} | found)
+    return pd.DataFrame(rows, columns=["optimizer", "trial", "axis", "value", "tuned", "learning_rate", *LIMITS])

@@ -18,6 +18,9 @@ from analysis.schema import CELL, Outcome, Regime, regime
 from analysis.statistics import NOTHING, Interval, curse_interval, metric_interval
 from analysis.text import counted
 
+NO_RIVAL = "no optimizer has a fresh score"
+"""Why a baseline has no score, if that is why."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -107,32 +110,32 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer") -> Com
     # Apart from each other: several may have the same cell, at different rates.
     settings = [best.reset_index(drop=True), *(row for _, row in fixed.groupby("name"))]
     lanes = pd.concat([fresh_lanes(results, each) for each in settings], ignore_index=True)
-    missing = {name: _why_missing(results, lanes, by, name, cell) for name, cell in (cells_of | controls).items()}
+    every = cells_of | controls
+    missing = {name: _why_missing(results, lanes, by, name, cell) for name, cell in every.items()}
     confirmed, given = ([name for name in each if not missing[name]] for each in (names, controls))
-    rest = [Entry(name, controls[name], reason=missing[name] or "no optimizer has a fresh score") for name in controls]
+    baselines = {name: Entry(name, controls[name], reason=missing[name] or NO_RIVAL) for name in controls}
     if not confirmed:
-        return replace(_of_search(results, cells_of, by), baselines=rest)
-    order = [int((cells_of | controls)[name]["trial"]) for name in (*confirmed, *given)]
-    chosen = lanes[lanes["cell"].isin(order)]
+        return replace(_of_search(results, cells_of, by), baselines=list(baselines.values()))
+    trials = [int(every[name]["trial"]) for name in (*confirmed, *given)]
+    chosen = lanes[lanes["cell"].isin(trials)]
     split = "test" if chosen[f"test_{results.metric}"].notna().all() else "validation"
-    joint = _scores(results, chosen, order, split)
+    joint = _scores(results, chosen, trials, split)
     scores = joint.reordered(range(len(confirmed)))
     against = compare_with_best(scores)
     count = sum(each.contender for each in against)
     entries = [
-        Entry(name, cells_of[name], scores.interval(place, count), scores.effect(each.gain), each.p, each.contender)
+        Entry(name, every[name], scores.interval(place, count), scores.effect(each.gain), each.p, each.contender)
         for place, (name, each) in enumerate(zip(confirmed, against, strict=True))
     ]
-    order = np.argsort(-scores.means, kind="stable").tolist()
+    against = compare_with_controls(joint, len(given)) if given else []
+    for place, (name, each) in enumerate(zip(given, against, strict=True), start=len(confirmed)):
+        own, effect = joint.interval(place), joint.effect(each.gain)
+        baselines[name] = Entry(name, every[name], own, effect, each.p, each.contender)
+    order = np.argsort(-scores.means, kind="stable")
     ordered = [entries[place] for place in order]
     ordered += [Entry(name, cells_of[name], reason=missing[name]) for name in names if missing[name]]
-    versus = zip(given, compare_with_controls(joint, len(given)) if given else [], strict=True)
-    found = {
-        name: Entry(name, controls[name], joint.interval(place), joint.effect(each.gain), each.p, each.contender)
-        for place, (name, each) in enumerate(versus, start=len(confirmed))
-    }
-    baselines = [found.get(each.name, each) for each in rest]
-    return Comparison(ordered, True, split, scores.seeds, scores.examples, scores.reordered(order), baselines)
+    scores, rest = scores.reordered(order), list(baselines.values())
+    return Comparison(ordered, True, split, scores.seeds, scores.examples, scores, rest)
 
 
 def names_of(results: Results, by: str) -> list[str]:

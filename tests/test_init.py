@@ -85,6 +85,16 @@ def test_the_target_that_is_written_as_a_comment_is_valid(data: str, model: str)
     assert check(tomllib.loads(text.replace("# target", "target"))).workload.target
 
 
+@pytest.mark.parametrize(("data", "model"), OFFERED)
+def test_keys_that_are_written_as_comments_are_valid(data: str, model: str) -> None:
+    text = init.render(init.Answers(data=data, model=model))
+    for key in ("baseline", "enqueue", "timeout", "warm_start"):
+        text = text.replace(f"# {key} = ", f"{key} = ")
+    spec = check(tomllib.loads(text))
+    assert (len(spec.baseline), len(spec.enqueue), spec.tuning.timeout) == (1, 1, "2h")
+    assert spec.tuning.warm_start == "results/earlier"
+
+
 def test_lists_of_what_is_valid_are_whole() -> None:
     text = init.render(init.Answers())
     known = (*CATALOGUE, *FAMILIES, *ALL, *SAMPLERS, *SCHEDULERS)

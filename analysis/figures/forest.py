@@ -22,12 +22,15 @@ def forest(results: Results, compared: Comparison) -> pd.DataFrame:
     """The entries of a comparison and its baselines with their seeds, one row per entry and seed.
 
     Returns:
-        Columns optimizer, score, low, high, effect, effect_low, effect_high, p, contender, reason; seed and value: of
-        each of its seeds (NaN for an entry without a score). In the order of the comparison.
+        Columns optimizer (or the name of a baseline), baseline (whether it is one), score, low, high, effect,
+        effect_low, effect_high, p, contender, reason; seed and value: of each of its seeds (NaN for an entry without a
+        score). In the order of the comparison.
     """
     rows: list[dict[str, Any]] = []
-    for entry in [*compared.entries, *compared.baselines]:
-        own = {"optimizer": entry.name, "score": entry.score.estimate, "low": entry.score.low, "high": entry.score.high}
+    entries = [(entry, False) for entry in compared.entries] + [(entry, True) for entry in compared.baselines]
+    for entry, baseline in entries:
+        own: dict[str, Any] = {"optimizer": entry.name, "baseline": baseline, "score": entry.score.estimate}
+        own |= {"low": entry.score.low, "high": entry.score.high}
         own |= {"effect": entry.effect.estimate, "effect_low": entry.effect.low, "effect_high": entry.effect.high}
         own |= {"p": entry.p, "contender": entry.contender, "reason": entry.reason}
         values = [] if entry.reason else list(_seeds(results, entry, compared).items())
@@ -59,7 +62,9 @@ def forest_plot(data: pd.DataFrame, ax: Axes, label: str, metric: str = "loss") 
         if math.isfinite(row["low"]) and math.isfinite(row["high"]):
             ax.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
         ax.plot(row["score"], place, marker, color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.5)
-    ax.set_yticks(range(len(rows)), [shortened(name) for name in rows["optimizer"]])
+    names = [shortened(name) for name in rows["optimizer"]]
+    labels = [f"{name}\n(not tuned)" if given else name for name, given in zip(names, rows["baseline"], strict=True)]
+    ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.5, -0.6)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel(label)

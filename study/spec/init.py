@@ -6,7 +6,7 @@ import errno
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,6 +104,12 @@ def template(file: Path, **filters: Callable[..., str]) -> jinja2.Template:
     return environment.get_template(file.name)
 
 
+def _cell(model: str, searched: Iterable[str], sizes: list[int]) -> list[str]:
+    """A cell of the search in TOML, but for its optimizer."""
+    sized = {"mlp": ("width", "depth"), "cnn": ("width", "depth")}.get(model, tuple(searched))
+    return [f"batch_size = {sizes[0]}", *(f"{name} = {8 if name == 'width' else 1}" for name in sized)]
+
+
 def render(answers: Answers) -> str:
     """The spec of some answers, as commented TOML; a `SpecError` if it is not valid."""
     facts = _facts(answers.data, answers.label, answers.task)
@@ -116,6 +122,7 @@ def render(answers: Answers) -> str:
             divided=is_table(answers.data),
             searched=searched,
             accuracy=facts is not None and facts.task == "classification",
+            cell=_cell(answers.model, searched, sizes),
             sizes=[*sizes, *(['"full"'] if small else [])],
             catalogue=CATALOGUE,
             rules=RULES,

@@ -30,7 +30,7 @@ trials = 4
 epochs = 1
 [tuning]
 sampler = "TPE"
-num_samples = 3600
+time_budget_s = 3600
 """
 
 
@@ -48,7 +48,7 @@ def test_names_of_torch_are_answered_with_ours() -> None:
         '"AdamW": write "adamw"; "NAdam": write "nadam"',
         "lanes.lr: unknown key; write learning_rate = {low = 0.001, high = 0.1, count = 5} in [lanes]",
         'tuning.sampler = "TPE": write "tpe"',
-        "tuning.num_samples: unknown key; write trials = 64 in [budget]",
+        'tuning.time_budget_s: unknown key; write timeout = "2h" in [tuning]',
     ]
 
 
@@ -63,6 +63,10 @@ ANSWERED: dict[str, tuple[dict[str, Any], str]] = {
     "momentum": (
         changed(search__momentum=0.9),
         "search.momentum: unknown key; write settings = {momentum = {momentum = [0.9, 0.99]}} in [search]",
+    ),
+    "Ray's count": (
+        changed(tuning={"num_samples": 9}),
+        "tuning.num_samples: unknown key; write trials = 64 in [budget]",
     ),
     "Ray's scheduler": (changed(budget__grace_period=1), 'write scheduler = "asha" in [tuning]'),
     "GPUs": (changed(resources={"gpus": 1}), "resources.gpus: unknown key; write gpus_per_trial = 1 in [resources]"),

@@ -434,3 +434,18 @@ def test_what_users_bring_makes_a_spec_that_suits_it(
     for line in lines:
         assert f"{line}\n" in text
     assert ("\ndepth = " in text) == ("--model" not in arguments)
+
+
+@pytest.mark.long
+def test_a_table_of_ones_own_needs_its_label(folder: Path) -> None:
+    rows = "\n".join(f"{n},{n * n % 7},{'xy'[n % 2]}" for n in range(60))
+    Path("t.csv").write_text(f"a,b,kind\n{rows}\n")
+    found = run("t.toml", "--data", "t.csv")
+    assert found.exit_code == 2
+    assert 'say which column is to be predicted, as in label = "kind" (`study init --label`)' in found.output
+    assert not Path("t.toml").exists()
+    assert run("t.toml", "--data", "t.csv", "--label", "kind").exit_code == 0
+    spec = read("t.toml")
+    assert (spec.workload.label, spec.workload.model, spec.workload.metric) == ("kind", "mlp", "accuracy")
+    assert run("u.toml", "--data", "t.csv", "--label", "b", "--task", "regression").exit_code == 0
+    assert read("u.toml").workload.facts.task == "regression"

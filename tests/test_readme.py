@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sklearn.datasets import load_iris, load_wine
 
 from study.spec import read
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # In the order in which a reader meets them: later pages use what earlier ones made.
 PAGES = (
-    *("running", "user-code", "results", "python", "cluster"),
+    *("running", "results", "own-data", "user-code", "python", "cluster"),
     *("protocol", "performance", "reproduction", "contributing"),
 )
 DOCS = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in PAGES}
@@ -51,6 +52,8 @@ def test_the_specs_are_valid(tmp_path: Path) -> None:
     for name, text in files().items():
         (tmp_path / name).write_text(text)
     assert {"my-study.toml", "mine.toml"} <= set(files())
+    load_wine(as_frame=True).frame.to_csv(tmp_path / "wine.csv", index=False)
+    assert read(tmp_path / "own-table.toml").workload.facts.in_shape == (2,)
     assert read(tmp_path / "my-study.toml").name == "my-study"
     assert read(tmp_path / "mine.toml").workload.model == "mine:Residual"
 
@@ -65,15 +68,13 @@ def test_its_figures_are_made_by_a_command() -> None:
 
 def test_files_that_it_names_exist() -> None:
     assert set(DOCS) == {path.stem for path in (ROOT / "docs").glob("*.md")}
-    texts = {ROOT: README} | {ROOT / "docs" / name: text for name, text in DOCS.items()}
-    links = [(page, link) for page, text in texts.items() for link in re.findall(r"\]\(([^)]+)\)", text)]
+    pages = {ROOT: README, ROOT / "docs": "\n".join(DOCS.values())}  # links are relative to the page
+    links = [folder / link for folder, text in pages.items() for link in re.findall(r"\]\(([^)]+)\)", text)]
     named = re.findall(r"`((?:trainables|study|analysis|tests)/[\w./]+)`", TEXT)
     assert links
     assert named
-    for path in named:
-        assert (ROOT / path).exists(), path
-    for page, link in links:
-        assert ((page if page == ROOT else page.parent) / link).exists(), (page, link)
+    for path in [*links, *(ROOT / each for each in named)]:
+        assert path.exists(), path
 
 
 @pytest.mark.nightly
@@ -83,12 +84,14 @@ def test_every_command_and_snippet_runs(tmp_path: Path, request: pytest.FixtureR
     """In one folder and in the pages' order; `make` is left out, as it is what runs the tests."""
     for name, text in files().items():
         (tmp_path / name).write_text(text)
+    iris = load_iris(as_frame=True)  # the reader's own file
+    iris.data.assign(species=iris.target_names[iris.target]).to_csv(tmp_path / "iris.csv", index=False)
     bin_folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     stop = ["bash", "-c", "ray stop"]
     request.addfinalizer(partial(subprocess.run, stop, env=environment, capture_output=True, check=False))
     shell, python = commands()[2:], [code for code in blocks("python") if code not in files().values()]
-    assert {command.split()[0] for command in shell} == {"study", "ray", "eval"}
+    assert {command.split()[0] for command in shell} == {"study", "ray", "eval", "python"}
     for command in [*(["bash", "-c", line] for line in shell), *([sys.executable, "-c", code] for code in python)]:
         if "study dashboard" in command[-1]:
             serves(command, tmp_path, environment)

@@ -137,7 +137,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no label": (
         {},
         {},
-        't.csv: say which column is to be predicted, as in label = "size"; columns: a, b, city, ',
+        r't.csv: say which column is to be predicted, as in label = "size" \(`study init --label`\); co',
     ),
     "another label": ({}, {"label": "sise"}, 't.csv: has no column "sise" for label; columns: a, b, city, kind, size'),
     "unknown feature": ({}, {"label": "size", "features": ("a", "c")}, "has no c, of features; columns: a, b, city"),

@@ -56,6 +56,7 @@ _EXAMPLES: dict[str, Any] = {
     "budget.examples": 100_000,
     "budget.seconds": 60.0,
     "tuning.scheduler": "asha",
+    "tuning.timeout": "2h",
     "tuning.storage": "sqlite:///study.db",
     "recording.mlflow": "http://127.0.0.1:5000",
     "resources.gpus_per_trial": 1,
@@ -222,4 +223,7 @@ def _types_in(annotation: Any) -> list[Any]:
 def _fields_at(path: list[str]) -> list[str]:
     """The keys of the table at a path."""
     model = _model_at(path)
-    return [name for name in model.model_fields if name not in _INTERNAL] if model else []
+    if model is None:
+        return []
+    names = [*model.__annotations__, *model.model_fields]  # what the section says itself comes first
+    return [name for name in dict.fromkeys(names) if name in model.model_fields and name not in _INTERNAL]

@@ -246,7 +246,9 @@ def _copy_table(copy: _Copy, data: str, folders: Sequence[Path]) -> None:
     """Copy the file, or folder of images, that is the data set, unless it is an absolute path."""
     places = [Path(data)] if Path(data).is_absolute() else [folder / data for folder in folders]
     source = next((each for each in places if (each.is_dir() if data.endswith("/") else each.is_file())), None)
-    if source is None:
+    if Path(data).name in ("", ".."):
+        copy.mistakes.append(f'workload.data: {data}: name the folder itself, as in data = "images/"')
+    elif source is None:
         what = "folder" if data.endswith("/") else "file"
         copy.mistakes.append(f"workload.data: {data}: there is no such {what} ({' or '.join(map(str, places))})")
     elif not Path(data).is_absolute():

@@ -39,6 +39,7 @@ from trainables.usercode.importing import (
 from trainables.usercode.request import Answer, Request
 from trainables.usercode.vmap_support import support_of
 from trainables.workloads import data, findings, models
+from trainables.workloads.adapting import TORCHVISION
 from trainables.workloads.catalogue import Facts
 from trainables.workloads.criterion import called_on
 
@@ -74,7 +75,7 @@ class Probe:
         paths = [("workload.data", request.data), ("workload.model", request.model), ("workload.loss", request.loss)]
         paths += [("workload.metric", request.score), *(("search.optimizer", path) for path in request.optimizers)]
         for key, path in paths:
-            if is_import_path(path):
+            if is_import_path(path) and not path.startswith(TORCHVISION):
                 self._try(key, path, f"importing {path}", IMPORT_SECONDS, partial(imported, path, code))
         if not self.answer.mistakes:
             sample = self._sample()
@@ -203,7 +204,8 @@ class Probe:
 def _about(name: str, request: Request) -> str:
     """A line about a user's data set for people."""
     if is_table(name):
-        return f"{request.reading.get('label') or 'labels'} of {name}"
+        label = request.reading.get("label")
+        return f"predicts {label}" if label else "images by class" if name.endswith("/") else "arrays"
     documented = (getattr(imported(name, request.code), "__doc__", None) or "").strip()
     return documented.splitlines()[0] if documented else f"from {name}"
 

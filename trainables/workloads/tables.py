@@ -154,7 +154,8 @@ def _label(name: str, columns: list[str], reading: Reading) -> str:
     have = f"columns: {listed(columns, 20)}"
     if reading.label:
         raise UserCodeError(f'{name}: has no column "{reading.label}" for label; {have}')
-    raise UserCodeError(f'{name}: say which column is to be predicted, as in label = "{columns[-1]}"; {have}')
+    say = f'say which column is to be predicted, as in label = "{columns[-1]}" (`study init --label`)'
+    raise UserCodeError(f"{name}: {say}; {have}")
 
 
 def _read(name: str, place: Path) -> tuple[pd.DataFrame, list[str], list[str]]:

@@ -1,0 +1,157 @@
+"""Networks that know nothing of this project: by the names of their arguments, and torchvision's."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from study.errors import SpecError
+from study.spec import check
+from tests.bundles import TABLES
+from trainables.usercode.importing import UserCodeError
+from trainables.workloads import models
+
+HERE = "tests.test_adapting"
+ready = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+class Tutorial(nn.Module):
+    """As tutorials have it."""
+
+    def __init__(self, input_size: int, hidden_size: int = 500, num_classes: int = 10) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.fc1(x.flatten(1)).relu())
+        return out
+
+
+class Convolutions(nn.Module):
+    def __init__(self, in_channels: int = 3, channels: int = 8, num_layers: int = 2, n_classes: int = 10) -> None:
+        super().__init__()
+        sizes = [in_channels, *[channels] * num_layers]
+        self.body = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in pairwise(sizes))
+        self.head = nn.Linear(channels, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.body:
+            x = layer(x).relu()
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+class Fixed(nn.Module):
+    """Has the shapes of one data set in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(x.flatten(1))
+        return out
+
+
+class Sizes(nn.Module):
+    def __init__(self, n_in: int, sizes: list[int], activation: str, n_out: int) -> None:
+        super().__init__()
+
+
+def passes_on(num_classes: int, **others: Any) -> nn.Module:
+    return Tutorial(64, num_classes=num_classes, **others)
+
+
+def takes_all(**given: Any) -> nn.Module:
+    assert set(given) == {"in_shape", "out_features", "width"}
+    return Tutorial(64, given["width"], given["out_features"])
+
+
+def built(name: str, **sizes: Any) -> list[tuple[int, ...]]:
+    """Shapes of the parameters."""
+    network = models.build(f"{HERE}:{name}", (1, 8, 8), 10, **sizes)
+    return [tuple(parameter.shape) for parameter in network.parameters()]
+
+
+def test_arguments_are_matched_by_their_usual_names() -> None:
+    assert built("Tutorial", width=16)[::2] == [(16, 64), (10, 16)]
+    assert built("Tutorial")[0] == (500, 64)
+    assert built("Convolutions", depth=3)[::2] == [(8, 1, 3, 3), (8, 8, 3, 3), (8, 8, 3, 3), (10, 8)]
+    assert built("Convolutions", channels=4)[0] == (4, 1, 3, 3)
+    assert built("Fixed") == [(10, 64), (10,)]
+    assert built("passes_on", hidden_size=7)[0] == (7, 64)
+    assert built("takes_all", width=5)[0] == (5, 64)
+
+
+def refused(name: str, **sizes: Any) -> str:
+    with pytest.raises(UserCodeError) as raised:
+        built(name, **sizes)
+    return str(raised.value)
+
+
+def test_what_cannot_be_matched_is_answered_with_an_adapter() -> None:
+    assert refused("Sizes", width=8, depth=2).splitlines() == [
+        f"{HERE}:Sizes(n_in, sizes, activation, n_out): cannot be called with in_shape, out_features, width, depth: "
+        f"nothing says what sizes, activation should be and it has no argument for width, depth. "
+        f'Adapt it in {HERE}.py, and write model = "{HERE}:adapted":',
+        "      def adapted(in_shape, out_features, width, depth):",
+        "          return Sizes(n_in=torch.Size(in_shape).numel(), n_out=out_features, sizes=width, activation=depth)",
+    ]
+    told = refused("Fixed", width=8)
+    assert "Fixed(): cannot be called with in_shape, out_features, width: it has no argument for width" in told
+    assert told.endswith("          return Fixed()")
+    assert "sizes=..., activation=...)" in refused("Sizes")
+
+
+def test_an_adapter_works(tmp_path: Path) -> None:
+    *_, line, body = refused("Tutorial", width=8, depth=2).splitlines()
+    names: dict[str, Any] = {"Tutorial": Tutorial, "torch": torch}
+    exec(f"{line.strip()}\n    {body.strip()}", names)
+    network = names["adapted"]((1, 8, 8), 10, 8, 2)
+    assert network(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_a_network_that_is_built_already_is_refused() -> None:
+    told = refused("ready")
+    assert told == (
+        f"{HERE}:ready: is a Sequential that is built already; every lane needs a new one: name a class, or a function "
+        "that returns it"
+    )
+
+
+def test_torchvision_networks_by_name() -> None:
+    grey, coloured = (models.build("torchvision:resnet18", (n, 32, 32), 5).eval() for n in (1, 3))
+    for network, channels in ((grey, 1), (coloured, 3)):
+        assert network(torch.zeros(2, channels, 32, 32)).shape == (2, 5)
+    for path, shape, sizes, told in (
+        ("resnet19", (3, 32, 32), {}, "torchvision has no such network for classes; similar: resnet1"),
+        ("resnet18", (4,), {}, "needs images (1 or 3 channels, height, width); these inputs have shape (4,)"),
+        ("resnet18", (3, 32, 32), {"width": 8}, "have sizes of their own; leave out search.width"),
+        ("resnet18", (3, 32, 32), {"heads": 8}, "raised TypeError: ResNet.__init__() got an unexpected keyword"),
+    ):
+        with pytest.raises(UserCodeError) as raised:
+            models.build(f"torchvision:{path}", shape, 5, **sizes)
+        assert told in str(raised.value)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("model", "note"), [("torchvision:squeezenet1_1", "runs lane by lane"), (f"{HERE}:Tutorial", "")]
+)
+def test_check_accepts_networks_of_others(model: str, note: str, tmp_path: Path) -> None:
+    search = {"batch_size": [32], "optimizer": "adam"} | ({} if note else {"width": [4, 8]})
+    workload = {"data": "digits" if not note else "mnist", "model": model}
+    spec = check({**TABLES, "workload": workload, "search": search}, "own.toml", tmp_path)
+    assert any(note in each for each in spec.workload.user_code.notes) == bool(note)
+
+
+@pytest.mark.long
+def test_check_prints_the_adapter(tmp_path: Path) -> None:
+    tables = {**TABLES, "workload": {"data": "digits", "model": f"{HERE}:Sizes"}}
+    with pytest.raises(SpecError, match=r"(?s)own.toml: 1 mistake\n.*def adapted\(in_shape, out_features, width"):
+        check(tables, "own.toml", tmp_path)

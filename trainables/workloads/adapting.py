@@ -1,0 +1,153 @@
+"""Networks that were not written for a study: arguments are matched by name; torchvision's networks have names, too."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from trainables.usercode.importing import UserCodeError, called, describe_error, imported
+
+TORCHVISION = "torchvision:"
+# What a model is given -> other names that its arguments may have.
+_OTHER_NAMES = {
+    "in_shape": "input_shape",
+    "in_features": "input_size input_dim in_dim n_features num_features n_inputs num_inputs n_in d_in",
+    "in_channels": "in_chans channels num_channels n_channels input_channels",
+    "image_size": "img_size",
+    "out_features": "num_classes n_classes classes output_size output_dim out_dim n_outputs num_outputs n_out d_out",
+    "width": "hidden_size hidden_dim hidden_features hidden_units hidden n_hidden d_model dim",
+    "depth": "num_layers n_layers layers num_hidden_layers num_blocks n_blocks",
+}
+_OURS = {theirs: ours for ours, names in _OTHER_NAMES.items() for theirs in names.split()}
+
+
+class Coloured(nn.Module):
+    """Repeats the only channel of grey images three times."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, height, width) -> (B, 3, height, width)."""
+        return x.expand(-1, 3, -1, -1)
+
+
+def own_model(path: str, given: dict[str, Any], bundle: str = "") -> Any:
+    """What a user's class or function returns for those arguments that it has names for.
+
+    It may lack names for in_shape and out_features, since its outputs are compared with the data's.
+
+    Args:
+        path: import path.
+        given: in_shape, out_features, width and depth if they are searched, and the keys of `model_args`.
+        bundle: folder of the bundle.
+
+    Raises:
+        UserCodeError: if it needs others, or lacks names for the rest; the message has a function that adapts it.
+    """
+    maker = imported(path, bundle)
+    if isinstance(maker, nn.Module):
+        advice = "every lane needs a new one: name a class, or a function that returns it"
+        raise UserCodeError(f"{path}: is a {type(maker).__name__} that is built already; {advice}")
+    try:
+        signature = inspect.signature(maker)
+    except (TypeError, ValueError):
+        return called(path, "model", given, code=bundle)
+    named = [
+        each for each in signature.parameters.values() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    arguments, rest = _matched([each.name for each in named], given)
+    if any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
+        if any(name not in given for name in arguments):  # it passes on what in_shape and out_features may not be for
+            rest = {name: value for name, value in rest.items() if name not in ("in_shape", "out_features")}
+        arguments, rest = arguments | rest, {}
+    needed = [each.name for each in named if each.default is each.empty and each.name not in arguments]
+    unused = [name for name in rest if name not in ("in_shape", "out_features")]
+    if needed or unused:
+        raise UserCodeError(_adapter(path, signature, given, arguments, needed, unused))
+    return called(path, "model", arguments, code=bundle)
+
+
+def _matched(names: list[str], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments for parameters of some names, and what is given but stands for none of them."""
+    shape = given["in_shape"]
+    values = {"in_features": math.prod(shape), **given}
+    values |= {"in_channels": shape[0], "image_size": shape[-1]} if len(shape) == 3 else {}
+    meant = {name: name if name in values or _OURS.get(name) in names else _OURS.get(name, name) for name in names}
+    arguments = {name: values[ours] for name, ours in meant.items() if ours in values}
+    used = {meant[name] for name in arguments}
+    if used & {"in_features", "in_channels", "image_size"}:
+        used.add("in_shape")
+    return arguments, {name: value for name, value in given.items() if name not in used}
+
+
+def _adapter(
+    path: str,
+    signature: inspect.Signature,
+    given: dict[str, Any],
+    arguments: dict[str, Any],
+    needed: list[str],
+    unused: list[str],
+) -> str:
+    """A message about arguments that do not match, with a function to put beside the model.
+
+    Args:
+        path: import path of the model.
+        signature: of the model.
+        given: what models are called with.
+        arguments: names that have a value.
+        needed: names that have none.
+        unused: what is given and has no name.
+    """
+    module, _, name = path.partition(":")
+    plain = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+    shown = signature.replace(parameters=plain, return_annotation=signature.empty)
+    words = [f"nothing says what {', '.join(needed)} should be"] * bool(needed)
+    words += [f"it has no argument for {', '.join(unused)}"] * bool(unused)
+    guesses = dict(zip(needed, unused, strict=False)) if len(needed) == len(unused) else {}
+    values = [f"{each}={_source_of(each, given)}" for each in arguments]
+    values += [f"{each}={guesses.get(each, '...')}" for each in needed]
+    return (
+        f"{path}{shown}: cannot be called with {', '.join(given)}: {' and '.join(words)}. "
+        f'Adapt it in {module}.py, and write model = "{module}:adapted":\n'
+        f"      def adapted({', '.join(given)}):\n"
+        f"          return {name}({', '.join(values)})"
+    )
+
+
+def _source_of(name: str, given: dict[str, Any]) -> str:
+    """The expression for an argument within a function that has the names of what is given."""
+    ours = name if name in given else _OURS.get(name, name)
+    places = {"in_features": "torch.Size(in_shape).numel()", "in_channels": "in_shape[0]", "image_size": "in_shape[-1]"}
+    return places.get(ours, ours)
+
+
+def torchvision_model(path: str, given: dict[str, Any]) -> nn.Module:
+    """A classification network of torchvision with random weights; its grey inputs are repeated as three channels.
+
+    Args:
+        path: `torchvision:NAME`.
+        given: in_shape, out_features, and the keys of `model_args`.
+
+    Raises:
+        UserCodeError: if there is no such network, or not for these images.
+    """
+    from torchvision import models
+
+    name, known = path.removeprefix(TORCHVISION), models.list_models(module=models)
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name.lower(), known, 3)) or ", ".join(known[:5])
+        raise UserCodeError(f"{path}: torchvision has no such network for classes; similar: {near}")
+    shape = given["in_shape"]
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UserCodeError(f"{path}: needs images (1 or 3 channels, height, width); these inputs have shape {shape}")
+    if sizes := [size for size in ("width", "depth") if size in given]:
+        message = f"cannot be called with {' and '.join(sizes)}: torchvision's networks have sizes of their own"
+        raise UserCodeError(f"{path}: {message}; leave out search.{' and search.'.join(sizes)}")
+    arguments = {key: value for key, value in given.items() if key not in ("in_shape", "out_features")}
+    try:
+        network: nn.Module = models.get_model(name, weights=None, num_classes=given["out_features"], **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserCodeError(f"{path}: raised {describe_error(error, 'torchvision')}") from error
+    return network if shape[0] == 3 else nn.Sequential(Coloured(), network)

@@ -329,6 +329,26 @@ def load(path: str | Path) -> Results:
     return Results(folder, spec, spec_text, provenance, trials, lanes)
 
 
+def flat(results: Results, name: str) -> pd.DataFrame:
+    """A table whose columns hold numbers and text only, as spreadsheets, R, polars and duckdb read them.
+
+    Lists are left out, but for GPUs, which are joined; searched settings become columns such as settings.momentum.
+
+    Args:
+        results: the study.
+        name: trials, lanes or curves.
+    """
+    frame: pd.DataFrame = getattr(results, name)
+    lists = [column.name for column in TABLES[name] if pa.types.is_list(column.type) and column.name != "gpus"]
+    kept = frame.drop(columns=[*lists, *({"settings"} & set(frame.columns))])
+    if "gpus" in kept:
+        kept["gpus"] = [" ".join(gpus) if gpus is not None else None for gpus in kept["gpus"]]
+    if "settings" in frame:
+        settings = pd.DataFrame([json.loads(each or "{}") for each in frame["settings"].fillna("")], index=frame.index)
+        kept = kept.join(settings.add_prefix("settings."))
+    return kept
+
+
 def table_of(tables: dict[str, Any], name: str) -> dict[str, Any]:
     """A table of a spec or of provenance; empty if there is none of that name, or another type in its place."""
     table = tables.get(name)

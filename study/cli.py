@@ -392,6 +392,35 @@ def report(folders: tuple[Path | str, ...], out: Path | None, pdf: bool) -> None
 
 
 @main.command()
+@click.argument("folder", type=_PLACE)
+@click.option(
+    "--style", "width", default="icml", show_default=True, help="icml, neurips, ieee, beamer, or a width: 85mm."
+)
+@click.option("--out", type=_FOLDER, help="Where to write; FOLDER/paper if not given.")
+def figures(folder: Path | str, width: str, out: Path | None) -> None:
+    """Write figures and tables for a paper: PDF, SVG, TeX, CSV."""
+    import analysis
+
+    try:
+        files = analysis.write_figures(folder, width, out)
+    except ValueError as error:
+        raise UsageError("--style", str(error)) from error
+    click.echo(f"wrote {len(files)} files into {_shown(files[0].parents[1])}")
+
+
+@main.command()
+@click.argument("folder", type=_PLACE)
+@click.argument("name", type=click.Choice(["trials", "lanes", "curves"]))
+@click.option("--csv", "as_csv", is_flag=True, help="Print all rows as CSV; otherwise the first and last ones.")
+def table(folder: Path | str, name: str, as_csv: bool) -> None:
+    """Print a table of a study, with flat columns."""
+    import analysis
+
+    rows = analysis.flat(analysis.load(folder), name)
+    click.echo(rows.to_csv(index=False) if as_csv else rows.to_string(max_rows=20, index=False), nl=not as_csv)
+
+
+@main.command()
 @click.option("--seeds", type=click.IntRange(1), help="Seeds of each experiment, instead of its default.")
 @click.option("--only", multiple=True, metavar="NAME", help="An experiment; repeat it for more. All if not given.")
 @click.option("--epochs", type=click.IntRange(2), help="Limit of epochs, for a quick try; its numbers prove nothing.")

@@ -29,14 +29,15 @@ from analysis.figures.rate_sensitivity import learning_rate_sensitivity, toleran
 from analysis.figures.regimes import learning_curves
 from analysis.figures.regimes.gradient_noise import noise_scale
 from analysis.figures.regimes.noise_speed import noise_against_speed, noise_and_speed
+from analysis.figures.registry import FIGURES
 from analysis.figures.search import loss_time
 from analysis.figures.search.expected_best import expected_best_of
 from analysis.figures.search.importance import importance_bars
 from analysis.figures.search.isolation import isolation, searched
 from analysis.figures.search.loss_time import loss_against_time, loss_and_time
 from analysis.figures.search.parallel_coordinates import parallel_coordinates
+from analysis.figures.search.timeline import trial_timeline
 from analysis.figures.style import adaptive, optimizer_look
-from analysis.figures.timeline import trial_timeline
 from analysis.text import interval_text, metric_text
 from tests.conftest import PLANTED, write_study
 
@@ -69,6 +70,59 @@ def test_style_ends_with_its_context() -> None:
     assert mpl.rcParams.copy() == before
 
 
+@pytest.mark.parametrize(
+    ("width", "expected"), [("icml", 82.55), (85, 85), ("3.5in", 88.9), ("246pt", 86.5), ("8.5cm", 85)]
+)
+def test_style_takes_widths(width: str | float, expected: float) -> None:
+    with analysis.style(width=width):
+        assert style.figure(180, 60).get_figwidth() * 25.4 == pytest.approx(expected, abs=0.1)
+    with pytest.raises(ValueError, match=r"no width of a figure; valid: icml, ieee, neurips, beamer, or 60 to 400 mm"):
+        style.millimetres("narrow")
+
+
+@pytest.mark.parametrize("width", ["icml", "ieee"])
+def test_figures_fit_a_column(study: Any, width: str) -> None:
+    """No text is below 6 points, none is cut off, and every axes keeps a good part of the width and the height."""
+    for figures in FIGURES.values():
+        for exhibit in (make(*study) for make in figures):
+            if exhibit.data.empty:
+                continue
+            with analysis.style(width=width):
+                (_, drawn), *_ = exhibit.drawings()
+                drawn.draw_without_rendering()
+                inches = drawn.get_size_inches()
+                found = drawn.get_tightbbox().extents
+                assert (found[:2] > -0.01).all(), exhibit.name
+                assert (found[2:] < inches + 0.01).all(), exhibit.name
+                assert inches[0] == pytest.approx(style.millimetres(width) / 25.4)
+                assert inches[1] < 1.9 * inches[0], exhibit.name
+                texts = [text for text in drawn.findobj(mpl.text.Text) if text.get_text().strip()]  # type: ignore[attr-defined]
+                assert min(text.get_fontsize() for text in texts) >= 6, exhibit.name
+                shown = [ax.get_position() for ax in drawn.axes if ax.get_visible()]
+                columns = {round(box.x0, 2) for box in shown}
+                assert min(box.width for box in shown) > 0.6 / len(columns), exhibit.name
+                assert min(box.height for box in shown) * inches[1] > 0.7, exhibit.name
+
+
+def test_optimizers_and_regimes_share_no_colour() -> None:
+    assert not {look[0].lower() for look in style._LOOKS.values()} & {c.lower() for c in style.REGIME_COLOURS.values()}
+
+
+def test_learning_curves_have_a_panel_for_each_batch_size_with_every_optimizer(ax: Axes, study: Any) -> None:
+    results, table = study
+    data = analysis.optimizer_curves(results, table)
+    assert list(dict.fromkeys(data["panel"])) == ["batch size 1", "batch size 32", "full batch"]
+    panel = data[data["panel"] == "batch size 32"]
+    assert set(panel["optimizer"]) == {"sgd", "momentum", "rmsprop", "adam"}
+    analysis.curves_by_optimizer(panel, ax, "update")
+    best = analysis.rank(table, maximize=False).query("optimizer == 'adam' and batch_size == 32").iloc[0]
+    own = panel[(panel["optimizer"] == "adam") & (panel["split"] == "validation")]
+    assert own["estimate"].iloc[-1] == pytest.approx(best["validation"], rel=0.2)  # the curves' noise is their own
+    assert_allclose(line(ax, "adam").get_ydata(), own["estimate"])
+    few = analysis.optimizer_curves(results, table.assign(batch_size=range(2, 2 + len(table))))
+    assert list(dict.fromkeys(few["panel"])) == ["stochastic", "mini-batch", "batch"]
+
+
 @pytest.mark.parametrize("by", ["update", "examples", "epoch", "train_seconds"])
 def test_loss_by_regime_draws_estimates_from_the_initialisation_on(ax: Axes, study: Any, by: str) -> None:
     data = analysis.regime_curves(*study)
@@ -93,7 +147,8 @@ def test_captions_and_axes_say_whose_seconds_they_show(study: Any) -> None:
             exhibit = module.figure(results, analysis.cells(results))
             assert words in exhibit.caption
             with analysis.style():
-                assert words in [panel.get_xlabel() for panel in exhibit.draw().axes]
+                labels = [panel.get_xlabel() for _, drawn in exhibit.drawings() for panel in drawn.axes]
+            assert words in " ".join(labels).replace("\n", " ")
     data = learning_curves.regime_curves(new, analysis.cells(new))
     ends = data.groupby("regime")[["update", "batch_size", "train_seconds"]].max()
     assert_allclose(ends["train_seconds"], 1e-3 * ends["update"] / ends["batch_size"])
@@ -257,7 +312,7 @@ def test_expected_best_draws_what_was_computed(ax: Axes) -> None:
 def test_parallel_coordinates_draw_the_best_on_top(ax: Axes, study: Any, metric: str) -> None:
     data = searched(study[1], maximize=False)
     parallel_coordinates(data, ax, metric)
-    best = [found for found in ax.get_lines() if found.get_color() == "#D55E00"]
+    best = [found for found in ax.get_lines() if found.get_color() == style.DARK]
     assert len(best) == max(1, len(data) // 10)
     assert [tick.get_text() for tick in ax.get_xticklabels()][-1] == f"validation {metric}"
     for found in ax.get_lines():
@@ -275,7 +330,7 @@ def test_parallel_coordinates_of_many_cells_keep_the_best_and_the_worst(ax: Axes
     assert len(lines) <= 100
     heights = [found.get_ydata()[-1] for found in lines]
     assert (min(heights), max(heights)) == (0, 1)
-    assert sum(found.get_color() == "#D55E00" for found in lines) == 10
+    assert sum(found.get_color() == style.DARK for found in lines) == 10
 
 
 @pytest.mark.parametrize("by", ["optimizer", "width", "depth", "batch_size", "learning_rate"])

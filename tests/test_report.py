@@ -22,6 +22,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import analysis
+from analysis.figures.regimes.learning_curves import TABS
 from analysis.report import tables, warnings
 from analysis.schema import FOLDERS
 from tests.conftest import (
@@ -107,13 +108,14 @@ def test_it_refers_to_nothing_outside(quick_report: Path) -> None:
     for _, attributes in page.tags:
         for name in ("src", "href", "srcset", "data", "poster"):
             value = attributes.get(name)
-            assert value is None or value.startswith(("figures/", "data:image/svg+xml;base64,"))
-            assert not value or not value.startswith("figures/") or (quick_report.parent / value).is_file()
+            assert value is None or value.startswith(("figures/", "tables/", "#", "data:image/svg+xml;base64,"))
+            assert not value or not value.startswith(("figures/", "tables/")) or (quick_report.parent / value).is_file()
+            assert not value or not value.startswith("#") or f'id="{value[1:]}"' in text
 
 
 def test_its_images_are_svg_without_outside_references(quick_report: Path) -> None:
     images = read(quick_report).all("img")
-    assert len(images) == 16
+    assert len(images) == 17 + 2 * 3  # seventeen figures, of which two have three more tabs
     for image in images:
         svg = base64.b64decode(str(image["src"]).split(",")[1]).decode()
         assert "<svg" in svg
@@ -130,19 +132,26 @@ def test_every_figure_lies_beside_it_as_svg_and_csv_and_as_pdf_if_asked_for(quic
     files = quick_report.parent / "figures"
     names = sorted(file.stem for file in files.glob("*.svg"))
     assert {"loss-by-regime", "learning-rate-sensitivity", "steps-to-target", "width-depth"} <= set(names)
-    expected = {f"{name}.{kind}" for name in names for kind in ("svg", "csv")} | {"cells.csv"}
-    assert {file.name for file in files.iterdir()} == expected
+    tabs = {f"{name}-{tab}" for name in ("loss-by-regime", "optimizer-curves") for tab in TABS.values()} & set(names)
+    whole = [name for name in names if name not in tabs]
+    assert len(tabs) == 2 * 3
+    assert {file.name for file in files.iterdir()} == {
+        *(f"{name}.svg" for name in names),
+        *(f"{name}.csv" for name in whole),
+        "cells.csv",
+    }
     assert len(pd.read_csv(files / "cells.csv")) == 48
-    for name in names:
+    for name in whole:
         assert len(pd.read_csv(files / f"{name}.csv")) > 0
-        assert read(quick_report).text.count("Files:") == len(names)
+    assert read(quick_report).text.count("SVG") == len(whole)
 
 
 def test_its_parts_come_in_order(quick_report: Path) -> None:
     text = squeezed(read(quick_report))
-    first = ["Its setting: adam, width 32, depth 2, batch size 32", "Optimizers", "Warnings", "Regimes"]
-    first += ["Time to target", "Learning rates", "Batch size", "Width and depth", "Search", "Leaderboard", "Ledger"]
-    parts = [*first, "Spec", "Provenance", "Regenerate"]
+    text = text[text.index("Its setting: adam, width 32, depth 2, batch size 32") :]
+    first = ["lanes diverged", "Optimizers", "Learning curves", "Figure 2.", "Regimes", "Time to target"]
+    first += ["Learning rates", "Optimizer and batch size", "Confirmation", "Batch size", "Width and depth", "Search"]
+    parts = [*first, "Leaderboard", "Ledger", "Spec", "Provenance", "Regenerate"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
 

@@ -30,7 +30,7 @@ from analysis.figures.regimes.noise_speed import _scatter, noise_and_speed
 from analysis.figures.search.expected_best import expected_search
 from analysis.figures.search.importance import importance_spread
 from analysis.figures.search.loss_time import loss_and_time
-from analysis.figures.timeline import busy, timeline
+from analysis.figures.search.timeline import busy, timeline
 from analysis.results import spent
 from analysis.schema import CURVES, LANES, TRIALS
 from tests.conftest import curve_row, lane_row, trial_row

@@ -113,6 +113,8 @@ def band(ax: Axes, x: pd.Series[float], line: pd.DataFrame, colour: str, alpha: 
 
 def crosses_above(ax: Axes, x: pd.Series[Any], height: float, colour: str) -> None:
     """Crosses above the plot at axes height `height`, for points without a value."""
+    if x.empty:  # an empty line that is not clipped would lie in the corner of the figure, and shrink the axes
+        return
     ax.plot(x, np.full(len(x), height), "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False,
             markersize=4.5)  # fmt: skip
 

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.style import PAGE_MM, adaptive, figure, style
+from analysis.figures.style import PAGE_MM, adaptive, figure, narrow, style
 from analysis.results import Results, table_of
 
 SCREEN_DPI = 130  # larger than in print, for which the figures are laid out
+LETTER_INCHES = 0.061  # a letter of an axis label on average
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A figure of the report; `alt` describes it for readers who do not see it, `reason` says why it has no data."""
+    """A figure of the report; `alt` describes it for readers who do not see it, `reason` says why it has no data.
+
+    `views` are drawings of the same data by the words on their tabs, if there are several; the first is `draw`.
+    """
 
     name: str
     title: str
@@ -31,53 +37,83 @@ class Exhibit:
     data: pd.DataFrame
     draw: Callable[[], Figure]
     reason: str
+    views: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
 
-    def save(self, out: Path, prefix: str, *, pdf: bool = False) -> dict[str, Any]:
-        """Write SVG, CSV and, if asked for, PDF to `out/figures`; a PDF of an earlier report is deleted.
+    def drawings(self) -> Iterator[tuple[str, Figure]]:
+        """The word on its tab and the drawing of each view, whose axis labels fit; call it within `style()`."""
+        for tab, draw in (self.views or {"": self.draw}).items():
+            drawn = draw()
+            # A label longer than its axes makes the constrained layout shrink them until nothing is left.
+            shares = (0.7, 0.5) if narrow() else (0.75, 0.65)
+            width, height = (
+                share * x / LETTER_INCHES for share, x in zip(shares, drawn.get_size_inches(), strict=True)
+            )
+            for ax in drawn.axes:
+                spec = ax.get_subplotspec()
+                rows, columns = spec.get_gridspec().get_geometry() if spec else (1, 1)
+                ax.set_xlabel(_folded(ax.get_xlabel(), width / columns))
+                ax.set_ylabel(_folded(ax.get_ylabel(), height / rows))
+            drawn.supylabel(_folded(drawn.get_supylabel(), height), fontsize=8)
+            yield tab, drawn
+
+    def save(self, out: Path, prefix: str, *, pdf: bool = False, width: str | float = PAGE_MM) -> dict[str, Any]:
+        """Write SVG, CSV and, if asked for, PDF to `out/figures`; those of an earlier report are deleted.
 
         Returns:
-            What the template shows: title, caption, alt, files, image (a data URI; None if missing), and size in
-            pixels, or the reason.
+            What the template shows: name, title, caption, alt, files, image (a data URI; None if missing), and size in
+            pixels, or the reason; views: tab, image and size of each drawing.
         """
-        files = {kind: f"figures/{prefix}{self.name}.{kind}" for kind in ("svg", "pdf", "csv")}
-        shown: dict[str, Any] = {"title": self.title, "caption": self.caption, "alt": self.alt}
-        for kind, file in files.items():  # of an earlier report
-            if self.data.empty or (kind == "pdf" and not pdf):
-                (out / file).unlink(missing_ok=True)
+        stem = out / "figures" / f"{prefix}{self.name}"
+        shown: dict[str, Any] = {"name": stem.name, "title": self.title, "caption": self.caption, "alt": self.alt}
+        tabs = list(self.views) or [""]
+        files = {tab: f"{stem}-{tab}" if place else str(stem) for place, tab in enumerate(tabs)}
+        for file in [f"{each}.{kind}" for each in files.values() for kind in ("svg", "pdf", "csv")]:
+            Path(file).unlink(missing_ok=True)
         if self.data.empty:
             return shown | {"image": None, "reason": self.reason}
-        images: dict[str, bytes] = {}
+        drawings: list[dict[str, Any]] = []
         try:
-            with style():
-                drawn = self.draw()
-                for kind, date in {"svg": "Date", **({"pdf": "CreationDate"} if pdf else {})}.items():
-                    drawn.savefig(buffer := io.BytesIO(), format=kind, metadata={date: None, "Title": self.title})
-                    drawn.set_layout_engine("none")  # keeps the layout, which takes most of the time
-                    images[kind] = buffer.getvalue()
+            with style(width):
+                for tab, drawn in self.drawings():
+                    image, inches = self._written(drawn, files[tab], pdf=pdf)
+                    drawings.append({"tab": tab, "image": image, "size": [round(SCREEN_DPI * each) for each in inches]})
         except Exception as error:  # noqa: BLE001 - one figure that fails must not prevent the report
             return shown | {"image": None, "reason": f"drawing it failed ({type(error).__name__}: {error})"}
-        for kind, content in (images | {"csv": self.data.to_csv(index=False).encode()}).items():
-            write_file(out / files[kind], content)
-        shown["files"] = {kind.upper(): files[kind] for kind in (*images, "csv")}
+        write_file(stem.with_name(f"{stem.name}.csv"), self.data.to_csv(index=False).encode())
+        kinds = ("svg", "pdf", "csv") if pdf else ("svg", "csv")
+        shown["files"] = {kind.upper(): f"figures/{stem.name}.{kind}" for kind in kinds}
+        return shown | {"views": drawings, "image": drawings[0]["image"], "size": drawings[0]["size"]}
+
+    def _written(self, drawn: Figure, file: str, *, pdf: bool) -> tuple[str, Sequence[float]]:
+        """Write a drawing; returns it as a data URI, and its size in inches."""
+        images: dict[str, bytes] = {}
+        for kind, date in {"svg": "Date", **({"pdf": "CreationDate"} if pdf else {})}.items():
+            drawn.savefig(buffer := io.BytesIO(), format=kind, metadata={date: None, "Title": self.title})
+            drawn.set_layout_engine("none")  # keeps the layout, which takes most of the time
+            images[kind] = buffer.getvalue()
+            write_file(Path(f"{file}.{kind}"), images[kind])
         image = "data:image/svg+xml;base64," + base64.b64encode(adaptive(images["svg"])).decode()
-        return shown | {"image": image, "size": [round(SCREEN_DPI * inches) for inches in drawn.get_size_inches()]}
+        return image, drawn.get_size_inches().tolist()
+
+
+def _folded(label: str, letters: float) -> str:
+    """A label on as many lines as it needs."""
+    return "\n".join(textwrap.fill(line, max(8, int(letters))) for line in label.split("\n"))
 
 
 def with_legend(draw: Callable[[Axes], Any], width: float = 0.78 * PAGE_MM, height: float = 80.0) -> Figure:
-    """A figure of one panel, with a legend to its right if anything is labelled; sizes in millimetres."""
-    drawn = figure(width, height)
-    ax = drawn.subplots()
-    draw(ax)
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        drawn.legend(handles, labels, loc="outside right upper")
+    """A figure of one panel, with a legend to its right, or below in a column, if anything is labelled; millimetres."""
+    drawn = figure(width, 0.8 * height if narrow() else height)
+    draw(drawn.subplots())
+    legend(drawn, "outside right upper")
     return drawn
 
 
 def panels(draw: Callable[[Axes, str], Any], columns: list[str], across: int, row_mm: float, label: str) -> Figure:
-    """A page-wide figure with one panel per column name, `across` in a row; all share the vertical axis, `label`."""
+    """A figure with one panel per column name, `across` in a row of a page; all share the vertical axis, `label`."""
+    across = min(across, len(columns), 2 if narrow() else across)
     rows = -(-len(columns) // across)
-    drawn = figure(PAGE_MM, 8 + row_mm * rows)
+    drawn = figure(PAGE_MM, 8 + (0.75 * row_mm if narrow() else row_mm) * rows)
     axes = drawn.subplots(rows, across, sharey=True, squeeze=False).ravel()
     for place, ax in enumerate(axes):
         ax.set_visible(place < len(columns))
@@ -86,6 +122,23 @@ def panels(draw: Callable[[Axes, str], Any], columns: list[str], across: int, ro
         ax.set_ylabel("")
     drawn.supylabel(label, fontsize=8)
     return drawn
+
+
+def legend(drawn: Figure, place: Literal["outside right upper", "outside upper center"]) -> None:
+    """The legend of a figure, of each label once: at a place, or below the axes in a column, as wide as the column."""
+    found: dict[str, Any] = {}
+    for ax in drawn.axes:
+        found |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if not found:
+        return
+    longest = max(map(len, found)) * 0.056 + 0.5  # inches at 7 pt
+    columns = max(1, min(len(found), int(drawn.get_figwidth() / longest)))
+    if narrow():
+        drawn.set_figheight(drawn.get_figheight() + 0.14 * math.ceil(len(found) / columns))
+        drawn.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
+    else:
+        across = columns if place == "outside upper center" else 1
+        drawn.legend(list(found.values()), list(found), loc=place, ncols=across)
 
 
 def varied(data: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -104,8 +157,8 @@ def unit_of(results: Results) -> str:
 
 
 def metric_label(results: Results) -> str:
-    """The metric with its unit."""
-    return ", ".join(filter(None, [f"validation {results.metric}", unit_of(results)]))
+    """The metric with its unit, on two lines."""
+    return "\n".join(filter(None, [f"validation {results.metric}", unit_of(results)]))
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -84,7 +84,7 @@ def _drawn(data: pd.DataFrame, label: str, metric: str) -> Figure:
     rows = data.drop_duplicates("optimizer").reset_index(drop=True)
     drawn = style.figure(style.PAGE_MM, 24 + 9.5 * len(rows))
     ax = forest_plot(data, drawn.subplots(), label, metric)
-    if rows["p"].notna().any():
+    if rows["p"].notna().any() and not style.narrow():
         for place, row in enumerate(records(rows)):
             if not row["reason"]:
                 effect = Interval(row["effect"], row["effect_low"], row["effect_high"], 2)
@@ -106,17 +106,14 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     if compared.fresh:
         names = listing(entry.name for entry in compared.contenders)
         caption = f"{'Winner' if compared.winner else 'May each be the best'}: {names}. "
-        caption += f"Every optimizer at its best cell, on {seeds} that chose nothing (dots); marker and bar: "
+        caption += f"Every optimizer at its best cell, on {seeds} that chose nothing (dots), with its "
     else:
-        caption = f"Candidates only: the {seeds} (dots) are those that chose each optimizer's cell. Marker and bar: "
-    caption += f"{exhibit.mean_of(results)} and 95% interval {noise}."
-    if compared.fresh:
-        caption += " ✗: not the best (p < .05)."
-    if compared.baselines:
-        names = listing(entry.name for entry in compared.baselines)
-        caption += f" Not tuned, and against the best optimizer: {names}."
-    if sizes := missing_sizes(results, table):
-        caption += f" Without a result: {listing(f'{name} ({reason})' for name, reason in sizes.items())}."
+        caption = f"Candidates only: the {seeds} (dots) are those that chose each optimizer's cell. Also shown: "
+    caption += f"{exhibit.mean_of(results)} and 95% interval {noise}{'; ✗: not the best (p < .05)' * compared.fresh}."
+    lost = [f"{name} ({reason})" for name, reason in missing_sizes(results, table).items()]
+    untuned = [f"{entry.name} (baseline, against the best optimizer)" for entry in compared.baselines]
+    for words, each in (("Not tuned", untuned), ("Without a result", lost)):
+        caption += f" {words}: {listing(each)}." if each else ""
     return exhibit.Exhibit(
         "optimizers",
         f"{compared.split.capitalize()} {metric} of every optimizer at its best",

@@ -60,9 +60,7 @@ def grid(table: pd.DataFrame, rows: str, columns: str, maximize: bool) -> pd.Dat
     return result.astype({"n": float}).fillna({"n": 0}).astype({"n": int}).reset_index()
 
 
-def heat_map(
-    data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str = "loss", contours: bool = False
-) -> Axes:
+def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str = "loss", sizes: bool = False) -> Axes:
     """Draw `grid`: a coloured cell with its value and interval for each pair, grey with the reason where there is none.
 
     Args:
@@ -71,7 +69,7 @@ def heat_map(
         rows: label of the vertical axis.
         columns: label of the horizontal axis.
         metric: `loss` or `accuracy`.
-        contours: whether to add the number of parameters, and lines on which it is constant.
+        sizes: whether to add the number of parameters.
     """
     labels = [list(dict.fromkeys(data[name])) for name in ("row", "column")]
     values = data["estimate"].to_numpy(dtype=np.float64).reshape(len(labels[0]), len(labels[1]))
@@ -86,7 +84,9 @@ def heat_map(
         luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(colours(norm(cell["estimate"]))[:3], 2.2))
         colour = "#111111" if luminance > 0.18 else "#fefefe"  # the one with more contrast (WCAG 2)
         interval = interval_text(cell["low"], cell["high"], cell["n"], metric)
-        if contours and cell["parameters"] > 0:
+        if style.narrow() and len(labels[1]) > 3:
+            interval = ""  # it does not fit
+        if sizes and cell["parameters"] > 0:
             interval += f"\n{short(cell['parameters'])} parameters"
         _write(ax, x, y, metric_text(cell["estimate"], metric), interval, colour)
     ax.set_xticks(np.arange(len(labels[1])) + 0.5, labels[1])
@@ -96,8 +96,6 @@ def heat_map(
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     ax.set(xlabel=columns, ylabel=rows)
-    if contours:  # after the axis is inverted, which turns the labels
-        _parameter_contours(ax, data["parameters"].to_numpy(dtype=np.float64).reshape(values.shape))
     return ax
 
 
@@ -117,49 +115,48 @@ def _write(ax: Axes, x: int, y: int, main: str, below: str, colour: str) -> None
     ax.annotate(main, (x + 0.5, y + 0.5), xytext=(0, height), textcoords="offset points",
                 ha="center", va="center", color=colour, fontsize=7.5 if below else 6.5)  # fmt: skip
     ax.annotate(below, (x + 0.5, y + 0.5), xytext=(0, -5.5), textcoords="offset points",
-                ha="center", va="center", color=colour, fontsize=5.5)  # fmt: skip
+                ha="center", va="center", color=colour, fontsize=6)  # fmt: skip
 
 
-def _parameter_contours(ax: Axes, parameters: NDArray[np.float64]) -> None:
-    """Lines of a constant number of parameters, over at least 2 x 2 cells."""
-    if min(parameters.shape) < 2 or not (parameters > 0).all() or np.ptp(parameters) == 0:
-        return
-    low, high = float(np.log10(parameters.min())), float(np.log10(parameters.max()))
-    y, x = (np.arange(size) + 0.5 for size in parameters.shape)
-    ax.contour(x, y, np.log10(parameters), levels=np.linspace(low, high, 5)[1:-1], colors="#f27a26", linewidths=1.0,
-               linestyles="--")  # fmt: skip
-
-
-# Name, title, what the best is taken over, why there is nothing to compare, and the end of the caption.
+# Name, title, what the best is taken over, why there is nothing to compare, and whether parameters are shown.
 _WORDS = {
     ("optimizer", "batch_size"): (
-        "optimizer-batch-size", "Optimizer and batch size", "width and depth", "one optimizer at one batch size", "",
+        "optimizer-batch-size", "by optimizer and batch size", "width and depth", "one optimizer at one batch size",
+        False,
     ),
     ("depth", "width"): (
-        "width-depth", "Width and depth", "optimizer and batch size", "one width and depth only",
-        " Dashed: lines of a constant number of parameters.",
+        "width-depth", "by width and depth", "optimizer and batch size", "one width and depth only", True,
     ),
 }  # fmt: skip
+
+
+def _best(data: pd.DataFrame, results: Results, down: str, across: str) -> str:
+    """The best pair in a sentence."""
+    known = data.dropna(subset="estimate").sort_values("estimate", ascending=not results.maximize)
+    if known.empty:
+        return ""
+    row = known.iloc[0]
+    return f"Best is {down} {row['row']} with {across} {row['column']}. "
 
 
 def figure(results: Results, table: pd.DataFrame, rows: str, columns: str) -> exhibit.Exhibit:
     """The best cell of each optimizer and batch size, or of each depth and width with the number of parameters."""
     data = exhibit.varied(grid(table, rows, columns, results.maximize), "row", "column")
-    name, title, others, alone, contours = _WORDS[rows, columns]
+    name, title, others, alone, sizes = _WORDS[rows, columns]
     down, across = rows.replace("_", " "), columns.replace("_", " ")
 
     def drawn() -> Figure:
         wide, high = data["column"].nunique(), data["row"].nunique()
         image = style.figure(min(style.PAGE_MM, max(style.COLUMN_MM, 45 + 24 * wide)), 24 + 11 * max(high, 2))
-        heat_map(data, image.subplots(), down, across, results.metric, bool(contours))
+        heat_map(data, image.subplots(), down, across, results.metric, sizes)
         return image
 
     return exhibit.Exhibit(
         name,
-        title,
-        f"Validation {results.metric} of the best cell over {others}, at its tuned rate: {exhibit.mean_of(results)} "
-        f"over {seed_counts(table['n'])}, with the 95% t interval. Yellow is best; grey: no value, with the reason."
-        f"{contours}",
+        f"Validation {results.metric} {title}",
+        f"{_best(data, results, down, across)}Yellow is best, grey has no value. Validation {results.metric} of the "
+        f"best cell over {others}, at its tuned rate: {exhibit.mean_of(results)} over {seed_counts(table['n'])}, with "
+        f"the 95% t interval.",
         f"Heat map of validation {results.metric}: rows are {down}s, columns {across}s.",
         data,
         drawn,

@@ -12,7 +12,7 @@ from analysis.cells import examples_of, floor_of, optimizer_order, rank, rate_ta
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results, records
 from analysis.statistics import LEAST
-from analysis.text import band_note, listing, seed_counts, shortened
+from analysis.text import listing, seed_counts, shortened
 
 
 def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer") -> pd.DataFrame:
@@ -93,7 +93,8 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
         label = shortened(name) if by == "optimizer" else f"{axes.column_label(by)} {name:,}"
         # NaN breaks the line at a rate that not every seed survived.
         shown = line.assign(**{column: line[column].where(line["eligible"]) for column in ("estimate", "low", "high")})
-        axes.band(ax, shown["learning_rate"], shown, colour, 0.12)
+        known = shown[(shown["n"] > 1) & shown["estimate"].notna()]
+        ax.vlines(known["learning_rate"], known["low"], known["high"], color=colour, alpha=0.5, linewidth=0.8)
         ax.plot(shown["learning_rate"], shown["estimate"], color=colour, marker=marker, label=label, zorder=3)
         tuned = shown[shown["tuned"]]
         ax.plot(tuned["learning_rate"], tuned["estimate"], "o", color=colour, markersize=9, fillstyle="none", zorder=4)
@@ -127,8 +128,9 @@ def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhi
     return exhibit.Exhibit(
         name,
         title,
-        f"The best cell of {cells}. Line: {exhibit.mean_of(results)} of the final validation {metric} over "
-        f"{seed_counts(seeds)}; {band_note(seeds)}. Ring: tuned rate; cross: a seed diverged.{_words(data, metric)}",
+        f"{_words(data, metric)}The best cell of {cells}: {exhibit.mean_of(results)} of the final validation {metric} "
+        f"over {seed_counts(seeds)}, with 95% intervals as bars. Ring: tuned rate; cross: a seed diverged"
+        f"{_failures(data)}.",
         f"Final validation {metric} against learning rate, one line per {lines}.",
         data,
         lambda: exhibit.with_legend(lambda ax: learning_rate_sensitivity(data, ax, metric, unit), height=85),
@@ -137,13 +139,19 @@ def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhi
 
 
 def _words(data: pd.DataFrame, metric: str) -> str:
-    """The tolerance of each group, and the rates at which training failed, in sentences."""
+    """The tolerance of each group in a sentence."""
     groups = data.drop_duplicates("group").dropna(subset="decades").sort_values("group")
     if groups.empty:
         return ""
     widths = listing(f"{row['group']}: {row['decades']:.1f}" for row in records(groups))
     measure = "loss" if metric == "loss" else "share of errors"
-    text = f" Decades of rates within 1.1 times the best {measure}, by a parabola: {widths}."
-    if (data["failed"] > 0).any():
-        text += f" {data['failed'].sum()} of {data['lanes'].sum()} lanes diverged or ended no better than untrained."
-    return text
+    return f"Decades of rates within 1.1 times the best {measure}, by a parabola: {widths}. "
+
+
+def _failures(data: pd.DataFrame) -> str:
+    failed = data["failed"].sum()
+    return (
+        f"; {failed} of {data['lanes'].sum()} lanes failed, which includes ending no better than untrained"
+        if failed
+        else ""
+    )

@@ -11,23 +11,34 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.figures import forest, heat_map, performance_profile, rate_sensitivity, timeline
+from analysis.figures import forest, heat_map, optimizer_curves, performance_profile, rate_sensitivity
 from analysis.figures.batch_size import steps_to_target, throughput, tuned_rate
 from analysis.figures.exhibit import Exhibit
 from analysis.figures.regimes import gradient_noise, learning_curves, noise_speed
-from analysis.figures.search import expected_best, importance, isolation, loss_time, parallel_coordinates, progress
+from analysis.figures.search import (
+    expected_best,
+    importance,
+    isolation,
+    loss_time,
+    parallel_coordinates,
+    progress,
+    timeline,
+)
 from analysis.results import Results
 
 FIGURES: dict[str, tuple[Callable[[Results, pd.DataFrame], Exhibit], ...]] = {
     "optimizers": (forest.figure,),
-    "regimes": (learning_curves.figure, noise_speed.figure, gradient_noise.figure),
-    "learning rates": (rate_sensitivity.figure, performance_profile.figure),
+    "curves": (optimizer_curves.figure,),
+    "regimes": (learning_curves.figure,),
+    "learning rates": (rate_sensitivity.figure,),
+    "optimizer and batch size": (partial(heat_map.figure, rows="optimizer", columns="batch_size"),),
     "batch size": (
-        partial(heat_map.figure, rows="optimizer", columns="batch_size"),
         partial(rate_sensitivity.figure, by="batch_size"),
         tuned_rate.figure,
         steps_to_target.figure,
         throughput.figure,
+        noise_speed.figure,
+        gradient_noise.figure,
     ),
     "width and depth": (
         partial(heat_map.figure, rows="depth", columns="width"),
@@ -36,6 +47,7 @@ FIGURES: dict[str, tuple[Callable[[Results, pd.DataFrame], Exhibit], ...]] = {
     "search": (
         progress.figure,
         expected_best.figure,
+        performance_profile.figure,
         importance.figure,
         isolation.figure,
         parallel_coordinates.figure,

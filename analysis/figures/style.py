@@ -1,12 +1,14 @@
 """The look of all figures: fonts, sizes, colours and markers, and dark colours for readers who prefer them.
 
-Nothing is changed at import; use `style()` as a context manager. Sizes suit a column (85 mm) or a page (180 mm).
+Nothing is changed at import; use `style()` as a context manager. By default figures suit a page of 180 mm; `style`
+takes the width of a column or slide, to which they then fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from zlib import crc32
 
 import matplotlib as mpl
@@ -19,6 +21,12 @@ from analysis.schema import Regime
 from analysis.text import shortened
 
 COLUMN_MM, PAGE_MM = 85.0, 180.0
+# A figure narrower than this has its legend below, and panels below one another.
+NARROW_MM = 130.0
+# Millimetres: a column of ICML's and IEEE's pages, NeurIPS's text, the text of a beamer slide.
+WIDTHS = {"icml": 82.55, "ieee": 88.9, "neurips": 139.7, "beamer": 108.0}
+_UNITS = {"mm": 1.0, "cm": 10.0, "in": 25.4, "pt": 25.4 / 72.27}
+_WIDTH: ContextVar[float] = ContextVar("width", default=PAGE_MM)
 
 DARK, GREY, LIGHT_GREY = "#333333", "#777777", "#d9d9d9"
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -52,11 +60,13 @@ _LOOKS = {
     "Rprop": ("#999933", "d"),
     "ASGD": ("#CC79A7", "p"),
 }
-REGIME_COLOURS: dict[str, str] = {Regime.STOCHASTIC: ORANGE, Regime.MINI_BATCH: BLUE, Regime.BATCH: "#009E73"}
+# Regimes and batch sizes have an ordered scale of their own, so that a colour never means an optimizer there.
+REGIME_COLOURS: dict[str, str] = {Regime.STOCHASTIC: "#4a1468", Regime.MINI_BATCH: "#1f8f86", Regime.BATCH: "#5fbf55"}
 
 _DARK_PAPER = "#14171b"
 # The colour that replaces each colour of the figures on dark paper: the same hue, with enough contrast.
 _ON_DARK = {
+    "#4a1468": "#b58ac9", "#1f8f86": "#35c3bb",
     "#000000": "#e6e9ee", "#ffffff": _DARK_PAPER, "#e6e6e6": "#343b44", LIGHT_GREY: "#3b424b", DARK: "#d5dae1",
     "#444444": "#c3cad3", "#555555": "#b3bcc7", "#666666": "#a2acb8", GREY: "#98a2ae", "#0072b2": "#4aa8e0",
     "#009e73": "#2cc79b", "#882255": "#d8629c", "#332288": "#8f7fe8", "#661100": "#cf6a52", "#d55e00": "#f27a26",
@@ -83,13 +93,47 @@ def adaptive(svg: bytes) -> bytes:
     return (text[:end] + sheet + text[end:]).encode()
 
 
+def millimetres(width: str | float) -> float:
+    """A width in millimetres: a number, a number with a unit (mm, cm, in, pt), or one of `WIDTHS`.
+
+    Raises:
+        ValueError: if it is none of these, or not from 60 to 400 mm.
+    """
+    text = str(width).strip().lower()
+    if text in WIDTHS:
+        return WIDTHS[text]
+    number, factor = next(((text[:-2], size) for unit, size in _UNITS.items() if text.endswith(unit)), (text, 1.0))
+    try:
+        found = float(number) * factor
+    except ValueError:
+        found = 0.0
+    if not 60 <= found <= 400:
+        raise ValueError(
+            f"{width}: no width of a figure; valid: {', '.join(WIDTHS)}, or 60 to 400 mm, as in 85mm, 3.25in"
+        )
+    return found
+
+
+def narrow() -> bool:
+    """Whether figures are drawn for a column."""
+    return _WIDTH.get() < NARROW_MM
+
+
 @contextmanager
-def style() -> Iterator[None]:
-    """A context in which figures are drawn in the common style."""
+def style(width: str | float = PAGE_MM) -> Iterator[None]:
+    """A context in which figures are drawn in the common style, at most this wide (`millimetres`).
+
+    Text is embedded as TrueType in PDF and kept as text in SVG.
+    """
+    wide = millimetres(width)
     with mpl.rc_context(
         {
+            "figure.figsize": (wide / 25.4, 0.6 * wide / 25.4),
             "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],
+            "font.sans-serif": ["DejaVu Sans", "Verdana", "Geneva"],
+            "pdf.fonttype": 42,  # TrueType, as publishers ask for
+            "ps.fonttype": 42,
+            "svg.fonttype": "none",
             "font.size": 8,
             "axes.titlesize": 8,
             "axes.labelsize": 8,
@@ -117,12 +161,17 @@ def style() -> Iterator[None]:
             "svg.hashsalt": "study",  # the same figure gives the same file
         }
     ):
-        yield
+        token = _WIDTH.set(wide)
+        try:
+            yield
+        finally:
+            _WIDTH.reset(token)
 
 
 def figure(width_mm: float, height_mm: float) -> Figure:
-    """An empty figure of that size in millimetres; call it within `style()`."""
-    return Figure(figsize=(width_mm / 25.4, height_mm / 25.4), layout="constrained")
+    """An empty figure of that size in millimetres, or as wide as `style` allows; call it within `style()`."""
+    width = _WIDTH.get() if narrow() else min(width_mm, _WIDTH.get())
+    return Figure(figsize=(width / 25.4, height_mm / 25.4), layout="constrained")
 
 
 def optimizer_look(name: str) -> tuple[str, str]:
@@ -135,7 +184,7 @@ def optimizer_look(name: str) -> tuple[str, str]:
 
 def ordered_look(place: int, count: int) -> tuple[str, str]:
     """Colour and marker of the value at `place` among `count` ordered values: dark to light along one scale."""
-    colour = mpl.colors.to_hex(mpl.colormaps["viridis"](0.85 * place / max(1, count - 1)))
+    colour = mpl.colors.to_hex(mpl.colormaps["viridis"](0.75 * place / max(1, count - 1)))
     return colour, ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")[place % 10]
 
 

@@ -17,9 +17,10 @@ from analysis.figures.exhibit import unit_of, write_file
 from analysis.figures.performance_profile import across_studies
 from analysis.figures.regimes.gradient_noise import gradient_noise
 from analysis.figures.registry import FIGURES
-from analysis.figures.timeline import covered, timeline
+from analysis.figures.search.timeline import covered, timeline
 from analysis.report import tables
 from analysis.report.across import across, repetitions, verdict_across
+from analysis.report.paper import saved, tables_of
 from analysis.report.verdict import confirmation, study_cost, verdict
 from analysis.report.warnings import warnings
 from analysis.results import Results, load, records, table_of
@@ -93,25 +94,24 @@ def _across(studies: Sequence[Results], out: Path, pdf: bool) -> dict[str, Any]:
         found = across(kept)
     except ValueError as error:
         return shown | {"text": f"Not compared: {error}.", "table": None}
-    return shown | {"text": verdict_across(found, len(kept)), "table": tables.across(found, kept[0].metric)}
+    shown["table"] = saved(tables.across(found, kept[0].metric), out, "")
+    return shown | {"text": verdict_across(found, len(kept))}
 
 
 def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, Any]:
     """The values of the template for one study."""
     table = cells(results)
-    ranked, curse = rank(table, results.maximize), winners_curse(results, table)
+    curse = winners_curse(results, table)
+    shown = {name: saved(each, out, prefix) for name, each in tables_of(results, table).items()}
     leaderboard = f"figures/{prefix}cells.csv"
     write_file(out / leaderboard, table.to_csv(index=False).encode())
-    has_settings = bool((table["settings"] != "").any())
     return {
+        **shown,
         "id": prefix.rstrip("-") or "study",
         "name": results.name,
         "description": str(results.spec.get("description", "")),
         "verdict": verdict(results, table),
         "confirmation": confirmation(results, curse),
-        "confirmed": tables.confirmed(results, curse, has_settings),
-        "comparisons": tables.compared(results, table, has_settings),
-        "regimes": tables.compared(results, table, has_settings, by="regime"),
         "course": course(results),
         "outcomes": tables.outcomes(results),
         "busy": tables.use(results),
@@ -119,23 +119,28 @@ def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, A
         "events": tables.events(results),
         "metric": results.metric,
         "unit": unit_of(results),
-        "leaderboard": tables.leaderboard(results, ranked, has_settings),
         "leaderboard_file": leaderboard,
-        "cells": len(ranked),
+        "cells": len(rank(table, results.maximize)),
         "seconds": results.seconds_label,
         "several": len(results.objectives) > 1,
-        "front": tables.front(results, table, has_settings),
         "target": results.target is not None,
-        "times": tables.times(results, table),
-        "recipes": tables.recipes(results, table),
         "scaling": scaling(results, table),
-        "figures": {
-            part: [make(results, table).save(out, prefix, pdf=pdf) for make in each] for part, each in FIGURES.items()
-        },
+        "figures": _figures(results, table, out, prefix, pdf=pdf),
         "warnings": warnings(results, table),
         "spec": results.spec_text,
         "provenance": tables.provenance(results),
     }
+
+
+def _figures(
+    results: Results, table: pd.DataFrame, out: Path, prefix: str, *, pdf: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """The figures of each part for the template; those that are shown are numbered."""
+    parts = {part: [make(results, table).save(out, prefix, pdf=pdf) for make in each] for part, each in FIGURES.items()}
+    shown = [figure for figures in parts.values() for figure in figures if figure["image"]]
+    for number, figure in enumerate(shown, start=1):
+        figure["number"] = number
+    return parts
 
 
 def course(results: Results) -> list[str]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from analysis.cells import target_times
 from analysis.comparisons import Comparison, Entry, compare
-from analysis.figures.timeline import busy, timeline
+from analysis.figures.search.timeline import busy, timeline
 from analysis.report.recipes import recipe_sensitivity
 from analysis.report.verdict import curse_text
 from analysis.results import Results, pareto, records, table_of
@@ -40,7 +40,7 @@ TIMES = {"updates": "update", "examples": "examples", "epochs": "epoch", "train 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `text` are the places of the columns that hold text."""
+    """A table; `text` are the places of the columns that hold text, `best` those of the best rows."""
 
     label: str
     head: Sequence[str]
@@ -49,6 +49,8 @@ class Table:
     caption: str = ""
     sortable: bool = False
     narrow: bool = False
+    best: Sequence[int] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def table(label: str, rows: Iterable[dict[str, Cell]], **options: Any) -> Table | None:
@@ -98,7 +100,8 @@ def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Tabl
             ended = "" if row["outcome"] == Outcome.COMPLETED else f"{row['diverged'] or ''} {row['outcome']}".strip()
             shown["fresh seeds"] = str(row["seeds"]), ended
         rows.append(shown)
-    return table("Confirmation", rows, sortable=True)
+    first = [place for place, row in enumerate(records(curse)) if row["rank_confirmed"] == 1]
+    return table("Confirmation", rows, sortable=True, best=first)
 
 
 def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str = "optimizer") -> Table | None:
@@ -131,7 +134,8 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
             )
     else:
         caption += " and shown on the same seeds, which flatters the best: no row is a winner without fresh seeds."
-    return table(f"{by.capitalize()}s at their best", rows, caption=caption, sortable=True)
+    best = [place for place, each in enumerate(found.entries) if each.contender] if found.fresh else [0]
+    return table(f"{by.capitalize()}s at their best", rows, caption=caption, sortable=True, best=best)
 
 
 _NO_CELL: dict[str, Any] = dict.fromkeys(("optimizer", "settings", "recipe", "regime"), "")
@@ -220,7 +224,7 @@ def leaderboard(results: Results, ranked: pd.DataFrame, has_settings: bool) -> T
         ended = "" if row["outcome"] == Outcome.COMPLETED else row["outcome"]
         shown |= {"diverged": f"{row['diverged_share']:.0%}", "updates": (f"{row['updates']:,}", ended)}
         rows.append(shown | {"train s": short(row["train_seconds"])})
-    return table("Leaderboard", rows, sortable=True)
+    return table("Leaderboard", rows, sortable=True, best=[0])
 
 
 def front(results: Results, cells: pd.DataFrame, has_settings: bool) -> Table | None:
@@ -308,7 +312,7 @@ def when(time: Any) -> str:
 
 
 def provenance(results: Results) -> Table | None:
-    """Provenance with dotted names, without `events` and `nodes`, which have their own tables."""
+    """Provenance with dotted names, without `events`, `nodes` and `spec`, which are shown elsewhere."""
     rows = list(_flattened(results.provenance))
     return Table("Provenance", [], rows, (0, 1)) if rows else None
 
@@ -318,9 +322,8 @@ def _flattened(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
         value = dict(enumerate(value, start=1))
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            if key not in ("events", "nodes"):
+            if key not in ("events", "nodes", "spec"):
                 yield from _flattened(inner, f"{name}.{key}" if name else str(key))
     elif name:
         text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-        missing = "not set" if name.startswith("spec.") else "not recorded"
-        yield name, missing if value is None else text
+        yield name, "not recorded" if value is None else text

@@ -45,7 +45,7 @@ def layers(parts: Mapping[str, Results]) -> Measured:
 
     def drawn_heat() -> Figure:
         figure = style.figure(0.7 * style.PAGE_MM, 24 + 13 * max(2, heat["row"].nunique()))
-        heat_map(heat, figure.subplots(), "hidden layers", "width", study.metric, contours=False)
+        heat_map(heat, figure.subplots(), "hidden layers", "width", study.metric)
         return figure
 
     def drawn_rates() -> Figure:

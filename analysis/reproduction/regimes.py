@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from analysis.cells import cells, curves_of, tuned_lanes
-from analysis.figures.exhibit import with_legend
-from analysis.figures.regimes.learning_curves import four_panels, regime_curves
+from analysis.figures.exhibit import panels, with_legend
+from analysis.figures.regimes.learning_curves import loss_by_regime, regime_curves
 from analysis.figures.style import PAGE_MM
 from analysis.reproduction.claims import Measured, intervals, printed
 from analysis.results import Results, records
-from analysis.schema import REGIMES
+from analysis.schema import AXES, REGIMES
 from analysis.statistics import Interval, log_interval, t_interval
 
 
@@ -205,9 +205,16 @@ def same_seconds(curves: pd.DataFrame, regime: str) -> tuple[float, list[Interva
     return seconds, mini, other
 
 
-def _four_panels(study: Results, curves: pd.DataFrame) -> Figure:
+def _four_panels(study: Results, data: pd.DataFrame) -> Figure:
+    """The curves of the regimes against updates, examples, epochs and seconds."""
     seconds = study.seconds_label if study.alone else "training time of these lanes (s)"
-    return four_panels(curves, "validation loss, mean squared error", raw=False, seconds=seconds)
+
+    def draw(ax: Axes, by: str) -> Axes:
+        return loss_by_regime(data, ax, by, raw=False, seconds=seconds)
+
+    drawn = panels(draw, list(AXES), 2, 58.5, "validation loss, mean squared error")
+    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
+    return drawn
 
 
 def _draw_as_drawn(data: pd.DataFrame, ax: Axes) -> None:

@@ -117,8 +117,8 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         "steps-to-target",
         "Updates to the target",
         f"Updates until the validation {results.metric} reaches {target}, with one architecture per optimizer, at the "
-        f"learning rate that needs the fewest at each batch size. Points: medians over {seeds}; bars: their range. "
-        f"Curve: S = S_min (1 + B_crit / B), where it can be fitted; tick: critical batch size.",
+        f"learning rate that needs the fewest: medians over {seeds}, and their range. Curve: S = S_min (1 + B_crit / "
+        f"B), where it can be fitted; tick: critical batch size.",
         "Updates to the target against batch size, one line per optimizer, beside perfect scaling.",
         data,
         lambda: exhibit.with_legend(lambda ax: steps_against_batch_size(data, fits, ax)),

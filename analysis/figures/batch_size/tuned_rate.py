@@ -56,15 +56,21 @@ def rate_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def _confounded(table: pd.DataFrame, data: pd.DataFrame) -> str:
+    """A warning if the cells of an optimizer differ in more than the batch size."""
+    shapes = table[table["trial"].isin(data["trial"])].groupby("optimizer")[["width", "depth", "settings"]].nunique()
+    return "Confounded: width, depth or settings differ along some lines. " if (shapes > 1).any(axis=None) else ""
+
+
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The tuned rate of the best cell of each optimizer and batch size."""
     data = best_rates(results, table)
     return exhibit.Exhibit(
         "tuned-rate",
         "Tuned learning rate vs. batch size",
-        f"The best cell of each optimizer and batch size, tuned over {seed_counts(table['n'])}. Bars reach halfway to "
-        f"the neighbouring rates of the grid; they show its resolution and are no confidence interval. Open: on the "
-        f"edge of the grid. Guides: rates proportional to the batch size, and to its square root.",
+        f"{_confounded(table, data)}The best cell of each optimizer and batch size, tuned over "
+        f"{seed_counts(table['n'])}. Bars show the grid: they reach halfway to the neighbouring rates, and open "
+        f"markers lie on its edge.",
         "Tuned learning rate against batch size, one line per optimizer.",
         exhibit.varied(data, "batch_size"),
         lambda: exhibit.with_legend(lambda ax: rate_against_batch_size(data, ax)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,10 +19,18 @@ from analysis.text import band_note, listing, optimizer_text, seed_counts, short
 
 HALF_LIFE = 0.01
 """Half-life of the smoothing of batch losses, as a share of the examples of the shortest training shown."""
+TABS = {"epoch": "epochs", "update": "updates", "examples": "examples", "train_seconds": "seconds"}
+"""The words on the tabs of figures along training, by column."""
 
 
-def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES, floor: float = LEAST) -> pd.DataFrame:
-    """The validation metric along training: mean and interval over the given lanes, point by point.
+def band(
+    curves: pd.DataFrame,
+    metric: str,
+    examples: int = UNKNOWN_EXAMPLES,
+    floor: float = LEAST,
+    split: str = "validation",
+) -> pd.DataFrame:
+    """The metric along training: mean and interval over the given lanes, point by point.
 
     Args:
         curves: rows of `schema.CURVES` of the lanes of one cell. Points that not all lanes have are left out, because
@@ -29,11 +38,12 @@ def band(curves: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES, fl
         metric: `loss` or `accuracy`.
         examples: validation examples.
         floor: losses below it count as it.
+        split: `validation` or `train`.
 
     Returns:
         One row per point: update, examples, epoch, train_seconds (mean over lanes), estimate, low, high, n.
     """
-    points = curves[(curves["split"] == "validation") & (curves["metric"] == metric)]
+    points = curves[(curves["split"] == split) & (curves["metric"] == metric)]
     counts = points.groupby("update")["value"].transform("size")
     rows = [
         {axis: group[axis].mean() for axis in AXES}
@@ -101,40 +111,35 @@ def loss_by_regime(
     return ax
 
 
-def four_panels(
-    data: pd.DataFrame, label: str, metric: str = "loss", raw: bool = True, seconds: str = SECONDS_ALONE
-) -> Figure:
-    """`regime_curves` against updates, examples, epochs and seconds."""
-
-    def draw(ax: Axes, by: str) -> Axes:
-        return loss_by_regime(data, ax, by, metric, raw=raw, seconds=seconds)
-
-    drawn = exhibit.panels(draw, list(AXES), 2, 58.5, label)
-    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
-    return drawn
-
-
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The learning curves of the best cell of each regime."""
-    data, metric, label = regime_curves(results, table), results.metric, exhibit.metric_label(results)
+    data, metric, unit = regime_curves(results, table), results.metric, exhibit.unit_of(results)
+
+    def draw(by: str) -> Figure:
+        return exhibit.with_legend(
+            lambda ax: loss_by_regime(data, ax, by, metric, unit, seconds=results.seconds_label), style.PAGE_MM, 90
+        )
+
+    ends = data.sort_values("update").drop_duplicates("regime", keep="last")
+    ends = ends.sort_values("estimate", ascending=not results.maximize)
+    mixed = "; they differ in the optimizer, too" if ends["optimizer"].nunique() > 1 else ""
     caption = (
-        f"The best cell of each regime at its tuned learning rate, against updates, training examples, epochs, and "
-        f"{results.seconds_label} (without evaluation). Line: {exhibit.mean_of(results)} of the validation "
-        f"{metric} over {seed_counts(data['n'])}; {band_note(data['n'])}. The axes follow the lines, so bands may be "
-        f"clipped."
+        f"Best at the end first: {listing(ends['regime'])}, each at its best cell and tuned rate{mixed}. Line: "
+        f"{exhibit.mean_of(results)} over {seed_counts(data['n'])}; {band_note(data['n'])}, which may be clipped; "
+        f"{results.seconds_label} leave out evaluation."
     )
     if metric == "loss" and data["batch_loss"].notna().any():
         half_life = HALF_LIFE * float(data.groupby("regime")["examples"].max().min())
         caption += (
-            f" Faint: batch loss of one seed; dotted: its moving average with a half-life of {short(half_life)} "
-            f"examples in every regime."
+            f" Faint: batch loss of one seed; dotted: its moving average (half-life {short(half_life)} examples)."
         )
     return exhibit.Exhibit(
         "loss-by-regime",
         f"Validation {metric} by regime",
         caption,
-        f"Four panels of validation {metric} along training, one line per regime: {listing(data['regime'])}.",
+        f"Validation {metric} along training, one line per regime: {listing(data['regime'])}.",
         data,
-        lambda: four_panels(data, label, metric, seconds=results.seconds_label),
+        partial(draw, "update"),
         "no cell has a tuned learning rate yet",
+        {tab: partial(draw, by) for by, tab in sorted(TABS.items(), key=lambda pair: pair[0] != "update")},
     )

@@ -81,9 +81,11 @@ def noise_against_speed(data: pd.DataFrame, ax: Axes) -> Axes:
             up = reached[np.isfinite(reached["noise_high"])]
             ax.vlines(up["examples"], up["noise_low"], up["noise_high"], **bars)
             marks: dict[str, Any] = {"linestyle": "", "color": colour, "marker": marker, "clip_on": False}
-            ax.plot(reached["examples"], reached["noise"], markersize=5, **marks)
-            right = np.full(len(late), 1.02)
-            ax.plot(right, late["noise"], fillstyle="none", transform=ax.get_yaxis_transform(), **marks)
+            if len(reached):
+                ax.plot(reached["examples"], reached["noise"], markersize=5, **marks)
+            if len(late):
+                right = np.full(len(late), 1.02)
+                ax.plot(right, late["noise"], fillstyle="none", transform=ax.get_yaxis_transform(), **marks)
     for regime in present:
         ax.plot([], [], "s", color=style.REGIME_COLOURS[regime], label=str(regime))
     for name in optimizer_order(data["optimizer"]):
@@ -104,11 +106,10 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "noise-speed",
         "Noise vs. speed",
-        f"The best cell of each optimizer and batch size at its tuned rate. Horizontal: training examples until the "
-        f"validation loss falls to {level}, which is halfway (on the log scale) from the initial to the best final "
-        f"loss of the study. Vertical: scatter of the log validation loss about its trend, late in training. Both: "
-        f"geometric mean over {seed_counts(table['n'])}; bars: 95% t intervals; hollow, on the right: a seed never "
-        f"reached the level. The axes follow the points, so bars may be clipped.",
+        f"Training examples until the validation loss falls to {level}, halfway (on the log scale) from the initial to "
+        f"the best final loss, against the scatter of its logarithm about its trend, late in training. The best cell "
+        f"of each optimizer and batch size at its tuned rate: geometric means over {seed_counts(table['n'])}, 95% t "
+        f"intervals. Hollow, on the right: a seed never reached the level.",
         "Scatter plot of noise vs. speed, one point per optimizer and batch size, coloured by regime.",
         data,
         lambda: exhibit.with_legend(lambda ax: noise_against_speed(data, ax)),

@@ -39,7 +39,7 @@ def isolation(data: pd.DataFrame, ax: Axes, by: str, metric: str = "loss", unit:
         ax.plot(range(len(order)), best.reindex(order), "_", color=style.DARK, markersize=16, markeredgewidth=1.4)
         ax.set_xticks(range(len(order)), [shortened(name, 18) for name in order], rotation=40, ha="right")
     else:
-        ax.plot(data[by], data["validation"], ".", color=style.BLUE, alpha=0.4, markersize=4)
+        ax.plot(data[by], data["validation"], ".", color=style.DARK, alpha=0.4, markersize=4)
         ax.plot(best.index, best, color=style.DARK, marker="_", markersize=8, zorder=3)
         low, high = float(data[by].min()), float(data[by].max())
         if by == "depth" or high < 4 * low:

@@ -40,7 +40,7 @@ def parallel_coordinates(data: pd.DataFrame, ax: Axes, metric: str = "loss", lim
     colours, best_share = mpl.colormaps["viridis_r"], max(1, total // 10) / max(1, total - 1)
     for place in range(len(data) - 1, -1, -1):  # the best last, so that they are on top
         best = ranks[place] < best_share
-        colour = style.ORANGE if best else colours(0.1 + 0.9 * ranks[place])
+        colour = style.DARK if best else colours(0.1 + 0.9 * ranks[place])
         ax.plot(range(len(names)), places.iloc[place], color=colour, linewidth=1.1 if best else 0.5,
                 alpha=0.9 if best else 0.35, zorder=3 if best else 2, rasterized=len(data) > 100)  # fmt: skip
     for x, name in enumerate(names):
@@ -85,7 +85,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "parallel-coordinates",
         "All cells in parallel coordinates",
-        f"{lines} at its tuned rate. Orange: the best tenth by validation {metric} ({exhibit.mean_of(results)} over "
+        f"{lines} at its tuned rate. Black: the best tenth by validation {metric} ({exhibit.mean_of(results)} over "
         f"{seed_counts(table['n'])}); the others from better (light) to worse (dark); no intervals.",
         f"Parallel coordinates of {', '.join(columns)} and validation {metric}.",
         data if len(columns) > 1 else data.head(0),

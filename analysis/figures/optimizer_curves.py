@@ -1,0 +1,107 @@
+"""Learning curves of every optimizer at its tuned rate, one panel for each batch size."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.cells import curves_of, examples_of, floor_of, rank
+from analysis.figures import axes, exhibit, style
+from analysis.figures.regimes.learning_curves import TABS, band
+from analysis.results import SECONDS_ALONE, Results
+from analysis.schema import AXES, REGIMES
+from analysis.statistics import LIMITS
+from analysis.text import band_note, listing, seed_counts
+
+MOST_PANELS = 4
+
+
+def optimizer_curves(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """The learning curves of the best cell of each optimizer and batch size, at its tuned rate.
+
+    Returns:
+        Columns panel (the batch size as text; the regime if there are more than `MOST_PANELS` batch sizes), optimizer,
+        trial, batch_size, learning_rate, split (train or validation), those of `learning_curves.band`. Panels are in
+        order of batch size.
+    """
+    ranked = rank(table, results.maximize)
+    full = ranked["regime"].eq("batch")
+    sizes = ranked["batch_size"].map("batch size {:,}".format).where(~full, "full batch")
+    panel = sizes if sizes.nunique() <= MOST_PANELS else ranked["regime"]
+    best = ranked.assign(panel=panel).drop_duplicates(["optimizer", "panel"])
+    curves, pieces = curves_of(results, best), []
+    floor = floor_of(results)
+    for cell in best.to_dict("records"):
+        own = curves[curves["cell"] == cell["trial"]]
+        for split in ("train", "validation"):
+            # The training loss is followed on at most 1,000 examples, whose noise the interval leaves out.
+            line = band(own, results.metric, examples_of(results, "validation"), floor, split)
+            names = ("panel", "optimizer", "trial", "batch_size", "learning_rate")
+            pieces.append(line.assign(split=split, **{name: cell[name] for name in names}))
+    columns = ["panel", "optimizer", "trial", "batch_size", "learning_rate", "split", *AXES, *LIMITS]
+    frame = pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=columns)
+    frame = frame.astype(dict.fromkeys([*AXES, *LIMITS], float))
+    order = [*REGIMES, *best.sort_values("batch_size")["panel"].drop_duplicates()]
+    return frame.sort_values("panel", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)[
+        columns
+    ]
+
+
+def curves_by_optimizer(
+    data: pd.DataFrame, ax: Axes, by: str = "epoch", metric: str = "loss", unit: str = "", seconds: str = SECONDS_ALONE
+) -> Axes:
+    """Draw one panel of `optimizer_curves`: validation solid with its interval as a band, training dashed."""
+    for label, own, colour, _ in style.by_optimizer(data):
+        for split, line in own.groupby("split"):
+            if split == "validation":
+                axes.band(ax, line[by], line, colour, 0.12)
+                ax.plot(line[by], line["estimate"], color=colour, label=label, zorder=3)
+            else:
+                ax.plot(line[by], line["estimate"], "--", color=colour, linewidth=0.9, alpha=0.8, zorder=2)
+    axes.metric_axis(ax, data["estimate"], metric, unit)
+    axes.log_axis_with_zero(ax, data[by])
+    ax.set_xlabel(seconds if by == "train_seconds" else axes.LABELS[by])
+    return ax
+
+
+def _drawn(data: pd.DataFrame, by: str, results: Results) -> Figure:
+    names, metric = list(dict.fromkeys(data["panel"])), results.metric
+
+    def draw(ax: Axes, name: str) -> None:
+        curves_by_optimizer(data[data["panel"] == name], ax, by, metric, seconds=results.seconds_label)
+        ax.set_title(name)
+        axes.metric_axis(ax, data["estimate"], metric, "")
+
+    drawn = exhibit.panels(
+        draw, names, 2 if len(names) == 4 else 3, 62, exhibit.metric_label(results).replace("validation ", "")
+    )
+    drawn.axes[0].plot([], [], "--", color=style.GREY, linewidth=0.9, label="training")
+    exhibit.legend(drawn, "outside upper center")
+    return drawn
+
+
+def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
+    """The learning curves of every optimizer, by batch size."""
+    data, metric = optimizer_curves(results, table), results.metric
+    seeds = data.loc[data["split"] == "validation", "n"]
+    panels = data.groupby("panel", sort=False)["optimizer"].nunique()
+    ends = (
+        data[data["split"] == "validation"].sort_values("update").drop_duplicates(["panel", "optimizer"], keep="last")
+    )
+    first = ends.sort_values("estimate", ascending=not results.maximize).drop_duplicates("panel").set_index("panel")
+    best = listing(f"{first['optimizer'][name]} ({name})" for name in panels.index) if len(panels) else ""
+    return exhibit.Exhibit(
+        "optimizer-curves",
+        f"Training and validation {metric} of every optimizer",
+        f"Best at the end on validation: {best}. Every optimizer at its best cell and tuned rate, on the seeds that "
+        f"chose them: {exhibit.mean_of(results)} of the {metric} over {seed_counts(seeds)}, validation solid, training "
+        f"dashed. On validation, {band_note(seeds)}; bands may be clipped.",
+        f"{len(panels)} panels of {metric} along training, one line per optimizer: {listing(panels.index)}.",
+        data if panels.max() >= 2 else data.head(0),
+        partial(_drawn, data, "epoch", results),
+        "no batch size has two optimizers with a tuned rate" if len(table) else "no trial has ended yet",
+        {tab: partial(_drawn, data, by, results) for by, tab in TABS.items()},
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from study.errors import StorageError
 from study.results.provenance import now
 from trainables import storage
 
-LOCK, HOLDER = ".lock", ".holder.json"
+LOCK, HOLDER = OWNED = ".lock", ".holder.json"
 # Long enough for another process that checks whether the lock is free, which takes it for a moment.
 LOCK_SECONDS = 1.0
 # An owner of a URI whose heartbeat does not change for so long is dead.
@@ -31,6 +32,8 @@ DEAD_SECONDS = 60.0
 # Between the two heartbeats of a claim: of two runs that claim a URI at the same time, the first sees the second's.
 SETTLE_SECONDS = 1.0
 UNKNOWN = "an unknown process"
+# The folders that this process owns, each with the thread that does.
+_OWNED: set[tuple[str, int]] = set()
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,14 @@ def _running_at(uri: str) -> str | None:
 
 @contextmanager
 def own_folder(folder: Path, command: str) -> Iterator[None]:
-    """Own a results folder, which exists; a `StorageError` names its owner if there is one."""
+    """Own a results folder, which exists; a `StorageError` names its owner if there is one.
+
+    The thread that owns it already goes on owning it.
+    """
+    mine = str(folder.resolve()), threading.get_ident()
+    if mine in _OWNED:
+        yield
+        return
     lock = FileLock(folder / LOCK, timeout=LOCK_SECONDS)
     try:
         lock.acquire()
@@ -124,8 +134,10 @@ def own_folder(folder: Path, command: str) -> Iterator[None]:
         except OSError as error:
             message = f"cannot be written to: {error.strerror}; make space or fix that, then try again"
             raise StorageError(str(folder), message) from error
+        _OWNED.add(mine)
         yield
     finally:
+        _OWNED.discard(mine)
         with suppress(OSError):
             (folder / HOLDER).unlink(missing_ok=True)
         lock.release()

@@ -6,6 +6,7 @@ Each kind of entry has a parser from what `tomllib` reads to a dimension; parser
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -19,6 +20,10 @@ from trainables.workloads.catalogue import OPTIMIZERS
 # Larger numbers are taken for typing errors.
 LARGEST = 1_000_000
 VALID = "; valid: "
+# Values in a list, and of these, mistakes that are told.
+MOST_VALUES, MOST_SHOWN = 1000, 5
+# Characters of a value in a message.
+WIDTH = 120
 
 
 class Section(BaseModel):
@@ -136,10 +141,12 @@ def parser(complain: Complaint, *, whole: bool = True, ranges: bool = True) -> C
                 raise ValueError("must be a name or a list of names")
             return _range(value, complain, whole=whole)
         values: list[Any] = value if isinstance(value, list) else [value]
+        if len(values) > MOST_VALUES:
+            raise ValueError(f"{len(values)} values are too many; valid: at most {MOST_VALUES}, or a range")
         if not values:
             raise ValueError("an empty list leaves nothing to choose; give at least one value")
         if complaints := [text for text in map(complain, values) if text]:
-            raise ValueError(_joined(complaints))
+            raise ValueError(_joined(complaints[:MOST_SHOWN]))
         if len(set(values)) < len(values):
             raise ValueError("a value is given twice; give each once")
         return Choice(values=tuple(values))
@@ -229,11 +236,24 @@ def _letters(name: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {shown(item)}' for key, item in value.items())}}}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as TOML writes it, on one line; a long one is cut off."""
+    text = _as_toml(value, 0)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 4]} ..."
+
+
+def _as_toml(value: object, depth: int) -> str:
+    match value:
+        case list() | dict() if depth > 3:
+            return "..."
+        case list():
+            return f"[{', '.join(_as_toml(each, depth + 1) for each in value[:WIDTH])}]"
+        case dict():
+            return f"{{{', '.join(f'{key} = {_as_toml(item, depth + 1)}' for key, item in value.items())}}}"
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case bool():
+            return str(value).lower()
+        case int() if abs(value) > 10**WIDTH:
+            return "a number of too many digits"
+        case _:
+            return str(value)

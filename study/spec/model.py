@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_
 
 from analysis.schema import OBJECTIVES
 from study.spec.dimensions import (
+    LARGEST,
     BatchSize,
     Choice,
     Dimension,
@@ -208,7 +209,7 @@ class Rates(Section):
 
     low: Annotated[float, Field(gt=0)]
     high: Annotated[float, Field(gt=0)]
-    count: Positive = 8
+    count: Annotated[int, Field(ge=1, le=1000)] = 8
 
     @model_validator(mode="after")
     def _ordered(self) -> Rates:
@@ -222,8 +223,8 @@ class Lanes(Section):
 
     # the grid for all optimizers; if not given, each optimizer's own range at `rates` values
     learning_rate: Rates | None = None
-    rates: Positive = 8  # values in an optimizer's own range
-    seeds: Positive = 5  # seeds of initialisation and batches
+    rates: Annotated[int, Field(ge=1, le=1000)] = 8  # values in an optimizer's own range
+    seeds: Annotated[int, Field(ge=1, le=10_000)] = 5  # seeds of initialisation and batches
     # native, eager, cuda-graph or solo; auto takes the fastest for the trial
     engine: Annotated[str, known("engine", ("auto", *ENGINES))] = "auto"
     halving: bool = False  # whether the worse half of the rates is given up at 1/2, 1/4, 1/8 ... of the budget
@@ -237,7 +238,7 @@ class Lanes(Section):
 class Budget(Section, config.Budget):
     """How many trials, and how long each lane trains: one of epochs, updates, examples, seconds."""
 
-    trials: Positive = 64  # cells to try
+    trials: Annotated[int, Field(ge=1, le=LARGEST)] = 64  # cells to try
 
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
@@ -294,7 +295,9 @@ class Tuning(Section):
 class Confirm(Section):
     """The winners run again, each at its tuned rate, on seeds that the search did not use."""
 
-    top: Positive = 3  # number of best cells; the best of every optimizer and of every regime are added
+    top: Annotated[int, Field(ge=1, le=10_000)] = (
+        3  # number of best cells; the best of every optimizer and of every regime are added
+    )
     seeds: Annotated[int, Field(ge=2, le=10_000)] = 10  # fresh seeds of each
     # the trained parameters are kept if those of all seeds and cells take at most this many MiB
     weights_mib: Annotated[float, Field(ge=0)] = 64
@@ -326,7 +329,7 @@ def _gpus(value: object) -> object:
 class Resources(Section):
     """What one trial takes. A fraction of a GPU shares it."""
 
-    cpus_per_trial: Positive = 1  # also its threads
+    cpus_per_trial: Annotated[int, Field(ge=1, le=10_000)] = 1  # also its threads
     # a number; or auto, which a run replaces by the share that its largest cell needs
     gpus_per_trial: Annotated[float | Literal["auto"], BeforeValidator(_gpus)] = 0.0
     # of each GPU, for auto; read from the GPUs if not given

@@ -278,6 +278,8 @@ def _tell_edited_code(folder: Path) -> None:
     """Tell which user code was edited since the study began."""
     for file in bundle.edited_elsewhere(folder):
         _tell(f"note: {file} is no part of the copy and has been edited since; trials run it as it is now")
+    for file in bundle.altered(folder):
+        _tell(f"note: {file} is not what the study began with; unless its own code writes it, put it back")
     if edited := bundle.edited(folder):
         which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
         copy = storage.join(mirror.home(folder), CODE)

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -47,6 +48,7 @@ class Owner:
     session: str = ""  # id of the run at a URI; empty for a folder
     beat: int = 0  # heartbeats so far
     ended: str = ""  # when it let go of the URI; empty while it runs
+    machine: str = field(default_factory=lambda: _machine())  # containers may have equal host names
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
@@ -56,8 +58,8 @@ class Owner:
         storage.write_text(storage.join(place, HOLDER), json.dumps(asdict(self)) + "\n")
 
     def is_dead(self) -> bool:
-        """Whether its process ran on this machine and is gone."""
-        if self.host == platform.node():
+        """Whether its process ran on this machine and is gone; an earlier version did not record the machine."""
+        if self.host == platform.node() and self.machine in ("", _machine()):
             try:
                 os.kill(self.pid, 0)
             except ProcessLookupError:
@@ -67,13 +69,22 @@ class Owner:
         return False
 
 
+@cache
+def _machine() -> str:
+    """What processes share whose ids mean the same: the boot of the machine and the namespace of processes."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux
+        return platform.node()
+
+
 def recorded_owner(place: Path | str) -> Owner | None:
     """The owner that the record at a folder or URI names, dead or alive; None without a readable record."""
     if not (stream := storage.read(storage.join(place, HOLDER))):
         return None
     try:
         with stream:
-            owner = Owner(**json.load(stream))
+            owner = Owner(**{"machine": "", **json.load(stream)})
     except (ValueError, TypeError):
         return None
     # The record of a folder that was copied to a URI has no session.
@@ -95,7 +106,7 @@ def running_owner(place: Path | str) -> str | None:
         except Timeout:
             return str(owner or UNKNOWN)
         except OSError:  # a read-only folder: the record is all there is
-            return str(owner) if owner else None
+            return str(owner) if owner and not owner.is_dead() else None
     return None
 
 

@@ -167,6 +167,15 @@ def edited(folder: Path) -> list[Path]:
     return files
 
 
+def altered(folder: Path) -> list[Path]:
+    """The files of packages in the `code/` of a results folder that are no modules, and not what they were."""
+    if not (code := code_of(folder)):
+        return []
+    kept = {code / name: digest for name, digest in recorded(code).get("files", {}).items()}
+    others = [file for file in kept if file.suffix != ".py"]
+    return [file for file in others if not file.is_file() or hash_of(file) != kept[file]]
+
+
 def edited_elsewhere(folder: Path) -> list[Path]:
     """The modules, neither in `code/` nor installed, that were edited or removed since they were checked."""
     answers = recorded(code).get("answers", {}) if (code := code_of(folder)) else {}

@@ -37,6 +37,15 @@ UNKNOWN = "an unknown process"
 _OWNED: set[tuple[str, int]] = set()
 
 
+@cache
+def _machine() -> str:
+    """What processes share whose ids mean the same: the boot of the machine and the namespace of processes."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux
+        return platform.node()
+
+
 @dataclass(frozen=True)
 class Owner:
     """The run that owns a results folder or URI."""
@@ -48,7 +57,7 @@ class Owner:
     session: str = ""  # id of the run at a URI; empty for a folder
     beat: int = 0  # heartbeats so far
     ended: str = ""  # when it let go of the URI; empty while it runs
-    machine: str = field(default_factory=lambda: _machine())  # containers may have equal host names
+    machine: str = field(default_factory=_machine)  # containers may have equal host names
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
@@ -67,15 +76,6 @@ class Owner:
             except PermissionError:  # it is another user's
                 pass
         return False
-
-
-@cache
-def _machine() -> str:
-    """What processes share whose ids mean the same: the boot of the machine and the namespace of processes."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # no Linux
-        return platform.node()
 
 
 def recorded_owner(place: Path | str) -> Owner | None:

@@ -13,13 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 from study.errors import SpecError
 from study.spec import checks, secrets
 from study.spec.dimensions import Dimension, model_argument, setting, size
-from study.spec.explain import explain, missing, unknown_key
+from study.spec.explain import MOST_TOLD, explain, missing, unknown_key
 from study.spec.model import LIMITS, Spec
 from study.usercode import bundle
 from study.usercode.client import arrays, table
 
-# Of a spec's file, at most.
-MOST_BYTES = 1 << 19
+# Of a spec's file, at most; and of a mistake, the characters.
+MOST_BYTES, LINE = 1 << 19, 1000
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -119,10 +119,11 @@ def check(
                 mistakes += explain(name, error)
         elif field.is_required():
             mistakes.append(missing([name]))
-    mistakes += [unknown_key([key]) for key in tables if key not in Spec.model_fields]
+    mistakes += [unknown_key([key]) for key in [each for each in tables if each not in Spec.model_fields][:MOST_TOLD]]
     mistakes += [*checks.mistakes(valid, user_code), *([] if trusted else secrets.mistakes(valid))]
     if mistakes:
-        raise SpecError(source, mistakes)
+        shown = [secrets.redacted(line) for line in mistakes]
+        raise SpecError(source, [line if len(line) <= LINE else f"{line[:LINE]} ..." for line in shown])
     return Spec(**valid)
 
 

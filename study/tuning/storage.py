@@ -118,9 +118,10 @@ def _database(spec: Spec) -> BaseStorage | None:
     url = spec.tuning.storage
     if not url:
         return None
+    url = expanded("tuning.storage", url)
     try:
         # pre-ping: connections that broke while idle are replaced before they are used.
-        storage = RDBStorage(expanded("tuning.storage", url), engine_kwargs={"pool_pre_ping": True})
+        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (SQLAlchemyError, ImportError, ValueError) as error:
         message = f"cannot be opened: {redacted(str(error).splitlines()[0])}; correct the URL, or install its driver"
         raise StorageError("tuning.storage", message) from error

@@ -20,6 +20,8 @@ from study.errors import SpecError
 from study.results.confirm import most_winners
 from study.spec import check, read
 from study.spec.adjust import planned_trials, resolved
+from study.spec.explain import _fields_at
+from study.spec.model import Spec
 from study.spec.reading import SHIPPED
 from study.usercode import client
 from tests.test_spec import GOOD
@@ -84,7 +86,13 @@ VALUES = st.recursive(
     max_leaves=4,
 )
 SHIPPED_TABLES = [tomllib.loads(file.read_text()) for file in sorted(SHIPPED.rglob("*.toml"))] + [GOOD]
-KEYS = sorted({key for tables in SHIPPED_TABLES for part in tables.values() if isinstance(part, dict) for key in part})
+# Section -> its keys, of the schema.
+FIELDS = {name: _fields_at([name]) for name in Spec.model_fields if name not in ("name", "description")}
+SETTINGS = st.dictionaries(
+    st.sampled_from(["sgd", "adam", "momentum"]),
+    st.dictionaries(st.sampled_from(["beta1", "momentum", "eps"]), VALUES, max_size=2),
+    max_size=2,
+)
 
 
 @st.composite
@@ -92,16 +100,16 @@ def specs(draw: st.DrawFn) -> dict[str, Any]:
     """The tables of a shipped spec, with up to four changes."""
     tables: dict[str, Any] = deepcopy(draw(st.sampled_from(SHIPPED_TABLES)))
     for _ in range(draw(st.integers(1, 4))):
-        place = tables
-        while inner := [key for key, value in place.items() if isinstance(value, dict)]:
-            if draw(st.booleans()):
-                break
-            place = place[draw(st.sampled_from(inner))]
-        key = draw(st.sampled_from([*place, *KEYS, "baseline", "enqueue", "tuning", "storage", "confirm", ""]))
-        if draw(st.integers(0, 3)):
-            place[key] = draw(VALUES)
+        section = draw(st.sampled_from(sorted(FIELDS)))
+        place = tables.get(section, {})
+        if isinstance(place, dict) and draw(st.integers(0, 9)):
+            key = draw(st.sampled_from([*FIELDS[section], "typo"] if draw(st.booleans()) else [*place, "typo"]))
+            place[key] = draw(SETTINGS if key == "settings" else VALUES)
+            tables[section] = place
+            if draw(st.integers(0, 5)) == 0:
+                del place[key]
         else:
-            place.pop(key, None)
+            tables[section] = draw(VALUES)
     return tables
 
 

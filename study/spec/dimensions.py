@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeAlias
 
@@ -93,7 +94,9 @@ def whole_number(value: object, low: int = 1) -> str | None:
     """What is wrong with a value that is to be a whole number from `low` to `LARGEST`."""
     if isinstance(value, bool) or not isinstance(value, int):
         return f"{shown(value)} is not a whole number{_meant(value)}"
-    return f"{value} is below {low}" if value < low else f"{value} is above {LARGEST}" if value > LARGEST else None
+    if low <= value <= LARGEST:
+        return None
+    return f"{shown(value)} is below {low}" if value < low else f"{shown(value)} is above {LARGEST}"
 
 
 def batch_size(value: object) -> str | None:
@@ -111,7 +114,7 @@ def optimizer(value: object) -> str | None:
 
 def number(value: object) -> str | None:
     """What is wrong with a value that is to be a finite number."""
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return None if fine else f"{shown(value)} is not a finite number{_meant(value)}"
 
 
@@ -126,7 +129,9 @@ def _meant(value: object) -> str:
 
 def argument(value: object) -> str | None:
     """What is wrong with a value that is to be an argument of the user's model."""
-    fine = isinstance(value, bool | int | float | str)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value)
+    fine = isinstance(value, bool | str)
     return None if fine else f"{shown(value)} is not true or false, a number or text"
 
 

@@ -15,7 +15,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 from analysis.schema import TRIES, ResultsError
 
 # Folders that readers do not need.
-UNREAD = ("checkpoints", "damaged", "report", "tensorboard")
+UNREAD = ("checkpoints", "damaged", "report", "superseded", "tensorboard")
 
 
 def cache_folder(uri: str, kind: str) -> Path:

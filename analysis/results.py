@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,22 +20,34 @@ import pyarrow.parquet as pq
 
 from analysis import schema
 from analysis.remote import fetch
-from analysis.schema import CELL, FOLDERS, IMPORTANCE, OBJECTIVES, STINT, TABLES, TRIES, ResultsError
+from analysis.schema import CELL, FOLDERS, IMPORTANCE, OBJECTIVES, STINT, TABLES, TRIES, DamagedError, ResultsError
 
 SECONDS_ALONE, SECONDS_OF_STACK = "seconds of one network trained alone", "seconds of the whole stack of lanes"
-
-_PART = re.compile(r"(\d+)-(\d+)\.parquet")
 
 
 def parts(folder: Path) -> list[tuple[int, int, Path]]:
     """The valid parts of a table: (first append, last append, file), in order, without parts that were merged."""
-    named = ((_PART.fullmatch(file.name), file) for file in folder.glob("*.parquet"))
+    named = ((schema.PART_NAME.fullmatch(file.name), file) for file in folder.glob("*.parquet"))
     listed = [(int(match[1]), int(match[2]), file) for match, file in named if match]
     kept: list[tuple[int, int, Path]] = []
-    for part in sorted(listed, key=lambda part: (part[0], -part[1])):
+    for part in sorted(listed, key=lambda part: (part[0], -part[1], part[2])):
         if not kept or part[1] > kept[-1][1]:
             kept.append(part)
     return kept
+
+
+def read_part(file: Path) -> pa.Table:
+    """The rows of a Parquet file; DamagedError unless its bytes are those that were written, as far as can be seen.
+
+    The digest in its name vouches for every byte; files of earlier versions have none.
+    """
+    content, named = file.read_bytes(), schema.PART_NAME.fullmatch(file.name)
+    if named and named[3] and schema.digest(content) != named[3]:
+        raise DamagedError(f"{file}: is damaged: its digest is not that in its name")
+    try:
+        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+    except Exception as error:
+        raise DamagedError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def stints(trials: pd.DataFrame) -> pd.DataFrame:
@@ -146,7 +157,7 @@ class Results:
         spec: the resolved spec, as plain tables.
         spec_text: the text of `spec.toml`.
         provenance: commit, versions, hardware, seeds and command; empty if the study has not written it yet.
-        trials: one row per ended trial (`TRIALS`), and stack_seconds, the training time of its whole stack.
+        trials: one row per ended trial (`TRIALS` without rows), and stack_seconds, the training time of its stack.
         lanes: one row per lane of an ended trial (`LANES`); a recipe is empty text if none.
         alone: whether the train_seconds of trials and curves are those of one network trained alone, without the
             grid's extensions. If a trial did not measure them, as older programs, all are those of the stack.
@@ -195,8 +206,18 @@ class Results:
     def importance(self) -> pd.DataFrame:
         """How much each parameter matters (`IMPORTANCE`); empty if trials were too few, or the program too old."""
         file, table = self.path / schema.IMPORTANCE_FILE, IMPORTANCE.empty_table()
-        with suppress(FileNotFoundError):
-            table = _piece(file, "importance", IMPORTANCE)
+        try:
+            table = read_part(file)
+            kept = (table.schema.metadata or {}).get(b"digest")
+            if kept and kept.decode(errors="replace") != schema.rows_digest(table.to_pylist()):
+                raise DamagedError(f"{file}: is damaged: its digest is not that of its rows")
+            table = table.select(IMPORTANCE.names).cast(IMPORTANCE)
+        except FileNotFoundError:
+            pass
+        except (OSError, KeyError, ValueError) as error:
+            raise ResultsError(
+                f"{file}: cannot be read ({error}); `study report {self.path}` writes it again"
+            ) from error
         return pd.DataFrame(table.to_pandas())
 
     @cached_property
@@ -290,11 +311,8 @@ def load(path: str | Path) -> Results:
         raise ResultsError(f"{folder}: no such folder; give the results folder that `study run` printed")
     if not spec_file.is_file():
         raise ResultsError(f"{folder}: not a results folder, it has no spec.toml; `study run SPEC` makes one")
-    try:
-        spec_text = spec_file.read_text(encoding="utf-8")
-        spec = tomllib.loads(spec_text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ResultsError(f"{spec_file}: not valid TOML ({error}); restore it from the spec that was run") from error
+    provenance = read_provenance(folder)
+    spec, spec_text = _read_spec(spec_file, provenance.pop("spec_toml", None))
     if "name" not in spec or table_of(spec, "workload").get("metric") not in ("loss", "accuracy"):
         raise ResultsError(
             f"{spec_file}: lacks a name, or a workload.metric of loss or accuracy; restore what `study run` wrote"
@@ -306,13 +324,6 @@ def load(path: str | Path) -> Results:
         raise ResultsError(
             f"{spec_file}: tuning.objectives must be some of {', '.join(OBJECTIVES)}; got {objectives!r}"
         )
-    file = folder / "provenance.json"
-    try:
-        provenance = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ResultsError(f"{file}: not valid JSON ({error}); delete it to continue without it") from error
-    if not isinstance(provenance, dict):
-        raise ResultsError(f"{file}: not a JSON object; delete it to continue without it")
     trials = _read("trials", folder)
     # A trial's lanes are written just before the trial.
     appended = max((last for _, last, _ in parts(folder / FOLDERS["lanes"])), default=0)
@@ -326,7 +337,58 @@ def load(path: str | Path) -> Results:
             advice = f"restore it, or `study resume {folder}` runs {runs} again"
             raise ResultsError(f"{file}: missing, though {why}; {advice}")
     lanes = _read("lanes", folder)
-    return Results(folder, spec, spec_text, provenance, trials, lanes)
+    held, had = lanes["trial"].value_counts(), trials.set_index("trial")["rows"].dropna()
+    if lost := [str(number) for number, rows in had.items() if held.get(number, 0) < rows["lanes"]]:
+        advice = f"`study resume {folder}` runs them again"
+        raise ResultsError(f"{folder / FOLDERS['lanes']}: lacks lanes of the trials {', '.join(lost[:10])}; {advice}")
+    return Results(folder, spec, spec_text, provenance, trials.drop(columns="rows"), lanes)
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """The content of `provenance.json`, or if that is damaged or lost of the previous one; empty if there is neither.
+
+    Raises:
+        ResultsError: if it is damaged, and there is no previous one.
+    """
+    damages = []
+    for file in (folder / schema.PROVENANCE, folder / schema.PREVIOUS):
+        try:
+            content = schema.unseal(file)
+        except FileNotFoundError:
+            damages.append(f"{file}: is missing")
+            continue
+        except (OSError, DamagedError) as error:
+            damages.append(str(error))
+            continue
+        if damages:
+            warnings.warn(f"{damages[0]}; read {file.name} instead", schema.ResultsWarning, stacklevel=2)
+        return content
+    if damages[0].endswith("is missing"):
+        return {}
+    raise ResultsError(f"{damages[0]}; restore it from a copy, or delete it to read the study without it")
+
+
+def _read_spec(file: Path, ran: str | None) -> tuple[dict[str, Any], str]:
+    """The tables of `spec.toml` and its text; if it was edited or is damaged, those that the trials `ran` with."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        tables, wrong = tomllib.loads(text), ""
+    except (OSError, ValueError, RecursionError) as error:
+        text, tables, wrong = "", {}, f"not valid TOML ({error})"
+    if not isinstance(ran, str):
+        if wrong:
+            raise ResultsError(f"{file}: {wrong}; restore it from the spec that was run")
+        return tables, text
+    recorded = tomllib.loads(ran)
+    if not wrong and tables != recorded:
+        new, old = dict(schema.flat(tables)), dict(schema.flat(recorded))
+        keys = [key for key in sorted(new.keys() | old.keys()) if new.get(key) != old.get(key)]
+        wrong = f"was edited since the trials ran, or is damaged: {', '.join(keys[:5])}"
+    if wrong:
+        shown = f"shown is the spec that they ran with, and `study resume {file.parent}` takes edits"
+        warnings.warn(f"{file}: {wrong}; {shown}", schema.ResultsWarning, stacklevel=3)
+        return recorded, ran
+    return tables, text
 
 
 def flat(results: Results, name: str) -> pd.DataFrame:
@@ -378,23 +440,36 @@ def _pieces(table: str, folder: Path) -> list[pa.Table]:
     for remaining in reversed(range(TRIES)):
         try:
             # The newest first: they are the next to be merged, and the oldest take longest to read.
-            pieces = [_piece(file, table, TABLES[table]) for _, _, file in reversed(parts(folder))]
+            pieces = [_piece(file, table) for _, _, file in reversed(parts(folder))]
             return pieces[::-1] or [TABLES[table].empty_table()]
         except FileNotFoundError as error:
             if not remaining:
-                raise ResultsError(f"{error}: listed, but not there; move it away to continue without it") from error
+                advice = "move it away to continue without it"
+                raise ResultsError(f"{error.filename}: listed, but not there; {advice}") from error
     raise AssertionError("unreachable")
 
 
-def _piece(file: Path, table: str, columns: pa.Schema) -> pa.Table:
+def _piece(file: Path, table: str) -> pa.Table:
     """The rows of one file, in the table's columns."""
     try:
-        piece = pq.read_table(file)
+        return read_rows(file, table)
     except FileNotFoundError:
         raise
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ResultsError(f"{file}: cannot be read ({error}); move it away to continue without its rows") from error
-    version = (piece.schema.metadata or {}).get(b"version", b"none").decode()
+    except (OSError, DamagedError) as error:
+        told = str(error) if isinstance(error, DamagedError) else f"{file}: cannot be read ({error})"
+        advice = f"`study resume {file.parents[1]}` runs its trials again, or move it away to read the others"
+        raise ResultsError(f"{told}; {advice}") from error
+
+
+def read_rows(file: Path, table: str) -> pa.Table:
+    """The rows of a part of a table, in the table's columns.
+
+    Raises:
+        DamagedError: as `read_part`, and if it is not a part of that table.
+        ResultsError: if another version of this program wrote it.
+    """
+    piece, columns = read_part(file), TABLES[table]
+    version = (piece.schema.metadata or {}).get(b"version", b"none").decode(errors="replace")
     if version != str(schema.SCHEMA_VERSION):
         raise ResultsError(
             f"{file}: written with schema version {version}, this program reads version {schema.SCHEMA_VERSION}; "
@@ -402,7 +477,10 @@ def _piece(file: Path, table: str, columns: pa.Schema) -> pa.Table:
         )
     absent = [column for column in columns if column.name not in piece.schema.names]
     if missing := [column.name for column in absent if not column.nullable]:
-        raise ResultsError(f"{file}: not a {table} table, it lacks {', '.join(missing)}")
+        raise DamagedError(f"{file}: not a {table} table, it lacks {', '.join(missing)}")
     for new in absent:  # an older program knew fewer columns
         piece = piece.append_column(new, pa.nulls(len(piece), new.type))
-    return piece.select(columns.names).cast(columns)
+    try:
+        return piece.select(columns.names).cast(columns)
+    except (pa.ArrowException, ValueError) as error:
+        raise DamagedError(f"{file}: not a {table} table: {str(error).splitlines()[0]}") from error

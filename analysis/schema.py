@@ -1,15 +1,22 @@
 """The layout of a results folder: files, tables and their columns, outcomes. The writer and the reader share it.
 
 A results folder holds `spec.toml`, `provenance.json` and the tables of `TABLES`. Each table is a folder of Parquet
-parts that only grows: a part is named `FIRST-LAST.parquet` after the appends that it holds. `importance.parquet` is a
-single file, derived from the trials. The subfolder `confirm/` is a results folder too: the best cells, run again at
-their tuned learning rates on seeds that the search did not use.
+parts that only grows: a part is named `FIRST-LAST-DIGEST.parquet` after the appends that it holds and a digest of its
+bytes, which earlier versions left out. `importance.parquet` is a single file, derived from the trials. JSON files hold
+a digest of their content. The subfolder `confirm/` is a results folder too: the best cells, run again at their tuned
+learning rates on seeds that the search did not use.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,6 +37,70 @@ TRIES = 5
 
 class ResultsError(ValueError):
     """A folder that cannot be read as results; the message names the file and what was expected."""
+
+
+class DamagedError(ResultsError):
+    """A file whose bytes are not those that were written."""
+
+
+class ResultsWarning(UserWarning):
+    """Something is wrong with a results folder that can be read all the same."""
+
+
+PROVENANCE, PREVIOUS = "provenance.json", ".provenance.json.previous"
+"""The record of a study's sessions, with the spec that its trials ran with; and the one that was written before."""
+
+
+PART_NAME = re.compile(r"(\d+)-(\d+)(?:-([0-9a-f]{16}))?\.parquet")
+"""First and last append, and the digest, in the name of a part."""
+
+
+def digest(content: bytes) -> str:
+    """16 hexadecimal digits that any change of some bytes changes."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def part_name(first: int, last: int, content: bytes) -> str:
+    """The name of the part of a table that holds the appends first to last in these bytes."""
+    return f"{first:07d}-{last:07d}-{digest(content)}.parquet"
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """JSON text of a table with a digest of its content, for `unseal`."""
+    return json.dumps({**content, "digest": _content_digest(content)}, indent=1) + "\n"
+
+
+def unseal(file: Path) -> dict[str, Any]:
+    """The table in a JSON file, without its digest; one of an earlier version has none, and is taken as it is.
+
+    Raises:
+        DamagedError: if it is no JSON table, or its content is not that of its digest.
+        OSError: if it cannot be read.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{file}: is damaged: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DamagedError(f"{file}: is damaged: not a JSON object")
+    if (kept := content.pop("digest", None)) is not None and kept != _content_digest(content):
+        raise DamagedError(f"{file}: is damaged: its digest is not that of its content")
+    return content
+
+
+def rows_digest(rows: list[dict[str, Any]]) -> str:
+    """A digest of the rows of a small table."""
+    return digest(json.dumps(rows).encode())
+
+
+def flat(tables: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested tables, as `section.key` and value."""
+    for name, value in tables.items():
+        yield from flat(value, f"{path}{name}.") if isinstance(value, dict) else [(f"{path}{name}", value)]
+
+
+def _content_digest(content: Mapping[str, Any]) -> str:
+    return digest(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())
 
 
 class Outcome(StrEnum):
@@ -86,6 +157,9 @@ STINT = pa.struct(
 """One stay of a trial on a worker: Unix times in seconds; host:process; host:id of each GPU and the share of each that
 the trial had; CPUs. The stay on a worker that was killed ends at the trial's last checkpoint."""
 
+ROWS = pa.struct([(name, pa.int64()) for name in ("lanes", "curves", "predictions")])
+"""How many rows a trial has in each other table."""
+
 TRIALS = _schema(
     _column("trial", pa.int64(), "number of the trial, as in Optuna's storage"),
     _column("optimizer", pa.string(), "update rule"),
@@ -131,6 +205,7 @@ TRIALS = _schema(
     _optional("gpus", pa.list_(pa.string()), "host:id of each GPU it used or shared; none means CPU only"),
     _optional("stints", pa.list_(STINT), "its stays on workers, in order"),
     _optional("error", pa.string(), "the exception, or why its worker died"),
+    _optional("rows", ROWS, "how many rows it has in each other table, by which lost ones are noticed"),
 )
 """One row per trial, written when the trial ends."""
 

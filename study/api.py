@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import re
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,17 +19,21 @@ from analysis import results
 from analysis.cells import cells
 from analysis.report import page
 from analysis.report.verdict import verdict
+from analysis.results import read_provenance
+from analysis.schema import flat
 from study.cluster import nodes, ray
 from study.cluster.ray import Cluster
 from study.errors import Halted, Interrupted, SpecError, StorageError, UsageError
 from study.progress.display import Show
 from study.results import CONFIRM, mirror
-from study.results.ownership import own_folder
-from study.results.provenance import add_phase, read_provenance
+from study.results.ownership import OWNED, own_folder
+from study.results.provenance import add_phase
+from study.results.recovery import repair_records
 from study.session import Outcome, run_session, stoppable
 from study.spec import Spec, check, read, recorded
 from study.spec.adjust import resolved, with_timeout, with_trials
 from study.spec.compare import all_settings, differences, fixed_settings
+from study.spec.secrets import redacted
 from study.tuning import warm_start
 from study.tuning.storage import create_study, delete_study
 from study.usercode import bundle
@@ -67,9 +71,11 @@ def run(
     """
     if not isinstance(spec, Spec):
         spec = check(spec) if isinstance(spec, Mapping) else read(spec)
-    with nullcontext() if out is None else mirror.mirrored(_place(out), command, _tell, new=True) as place:
+    with (
+        nullcontext() if out is None else mirror.mirrored(_place(out), command, _tell, new=True) as place,
+        claimed_folder(spec, place, command) as folder,
+    ):
         data_folder, known = download(spec), warm_start.read(spec)
-        folder = claim_folder(spec, place).absolute()
         spec, study = resolved(spec), None
         try:
             if study := create_study(spec):
@@ -79,11 +85,8 @@ def run(
             warm_start.write(folder, known)
             outcome = _connect_and_run(spec, folder, data_folder, address, wait, command, show)
         finally:
-            # Nothing was written if Ray did not start.
-            if folder.is_dir() and {file.name for file in folder.iterdir()} <= {CODE, warm_start.FILE}:
-                shutil.rmtree(folder)
-                if study:
-                    delete_study(spec)
+            if study and not (folder / "spec.toml").exists():  # Ray did not start
+                delete_study(spec)
         return _with_report(outcome)
 
 
@@ -115,22 +118,24 @@ def resume(
             holds no study, or another process runs it.
     """
     with mirror.mirrored(_place(folder), command, _tell) as local:
-        if like:
-            require_same(like, local)
-            _tell_ignored_changes(like, local)
         if not (local / "spec.toml").is_file():
             what = "not a results folder, it has no spec.toml" if local.is_dir() else "no such folder"
             raise StorageError(str(local), f"{what}; give the results folder that `study run` printed")
-        spec, local = recorded(local), local.absolute()
+        local = local.absolute()
         with own_folder(local, command):
-            pass  # if another process runs it, say so before Ray starts
-        _refuse_edits(spec, local)
-        if like or timeout is not None:
-            spec = _with_timeout(spec, like.tuning.timeout if like else timeout)
-        if more:
-            spec = with_trials(spec, spec.budget.trials + more)
-        _tell_edited_code(local)
-        return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))
+            repair_records(local, _tell)
+            if like:
+                require_same(like, local)
+                _tell_ignored_changes(like, local)
+            spec = recorded(local)
+            _refuse_edits(spec, local)
+            _tell_edits(local)
+            if like or timeout is not None:
+                spec = _with_timeout(spec, like.tuning.timeout if like else timeout)
+            if more:
+                spec = with_trials(spec, spec.budget.trials + more)
+            _tell_edited_code(local)
+            return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))
 
 
 def _with_timeout(spec: Spec, timeout: float | str | None) -> Spec:
@@ -151,21 +156,41 @@ def _connect_and_run(
         return run_session(spec, folder, data_folder, cluster, command, show=show, start_seconds=start)
 
 
-def claim_folder(spec: Spec, out: Path | None) -> Path:
-    """Make the folder of a new study: `out`, or the first of results/NAME, results/NAME-2 ... that is free.
+@contextmanager
+def claimed_folder(spec: Spec, out: Path | None, command: str) -> Iterator[Path]:
+    """Make and own the folder of a new study: `out`, or the first of results/NAME, results/NAME-2 ... that is free.
 
-    Making it claims it: two runs that start together get two folders.
+    Yields its absolute path. Of two runs that start together, one is refused `out`; without it they get two folders.
+    The folder is removed if nothing but code was written into it, because Ray did not start.
     """
-    if out is not None:
+    folder = (_first_free(spec) if out is None else out).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _refuse_used(folder, out or folder)
+    except OSError as error:
+        raise StorageError(str(out), f"cannot be created: {error.strerror}; give another folder") from error
+    with own_folder(folder, command):
+        _refuse_used(folder, out or folder)  # by a run that has ended meanwhile
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            names = sorted(path.name for path in out.iterdir())
-        except OSError as error:
-            raise StorageError(str(out), f"cannot be created: {error.strerror}; give another folder") from error
-        if names:
-            what = "already holds a study" if "spec.toml" in names else f"is not empty, it holds {names[0]}"
-            raise StorageError(str(out), f"{what}; give a folder that does not exist yet")
-        return out
+            yield folder
+        finally:
+            if folder.is_dir() and {file.name for file in folder.iterdir()} <= {CODE, warm_start.FILE, *OWNED}:
+                shutil.rmtree(folder / CODE, ignore_errors=True)
+                for name in (warm_start.FILE, *OWNED):
+                    (folder / name).unlink(missing_ok=True)
+                with suppress(OSError):  # a link to a folder
+                    folder.rmdir()
+
+
+def _refuse_used(folder: Path, out: Path) -> None:
+    """Raise a `StorageError` unless a folder is empty."""
+    if names := sorted({path.name for path in folder.iterdir()} - set(OWNED)):
+        what = "already holds a study" if "spec.toml" in names else f"is not empty, it holds {names[0]}"
+        raise StorageError(str(out), f"{what}; give a folder that does not exist yet")
+
+
+def _first_free(spec: Spec) -> Path:
+    """The first of results/NAME, results/NAME-2 ... that is free, which is made."""
     for number in itertools.count(1):
         folder = Path("results") / (spec.name if number == 1 else f"{spec.name}-{number}")
         try:
@@ -173,9 +198,8 @@ def claim_folder(spec: Spec, out: Path | None) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise StorageError(
-                str(folder), f"cannot be created: {error.strerror}; give another folder as out"
-            ) from error
+            advice = "give another folder as out"
+            raise StorageError(str(folder), f"cannot be created: {error.strerror}; {advice}") from error
         return folder
     raise AssertionError("unreachable")
 
@@ -213,6 +237,19 @@ def _recorded_settings(folder: Path) -> dict[str, Any]:
     return results.table_of(read_provenance(folder), "spec")  # earlier versions recorded a text
 
 
+def _tell_edits(folder: Path) -> None:
+    """Tell which settings in `spec.toml` were edited since the last session, of those that may be."""
+    file, text = folder / "spec.toml", read_provenance(folder).get("spec_toml")
+    if not isinstance(text, str):  # of an earlier version
+        return
+    old, new = (dict(flat(tomllib.loads(each))) for each in (text, file.read_text(encoding="utf-8-sig")))
+    if changed := differences(old, new):
+        listed = ", ".join(
+            f"{key} = {_shown(after)} (was {_shown(before)})" for key, (before, after) in changed.items()
+        )
+        _tell(f"note: {file} was edited: {listed}; trials that have ended stay as they are")
+
+
 def _tell_ignored_changes(spec: Spec, folder: Path) -> None:
     """Tell which settings of a spec a resumed study ignores: those that may change, but only in its own spec.toml."""
     own, asked = recorded(folder), resolved(spec)
@@ -233,7 +270,7 @@ def _tell_ignored_changes(spec: Spec, folder: Path) -> None:
 def _shown(value: Any) -> str:
     """A value of a spec in a message: short, and without the password of a URL."""
     text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    text = re.sub(r"password=[^&]*", "password=***", re.sub(r"//.*@", "//***@", text))
+    text = redacted(text)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -241,6 +278,8 @@ def _tell_edited_code(folder: Path) -> None:
     """Tell which user code was edited since the study began."""
     for file in bundle.edited_elsewhere(folder):
         _tell(f"note: {file} is no part of the copy and has been edited since; trials run it as it is now")
+    for file in bundle.altered(folder):
+        _tell(f"note: {file} is not what the study began with; unless its own code writes it, put it back")
     if edited := bundle.edited(folder):
         which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
         copy = storage.join(mirror.home(folder), CODE)

@@ -10,6 +10,7 @@ import shlex
 import sys
 import tempfile
 import tomllib
+import warnings
 from contextlib import ExitStack
 from functools import partial, reduce, wraps
 from pathlib import Path
@@ -82,7 +83,9 @@ class Group(click.Group):
     def invoke(self, context: click.Context) -> Any:
         """Run a command."""
         try:
-            return super().invoke(context)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(context)
         except (click.ClickException, click.exceptions.Exit):
             raise
         except (KeyboardInterrupt, click.Abort) as error:  # click raises Abort at a question
@@ -98,6 +101,15 @@ class Group(click.Group):
                 click.echo(f"study: {error}", err=True)
                 raise SystemExit(2) from error
             raise
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Show what is wrong with results in one line; a warning that is not for users stays as Python shows it."""
+    ours = category.__name__ == "ResultsWarning"
+    shown = f"study: note: {message}" if ours else warnings.formatwarning(message, category, filename, lineno).rstrip()
+    click.echo(shown, err=True)
 
 
 def _with(*options: Any) -> Callable[[Any], Any]:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,15 @@ from study.results import CONFIRM, confirm, mirror
 from study.results.confirm import Winner
 from study.results.ownership import own_folder
 from study.results.provenance import Record, write_provenance
-from study.results.recovery import reconcile, repair_files
+from study.results.recovery import clear_checkpoints, reconcile, repair_files
 from study.results.writer import MAX_FAILURES, Collector, Listener, discard
 from study.spec import Spec
+from study.spec.secrets import expanded, redacted
 from study.tuning import importance, warm_start
 from study.tuning.schedulers import scheduler
 from study.tuning.searcher import TruthfulSearch
 from study.tuning.space import Space
-from study.tuning.storage import DATABASE_ERRORS, open_study, wait_until_back
+from study.tuning.storage import DATABASE_ERRORS, delete_study, open_study, wait_until_back
 from study.usercode import bundle
 from trainables import storage
 from trainables.engines.kernel import build
@@ -124,11 +125,14 @@ def run_session(
 
 def _confirm(spec: Spec, search: Stage, record: Record) -> Outcome:
     """Run the winners of a finished search again, on fresh seeds, in a results folder of their own."""
-    winners, folder = confirm.winners(spec, search.folder), search.folder / CONFIRM
+    say = ProgressDisplay(spec, 0, search.show).say
+    winners, folder = confirm.winners(spec, search.folder, say), search.folder / CONFIRM
     if not winners:
-        ProgressDisplay(spec, 0, search.show).say("no trial completed, so there is nothing to confirm")
+        say("no trial completed, so there is nothing to confirm")
         return Outcome(folder, 0, 0, 0)
     final = confirm.confirmation(spec, len(winners))
+    if not (folder / "spec.toml").exists():
+        delete_study(final)  # in a database, of a confirmation that begins again
     storage.write_text(folder / "spec.toml", final.to_toml())
     write_provenance(folder, final, record.sessions, finished=False)
     packed = confirm.confirmation(search.spec, len(winners))
@@ -177,7 +181,7 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
     study = open_study(stage.spec, stage.folder)
     if stage.spec.tuning.storage:
         mirror.check_home(study, stage.folder)
-    state = reconcile(study, space, stage.folder)
+    state = reconcile(study, space, stage.folder, display.say)
     display.count_earlier(state, stage.folder)
     remaining = stage.spec.budget.trials - len(state.rows)
     collector = None
@@ -199,7 +203,9 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
                 if "stopped" in trial.user_attrs:
                     discard(space.checkpoint(trial.number), stage.folder)
         else:
-            shutil.rmtree(stage.checkpoints, ignore_errors=True)
+            clear_checkpoints(stage.checkpoints, (), stage.folder, display.say)
+            with suppress(OSError):  # a worker that Ray has given up may still write
+                Path(stage.checkpoints).rmdir()
         if not stage.winners:
             importance.write(study, stage.spec.tuning.objectives, stage.spec.tuning.seed, stage.folder, display.say)
     return collector
@@ -212,7 +218,9 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
     if spec.recording.tensorboard:
         listeners.append(trackers.TensorBoard(folder / "tensorboard", metric))
     if spec.recording.mlflow:
-        listeners.append(trackers.MLflow(spec.recording.mlflow, spec.name, folder, metric, display.say))
+        listeners.append(
+            trackers.MLflow(expanded("recording.mlflow", spec.recording.mlflow), spec.name, folder, metric, display.say)
+        )
 
     def tick() -> None:
         display.tick()
@@ -312,7 +320,7 @@ def _halt_on_write_errors(folder: Path) -> Iterator[None]:
         if not folder.is_dir() and any(number == errno.ENOENT for number in numbers):
             raise Halted(f"{folder}: was removed while the study ran in it; run the study again") from error
         databases = [each for each in chain if isinstance(each, DATABASE_ERRORS)]
-        reasons += [str(each.__cause__ or each).splitlines()[0] for each in databases]
+        reasons += [redacted(str(each.__cause__ or each).splitlines()[0]) for each in databases]
         if storage.is_uri(home := mirror.home(folder)):  # Arrow's errors have no number
             reasons += [str(each) for each in chain if isinstance(each, OSError)]
         if not reasons:

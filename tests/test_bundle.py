@@ -11,6 +11,7 @@ import pytest
 from study.spec import check, read
 from study.usercode import bundle, client
 from tests.bundles import DATA, NET, TABLES, write
+from trainables.usercode import importing
 
 
 def copied(folder: Path, *paths: str, beside: Path | None = None) -> Any:
@@ -105,3 +106,26 @@ def test_bundle_holds_package_files_and_dynamically_imported_modules(tmp_path: P
     spec.copy_code(tmp_path / "out")
     there = {str(file.relative_to(tmp_path / "out" / "code")) for file in (tmp_path / "out" / "code").rglob("*.*")}
     assert there == {"nets/__init__.py", "nets/own.py", "nets/table.npy", "plugin.py", "further.py", "inspected.json"}
+
+
+def test_a_lost_record_of_the_code_never_turns_its_check_off(tmp_path: Path) -> None:
+    """Without it, the code of today would run in the place of that which the study began with."""
+    write(tmp_path / "copy", {"nets/__init__": "", "nets/own": NET})
+    (tmp_path / "copy/nets/table.csv").write_text("1,2")
+    files = {name: importing.hash_of(tmp_path / "copy" / name) for name in ("nets/own.py", "nets/table.csv")}
+    out = tmp_path / "out"
+    record = {"files": files, "sources": {"nets": str(tmp_path / "copy/nets")}, "answers": {}}
+    bundle.copy_to(bundle.UserCode(str(tmp_path / "copy"), record=record), out)
+    (out / "provenance.json").write_text("{}")
+    assert bundle.code_of(out) == out / "code"
+    assert not bundle._restored(out / "code").mistakes
+    assert bundle.altered(out) == []
+    (out / "code/nets/table.csv").write_text("1,3")
+    assert bundle.altered(out) == [out / "code/nets/table.csv"]
+    text = (out / "code/inspected.json").read_text()
+    for changed in (text[:50], text.replace('"sources"', '"xources"'), None):
+        (out / "code/inspected.json").unlink() if changed is None else (out / "code/inspected.json").write_text(changed)
+        assert bundle.code_of(out) == out / "code"
+        (told,) = bundle._restored(out / "code").mistakes
+        assert told.startswith(f"{out / 'code/inspected.json'}: is lost or damaged")
+        assert bundle.inspect(TABLES, out, {}).mistakes == [told]

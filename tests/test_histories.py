@@ -91,9 +91,10 @@ def computed(world: World) -> list[Any]:
 
 
 @cache
-def undisturbed(kind: str) -> list[Any]:
+def undisturbed(kind: str, more: int = 0) -> list[Any]:
     """What a study computes to which nothing happens, in a folder and without a scheduler."""
-    tables = SPECS[kind] | {"tuning": TINY["tuning"]}
+    budget = SPECS[kind]["budget"]
+    tables = SPECS[kind] | {"tuning": TINY["tuning"], "budget": budget | {"trials": budget["trials"] + more}}
     with tempfile.TemporaryDirectory(dir=MEMORY) as top, World(Path(top), tables) as world:
         world.finish()
         return computed(world)

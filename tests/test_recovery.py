@@ -363,3 +363,15 @@ def test_files_that_are_moved_aside_never_cover_each_other(tmp_path: Path) -> No
         names.append(recovery._move_aside(tmp_path, tmp_path / "optuna.journal").name)
     assert len(set(names)) == 3
     assert len(list((tmp_path / "damaged").iterdir())) == 3
+
+
+def test_complete_rows_stay_whatever_is_recorded_from_now_on(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "study")
+    driver.run(12)
+    before, trials = tables(driver.folder), told(driver)
+    more = SPEC.recording.model_copy(update={"predictions": True, "weights": True, "every_update": True})
+    again = Driver(driver.folder, SPEC.model_copy(update={"recording": more}))
+    assert not again.state.redo
+    assert same(tables(driver.folder), before)
+    assert same(told(again), trials)
+    assert not (driver.folder / "superseded").exists()

@@ -348,6 +348,24 @@ def test_the_dashboard_shows_and_changes_nothing(tmp_path: Path, kind: str) -> N
     assert sorted(path.name for path in folder.iterdir()) == sorted(["spec.toml", file.name])
 
 
+@pytest.mark.parametrize(
+    ("host", "answer"),
+    [
+        ("127.0.0.1:8080", "200 OK"),
+        ("localhost", "200 OK"),
+        ("[::1]:8080", "200 OK"),
+        ("evil.example:8080", "403"),
+        ("", "403"),
+    ],
+)
+def test_the_dashboard_answers_to_this_machine_alone(host: str, answer: str) -> None:
+    """A page on the web can have its own name resolve to 127.0.0.1 (DNS rebinding)."""
+    answers = list[str]()
+    application = dashboard._to_this_machine(lambda environ, start: [start("200 OK", [])], "127.0.0.1")
+    list(application({"HTTP_HOST": host}, lambda status, headers: answers.append(status) or b""))
+    assert answers[0].startswith(answer)
+
+
 def test_the_dashboard_needs_a_study(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="no such folder"):
         dashboard.serve(tmp_path / "none")

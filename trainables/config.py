@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 Missing = Literal["error", "drop", "mean"]
-Positive = Annotated[int, Ge(1)]
+# Larger numbers are taken for typing errors.
+MOST = 10**12
+Positive = Annotated[int, Ge(1), Le(MOST)]
 # Reports of a trial whose budget is not in epochs.
 REPORTS = 10
 
@@ -34,11 +36,11 @@ class Budget:
         drop_last: whether an epoch leaves out a last batch that is short.
     """
 
-    epochs: Positive | None = None
+    epochs: Annotated[int, Ge(1), Le(10**6)] | None = None
     updates: Positive | None = None
     examples: Positive | None = None
     seconds: Annotated[float, Gt(0)] | None = None
-    min_updates: Annotated[int, Ge(0)] = 0
+    min_updates: Annotated[int, Ge(0), Le(MOST)] = 0
     drop_last: bool = False
 
     def total_updates(self, batch_size: int, training_examples: int) -> int | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from study.errors import UsageError, require
+from study.spec.secrets import redacted
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -160,7 +161,7 @@ class MLflow:
     def __init__(self, uri: str, study: str, folder: Path, metric: str, say: Callable[[str], None]) -> None:
         require("mlflow", "mlflow")
         if not uri.startswith(("http://", "https://")):
-            raise UsageError("mlflow", f"{uri} is no tracking server; give its address, as http://host:5000")
+            raise UsageError("mlflow", f"{redacted(uri)} is no tracking server; give its address, as http://host:5000")
         for name, value in _MLFLOW_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient

@@ -8,6 +8,7 @@ the same seeds.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from math import isclose
 from pathlib import Path
@@ -17,9 +18,10 @@ import pandas as pd
 
 from analysis import results
 from analysis.cells import cells, rank
-from analysis.schema import Outcome, regime
-from study.errors import StorageError
+from analysis.results import parts
+from analysis.schema import FOLDERS, DamagedError, Outcome, regime, seal, unseal
 from study.results import CONFIRM
+from study.results.recovery import superseded
 from study.spec import Spec
 from study.spec.adjust import planned_trials
 from study.spec.lanes import Lanes
@@ -44,17 +46,21 @@ class Winner:
         return {"learning_rate": self.learning_rate, **self.recipe}
 
 
-def winners(spec: Spec, folder: Path) -> list[Winner]:
+def winners(spec: Spec, folder: Path, say: Callable[[str], None] = print) -> list[Winner]:
     """The cells of a finished search to confirm: the best of all, of each optimizer and of each regime; and baselines.
 
     They are also written to `confirm/winners.json`, after those that were confirmed before. None if no trial completed.
-    A baseline that is a winner runs once.
+    A baseline that is a winner runs once. If that file is damaged, the confirmation is moved to `superseded/` and runs
+    again.
     """
     file = folder / CONFIRM / WINNERS
     try:
-        found = [Winner(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
-    except (ValueError, TypeError) as error:
-        raise StorageError(str(file), f"is damaged ({error}); move {file.parent} away to confirm again") from error
+        found = _recorded(file)
+    except (OSError, ValueError, TypeError) as error:
+        aside = superseded(folder, file.parent)
+        why = str(error).splitlines()[0].removeprefix(f"{file}: ")
+        say(f"{file}: {why}; the confirmation was moved to {aside} and runs again")
+        found = []
     study = results.load(folder)
     ranked = rank(cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == Outcome.COMPLETED]
@@ -74,8 +80,18 @@ def winners(spec: Spec, folder: Path) -> list[Winner]:
             found.append(baseline)
     if found:
         file.parent.mkdir(exist_ok=True)
-        write_text(file, json.dumps([asdict(each) for each in found], indent=1) + "\n")
+        write_text(file, seal({"winners": [asdict(each) for each in found]}))
     return found
+
+
+def _recorded(file: Path) -> list[Winner]:
+    """The winners in a file; none if there is no such file and no trial of theirs."""
+    if not file.exists():
+        if parts(file.parent / FOLDERS["trials"]):
+            raise DamagedError(f"{file}: is missing")
+        return []
+    listed = json.loads(file.read_text(encoding="utf-8"))  # as earlier versions wrote it
+    return [Winner(**each) for each in (listed if isinstance(listed, list) else unseal(file)["winners"])]
 
 
 def chosen(ranked: pd.DataFrame, top: int) -> pd.Series[bool]:

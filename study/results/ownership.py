@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,7 +25,7 @@ from study.errors import StorageError
 from study.results.provenance import now
 from trainables import storage
 
-LOCK, HOLDER = ".lock", ".holder.json"
+LOCK, HOLDER = OWNED = ".lock", ".holder.json"
 # Long enough for another process that checks whether the lock is free, which takes it for a moment.
 LOCK_SECONDS = 1.0
 # An owner of a URI whose heartbeat does not change for so long is dead.
@@ -31,6 +33,17 @@ DEAD_SECONDS = 60.0
 # Between the two heartbeats of a claim: of two runs that claim a URI at the same time, the first sees the second's.
 SETTLE_SECONDS = 1.0
 UNKNOWN = "an unknown process"
+# The folders that this process owns, each with the thread that does.
+_OWNED: set[tuple[str, int]] = set()
+
+
+@cache
+def _machine() -> str:
+    """What processes share whose ids mean the same: the boot of the machine and the namespace of processes."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux
+        return platform.node()
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class Owner:
     session: str = ""  # id of the run at a URI; empty for a folder
     beat: int = 0  # heartbeats so far
     ended: str = ""  # when it let go of the URI; empty while it runs
+    machine: str = field(default_factory=_machine)  # containers may have equal host names
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
@@ -53,8 +67,8 @@ class Owner:
         storage.write_text(storage.join(place, HOLDER), json.dumps(asdict(self)) + "\n")
 
     def is_dead(self) -> bool:
-        """Whether its process ran on this machine and is gone."""
-        if self.host == platform.node():
+        """Whether its process ran on this machine and is gone; an earlier version did not record the machine."""
+        if self.host == platform.node() and self.machine in ("", _machine()):
             try:
                 os.kill(self.pid, 0)
             except ProcessLookupError:
@@ -70,7 +84,7 @@ def recorded_owner(place: Path | str) -> Owner | None:
         return None
     try:
         with stream:
-            owner = Owner(**json.load(stream))
+            owner = Owner(**{"machine": "", **json.load(stream)})
     except (ValueError, TypeError):
         return None
     # The record of a folder that was copied to a URI has no session.
@@ -92,7 +106,7 @@ def running_owner(place: Path | str) -> str | None:
         except Timeout:
             return str(owner or UNKNOWN)
         except OSError:  # a read-only folder: the record is all there is
-            return str(owner) if owner else None
+            return str(owner) if owner and not owner.is_dead() else None
     return None
 
 
@@ -110,7 +124,14 @@ def _running_at(uri: str) -> str | None:
 
 @contextmanager
 def own_folder(folder: Path, command: str) -> Iterator[None]:
-    """Own a results folder, which exists; a `StorageError` names its owner if there is one."""
+    """Own a results folder, which exists; a `StorageError` names its owner if there is one.
+
+    The thread that owns it already goes on owning it.
+    """
+    mine = str(folder.resolve()), threading.get_ident()
+    if mine in _OWNED:
+        yield
+        return
     lock = FileLock(folder / LOCK, timeout=LOCK_SECONDS)
     try:
         lock.acquire()
@@ -124,8 +145,10 @@ def own_folder(folder: Path, command: str) -> Iterator[None]:
         except OSError as error:
             message = f"cannot be written to: {error.strerror}; make space or fix that, then try again"
             raise StorageError(str(folder), message) from error
+        _OWNED.add(mine)
         yield
     finally:
+        _OWNED.discard(mine)
         with suppress(OSError):
             (folder / HOLDER).unlink(missing_ok=True)
         lock.release()

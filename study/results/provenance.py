@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import platform
 import subprocess
@@ -14,12 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from analysis.results import read_provenance
+from analysis.schema import PREVIOUS, PROVENANCE, DamagedError, seal, unseal
 from study.spec import Spec
 from study.spec.compare import fixed_settings
 from trainables import storage
 from trainables.engines.kernel import build
 
-FILE = "provenance.json"
 SAVE_SECONDS = 30.0
 # Of the data.
 _FACTS = ("about", "task", "train", "validation", "test", "classes", "warnings", "baselines")
@@ -93,7 +93,7 @@ def add_phase(folder: Path, name: str, seconds: float) -> None:
     content = read_provenance(folder)
     if sessions := content.get("sessions"):
         sessions[-1].setdefault("phase_seconds", {})[name] = round(seconds, 1)
-        storage.write_text(folder / FILE, json.dumps(content, indent=1) + "\n")
+        _write(folder, content)
 
 
 def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *, finished: bool) -> None:
@@ -109,6 +109,7 @@ def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *
         "sessions": sessions,
         "spec": fixed_settings(spec),
         **({"warm_start": spec.tuning.warm_start} if spec.tuning.warm_start else {}),
+        "spec_toml": spec.to_toml(),
         "seeds": {"root": spec.tuning.seed, "lanes": spec.lane_seeds(), "confirm": spec.confirm_seeds()},
         "data": {
             "name": spec.workload.data,
@@ -116,16 +117,19 @@ def write_provenance(folder: Path, spec: Spec, sessions: list[dict[str, Any]], *
             "loss": loss,
         },
     }
-    storage.write_text(folder / FILE, json.dumps(content, indent=1) + "\n")
+    _write(folder, content)
 
 
-def read_provenance(folder: Path) -> dict[str, Any]:
-    """The content of `provenance.json`; empty if it is missing or damaged."""
-    try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    """Write `provenance.json`, and keep the one that was there."""
+    file, previous = folder / PROVENANCE, folder / PREVIOUS
+    with suppress(OSError, DamagedError):  # there is none yet, or it must not replace a whole one
+        unseal(file)
+        unfinished = previous.with_name(f"{PREVIOUS}.tmp")
+        unfinished.unlink(missing_ok=True)
+        unfinished.hardlink_to(file)
+        unfinished.replace(previous)
+    storage.write_text(file, seal(content))
 
 
 def now() -> str:

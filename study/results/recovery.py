@@ -8,28 +8,44 @@ again. Ray Tune's snapshots are not used.
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import shutil
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-import pyarrow as pa
 import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
-from analysis.results import parts
-from analysis.schema import FOLDERS, TABLES, Outcome
-from study.results.tables import Table
+from analysis.results import parts, read_rows
+from analysis.schema import (
+    FOLDERS,
+    PART_NAME,
+    PREVIOUS,
+    PROVENANCE,
+    ROWS,
+    TABLES,
+    DamagedError,
+    Outcome,
+    ResultsError,
+    unseal,
+)
+from study.errors import StorageError
+from study.results import CONFIRM
+from study.results.tables import SUPERSEDED, Table
 from study.tuning import JOURNAL, compat
+from study.tuning.journal import damage
 from study.tuning.samplers import fixed
 from study.tuning.searcher import STATES
 from study.tuning.space import Space
 from study.tuning.storage import values
 from trainables import storage
+
+# What `Space.checkpoint` names, and what is left of one that was being written.
+_CHECKPOINT = re.compile(r"trial-\d+\.pt(\..*tmp)?")
 
 
 @dataclass
@@ -42,66 +58,102 @@ class State:
 
 
 def repair_files(folder: Path, say: Callable[[str], None]) -> None:
-    """Delete unfinished files and move damaged ones aside: table parts, and the journal.
+    """Delete unfinished and merged files, and move damaged ones aside: parts of tables, and the journal.
 
-    A journal whose last line is incomplete loses that line, which nothing depends on yet. A journal with a damaged line
-    is moved aside; `reconcile` then fills a new one from the tables.
+    A journal whose last line is incomplete loses that line, which nothing depends on yet. A damaged journal is moved
+    aside; `reconcile` then fills a new one from the tables. A StorageError if another version wrote a part.
     """
-    for name in FOLDERS.values():
-        for unfinished in (folder / name).glob("*.tmp"):
+    for table, name in FOLDERS.items():
+        for unfinished in (folder / name).glob("*.parquet*.tmp"):
             unfinished.unlink()
-        for _, _, file in parts(folder / name):
-            if message := _damage(file):
+        while damages := [(file, why) for _, _, file in parts(folder / name) if (why := _damage(file, table))]:
+            for file, why in damages:
                 aside = _move_aside(folder, file)
-                say(f"{file} is damaged ({message}); moved to {aside}. The trials it held run again")
+                say(f"{file} is damaged ({why}); moved to {aside}. The trials it held run again")
+        kept = {file for _, _, file in parts(folder / name)}
+        for merged in [file for file in (folder / name).glob("*.parquet") if PART_NAME.fullmatch(file.name)]:
+            if merged not in kept:
+                merged.unlink()
     journal = folder / JOURNAL
     # A driver that was killed while writing leaves its lock, for which Optuna would wait.
     for lock in folder.glob(f"{JOURNAL}.lock*"):
         lock.unlink()
     if not journal.exists():
         return
-    *lines, rest = journal.read_bytes().split(b"\n")
-    if rest:
+    if rest := journal.read_bytes().rpartition(b"\n")[2]:
         say(f"{journal}: the last line was cut off and is dropped")
         os.truncate(journal, journal.stat().st_size - len(rest))
-    for number, line in enumerate(lines, start=1):
+    if why := damage(journal):
+        aside = _move_aside(folder, journal)
+        say(f"{journal}: {why}; moved to {aside}. Optuna's storage is made again from the tables")
+
+
+def repair_records(folder: Path, say: Callable[[str], None]) -> None:
+    """Put the previous `provenance.json` in the place of a damaged one, of a study and of its confirmation.
+
+    Raises:
+        StorageError: if there is none, and trials have begun: what they ran with could not be checked.
+    """
+    for place in (folder, folder / CONFIRM):
+        file, previous = place / PROVENANCE, place / PREVIOUS
         try:
-            fine = "op_code" in json.loads(line)
-        except (ValueError, TypeError):
-            fine = False
-        if not fine:
-            aside = _move_aside(folder, journal)
-            say(
-                f"{journal}: line {number} is damaged; moved to {aside}. Optuna's storage is made again from the tables"
-            )
-            return
+            unseal(file)
+            continue
+        except FileNotFoundError:
+            why = "is missing"
+        except DamagedError as error:
+            why = str(error).removeprefix(f"{file}: ")
+        try:
+            unseal(previous)
+        except (OSError, DamagedError) as error:
+            if any(parts(place / name) for name in FOLDERS.values()):
+                unsure = f"so nobody can check that {place / 'spec.toml'} is what its trials ran with"
+                advice = "restore it from a copy, or run the spec into a folder of its own"
+                raise StorageError(str(file), f"{why}, {unsure}; {advice}") from error
+            content = b""
+        else:
+            content = previous.read_bytes()
+        if file.exists():
+            say(f"{file}: {why}; moved to {_move_aside(folder, file)}")
+        if content:
+            say(f"{file}: written again, from {previous.name}")
+            storage.write_bytes(file, content)
 
 
-def _damage(file: Path) -> str | None:
-    """Why a part cannot be read, or None."""
+def _damage(file: Path, table: str) -> str | None:
+    """Why a part of a table cannot be used, or None."""
     try:
-        pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        return str(error).splitlines()[0]
+        read_rows(file, table)
+    except (DamagedError, OSError) as error:
+        return str(error).removeprefix(f"{file}: ").splitlines()[0]
+    except ResultsError as error:
+        raise StorageError(str(file.parent), str(error)) from error
     return None
 
 
-def _move_aside(folder: Path, file: Path) -> Path:
-    damaged, prefix = folder / "damaged", "" if file.parent == folder else f"{file.parent.name}-"
-    damaged.mkdir(exist_ok=True)
+def _move_aside(folder: Path, file: Path, to: str = "damaged") -> Path:
+    """Move a file, or a folder, below a results folder into another folder there, under a name that is free."""
+    place, prefix = folder / to, "" if file.parent == folder else f"{file.parent.name}-"
+    place.mkdir(exist_ok=True)
     names = (f"{number}-{file.name}" if number > 1 else f"{prefix}{file.name}" for number in itertools.count(1))
-    aside = next(damaged / name for name in names if not (damaged / name).exists())
-    shutil.move(file, aside)
+    aside = next(place / name for name in names if not (place / name).exists())
+    file.rename(aside)
     return aside
 
 
-def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
+def superseded(folder: Path, file: Path) -> Path:
+    """Where something in a results folder lies from now on, as it is written again."""
+    return _move_aside(folder, file, SUPERSEDED)
+
+
+def reconcile(study: optuna.Study, space: Space, folder: Path, say: Callable[[str], None] = print) -> State:
     """Make Optuna's storage and the tables agree.
 
     Afterwards every trial in the storage has ended or waits to run, and the tables hold only rows of ended trials.
+    Those of a trial that has lost others lie in `superseded/`.
     """
     tables = {name: Table(name, folder) for name in TABLES}
-    rows, incomplete = _rows(folder, predictions=space.spec.recording.predictions)
+    rows, incomplete = _rows(folder)
     known = study.get_trials(deepcopy=False)
     ended = {
         number: row
@@ -122,41 +174,63 @@ def reconcile(study: optuna.Study, space: Space, folder: Path) -> State:
             if trial.state == TrialState.RUNNING or trial.user_attrs:
                 state.begun.append(trial.number)
             compat.set_waiting(study, trial)
-    if gone := (set(rows) | incomplete) - set(ended):
+    gone = (set(rows) | incomplete) - set(ended)
+    # Rows of an interrupted trial are those of its checkpoint, from which it continues.
+    aside = {number for number in gone if number not in rows or rows[number]["outcome"] != Outcome.INTERRUPTED}
+    if aside:
+        which = ", ".join(map(str, sorted(aside)))
+        say(f"{folder}: rows of these trials are missing, and they run again: {which}; the others are in {SUPERSEDED}/")
+    if gone:
         for table in tables.values():
-            table.drop(gone)
+            table.drop(gone, aside)
     # A stopped trial whose rows were lost starts again: its checkpoint may lie beyond the point where it stops.
     needed = {
         space.checkpoint(trial.number)
         for trial in study.get_trials(deepcopy=False)
         if trial.number not in ended and "stopped" not in trial.user_attrs
     }
-    for name in storage.names(space.checkpoints):
-        # Left by a crash before it was deleted, or unfinished.
-        if (place := storage.join(space.checkpoints, name)) not in needed:
-            storage.delete(place)
+    clear_checkpoints(space.checkpoints, needed, folder, say)
     return state
 
 
-def _rows(folder: Path, *, predictions: bool) -> tuple[dict[int, dict[str, Any]], set[int]]:
-    """The rows of the trials table by number, and the trials with rows in some tables only.
+def clear_checkpoints(place: str, needed: Collection[str], folder: Path, say: Callable[[str], None]) -> None:
+    """Delete checkpoints that a crash has left, or cut off; whatever else lies there is moved aside."""
+    if not storage.is_uri(place) and Path(place).is_symlink():
+        say(f"{place} is a link to {Path(place).resolve()}, whose files are left alone; running trials start again")
+        Path(place).unlink()
+        Path(place).mkdir()
+    for name in storage.names(place):
+        file, stray = storage.join(place, name), not _CHECKPOINT.fullmatch(name)
+        if not storage.is_uri(file) and (stray or Path(file).is_dir()):
+            say(f"{file} is no checkpoint; moved to {_move_aside(folder, Path(file))}")
+        elif not stray and file not in needed:
+            storage.delete(file)
 
-    Completed trials have predictions too, if the spec records them.
+
+def _rows(folder: Path) -> tuple[dict[int, dict[str, Any]], set[int]]:
+    """The rows of the trials table by number, and the trials that have fewer rows in other tables than they had.
+
+    A trial of an earlier version does not say how many; if it has lanes, it has curves, too.
     """
-    pieces = [pq.read_table(file) for _, _, file in parts(folder / FOLDERS["trials"])]
+    pieces = [read_rows(file, "trials") for _, _, file in parts(folder / FOLDERS["trials"])]
     rows = {row["trial"]: row for piece in pieces for row in piece.to_pylist()}
-    held = {name: _trials_in(folder, name) for name in ("lanes", "curves", "predictions")}
-    # A trial that failed before its first report has neither lanes nor curves.
-    lacking = {number for number, row in rows.items() if row["lanes"] and number not in held["lanes"] & held["curves"]}
-    if predictions:
-        completed = {number for number, row in rows.items() if row["outcome"] == Outcome.COMPLETED}
-        lacking |= completed - held["predictions"]
-    return rows, lacking | (set().union(*held.values()) - set(rows))
+    held = {name: _trials_in(folder, name) for name in ROWS.names}
+    incomplete = set().union(*held.values()) - set(rows)
+    for number, row in rows.items():
+        # A trial that failed before its first report has neither lanes nor curves.
+        had = row["rows"] or (dict.fromkeys(("lanes", "curves"), 1) if row["lanes"] else {})
+        if any(held[name][number] < count for name, count in had.items()):
+            incomplete.add(number)
+    return rows, incomplete
 
 
-def _trials_in(folder: Path, name: str) -> set[int]:
-    files = [file for _, _, file in parts(folder / FOLDERS[name])]
-    return {number for file in files for number in pq.read_table(file, columns=["trial"])["trial"].unique().to_pylist()}
+def _trials_in(folder: Path, name: str) -> Counter[int]:
+    """How many rows of a table each trial has."""
+    found: Counter[int] = Counter()
+    for _, _, file in parts(folder / FOLDERS[name]):
+        counts = pq.read_table(file, columns=["trial"])["trial"].value_counts().to_pylist()
+        found.update({each["values"]: each["counts"] for each in counts})
+    return found
 
 
 def _placeholder(space: Space, number: int) -> FrozenTrial:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.results import parts
-from analysis.schema import FOLDERS, TABLES
+from analysis.results import parts, read_part
+from analysis.schema import FOLDERS, TABLES, part_name
 from trainables import storage
 from trainables.tune import Payload
 
 # Equal neighbours are merged once there are this many, so the parts stay few and each row is rewritten O(log n) times.
 MERGE = 8
+# Folder of rows that gave way to those of a trial that runs again.
+SUPERSEDED = "superseded"
+Part: TypeAlias = tuple[int, int, Path]
+"""First and last append of a part, and its file."""
 
 
 class Table:
@@ -28,10 +32,10 @@ class Table:
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.schema, self.folder = TABLES[name], folder / FOLDERS[name]
+        self.name, self.schema, self.folder = name, TABLES[name], folder / FOLDERS[name]
         if name != "predictions":  # few studies record them
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.spans = [(first, last) for first, last, _ in parts(self.folder)]
+        self.parts = parts(self.folder)
 
     def append(self, columns: Mapping[str, list[Any]]) -> None:
         """Append rows, given as columns; they are on disk when this returns."""
@@ -39,34 +43,49 @@ class Table:
         if not table.num_rows:
             return
         self.folder.mkdir(exist_ok=True)
-        number = self.spans[-1][1] + 1 if self.spans else 1
-        self._write(table, number, number)
-        self.spans.append((number, number))
-        while len(self.spans) >= MERGE and len({last - first for first, last in self.spans[-MERGE:]}) == 1:
-            self._merge(self.spans[-MERGE:])
+        number = self.parts[-1][1] + 1 if self.parts else 1
+        self.parts.append((number, number, _write(self.folder, table, number, number)))
+        while len(self.parts) >= MERGE and len({last - first for first, last, _ in self.parts[-MERGE:]}) == 1:
+            self._merge(self.parts[-MERGE:])
 
-    def _merge(self, spans: list[tuple[int, int]]) -> None:
-        whole = pa.concat_tables([pq.read_table(self._file(*span)) for span in spans], promote_options="default")
-        first, last = spans[0][0], spans[-1][1]
-        self._write(whole, first, last)
-        self.spans[-MERGE:] = [(first, last)]
-        for span in spans:
-            self._file(*span).unlink()
+    def _merge(self, merged: list[Part]) -> None:
+        whole = pa.concat_tables([read_part(file) for _, _, file in merged], promote_options="default")
+        self._replace(merged, whole)
 
-    def drop(self, trials: Collection[int]) -> None:
-        """Delete the rows of some trials."""
-        for span in list(self.spans):
-            whole = pq.read_table(self._file(*span))
-            keep = pc.invert(pc.is_in(whole["trial"], pa.array(trials, pa.int64())))
-            if (left := whole.filter(keep)).num_rows < whole.num_rows:
-                self._write(left, *span)
+    def drop(self, trials: Collection[int], aside: Collection[int] = ()) -> None:
+        """Delete the rows of some trials; those of `aside` are first copied into `superseded/` of the results."""
+        for part in list(self.parts):
+            whole = read_part(part[2])
+            if (left := whole.filter(pc.invert(_of(whole, trials)))).num_rows == whole.num_rows:
+                continue
+            if (kept := whole.filter(_of(whole, aside))).num_rows:
+                superseded = self.folder.parent / SUPERSEDED / self.name
+                superseded.mkdir(parents=True, exist_ok=True)
+                _write(superseded, kept, *part[:2])
+            self._replace([part], left)
 
-    def _write(self, table: pa.Table, first: int, last: int) -> None:
-        file = self._file(first, last)
-        storage.write(file, lambda stream: pq.write_table(table, stream, compression="zstd"))
+    def _replace(self, old: list[Part], table: pa.Table) -> None:
+        """Write a part in the place of neighbours, which are then deleted."""
+        first, last, place = old[0][0], old[-1][1], self.parts.index(old[0])
+        new = _write(self.folder, table, first, last)
+        self.parts[place : place + len(old)] = [(first, last, new)]
+        for _, _, file in old:
+            if file != new:
+                file.unlink()
 
-    def _file(self, first: int, last: int) -> Path:
-        return self.folder / f"{first:07d}-{last:07d}.parquet"
+
+def _write(folder: Path, table: pa.Table, first: int, last: int) -> Path:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    content = buffer.getvalue().to_pybytes()
+    file = folder / part_name(first, last, content)
+    storage.write_bytes(file, content)
+    return file
+
+
+def _of(table: pa.Table, trials: Collection[int]) -> pa.ChunkedArray:
+    """Which rows are of some trials."""
+    return pc.is_in(table["trial"], pa.array(trials, pa.int64()))
 
 
 @dataclass

@@ -167,7 +167,7 @@ class Collector(tune.Callback):
         if self.broken:
             return
         buffer = self.buffers.pop(number, None) or TrialBuffer()  # a worker that cannot start has none
-        row = self._row(trial.config, buffer.result, ended, error)
+        row = self._row(trial.config, buffer, ended, error)
         lane_end = ended
         if ended == Outcome.DIVERGED:
             lane_end = Outcome.COMPLETED if buffer.result["finished"] else Outcome.STOPPED
@@ -196,8 +196,9 @@ class Collector(tune.Callback):
             self.broken = error
             raise
 
-    def _row(self, config: dict[str, Any], result: dict[str, Any], ended: Outcome, error: str | None) -> dict[str, Any]:
+    def _row(self, config: dict[str, Any], buffer: TrialBuffer, ended: Outcome, error: str | None) -> dict[str, Any]:
         """A row of the trials table. The trainable reports NaN where there is no value; the table has null."""
+        result, others = buffer.result, {"curves": buffer.curves["trial"], "predictions": buffer.predictions["trial"]}
         return {
             **{name: config[name] for name in ("trial", "optimizer", "width", "depth", "batch_size", "replicate")},
             **{name: result.get(name) for name in _MEASURED},
@@ -211,6 +212,7 @@ class Collector(tune.Callback):
             "examples": result.get("examples", 0),
             "epochs": result.get("epoch", 0.0),
             "error": error,
+            "rows": {name: len(rows) for name, rows in {"lanes": buffer.lanes, **others}.items()},
         }
 
 

@@ -42,7 +42,7 @@ def resolved(spec: Spec) -> Spec:
         url = make_url(spec.tuning.storage or "")
     except ArgumentError:
         return spec  # no URL, or a wrong one, which opening the database reports
-    if url.get_backend_name() != "sqlite" or not url.database:
+    if url.get_backend_name() != "sqlite" or not url.database or "${" in url.database:
         return spec
     absolute = url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)
     return _tuned(spec, storage=absolute)

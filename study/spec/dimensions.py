@@ -6,8 +6,10 @@ Each kind of entry has a parser from what `tomllib` reads to a dimension; parser
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeAlias
 
@@ -19,6 +21,10 @@ from trainables.workloads.catalogue import OPTIMIZERS
 # Larger numbers are taken for typing errors.
 LARGEST = 1_000_000
 VALID = "; valid: "
+# Values in a list, and of these, mistakes that are told.
+MOST_VALUES, MOST_SHOWN = 1000, 5
+# Characters of a value in a message.
+WIDTH = 120
 
 
 class Section(BaseModel):
@@ -88,7 +94,9 @@ def whole_number(value: object, low: int = 1) -> str | None:
     """What is wrong with a value that is to be a whole number from `low` to `LARGEST`."""
     if isinstance(value, bool) or not isinstance(value, int):
         return f"{shown(value)} is not a whole number{_meant(value)}"
-    return f"{value} is below {low}" if value < low else f"{value} is above {LARGEST}" if value > LARGEST else None
+    if low <= value <= LARGEST:
+        return None
+    return f"{shown(value)} is below {low}" if value < low else f"{shown(value)} is above {LARGEST}"
 
 
 def batch_size(value: object) -> str | None:
@@ -106,7 +114,7 @@ def optimizer(value: object) -> str | None:
 
 def number(value: object) -> str | None:
     """What is wrong with a value that is to be a finite number."""
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return None if fine else f"{shown(value)} is not a finite number{_meant(value)}"
 
 
@@ -121,7 +129,9 @@ def _meant(value: object) -> str:
 
 def argument(value: object) -> str | None:
     """What is wrong with a value that is to be an argument of the user's model."""
-    fine = isinstance(value, bool | int | float | str)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value)
+    fine = isinstance(value, bool | str)
     return None if fine else f"{shown(value)} is not true or false, a number or text"
 
 
@@ -136,10 +146,12 @@ def parser(complain: Complaint, *, whole: bool = True, ranges: bool = True) -> C
                 raise ValueError("must be one value or a list of values")
             return _range(value, complain, whole=whole)
         values: list[Any] = value if isinstance(value, list) else [value]
+        if len(values) > MOST_VALUES:
+            raise ValueError(f"{len(values)} values are too many; valid: at most {MOST_VALUES}, or a range")
         if not values:
             raise ValueError("an empty list leaves nothing to choose; give at least one value")
         if complaints := [text for text in map(complain, values) if text]:
-            raise ValueError(_joined(complaints))
+            raise ValueError(_joined(complaints[:MOST_SHOWN]))
         if len(set(values)) < len(values):
             raise ValueError("a value is given twice; give each once")
         return Choice(values=tuple(values))
@@ -229,11 +241,24 @@ def _letters(name: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {shown(item)}' for key, item in value.items())}}}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as TOML writes it, on one line; a long one is cut off."""
+    text = _as_toml(value, 0)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 4]} ..."
+
+
+def _as_toml(value: object, depth: int) -> str:
+    match value:
+        case list() | dict() if depth > 3:
+            return "..."
+        case list():
+            return f"[{', '.join(_as_toml(each, depth + 1) for each in value[:WIDTH])}]"
+        case dict():
+            return f"{{{', '.join(f'{key} = {_as_toml(item, depth + 1)}' for key, item in value.items())}}}"
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case bool():
+            return str(value).lower()
+        case int() if abs(value) > 10**WIDTH:
+            return "a number of too many digits"
+        case _:
+            return str(value)

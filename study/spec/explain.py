@@ -108,6 +108,8 @@ _TYPES = {
     "model_type": "a table",
     "model_attributes_type": "a table",
 }
+# Mistakes of a section that are told.
+MOST_TOLD = 20
 # What pydantic says -> what we say.
 _PHRASES = {
     "Input should be": "must be",
@@ -121,7 +123,8 @@ _INTERNAL = ("own_args", "score")
 def explain(section: str, error: ValidationError) -> list[str]:
     """The mistakes that pydantic found in a section, one line each."""
     lines = []
-    for problem in error.errors():
+    problems = error.errors(include_url=False)
+    for problem in problems[:MOST_TOLD]:
         path = [section, *(str(part) for part in problem["loc"] if part not in (section, *FORMS))]
         key, value, kind = _key(path), problem["input"], problem["type"]
         given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
@@ -138,6 +141,8 @@ def explain(section: str, error: ValidationError) -> list[str]:
             message = str(problem["ctx"]["error"]) if kind == "value_error" else _reworded(problem["msg"])
             repeated = f"{shown(value)}: "  # by a message about a name
             lines.append(f"{key}{given}: {message.removeprefix(repeated)}")
+    if more := len(problems[MOST_TOLD:]):
+        lines.append(f"{section}: has {more} further mistakes")
     return lines
 
 

@@ -22,7 +22,7 @@ class Rates(Section):
 
     low: Annotated[float, Field(gt=0)]
     high: Annotated[float, Field(gt=0)]
-    count: Positive = 8
+    count: Annotated[int, Field(ge=1, le=1000)] = 8
 
     @model_validator(mode="after")
     def _ordered(self) -> Rates:
@@ -70,7 +70,7 @@ class Lanes(Section):
 
     # {low, high, count}, a list, or a table with one of the two by optimizer; by default each optimizer's own range
     learning_rate: LearningRate | None = None
-    rates: Positive = 8  # values in an optimizer's own range
+    rates: Annotated[int, Field(ge=1, le=1000)] = 8  # values in an optimizer's own range
     # the following are tuned beside the rate if they are lists. Schedules of the rate: constant, linear, cosine, step,
     # exponential, one-cycle, wsd
     schedule: Schedules | None = None
@@ -82,7 +82,7 @@ class Lanes(Section):
     settings: dict[str, Amounts] = Field(default_factory=dict)
     # train so many of the combinations, drawn at random, the same in every trial; all of them if not given
     sample: Positive | None = None
-    seeds: Positive = 5  # seeds of initialisation and batches
+    seeds: Annotated[int, Field(ge=1, le=10_000)] = 5  # seeds of initialisation and batches
     # native, eager, cuda-graph or solo; auto takes the fastest for the trial
     engine: Annotated[str, known("engine", ("auto", *ENGINES))] = "auto"
     # whether the worse half of each recipe's rates is given up at 1/2, 1/4, 1/8 ... of the budget

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_
 
 from analysis.schema import OBJECTIVES
 from study.spec.dimensions import (
+    LARGEST,
     BatchSize,
     Choice,
     Dimension,
@@ -212,7 +213,7 @@ class Search(Section):
 class Budget(Section, config.Budget):
     """How many trials, and how long each lane trains: one of epochs, updates, examples, seconds."""
 
-    trials: Positive = 64  # cells to try
+    trials: Annotated[int, Field(ge=1, le=LARGEST)] = 64  # cells to try
 
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
@@ -269,7 +270,9 @@ class Tuning(Section):
 class Confirm(Section):
     """The winners run again, each at its tuned rate, on seeds that the search did not use."""
 
-    top: Positive = 3  # number of best cells; the best of every optimizer and of every regime are added
+    top: Annotated[int, Field(ge=1, le=10_000)] = (
+        3  # number of best cells; the best of every optimizer and of every regime are added
+    )
     seeds: Annotated[int, Field(ge=2, le=10_000)] = 10  # fresh seeds of each
     # the trained parameters are kept if those of all seeds and cells take at most this many MiB
     weights_mib: Annotated[float, Field(ge=0)] = 64
@@ -301,7 +304,7 @@ def _gpus(value: object) -> object:
 class Resources(Section):
     """What one trial takes. A fraction of a GPU shares it."""
 
-    cpus_per_trial: Positive = 1  # also its threads
+    cpus_per_trial: Annotated[int, Field(ge=1, le=10_000)] = 1  # also its threads
     # a number; or auto, which a run replaces by the share that its largest cell needs
     gpus_per_trial: Annotated[float | Literal["auto"], BeforeValidator(_gpus)] = 0.0
     # of each GPU, for auto; read from the GPUs if not given

@@ -11,13 +11,15 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from study.errors import SpecError
-from study.spec import checks
+from study.spec import checks, secrets
 from study.spec.dimensions import Dimension, model_argument, setting, size
-from study.spec.explain import explain, missing, unknown_key
+from study.spec.explain import MOST_TOLD, explain, missing, unknown_key
 from study.spec.model import LIMITS, Spec
 from study.usercode import bundle
 from study.usercode.client import arrays, table
 
+# Of a spec's file, at most; and of a mistake, the characters.
+MOST_BYTES, LINE = 1 << 19, 1000
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -52,17 +54,21 @@ def recorded(folder: Path) -> Spec:
     tables = {"confirm": False, **_tables(file)}
     if isinstance(lanes := tables.get("lanes", {}), dict):
         tables["lanes"] = {"refine": 0, **lanes}
-    return check(tables, str(file), folder.absolute())
+    return check(tables, str(file), folder.absolute(), trusted=True)
 
 
 def _tables(file: Path) -> dict[str, Any]:
     try:
+        if (size := file.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{size >> 10} KiB are more than a spec may have, which is {MOST_BYTES >> 10}")
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(str(file), f"not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise SpecError(str(file), "not a spec: tables or arrays are nested too deep") from error
     except UnicodeDecodeError as error:
         mistake = f"not UTF-8: byte {error.start} cannot be decoded; save the file as UTF-8"
         raise SpecError(str(file), mistake) from error
+    except ValueError as error:  # also of a number with too many digits
+        raise SpecError(str(file), f"not valid TOML: {str(error).partition(';')[0]}") from error
     except OSError as error:
         raise SpecError(str(file), f"cannot be read: {error.strerror}") from error
 
@@ -80,13 +86,20 @@ def find(source: str | Path) -> Path:
     raise SpecError(str(source), f"no such file, and no shipped spec of that name; shipped: {', '.join(shipped)}")
 
 
-def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None = None) -> Spec:
+def check(
+    tables: Mapping[str, Any],
+    source: str = "spec",
+    folder: Path | None = None,
+    *,
+    trusted: bool = False,
+) -> Spec:
     """Check the tables of a spec.
 
     Args:
         tables: as `tomllib` reads them.
         source: name of the spec in messages.
         folder: where the user's modules are looked for, besides the current folder.
+        trusted: whether a results folder records it; those of earlier versions may hold passwords.
 
     Raises:
         SpecError: with every mistake, also those between sections; if user code has mistakes, with these alone, because
@@ -106,10 +119,11 @@ def check(tables: Mapping[str, Any], source: str = "spec", folder: Path | None =
                 mistakes += explain(name, error)
         elif field.is_required():
             mistakes.append(missing([name]))
-    mistakes += [unknown_key([key]) for key in tables if key not in Spec.model_fields]
-    mistakes += checks.mistakes(valid, user_code)
+    mistakes += [unknown_key([key]) for key in [each for each in tables if each not in Spec.model_fields][:MOST_TOLD]]
+    mistakes += [*checks.mistakes(valid, user_code), *([] if trusted else secrets.mistakes(valid))]
     if mistakes:
-        raise SpecError(source, mistakes)
+        shown = [secrets.redacted(line) for line in mistakes]
+        raise SpecError(source, [line if len(line) <= LINE else f"{line[:LINE]} ..." for line in shown])
     return Spec(**valid)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
+from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna.exceptions import StorageInternalError
@@ -14,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import analysis.results as results
 from study.errors import StorageError, UsageError, require
+from study.spec.secrets import expanded, redacted
 from study.tuning import JOURNAL
 from study.tuning.storage import journal
 
@@ -39,7 +41,8 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
     from optuna_dashboard import wsgi
 
     try:
-        server = make_server(host, port, _read_only(wsgi(storage)), server_class=_Server, handler_class=_Handler)
+        shown = _to_this_machine(_read_only(wsgi(storage)), host)
+        server = make_server(host, port, shown, server_class=_Server, handler_class=_Handler)
     except (OSError, OverflowError) as error:
         raise UsageError("dashboard", f"cannot listen on {host}:{port} ({error}); give another port") from error
     with server:
@@ -55,14 +58,31 @@ def _storage(folder: Path, url: str | None, study: str) -> BaseStorage:
     if not url and not (folder / JOURNAL).is_file():  # opening it would make it
         raise StorageError(str(folder), "has no optuna.journal; the study has not begun, or its journal was moved away")
     try:
-        storage: BaseStorage = RDBStorage(url, skip_table_creation=True) if url else journal(folder)
+        storage: BaseStorage = _database(url) if url else journal(folder)
         names = [held.study_name for held in storage.get_all_studies()]
     except (StorageInternalError, SQLAlchemyError, RuntimeError, ImportError, ValueError, KeyError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = redacted(f"{type(error).__name__}: {error}".splitlines()[0])
         raise StorageError(str(folder), f"Optuna's storage cannot be read ({reason})") from error
     if study not in names:
         raise StorageError(str(folder), f"Optuna's storage does not hold the study {study}; it holds {names}")
     return storage
+
+
+def _to_this_machine(application: Application, host: str) -> Application:
+    """Refuse requests for another host: a page of any site could have its name point here, and read the answers."""
+    names = {host, "localhost", "127.0.0.1", "::1"}
+
+    def checked(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname not in names:
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [f"the dashboard answers at http://{host} only\n".encode()]
+        return application(environ, start_response)
+
+    return checked
+
+
+def _database(url: str) -> RDBStorage:
+    return RDBStorage(expanded("tuning.storage", url), skip_table_creation=True)
 
 
 def _read_only(application: Application) -> Application:

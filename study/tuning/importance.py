@@ -22,7 +22,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis import results
-from analysis.schema import IMPORTANCE, IMPORTANCE_FILE, ResultsError
+from analysis.schema import IMPORTANCE, IMPORTANCE_FILE, ResultsError, rows_digest
 from study.tuning import JOURNAL
 from study.tuning.storage import journal
 from trainables import storage
@@ -63,8 +63,9 @@ def write(study: optuna.Study, objectives: Sequence[str], seed: int, folder: Pat
         if not rows:
             file.unlink(missing_ok=True)
             return
-        table = pa.Table.from_pylist(rows, schema=IMPORTANCE)
-        storage.write(file, lambda stream: pq.write_table(table, stream, compression="zstd"))
+        sealed = IMPORTANCE.with_metadata({**IMPORTANCE.metadata, b"digest": rows_digest(rows)})
+        table = pa.Table.from_pylist(rows, schema=sealed)
+        storage.write(file, lambda stream: pq.write_table(table, stream, compression="zstd", write_page_checksum=True))
     except Exception as error:  # noqa: BLE001  the study has ended well without the table
         with suppress(OSError):
             file.unlink(missing_ok=True)

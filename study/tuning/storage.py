@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session
 
 from study.errors import StorageError
+from study.spec.secrets import expanded, redacted
 from study.tuning import JOURNAL
+from study.tuning.journal import Journal, damage
 
 if TYPE_CHECKING:
     from study.spec import Spec
@@ -70,21 +72,26 @@ def _create(spec: Spec, storage: BaseStorage, *, load_if_exists: bool = False) -
 
 
 def delete_study(spec: Spec) -> None:
-    """Delete the study that `create_study` created."""
+    """Delete the study of a spec from its database, if it is there."""
     if database := _database(spec):
-        optuna.delete_study(study_name=spec.name, storage=database)
+        with suppress(KeyError):
+            optuna.delete_study(study_name=spec.name, storage=database)
 
 
 def journal(folder: Path) -> JournalStorage:
-    """The journal of a results folder."""
-    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    """The journal of a results folder; a `StorageError` if it is damaged."""
+    file = folder / JOURNAL
+    if file.exists() and (why := damage(file)):
+        raise StorageError(str(file), f"{why}; `study resume {folder}` makes it again from the tables")
+    return JournalStorage(Journal(file))
 
 
 def wait_until_back(spec: Spec, error: BaseException, say: Callable[[str], None]) -> None:
     """Wait until the server of a spec's database answers again; raise the error again if that was not its reason."""
-    reason, url = _no_answer(error), spec.tuning.storage
+    reason, url = redacted(_no_answer(error)), spec.tuning.storage
     if not reason or not url or make_url(url).get_backend_name() == "sqlite":  # a file has no server to wait for
         raise error
+    url = expanded("tuning.storage", url)
     say(f"Optuna's database does not answer ({reason}); waiting up to an hour for it ...")
     begun, pause, engine = time.monotonic(), 0.5, create_engine(url)
     while True:
@@ -111,11 +118,12 @@ def _database(spec: Spec) -> BaseStorage | None:
     url = spec.tuning.storage
     if not url:
         return None
+    url = expanded("tuning.storage", url)
     try:
         # pre-ping: connections that broke while idle are replaced before they are used.
         storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        message = f"cannot be opened: {str(error).splitlines()[0]}; correct the URL, or install its driver"
+        message = f"cannot be opened: {redacted(str(error).splitlines()[0])}; correct the URL, or install its driver"
         raise StorageError("tuning.storage", message) from error
     weakref.finalize(storage, _close, storage.scoped_session, storage.engine)
     return storage

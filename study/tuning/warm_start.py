@@ -5,7 +5,6 @@ They are copied into the results folder when the study begins: what is resumed s
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import optuna
 from optuna.trial import TrialState
 
 from analysis import results
-from analysis.schema import Outcome, ResultsError
+from analysis.schema import Outcome, ResultsError, seal, unseal
 from study.errors import SpecError, StorageError
 from study.spec import Spec
 from study.spec.compare import differences, fixed_settings
@@ -85,7 +84,7 @@ def _cell(spec: Spec, row: dict[str, Any]) -> Cell | None:
 def write(folder: Path, known: Known) -> None:
     """Keep in a results folder what the sampler starts with, if it is anything."""
     if known.cells:
-        write_text(folder / FILE, json.dumps(vars(known), indent=1) + "\n")
+        write_text(folder / FILE, seal(vars(known)))
 
 
 def warmed(study: optuna.Study, space: Space, folder: Path) -> optuna.Study:
@@ -98,7 +97,7 @@ def warmed(study: optuna.Study, space: Space, folder: Path) -> optuna.Study:
         return study
     file = folder / FILE
     try:
-        known = Known(**json.loads(file.read_text(encoding="utf-8")))
+        known = Known(**unseal(file))
     except (OSError, ValueError, TypeError) as error:
         advice = "put it back, or take tuning.warm_start out of spec.toml"
         message = f"what the sampler knows of earlier trials cannot be read ({error}); {advice}"

@@ -12,7 +12,6 @@ import ast
 import atexit
 import dataclasses
 import importlib
-import json
 import os
 import shutil
 import sys
@@ -25,8 +24,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from analysis.schema import PROVENANCE, DamagedError, seal, unseal
 from study.usercode import client
 from study.usercode.client import paths_in
+from trainables import storage
 from trainables.usercode import importing
 from trainables.usercode.importing import CODE, OURS, RECORD, digest_of, hash_of, is_table, recorded
 from trainables.usercode.request import Answer
@@ -134,8 +135,10 @@ def inspect(
 
 
 def code_of(folder: Path) -> Path | None:
-    """The `code/` of a results folder, or of the study that this folder confirms."""
-    return next((each / CODE for each in (folder, folder.parent) if (each / CODE / RECORD).is_file()), None)
+    """The `code/` of a results folder, or of the study that this folder confirms; its record may be lost."""
+    marks = (f"{CODE}/{RECORD}", PROVENANCE)
+    holding = (each for each in (folder, folder.parent) if any((each / mark).is_file() for mark in marks))
+    return next((each / CODE for each in holding if (each / CODE).is_dir()), None)
 
 
 def copy_to(user_code: UserCode, folder: Path) -> None:
@@ -164,6 +167,15 @@ def edited(folder: Path) -> list[Path]:
     return files
 
 
+def altered(folder: Path) -> list[Path]:
+    """The files of packages in the `code/` of a results folder that are no modules, and not what they were."""
+    if not (code := code_of(folder)):
+        return []
+    kept = {code / name: digest for name, digest in recorded(code).get("files", {}).items()}
+    others = [file for file in kept if file.suffix != ".py"]
+    return [file for file in others if not file.is_file() or hash_of(file) != kept[file]]
+
+
 def edited_elsewhere(folder: Path) -> list[Path]:
     """The modules, neither in `code/` nor installed, that were edited or removed since they were checked."""
     answers = recorded(code).get("answers", {}) if (code := code_of(folder)) else {}
@@ -173,10 +185,14 @@ def edited_elsewhere(folder: Path) -> list[Path]:
 
 def _restored(code: Path) -> _Copy:
     """The bundle in a results folder."""
-    kept = recorded(code)
-    copy = _Copy(_new_folder(), sources=kept.get("sources", {}))
-    advice = "is not what the study began with; put it back, or run what it is now into a folder of its own"
-    copy.mistakes = [f"{code / name}: {advice}" for name in importing.changed(code)]
+    copy, advice = _Copy(_new_folder()), "put it back, or run what it is now into a folder of its own"
+    try:
+        kept = unseal(code / RECORD)
+    except (OSError, DamagedError) as error:
+        copy.mistakes = [f"{code / RECORD}: is lost or damaged, which says what the code was ({error}); {advice}"]
+        return copy
+    copy.sources = kept.get("sources", {})
+    copy.mistakes = [f"{code / name}: is not what the study began with; {advice}" for name in importing.changed(code)]
     files = kept.get("files")  # earlier versions did not record them
     for name in files or [file.relative_to(code).as_posix() for file in _files(code)]:
         if name != RECORD and (code / name).is_file():
@@ -311,4 +327,4 @@ def _kept(code: Path, key: str) -> Answer | None:
 
 
 def _write(code: Path, record: Mapping[str, Any]) -> None:
-    (code / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    storage.write_text(code / RECORD, seal(record))

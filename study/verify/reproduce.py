@@ -26,14 +26,13 @@ from analysis.report.page import write_report
 from analysis.reproduction.closed_forms import constant_step
 from analysis.reproduction.inference import candidates, kept, losses, ordered
 from analysis.reproduction.page import run_of, specs_of
-from analysis.results import load
+from analysis.results import load, read_provenance
 from analysis.schema import ResultsError
 from study import api
 from study.cluster import ray
 from study.cluster.ray import Cluster
 from study.errors import InputError, SpecError, StorageError, UsageError
 from study.progress.display import Show
-from study.results.provenance import read_provenance
 from study.session import run_session, stoppable
 from study.spec import Spec, read, recorded
 from study.spec.compare import fixed_settings

@@ -31,9 +31,11 @@ import sqlalchemy.engine.default
 import tomlkit
 import torch
 
+import analysis
 import study
 from analysis.results import parts
 from analysis.schema import FOLDERS
+from study.errors import StudyError
 from study.results import mirror, ownership
 from tests.fakes.store import Server, Store
 from tests.fakes.tune import NODE_DIED, Trial, Tuner
@@ -70,7 +72,8 @@ class World(AbstractContextManager["World"]):
         self.tuner: Tuner | None = None
         self.ended: Any = None
         self.full = self.machine = 0
-        self.orphans = 0
+        self.orphans = self._more = 0
+        self.damaged: dict[Path, bytes] = {}
         self._killing: tuple[int, float] | None = None
         self._thread: threading.Thread | None = None
         self._go, self._waits = threading.Semaphore(0), threading.Semaphore(0)
@@ -186,14 +189,24 @@ class World(AbstractContextManager["World"]):
         """Trials that have a worker."""
         return self.tuner.running() if self.tuner else []
 
-    def start(self) -> None:
-        """Start a driver: the study's first, or one that resumes it."""
+    def start(self, more: int = 0) -> None:
+        """Start a driver: the study's first, or one that resumes it, with more trials.
+
+        One that refuses a damaged file, which it names, is started again with the file as it was.
+        """
         assert not self.alive
+        self._more = more
         self._synced = {str(file): file.stat().st_size for file in self.folder.rglob("*.journal")}
         self.orphans, self.ended = 0, None
         self._thread = threading.Thread(target=self._drive, daemon=True)
         self._thread.start()
         self._wait()
+        damaged, self.damaged = self.damaged, {}
+        if damaged and isinstance(self.ended, StudyError | analysis.ResultsError):
+            assert any(str(file) in str(self.ended) for file in damaged), self.ended
+            for file, content in damaged.items():
+                file.write_bytes(content)
+            self.start(more)
 
     def step(self, trial: Trial) -> None:
         """Train one step of a trial."""
@@ -292,6 +305,24 @@ class World(AbstractContextManager["World"]):
         else:
             cut(file, share)
 
+    def flip(self, which: int, bit: int) -> None:
+        """Flip a bit of a file of the results, while no driver runs; but of those that users edit."""
+        assert not self.alive
+        files = [file for file in sorted(self.folder.rglob("*")) if file.is_file() and file.stat().st_size]
+        if files := [file for file in files if file.name not in ("spec.toml", ".holder.json")]:
+            file = files[which % len(files)]
+            content = bytearray(file.read_bytes())
+            self.damaged.setdefault(file, bytes(content))
+            content[bit // 8 % len(content)] ^= 1 << bit % 8
+            file.write_bytes(content)
+
+    def move(self) -> None:
+        """Give the results folder another name, while no driver runs."""
+        assert isinstance(self.place, Path)
+        place = self.place.with_name(f"{self.place.name}-moved")
+        self.damaged = {place / file.relative_to(self.place): content for file, content in self.damaged.items()}
+        self.place = self.place.rename(place)
+
     def calm(self) -> None:
         """Take back what has not happened yet, and see that there is a node."""
         self._killing, self.full, self.store.away = None, 0, 0
@@ -324,7 +355,7 @@ class World(AbstractContextManager["World"]):
     def _drive(self) -> None:
         try:
             begun = mirror.has_study(str(self.place))
-            self.ended = study.resume(self.place, show="quiet") if begun else study.run(
+            self.ended = study.resume(self.place, more=self._more, show="quiet") if begun else study.run(
                 self.tables, self.place, show="quiet"
             )  # fmt: skip
         except BaseException as error:  # noqa: BLE001  tests look at whatever it was

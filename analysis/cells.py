@@ -91,11 +91,11 @@ def rate_table(
 
 def _at_tuned_recipe(lanes: pd.DataFrame, metric: str, examples: int, floor: float) -> pd.DataFrame:
     """The lanes of each cell's tuned recipe, of its first one if no rate of any recipe is eligible."""
-    recipes = lanes.groupby(["cell", "recipe"], as_index=False)["lane"].min().sort_values(["cell", "lane"])
+    recipes = lanes.sort_values(["cell", "lane"])[["cell", "recipe"]].drop_duplicates()
     if not recipes["cell"].duplicated().any():
         return lanes
     recipes = recipes.assign(place=range(len(recipes)))
-    own = lanes.merge(recipes[["cell", "recipe", "place"]], on=["cell", "recipe"])
+    own = lanes.merge(recipes, on=["cell", "recipe"])
     table, _ = _by_rate(own.assign(cell=own["place"]), metric, examples, floor)  # as if each were a cell
     table = table.rename(columns={"cell": "place"}).merge(recipes[["cell", "place"]], on="place")
     first = recipes.groupby("cell")["place"].min()

@@ -247,7 +247,7 @@ class Results:
 
     @cached_property
     def baselines(self) -> pd.DataFrame:
-        """The baselines of the spec in its order: name, those of `CELL`, regime, learning_rate; trial is -1, -2 ..."""
+        """The spec's baselines in order: name, those of `CELL`, regime, learning_rate, recipe; trial is -1, -2 ..."""
         train = table_of(self.provenance, "data").get("train", sys.maxsize)
         rows = []
         for place, each in enumerate(self.spec.get("baseline", []), start=1):
@@ -255,8 +255,8 @@ class Results:
             own, size = each.get("settings", {}) | arguments, each["batch_size"]
             row = {"width": 0, "depth": 0, **each, "batch_size": train if size == "full" else size, "trial": -place}
             row |= {"settings": json.dumps(own, sort_keys=True) if own else ""}
-            rows.append(row | {"regime": str(schema.regime(row["batch_size"], train))})
-        return pd.DataFrame(rows, columns=["trial", "name", *CELL, "regime", "learning_rate"])
+            rows.append(row | {"regime": str(schema.regime(row["batch_size"], train)), "recipe": ""})
+        return pd.DataFrame(rows, columns=["trial", "name", *CELL, "regime", "learning_rate", "recipe"])
 
     @property
     def timed_out(self) -> str:

@@ -77,9 +77,13 @@ ANSWERED: dict[str, tuple[dict[str, Any], str]] = {
     "a list for a number": (changed(lanes={"seeds": [0, 1]}), "must be a whole number, as in seeds = 5"),
     "text for a choice": (changed(workload__standardize="yes"), "must be true or false, as in standardize = true"),
     "text for a list": (changed(tuning={"objectives": "metric"}), 'must be a list, as in objectives = ["metric"]'),
-    "one rate": (
-        changed(lanes={"learning_rate": 0.1}),
-        "must be a table, as in learning_rate = {low = 0.001, high = 0.1, count = 5}",
+    "a mistyped rate": (
+        changed(lanes={"learning_rate": {"low": 0.1, "high": 1.0, "conut": 3}}),
+        "lanes.learning_rate.conut: unknown key (did you mean count?); valid: low, high, count",
+    ),
+    "a mistyped rate of an optimizer": (
+        changed(lanes={"learning_rate": {"adam": {"low": 0.1, "high": 1.0, "conut": 3}}}),
+        "lanes.learning_rate.adam.conut: unknown key (did you mean count?); valid: low, high, count",
     ),
     "a name with a space": (changed(name="my study"), 'beginning with a letter or digit; write "my-study"'),
     "a usual loss": (changed(workload__loss="mse"), "must be an import path, as in mine:f for the function f in"),

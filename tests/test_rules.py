@@ -36,12 +36,19 @@ def torch_optimizer(rule: str, parameter: torch.Tensor, rate: float) -> torch.op
 
 
 def apply(
-    rule: Rule, parameters: torch.Tensor, gradients: torch.Tensor, state: State, update: int, rates: torch.Tensor
+    rule: Rule,
+    parameters: torch.Tensor,
+    gradients: torch.Tensor,
+    state: State,
+    update: int,
+    rates: torch.Tensor,
+    decay: float | None = None,
 ) -> None:
-    """One update at the rule's own settings."""
+    """One update at the rule's own settings, but for weight decay."""
     coefficients = {name: float(column[0, 0]) for name, column in rule.coefficients(update, update).items()}
     bound = rule if rule.whole else rule.bound([parameters.shape[1:]])
-    bound.step(parameters, gradients, state, rates, coefficients, rule.settings)
+    settings = {**rule.settings, **({} if decay is None else {"weight_decay": decay})}
+    bound.step(parameters, gradients, state, rates, coefficients, settings)
 
 
 @pytest.mark.parametrize("rule", [name for name in RULES if name not in PUBLISHED])
@@ -96,8 +103,8 @@ class Small(torch.nn.Module):
 SHAPES = ((3, 5), (3,), (6, 2), (6,), (2, 3, 2, 2))
 
 
-def published(rule: str, network: list[torch.nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
-    """The published optimizers that a rule equals, without weight decay."""
+def published(rule: str, network: list[torch.nn.Parameter], rate: float, decay: float) -> list[torch.optim.Optimizer]:
+    """The published optimizers that a rule equals."""
     import lion_pytorch
     import prodigyopt
     import pytorch_optimizer
@@ -105,17 +112,17 @@ def published(rule: str, network: list[torch.nn.Parameter], rate: float) -> list
 
     matrices, others = [p for p in network if p.ndim == 2], [p for p in network if p.ndim != 2]
     made = {
-        "lion": lambda: [lion_pytorch.Lion(network, lr=rate)],
+        "lion": lambda: [lion_pytorch.Lion(network, lr=rate, weight_decay=decay)],
         "adan": lambda: [pytorch_optimizer.Adan(network, lr=rate)],
-        "lamb": lambda: [pytorch_optimizer.Lamb(network, lr=rate, max_grad_norm=0.0)],
-        "adafactor": lambda: [torch.optim.Adafactor(network, lr=rate)],
+        "lamb": lambda: [pytorch_optimizer.Lamb(network, lr=rate, weight_decay=decay, max_grad_norm=0.0)],
+        "adafactor": lambda: [torch.optim.Adafactor(network, lr=rate, weight_decay=decay)],
         "muon": lambda: [
-            torch.optim.Muon(matrices, lr=rate, weight_decay=0.0),
-            torch.optim.AdamW(others, lr=rate, weight_decay=0.0),
+            torch.optim.Muon(matrices, lr=rate, weight_decay=decay),
+            torch.optim.AdamW(others, lr=rate, weight_decay=decay),
         ],
-        "prodigy": lambda: [prodigyopt.Prodigy(network, lr=rate)],
-        "schedule-free-sgd": lambda: [schedulefree.SGDScheduleFree(network, lr=rate)],
-        "schedule-free-adamw": lambda: [schedulefree.AdamWScheduleFree(network, lr=rate)],
+        "prodigy": lambda: [prodigyopt.Prodigy(network, lr=rate, weight_decay=decay)],
+        "schedule-free-sgd": lambda: [schedulefree.SGDScheduleFree(network, lr=rate, weight_decay=decay)],
+        "schedule-free-adamw": lambda: [schedulefree.AdamWScheduleFree(network, lr=rate, weight_decay=decay)],
     }
     return made[rule]()
 
@@ -131,26 +138,32 @@ def in_float64(grad: torch.Tensor, coefficients: tuple[float, float, float], ste
     return x.T if grad.shape[0] > grad.shape[1] else x
 
 
-@pytest.mark.parametrize("rule", PUBLISHED)
-def test_a_newer_rule_equals_its_published_package(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rule", "decay"), [*((rule, 0.0) for rule in PUBLISHED), *((rule, 0.1) for rule in PUBLISHED if rule != "adan")]
+)
+def test_a_newer_rule_equals_its_published_package(rule: str, decay: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", in_float64)
     torch.manual_seed(0)
-    # Near the solution large steps amplify rounding, those of these two most.
+    # Near the solution large steps amplify rounding, those of these two most, and of Adafactor with decay.
     rates = [0.001, 0.003, 0.01] if rule in ("muon", "schedule-free-adamw") else [0.001, 0.01, 0.1]
+    if rule == "adafactor":
+        rates = [0.0003, 0.001, 0.003]
     if rule in ("prodigy", "schedule-free-sgd"):
         rates = [0.03, 0.3, 1.0]
     networks = [[p.detach().double().requires_grad_() for p in Small().parts] for _ in rates]
     bound = RULES[rule].bound([torch.Size(shape) for shape in SHAPES])
     rows = torch.stack([torch.cat([p.detach().flatten() for p in network]) for network in networks])
     start, state = rows.clone(), bound.state(rows)
-    optimizers = [published(rule, network, rate) for network, rate in zip(networks, rates, strict=True)]
+    optimizers = [published(rule, network, rate, decay) for network, rate in zip(networks, rates, strict=True)]
     for optimizer in (each for own in optimizers for each in own if hasattr(each, "train")):
         optimizer.train()
     target = torch.randn(rows.shape[1], dtype=torch.float64)
     column = torch.tensor(rates, dtype=torch.float64)[:, None]
     for update in range(1, 101):
         gradient = (rows - target) * torch.linspace(0.1, 2.0, len(target), dtype=torch.float64) + 0.1 * update**-0.5
-        apply(bound, rows, gradient.clone(), state, update, column)
+        if "weight_decay" not in bound.settings:
+            gradient += decay * rows
+        apply(bound, rows, gradient.clone(), state, update, column, decay)
         for network, own in zip(networks, optimizers, strict=True):
             flat = torch.cat([p.detach().flatten() for p in network])
             theirs = (flat - target) * torch.linspace(0.1, 2.0, len(target), dtype=torch.float64) + 0.1 * update**-0.5

@@ -13,8 +13,9 @@ from torch import nn
 from torch.optim import lr_scheduler as torchs
 from torch.optim.lr_scheduler import LRScheduler
 
-from tests.solo import FAMILIES, builder, difference, small, trained
-from trainables.config import Recipe
+from tests.solo import FAMILIES, builder, difference, small, solo, trained
+from trainables.config import PLAIN, Recipe
+from trainables.engines.native import KERNELS
 from trainables.lanes.seeds import batch_order, initialise
 from trainables.lanes.stack import Lane
 from trainables.rules import RULES, named
@@ -126,12 +127,12 @@ def ordinary(family: str, rule: str, lane: Lane, batch_size: int = 32) -> torch.
 @pytest.mark.parametrize(
     ("family", "rule", "engine"),
     [
-        *(("mlp", rule, "native") for rule in RULES),
+        *(("mlp", rule, "native") for rule in KERNELS),
         *(("mlp", rule, "eager") for rule in ("momentum", "adamw", "radam")),
         ("cnn", "momentum", "native"),
         ("cnn", "adamw", "eager"),
         ("mlp", "adam", "cuda-graph"),
-        ("mlp", "Adafactor", "solo"),
+        ("mlp", "ASGD", "solo"),
     ],
 )
 def test_lanes_with_recipes_equal_torchs_loop(family: str, rule: str, engine: str) -> None:
@@ -140,3 +141,12 @@ def test_lanes_with_recipes_equal_torchs_loop(family: str, rule: str, engine: st
     stack = trained(family, rule, 32, lanes, UPDATES, engine)
     for row, lane in zip(stack.parameters, lanes, strict=True):
         assert difference(row, ordinary(family, rule, lane)) < 1e-9
+
+
+@pytest.mark.parametrize("rule", sorted(RULES.keys() - KERNELS.keys()))
+def test_lanes_of_newer_rules_with_recipes_equal_the_rule_alone(rule: str) -> None:
+    recipes = [PLAIN, Recipe("cosine", 0.1, None if rule == "adan" else 0.01, 0.05), RECIPES[2]]
+    lanes = [Lane(10 * named(rule).rates[0], place % 2, (), recipe) for place, recipe in enumerate(recipes)]
+    stack = trained("mlp", rule, 32, lanes, 30)
+    for row, lane in zip(stack.parameters, lanes, strict=True):
+        assert difference(row, solo("mlp", rule, 32, lane, 30)[0]) < 1e-9

@@ -35,7 +35,7 @@ def lion(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     momentum = state["exp_avg"]
     update = torch.sign(momentum * s["beta1"] + g * (1 - s["beta1"]))
     momentum.mul_(s["beta2"]).add_(g * (1 - s["beta2"]))
-    return update
+    return update.add_(p * s["weight_decay"])
 
 
 def adan(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
@@ -55,6 +55,7 @@ def lamb(shapes: Sequence[torch.Size]) -> Step:
     """LAMB (You et al., 2020): Adam, each parameter's step scaled to the parameter's norm."""
 
     def step(p: Tensor, g: Tensor, state: State, rates: Tensor, c: Numbers, s: Numbers) -> None:
+        p.mul_(1 - rates * s["weight_decay"])
         mean = state["exp_avg"].lerp_(g, 1 - s["beta1"])
         square = state["exp_avg_sq"].mul_(s["beta2"]).add_(g.square() * (1 - s["beta2"]))
         update = mean / square.sqrt().add_(s["eps"])
@@ -91,7 +92,7 @@ def adafactor(shapes: Sequence[torch.Size]) -> Step:
             update = estimate.clamp(min=tiny**2).rsqrt().mul_(gradient)
             alpha = (own.norm(dim=1, keepdim=True) / math.sqrt(size)).clamp(min=1e-3) * rates.clamp(max=c["most"])
             largest = (update.norm(dim=1, keepdim=True) / (math.sqrt(size) * s["d"])).clamp(min=1.0)
-            own.sub_(update * (alpha / largest))
+            own.sub_(update * (alpha / largest) + own * (rates * s["weight_decay"]))
 
     return step
 
@@ -113,7 +114,7 @@ def muon(shapes: Sequence[torch.Size]) -> Step:
             if len(shape) == 2:
                 matrices = orthogonalised(ahead[:, columns].reshape(-1, *shape))
                 update[:, columns] = matrices.reshape(len(p), -1) * math.sqrt(max(1.0, shape[0] / shape[1]))
-        p.sub_(update * rates)
+        p.sub_(update.add_(p * s["weight_decay"]) * rates)
 
     return step
 
@@ -145,7 +146,7 @@ def prodigy(shapes: Sequence[torch.Size]) -> Step:
         seen = torch.where(size > 0, numerator / size, 0.0)
         now = torch.maximum(d, seen)
         state["growth"].copy_(now - PRODIGY_START)
-        change = mean / square.sqrt().add_(now * s["eps"]) * (d * rates)
+        change = (mean / square.sqrt().add_(now * s["eps"]) + p * s["weight_decay"]) * (d * rates)
         p.sub_(change)
         moved.add_(change)
 
@@ -162,7 +163,7 @@ def schedule_free(adam: bool) -> Callable[[Sequence[torch.Size]], Step]:
     def step(p: Tensor, g: Tensor, state: State, rates: Tensor, c: Numbers, s: Numbers) -> None:
         if adam:
             square = state["exp_avg_sq"].mul_(s["beta2"]).add_(g.square() * (1 - s["beta2"]))
-            g = g / square.sqrt().mul_(c["root"]).add_(s["eps"])
+            g = g / square.sqrt().mul_(c["root"]).add_(s["eps"]) + p * s["weight_decay"]
         largest = torch.maximum(state["largest_rate"], rates)
         state["largest_rate"].copy_(largest)
         total = state["weights"].add_(largest.square())

@@ -86,3 +86,8 @@ def factors(schedule: str, warmup: float, numbers: np.ndarray, total: int) -> np
     rising = round(warmup * total)
     after = SCHEDULES[schedule](np.maximum(n - rising, 0), max(1, total - rising))
     return np.where(n < rising, (n + 1) / (rising + 1), after)
+
+
+def factor(schedule: str, warmup: float, number: int, total: int) -> float:
+    """The factor of one update, for `torch.optim.lr_scheduler.LambdaLR`; see `factors`."""
+    return float(factors(schedule, warmup, np.array([number]), total)[0])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.cells import examples_of, floor_of, rank, setting_table, tuned_rows
+from analysis.cells import examples_of, floor_of, rank, rate_table
 from analysis.results import Results, records
 from analysis.statistics import LIMITS
 
@@ -28,11 +28,12 @@ def recipe_sensitivity(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     best, rows = rank(table, results.maximize).drop_duplicates("optimizer"), []
     for cell in records(best):
         lanes = results.pooled.lanes[results.pooled.lanes["cell"] == cell["trial"]]
-        every = setting_table(lanes, results.metric, examples_of(results, "validation"), floor_of(results))
         # Each recipe is tuned as if it were a cell of its own.
-        tuned = tuned_rows(every.assign(cell=every["recipe"]), results.metric)
+        each = lanes.assign(cell=lanes["recipe"])
+        rates = rate_table(each, results.metric, examples_of(results, "validation"), floor_of(results))
+        tuned = rates[rates["tuned"]].set_index("cell")
         own = json.loads(cell["recipe"] or "{}")
-        recipes = [json.loads(recipe or "{}") for recipe in every["recipe"].drop_duplicates()]
+        recipes = [json.loads(recipe or "{}") for recipe in lanes.sort_values("lane")["recipe"].drop_duplicates()]
         for axis in own:
             values = list(dict.fromkeys(recipe[axis] for recipe in recipes))
             for value in values if len(values) > 1 else []:

@@ -67,16 +67,14 @@ def winners(spec: Spec, folder: Path, say: Callable[[str], None] = print) -> lis
     assert spec.confirm
     space = Space(spec, "", "")
     for row in ranked[chosen(ranked, spec.confirm.top)].to_dict("records"):
-        cell, recipe = (
-            space.cell_of({str(name): value for name, value in row.items()}),
-            json.loads(row["recipe"] or "{}"),
-        )
-        winner = Winner(cell, float(row["learning_rate"]), recipe)
+        cell = space.cell_of({str(name): value for name, value in row.items()})
+        winner = Winner(cell, float(row["learning_rate"]), json.loads(row["recipe"] or "{}"))
         if winner not in found:
             found.append(winner)
     for each in spec.baseline if found else []:
         baseline = Winner(space.given(each), each.learning_rate)
-        if not any(baseline.cell == one.cell and isclose(each.learning_rate, one.learning_rate) for one in found):
+        same = [one for one in found if one.cell == baseline.cell and one.recipe == baseline.recipe]
+        if not any(isclose(each.learning_rate, one.learning_rate) for one in same):
             found.append(baseline)
     if found:
         file.parent.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ program on the same seeds.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -78,9 +79,10 @@ class Setting:
         cell = best_entry(study, optimizer)[1].cell
         assert cell is not None
         spec = recorded(study.path)
-        code, rate = bundle.code_of(study.path), float(cell["learning_rate"])
+        code, tuned = bundle.code_of(study.path), json.loads(cell["recipe"] or "{}")
+        fixed = {0: {"learning_rate": float(cell["learning_rate"]), **tuned}}
         final = confirmation(spec if spec.confirm else spec.model_copy(update={"confirm": Confirm()}), 1)
-        space = Space(final, str(storage.data_folder()), "", {0: rate}, code=str(code) if code else "")
+        space = Space(final, str(storage.data_folder()), "", fixed, code=str(code) if code else "")
         row = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in cell.items()}
         config = TrialConfig.of(space.configuration(space.cell_of(row), 0))
         config = replace(config, checkpoint=None, device="auto", weights=True)

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainables.config import TrialConfig, examples_per_epoch, updates_per_epoch
+from trainables.config import Recipe, TrialConfig, examples_per_epoch, updates_per_epoch
 from trainables.lanes.reference import requires_closure
+from trainables.lanes.stack import Lane
+from trainables.lanes.trial import grid_lanes
 from trainables.rules import named
 from trainables.usercode.importing import is_import_path
 from trainables.workloads.data import Data
@@ -24,6 +26,7 @@ def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) ->
         data: of this setting.
         updates: the budget in updates.
     """
+    lane = grid_lanes(config)[0]
     size = min(config.batch_size, len(data.train))
     used = examples_per_epoch(size, len(data.train), drop_last=config.budget.drop_last)
     epochs = updates / updates_per_epoch(size, used)
@@ -36,6 +39,7 @@ def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) ->
         "torch.manual_seed(0)",
         *_network(config, network, data),
         f"optimizers = {_optimizers(config)}",
+        *_schedule(lane, updates),
         *_criterion(config, data),
         f"orders = (torch.randperm({len(data.train)})[:{used}] for _ in count())",
         f"batches = (rows for order in orders for rows in order.split({size}))",
@@ -46,7 +50,8 @@ def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) ->
     lines += [
         f"for rows in islice(batches, {updates}):  # {epochs:.6g} epochs",
         f"    x, y = {x}, data.train.targets[rows]",
-        *_update(config),
+        *_update(config, lane.recipe),
+        *(["    for scheduler in schedulers:", "        scheduler.step()"] if lane.scheduled else []),
         *(
             ["optimizers[0].average()  # the parameters to evaluate"]
             if named(config.optimizer, config.code).average
@@ -68,6 +73,7 @@ _IMPORTS = {
     "nn.": "from torch import nn",
     "F.": "from torch.nn import functional as F\n",
     "named(": "from trainables.rules import named",
+    "factor(": "from trainables.schedules import factor",
     "function(": "from trainables.usercode.importing import function",
     "Augment(": "from trainables.workloads.augment import Augment",
     "load(": "from trainables.workloads.data import load",
@@ -100,13 +106,22 @@ def _network(config: TrialConfig, network: nn.Module, data: Data) -> list[str]:
 
 def _optimizers(config: TrialConfig) -> str:
     """The list of optimizers."""
-    assert config.rates
-    rule, rate, settings = named(config.optimizer, config.code), config.rates[0], dict(config.settings)
+    lane = grid_lanes(config)[0]
+    rule, rate, settings = named(config.optimizer, config.code), lane.learning_rate, lane.options()
     if is_import_path(config.optimizer) or rule.torch_class is None:
         found = f"named({_arguments(config.optimizer, **_bundle('code', config.optimizer, config))})"
         return f"{found}.reference(list(network.parameters()), {rate!r}, {settings!r})"
     make, options = f"torch.optim.{rule.torch_class.__name__}", _arguments(lr=rate, **rule.options(settings))
     return f"[{make}(network.parameters(), {options})]"
+
+
+def _schedule(lane: Lane, updates: int) -> list[str]:
+    """The schedule of the learning rate, if it has one."""
+    if not lane.scheduled:
+        return []
+    arguments = _arguments(lane.recipe.schedule or "constant", lane.recipe.warmup or 0.0)
+    each = f"torch.optim.lr_scheduler.LambdaLR(each, lambda n: factor({arguments}, n, {updates}))"
+    return [f"schedulers = [{each} for each in optimizers]"]
 
 
 def _criterion(config: TrialConfig, data: Data) -> list[str]:
@@ -121,10 +136,12 @@ def _criterion(config: TrialConfig, data: Data) -> list[str]:
     return lines
 
 
-def _update(config: TrialConfig) -> list[str]:
+def _update(config: TrialConfig, own: Recipe) -> list[str]:
     """One update of the network by a batch x, y."""
     rule = named(config.optimizer, config.code)
     loss = ["network.zero_grad()", "loss = criterion(network(x), y)", "loss.backward()"]
+    loss += [f"nn.utils.clip_grad_value_(network.parameters(), {own.clip_value!r})"] if own.clip_value else []
+    loss += [f"nn.utils.clip_grad_norm_(network.parameters(), {own.clip_norm!r})"] if own.clip_norm else []
     if rule.torch_class is None or not requires_closure(rule.torch_class):  # type: ignore[arg-type]
         return [f"    {line}" for line in (*loss, "for optimizer in optimizers:", "    optimizer.step()")]
     step = ["for optimizer in optimizers:", "    optimizer.step(closure)"]

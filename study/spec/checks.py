@@ -182,8 +182,9 @@ def axes_suit_optimizers(search: Search, lanes: Lanes, user_code: UserCode) -> I
             refusals = (_refused(user_code, each, name, float(value)) for value in choice.values)
             if message := next(filter(None, refusals), None):
                 yield f"{key} = {shown(plain(choice))}: {each}: {message}"
-    for each in (name for name in settings if user_code.optimizer(name).solo):
-        if lanes.weight_decay and "weight_decay" not in settings[each]:
+    for each in settings:
+        without = each == "adan" or (user_code.optimizer(each).solo and "weight_decay" not in settings[each])
+        if lanes.weight_decay and without:
             yield f"lanes.weight_decay: {each} has no weight decay; leave out one of the two"
         if each == "Rprop" and (lanes.schedule or lanes.warmup):
             yield "lanes.schedule: Rprop uses the learning rate in its first update only; leave out one of the two"

@@ -91,6 +91,7 @@ class OptimizerFacts:
 
 SOLO_RATES = (1e-4, 1e-1)
 _ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+_DECAY = {"weight_decay": 0.0}  # of rules that decay parameters themselves; before others it is added to gradients
 
 OPTIMIZERS: dict[str, OptimizerFacts] = {
     # Plain steepest descent has two names: the textbook one and that of torch.optim.
@@ -108,14 +109,14 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     "nadam": OptimizerFacts((1e-5, 0.1), {**_ADAM, "momentum_decay": 4e-3}),
     "radam": OptimizerFacts((1e-5, 0.1), _ADAM),
     # Newer ones, in lanes too; see `trainables.modern`.
-    "lion": OptimizerFacts((1e-6, 1e-2), {"beta1": 0.9, "beta2": 0.99}, eager=True),
+    "lion": OptimizerFacts((1e-6, 1e-2), {"beta1": 0.9, "beta2": 0.99, **_DECAY}, eager=True),
     "adan": OptimizerFacts((1e-5, 0.1), {"beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "eps": 1e-8}, eager=True),
-    "lamb": OptimizerFacts((1e-5, 0.1), {**_ADAM, "eps": 1e-6}, eager=True),
-    "adafactor": OptimizerFacts((1e-4, 1.0), {"d": 1.0}, eager=True),
-    "muon": OptimizerFacts((1e-4, 1.0), {"momentum": 0.95, **_ADAM}, eager=True),
-    "prodigy": OptimizerFacts((0.01, 100.0), _ADAM, eager=True),
+    "lamb": OptimizerFacts((1e-5, 0.1), {**_ADAM, "eps": 1e-6, **_DECAY}, eager=True),
+    "adafactor": OptimizerFacts((1e-4, 1.0), {"d": 1.0, **_DECAY}, eager=True),
+    "muon": OptimizerFacts((1e-4, 1.0), {"momentum": 0.95, **_ADAM, **_DECAY}, eager=True),
+    "prodigy": OptimizerFacts((0.01, 100.0), {**_ADAM, **_DECAY}, eager=True),
     "schedule-free-sgd": OptimizerFacts((1e-3, 10.0), {"momentum": 0.9}, eager=True),
-    "schedule-free-adamw": OptimizerFacts((1e-5, 0.1), _ADAM, eager=True),
+    "schedule-free-adamw": OptimizerFacts((1e-5, 0.1), {**_ADAM, **_DECAY}, eager=True),
     # Classes of torch.optim that no rule covers. SparseAdam is for sparse gradients, which no network here has.
     "ASGD": OptimizerFacts(SOLO_RATES, solo=True),
     "LBFGS": OptimizerFacts((1e-2, 1.0), solo=True),

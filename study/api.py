@@ -31,8 +31,7 @@ from study.results.provenance import add_phase
 from study.results.recovery import repair_records
 from study.session import Outcome, run_session, stoppable
 from study.spec import Spec, check, read, recorded
-from study.spec.adjust import resolved, with_timeout, with_trials
-from study.spec.compare import all_settings, differences, fixed_settings
+from study.spec.changes import all_settings, differences, fixed_settings, resolved, with_timeout, with_trials
 from study.spec.secrets import redacted
 from study.tuning import warm_start
 from study.tuning.storage import create_study, delete_study
@@ -178,8 +177,10 @@ def claimed_folder(spec: Spec, out: Path | None, command: str) -> Iterator[Path]
                 shutil.rmtree(folder / CODE, ignore_errors=True)
                 for name in (warm_start.FILE, *OWNED):
                     (folder / name).unlink(missing_ok=True)
-                with suppress(OSError):  # a link to a folder
+                with suppress(OSError):  # a link to a folder, or other studies' results
                     folder.rmdir()
+                    if out is None:
+                        folder.parent.rmdir()
 
 
 def _refuse_used(folder: Path, out: Path) -> None:

@@ -19,7 +19,7 @@ from study.cluster.build import builder, criterion, lanes
 from study.cluster.build import rule as rule_of
 from study.results.confirm import cost, most_winners
 from study.spec import Spec
-from study.spec.adjust import planned_trials
+from study.spec.changes import planned_trials
 from study.spec.dimensions import Choice
 from study.spec.given import GivenCell
 from study.spec.model import part

@@ -17,7 +17,7 @@ PACKAGES = ("study", "trainables", "analysis")
 SOURCES = {".py", ".j2", ".c"}
 FILE_LINES, FUNCTION_LINES, FOLDER_ENTRIES = 500, 60, 12
 COLLECTIONS = ("study/spec/shipped",)  # folders that hold many files of one kind
-IMPORTS_LATE = ("study/cli.py",)  # for a fast `study --help`
+IMPORTS_LATE = ("study/cli/commands.py", "study/cli/options.py")  # for a fast `study --help`
 
 # Violations that are still there; one that is gone must be taken off this list.
 ALLOWED: set[str] = set()

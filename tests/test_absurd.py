@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from study.errors import SpecError
 from study.results.confirm import most_winners
 from study.spec import check, read
-from study.spec.adjust import planned_trials, resolved
+from study.spec.changes import planned_trials, resolved
 from study.spec.explain import _fields_at
 from study.spec.model import Spec
 from study.spec.reading import SHIPPED

@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 import analysis
 from study.cli import main
+from study.cli.options import SECTIONS
 from study.spec import read
 from tests.processes import invoked, watched
 from tests.test_spec import changed
@@ -213,3 +214,9 @@ def test_mnist_from_the_shell(tmp_path: Path, mnist_folder: Path) -> None:
     trials = analysis.load(tmp_path / "out").trials
     assert list(trials["examples"]) == [60_000]
     assert trials["value"].max() > 0.97
+
+
+def test_help_lists_every_command_in_a_section_with_a_short_summary() -> None:
+    assert sorted(name for names in SECTIONS.values() for name in names) == sorted(main.commands)
+    for name, command in main.commands.items():
+        assert 0 < len(command.get_short_help_str(1000)) <= 60, name

@@ -29,7 +29,7 @@ from study.cluster.build import builder
 from study.progress import status
 from study.session import run_session
 from study.spec import check
-from study.spec.adjust import with_trials
+from study.spec.changes import with_trials
 from tests.nodes import Nodes, why_not
 from tests.processes import held, invoked
 from tests.test_cli import study

@@ -15,7 +15,7 @@ from analysis.schema import LANES, ResultsError
 from study.results import provenance, writer
 from study.results.tables import Table, TrialBuffer
 from study.spec import check
-from study.spec.compare import fixed_settings
+from study.spec.changes import fixed_settings
 from tests.conftest import lane_row
 from tests.test_spec import changed
 from trainables import storage

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from analysis.schema import Outcome
 from study.spec import Spec, check
-from study.spec.adjust import planned_trials
+from study.spec.changes import planned_trials
 from study.tuning.samplers import Design
 from study.tuning.schedulers import Earlier, group
 from study.tuning.searcher import TruthfulSearch, outcome

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from sklearn.datasets import load_iris, load_wine
 
-from study.spec import read
+from study.spec import read, reference
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # In the order in which a reader meets them: later pages use what earlier ones made.
 PAGES = (
-    *("running", "results", "own-data", "user-code", "python", "cluster"),
+    *("running", "spec", "results", "own-data", "user-code", "python", "cluster"),
     *("protocol", "performance", "reproduction", "contributing"),
 )
 DOCS = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in PAGES}
@@ -111,3 +111,9 @@ def serves(command: list[str], folder: Path, environment: dict[str, str]) -> Non
             assert "my-study" in answer.read().decode()
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
+
+
+def test_the_page_of_keys_is_current_and_describes_each() -> None:
+    text = reference.page()
+    assert DOCS["spec"] == text  # otherwise: python -m study.spec.reference > docs/spec.md
+    assert not re.findall(r"^\| `\w+` \|.*\|  \|$", text, re.MULTILINE)

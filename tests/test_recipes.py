@@ -22,7 +22,7 @@ from study.errors import SpecError
 from study.plan import describe, probed
 from study.results.confirm import WINNERS, Winner, winners
 from study.spec import check
-from study.spec.adjust import resolved
+from study.spec.changes import resolved
 from study.tuning.space import Space
 from tests.conftest import write_study
 from tests.fakes.world import World

@@ -33,8 +33,7 @@ from study.progress import status as watch
 from study.results import mirror, provenance
 from study.session import Outcome, run_session, stoppable
 from study.spec import check
-from study.spec.adjust import resolved, with_trials
-from study.spec.compare import fixed_settings
+from study.spec.changes import fixed_settings, resolved, with_trials
 from study.spec.dimensions import Choice
 from study.spec.model import Confirm
 from study.tuning import importance

@@ -23,7 +23,7 @@ from analysis.schema import FOLDERS, DamagedError, Outcome, regime, seal, unseal
 from study.results import CONFIRM
 from study.results.recovery import superseded
 from study.spec import Spec
-from study.spec.adjust import planned_trials
+from study.spec.changes import planned_trials
 from study.spec.lanes import Lanes
 from study.spec.model import Confirm, Tuning
 from study.tuning.space import Cell, Space

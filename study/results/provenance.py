@@ -16,7 +16,7 @@ from typing import Any
 from analysis.results import read_provenance
 from analysis.schema import PREVIOUS, PROVENANCE, DamagedError, seal, unseal
 from study.spec import Spec
-from study.spec.compare import fixed_settings
+from study.spec.changes import fixed_settings
 from trainables import storage
 from trainables.engines.kernel import build
 

@@ -30,7 +30,9 @@ WIDTH = 120
 class Section(BaseModel):
     """A table of the spec: unknown keys are mistakes, and text is no number."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Choice(Section):

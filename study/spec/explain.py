@@ -117,7 +117,7 @@ _PHRASES = {
     "List should have at least 1 item after validation, not 0": "needs at least one",
 }
 # What a section makes of other keys: model_args, and a metric of the user's.
-_INTERNAL = ("own_args", "score")
+INTERNAL = ("own_args", "score")
 
 
 def explain(section: str, error: ValidationError) -> list[str]:
@@ -231,4 +231,4 @@ def _fields_at(path: list[str]) -> list[str]:
     if model is None:
         return []
     names = [*model.__annotations__, *model.model_fields]  # what the section says itself comes first
-    return [name for name in dict.fromkeys(names) if name in model.model_fields and name not in _INTERNAL]
+    return [name for name in dict.fromkeys(names) if name in model.model_fields and name not in INTERNAL]

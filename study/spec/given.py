@@ -24,13 +24,17 @@ class GivenCell(Section):
     """One cell, written out."""
 
     optimizer: Annotated[str, _one(optimizer)]
-    batch_size: Annotated[int | str, _one(batch_size)]  # examples per update, or "full"
+    """One of the shipped ones, or the import path of your own."""
+    batch_size: Annotated[int | str, _one(batch_size)]
+    """Examples per update, or "full"."""
     width: Annotated[int | None, _one(whole_number)] = None
+    """As in `[search]`, one value."""
     depth: Annotated[int | None, _one(whole_number)] = None
-    # of the optimizer, under torch.optim's names; its defaults if not given
+    """As in `[search]`, one value."""
     settings: dict[str, Annotated[float, _one(number)]] = Field(default_factory=dict)
-    # searched arguments of the model
+    """Of the optimizer, under torch.optim's names; its defaults if not given."""
     model_args: dict[str, Annotated[bool | int | float | str, _one(argument)]] = Field(default_factory=dict)
+    """Searched arguments of the model."""
 
     def searched(self) -> dict[str, Any]:
         """Settings and arguments as the trials table names them: `beta1`, `model.heads`."""
@@ -47,8 +51,10 @@ class GivenCell(Section):
 class Baseline(GivenCell):
     """A configuration that is not tuned; the confirmation trains it on the winners' seeds."""
 
-    name: Annotated[str, Field(min_length=1, max_length=60)]  # as reports call it
+    name: Annotated[str, Field(min_length=1, max_length=60)]
+    """As reports call it."""
     learning_rate: Annotated[float, Field(gt=0)]
+    """Its learning rate, which is not tuned."""
 
 
 class Enqueued(GivenCell):

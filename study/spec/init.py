@@ -116,7 +116,7 @@ def render(answers: Answers) -> str:
     small = facts is not None and facts.train <= _SMALL
     sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train]
     for searched in _SEARCHED if is_import_path(answers.model) else [()]:
-        text = template(Path(__file__).with_name("init.j2"), toml=_toml).render(
+        text = template(Path(__file__).parent / "shipped" / "init.j2", toml=_toml).render(
             answers=answers,
             own=is_import_path(answers.model),
             divided=is_table(answers.data),

@@ -68,30 +68,36 @@ LearningRate = Annotated[_Grid | _Table, Discriminator(_kind)]
 class Lanes(Section):
     """What each trial trains side by side: settings x seeds, where a setting is a learning rate and a recipe."""
 
-    # {low, high, count}, a list, or a table with one of the two by optimizer; by default each optimizer's own range
     learning_rate: LearningRate | None = None
-    rates: Annotated[int, Field(ge=1, le=1000)] = 8  # values in an optimizer's own range
-    # the following are tuned beside the rate if they are lists. Schedules of the rate: constant, linear, cosine, step,
-    # exponential, one-cycle, wsd
+    """`{low, high, count}`, a list, or a table by optimizer of the two; by default each optimizer's own range."""
+    rates: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Values in an optimizer's own range."""
     schedule: Schedules | None = None
-    warmup: Shares | None = None  # share of the budget in which the rate rises in a straight line
-    weight_decay: Amounts | None = None  # as in torch.optim's class of the optimizer, whose own it is by default
-    clip_norm: Amounts | None = None  # largest norm of a network's gradient; 0 for no limit
-    clip_value: Amounts | None = None  # largest absolute value of a gradient's component; 0 for no limit
-    # settings of optimizers, under torch.optim's names, for those that have them
+    """Of the rate: constant, linear, cosine, step, exponential, one-cycle, wsd. A list is tuned beside the rate, lane
+    by lane; so are lists of the four keys below."""
+    warmup: Shares | None = None
+    """Share of the budget in which the rate rises in a straight line."""
+    weight_decay: Amounts | None = None
+    """As the optimizer's class in torch.optim has it; by default the class's own."""
+    clip_norm: Amounts | None = None
+    """Largest norm of a network's gradient; 0 for no limit."""
+    clip_value: Amounts | None = None
+    """Largest absolute value of a gradient's component; 0 for no limit."""
     settings: dict[str, Amounts] = Field(default_factory=dict)
-    # train so many of the combinations, drawn at random, the same in every trial; all of them if not given
+    """Settings of optimizers to tune as well, under torch.optim's names: `{momentum = [0.0, 0.9]}`."""
     sample: Positive | None = None
-    seeds: Annotated[int, Field(ge=1, le=10_000)] = 5  # seeds of initialisation and batches
-    # native, eager, cuda-graph or solo; auto takes the fastest for the trial
+    """Train only this many of the combinations, drawn at random, the same in every trial."""
+    seeds: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Seeds of initialisation and batches."""
     engine: Annotated[str, known("engine", ("auto", *ENGINES))] = "auto"
-    # whether the worse half of each recipe's rates is given up at 1/2, 1/4, 1/8 ... of the budget
+    """`auto` takes the fastest for the trial; or native, eager, cuda-graph, solo."""
     halving: bool = False
-    # how often a trial may add half as many rates beyond the edge on which its best one lies
+    """Whether the worse half of each recipe's rates is given up at 1/2, 1/4, 1/8 ... of the budget."""
     extensions: Annotated[int, Field(ge=0, le=10)] = 2
-    # how often a trial may then add the two rates around its best one, at half and a quarter of the grid's spacing:
-    # while the grid costs more than the seeds' scatter
+    """How often a trial may add half as many rates beyond the edge on which its best one lies."""
     refine: Annotated[int, Field(ge=0, le=10)] = 2
+    """How often a trial may then add the two rates around its best one, at half and a quarter of the grid's spacing:
+    while the grid costs more than the seeds' scatter."""
 
     def axes(self) -> dict[str, Choice]:
         """The axes that are given besides the learning rate."""

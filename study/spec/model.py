@@ -62,11 +62,12 @@ def part(section: Part, kind: type[Part]) -> Part:
 class ModelArgs(Section):
     """Arguments of a shipped model family."""
 
-    # whether an MLP's width halves from layer to layer or is constant
     shape: Literal["halving", "constant"] | None = None
-    # kernel, padding: side of a CNN's filters, and pixels around its images
+    """Whether an MLP's width halves from layer to layer or is constant."""
     kernel: Positive | None = None
+    """Side of a CNN's filters."""
     padding: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Pixels of zeros around its images."""
 
 
 class Augmentation(Section, config.Augmentation):
@@ -96,35 +97,45 @@ def _readable(value: object) -> object:
 class Workload(Section, config.Reading):
     """Data, model family and metric; never the optimizer."""
 
-    # a data set of `trainables.workloads.catalogue.CATALOGUE`, or the import path of the user's
-    # or a file beside the spec: .csv, .parquet, .npz, or a folder of images with a slash at its end
     data: Annotated[str, known("data set", CATALOGUE, is_own), BeforeValidator(_readable)]
-    # regression or classification, where a user's targets do not say: numbers that may be classes
+    """A shipped data set; a file beside the spec (.csv, .parquet, .npz, or a folder of images with a slash at its end);
+    or the import path of your own, `mine:rings`."""
     task: Annotated[Task, known("task", TASKS)] | None = None
-    label: str | None = None  # of a table: the column to be predicted
-    features: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()  # columns of the inputs; all others if not given
-    # shares of training, validation and test examples
+    """`regression` or `classification`; needed only for your own data whose targets could be either."""
+    label: str | None = None
+    """Of a table: the column to predict."""
+    features: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    """Columns of the inputs; all others if not given."""
     split: Annotated[tuple[float, float, float], BeforeValidator(_shares)] = (0.7, 0.15, 0.15)
-    split_column: str | None = None  # the column that says train, validation or test, instead of `split`
-    group_column: str | None = None  # the column whose equal values stay in one split
-    # error, drop (the row), or mean (of the training split)
+    """Shares of training, validation and test examples."""
+    split_column: str | None = None
+    """The column that says train, validation or test, instead of `split`."""
+    group_column: str | None = None
+    """The column whose equal values stay in one split."""
     missing: Annotated[Missing, known("missing", MISSING)] = "error"
-    # linear, mlp, cnn, or quadratic for the data set of that name; or the import path of the user's
+    """What happens to missing values: `error`, `drop` (the row), or `mean` (of the training split)."""
     model: Annotated[str, known("model", FAMILIES, is_import_path)]
-    model_args: ModelArgs = ModelArgs()  # arguments of a shipped model
-    # the spec's `model_args` if the model is the user's; lists and ranges are searched
+    """`linear`, `mlp`, `cnn`, or `quadratic` for the data set of that name; or the import path of your own."""
+    model_args: ModelArgs = ModelArgs()
+    """Arguments of a shipped model."""
     own_args: dict[str, ModelArgument] = Field(default_factory=dict)
-    # loss, or accuracy for a classification, which is then the default; on the validation split
+    """The spec's `model_args` if the model is the user's; lists and ranges are searched."""
     metric: Annotated[str, known("metric", ("loss", "accuracy"))] = "loss"
-    loss: ImportPath | None = None  # import path of the user's, which replaces squared error or cross-entropy
-    # import path of the user's, which replaces accuracy; the spec may give it as `metric`
+    """`loss`, or `accuracy` for a classification, which is then the default; on the validation split."""
+    loss: ImportPath | None = None
+    """Import path of your own, which replaces squared error or cross-entropy."""
     score: ImportPath | None = None
-    target: float | None = None  # the metric value that counts as solved
-    standardize: bool = True  # mean 0 and standard deviation 1 over the training split, also of a regression's targets
-    # whether each trial draws new data, from its first seed; otherwise all trials share one draw
+    """Import path of the user's, which replaces accuracy; the spec may give it as `metric`."""
+    target: float | None = None
+    """The metric value that counts as solved."""
+    standardize: bool = True
+    """Mean 0 and standard deviation 1 over the training split, also of a regression's targets."""
     redraw: bool = False
-    augment: Augmentation = Augmentation()  # random changes of the training images
-    dtype: Annotated[str, known("dtype", ("float32", "float64"))] = "float32"  # float32 or float64
+    """Whether each trial draws new data, from its first seed; otherwise all trials share one draw."""
+    augment: Augmentation = Augmentation()
+    """Random changes of the training images."""
+    dtype: Annotated[str, known("dtype", ("float32", "float64"))] = "float32"
+    """`float32` or `float64`."""
     _user_code: bundle.UserCode = PrivateAttr(default=bundle.UserCode())
 
     @model_validator(mode="before")
@@ -188,13 +199,16 @@ class Workload(Section, config.Reading):
 class Search(Section):
     """The space of cells. In TOML a list is a choice, {low, high, log} a range, a lone value fixed."""
 
-    # width, depth, batch_size, optimizer: the dimensions of a cell
     width: Whole | None = None
+    """Units of the first hidden layer, or channels of the first convolution."""
     depth: Whole | None = None
+    """Hidden layers, or convolutions."""
     batch_size: BatchSize
+    """Examples per update; `"full"` is the whole training split."""
     optimizer: Optimizer
-    # optimizer -> its settings, under torch.optim's names; they are searched only with it
+    """Those to compare."""
     settings: dict[str, dict[str, Setting]] = Field(default_factory=dict)
+    """Of an optimizer, under torch.optim's names: `{momentum = {momentum = [0.9, 0.99]}}`; searched only with it."""
 
     def dimensions(self) -> dict[str, Dimension]:
         """The dimensions of every cell, by name."""
@@ -213,7 +227,8 @@ class Search(Section):
 class Budget(Section, config.Budget):
     """How many trials, and how long each lane trains: one of epochs, updates, examples, seconds."""
 
-    trials: Annotated[int, Field(ge=1, le=LARGEST)] = 64  # cells to try
+    trials: Annotated[int, Field(ge=1, le=LARGEST)] = 64
+    """Cells to try."""
 
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
@@ -245,21 +260,24 @@ def _checked_duration(value: object) -> object:
 class Tuning(Section):
     """How cells are proposed and stopped, and the root of every seed."""
 
-    # proposes cells. Those of random, qmc and grid depend only on the trial's number
     sampler: Annotated[str, known("sampler", SAMPLERS)] = "tpe"
-    # stops trials that are behind others with their optimizer and batch size
+    """Proposes cells. Those of random, qmc and grid depend only on the trial's number."""
     scheduler: Annotated[str, known("scheduler", SCHEDULERS)] = "none"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # the root of every seed
-    fair: bool = True  # whether optimizers take turns, so that every one gets the same number of trials
-    # what is optimized at once: the workload's metric, and costs
+    """Stops trials that are behind others with their optimizer and batch size."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """The root of every seed."""
+    fair: bool = True
+    """Whether optimizers take turns, so that every one gets the same number of trials."""
     objectives: list[Annotated[str, known("objective", OBJECTIVES)]] = Field(
         default_factory=lambda: ["metric"], min_length=1
     )
-    storage: str | None = None  # URL of the database for Optuna; a journal file in the results folder if not given
-    # results folder, or URI, of an earlier study of the same workload and budget, whose trials the sampler knows
+    """What is optimized at once: the workload's metric, and costs."""
+    storage: str | None = None
+    """URL of the database for Optuna; a journal file in the results folder if not given."""
     warm_start: Annotated[str, Field(min_length=1)] | None = None
-    # after this long no trial of the search begins: "90s", "30m", "2h", "1d", or seconds; of all sessions together
+    """Results folder, or URI, of an earlier study of the same workload and budget, whose trials the sampler knows."""
     timeout: Annotated[float | str | None, BeforeValidator(_checked_duration)] = None
+    """After this long no trial of the search begins: "90s", "30m", "2h", "1d", or seconds; of all sessions together."""
 
     @property
     def timeout_seconds(self) -> float:
@@ -270,12 +288,12 @@ class Tuning(Section):
 class Confirm(Section):
     """The winners run again, each at its tuned rate, on seeds that the search did not use."""
 
-    top: Annotated[int, Field(ge=1, le=10_000)] = (
-        3  # number of best cells; the best of every optimizer and of every regime are added
-    )
-    seeds: Annotated[int, Field(ge=2, le=10_000)] = 10  # fresh seeds of each
-    # the trained parameters are kept if those of all seeds and cells take at most this many MiB
+    top: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """Number of best cells; the best of every optimizer and of every regime are added."""
+    seeds: Annotated[int, Field(ge=2, le=10_000)] = 10
+    """Fresh seeds of each."""
     weights_mib: Annotated[float, Field(ge=0)] = 64
+    """The trained parameters are kept if those of all seeds and cells take at most this many MiB."""
 
 
 def _none_if_off(value: object) -> object:
@@ -289,9 +307,10 @@ def _none_if_off(value: object) -> object:
 class Recording(Section, config.Recording):
     """What is kept."""
 
-    # whether TensorBoard's event files are written, into `tensorboard/` of the results folder
     tensorboard: bool = False
-    mlflow: str | None = None  # address of an MLflow tracking server
+    """Whether TensorBoard's event files are written, into `tensorboard/` of the results folder."""
+    mlflow: str | None = None
+    """Address of an MLflow tracking server."""
 
 
 def _gpus(value: object) -> object:
@@ -304,14 +323,15 @@ def _gpus(value: object) -> object:
 class Resources(Section):
     """What one trial takes. A fraction of a GPU shares it."""
 
-    cpus_per_trial: Annotated[int, Field(ge=1, le=10_000)] = 1  # also its threads
-    # a number; or auto, which a run replaces by the share that its largest cell needs
+    cpus_per_trial: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Also its threads."""
     gpus_per_trial: Annotated[float | Literal["auto"], BeforeValidator(_gpus)] = 0.0
-    # of each GPU, for auto; read from the GPUs if not given
+    """A number; or auto, which a run replaces by the share that its largest cell needs."""
     gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
-    # whether small cells train on CPUs alone, also on nodes without a GPU. The cell decides which are small, so that a
-    # trial's kind of device, and with it its numbers, never depend on what is free
+    """Of each GPU, for auto; read from the GPUs if not given."""
     cpu_nodes: bool = False
+    """Whether small cells train on CPUs alone, also on nodes without a GPU. The cell decides which are small, so that a
+    trial's kind of device, and with it its numbers, never depend on what is free."""
 
     @model_validator(mode="after")
     def _cpu_nodes_need_gpus(self) -> Resources:
@@ -332,15 +352,20 @@ class Spec(Section):
     """A valid spec of a study."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    """Of the study; its results go to results/NAME."""
     description: str = ""
+    """For the report."""
     workload: Workload
     search: Search
     lanes: Lanes = Lanes()
     budget: Budget
     tuning: Tuning = Tuning()
-    confirm: Annotated[Confirm | None, BeforeValidator(_none_if_off)] = Confirm()  # None in Python, false in TOML: off
-    baseline: list[Baseline] = Field(default_factory=list)  # what tuning is compared with
-    enqueue: list[Enqueued] = Field(default_factory=list)  # the cells of the first trials
+    confirm: Annotated[Confirm | None, BeforeValidator(_none_if_off)] = Confirm()
+    """None in Python, false in TOML: off."""
+    baseline: list[Baseline] = Field(default_factory=list)
+    """What tuning is compared with."""
+    enqueue: list[Enqueued] = Field(default_factory=list)
+    """The cells of the first trials."""
     recording: Recording = Recording()
     resources: Resources = Resources()
 

@@ -16,7 +16,7 @@ from analysis import results
 from analysis.schema import Outcome, ResultsError, seal, unseal
 from study.errors import SpecError, StorageError
 from study.spec import Spec
-from study.spec.compare import differences, fixed_settings
+from study.spec.changes import differences, fixed_settings
 from study.tuning import compat
 from study.tuning.space import Cell, Space
 from study.tuning.storage import values

@@ -37,7 +37,7 @@ from study.results import CONFIRM
 from study.results.provenance import commit, hardware, versions
 from study.session import run_session
 from study.spec import Spec, check, reading
-from study.spec.adjust import planned_trials
+from study.spec.changes import planned_trials
 from trainables.lanes.reference import alone
 from trainables.lanes.stack import Lane
 from trainables.rules import named

@@ -35,7 +35,7 @@ from study.errors import InputError, SpecError, StorageError, UsageError
 from study.progress.display import Show
 from study.session import run_session, stoppable
 from study.spec import Spec, read, recorded
-from study.spec.compare import fixed_settings
+from study.spec.changes import fixed_settings
 from trainables.errors import DataError
 from trainables.lanes.seeds import batch_order, initialise
 from trainables.storage import data_folder, write_text

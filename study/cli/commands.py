@@ -9,20 +9,16 @@ import json
 import shlex
 import sys
 import tempfile
-import tomllib
-import warnings
 from contextlib import ExitStack
-from functools import partial, reduce, wraps
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from study.errors import Interrupted, StudyError, UsageError
+from study.cli.options import FOLDER, PLACE, SPEC, TIMEOUT, Group, Place, running, shipped, sized
+from study.errors import Interrupted, UsageError
 from trainables import storage
-from trainables.errors import DataError
-from trainables.usercode.importing import UserCodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,126 +28,6 @@ if TYPE_CHECKING:
     from study.results.export import Format
     from study.session import Outcome
     from study.spec import Spec
-
-
-class Folder(click.Path):
-    """A path of a folder. A URI is refused: taken as a path it would create folders."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path, unless it is a URI."""
-        if "://" in str(value):
-            self.fail(f"{value!r} is a URI; give a folder of this machine")
-        return super().convert(value, param, ctx)
-
-
-class Place(Folder):
-    """A folder as a path, or the URI of an object store as text."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path or the URI."""
-        try:
-            place = storage.place(value)
-        except ValueError as error:
-            self.fail(str(error))
-        return place if isinstance(place, str) else super().convert(value, param, ctx)
-
-
-class SpecName(click.ParamType):
-    """A TOML file or the name of a shipped spec; the commands read it."""
-
-    name = "spec"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Shipped specs and TOML files that begin with the incomplete text; otherwise the shell completes it."""
-        folder = incomplete[: incomplete.rfind("/") + 1]
-        specs = sorted(f"{folder}{file.name}" for file in Path(folder or ".").glob("*.toml"))
-        items = [CompletionItem(name, help=about) for name, about in _shipped("**/*.toml").items()]
-        items += map(CompletionItem, specs)
-        begun = [item for item in items if item.value.startswith(incomplete)]
-        # Not both: if one item asks bash to complete files, it drops the items before it.
-        return begun or [CompletionItem(incomplete, type="file")]
-
-
-_FOLDER = Folder(path_type=Path)
-_PLACE = Place(path_type=Path)
-_SPEC = SpecName()
-
-
-class Group(click.Group):
-    """Turns errors into one message and an exit code."""
-
-    def invoke(self, context: click.Context) -> Any:
-        """Run a command."""
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
-                return super().invoke(context)
-        except (click.ClickException, click.exceptions.Exit):
-            raise
-        except (KeyboardInterrupt, click.Abort) as error:  # click raises Abort at a question
-            click.echo("study: interrupted", err=True)
-            raise SystemExit(130) from error
-        except StudyError as error:
-            click.echo(f"study: {error}", err=True)
-            raise SystemExit(error.exit_code) from error
-        except Exception as error:
-            from analysis import ResultsError
-
-            if isinstance(error, DataError | UserCodeError | ResultsError):
-                click.echo(f"study: {error}", err=True)
-                raise SystemExit(2) from error
-            raise
-
-
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
-) -> None:
-    """Show what is wrong with results in one line; a warning that is not for users stays as Python shows it."""
-    ours = category.__name__ == "ResultsWarning"
-    shown = f"study: note: {message}" if ours else warnings.formatwarning(message, category, filename, lineno).rstrip()
-    click.echo(shown, err=True)
-
-
-def _with(*options: Any) -> Callable[[Any], Any]:
-    return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
-
-
-_TIMEOUT = click.option(
-    "--timeout", metavar="TIME", help="No trial begins after this long: 90s, 30m, 2h, 1d. The confirmation still runs."
-)
-
-
-def sized(command: Callable[..., None]) -> Any:
-    """Add the argument SPEC and options that change a study's size; the command takes the spec that they make."""
-
-    @wraps(command)
-    def read_first(
-        spec: str, trials: int | None, epochs: int | None, seeds: int | None, timeout: str | None, **options: Any
-    ) -> None:
-        from study.spec import read
-
-        changes: dict[str, dict[str, Any]] = {"budget": {"trials": trials, "epochs": epochs}, "lanes": {"seeds": seeds}}
-        changes["tuning"] = {"timeout": timeout}
-        given = {name: {key: value for key, value in table.items() if value} for name, table in changes.items()}
-        command(read(spec, given), **options)
-
-    return _with(
-        click.argument("spec", type=_SPEC),
-        click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's."),
-        click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget."),
-        click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's."),
-        _TIMEOUT,
-    )(read_first)
-
-
-# Options of commands that run trials; these take them as `how`, for `_go`.
-running = _with(
-    click.option("--address", help="Ray cluster to join (auto or host:port); this machine if not given."),
-    click.option("--wait", default=0.0, help="Seconds to wait for a node that has room for a trial."),
-    click.option("--quiet", "show", flag_value="quiet", help="Show no progress."),
-    click.option("--plain", "show", flag_value="plain", help="Show plain lines, also in a terminal."),
-    click.option("--json", "show", flag_value="json", help="Print JSON lines, for programs."),
-)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -188,7 +64,7 @@ def init(file: Path, yes: bool, **given: str | int | None) -> None:
 
 @main.command()
 @sized
-@click.option("--out", type=_PLACE, help="Results folder, or s3://BUCKET/NAME, gs:// ...; results/NAME if not given.")
+@click.option("--out", type=PLACE, help="Results folder, or s3://BUCKET/NAME, gs:// ...; results/NAME if not given.")
 @click.option("--resume", "again", is_flag=True, help="Resume the study in --out if there is one.")
 @running
 def run(spec: Spec, out: Path | str | None, again: bool, **how: Any) -> None:
@@ -208,8 +84,8 @@ def run(spec: Spec, out: Path | str | None, again: bool, **how: Any) -> None:
 
 
 @main.command()
-@click.argument("folder", type=_PLACE)
-@_TIMEOUT
+@click.argument("folder", type=PLACE)
+@TIMEOUT
 @running
 def resume(folder: Path | str, **how: Any) -> None:
     """Resume an interrupted study.
@@ -222,9 +98,9 @@ def resume(folder: Path | str, **how: Any) -> None:
 
 
 @main.command()
-@click.argument("folder", type=_PLACE)
+@click.argument("folder", type=PLACE)
 @click.option("--trials", type=click.IntRange(1), required=True, help="Trials to add.")
-@_TIMEOUT
+@TIMEOUT
 @running
 def extend(folder: Path | str, trials: int, **how: Any) -> None:
     """Add trials to a study.
@@ -240,7 +116,7 @@ def extend(folder: Path | str, trials: int, **how: Any) -> None:
 @sized
 @click.option("--address", required=True, help="The cluster's job server, http://HEAD:8265.")
 @click.option("--out", type=Place(), required=True, help="Results folder that all nodes share, or URI.")
-@click.option("--to", type=_FOLDER, help="Local copy of the results; results/NAME if not given.")
+@click.option("--to", type=FOLDER, help="Local copy of the results; results/NAME if not given.")
 @click.option("--wait", default=0.0, help="Seconds to wait for a node that has room for a trial.")
 def submit(spec: Spec, address: str, out: str, to: Path | None, wait: float) -> None:
     """Run a study on a cluster as a job, and fetch its results.
@@ -260,7 +136,7 @@ def submit(spec: Spec, address: str, out: str, to: Path | None, wait: float) -> 
 
 @main.command()
 @click.argument("kind", type=click.Choice(["slurm", "kuberay", "ray-up"]))
-@click.argument("spec", type=_SPEC)
+@click.argument("spec", type=SPEC)
 @click.option("--nodes", type=click.IntRange(1), default=2, show_default=True, help="Nodes that run trials.")
 @click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each; from the spec if not given.")
 @click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of each; from the spec if not given.")
@@ -283,7 +159,7 @@ def manifest(kind: Kind, spec: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("folder", type=_FOLDER)
+@click.argument("folder", type=FOLDER)
 @click.option("--port", default=8080, show_default=True, help="Port on this machine.")
 def dashboard(folder: Path, port: int) -> None:
     """Show a study in optuna-dashboard, also while it runs."""
@@ -297,7 +173,7 @@ def dashboard(folder: Path, port: int) -> None:
 @click.option("--address", help="Ray cluster whose nodes to check, too (auto or host:port).")
 @click.option(
     "--out",
-    type=_PLACE,
+    type=PLACE,
     default=Path("results"),
     show_default=True,
     help="Results folder or URI that the nodes of --address must reach.",
@@ -335,12 +211,12 @@ def check(spec: Spec, address: str | None, out: Path | str) -> None:
 @main.command(name="list")
 def list_specs() -> None:
     """List the shipped specs."""
-    for name, about in _shipped("*.toml").items():
+    for name, about in shipped("*.toml").items():
         click.echo(f"{name:<12}  {about}")
 
 
 @main.command()
-@click.argument("folder", type=_PLACE)
+@click.argument("folder", type=PLACE)
 def status(folder: Path | str) -> None:
     """Show the progress of a study: outcomes, best cell, cost."""
     from study.progress import status as watch
@@ -349,7 +225,7 @@ def status(folder: Path | str) -> None:
 
 
 @main.command()
-@click.argument("folder", type=_PLACE)
+@click.argument("folder", type=PLACE)
 @click.option("--optimizer", default="", metavar="NAME", help="Its best setting; otherwise the best of all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def best(folder: Path | str, optimizer: str, as_json: bool) -> None:
@@ -362,7 +238,7 @@ def best(folder: Path | str, optimizer: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("folder", type=_PLACE)
+@click.argument("folder", type=PLACE)
 @click.option("--to", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
 @click.option("--format", "kind", type=click.Choice(["pt", "pt2", "onnx"]), help="By default the ending of --to.")
 @click.option("--optimizer", default="", metavar="NAME", help="Its best network; otherwise the best of all.")
@@ -378,8 +254,8 @@ def export(folder: Path | str, to: Path, kind: Format | None, optimizer: str) ->
 
 
 @main.command()
-@click.argument("folders", type=_PLACE, nargs=-1, required=True, metavar="FOLDER...")
-@click.option("--out", type=_FOLDER, help="Where to write; needed for several studies. By default FOLDER/report.")
+@click.argument("folders", type=PLACE, nargs=-1, required=True, metavar="FOLDER...")
+@click.option("--out", type=FOLDER, help="Where to write; needed for several studies. By default FOLDER/report.")
 @click.option("--pdf", is_flag=True, help="Write every figure as PDF, too.")
 def report(folders: tuple[Path | str, ...], out: Path | None, pdf: bool) -> None:
     """Write the report of one or more studies.
@@ -404,11 +280,11 @@ def report(folders: tuple[Path | str, ...], out: Path | None, pdf: bool) -> None
 
 
 @main.command()
-@click.argument("folder", type=_PLACE)
+@click.argument("folder", type=PLACE)
 @click.option(
     "--style", "width", default="icml", show_default=True, help="icml, neurips, ieee, beamer, or a width: 85mm."
 )
-@click.option("--out", type=_FOLDER, help="Where to write; FOLDER/paper if not given.")
+@click.option("--out", type=FOLDER, help="Where to write; FOLDER/paper if not given.")
 def figures(folder: Path | str, width: str, out: Path | None) -> None:
     """Write figures and tables for a paper: PDF, SVG, TeX, CSV."""
     import analysis
@@ -421,7 +297,7 @@ def figures(folder: Path | str, width: str, out: Path | None) -> None:
 
 
 @main.command()
-@click.argument("folder", type=_PLACE)
+@click.argument("folder", type=PLACE)
 @click.argument("name", type=click.Choice(["trials", "lanes", "curves"]))
 @click.option("--csv", "as_csv", is_flag=True, help="Print all rows as CSV; otherwise the first and last ones.")
 def table(folder: Path | str, name: str, as_csv: bool) -> None:
@@ -436,7 +312,7 @@ def table(folder: Path | str, name: str, as_csv: bool) -> None:
 @click.option("--seeds", type=click.IntRange(1), help="Seeds of each experiment, instead of its default.")
 @click.option("--only", multiple=True, metavar="NAME", help="An experiment; repeat it for more. All if not given.")
 @click.option("--epochs", type=click.IntRange(2), help="Limit of epochs, for a quick try; its numbers prove nothing.")
-@click.option("--out", type=_FOLDER, default=Path("results/reproduction"), show_default=True, help="Results folder.")
+@click.option("--out", type=FOLDER, default=Path("results/reproduction"), show_default=True, help="Results folder.")
 @click.option("--quiet", "show", flag_value="quiet", help="Show no progress.")
 @click.option("--plain", "show", flag_value="plain", help="Show plain lines, also in a terminal.")
 def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out: Path, show: Show | None) -> None:
@@ -465,7 +341,7 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
     "--only", default="", help="figure, study, search, trials, or part of a network's name; everything if not given."
 )
 @click.option("--device", default="cpu", help="Device that the engines are measured on: cpu or cuda.")
-@click.option("--out", type=_FOLDER, help="JSON file for the measurements; none if not given.")
+@click.option("--out", type=FOLDER, help="JSON file for the measurements; none if not given.")
 def bench(only: str, device: str, out: Path | None) -> None:
     """Benchmark lanes and whole searches on this machine."""
     from rich.console import Console
@@ -476,13 +352,6 @@ def bench(only: str, device: str, out: Path | None) -> None:
     measurements.show(measured, Console())
     if out:
         measurements.write(measured, out)
-
-
-def _shipped(pattern: str) -> dict[str, str]:
-    """Shipped specs by name, each with a line about it."""
-    folder = Path(__file__).parent / "spec" / "shipped"
-    specs = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.glob(pattern))}
-    return {name: tomllib.loads(file.read_text(encoding="utf-8"))["description"] for name, file in specs.items()}
 
 
 def _go(start: Callable[..., Outcome], *what: Any, show: Show | None, **options: Any) -> None:

@@ -1,0 +1,3 @@
+"""The command line."""
+
+from study.cli.commands import main as main

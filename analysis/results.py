@@ -255,7 +255,9 @@ class Results:
             own, size = each.get("settings", {}) | arguments, each["batch_size"]
             row = {"width": 0, "depth": 0, **each, "batch_size": train if size == "full" else size, "trial": -place}
             row |= {"settings": json.dumps(own, sort_keys=True) if own else ""}
-            rows.append(row | {"regime": str(schema.regime(row["batch_size"], train)), "recipe": ""})
+            recipe = {name: each[name] for name in schema.LANES.names if name in each and name != "learning_rate"}
+            row |= {"recipe": json.dumps(recipe) if recipe else ""}
+            rows.append(row | {"regime": str(schema.regime(row["batch_size"], train))})
         return pd.DataFrame(rows, columns=["trial", "name", *CELL, "regime", "learning_rate", "recipe"])
 
     @property

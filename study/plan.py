@@ -108,7 +108,8 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
         best = f"the {spec.confirm.top} best cells, and the best of each optimizer and regime"
         rows.append(("confirm", f"{best}: at most {most_winners(spec)}, each on {spec.confirm.seeds} fresh seeds"))
     for one in spec.baseline:
-        rows.append(("", f'baseline "{one.name}": {_written(one)} at learning rate {one.learning_rate:g}'))
+        recipe = "".join(f", {name.replace('_', ' ')} {value}" for name, value in one.recipe().items())
+        rows.append(("", f'baseline "{one.name}": {_written(one)} at learning rate {one.learning_rate:g}{recipe}'))
     fewest = min(p.at_once for p in probes)
     if fewest < lane_count:
         rows.append(("", f"in passes of {fewest} if memory does not hold all"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import threading
@@ -36,6 +37,7 @@ TINY: dict[str, Any] = {
     "recording": {"checkpoint_seconds": 0.0},
     "confirm": False,
 }
+COSINE = {"schedule": "cosine", "weight_decay": 0.01}
 SPECS: dict[str, dict[str, Any]] = {
     "plain": TINY,
     "extended": TINY | {"lanes": TINY["lanes"] | {"extensions": 1, "refine": 1}, "budget": {"trials": 3, "updates": 2}},
@@ -44,7 +46,7 @@ SPECS: dict[str, dict[str, Any]] = {
     | {
         "budget": {"trials": 2, "updates": 2},
         "confirm": {"top": 1, "seeds": 2},
-        "baseline": [{"name": "ours", "optimizer": "momentum", "learning_rate": 0.01, "batch_size": 25}],
+        "baseline": [{"name": "ours", "optimizer": "momentum", "learning_rate": 0.01, "batch_size": 25} | COSINE],
         "enqueue": [{"optimizer": "adam", "batch_size": 50}],
     },
     "at a URI": TINY,
@@ -360,6 +362,7 @@ def test_a_baseline_of_another_optimizer_runs_in_the_confirmation(tmp_path: Path
         last = found.confirmation.trials.iloc[-1]
         assert (last["optimizer"], last["batch_size"], last["learning_rate"]) == ("momentum", 25, 0.01)
         assert set(found.confirmation.lanes["seed"]) == {500_000, 500_001}
+        assert json.loads(last["recipe"]) == COSINE
         (entry,) = analysis.compare(found, analysis.cells(found)).baselines
         assert (entry.name, entry.reason) == ("ours", "")
         # A baseline that is added later runs then; one that is a winner does not run twice.

@@ -76,6 +76,13 @@ def test_written_cells_survive_writing_and_reading(tmp_path: Path) -> None:
     assert "baseline" not in check(GOOD).to_toml()
 
 
+def test_a_baseline_is_not_checked_against_the_lanes_of_the_search() -> None:
+    lanes = {"learning_rate": {"sgd": [0.1], "adam": [0.01]}, "settings": {"beta1": [0.8, 0.9]}, "weight_decay": 0.1}
+    ours = OURS | {"optimizer": "adan", "schedule": "cosine", "clip_norm": 1}
+    spec = check(changed(confirm={}, lanes=lanes, baseline=[ours]))
+    assert spec.baseline[0].recipe() == {"schedule": "cosine", "clip_norm": 1.0}
+
+
 def test_a_recorded_spec_without_confirm_has_no_confirmation(tmp_path: Path) -> None:
     """Earlier versions wrote nothing for a study without one."""
     (tmp_path / "spec.toml").write_text(check(GOOD).to_toml().replace("confirm = false\n", ""))
@@ -116,7 +123,7 @@ BAD = {
     ),
     "an unknown key of a baseline": (
         changed(confirm={}, baseline=[OURS | {"rate": 0.1}]),
-        "baseline[1].rate: unknown key; valid: optimizer, batch_size, width, depth, settings, model_args, name, l",
+        "baseline[1].rate: unknown key; valid: name, learning_rate, schedule, warmup, weight_decay, clip_norm",
     ),
     "two baselines of one name": (changed(confirm={}, baseline=[OURS, OURS]), 'baseline[2].name = "ours": is the name'),
     "a baseline named as an optimizer": (
@@ -130,6 +137,14 @@ BAD = {
     "a baseline with a wrong setting": (
         changed(confirm={}, baseline=[OURS | {"settings": {"beta3": 0.9}}]),
         "baseline[1].settings.beta3: adam has no such setting; valid: beta1",
+    ),
+    "a baseline with an unknown schedule": (
+        changed(confirm={}, baseline=[OURS | {"schedule": "cosin"}]),
+        'baseline[1].schedule = "cosin": unknown schedule "cosin" (did you mean cosine?); valid: constant',
+    ),
+    "a baseline without the decay that it asks for": (
+        changed(confirm={}, baseline=[OURS | {"optimizer": "adan", "weight_decay": 0.1}]),
+        "baseline[1].weight_decay: adan has no weight decay; leave out one of the two",
     ),
     "a baseline with an argument": (
         changed(confirm={}, baseline=[OURS | {"model_args": {"heads": 2}}]),

@@ -76,7 +76,7 @@ def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
         if each.reason or each.cell is None:
             continue
         name, than = f'the baseline "{each.name}"', f"the best tuned optimizer, {best.name}"
-        if all(each.cell[column] == best.cell[column] for column in CELL) and math.isclose(
+        if all(each.cell[column] == best.cell[column] for column in (*CELL, "recipe")) and math.isclose(
             each.cell["learning_rate"], best.cell["learning_rate"]
         ):
             yield f"{_first_upper(name)} is the best tuned setting itself."

@@ -65,12 +65,11 @@ def _best(study: results.Results, where: str, baselines: pd.DataFrame | None = N
     if completed.empty:
         return []
     best: dict[Any, Any] = completed.sort_values("value", ascending=not study.maximize).iloc[0].to_dict()
-    names = [*CELL, "learning_rate"]
-    setting = [best["settings"] or "" if name == "settings" else best[name] for name in names]
-    same = (
-        [] if baselines is None else [row for row in results.records(baselines) if [row[n] for n in names] == setting]
-    )
-    whose = "".join(f', the baseline "{row["name"]}"' for row in same)
+    best["settings"] = "" if pd.isna(best["settings"]) else best["settings"]
+    given = [] if baselines is None else results.records(baselines)
+    names = (*CELL, "learning_rate", "recipe")
+    same = [each["name"] for each in given if all(each[name] == best[name] for name in names)]
+    whose = "".join(f', the baseline "{name}"' for name in same)
     return [f"  {where}{best_line(study.metric, best, None)} (trial {best['trial']}{whose})"]
 
 

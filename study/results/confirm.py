@@ -72,7 +72,7 @@ def winners(spec: Spec, folder: Path, say: Callable[[str], None] = print) -> lis
         if winner not in found:
             found.append(winner)
     for each in spec.baseline if found else []:
-        baseline = Winner(space.given(each), each.learning_rate)
+        baseline = Winner(space.given(each), each.learning_rate, each.recipe())
         same = [one for one in found if one.cell == baseline.cell and one.recipe == baseline.recipe]
         if not any(isclose(each.learning_rate, one.learning_rate) for one in same):
             found.append(baseline)

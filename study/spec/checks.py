@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -49,16 +50,19 @@ def mistakes(sections: Mapping[str, Any], user_code: UserCode) -> list[str]:
     """The mistakes between the valid sections of a spec; rules can look at its user code too."""
     known = {**sections, "user_code": user_code}
     lines = list(_broken(RULES, known))
-    about_cells = [each for each in RULES if _takes(each, "search") and not _takes(each, "baseline", "enqueue")]
-    about_cells.remove(sizes_suit_model)  # `baselines_have_all_entries` compares sizes with those of the search
+    about_one = [each for each in RULES if _takes(each, "search", "lanes") and not _takes(each, "baseline", "enqueue")]
+    about_one.remove(sizes_suit_model)  # `baselines_have_all_entries` compares sizes with those of the search
+    engine = getattr(sections.get("lanes"), "engine", "auto")
     for key, each in _keyed("baseline", sections.get("baseline", [])):
         entries = each.model_dump(include=set(Search.model_fields), exclude_none=True)
-        alone = Search(**{**entries, "settings": {each.optimizer: each.settings}})
-        found = [line for line in _broken(about_cells, {**known, "search": alone}) if line not in lines]
-        lines += [
-            line.replace(f"search.settings.{each.optimizer}", "search.settings").replace("search.", f"{key}.")
-            for line in found
-        ]
+        search = Search(**{**entries, "settings": {each.optimizer: each.settings}})
+        alone = {**known, "search": search, "lanes": Lanes(engine=engine, **each.recipe())}
+        found = [line for line in _broken(about_one, alone) if line not in lines]
+        theirs = rf"^(search|lanes(?=\.({'|'.join(AXES)})\b))(\.settings\.{re.escape(each.optimizer)}(?=\.))?"
+        for line in found:
+            place = re.match(theirs, line)
+            start = "" if place is None else f"{key}.settings" if place[3] else key
+            lines.append(start + line[place.end() if place else 0 :])
     return lines
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from study.spec.dimensions import Complaint, Section, argument, batch_size, number, optimizer, whole_number
+from study.spec.lanes import AXES, amount, schedule, share
 
 
 def _one(complain: Complaint) -> BeforeValidator:
@@ -18,6 +19,10 @@ def _one(complain: Complaint) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+# Named apart from the fields, whose annotations are evaluated among them.
+_SCHEDULE, _SHARE, _AMOUNT = _one(schedule), _one(share), _one(amount)
 
 
 class GivenCell(Section):
@@ -55,6 +60,20 @@ class Baseline(GivenCell):
     """As reports call it."""
     learning_rate: Annotated[float, Field(gt=0)]
     """Its learning rate, which is not tuned."""
+    schedule: Annotated[str | None, _SCHEDULE] = None
+    """As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives."""
+    warmup: Annotated[float | None, _SHARE] = None
+    """As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives."""
+    weight_decay: Annotated[float | None, _AMOUNT] = None
+    """As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives."""
+    clip_norm: Annotated[float | None, _AMOUNT] = None
+    """As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives."""
+    clip_value: Annotated[float | None, _AMOUNT] = None
+    """As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives."""
+
+    def recipe(self) -> dict[str, Any]:
+        """The values that are given of the axes of lanes."""
+        return {name: value for name in AXES if (value := getattr(self, name)) is not None}
 
 
 class Enqueued(GivenCell):

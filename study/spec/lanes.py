@@ -31,7 +31,8 @@ class Rates(Section):
         return self
 
 
-def _schedule(value: object) -> str | None:
+def schedule(value: object) -> str | None:
+    """What is wrong with a value that is to be a schedule."""
     return None if value in SCHEDULES else unknown("schedule", value, SCHEDULES)
 
 
@@ -56,9 +57,10 @@ def _kind(value: Any) -> str:
 FORMS = ("<grid>", "<values>", "<by optimizer>")
 """Parts of a mistake's place that the user has not written."""
 
-Schedules = Annotated[Dimension, _one_or_more(_schedule), AS_TOML]
-Shares = Annotated[Dimension, _one_or_more(_numbers(lambda x: 0 <= x < 1, "from 0, below 1")), AS_TOML]
-Amounts = Annotated[Dimension, _one_or_more(_numbers(lambda x: x >= 0, "from 0")), AS_TOML]
+share, amount = _numbers(lambda x: 0 <= x < 1, "from 0, below 1"), _numbers(lambda x: x >= 0, "from 0")
+Schedules = Annotated[Dimension, _one_or_more(schedule), AS_TOML]
+Shares = Annotated[Dimension, _one_or_more(share), AS_TOML]
+Amounts = Annotated[Dimension, _one_or_more(amount), AS_TOML]
 Values = Annotated[Dimension, _one_or_more(_numbers(lambda x: x > 0, "above 0")), AS_TOML]
 _Grid: TypeAlias = Annotated[Rates, Tag("<grid>")] | Annotated[Values, Tag("<values>")]
 _Table: TypeAlias = Annotated[dict[str, Annotated[_Grid, Discriminator(_kind)]], Tag("<by optimizer>")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from study.cluster.ray import Cluster
 from study.errors import ClusterError
 from study.spec import Spec, check
 from study.spec.model import Resources
+from tests.processes import said, started
 from tests.test_spec import changed
 
 HERE = {package: importlib.metadata.version(package) for package in preflight.PACKAGES}
@@ -270,3 +272,53 @@ def test_ray_that_does_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ClusterError, match="The current node timed out during startup"):
         cluster._start("other:6379", {})
     assert len(tries) == 1
+
+
+def test_a_ray_of_this_machine_alone_whatever_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RAY_ADDRESS and a token of an earlier Ray are left as they are; long folders are replaced."""
+    asked: list[dict[str, Any]] = []
+
+    def start(**options: Any) -> None:
+        asked.append(options | {"token": os.environ.get("RAY_AUTH_TOKEN")})
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster.Cluster, "fits", lambda self: 1)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setenv("HOME", str(tmp_path / "missing"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    for root in ("/tmp", "/tmp/" + 55 * "x"):
+        monkeypatch.setenv("RAY_TMPDIR", root)
+        with cluster.connected(check(changed()), None):
+            folder = asked[-1].get("_temp_dir")
+            assert (folder is None) == (len(root) < 60)
+            assert folder is None or Path(folder).is_dir()
+        assert folder is None or not Path(folder).exists()
+        assert asked[-1]["address"] == "local"
+        assert len(asked[-1]["token"]) == 64
+        assert "RAY_AUTH_TOKEN" not in os.environ
+    said = capsys.readouterr().err
+    assert said.startswith(f"study: /tmp/{55 * 'x'}/ray is too long for Ray's sockets; it uses /tmp/ray-")
+    (tmp_path / "missing/.ray").mkdir(parents=True)
+    (tmp_path / "missing/.ray/auth_token").write_text("known")
+    with cluster.connected(check(changed()), None):
+        assert asked[-1]["token"] is None  # Ray reads that of the file
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
+def test_a_study_starts_in_an_unfriendly_environment(tmp_path: Path) -> None:
+    """A long temporary folder, a cluster that is gone, and no home."""
+    long = tmp_path / ("x" * 60)
+    (long / "ray").mkdir(parents=True)
+    (long / "ray/ray_current_cluster").write_text("127.0.0.1:9")
+    home = tmp_path / "home"
+    environment = {"RAY_TMPDIR": str(long), "RAY_ADDRESS": "127.0.0.1:9", "HOME": str(home)}
+    (tmp_path / "spec.toml").write_text(tomlkit.dumps(changed(budget={"trials": 1, "updates": 2}, confirm=False)))
+    assert started(tmp_path, "run", "spec.toml", **environment).wait(200) == 0, said(tmp_path)
+    assert "is too long for Ray's sockets; it uses /tmp/ray-" in said(tmp_path)
+    assert "Traceback" not in said(tmp_path)
+    assert not (home / ".ray/auth_token").exists()

@@ -21,6 +21,13 @@ def listen_beyond_loopback(*, allowed: bool) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = allowed
 
 
+def forget_token() -> None:
+    """Let this process look again for the token that it shows to a Ray."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def server_version(client: JobSubmissionClient) -> str:
     """The version of Ray on a job server."""
     return str(client._server_ray_version)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
+import shutil
 import socket
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study.cluster.compat import listen_beyond_loopback
+from study.cluster.compat import forget_token, listen_beyond_loopback
 from study.errors import ClusterError
 from study.spec import Spec
 from study.spec.model import Resources
@@ -22,6 +26,8 @@ CONNECT_SECONDS = 10.0
 # Between two updates of the list of nodes.
 LOOK_SECONDS = 2.0
 START_TRIES = 3
+# Bytes of the folder for Ray's sessions: a socket's path in it is 66 longer, and has at most 107.
+LONGEST_TEMPORARY = 40
 
 # Read when Ray is imported or started: no snapshots of all trials (a study resumes from its own tables), no logger
 # files per trial, no limit of Tune's on trials that wait for a worker (`Cluster.room` has one that follows the nodes),
@@ -141,16 +147,52 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     if address and _JOB not in os.environ:  # a job's code has been sent with it
         options["runtime_env"] = {"py_modules": packages(bundle)}
-    _start(address, options)
-    try:
+    with ExitStack() as stack:
+        if not address:
+            options |= stack.enter_context(_alone())
+        _start(address, options)
+        stack.callback(ray.shutdown)
         cluster, until = Cluster(spec.resources, joined=bool(address)), time.monotonic() + wait
         while not (fits := cluster.fits()) and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
         if not fits:
             raise ClusterError("resources", _too_small(spec.resources, [node for node in ray.nodes() if node["Alive"]]))
         yield cluster
+
+
+@contextmanager
+def _alone() -> Iterator[dict[str, Any]]:
+    """Options for a Ray of this process alone, which leaves nothing in the home folder.
+
+    Ray would write a token to ~/.ray, for which each later cluster of this user would ask; it takes the one of the
+    environment instead. The paths of its sockets must not be long (ray#7724).
+    """
+    root, own = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray"), ""
+    token, mode = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_MODE")
+    ours = not token and "RAY_AUTH_TOKEN_PATH" not in os.environ and not _has_token()
+    if ours:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if len(os.fsencode(root)) > LONGEST_TEMPORARY:
+        own = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        print(f"study: {root} is too long for Ray's sockets; it uses {own} while it runs", file=sys.stderr)
+    try:
+        yield {"_temp_dir": own} if own else {}
     finally:
-        ray.shutdown()
+        if ours:
+            del os.environ["RAY_AUTH_TOKEN"]
+            if mode is None:
+                os.environ.pop("RAY_AUTH_MODE", None)  # Ray has set it
+            forget_token()
+        if own:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def _has_token() -> bool:
+    """Whether the user has a token of an earlier Ray."""
+    try:
+        return (Path.home() / ".ray" / "auth_token").is_file()
+    except (OSError, RuntimeError):  # no home
+        return False
 
 
 def _start(address: str | None, options: dict[str, Any]) -> None:
@@ -159,7 +201,8 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
 
     for remaining in reversed(range(1 if address else START_TRIES)):
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+            # Not None, which would join what RAY_ADDRESS or a file of an earlier `ray start` names.
+            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
         except SystemExit as error:
             raise KeyboardInterrupt from error  # what Ray makes of SIGTERM while it starts
         except Exception as error:

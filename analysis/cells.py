@@ -371,8 +371,16 @@ def curves_of(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_of_regimes(results: Results, table: pd.DataFrame) -> Iterator[tuple[pd.Series[Any], pd.DataFrame]]:
-    """The best row of `cells` of each regime, in order, with its `curves_of`."""
-    best = rank(table, results.maximize).drop_duplicates("regime")
+    """The best row of `cells` of each regime, in order, with its `curves_of`.
+
+    All are of one optimizer, so that regimes differ in less: the best one that has a tuned rate in every regime. Only
+    if there is none they may differ.
+    """
+    ranked = rank(table, results.maximize)
+    whole = ranked.groupby("optimizer")["regime"].transform("nunique") == ranked["regime"].nunique()
+    if whole.any():
+        ranked = ranked[ranked["optimizer"] == ranked.loc[whole, "optimizer"].iloc[0]]
+    best = ranked.drop_duplicates("regime")
     for name in Regime:
         if len(own := best[best["regime"] == name]):
             yield own.iloc[0], curves_of(results, own)

@@ -88,7 +88,7 @@ def _drawn(data: pd.DataFrame, label: str, metric: str) -> Figure:
         for place, row in enumerate(records(rows)):
             if not row["reason"]:
                 effect = Interval(row["effect"], row["effect_low"], row["effect_high"], 2)
-                text = f"{' '.join(effect_text(effect, metric))},  {p_text(row['p'])}"
+                text = f"{' '.join(effect_text(effect, metric)).replace('percentage ', '')},  {p_text(row['p'])}"
                 text += "" if row["contender"] else "  ✗"
                 ax.text(1.02, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
         ax.text(1.02, -0.75, "against the best other, p (is the best)", transform=ax.get_yaxis_transform(), fontsize=7,

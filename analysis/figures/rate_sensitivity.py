@@ -143,6 +143,8 @@ def _words(data: pd.DataFrame, metric: str) -> str:
     groups = data.drop_duplicates("group").dropna(subset="decades").sort_values("group")
     if groups.empty:
         return ""
+    if len(groups) > 4:
+        groups = groups.sort_values("decades").iloc[[0, -1]]
     widths = listing(f"{row['group']}: {row['decades']:.1f}" for row in records(groups))
     measure = "loss" if metric == "loss" else "share of errors"
     return f"Decades of rates within 1.1 times the best {measure}, by a parabola: {widths}. "

@@ -122,9 +122,11 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
 
     ends = data.sort_values("update").drop_duplicates("regime", keep="last")
     ends = ends.sort_values("estimate", ascending=not results.maximize)
-    mixed = "; they differ in the optimizer, too" if ends["optimizer"].nunique() > 1 else ""
+    whose = (
+        "its best cell" if ends["optimizer"].nunique() > 1 else f"the best cell of {listing(ends['optimizer'])} there"
+    )
     caption = (
-        f"Best at the end first: {listing(ends['regime'])}, each at its best cell and tuned rate{mixed}. Line: "
+        f"Best at the end first: {listing(ends['regime'])}, each at {whose}. Line: "
         f"{exhibit.mean_of(results)} over {seed_counts(data['n'])}; {band_note(data['n'])}, which may be clipped; "
         f"{results.seconds_label} leave out evaluation."
     )
@@ -138,8 +140,8 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         f"Validation {metric} by regime",
         caption,
         f"Validation {metric} along training, one line per regime: {listing(data['regime'])}.",
-        data,
+        exhibit.varied(data, "regime"),
         partial(draw, "update"),
-        "no cell has a tuned learning rate yet",
+        "one regime only" if len(data) else "no cell has a tuned learning rate yet",
         {tab: partial(draw, by) for by, tab in sorted(TABS.items(), key=lambda pair: pair[0] != "update")},
     )

@@ -18,9 +18,10 @@ import analysis
 from analysis.cells import _best_rows, rate_table
 from analysis.report.tables import recipes
 from analysis.report.verdict import verdict
+from analysis.schema import unseal
 from study.errors import SpecError
 from study.plan import describe, probed
-from study.results.confirm import WINNERS, Winner, winners
+from study.results.confirm import WINNERS, winners
 from study.spec import check
 from study.spec.changes import resolved
 from study.tuning.space import Space
@@ -284,7 +285,7 @@ def test_the_planted_recipe_is_tuned_confirmed_and_reported(planted: Path) -> No
     table = analysis.cells(results)
     expected = {"schedule": "cosine", "weight_decay": 3.0}
     assert json.loads(table["recipe"][0]) == json.loads(results.trials["recipe"][0]) == expected
-    assert [Winner(**each).recipe for each in json.loads((planted / "confirm" / WINNERS).read_text())] == [expected]
+    assert [each["recipe"] for each in unseal(planted / "confirm" / WINNERS)["winners"]] == [expected]
     assert results.confirmation
     assert set(results.confirmation.lanes["schedule"]) == {"cosine"}
     assert set(results.confirmation.lanes["weight_decay"]) == {3.0}

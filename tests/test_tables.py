@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from study.errors import SpecError
+from study.results.export import Setting
+from study.results.recipe import recipe
 from study.spec import check, recorded
 from study.usercode import bundle
-from trainables.config import Reading
+from trainables.config import Reading, TrialConfig
 from trainables.usercode.importing import UserCodeError, changed
 from trainables.workloads import data, findings
 from trainables.workloads.own import Own
@@ -246,6 +248,16 @@ def test_copies_in_two_splits_are_warned_of(tmp_path: Path) -> None:
         "30 validation examples have the inputs of a training example",
         "30 test examples have the inputs of a training example",
     ]
+
+
+def test_the_printed_lines_of_a_setting_read_the_same_table(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setting = {"optimizer": "adam", "batch_size": 16, "width": 4, "depth": 1, "model": "mlp", "rates": (1e-2, 1e-2, 1)}
+    config = TrialConfig(**setting, data="t.csv", code=str(table), label="kind", features=["a", "city"])
+    made = Setting(None, None, config, {})  # type: ignore[arg-type]
+    assert made.data.in_shape == (4,)
+    exec(recipe(config, made.network(), made.data, 3), names := {})
+    assert torch.equal(names["data"].train.inputs, made.data.train.inputs)
+    assert "test accuracy" in capsys.readouterr().out
 
 
 def tables(**workload: Any) -> dict[str, Any]:

@@ -94,9 +94,16 @@ class Setting:
         return self._load(standardize=self.config.standardize)
 
     def _load(self, *, standardize: bool) -> Data:
-        config, dtype = self.config, getattr(torch, self.config.dtype)
-        seed, code = config.data_seed, config.code
-        return load(config.data, standardize=standardize, seed=seed, dtype=dtype, code=code)
+        config = self.config
+        return load(
+            config.data,
+            standardize=standardize,
+            seed=config.data_seed,
+            dtype=getattr(torch, config.dtype),
+            code=config.code,
+            reading=config.reading(),
+            images=config.model == "cnn",
+        )
 
     def network(self, seed: int = 0) -> nn.Module:
         """The network before training, as the lane with this seed starts from it."""

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainables.config import Recipe, TrialConfig, examples_per_epoch, updates_per_epoch
+from trainables.config import Reading, Recipe, TrialConfig, examples_per_epoch, updates_per_epoch
 from trainables.lanes.reference import requires_closure
 from trainables.lanes.stack import Lane
 from trainables.lanes.trial import grid_lanes
 from trainables.rules import named
-from trainables.usercode.importing import is_import_path
+from trainables.usercode.importing import is_import_path, is_own
 from trainables.workloads.data import Data
 from trainables.workloads.models import layered
 
@@ -32,6 +32,8 @@ def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) ->
     epochs = updates / updates_per_epoch(size, used)
     load: dict[str, Any] = {"standardize": config.standardize, "seed": config.data_seed}
     load |= {"dtype": torch.float64} if config.dtype == "float64" else {}
+    load |= {"reading": config.reading()} if config.reading() != Reading() else {}
+    load |= {"images": True} if is_own(config.data) and config.model == "cnn" else {}
     x = "data.train.inputs[rows]"
     changes = {name: value for name, value in vars(config.augment).items() if value}
     lines = [
@@ -76,6 +78,7 @@ _IMPORTS = {
     "factor(": "from trainables.schedules import factor",
     "function(": "from trainables.usercode.importing import function",
     "Augment(": "from trainables.workloads.augment import Augment",
+    "Reading(": "from trainables.config import Reading",
     "load(": "from trainables.workloads.data import load",
     "build(": "from trainables.workloads.models import build",
 }
@@ -91,7 +94,7 @@ def _arguments(*values: object, **named: object) -> str:
 
 def _bundle(name: str, path: str, config: TrialConfig) -> dict[str, str]:
     """The argument that says where user code lies."""
-    return {name: config.code} if is_import_path(path) else {}
+    return {name: config.code} if is_own(path) else {}
 
 
 def _network(config: TrialConfig, network: nn.Module, data: Data) -> list[str]:

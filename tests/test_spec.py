@@ -102,7 +102,7 @@ MNIST_CNN = {"workload": {"data": "mnist", "model": "cnn"}}
 BAD = {
     "unknown key": (
         changed(budget__epoch=3),
-        "budget.epoch: unknown key (did you mean epochs?); valid: epochs, updates",
+        "budget.epoch: unknown key (did you mean epochs?); valid: trials, epochs, updates",
     ),
     "unknown section": (
         changed(bugdet={}),

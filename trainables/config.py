@@ -160,7 +160,7 @@ class Recipe:
     """How a lane trains besides its learning rate and seed: one value of each axis that a trial tunes beside the rate.
 
     A field is None where the spec does not give it; its default is then in force. To add an axis, add a field here, one
-    in `study.spec.model.Lanes`, and a column to `analysis.schema.LANES`.
+    in `study.spec.lanes.Lanes`, and a column to `analysis.schema.LANES`.
 
     Attributes:
         schedule: of the rate, one of `trainables.schedules.SCHEDULES`; constant by default.

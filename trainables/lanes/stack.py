@@ -65,11 +65,14 @@ class Lane:
         decay = {} if self.recipe.weight_decay is None else {"weight_decay": self.recipe.weight_decay}
         return {**dict(self.settings), **dict(self.recipe.settings), **decay}
 
+    def factors(self, first: int, last: int, total: int) -> np.ndarray:
+        """What multiplies the rate in updates `first` to before `last`, from 0, of a budget of `total`; float64."""
+        schedule, warmup = self.recipe.schedule or "constant", self.recipe.warmup or 0.0
+        return schedules.factors(schedule, warmup, np.arange(first, last), total)
+
     def rates(self, first: int, last: int, total: int) -> np.ndarray:
-        """The rates of updates `first` to before `last`, from 0, in a budget of `total` updates; float64."""
-        recipe, numbers = self.recipe, np.arange(first, last)
-        found = schedules.factors(recipe.schedule or "constant", recipe.warmup or 0.0, numbers, total)
-        return np.asarray(self.learning_rate * found)
+        """The rates of updates `first` to before `last`, from 0, of a budget of `total`; float64."""
+        return np.asarray(self.learning_rate * self.factors(first, last, total))
 
 
 def spaced(low: float, high: float, count: int) -> list[float]:
@@ -237,13 +240,11 @@ class Stack:
         (1, k) if no lane of the stack has a schedule.
         """
         lanes = [self.lanes[lane] for lane in self.alive[rows]]
+        rates = np.array([[lane.learning_rate for lane in lanes]])
         if not self.scheduled:
-            return np.array([[lane.learning_rate for lane in lanes]])
-        columns: dict[Setting, np.ndarray] = {}
-        for lane in lanes:
-            if lane.setting not in columns:
-                columns[lane.setting] = lane.rates(first, last, self.total)
-        return np.ascontiguousarray(np.stack([columns[lane.setting] for lane in lanes], 1))
+            return rates
+        columns = {lane.recipe: lane.factors(first, last, self.total) for lane in {o.recipe: o for o in lanes}.values()}
+        return np.ascontiguousarray(rates * np.stack([columns[lane.recipe] for lane in lanes], 1))
 
     def settings(self, rows: slice) -> dict[str, float | np.ndarray]:
         """The optimizer's settings in some rows: one number if all lanes share it, otherwise (k,)."""

@@ -96,8 +96,9 @@ EXPORT int native_train(const Work *w, int64_t updates, const int64_t *starts, c
         load(w, p, parameters, numbers, tile);
         for (int i = 0; i < MOST_STATE; i++)
             if (state[i]) load(w, kept[i], state[i], numbers, tile);
+        int64_t own[SLOTS]; /* the lane of each slot */
         for (int s = 0; s < SLOTS; s++) {
-            const int64_t lane = lane_of(w, tile, s);
+            const int64_t lane = own[s] = lane_of(w, tile, s);
             for (int i = 0; adjustments && i < 3; i++) ((vec *)&adjust)[i][s] = adjustments[i * lanes + lane];
             for (int64_t i = 0; i < setting_count; i++)
                 v[i][s] = settings[i * lanes + lane], r[i][s] = 1 - settings[i * lanes + lane];
@@ -115,13 +116,13 @@ EXPORT int native_train(const Work *w, int64_t updates, const int64_t *starts, c
             add_copies(g, numbers, w->copies);
             for (int64_t i = 0; i < coefficient_count; i++)
                 for (int s = 0; s < SLOTS; s++) {
-                    const int64_t lane = coefficient_lanes > 1 ? lane_of(w, tile, s) : 0;
+                    const int64_t lane = coefficient_lanes > 1 ? own[s] : 0;
                     c[i][s] = coefficients[(i * updates + u) * coefficient_lanes + lane];
                 }
             if (!u || rate_updates > 1)
-                for (int s = 0; s < SLOTS; s++) rate[s] = rates[u % rate_updates * lanes + lane_of(w, tile, s)];
+                for (int s = 0; s < SLOTS; s++) rate[s] = rates[(rate_updates > 1 ? u : 0) * lanes + own[s]];
             if (adjustments) adjusted_step(rule, numbers, p, g, kept, v, r, c, rate, &adjust);
-            else step(rule, numbers, p, g, kept[0], kept[1], kept[2], v, r, c, rate);
+            else step(rule, numbers, p, g, kept, v, r, c, rate);
             tell(w, total, tile, batch, losses + u * lanes);
         }
         store(w, p, parameters, numbers, tile);
@@ -163,13 +164,12 @@ EXPORT int native_step(int64_t numbers, REAL *parameters, const REAL *gradients,
     for (int64_t i = 0; i < setting_count; i++) v[i] = splat(settings[i]), r[i] = splat(1 - settings[i]);
     for (int64_t i = 0; i < coefficient_count; i++) c[i] = splat(coefficients[i]);
     const int64_t whole = numbers / SLOTS, rest = numbers % SLOTS, done = numbers - rest;
-    step(rule, whole, (vec *)parameters, (const vec *)gradients, (vec *)state[0], (vec *)state[1], (vec *)state[2], v, r, c,
-         splat(rate));
-    vec p = {0}, g = {0}, kept[MOST_STATE] = {{0}};
+    step(rule, whole, (vec *)parameters, (const vec *)gradients, (vec *const *)state, v, r, c, splat(rate));
+    vec p = {0}, g = {0}, kept[MOST_STATE] = {{0}}, *places[MOST_STATE] = {kept, kept + 1, kept + 2};
     memcpy(&p, parameters + done, rest * sizeof(REAL)), memcpy(&g, gradients + done, rest * sizeof(REAL));
     for (int i = 0; i < MOST_STATE; i++)
         if (state[i]) memcpy(kept + i, state[i] + done, rest * sizeof(REAL));
-    step(rule, 1, &p, &g, kept, kept + 1, kept + 2, v, r, c, splat(rate));
+    step(rule, 1, &p, &g, places, v, r, c, splat(rate));
     memcpy(parameters + done, &p, rest * sizeof(REAL));
     for (int i = 0; i < MOST_STATE; i++)
         if (state[i]) memcpy(state[i] + done, kept + i, rest * sizeof(REAL));

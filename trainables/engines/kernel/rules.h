@@ -11,28 +11,37 @@ typedef struct {
     vec value, norm, decay;
 } Adjust;
 
-/* One update of all parameters. v: settings, r: 1 - settings, formed in double; c: coefficients of this update. */
-static void step(int64_t rule, int64_t count, vec *restrict p, const vec *restrict g, vec *restrict s0,
-                 vec *restrict s1, vec *restrict s2, const vec *v, const vec *r, const vec *c, vec rate) {
+/* A gradient with its share and the parameter's decay, if `adjusted`. */
+INLINE vec seen(const int adjusted, vec gradient, vec parameter, vec share, vec decay) {
+    if (adjusted) return gradient * share + parameter * decay;
+    return gradient;
+}
+
+/* One update of all parameters. v: settings, r: 1 - settings, formed in double; c: coefficients of this update. If
+   `adjusted`, which the compiler knows, gradients are adjusted by `seen`. */
+INLINE void step_of(const int adjusted, int64_t rule, int64_t count, vec *restrict p, const vec *restrict g,
+                    vec *restrict s0, vec *restrict s1, vec *restrict s2, const vec *v, const vec *r, const vec *c,
+                    vec rate, vec share, vec decay) {
 #define EACH for (int64_t i = 0; i < count; i++)
-#define MOMENTS                            \
-    s0[i] += (g[i] - s0[i]) * r[0];        \
-    s1[i] = s1[i] * v[1] + g[i] * g[i] * r[1]
+#define G seen(adjusted, g[i], p[i], share, decay)
+#define MOMENTS                      \
+    s0[i] += (G - s0[i]) * r[0];     \
+    s1[i] = s1[i] * v[1] + G * G * r[1]
     switch (rule) {
-        case GRADIENT: EACH p[i] -= g[i] * rate; break;
-        case MOMENTUM: EACH { s0[i] = s0[i] * v[0] + g[i]; p[i] -= s0[i] * rate; } break;
-        case NESTEROV: EACH { s0[i] = s0[i] * v[0] + g[i]; p[i] -= (s0[i] * v[0] + g[i]) * rate; } break;
-        case ADAGRAD: EACH { s0[i] += g[i] * g[i]; p[i] -= g[i] / (root(s0[i]) + v[0]) * rate; } break;
+        case GRADIENT: EACH p[i] -= G * rate; break;
+        case MOMENTUM: EACH { s0[i] = s0[i] * v[0] + G; p[i] -= s0[i] * rate; } break;
+        case NESTEROV: EACH { s0[i] = s0[i] * v[0] + G; p[i] -= (s0[i] * v[0] + G) * rate; } break;
+        case ADAGRAD: EACH { s0[i] += G * G; p[i] -= G / (root(s0[i]) + v[0]) * rate; } break;
         case RMSPROP:
             EACH {
-                s0[i] = s0[i] * v[0] + g[i] * g[i] * r[0];
-                p[i] -= g[i] / (root(s0[i]) + v[1]) * rate;
+                s0[i] = s0[i] * v[0] + G * G * r[0];
+                p[i] -= G / (root(s0[i]) + v[1]) * rate;
             }
             break;
         case ADADELTA:
             EACH {
-                s0[i] = s0[i] * v[0] + g[i] * g[i] * r[0];
-                const vec u = root(s1[i] + v[1]) / root(s0[i] + v[1]) * g[i];
+                s0[i] = s0[i] * v[0] + G * G * r[0];
+                const vec u = root(s1[i] + v[1]) / root(s0[i] + v[1]) * G;
                 s1[i] = s1[i] * v[0] + u * u * r[0];
                 p[i] -= u * rate;
             }
@@ -50,19 +59,24 @@ static void step(int64_t rule, int64_t count, vec *restrict p, const vec *restri
             break;
         case ADAMAX:
             EACH {
-                s0[i] += (g[i] - s0[i]) * r[0];
-                const vec decayed = s1[i] * v[1], now = magnitude(g[i]) + v[2];
+                s0[i] += (G - s0[i]) * r[0];
+                const vec decayed = s1[i] * v[1], now = magnitude(G) + v[2];
                 s1[i] = where((now > decayed) | (now != now), now, decayed);
                 p[i] -= s0[i] * c[0] / s1[i] * rate;
             }
             break;
         case NADAM:
-            EACH { MOMENTS; p[i] -= (s0[i] * c[2] + g[i] * c[0]) / (root(s1[i]) * c[1] + v[2]) * rate; }
+            EACH { MOMENTS; p[i] -= (s0[i] * c[2] + G * c[0]) / (root(s1[i]) * c[1] + v[2]) * rate; }
             break;
         case RADAM:
             EACH { MOMENTS; p[i] -= (c[1] / (root(s1[i]) + v[2]) + c[2]) * s0[i] * c[0] * rate; }
             break;
     }
+}
+
+static void step(int64_t rule, int64_t count, vec *p, const vec *g, vec *const *kept, const vec *v, const vec *r,
+                 const vec *c, vec rate) {
+    step_of(0, rule, count, p, g, kept[0], kept[1], kept[2], v, r, c, rate, (vec){0}, (vec){0});
 }
 
 /* Clips the values of each slot's gradients, then their norm, adds the decay of the parameters, and makes the update. */
@@ -84,6 +98,5 @@ static void adjusted_step(int64_t rule, int64_t count, vec *p, vec *restrict g, 
     share = adjust->norm / (norm + (REAL)1e-6); /* as torch.nn.utils.clip_grad_norm_ */
     /* Without a limit even an infinite norm changes nothing. */
     share = where((share < 1) | ((share != share) & (adjust->norm < INFINITY)), share, splat(1));
-    for (i = 0; i < count; i++) g[i] = g[i] * share + p[i] * adjust->decay;
-    step(rule, count, p, g, kept[0], kept[1], kept[2], v, r, c, rate);
+    step_of(1, rule, count, p, g, kept[0], kept[1], kept[2], v, r, c, rate, share, adjust->decay);
 }

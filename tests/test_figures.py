@@ -229,8 +229,8 @@ def test_progress_draws_every_trial_and_the_best(ax: Axes, study: Any) -> None:
 def test_every_optimizer_looks_different() -> None:
     looks = [optimizer_look(name) for name in PLANTED]
     assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == len(PLANTED)
-    assert optimizer_look("lion") == optimizer_look("lion")
-    assert optimizer_look("lion")[0] not in {colour for colour, _ in looks}
+    assert optimizer_look("mine:Rule") == optimizer_look("mine:Rule")
+    assert optimizer_look("mine:Rule")[0] not in {colour for colour, _ in looks}
 
 
 def test_accuracy_is_in_percent(ax: Axes, make_study: Callable[..., Path]) -> None:

@@ -303,12 +303,12 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
 
 WORKLOADS = st.sampled_from(OFFERED)
 OPTIMIZERS = st.lists(st.sampled_from(ALL), min_size=1, unique=True)
-NUMBER = st.integers(1, 10**12)
+TRIALS, EPOCHS, SEEDS = (st.integers(1, most) for most in (10**6, 10**12, 10**3))
 NAME = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", fullmatch=True)
 
 
 @settings(max_examples=20)
-@given(workload=WORKLOADS, optimizers=OPTIMIZERS, trials=NUMBER, epochs=NUMBER, seeds=NUMBER, name=NAME)
+@given(workload=WORKLOADS, optimizers=OPTIMIZERS, trials=TRIALS, epochs=EPOCHS, seeds=SEEDS, name=NAME)
 def test_what_is_written_reads_back_equal(
     workload: tuple[str, str], optimizers: list[str], trials: int, epochs: int, seeds: int, name: str
 ) -> None:

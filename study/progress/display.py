@@ -239,8 +239,8 @@ class ProgressDisplay:
     def _over_seeds(self, lanes: list[dict[str, Any]]) -> Interval:
         """The best trial's interval over seeds, at its tuned setting."""
         assert self.best
-        metric, tuned = self.spec.workload.metric, (self.best["learning_rate"], self.best["recipe"] or "")
-        own = [lane for lane in lanes if (lane["learning_rate"], lane["recipe"] or "") == tuned]
+        metric, tuned = self.spec.workload.metric, (self.best["learning_rate"], self.best.get("recipe") or "")
+        own = [lane for lane in lanes if (lane["learning_rate"], lane.get("recipe") or "") == tuned]
         values = [lane[f"validation_{metric}"] for lane in own]
         known = [value for value in values if value is not None]
         floor = self.best.get("loss_floor") or LEAST

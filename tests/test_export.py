@@ -44,7 +44,7 @@ DIGITS = changed(
 CUBIC = changed(
     search={"width": 8, "depth": 1, "batch_size": 64, "optimizer": "nesterov"},
     budget={"trials": 1, "epochs": 2},
-    **SMALL,
+    **SMALL | {"lanes": SMALL["lanes"] | {"schedule": "cosine", "warmup": 0.1, "weight_decay": 1e-4, "clip_norm": 1.0}},
 )
 
 

@@ -38,9 +38,11 @@ TINY: dict[str, Any] = {
     "confirm": False,
 }
 COSINE = {"schedule": "cosine", "weight_decay": 0.01}
+# Recipes too: every kill is one in the middle of a schedule.
+EXTENDED = {"extensions": 1, "refine": 1, "schedule": ["constant", "cosine"], "clip_norm": 1.0}
 SPECS: dict[str, dict[str, Any]] = {
     "plain": TINY,
-    "extended": TINY | {"lanes": TINY["lanes"] | {"extensions": 1, "refine": 1}, "budget": {"trials": 3, "updates": 2}},
+    "extended": TINY | {"lanes": TINY["lanes"] | EXTENDED, "budget": {"trials": 3, "updates": 2}},
     "without checkpoints": TINY | {"recording": {"checkpoint_seconds": 1e9}},
     "confirmed": TINY
     | {

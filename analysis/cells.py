@@ -203,7 +203,8 @@ def cells(results: Results) -> pd.DataFrame:
     shared = rates[rates["shared"]].groupby("cell")["learning_rate"].agg(["min", "max", "nunique"]).reindex(table.index)
     edge = (tuned["learning_rate"] == shared["min"]) | (tuned["learning_rate"] == shared["max"])
     table["learning_rate"] = tuned["learning_rate"]
-    table["recipe"] = rates.drop_duplicates("cell").set_index("cell")["recipe"].reindex(table.index, fill_value="")
+    recipes = rates.drop_duplicates("cell").set_index("cell")["recipe"].astype(object)  # also without rows
+    table["recipe"] = recipes.reindex(table.index, fill_value="")
     table["on_edge"] = edge & (shared["nunique"] > 1)
     table["rates"] = shared["nunique"].fillna(0).astype("int64")
     by_cell = lanes.groupby("cell")

@@ -141,7 +141,7 @@ class ProgressDisplay:
                 "depth",
                 "error",
             )
-            self._object("trial", **{name: row[name] for name in keep}, **self.numbers())
+            self._object("trial", **{name: row.get(name) for name in keep}, **self.numbers())
 
     def tick(self) -> None:
         """Refresh what is shown while no trial ends."""

@@ -33,7 +33,7 @@ figures: .venv/installed
 	$(BIN)/study run quick --out build/quick
 	$(BIN)/study report build/quick --pdf
 	$(BIN)/study reproduce --only regimes --out build/reproduction
-	pdftoppm -r 220 -png -singlefile build/quick/report/figures/loss-by-regime.pdf .github/loss-by-regime
+	pdftoppm -r 180 -png -singlefile build/quick/report/figures/optimizer-curves.pdf .github/learning-curves
 	pdftoppm -r 220 -png -singlefile build/reproduction/figures/regimes-tuned.pdf .github/regimes-tuned
 
 # Our names are imported when first used; pdoc sees those that were.

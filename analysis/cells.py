@@ -85,7 +85,8 @@ def rate_table(
         ]
         for cell, own in eligible.groupby("cell")
     ]
-    table.insert(1, "recipe", table["cell"].map(lanes.drop_duplicates("cell").set_index("cell")["recipe"]))
+    recipes = table["cell"].map(lanes.drop_duplicates("cell").set_index("cell")["recipe"])
+    table.insert(1, "recipe", recipes.astype(object))  # without lanes, too
     return table.assign(tuned=table.index.isin(tuned))
 
 

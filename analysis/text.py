@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -76,6 +77,14 @@ def metric_text(value: float, metric: str) -> str:
     if metric == "accuracy":
         return f"{100 * value:.1f}%"
     return f"{value:#.3g}" if 0.001 <= abs(value) < 100 else short(value)
+
+
+def shared_power(values: Iterable[float], metric: str) -> int:
+    """The power of ten in which a column of losses below 0.001 is written, so that it has one exponent; 0 for none."""
+    known = [value for value in values if 0 < value < math.inf]
+    if metric == "accuracy" or not known or median(known) >= 0.001:
+        return 0
+    return math.floor(math.log10(median(known)))
 
 
 def interval_text(low: float, high: float, n: int, metric: str) -> str:

@@ -73,3 +73,14 @@ def test_interval_texts() -> None:
 def test_long_names_keep_what_tells_them_apart(name: str, text: str) -> None:
     assert words.shortened(name) == text
     assert len(text) <= 30
+
+
+def test_columns_of_small_losses_have_one_exponent() -> None:
+    assert words.shared_power([2e-4, 3e-4, math.nan, math.inf], "loss") == -4
+    assert words.shared_power([2e-4, 3e-2, 4e-2], "loss") == 0
+    assert (
+        words.shared_power([2e-4], "accuracy")
+        == words.shared_power([], "loss")
+        == words.shared_power([0.0], "loss")
+        == 0
+    )

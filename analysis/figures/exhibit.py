@@ -44,7 +44,7 @@ class Exhibit:
         for tab, draw in (self.views or {"": self.draw}).items():
             drawn = draw()
             # A label longer than its axes makes the constrained layout shrink them until nothing is left.
-            shares = (0.7, 0.5) if narrow() else (0.75, 0.65)
+            shares = (0.7, 0.5) if narrow() else (0.75, 0.7)
             width, height = (
                 share * x / LETTER_INCHES for share, x in zip(shares, drawn.get_size_inches(), strict=True)
             )
@@ -98,7 +98,8 @@ class Exhibit:
 
 def _folded(label: str, letters: float) -> str:
     """A label on as many lines as it needs."""
-    return "\n".join(textwrap.fill(line, max(8, int(letters))) for line in label.split("\n"))
+    lines = [(line, math.ceil(len(line) / max(8, int(letters)))) for line in label.split("\n")]
+    return "\n".join(textwrap.fill(line, len(line) // count + 4) if count > 1 else line for line, count in lines)
 
 
 def with_legend(draw: Callable[[Axes], Any], width: float = 0.78 * PAGE_MM, height: float = 80.0) -> Figure:

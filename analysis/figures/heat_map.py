@@ -15,7 +15,7 @@ from analysis.figures import exhibit, style
 from analysis.results import Results
 from analysis.schema import Outcome, Regime
 from analysis.statistics import LIMITS
-from analysis.text import interval_text, metric_text, seed_counts, short, shortened
+from analysis.text import interval_text, metric_text, seed_counts, shared_power, short, shortened
 
 
 def binned(values: pd.Series[int], limit: int = 8) -> pd.Series[str]:
@@ -74,7 +74,9 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
     labels = [list(dict.fromkeys(data[name])) for name in ("row", "column")]
     values = data["estimate"].to_numpy(dtype=np.float64).reshape(len(labels[0]), len(labels[1]))
     colours = mpl.colormaps["viridis" if metric == "accuracy" else "viridis_r"].with_extremes(bad=style.LIGHT_GREY)
-    norm = _norm(values, metric)
+    norm, power = _norm(values, metric), shared_power(data["estimate"], metric)
+    if power:
+        ax.set_title(f"in units of 1e{power}", loc="right", fontsize=7)
     ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors="white", linewidth=1.5)
     for place, cell in enumerate(data.to_dict("records")):
         y, x = divmod(place, len(labels[1]))
@@ -83,12 +85,13 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
             continue
         luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(colours(norm(cell["estimate"]))[:3], 2.2))
         colour = "#111111" if luminance > 0.18 else "#fefefe"  # the one with more contrast (WCAG 2)
-        interval = interval_text(cell["low"], cell["high"], cell["n"], metric)
+        shown, low, high = (cell[name] / 10.0**power for name in ("estimate", "low", "high"))
+        interval = interval_text(low, high, cell["n"], metric)
         if style.narrow() and len(labels[1]) > 3:
             interval = ""  # it does not fit
         if sizes and cell["parameters"] > 0:
             interval += f"\n{short(cell['parameters'])} parameters"
-        _write(ax, x, y, metric_text(cell["estimate"], metric), interval, colour)
+        _write(ax, x, y, metric_text(shown, metric), interval, colour)
     ax.set_xticks(np.arange(len(labels[1])) + 0.5, labels[1])
     ax.set_yticks(np.arange(len(labels[0])) + 0.5, [shortened(label) for label in labels[0]])
     ax.tick_params(length=0, which="both")

@@ -26,6 +26,7 @@ from analysis.text import (
     metric_text,
     p_value_text,
     settings_text,
+    shared_power,
     short,
 )
 
@@ -78,6 +79,13 @@ def _below_rate(row: Any) -> str:
     return listing(filter(None, (settings_text(row["recipe"]), "edge of grid" if row.get("on_edge") else "")))
 
 
+def _in_powers(frame: pd.DataFrame, names: Sequence[str], metric: str) -> tuple[pd.DataFrame, str]:
+    """A frame with some scores and their limits in units of one power of ten, and the words for their headings."""
+    power = shared_power(frame[list(names)].to_numpy(dtype=float).ravel(), metric)
+    columns = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    return frame.assign(**{name: frame[name] / 10.0**power for name in columns}), f", x 1e{power}" if power else ""
+
+
 def _score(row: Any, name: str, metric: str) -> Cell:
     return metric_text(row[name], metric), limits_text(row, name, metric)
 
@@ -85,15 +93,16 @@ def _score(row: Any, name: str, metric: str) -> Cell:
 def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Table | None:
     """The confirmed cells, from `winners_curse`."""
     metric, lost = results.metric, (curse["outcome"] != Outcome.COMPLETED).any()
+    curse, unit = _in_powers(curse, ("search", "confirmed", "test"), metric)
     rows = []
     for row in records(curse):
         place, (worse, limits) = row["rank_confirmed"], curse_text(row, metric)
         shown: dict[str, Cell] = {
             "rank": (f"{place:.0f}" if row["confirmed_n"] else short(place), f"{row['rank_search']} in search"),
             **_cell(row, has_settings),
-            "validation, chosen on these seeds": _score(row, "search", metric),
-            "validation, fresh": _score(row, "confirmed", metric),
-            "test, fresh": _score(row, "test", metric),
+            f"validation, chosen on these seeds{unit}": _score(row, "search", metric),
+            f"validation, fresh{unit}": _score(row, "confirmed", metric),
+            f"test, fresh{unit}": _score(row, "test", metric),
             "winner's curse": (worse.replace("percentage ", ""), limits),
         }
         if lost:
@@ -107,7 +116,9 @@ def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Tabl
 def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str = "optimizer") -> Table | None:
     """Every optimizer or regime of the spec at its best cell, against the best of the others."""
     found, metric, dash = compare(results, cells, by), results.metric, "\N{EN DASH}"
+    power = shared_power([each.score.estimate for each in found.scored], metric)
     heading = f"{found.split} {metric}, " + ("fresh seeds" if found.fresh else "chosen on these seeds")
+    heading += f", x 1e{power}" if power else ""
     rows: list[dict[str, Cell]] = []
     row: dict[str, Cell]
     for each in [*found.entries, *found.baselines]:
@@ -116,8 +127,9 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
             row |= {by: (each.name, f"baseline, {each.cell['optimizer']}")}
         if each.cell is None:
             row |= dict.fromkeys(list(row)[1:], dash)
-        limits = interval_text(each.score.low, each.score.high, each.score.n, metric)
-        row[heading] = (dash, each.reason) if each.reason else (metric_text(each.score.estimate, metric), limits)
+        score, low, high = (x / 10.0**power for x in (each.score.estimate, each.score.low, each.score.high))
+        limits = interval_text(low, high, each.score.n, metric)
+        row[heading] = (dash, each.reason) if each.reason else (metric_text(score, metric), limits)
         rows.append(row | (_with_best(each, metric) if found.fresh else {}))
     caption = f"The best cell of every {by} of the spec, chosen on the validation split of the search"
     if found.fresh:
@@ -215,10 +227,11 @@ def leaderboard(results: Results, ranked: pd.DataFrame, has_settings: bool) -> T
     """The best cells of the search."""
     metric, pooled = results.metric, (ranked["trials"] > 1).any()
     rows = []
+    ranked, unit = _in_powers(ranked, ("validation", "test"), metric)
     for place, row in enumerate(records(ranked.head(LEADERBOARD_ROWS)), start=1):
         shown: dict[str, Cell] = {"rank": str(place), **_cell(row, has_settings)}
-        shown["validation, chosen on these seeds"] = _score(row, "validation", metric)
-        shown["test, same seeds"] = _score(row, "test", metric)
+        shown[f"validation, chosen on these seeds{unit}"] = _score(row, "validation", metric)
+        shown[f"test, same seeds{unit}"] = _score(row, "test", metric)
         if pooled:
             shown["seeds"] = str(row["seeds"]), f"{row['trials']} trials" if row["trials"] > 1 else ""
         ended = "" if row["outcome"] == Outcome.COMPLETED else row["outcome"]

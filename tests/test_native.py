@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from trainables.config import PLAIN, Recipe
 from trainables.engines.eager import Eager
 from trainables.engines.kernel import build, wheels
 from trainables.engines.native import KERNELS, Native, Wide
@@ -30,6 +31,7 @@ from trainables.workloads.data import Split
 
 TESTS = Path(__file__).parent
 CPU = torch.device("cpu")
+RECIPE = Recipe("cosine", 0.2, 0.1, 0.5, 0.1)
 ODD = st.sampled_from([1, 2, 3, 5, 7, 8, 13, 17])
 
 
@@ -73,7 +75,7 @@ def trained(
 ) -> tuple[Stack, torch.Tensor, dict[str, torch.Tensor]]:
     """The stack after some updates in two calls, the losses, and an evaluation on the split."""
     shape = tuple(split.inputs.shape[1:])
-    stack = Stack.build(make, lanes, named(rule), split.inputs.dtype, CPU)
+    stack = Stack.build(make, lanes, named(rule), split.inputs.dtype, CPU, updates)
     engine = kind(make(), shape, Criterion(task), 16, batch, stack)
     batches, rows = Batches(split, batch, stack), slice(0, len(lanes))
     losses = [engine.advance(stack, batches, rows, 2)]
@@ -118,7 +120,9 @@ def test_dense_networks_of_odd_sizes_equal_the_ordinary_loop(data: st.DataObject
     count = draw(st.sampled_from([1, 2, 7, 31, 64]))
     batch = draw(st.sampled_from([1, 3, 8, 32, count, count + 5]))
     task: Task = draw(st.sampled_from(["classification", "regression"]))
-    lanes = [Lane(10.0 ** -(2 + lane % 2), lane % 2) for lane in range(draw(st.sampled_from([1, 2, 3, 5, 9])))]
+    recipes = draw(st.sampled_from([(PLAIN, PLAIN), (PLAIN, RECIPE), (RECIPE, RECIPE)]))
+    count_of_lanes = draw(st.sampled_from([1, 2, 3, 5, 9]))
+    lanes = [Lane(10.0 ** -(2 + lane % 2), lane % 2, (), recipes[lane % 2]) for lane in range(count_of_lanes)]
     kind, rule = draw(st.sampled_from([Native, Wide])), draw(st.sampled_from(sorted(KERNELS)))
     split = random_split((features,), outputs, count, task)
     assert_equals_the_ordinary_loop(kind, lambda: dense(features, hidden, outputs), split, batch, rule, lanes, task)

@@ -303,7 +303,7 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
 
 WORKLOADS = st.sampled_from(OFFERED)
 OPTIMIZERS = st.lists(st.sampled_from(ALL), min_size=1, unique=True)
-TRIALS, EPOCHS, SEEDS = (st.integers(1, most) for most in (10**6, 10**12, 10**3))
+TRIALS, EPOCHS, SEEDS = (st.integers(1, most) for most in (10**6, 10**6, 10**3))
 NAME = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", fullmatch=True)
 
 

@@ -100,6 +100,22 @@ def ours_without(key: str) -> dict[str, Any]:
 FIRST = {"optimizer": "adam", "batch_size": 32, "width": 16}
 MNIST_CNN = {"workload": {"data": "mnist", "model": "cnn"}}
 BAD = {
+    "an axis among the settings": (
+        changed(lanes__settings={"warmup": [5.0]}),
+        "lanes.settings.warmup: is a key of its own; write it as lanes.warmup",
+    ),
+    "a list in a list of schedules": (
+        changed(lanes__schedule=[["cosine"]]),
+        '["cosine"] is no schedule; valid: constant, linear',
+    ),
+    "no momentum where the average needs it": (
+        changed(search__optimizer=["schedule-free-sgd"], search__settings={"schedule-free-sgd": {"momentum": 0.0}}),
+        "0 leaves no average to evaluate; valid: above 0, below 1",
+    ),
+    "no momentum in a lane": (
+        changed(search__optimizer=["schedule-free-sgd", "momentum"], lanes__settings={"momentum": [0.0, 0.9]}),
+        "schedule-free-sgd: 0 leaves no average to evaluate",
+    ),
     "unknown key": (
         changed(budget__epoch=3),
         "budget.epoch: unknown key (did you mean epochs?); valid: trials, epochs, updates",

@@ -334,3 +334,31 @@ def test_check_reports_mistakes_about_reading(more: dict[str, Any], told: str, t
     with pytest.raises(SpecError) as raised:
         check(tables(**more), "own.toml", table)
     assert told in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        ("y,a\nr1,0,1\nr2,1,2\n", {}, "its lines have more values than the first line has names"),
+        ("a,a ,y\n1,2,0\n3,4,1\n", {}, "several columns are called a; give each a name of its own"),
+        ("a,y\n,0\n,1\n", {"missing": "drop"}, "every row lacks a value (a)"),
+        ("a,b,y\n1,,0\n2,,1\n", {"missing": "mean", "features": ("b",)}, None),
+        ("y,part\n0,train\n1,test\n", {"split_column": "part"}, "no column is left for the inputs"),
+    ],
+    ids=["names of rows", "a name twice", "nothing left", "an empty column", "no inputs"],
+)
+def test_tables_that_cannot_be_read_are_refused_with_advice(
+    tmp_path: Path, text: str, more: dict[str, Any], message: str | None
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserCodeError) as caught:
+        read(tmp_path, label="y", **more)
+    assert message is None or message in str(caught.value)
+
+
+def test_a_separator_at_the_end_of_lines_shifts_no_column(tmp_path: Path) -> None:
+    rows = "".join(f"{place % 2},{place},{place / 10},\n" for place in range(40))
+    (tmp_path / "t.csv").write_text("y,a,b\n" + rows)
+    own = read(tmp_path, label="y")
+    assert sorted(torch.cat(own.inputs)[:, 0].tolist()) == list(range(40))
+    assert set(torch.cat(own.targets).tolist()) == {0, 1}

@@ -174,6 +174,9 @@ def rates_are_of_optimizers(search: Search, lanes: Lanes) -> Iterator[str]:
 def axes_suit_optimizers(search: Search, lanes: Lanes, user_code: UserCode) -> Iterator[str]:
     """Every axis of lanes is for an optimizer of the search, which takes its values and does not search them too."""
     settings = {name: settings_of(name, user_code.optimizer(name)) for name in search.optimizers()}
+    for name in sorted({*lanes.settings} & {*AXES}):
+        yield f"lanes.settings.{name}: is a key of its own; write it as lanes.{name}"
+        return
     for name, choice in lanes.axes().items():
         key = f"lanes.{name}" if name in AXES else f"lanes.settings.{name}"
         owners = [each for each in settings if name in settings[each]]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 from study.spec.dimensions import VALID, shown, similar
 from study.spec.lanes import FORMS
@@ -188,7 +189,7 @@ def _text(path: list[str]) -> str:
     example = _EXAMPLES.get(".".join(path), _EXAMPLES.get(f"baseline.{path[-1]}") if path[0] in ARRAYS else None)
     if example is None and (fields := _model_at(path[:-1])):
         example = fields.model_fields[path[-1]].get_default(call_default_factory=True)
-    return "..." if example is None else shown(example)
+    return "..." if example in (None, PydanticUndefined) else shown(example)
 
 
 def _pattern(key: str, value: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from study.spec.dimensions import AS_TOML, Choice, Dimension, Section, known, number, parser, unknown
+from study.spec.dimensions import AS_TOML, Choice, Dimension, Section, known, number, parser, shown, unknown
 from trainables.config import Positive
 from trainables.schedules import SCHEDULES
 from trainables.workloads import catalogue
@@ -33,6 +33,8 @@ class Rates(Section):
 
 def schedule(value: object) -> str | None:
     """What is wrong with a value that is to be a schedule."""
+    if not isinstance(value, str):
+        return f"{shown(value)} is no schedule; valid: {', '.join(SCHEDULES)}"
     return None if value in SCHEDULES else unknown("schedule", value, SCHEDULES)
 
 

@@ -137,6 +137,8 @@ def settings_of(name: str) -> Mapping[str, float]:
 
 def refused(name: str, setting: str, value: float) -> str | None:
     """Why a shipped optimizer does not take a value of a setting; None if it does."""
+    if name.startswith("schedule-free") and setting in ("momentum", "beta1") and value == 0:
+        return "0 leaves no average to evaluate; valid: above 0, below 1"
     return class_refuses(_torch_class(name), setting, value) if OPTIMIZERS[name].solo else rule_refuses(setting, value)
 
 

@@ -7,6 +7,7 @@ imported by what needs them.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -136,6 +137,8 @@ def _table(name: str, place: Path, reading: Reading) -> _Rows:
     for key, needed in (("features", features), ("split_column, group_column", taken[1:])):
         if unknown := [column for column in needed if column not in columns]:
             raise UserCodeError(f"{name}: has no {listed(unknown)}, of {key}; columns: {listed(columns, 20)}")
+    if not features:
+        raise UserCodeError(f"{name}: no column is left for the inputs; columns: {listed(columns, 20)}")
     if label in features:
         raise UserCodeError(f"{name}: {label} is the label, and cannot be one of the features")
     frame = _without_missing(name, frame, features, taken, reading.missing, notes)
@@ -169,13 +172,21 @@ def _read(name: str, place: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
             with place.open(encoding="utf-8-sig") as file:
                 first = file.readline()
             separator = max(",;\t", key=first.count)
-            frame = pd.read_csv(place, sep=separator, na_values=["?"], skipinitialspace=True, low_memory=False)
+            options: dict[str, Any] = {"na_values": ["?"], "skipinitialspace": True, "low_memory": False}
+            with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+                try:  # without index_col pandas would take the first column for row names, and shift the others
+                    frame = pd.read_csv(place, sep=separator, index_col=False, **options)
+                except pd.errors.ParserWarning as error:
+                    lines = "its lines have more values than the first line has names; name every column"
+                    raise UserCodeError(f"{name}: {lines}") from error
             header = [each.strip().strip('"') for each in first.split(separator)]
             numbers = [each for each in header if re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", each)]
             if numbers == header and numbers != [str(place) for place in range(len(header))]:
                 given = f"has numbers ({listed(numbers, 4)}) in its first line"
                 raise UserCodeError(f"{name}: {given}, where the columns' names are expected; add a line of names")
     names = [str(column).strip() for column in frame]
+    if twice := [column for column in dict.fromkeys(names) if names.count(column) > 1]:
+        raise UserCodeError(f"{name}: several columns are called {listed(twice)}; give each a name of its own")
     frame.columns = pd.Index(names)
     unnamed = [column for column in names if not column or column.startswith("Unnamed: ")]
     if frame.empty or len(unnamed) == len(frame.columns):
@@ -211,6 +222,9 @@ def _without_missing(
     gone = lacking[taken].any(axis=1) if missing == "mean" else lacking.any(axis=1)
     filled = total - int(gone.sum())
     said = [f"left out {int(gone.sum()):,}"] * bool(gone.any()) + [f"filled in means in {filled:,}"] * bool(filled)
+    if gone.all():
+        where = listed([str(column) for column in counts[counts > 0].index])
+        raise UserCodeError(f"{name}: every row lacks a value ({where}); leave such columns out with features = [...]")
     notes.append(f"{name}: of {total:,} rows that lack a value {' and '.join(said)}")
     return frame[~gone]
 
@@ -225,6 +239,8 @@ def _numbers(name: str, column: pd.Series[Any], features: list[str], notes: list
     if pd.api.types.is_numeric_dtype(column):
         return column.astype(np.float64).to_frame()
     known = column.dropna().astype(str)
+    if known.empty:
+        raise UserCodeError(f"{name}: {title} holds no value; {without}")
     if not isinstance(column.dtype, pd.CategoricalDtype) and known.map(lambda text: bool(_DATE.fullmatch(text))).all():
         raise UserCodeError(f"{name}: {title} holds dates ({known.iloc[0]}); make numbers of them, or {without}")
     if (count := known.nunique()) > MOST_CATEGORIES:

@@ -122,7 +122,8 @@ def test_session_fills_every_table(run: Any) -> None:
     # Nothing but the tables and Optuna's journal: what resuming needs is gone with the last trial.
     names = {path.name for path in outcome.folder.iterdir()}
     assert names == {
-        "spec.toml", "provenance.json", "trials.parquet", "lanes.parquet", "curves", "optuna.journal", ".lock"
+        "spec.toml", "provenance.json", "trials.parquet", "lanes.parquet", "curves", "optuna.journal", ".lock",
+        ".provenance.json.previous",
     }  # fmt: skip
     assert "6 of 6: 6 completed" in watch.status(outcome.folder)
     assert analysis.write_report(outcome.folder).is_file()

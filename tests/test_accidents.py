@@ -98,8 +98,8 @@ def test_a_study_survives_accidents(kind: str, histories: int, monkeypatch: pyte
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("kind", "histories"), [("plain", 14), ("confirmed", 6)])
-def test_a_study_survives_more_accidents(kind: str, histories: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "histories"), [("plain", 35), ("confirmed", 15)])
+def test_a_study_survives_fifty_accidents(kind: str, histories: int, monkeypatch: pytest.MonkeyPatch) -> None:
     run(kind, histories, monkeypatch)
 
 

@@ -12,7 +12,7 @@ import analysis
 from study import api
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_digits_with_baseline_enqueued_cell_warm_start_and_time_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_worker: None
 ) -> None:

@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import analysis
+from analysis.figures import forest
 from analysis.report import verdict, warnings
 from analysis.schema import FOLDERS
 from tests.conftest import PART, lane_row, trial_row, write_confirmation, write_spec, write_study, write_tables
@@ -152,6 +153,14 @@ def test_equal_losses_are_a_tie(tmp_path: Path) -> None:
     assert {entry.name for entry in found.contenders} == {"adam", "sgd"}
     assert all(math.isfinite(entry.effect.high) for entry in found.scored)
     assert "adam and sgd are equal to rounding." in said(tmp_path)
+
+
+@pytest.mark.parametrize(("adam", "excluded"), [(0.5, False), (0.1, True)])
+def test_the_first_figure_explains_its_mark_where_an_optimizer_is_excluded(
+    tmp_path: Path, adam: float, excluded: bool
+) -> None:
+    results = analysis.load(fresh(tmp_path, adam=[adam] * 5, sgd=[0.5] * 5))
+    assert ("excluded: not the best" in forest.figure(results, analysis.cells(results)).caption) is excluded
 
 
 def test_optimizers_without_a_result_are_named_with_the_reason(tmp_path: Path) -> None:

@@ -344,6 +344,13 @@ def test_isolation_marks_the_best_of_each_value(ax: Axes, study: Any, by: str) -
     draw(ax)
 
 
+def test_isolation_takes_rates_that_differ_in_the_last_digit_as_one(ax: Axes) -> None:
+    data = pd.DataFrame({"learning_rate": [0.0010000000000000002, 0.0010000000000000007], "validation": [2.0, 1.0]})
+    isolation(data, ax, "learning_rate")
+    (best,) = [found for found in ax.get_lines() if found.get_marker() == "_"]
+    assert list(best.get_ydata()) == [1.0]
+
+
 def test_importance_is_a_bar_and_a_line_each(ax: Axes) -> None:
     data = pd.DataFrame({"parameter": ["optimizer", "batch_size"], "estimate": [0.7, 0.3], "low": 0.2, "high": 0.8})
     importance_bars(data, ax)

@@ -89,7 +89,7 @@ def _drawn(data: pd.DataFrame, label: str, metric: str) -> Figure:
             if not row["reason"]:
                 effect = Interval(row["effect"], row["effect_low"], row["effect_high"], 2)
                 text = f"{' '.join(effect_text(effect, metric)).replace('percentage ', '')},  {p_text(row['p'])}"
-                text += "" if row["contender"] else "  ✗"
+                text += "" if row["contender"] else ",  excluded"
                 ax.text(1.02, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
         ax.text(1.02, -0.75, "against the best other, p (is the best)", transform=ax.get_yaxis_transform(), fontsize=7,
                 color="#555555", va="bottom")  # fmt: skip
@@ -109,7 +109,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         caption += f"Every optimizer at its best cell, on {seeds} that chose nothing (dots), with its "
     else:
         caption = f"Candidates only: the {seeds} (dots) are those that chose each optimizer's cell. Also shown: "
-    caption += f"{exhibit.mean_of(results)} and 95% interval {noise}{'; ✗: not the best (p < .05)' * compared.fresh}."
+    excluded = (~data["contender"].astype(bool) & data["p"].notna()).any()
+    mark = "; excluded: not the best (p < .05)" if compared.fresh and excluded else ""
+    caption += f"{exhibit.mean_of(results)} and 95% interval {noise}{mark}."
     lost = [f"{name} ({reason})" for name, reason in missing_sizes(results, table).items()]
     untuned = [f"{entry.name} (baseline, against the best optimizer)" for entry in compared.baselines]
     for words, each in (("Not tuned", untuned), ("Without a result", lost)):

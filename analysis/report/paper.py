@@ -24,7 +24,6 @@ _LATEX = {each: f"\\{each}" for each in ("&", "%", "$", "#", "_", "{", "}")} | {
     "^": r"\textasciicircum{}",
     "∞": r"$\infty$",
     "\N{EN DASH}": "--",
-    "✗": r"$\times$",
     "…": r"\ldots{}",
     "<": "$<$",
     ">": "$>$",

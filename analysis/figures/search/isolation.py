@@ -29,7 +29,9 @@ def searched(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
 
 def isolation(data: pd.DataFrame, ax: Axes, by: str, metric: str = "loss", unit: str = "") -> Axes:
     """Draw `searched` against its column `by`: a point per cell, a dash at the best of each value."""
-    best = data.groupby(by)["validation"].agg("max" if metric == "accuracy" else "min")
+    # Equal rates of two grids can differ in their last digit.
+    values = data[by].map(lambda rate: float(f"{rate:.6g}")) if by == "learning_rate" else data[by]
+    best = data.groupby(values)["validation"].agg("max" if metric == "accuracy" else "min")
     if by == "optimizer":
         order = optimizer_order(data[by])
         for place, name in enumerate(order):

@@ -130,7 +130,7 @@ def _by_rate(
 
 def _grid_steps(lanes: pd.DataFrame) -> pd.Series[float]:
     """The spacing of each cell's first grid, in natural logarithms of the rate; 0 for a single rate."""
-    first = lanes[lanes["round"].isin(["grid"]) | lanes["round"].isna()] if "round" in lanes else lanes
+    first = lanes[(lanes["round"] == "grid") | lanes["round"].isna()] if "round" in lanes else lanes
     rates = first.groupby("cell")["learning_rate"].agg(["min", "max", "nunique"]).astype(float)
     logs = np.log(rates["max"] / rates["min"]) / np.maximum(rates["nunique"] - 1, 1)
     return pd.Series(logs, rates.index)

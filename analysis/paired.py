@@ -218,12 +218,12 @@ def compare_with_controls(scores: Scores, controls: int, level: float = 0.95) ->
     if scores.seeds < 2:
         return [WithBest(Interval(float(gain), -np.inf, np.inf, scores.seeds), 1.0, True) for gain in gains]
     errors, largest = _differences(scores, *np.array(list(product(range(k), range(k, k + controls)))).T)
-    bound, found = float(np.quantile(largest, level)), []
+    bound, comparisons = float(np.quantile(largest, level)), []
     for gain, error in zip(gains.tolist(), errors[best, k:].tolist(), strict=True):
         p = max(float(np.mean(largest * error >= abs(gain))), 1 / DRAWS) if gain else 1.0
         limits = Interval(gain, gain - bound * error, gain + bound * error, scores.seeds)
-        found.append(WithBest(limits, p, gain >= 0 or p > 1 - level))
-    return found
+        comparisons.append(WithBest(limits, p, gain >= 0 or p > 1 - level))
+    return comparisons
 
 
 def _differences(scores: Scores, first: NDArray[np.intp], second: NDArray[np.intp]) -> tuple[Array, Array]:

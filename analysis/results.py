@@ -383,7 +383,7 @@ def _read_spec(file: Path, ran: str | None) -> tuple[dict[str, Any], str]:
         return tables, text
     recorded = tomllib.loads(ran)
     if not wrong and tables != recorded:
-        new, old = dict(schema.flat(tables)), dict(schema.flat(recorded))
+        new, old = dict(schema.dotted(tables)), dict(schema.dotted(recorded))
         keys = [key for key in sorted(new.keys() | old.keys()) if new.get(key) != old.get(key)]
         wrong = f"was edited since the trials ran, or is damaged: {', '.join(keys[:5])}"
     if wrong:
@@ -411,6 +411,12 @@ def flat(results: Results, name: str) -> pd.DataFrame:
         settings = pd.DataFrame([json.loads(each or "{}") for each in frame["settings"].fillna("")], index=frame.index)
         kept = kept.join(settings.add_prefix("settings."))
     return kept
+
+
+def same_setting(one: Mapping[Any, Any] | pd.Series[Any], other: Mapping[Any, Any] | pd.Series[Any]) -> bool:
+    """Whether two rows of `cells`, `trials` or `baselines` have the same cell, recipe and learning rate."""
+    alike = all(one[column] == other[column] for column in (*CELL, "recipe"))
+    return alike and math.isclose(one["learning_rate"], other["learning_rate"])
 
 
 def table_of(tables: dict[str, Any], name: str) -> dict[str, Any]:
@@ -458,9 +464,9 @@ def _piece(file: Path, table: str) -> pa.Table:
     except FileNotFoundError:
         raise
     except (OSError, DamagedError) as error:
-        told = str(error) if isinstance(error, DamagedError) else f"{file}: cannot be read ({error})"
+        message = str(error) if isinstance(error, DamagedError) else f"{file}: cannot be read ({error})"
         advice = f"`study resume {file.parents[1]}` runs its trials again, or move it away to read the others"
-        raise ResultsError(f"{told}; {advice}") from error
+        raise ResultsError(f"{message}; {advice}") from error
 
 
 def read_rows(file: Path, table: str) -> pa.Table:

@@ -93,10 +93,10 @@ def rows_digest(rows: list[dict[str, Any]]) -> str:
     return digest(json.dumps(rows).encode())
 
 
-def flat(tables: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(tables: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """The values in nested tables, as `section.key` and value."""
     for name, value in tables.items():
-        yield from flat(value, f"{path}{name}.") if isinstance(value, dict) else [(f"{path}{name}", value)]
+        yield from dotted(value, f"{path}{name}.") if isinstance(value, dict) else [(f"{path}{name}", value)]
 
 
 def _content_digest(content: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from analysis.cells import cells
 from analysis.report import page
 from analysis.report.verdict import verdict
 from analysis.results import read_provenance
-from analysis.schema import flat
+from analysis.schema import dotted
 from study.cluster import nodes, ray
 from study.cluster.ray import Cluster
 from study.errors import Halted, Interrupted, SpecError, StorageError, UsageError
@@ -243,7 +243,7 @@ def _tell_edits(folder: Path) -> None:
     file, text = folder / "spec.toml", read_provenance(folder).get("spec_toml")
     if not isinstance(text, str):  # of an earlier version
         return
-    old, new = (dict(flat(tomllib.loads(each))) for each in (text, file.read_text(encoding="utf-8-sig")))
+    old, new = (dict(dotted(tomllib.loads(each))) for each in (text, file.read_text(encoding="utf-8-sig")))
     if changed := differences(old, new):
         listed = ", ".join(
             f"{key} = {_shown(after)} (was {_shown(before)})" for key, (before, after) in changed.items()

@@ -306,9 +306,9 @@ def _proof(spec: Spec, optimizer: str, dtype: str) -> tuple[int, equality.Proof]
     """The batch size of the smallest cell, and the comparison there."""
     corners = spec.corners()
     batch, build = min(size for size, _, _ in corners), builder(spec, *corners[0][1:], end=0)
-    every, found = lanes(spec, optimizer), _data(spec, getattr(torch, dtype))
+    lanes_of_trial, data = lanes(spec, optimizer), _data(spec, getattr(torch, dtype))
     rule, judge = rule_of(spec, optimizer), criterion(spec)
-    return batch, equality.prove(build, rule, found, batch, every, judge, spec.workload.model)
+    return batch, equality.prove(build, rule, data, batch, lanes_of_trial, judge, spec.workload.model)
 
 
 def _cells(spec: Spec) -> str:

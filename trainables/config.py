@@ -237,7 +237,7 @@ class TrialConfig(Recording, Reading):
         rates: (lowest, highest, count) of the learning-rate grid; the rule's range with a count of 8 if not given.
         axes: what is tuned beside the rate, name -> values (`Recipe.of`); or `learning_rate` with a list instead of
             `rates`.
-        sample: of the combinations of rates and axes, so many at random; 0 for all.
+        sample: number of the combinations of rates and axes that are drawn at random; 0 for all.
         seeds: one lane per seed at each combination.
         budget: how long each lane trains; may be given as a dict.
         engine: how lanes are computed, or auto.

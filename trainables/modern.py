@@ -39,7 +39,7 @@ def lion(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
 
 
 def adan(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """Adan (Xie et al., 2022): Adam with a running mean of gradient differences, in Nesterov's place."""
+    """Adan (Xie et al., 2022) without decay: Adam with a running mean of gradient differences, in Nesterov's place."""
     # The first difference is zero; `first` is 1 in the first update and 0 afterwards.
     difference = (g - state["previous"]) * (1 - c["first"])
     state["previous"].copy_(g)

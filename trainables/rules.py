@@ -117,7 +117,7 @@ class Rule:
         return {name: column[first - 1 :] for name, column in table.items()}
 
     def optimizers(
-        self, parameters: list[nn.Parameter], rate: float, settings: Mapping[str, float]
+        self, parameters: list[nn.Parameter], rate: float, settings: Mapping[str, Any]
     ) -> list[torch.optim.Optimizer]:
         """Optimizers of the torch class, for the parameters of one network."""
         make: Any = self.torch_class
@@ -127,12 +127,9 @@ class Rule:
         self, parameters: list[nn.Parameter], rate: float, settings: Mapping[str, float]
     ) -> list[torch.optim.Optimizer]:
         """The torch optimizers that compute the same with the same settings; the rule itself if there are none."""
-        if self.solo:
-            return self.optimizers(parameters, rate, settings)
         if self.torch_class is None:
             return [_Alone(parameters, self, rate, settings)]
-        make: Any = self.torch_class
-        return [make(parameters, lr=rate, **self.options(settings))]
+        return self.optimizers(parameters, rate, self.options(settings))
 
     def options(self, settings: Mapping[str, float]) -> dict[str, Any]:
         """The arguments of `torch_class`, besides lr, that stand for the settings."""

@@ -33,7 +33,7 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
     best = ranked.drop_duplicates(by).set_index("trial")
     lanes = results.pooled.lanes[results.pooled.lanes["cell"].isin(best.index)]
     frame = rate_table(lanes, results.metric, examples_of(results, "validation"), floor_of(results))
-    lanes = lanes[lanes["recipe"] == lanes["cell"].map(frame.drop_duplicates("cell").set_index("cell")["recipe"])]
+    lanes = lanes[lanes["recipe"] == lanes["cell"].map(best["recipe"])]
     group = frame["cell"].map(best[by])
     frame = frame.assign(optimizer=frame["cell"].map(best["optimizer"]), by=by, group=group)
     frame["failed"] = _failed(results, lanes).reindex(pd.MultiIndex.from_frame(frame[["cell", "learning_rate"]])).array

@@ -102,16 +102,16 @@ def millimetres(width: str | float) -> float:
     text = str(width).strip().lower()
     if text in WIDTHS:
         return WIDTHS[text]
-    number, factor = next(((text[:-2], size) for unit, size in _UNITS.items() if text.endswith(unit)), (text, 1.0))
+    number, factor = next(((text[:-2], factor) for unit, factor in _UNITS.items() if text.endswith(unit)), (text, 1.0))
     try:
-        found = float(number) * factor
+        size = float(number) * factor
     except ValueError:
-        found = 0.0
-    if not 60 <= found <= 400:
+        size = 0.0
+    if not 60 <= size <= 400:
         raise ValueError(
             f"{width}: no width of a figure; valid: {', '.join(WIDTHS)}, or 60 to 400 mm, as in 85mm, 3.25in"
         )
-    return found
+    return size
 
 
 def narrow() -> bool:

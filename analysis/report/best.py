@@ -41,7 +41,11 @@ def best(results: Results, optimizer: str = "") -> dict[str, Any]:
     Raises:
         ResultsError: if there is no such optimizer, or it has no score; the message says why.
     """
-    compared, entry = best_entry(results, optimizer)
+    return facts(results, *best_entry(results, optimizer))
+
+
+def facts(results: Results, compared: Comparison, entry: Entry) -> dict[str, Any]:
+    """What `best` returns, of an entry of a comparison that has a score."""
     assert entry.cell is not None
     verdict = "candidate"
     if compared.fresh:

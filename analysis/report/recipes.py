@@ -32,13 +32,13 @@ def recipe_sensitivity(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         each = lanes.assign(cell=lanes["recipe"])
         rates = rate_table(each, results.metric, examples_of(results, "validation"), floor_of(results))
         tuned = rates[rates["tuned"]].set_index("cell")
-        own = json.loads(cell["recipe"] or "{}")
+        chosen = json.loads(cell["recipe"] or "{}")
         recipes = [json.loads(recipe or "{}") for recipe in lanes.sort_values("lane")["recipe"].drop_duplicates()]
-        for axis in own:
+        for axis in chosen:
             values = list(dict.fromkeys(recipe[axis] for recipe in recipes))
             for value in values if len(values) > 1 else []:
-                text = json.dumps(own | {axis: value})
-                found = tuned.loc[text, ["learning_rate", *LIMITS]].to_dict() if text in tuned.index else {}
+                text = json.dumps(chosen | {axis: value})
+                score = tuned.loc[text, ["learning_rate", *LIMITS]].to_dict() if text in tuned.index else {}
                 row: dict[str, Any] = {"optimizer": cell["optimizer"], "trial": cell["trial"], "axis": axis}
-                rows.append(row | {"value": value, "tuned": value == own[axis]} | found)
+                rows.append(row | {"value": value, "tuned": value == chosen[axis]} | score)
     return pd.DataFrame(rows, columns=["optimizer", "trial", "axis", "value", "tuned", "learning_rate", *LIMITS])

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import rank
-from analysis.comparisons import Comparison, Entry, average_curse, compare, missing_sizes, names_of
-from analysis.results import Results, hours, table_of
-from analysis.schema import CELL, Outcome
+from analysis.comparisons import Comparison, average_curse, compare, missing_sizes, names_of
+from analysis.results import Results, hours, same_setting, table_of
+from analysis.schema import Outcome
 from analysis.statistics import Interval
 from analysis.text import (
     cell_at_rate,
@@ -76,9 +76,7 @@ def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
         if each.reason or each.cell is None:
             continue
         name, than = f'the baseline "{each.name}"', f"the best tuned optimizer, {best.name}"
-        if all(each.cell[column] == best.cell[column] for column in (*CELL, "recipe")) and math.isclose(
-            each.cell["learning_rate"], best.cell["learning_rate"]
-        ):
+        if same_setting(each.cell, best.cell):
             yield f"{_first_upper(name)} is the best tuned setting itself."
             continue
         against = "against" if metric == "accuracy" else f"the {compared.split} loss of"
@@ -101,6 +99,7 @@ def study_cost(results: Results) -> str:
 def _who(results: Results, compared: Comparison) -> str:
     """The winner with its score and its lead, the contenders, or the candidate of a search without confirmation."""
     best, metric = compared.scored[0], results.metric
+    name = _first_upper(best.name)
     score = f"{compared.split} {metric} {estimate_text(best.score, metric)}"
     alone = ""
     if len(compared.scored) == 1:
@@ -108,22 +107,22 @@ def _who(results: Results, compared: Comparison) -> str:
     if not compared.fresh:
         asked = (results.spec.get("confirm") and "the confirmation has none yet") or "set [confirm] in the spec"
         return (
-            f"{_name(best)} is the candidate, not a winner: {score} on the {counted(compared.seeds, 'seed')} that "
+            f"{name} is the candidate, not a winner: {score} on the {counted(compared.seeds, 'seed')} that "
             f"chose it. A winner needs fresh seeds: {asked}.{alone}"
         )
     where = f"on {counted(compared.seeds, 'fresh seed')}" + (
         f" and {counted(compared.examples, 'test example')}" if compared.examples else ""
     )
     if compared.seeds < 2:
-        return f"{_name(best)} has {score} {where}: one seed allows no interval, so no winner can be named."
+        return f"{name} has {score} {where}: one seed allows no interval, so no winner can be named."
     if alone:
-        return f"{_name(best)} has {score} {where}.{alone}"
+        return f"{name} has {score} {where}.{alone}"
     if compared.winner:
         rival = compared.scored[1]
         p = p_text(max(each.p for each in compared.scored[1:]))
         against = "against" if results.maximize else "the loss of"
         return (
-            f"{_name(best)} wins: {score} {where}; {' '.join(effect_text(best.effect, metric))} {against} the best "
+            f"{name} wins: {score} {where}; {' '.join(effect_text(best.effect, metric))} {against} the best "
             f"other optimizer, {rival.name} (all others are excluded, {p})."
         )
     unknown = " and ".join(each.name for each in compared.unknown)
@@ -136,10 +135,6 @@ def _who(results: Results, compared: Comparison) -> str:
         f"No winner: {_and([each.name for each in compared.contenders])} may each be the best. First is {best.name} "
         f"with {score} {where}.{excluded}"
     )
-
-
-def _name(entry: Entry) -> str:
-    return _first_upper(entry.name)
 
 
 def _first_upper(text: str) -> str:

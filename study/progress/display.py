@@ -129,18 +129,8 @@ class ProgressDisplay:
             self.interval = self._over_seeds(last["payload"].lanes) if last else None
         self.lanes += row["lanes"] or 0
         if self.show == "json":
-            keep = (
-                "trial",
-                "outcome",
-                "value",
-                "learning_rate",
-                "recipe",
-                "optimizer",
-                "batch_size",
-                "width",
-                "depth",
-                "error",
-            )
+            cell = ("optimizer", "batch_size", "width", "depth")
+            keep = ("trial", "outcome", "value", "learning_rate", "recipe", *cell, "error")
             self._object("trial", **{name: row.get(name) for name in keep}, **self.numbers())
 
     def tick(self) -> None:

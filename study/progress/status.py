@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 import analysis.results as results
-from analysis.schema import CELL
 from analysis.text import cost, settings_text
 from study.results.ownership import running_owner
 from study.spec.model import Resources
@@ -67,8 +66,7 @@ def _best(study: results.Results, where: str, baselines: pd.DataFrame | None = N
     best: dict[Any, Any] = completed.sort_values("value", ascending=not study.maximize).iloc[0].to_dict()
     best["settings"] = "" if pd.isna(best["settings"]) else best["settings"]
     given = [] if baselines is None else results.records(baselines)
-    names = (*CELL, "learning_rate", "recipe")
-    same = [each["name"] for each in given if all(each[name] == best[name] for name in names)]
+    same = [each["name"] for each in given if results.same_setting(each, best)]
     whose = "".join(f', the baseline "{name}"' for name in same)
     return [f"  {where}{best_line(study.metric, best, None)} (trial {best['trial']}{whose})"]
 

@@ -55,12 +55,12 @@ def winners(spec: Spec, folder: Path, say: Callable[[str], None] = print) -> lis
     """
     file = folder / CONFIRM / WINNERS
     try:
-        found = _recorded(file)
+        kept = _recorded(file)
     except (OSError, ValueError, TypeError) as error:
         aside = superseded(folder, file.parent)
         why = str(error).splitlines()[0].removeprefix(f"{file}: ")
         say(f"{file}: {why}; the confirmation was moved to {aside} and runs again")
-        found = []
+        kept = []
     study = results.load(folder)
     ranked = rank(cells(study), study.maximize)
     ranked = ranked[ranked["outcome"] == Outcome.COMPLETED]
@@ -69,17 +69,17 @@ def winners(spec: Spec, folder: Path, say: Callable[[str], None] = print) -> lis
     for row in ranked[chosen(ranked, spec.confirm.top)].to_dict("records"):
         cell = space.cell_of({str(name): value for name, value in row.items()})
         winner = Winner(cell, float(row["learning_rate"]), json.loads(row["recipe"] or "{}"))
-        if winner not in found:
-            found.append(winner)
-    for each in spec.baseline if found else []:
+        if winner not in kept:
+            kept.append(winner)
+    for each in spec.baseline if kept else []:
         baseline = Winner(space.given(each), each.learning_rate, each.recipe())
-        same = [one for one in found if one.cell == baseline.cell and one.recipe == baseline.recipe]
+        same = [one for one in kept if one.cell == baseline.cell and one.recipe == baseline.recipe]
         if not any(isclose(each.learning_rate, one.learning_rate) for one in same):
-            found.append(baseline)
-    if found:
+            kept.append(baseline)
+    if kept:
         file.parent.mkdir(exist_ok=True)
-        write_text(file, seal({"winners": [asdict(each) for each in found]}))
-    return found
+        write_text(file, seal({"winners": [asdict(each) for each in kept]}))
+    return kept
 
 
 def _recorded(file: Path) -> list[Winner]:

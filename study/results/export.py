@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from analysis import results
 from analysis.cells import fresh_lanes
-from analysis.report.best import best, best_entry
+from analysis.report.best import best_entry, facts
 from analysis.results import Results, table_of
 from analysis.text import metric_text
 from study.errors import Halted, UsageError, require
@@ -76,7 +76,8 @@ class Setting:
     def of(cls, place: str | Path, optimizer: str = "") -> Setting:
         """The setting; errors are those of `analysis.best` and `study.read`."""
         study = results.load(place)
-        cell = best_entry(study, optimizer)[1].cell
+        compared, entry = best_entry(study, optimizer)
+        cell = entry.cell
         assert cell is not None
         spec = recorded(study.path)
         code, tuned = bundle.code_of(study.path), json.loads(cell["recipe"] or "{}")
@@ -86,7 +87,7 @@ class Setting:
         row = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in cell.items()}
         config = TrialConfig.of(space.configuration(space.cell_of(row), 0))
         config = replace(config, checkpoint=None, device="auto", weights=True)
-        return cls(study, cell, config, best(study, optimizer))
+        return cls(study, cell, config, facts(study, compared, entry))
 
     @cached_property
     def data(self) -> Data:
@@ -281,19 +282,19 @@ def export(place: str | Path, to: Path, kind: Format | None = None, optimizer: s
         UsageError: if the format is unknown or its package is missing.
         ResultsError, SpecError, DataError, Halted: if there is no such setting, or it cannot be trained again.
     """
-    found = kind or to.suffix.removeprefix(".")
-    if found not in FORMATS:
+    suffix = kind or to.suffix.removeprefix(".")
+    if suffix not in FORMATS:
         raise UsageError(f"--to {to}", f"ends with no known format; valid: {', '.join(FORMATS)}; or give --format")
     if not to.absolute().parent.is_dir():
         raise UsageError(f"--to {to}", f"there is no folder {to.parent}; make it first")
-    if found == "onnx":
+    if suffix == "onnx":
         require("onnxscript", "onnx")
     setting = Setting.of(place, optimizer)
     module, example = setting.module(), setting.data.test.head(2).inputs
-    if found == "pt":
+    if suffix == "pt":
         storage.write(to, lambda stream: torch.save(_plain(setting, module), stream))
     else:
-        storage.write(to, lambda stream: _traced(module, example, found, stream))
+        storage.write(to, lambda stream: _traced(module, example, suffix, stream))
     card = to.with_suffix(".md")
     storage.write_text(card, setting.card(to))
     return [to, card]

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from analysis.schema import flat
+from analysis.schema import dotted
 from study.spec import Spec
 from study.spec.model import duration_seconds
 
@@ -67,12 +67,12 @@ def _tuned(spec: Spec, **changes: Any) -> Spec:
 
 def fixed_settings(spec: Spec) -> dict[str, Any]:
     """Settings that affect the numbers of trials, as `section.key` -> value: two studies are the same if these are."""
-    return dict(flat(spec.model_dump(mode="json", exclude=_FREE)))
+    return dict(dotted(spec.model_dump(mode="json", exclude=_FREE)))
 
 
 def all_settings(spec: Spec) -> dict[str, Any]:
     """All settings of a spec as `section.key` -> value, without those that are not set."""
-    return dict(flat(spec.model_dump(mode="json", exclude_none=True)))
+    return dict(dotted(spec.model_dump(mode="json", exclude_none=True)))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

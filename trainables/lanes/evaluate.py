@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from trainables.engines.base import Engine
 from trainables.lanes.batches import Batches
 from trainables.lanes.records import Point, Predictions
-from trainables.lanes.stack import Stack
+from trainables.lanes.stack import Result, Stack
 from trainables.lanes.times import EvaluationTimes
 from trainables.workloads.data import Data, Split
 
@@ -98,8 +99,7 @@ class Evaluator:
         """
         stack, test = self.stack, self.data.test
         found = self._values(test)
-        with stack.averaged():
-            each = stack.passes(lambda rows: self.engine.each(stack, rows, test, keep), trains=False) if keep else []
+        each = self._passes(lambda rows: self.engine.each(stack, rows, test, keep)) if keep else []
         kept = [part for part in each if part is not None]
         if kept and len(kept) == len(each):
             values = torch.cat(kept)
@@ -115,16 +115,19 @@ class Evaluator:
     def predictions(self) -> Predictions:
         """The classes that each lane predicts for the examples of the test split."""
         stack, test = self.stack, self.data.test
-        with stack.averaged():
-            parts = stack.passes(lambda rows: self.engine.predict(stack, rows, test), trains=False)
+        parts = self._passes(lambda rows: self.engine.predict(stack, rows, test))
         classes, probabilities = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
         return Predictions(list(stack.alive), test.targets.cpu().numpy(), classes, probabilities)
 
     def _values(self, split: Split) -> dict[str, Tensor]:
         """Metric -> (K,) values on a split."""
-        with self.stack.averaged():
-            parts = self.stack.passes(lambda rows: self.engine.evaluate(self.stack, rows, split), trains=False)
+        parts = self._passes(lambda rows: self.engine.evaluate(self.stack, rows, split))
         return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}
+
+    def _passes(self, work: Callable[[slice], Result]) -> list[Result]:
+        """What `work` returns for each pass, with the parameters to evaluate in place."""
+        with self.stack.averaged():
+            return self.stack.passes(work, trains=False)
 
     def _noise(self, point: Point) -> list[Point]:
         """The gradient noise at a point, of the lanes in which it is finite."""

@@ -93,7 +93,7 @@ def spread(
         rates: lowest, highest and number of the learning rates, unless `axes` lists them.
         axes: name -> values, as `trainables.config.combinations` takes them.
         seeds: of each combination.
-        sample: of the combinations, so many at random; 0 for all.
+        sample: number of the combinations that are drawn at random; 0 for all.
         settings: the optimizer's, which all lanes share.
     """
     found = combinations({"learning_rate": spaced(*rates), **axes}, sample)
@@ -102,7 +102,7 @@ def spread(
 
 def grid(low: float, high: float, count: int, seeds: Sequence[int]) -> list[Lane]:
     """Lanes for `spaced` learning rates, times seeds."""
-    return [Lane(rate, seed) for rate in spaced(low, high, count) for seed in seeds]
+    return spread((low, high, count), {}, seeds)
 
 
 @dataclass

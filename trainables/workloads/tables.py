@@ -77,11 +77,6 @@ def splits(name: str, code: str, reading: Reading, seed: int) -> tuple[dict[str,
     return {split: (chosen[numbers], rows.targets[numbers]) for split, numbers in which.items()}, rows.notes
 
 
-def columns_of(file: Path) -> list[str]:
-    """Names of the columns of a table."""
-    return _read(file.name, file)[1]
-
-
 def _divided(name: str, rows: _Rows, reading: Reading, seed: int) -> dict[str, Array]:
     """The numbers of the rows of each split: as the file says, or drawn by shares, the same for every class."""
     train, validation, test = reading.split

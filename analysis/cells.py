@@ -68,26 +68,25 @@ def rate_table(
         Columns cell, recipe, learning_rate, lanes, diverged (number of diverged lanes), loss (the geometric mean, which
         decides between equal accuracies; NaN if unknown), estimate, low, high, n; shared: whether every seed of the
         cell ran at this rate; eligible: whether all seeds survived, and halving did not stop it; tuned: whether it is
-        the cell's tuned rate (`tuned_rates`).
+        the cell's tuned rate (`tuned_rates`); shortfall: of the tuned one from the best possible rate, as
+        `best_by_parabola` expects it, in logarithms of a loss or log-odds; NaN of the others.
     """
     lanes = _at_tuned_recipe(lanes, metric, examples, floor)
     table, values = _by_rate(lanes, metric, examples, floor)
     best, steps = _best_rows(table, metric), _grid_steps(lanes)
     eligible = table[table["eligible"]]
-    tuned = [
-        own.index[
-            best_by_parabola(
-                np.log(own["learning_rate"].to_numpy(dtype=np.float64)),
-                np.array([scores_of(values[row], metric, examples, floor) for row in own.index]),
-                int(np.flatnonzero(own.index == best[cell])[0]),
-                steps[cell],
-            )
-        ]
-        for cell, own in eligible.groupby("cell")
-    ]
+    shortfall: dict[int, float] = {}
+    for cell, own in eligible.groupby("cell"):
+        place, gain = best_by_parabola(
+            np.log(own["learning_rate"].to_numpy(dtype=np.float64)),
+            np.array([scores_of(values[row], metric, examples, floor) for row in own.index]),
+            int(np.flatnonzero(own.index == best[cell])[0]),
+            steps[cell],
+        )
+        shortfall[own.index[place]] = gain
     recipes = table["cell"].map(lanes.drop_duplicates("cell").set_index("cell")["recipe"])
     table.insert(1, "recipe", recipes.astype(object))  # without lanes, too
-    return table.assign(tuned=table.index.isin(tuned))
+    return table.assign(tuned=table.index.isin(list(shortfall)), shortfall=pd.Series(shortfall, table.index, "float64"))
 
 
 def _at_tuned_recipe(lanes: pd.DataFrame, metric: str, examples: int, floor: float) -> pd.DataFrame:
@@ -188,9 +187,9 @@ def cells(results: Results) -> pd.DataFrame:
         updates, examples, epochs (of the first trial), train_seconds (mean over trials), extensions (of the grid, the
         largest number of any trial); learning_rate (tuned, NaN if none), recipe (tuned, empty text if only the rate
         is), on_edge (whether the rate is the lowest or highest of several), rates (their number), both of the rates at
-        which every seed ran with that recipe; seeds, diverged_share (of lanes); validation, validation_low,
-        validation_high and n over seeds at the tuned setting; test, test_low, test_high and test_n over the same. Rows
-        are in order of trial.
+        which every seed ran with that recipe; shortfall (as in `rate_table`); seeds, diverged_share (of lanes);
+        validation, validation_low, validation_high and n over seeds at the tuned setting; test, test_low, test_high and
+        test_n over the same. Rows are in order of trial.
     """
     metric, lanes, floor = results.metric, results.pooled.lanes, floor_of(results)
     trials = results.pooled.trials.groupby("cell")
@@ -208,6 +207,7 @@ def cells(results: Results) -> pd.DataFrame:
     table["recipe"] = recipes.reindex(table.index, fill_value="")
     table["on_edge"] = edge & (shared["nunique"] > 1)
     table["rates"] = shared["nunique"].fillna(0).astype("int64")
+    table["shortfall"] = tuned["shortfall"]
     by_cell = lanes.groupby("cell")
     table["seeds"] = by_cell["seed"].nunique().reindex(table.index, fill_value=0)
     table["diverged_share"] = (lanes["outcome"] == "diverged").groupby(lanes["cell"]).mean()
@@ -223,8 +223,8 @@ def cells(results: Results) -> pd.DataFrame:
     table[names] = pd.DataFrame.from_dict(tests, orient="index", columns=names).astype(float).reindex(table.index)
     table["test_n"] = table["test_n"].fillna(0).astype("int64")
     columns = ["trial", "trials", *CELL, "regime", "outcome", "parameters", "updates", "examples", "epochs"]
-    columns += ["train_seconds", "extensions", "learning_rate", "recipe", "on_edge", "rates", "seeds", "diverged_share"]
-    columns += ["validation", "validation_low", "validation_high", "n", *names]
+    columns += ["train_seconds", "extensions", "learning_rate", "recipe", "on_edge", "rates", "shortfall", "seeds"]
+    columns += ["diverged_share", "validation", "validation_low", "validation_high", "n", *names]
     return table.reset_index(drop=True)[columns]
 
 

@@ -37,6 +37,8 @@ class Scores:
         of_examples: (k, k) covariance over test examples, without what `of_seeds` holds already; zero if unknown.
         seeds: number of seeds.
         examples: test examples whose values were recorded; 0 if none, then intervals cover seeds only.
+        of_tuning: (k,) mean square error of the means as those of the best rates, which tuning finds only about; zero
+            where a configuration stands for itself.
     """
 
     metric: str
@@ -45,6 +47,19 @@ class Scores:
     of_examples: Array
     seeds: int
     examples: int
+    of_tuning: Array
+
+    def tuned(self, shortfall: ArrayLike) -> Scores:
+        """The same scores as those of configurations whose rates fall short of the best ones.
+
+        Near the top of a parabola whose place is normally distributed, a shortfall is a multiple of chi-squared with
+        one degree of freedom: its mean square is three times the square of its mean. The means are not corrected.
+
+        Args:
+            shortfall: (k,) expected, in logarithms of a loss or in log-odds; NaN if unknown, which counts as none.
+        """
+        scale = self.means * (1 - self.means) if self.metric == "accuracy" else 1.0
+        return replace(self, of_tuning=3 * (scale * np.nan_to_num(np.asarray(shortfall, dtype=np.float64))) ** 2)
 
     @property
     def covariance(self) -> Array:
@@ -58,17 +73,21 @@ class Scores:
             return float(max(self.seeds - 1, 1))
         return (own + rest) ** 2 / (own**2 / max(self.seeds - 1, 1) + rest**2 / max(self.examples - 1, 1))
 
-    def seed_share(self, direction: Array) -> float:
-        """The share of the variance of a combination, (k,), of the means that seeds cause."""
-        total = direction @ self.covariance @ direction
-        return float(direction @ self.of_seeds @ direction / total) if total > 0 else 1.0
+    def parts(self, direction: Array) -> dict[str, float]:
+        """The variance of a difference, (k,), of the means as those of the best rates, by source."""
+        seeds, examples = (float(direction @ part @ direction) for part in (self.of_seeds, self.of_examples))
+        return {"seeds": seeds, "test examples": examples, "tuning": float(direction**2 @ self.of_tuning)}
 
     def reordered(self, order: ArrayLike) -> Scores:
         """The same configurations in another order."""
         places = np.asarray(order)
         square = np.ix_(places, places)
         return replace(
-            self, means=self.means[places], of_seeds=self.of_seeds[square], of_examples=self.of_examples[square]
+            self,
+            means=self.means[places],
+            of_seeds=self.of_seeds[square],
+            of_examples=self.of_examples[square],
+            of_tuning=self.of_tuning[places],
         )
 
     def interval(self, place: int, candidates: int = 1, level: float = 0.95) -> Interval:
@@ -126,7 +145,7 @@ def paired_scores(values: ArrayLike, metric: str, examples: ArrayLike | None = N
     of_seeds = of_seeds + np.eye(k) * rounding**2
     each = None if examples is None else np.asarray(examples, dtype=np.float64)
     if each is None or not np.isfinite(each).all():
-        return Scores(metric, scores.mean(axis=1), of_seeds, np.zeros((k, k)), seeds, 0)
+        return Scores(metric, scores.mean(axis=1), of_seeds, np.zeros((k, k)), seeds, 0, np.zeros(k))
     n = each.shape[2]
     # The influence of each example on the mean score; of a logarithm by its derivative. The examples' mean may be
     # smaller than the value, which is not below a floor: then they hardly matter, and a mean of zero does not divide.
@@ -139,7 +158,7 @@ def paired_scores(values: ArrayLike, metric: str, examples: ArrayLike | None = N
     both = squares / (n * max(n - 1, 1))
     rest = (influence - of_example[:, None]).reshape(k, -1)
     shared = rest @ rest.T / (seeds * n * max((seeds - 1) * (n - 1), 1))
-    return Scores(metric, scores.mean(axis=1), of_seeds, _positive(both - shared), seeds, n)
+    return Scores(metric, scores.mean(axis=1), of_seeds, _positive(both - shared), seeds, n, np.zeros(k))
 
 
 def _positive(matrix: Array) -> Array:
@@ -239,15 +258,15 @@ def _differences(scores: Scores, first: NDArray[np.intp], second: NDArray[np.int
         pairs = diagonal[..., first] + diagonal[..., second] - 2 * covariance[..., first, second]
         return np.sqrt(np.maximum(pairs, 0.0))
 
-    errors = np.zeros((k, k))
-    errors[first, second] = errors[second, first] = of_pairs(scores.covariance)
+    errors, fixed = np.zeros((k, k)), scores.of_examples + np.diag(scores.of_tuning)
+    errors[first, second] = errors[second, first] = of_pairs(scores.of_seeds + fixed)
     if len(first) == 1:  # without sampling error
         freedom = scores.freedom(np.eye(k)[first[0]] - np.eye(k)[second[0]])
         return errors, np.asarray(special.stdtrit(freedom, 0.5 + (np.arange(DRAWS) + 0.5) / (2 * DRAWS)))
     rng, freedom = np.random.default_rng(0), min(scores.seeds - 1, MOST_FREEDOM)
-    noise = rng.standard_normal((DRAWS, k)) @ _root(scores.covariance).T
+    noise = rng.standard_normal((DRAWS, k)) @ _root(scores.of_seeds + fixed).T
     seeds = rng.standard_normal((DRAWS, freedom, k)) @ _root(scores.of_seeds).T
-    estimated = np.einsum("dsi,dsj->dij", seeds, seeds, optimize=True) / freedom + scores.of_examples
+    estimated = np.einsum("dsi,dsj->dij", seeds, seeds, optimize=True) / freedom + fixed
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = np.abs(noise[:, first] - noise[:, second]) / of_pairs(estimated)
     return errors, np.asarray(np.nan_to_num(drawn).max(axis=1))

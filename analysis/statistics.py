@@ -187,7 +187,7 @@ def scores_of(values: ArrayLike, metric: str, examples: int, floor: float = LEAS
     return np.asarray(-np.log(np.maximum(array, floor)))
 
 
-def best_by_parabola(places: ArrayLike, scores: ArrayLike, best: int, reach: float) -> int:
+def best_by_parabola(places: ArrayLike, scores: ArrayLike, best: int, reach: float) -> tuple[int, float]:
     """The best of several settings on a line, by a parabola through the best mean and what lies around it.
 
     Counted are the settings within `reach` of the best mean whose paired difference from it is below six standard
@@ -204,22 +204,28 @@ def best_by_parabola(places: ArrayLike, scores: ArrayLike, best: int, reach: flo
     Returns:
         The row with the largest value of the parabola; `best` with fewer than three such settings, a single seed, a
         parabola without a maximum, or another row of the same mean, as `best` then has the rule of ties behind it.
+        And its shortfall, in units of the score: by how much the best place on the line is expected to be better than
+        the row's, given the parabola and the error of its top (delta method); 0 where that is unknown.
     """
     line, table = np.asarray(places, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     near = np.abs(line - line[best]) <= reach * (1 + 1e-6)
-    differences = table[best] - table
-    seeds = table.shape[1]
-    if near.sum() < 3 or seeds < 2 or (differences.mean(axis=1) <= EQUAL).sum() > 1:
-        return best
-    error = math.sqrt(differences[near].var(axis=1, ddof=1).sum() / (near.sum() - 1) / seeds)
-    near &= differences.mean(axis=1) <= 6 * error
-    if near.sum() < 3:
-        return best
-    x, y = (line - line[best])[near], table.mean(axis=1)[near]
-    bend, slope, _ = np.polyfit(x, y, 2)
+    means, seeds = table.mean(axis=1), table.shape[1]
+    if near.sum() < 3 or seeds < 2:
+        return best, 0.0
+    own = table[near]
+    scatter = own - own.mean(axis=0) - means[near, None] + own.mean()
+    noise = float((scatter**2).sum()) / ((len(own) - 1) * (seeds - 1) * seeds)  # of a mean, but for what seeds share
+    close = near & (means[best] - means <= 6 * math.sqrt(2 * noise))
+    counted = close if close.sum() >= 3 else near
+    x = (line - line[best])[counted]
+    (bend, slope, _), spread = np.polyfit(x, means[counted], 2, cov="unscaled")
     if bend >= -EQUAL:
-        return best
-    return int(np.flatnonzero(near)[np.argmax(bend * x**2 + slope * x)])
+        return best, 0.0
+    ties = (means[best] - means <= EQUAL).sum() > 1
+    row = best if ties or counted is near else int(np.flatnonzero(counted)[np.argmax(bend * x**2 + slope * x)])
+    top, change = -slope / (2 * bend), np.array([slope / (2 * bend**2), -1 / (2 * bend), 0.0])
+    distance = (line[row] - line[best] - top) ** 2 + noise * change @ spread @ change
+    return row, float(-bend * min(distance, reach**2))
 
 
 def log_rank_p(first: ArrayLike, second: ArrayLike, first_end: ArrayLike, second_end: ArrayLike) -> float:

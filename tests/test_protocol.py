@@ -105,11 +105,7 @@ EQUAL = dict.fromkeys(OPTIMIZERS, -5.0)
 @pytest.mark.parametrize("studies", [10, pytest.param(1000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("off_grid", [True, False], ids=["off the grid", "on the grid"])
 def test_equal_optimizers_have_no_winner_and_the_interval_covers(studies: int, off_grid: bool) -> None:
-    """At most 5% of the studies claim a winner or exclude a given optimizer; 93-97% of the intervals cover.
-
-    Any of the four is excluded in somewhat more than 5%: with three seeds a rate is tuned to about a fifth of a decade,
-    so that optimizers of equal truth differ a little at their tuned rates.
-    """
+    """At most 5% of the studies claim a winner or exclude any of the optimizers; 93-97% of the intervals cover."""
     rng, wins, apart, excluded, covered = np.random.default_rng(1), 0, 0, 0, 0
     for _ in range(studies):
         study, truly = simulated(rng, EQUAL, off_grid=off_grid)
@@ -124,10 +120,9 @@ def test_equal_optimizers_have_no_winner_and_the_interval_covers(studies: int, o
         assert wins <= 2
         assert covered >= 8
         return
-    print(f"winners {wins}, any excluded {apart}, excluded {excluded} of 4, covered {covered}, of {studies} studies")
+    print(f"winners {wins}, any excluded {apart}, a given one {excluded / 4}, covered {covered}, of {studies} studies")
     assert wins <= 0.05 * studies
-    assert excluded / 4 <= 0.05 * studies
-    assert apart <= 0.1 * studies
+    assert apart <= 0.05 * studies
     assert 0.93 * studies <= covered <= 0.97 * studies
 
 

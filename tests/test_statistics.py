@@ -424,7 +424,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_parabola_loses_no_more_than_the_best_mean_does(shape: str) -> None:
     random, truth = np.random.default_rng(0), SHAPES[shape]
-    lost = {"best mean": 0.0, "parabola": 0.0}
+    lost, shortfalls = {"best mean": 0.0, "parabola": 0.0}, list[tuple[float, float]]()
     for _ in range(400):
         optimum = random.uniform(-0.4, 0.4)
         places = np.array([-1.6, -0.8, -0.4, -0.2, 0.0, 0.2, 0.4, 0.8, 1.6])
@@ -432,23 +432,31 @@ def test_a_parabola_loses_no_more_than_the_best_mean_does(shape: str) -> None:
         scores = -loss[:, None] - random.normal(0, 0.2, 3) - random.normal(0, 0.2, (9, 3))
         best = int(scores.mean(axis=1).argmax())
         lost["best mean"] += loss[best] - loss.min()
-        lost["parabola"] += loss[best_by_parabola(places, scores, best, 0.8)] - loss.min()
+        row, gain = best_by_parabola(places, scores, best, 0.8)
+        lost["parabola"] += loss[row] - loss.min()
+        shortfalls.append((loss[row], gain))
     assert lost["parabola"] < lost["best mean"] + 400 * 0.0005  # a plateau costs next to nothing either way
     if shape == "parabola":
         assert lost["parabola"] < 0.6 * lost["best mean"]
+        true, expected = np.array(shortfalls).T  # the best place has loss 0
+        assert 0.8 < expected.mean() / true.mean() < 1.5
+        assert np.corrcoef(expected, true)[0, 1] > 0.25
 
 
 def test_a_parabola_without_noise_keeps_the_best() -> None:
     places = np.array([0.0, 1.0, 2.0, 3.0])
     scores = np.repeat([[-4.0], [-1.0], [-1.1], [-9.0]], 3, axis=1)  # its parabola peaks between 1 and 2
-    assert best_by_parabola(places, scores, 1, 1.0) == 1
+    row, gain = best_by_parabola(places, scores, 1, 1.0)
+    assert row == 1
+    bend, slope = -1.55, 1.45  # through (-1, -4), (0, -1), (1, -1.1)
+    assert gain == pytest.approx(slope**2 / (4 * -bend))
 
 
 def test_ties_and_single_seeds_keep_the_best() -> None:
     random = np.random.default_rng(0)
     scores = random.normal(0, 1, (5, 1))
     best = int(scores[:, 0].argmax())
-    assert best_by_parabola(np.arange(5.0), scores, best, 4.0) == best
+    assert best_by_parabola(np.arange(5.0), scores, best, 4.0) == (best, 0.0)
     tied = np.array([[1.0, 2.0], [2.0, 1.0], [0.9, 1.9]])
-    assert best_by_parabola(np.arange(3.0), tied, 1, 2.0) == 1
-    assert best_by_parabola(np.arange(3.0), tied[:, ::-1], 0, 2.0) == 0
+    assert best_by_parabola(np.arange(3.0), tied, 1, 2.0)[0] == 1
+    assert best_by_parabola(np.arange(3.0), tied[:, ::-1], 0, 2.0)[0] == 0

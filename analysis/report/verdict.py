@@ -162,23 +162,24 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
     direction = np.zeros(len(scores.means))
     direction[:2] = 1, -1
     names = " and ".join(each.name for each in compared.scored[:2])
-    gap, total = float(scores.means @ direction), float(direction @ scores.covariance @ direction)
+    gap, parts = float(scores.means @ direction), scores.parts(direction)
     if abs(gap) < EQUAL:
         yield f"{names} are equal to rounding."
         return
-    share = scores.seed_share(direction)
+    total = sum(parts.values())
     allowed = (gap / 2.5) ** 2  # the critical value of a few comparisons at many degrees of freedom
-    causes = f"{share:.0%} of the noise of their difference comes from the seeds"
-    causes += f", {1 - share:.0%} from the test examples" if scores.examples else "; that of test examples is unknown"
-    left, rest = allowed - total * (1 - share), allowed - total * share
-    seeds = scores.seeds * total * share / left if left > 0 else math.inf
+    known = [f"{part / total:.0%} from {source}" for source, part in parts.items() if part > 0]
+    causes = f"of the noise of their difference come {_and(known)}"
+    causes += "" if scores.examples else "; that of test examples is unknown"
+    left, rest = (allowed - total + parts[source] for source in ("seeds", "test examples"))
+    seeds = scores.seeds * parts["seeds"] / left if left > 0 else math.inf
     if seeds <= MORE:
         yield (
             f"To tell {names} apart would take about {math.ceil(max(seeds, scores.seeds + 1)):,} fresh seeds, if their "
             f"difference stays: {causes}."
         )
     elif scores.examples and rest > 0:
-        needed = math.ceil(scores.examples * total * (1 - share) / rest)
+        needed = math.ceil(scores.examples * parts["test examples"] / rest)
         yield f"To tell {names} apart would take about {needed:,} test examples, not more seeds: {causes}."
     else:
         yield f"{names} cannot be told apart with fewer than {MORE:,} fresh seeds: {causes}."

@@ -133,7 +133,8 @@ def resume(
                 spec = _with_timeout(spec, like.tuning.timeout if like else timeout)
             if more:
                 spec = with_trials(spec, spec.budget.trials + more)
-            _tell_edited_code(local)
+            for file, what in bundle.edits(local, storage.join(mirror.home(local), CODE)):
+                _tell(f"note: {file} {what}")
             return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))
 
 
@@ -273,18 +274,6 @@ def _shown(value: Any) -> str:
     text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     text = redacted(text)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _tell_edited_code(folder: Path) -> None:
-    """Tell which user code was edited since the study began."""
-    for file in bundle.edited_elsewhere(folder):
-        _tell(f"note: {file} is no part of the copy and has been edited since; trials run it as it is now")
-    for file in bundle.altered(folder):
-        _tell(f"note: {file} is not what the study began with; unless its own code writes it, put it back")
-    if edited := bundle.edited(folder):
-        which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
-        copy = storage.join(mirror.home(folder), CODE)
-        _tell(f"note: {which} {have} been edited since; the study continues with the code it began with, in {copy}")
 
 
 def write_report(folders: Sequence[Path | str], *, out: Path | None = None, pdf: bool = False) -> Path:

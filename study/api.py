@@ -31,7 +31,8 @@ from study.results.provenance import add_phase
 from study.results.recovery import repair_records
 from study.session import Outcome, run_session, stoppable
 from study.spec import Spec, check, read, recorded
-from study.spec.changes import all_settings, differences, fixed_settings, resolved, with_timeout, with_trials
+from study.spec.changes import all_settings, differences, fixed_settings, resolved, with_values
+from study.spec.model import duration_seconds
 from study.spec.secrets import redacted
 from study.tuning import warm_start
 from study.tuning.storage import create_study, delete_study
@@ -130,19 +131,21 @@ def resume(
             _refuse_edits(spec, local)
             _tell_edits(local)
             if like or timeout is not None:
-                spec = _with_timeout(spec, like.tuning.timeout if like else timeout)
+                spec = with_values(spec, "tuning", timeout=like.tuning.timeout if like else _duration(timeout))
             if more:
-                spec = with_trials(spec, spec.budget.trials + more)
+                spec = with_values(spec, "budget", trials=spec.budget.trials + more)
             for file, what in bundle.edits(local, storage.join(mirror.home(local), CODE)):
                 _tell(f"note: {file} {what}")
             return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))
 
 
-def _with_timeout(spec: Spec, timeout: float | str | None) -> Spec:
+def _duration(timeout: float | str | None) -> float | str | None:
+    """A time-out as it was given; a `UsageError` if it is no duration."""
     try:
-        return with_timeout(spec, timeout)
+        duration_seconds(timeout)
     except ValueError as error:
         raise UsageError(f"timeout {timeout}", str(error)) from error
+    return timeout
 
 
 def _connect_and_run(

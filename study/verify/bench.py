@@ -17,7 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -87,19 +88,15 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     return found
 
 
-def shipped(name: str, *options: str) -> dict[str, Any]:
+def shipped(name: str) -> dict[str, Any]:
     """A study from the command to its report, beside the training of all its runs one after another in plain torch.
 
     Of plain torch, some updates of each cell are timed, and multiplied by those that its lanes made. It evaluates
     nothing and writes nothing.
-
-    Args:
-        name: of the spec.
-        options: of `study run`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / name
-        command = [sys.executable, "-m", "study", "run", name, "--out", str(folder), *options]
+        command = [sys.executable, "-m", "study", "run", name, "--out", str(folder)]
         seconds = _timed(lambda: subprocess.run(command, check=True, capture_output=True))
         spec, runs, plain = reading.read(folder / "spec.toml"), 0, 0.0
         for stage in (folder, folder / CONFIRM):
@@ -110,7 +107,7 @@ def shipped(name: str, *options: str) -> dict[str, Any]:
                 plain += sum(_plain_update_seconds(spec, cell) * made[cell["trial"]] for cell in cells)
                 runs += len(study.lanes)
     shares = {"seconds": seconds, "plain_seconds": plain, "ratio": plain / seconds}
-    return {"name": " ".join([name, *options]), "runs": runs, **shares, "cores": os.cpu_count()}
+    return {"name": name, "runs": runs, **shares, "cores": os.cpu_count()}
 
 
 def _plain_update_seconds(spec: Spec, cell: dict[str, Any]) -> float:
@@ -235,45 +232,45 @@ def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
     spec = check(tables)
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "empty"
-        with Memory() as memory:
+        with _memory() as memory:
             run_session(spec, folder, data_folder(), here, "", show="quiet")
         trials = results.load(folder).trials
         ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
         ours = _scale("ours", ends, memory, folder)
         for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_GLOBAL_CHECKPOINT_S"):
             os.environ.pop(name, None)
-        with Memory() as memory:
+        with _memory() as memory:
             ends = np.sort(np.array(_plain_ray(EMPTY, plain, Path(scratch))))
         return [ours, _scale("plain Ray Tune", ends, memory, Path(scratch) / "plain")]
 
 
-class Memory:
-    """Follows the resident memory of this process, the driver, every half second."""
+@contextmanager
+def _memory() -> Iterator[list[tuple[float, int]]]:
+    """The resident memory of this process, the driver, every half second: time and bytes."""
+    samples: list[tuple[float, int]] = []
+    stop = threading.Event()
 
-    def __enter__(self) -> Memory:
-        self.samples: list[tuple[float, int]] = []
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-
-    def _follow(self) -> None:
-        while not self.stop.wait(0.5):
+    def follow() -> None:
+        while not stop.wait(0.5):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            self.samples.append((time.time(), pages * os.sysconf("SC_PAGE_SIZE")))
+            samples.append((time.time(), pages * os.sysconf("SC_PAGE_SIZE")))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
 
 
-def _scale(name: str, ends: np.ndarray, memory: Memory, folder: Path) -> dict[str, Any]:
+def _scale(name: str, ends: np.ndarray, memory: list[tuple[float, int]], folder: Path) -> dict[str, Any]:
     """Per-trial figures of a run from the times at which its trials ended, and in its last quarter.
 
     The first quarter is left out, since its first trials wait for workers to import torch.
     """
     quarters = [ends[len(ends) * part // 4 - 1] for part in (1, 2, 3, 4)]
-    times, sizes = np.array(memory.samples).T
+    times, sizes = np.array(memory).T
     held = np.interp(quarters, times, sizes)
     each = len(ends) / 4
     files = [file for file in folder.rglob("*") if file.is_file()]

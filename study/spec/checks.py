@@ -410,9 +410,15 @@ def baselines_have_all_entries(baseline: Sequence[Baseline], search: Search, wor
 
 @rule
 def enqueued_cells_are_of_the_space(
-    enqueue: Sequence[Enqueued], search: Search, workload: Workload, tuning: Tuning | None = None
+    enqueue: Sequence[Enqueued],
+    search: Search,
+    workload: Workload,
+    tuning: Tuning | None = None,
+    budget: Budget | None = None,
 ) -> Iterator[str]:
-    """An enqueued cell is one that the sampler could propose."""
+    """An enqueued cell is one that the sampler could propose, and takes a trial."""
+    if budget and len(enqueue) > budget.trials:
+        yield f"enqueue: {len(enqueue)} cells for budget.trials = {budget.trials}; leave some out, or give more trials"
     if enqueue and tuning and tuning.sampler == "grid":
         yield 'enqueue: the grid sampler has an order of its own; leave it out, or set tuning.sampler = "random"'
     for key, each in _keyed("enqueue", enqueue):
@@ -421,13 +427,6 @@ def enqueued_cells_are_of_the_space(
             continue
         known = search.dimensions() | search.settings_of(each.optimizer) | workload.searched()
         yield from _entries(key, each, known, settings=True)
-
-
-@rule
-def enqueued_cells_have_trials(enqueue: Sequence[Enqueued], budget: Budget) -> Iterator[str]:
-    """Every enqueued cell takes a trial."""
-    if len(enqueue) > budget.trials:
-        yield f"enqueue: {len(enqueue)} cells for budget.trials = {budget.trials}; leave some out, or give more trials"
 
 
 def _entries(key: str, given: GivenCell, known: Mapping[str, Dimension | None], *, settings: bool) -> Iterator[str]:

@@ -26,6 +26,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -166,37 +167,27 @@ def imported(path: str, code: str = "") -> Any:
     return value
 
 
-def called(path: str, what: str, offered: dict[str, Any], optional: Iterable[str] = (), code: str = "") -> Any:
-    """The result of calling user code by keyword.
+def called(path: str, what: str, offered: dict[str, Any], code: str = "") -> Any:
+    """The result of calling user code by keyword, with those of the offered arguments that it takes.
 
     Args:
         path: import path.
         what: a key of `EXPECTED`.
         offered: the arguments.
-        optional: names of arguments that are left out if the callable does not take them.
         code: folder of the bundle.
 
     Raises:
-        UserCodeError: if the callable cannot be imported, does not take these arguments, or raises.
+        UserCodeError: if the callable cannot be imported, needs other arguments, or raises.
     """
     maker = imported(path, code)
     if not callable(maker):
         raise UserCodeError(f"{path}: is no callable; expected {EXPECTED[what]}")
+    with suppress(TypeError, ValueError):  # it may have no signature
+        parameters = inspect.signature(maker).parameters
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            offered = {name: value for name, value in offered.items() if name in parameters}
     try:
-        signature = inspect.signature(maker)
-    except (TypeError, ValueError):
-        signature = None
-    arguments = dict(offered)
-    if signature and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        arguments = {name: v for name, v in offered.items() if name in signature.parameters or name not in optional}
-    if signature:
-        try:
-            signature.bind(**arguments)
-        except TypeError as error:
-            given = ", ".join(arguments) or "nothing"
-            raise UserCodeError(f"{path}{signature}: cannot be called with {given} ({error})") from error
-    try:
-        return maker(**arguments)
+        return maker(**offered)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:

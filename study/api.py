@@ -31,7 +31,8 @@ from study.results.provenance import add_phase
 from study.results.recovery import repair_records
 from study.session import Outcome, run_session, stoppable
 from study.spec import Spec, check, read, recorded
-from study.spec.changes import all_settings, differences, fixed_settings, resolved, with_timeout, with_trials
+from study.spec.changes import all_settings, differences, fixed_settings, resolved, with_values
+from study.spec.model import duration_seconds
 from study.spec.secrets import redacted
 from study.tuning import warm_start
 from study.tuning.storage import create_study, delete_study
@@ -130,18 +131,21 @@ def resume(
             _refuse_edits(spec, local)
             _tell_edits(local)
             if like or timeout is not None:
-                spec = _with_timeout(spec, like.tuning.timeout if like else timeout)
+                spec = with_values(spec, "tuning", timeout=like.tuning.timeout if like else _duration(timeout))
             if more:
-                spec = with_trials(spec, spec.budget.trials + more)
-            _tell_edited_code(local)
+                spec = with_values(spec, "budget", trials=spec.budget.trials + more)
+            for file, what in bundle.edits(local, storage.join(mirror.home(local), CODE)):
+                _tell(f"note: {file} {what}")
             return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))
 
 
-def _with_timeout(spec: Spec, timeout: float | str | None) -> Spec:
+def _duration(timeout: float | str | None) -> float | str | None:
+    """A time-out as it was given; a `UsageError` if it is no duration."""
     try:
-        return with_timeout(spec, timeout)
+        duration_seconds(timeout)
     except ValueError as error:
         raise UsageError(f"timeout {timeout}", str(error)) from error
+    return timeout
 
 
 def _connect_and_run(
@@ -273,18 +277,6 @@ def _shown(value: Any) -> str:
     text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     text = redacted(text)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _tell_edited_code(folder: Path) -> None:
-    """Tell which user code was edited since the study began."""
-    for file in bundle.edited_elsewhere(folder):
-        _tell(f"note: {file} is no part of the copy and has been edited since; trials run it as it is now")
-    for file in bundle.altered(folder):
-        _tell(f"note: {file} is not what the study began with; unless its own code writes it, put it back")
-    if edited := bundle.edited(folder):
-        which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
-        copy = storage.join(mirror.home(folder), CODE)
-        _tell(f"note: {which} {have} been edited since; the study continues with the code it began with, in {copy}")
 
 
 def write_report(folders: Sequence[Path | str], *, out: Path | None = None, pdf: bool = False) -> Path:

@@ -7,8 +7,9 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ from trainables.lanes import equality
 from trainables.lanes.batches import Batches
 from trainables.lanes.cost import update_seconds
 from trainables.lanes.evaluate import TRAIN_SUBSET
-from trainables.lanes.stack import Lane, Stack
+from trainables.lanes.stack import Stack
 from trainables.lanes.times import EvaluationTimes
 from trainables.lanes.train import advance
 from trainables.storage import data_folder
@@ -54,25 +55,15 @@ LANE_EQUALITY = {"float64": 1e-8, "float32": 1e-3}
 
 @dataclass(frozen=True)
 class Probe:
-    """A cell at a corner of the space, tried briefly on this machine's CPU with random data.
+    """A cell at a corner of the space, tried briefly on this machine's CPU with random data."""
 
-    Attributes:
-        batch_size: examples per update.
-        updates: per lane.
-        seconds: of the whole trial, evaluation included.
-        memory_bytes: parameters, gradients, the rule's buffers, one block's activations, and the data.
-        engine: of such a trial on a CPU.
-        at_once: lanes in a pass.
-        small: whether it trains without a GPU if `resources.cpu_nodes` is true.
-    """
-
-    batch_size: int
-    updates: int
-    seconds: float
-    memory_bytes: int
-    engine: str
-    at_once: int
-    small: bool
+    batch_size: int  # examples per update
+    updates: int  # per lane
+    seconds: float  # of the whole trial, evaluation included
+    memory_bytes: int  # parameters, gradients, the rule's buffers, one block's activations, and the data
+    engine: str  # of such a trial on a CPU
+    at_once: int  # lanes in a pass
+    small: bool  # whether it trains without a GPU if `resources.cpu_nodes` is true
 
 
 def probed(spec: Spec) -> list[Probe]:
@@ -89,7 +80,7 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     """
     facts, trials = spec.workload.facts, planned_trials(spec)
     scheduler = "no scheduler" if spec.tuning.scheduler == "none" else f"{spec.tuning.scheduler} scheduler"
-    lane_count = len(_lanes(spec))
+    lane_count = len(lanes(spec, _heaviest(spec)))
     rows = [
         ("data", f"{spec.workload.data}: {facts.about}"),
         ("", _examples_in_words(spec)),
@@ -184,7 +175,7 @@ def probe(spec: Spec, batch_size: int, width: int, depth: int) -> Probe:
     workload, facts = spec.workload, spec.workload.facts
     make, judge = builder(spec, width, depth), criterion(spec)
     rule, dtype = rule_of(spec, _heaviest(spec)), getattr(torch, workload.dtype)
-    lane_list, network = _lanes(spec), make()
+    lane_list, network = lanes(spec, _heaviest(spec)), make()
     stack = Stack.build(make, lane_list, rule, dtype, torch.device("cpu"), total=PROBE_UPDATES)
     multiplications = models.multiplications(network, facts.in_shape)
     most = int(PROBE_MULTIPLICATIONS / (multiplications * len(stack.lanes)))
@@ -227,29 +218,21 @@ def _update_seconds(stack: Stack, engine: Engine, batches: Batches) -> float:
 
 def _evaluation_seconds(spec: Spec, stack: Stack, engine: Engine, examples: Split) -> float:
     """Seconds of one evaluation of all lanes."""
-    facts, lanes = spec.workload.facts, slice(0, len(stack.alive))
-    subset = min(TRAIN_SUBSET, facts.train)
-    started = time.perf_counter()
-    engine.evaluate(stack, lanes, examples)
-    seconds = (time.perf_counter() - started) / len(examples) * (subset + facts.validation)
-    if spec.recording.gradient_noise:
+    facts, subset = spec.workload.facts, min(TRAIN_SUBSET, spec.workload.facts.train)
+    works: list[tuple[Callable[..., object], int]] = [(engine.evaluate, subset + facts.validation)]
+    works += [(engine.noise, subset)] if spec.recording.gradient_noise else []
+    seconds = 0.0
+    for work, count in works:
         started = time.perf_counter()
-        engine.noise(stack, lanes, examples)
-        seconds += (time.perf_counter() - started) / len(examples) * subset
+        work(stack, slice(0, len(stack.alive)), examples)
+        seconds += (time.perf_counter() - started) / len(examples) * count
     return seconds
 
 
 def _data(spec: Spec, dtype: torch.dtype) -> Data:
-    workload, folder = spec.workload, data_folder()
-    return data.load(
-        workload.data,
-        folder,
-        standardize=workload.standardize,
-        dtype=dtype,
-        code=workload.code,
-        reading=part(workload, config.Reading),
-        images=workload.model == "cnn",
-    )
+    workload, images = spec.workload, spec.workload.model == "cnn"
+    options: dict[str, Any] = {"standardize": workload.standardize, "code": workload.code, "images": images}
+    return data.load(workload.data, data_folder(), dtype=dtype, reading=part(workload, config.Reading), **options)
 
 
 def _examples(spec: Spec, stack: Stack, count: int) -> Split:
@@ -324,10 +307,6 @@ def _heaviest(spec: Spec) -> str:
         return spec.optimizer_facts(name).solo, (1 + len(rule_of(spec, name).buffers)) * spec.settings(name)
 
     return max(spec.search.optimizers(), key=weight)
-
-
-def _lanes(spec: Spec) -> list[Lane]:
-    return lanes(spec, _heaviest(spec))
 
 
 def _lane_rows(spec: Spec) -> Iterator[str]:

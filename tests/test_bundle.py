@@ -82,18 +82,20 @@ def test_bundles_of_two_studies_and_of_an_edited_module_differ(tmp_path: Path, m
     (tmp_path / "results-2" / "spec.toml").write_text(specs[0].to_toml())
     monkeypatch.setattr(client, "ask", pytest.fail)
     assert read(tmp_path / "results-2" / "spec.toml") == specs[0]
-    assert bundle.edited(tmp_path / "results-2") == [tmp_path / "2" / "own.py"]
-    assert bundle.edited(tmp_path / "results-5") == []
+    assert [file for file, _ in bundle.edits(tmp_path / "results-2")] == [tmp_path / "2" / "own.py"]
+    assert not list(bundle.edits(tmp_path / "results-5"))
 
 
-def test_edited_elsewhere_names_edited_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edits_names_edited_modules_beyond_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"beyond/helping": "", "spec/own": "import helping\n" + NET})
     monkeypatch.syspath_prepend(str(tmp_path / "beyond"))
     spec = check(TABLES, "own.toml", tmp_path / "spec")
     assert spec.copy_code(tmp_path / "results") == []
-    assert bundle.edited_elsewhere(tmp_path / "results") == []
+    assert not list(bundle.edits(tmp_path / "results"))
     write(tmp_path, {"beyond/helping": "x = 1"})
-    assert bundle.edited_elsewhere(tmp_path / "results") == [tmp_path / "beyond" / "helping.py"]
+    (edit,) = bundle.edits(tmp_path / "results")
+    assert edit[0] == tmp_path / "beyond" / "helping.py"
+    assert edit[1].startswith("is no part of the copy and has been edited")
 
 
 @pytest.mark.long
@@ -119,9 +121,9 @@ def test_a_lost_record_of_the_code_never_turns_its_check_off(tmp_path: Path) -> 
     (out / "provenance.json").write_text("{}")
     assert bundle.code_of(out) == out / "code"
     assert not bundle._restored(out / "code").mistakes
-    assert bundle.altered(out) == []
+    assert not list(bundle.edits(out))
     (out / "code/nets/table.csv").write_text("1,3")
-    assert bundle.altered(out) == [out / "code/nets/table.csv"]
+    assert [file for file, _ in bundle.edits(out)] == [out / "code/nets/table.csv"]
     text = (out / "code/inspected.json").read_text()
     for changed in (text[:50], text.replace('"sources"', '"xources"'), None):
         (out / "code/inspected.json").unlink() if changed is None else (out / "code/inspected.json").write_text(changed)

@@ -29,7 +29,7 @@ from study.cluster.build import builder
 from study.progress import status
 from study.session import run_session
 from study.spec import check
-from study.spec.changes import with_trials
+from study.spec.changes import with_values
 from tests.nodes import Nodes, why_not
 from tests.processes import held, invoked
 from tests.test_cli import study
@@ -311,7 +311,7 @@ def test_trials_share_a_gpu(resources: dict[str, Any], tmp_path: Path, monkeypat
     """By Ray's own accounting: of one GPU two trials take half each, however many processors there are."""
     monkeypatch.setitem(trainables_tune.TRAINABLES, "mlp", Together)
     tables = tomllib.loads(SPEC.replace("epochs = 100", "epochs = 20")) | {"resources": resources}
-    spec = with_trials(check(tables), 4)
+    spec = with_values(check(tables), "budget", trials=4)
     ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, logging_level="ERROR")
     try:
         on = cluster.Cluster(spec.resources)
@@ -342,7 +342,7 @@ def test_small_cells_leave_the_gpu_to_large_ones(tmp_path: Path, monkeypatch: py
     ray.init(num_cpus=3, num_gpus=1, include_dashboard=False, logging_level="ERROR")
     try:
         for name, resources in (("both", {"gpus_per_trial": 1, "cpu_nodes": True}), ("alike", {})):
-            spec = with_trials(check(tables | {"resources": resources}), 8)
+            spec = with_values(check(tables | {"resources": resources}), "budget", trials=8)
             outcome = run_session(spec, tmp_path / name, tmp_path, cluster.Cluster(spec.resources), "", show="quiet")
             assert outcome.scored == 8
     finally:

@@ -77,13 +77,7 @@ def test_probe_reports_one_mistake(wrong: str, tmp_path: Path) -> None:
 
 def test_probe_ends_a_module_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.py").write_text("import time\ntime.sleep(600)\n")
-    patience = client._stage
-
-    def hurried(file: Path) -> dict[str, Any] | None:
-        found = patience(file)
-        return found and {**found, "seconds": 1.0}
-
-    monkeypatch.setattr(client, "_stage", hurried)
+    monkeypatch.setattr(client, "_limit", lambda stage: 1.0 if stage else client.START_SECONDS)
     with pytest.raises(SpecError, match=r"own:Net: importing own:Net took more than 1 s; do less there"):
         check(TABLES, "own.toml", tmp_path)
 

@@ -360,7 +360,7 @@ def test_files_that_are_moved_aside_never_cover_each_other(tmp_path: Path) -> No
     names = []
     for _ in range(3):
         (tmp_path / "optuna.journal").write_text("x")
-        names.append(recovery._move_aside(tmp_path, tmp_path / "optuna.journal").name)
+        names.append(recovery.move_aside(tmp_path, tmp_path / "optuna.journal").name)
     assert len(set(names)) == 3
     assert len(list((tmp_path / "damaged").iterdir())) == 3
 

@@ -33,7 +33,7 @@ from study.progress import status as watch
 from study.results import mirror, provenance
 from study.session import Outcome, run_session, stoppable
 from study.spec import check
-from study.spec.changes import fixed_settings, resolved, with_trials
+from study.spec.changes import fixed_settings, resolved, with_values
 from study.spec.dimensions import Choice
 from study.spec.model import Confirm
 from study.tuning import importance
@@ -132,7 +132,7 @@ def test_session_fills_every_table(run: Any) -> None:
 @pytest.mark.long
 def test_session_writes_parameter_importance(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = SPEC.recording.model_copy(update={"gradient_noise": True})
-    spec = with_trials(SPEC.model_copy(update={"recording": recording}), 9)
+    spec = with_values(SPEC.model_copy(update={"recording": recording}), "budget", trials=9)
     found = analysis.load(run(spec).folder)
     assert set(found.curves.query("split == 'train'")["metric"]) == {"loss", "gradient_square", "gradient_noise"}
     assert set(found.importance["parameter"]) == {"optimizer", "batch_size", "width", "depth"}
@@ -235,7 +235,7 @@ def test_outcomes_agree_in_tables_optuna_status_and_report(
         update={"optimizer": Choice(values=("adam",)), "batch_size": Choice(values=("full",))}
     )
     spec = SPEC.model_copy(update={"tuning": tuning, "recording": recording, "search": search})
-    spec = with_trials(spec, 9)
+    spec = with_values(spec, "budget", trials=9)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/driver").write_text(str(os.getpid()))
     outcome = run(spec, at_once=1)
@@ -328,7 +328,7 @@ def test_session_extends_and_confirms_a_finished_study(run: Any, tmp_path: Path)
     assert "Confirmation" in analysis.write_report(first.folder).read_text()
     before = confirmed.lanes
     # All four cells again, with fresh seeds; nothing of what there was is computed again.
-    outcome = run(with_trials(spec, 8))
+    outcome = run(with_values(spec, "budget", trials=8))
     found = analysis.load(outcome.folder)
     assert list(found.trials["replicate"]) == [0] * 4 + [1] * 4
     seeds = found.lanes.groupby("trial")["seed"].unique().map(sorted).map(tuple)
@@ -361,7 +361,7 @@ def test_session_halts_on_a_locked_database_without_losing_trials(run: Any, tmp_
     """Somebody else holds the database for longer than it waits."""
     Path("databases").mkdir()
     tuning = SPEC.tuning.model_copy(update={"storage": "sqlite:///databases/studies.db"})
-    spec = resolved(with_trials(SPEC.model_copy(update={"tuning": tuning}), 3))
+    spec = resolved(with_values(SPEC.model_copy(update={"tuning": tuning}), "budget", trials=3))
     file = Path("databases/studies.db").absolute()
     assert spec.tuning.storage == f"sqlite:///{file}"
     holds = sqlite3.connect(file, check_same_thread=False, timeout=60)
@@ -388,7 +388,7 @@ def test_session_halts_on_a_locked_database_without_losing_trials(run: Any, tmp_
 
 @pytest.mark.long
 def test_session_halts_when_its_folder_is_removed(run: Any, tmp_path: Path) -> None:
-    spec = with_trials(SPEC, 200)
+    spec = with_values(SPEC, "budget", trials=200)
     folder = tmp_path / "results"
 
     def remove() -> None:

@@ -281,7 +281,7 @@ def test_a_table_is_copied_into_the_study(table: Path, tmp_path_factory: pytest.
     frame()[:50].to_csv(table / "t.csv", index=False)
     assert recorded(results) == spec
     assert recorded(results).workload.facts == facts
-    assert bundle.edited(results) == [table / "t.csv"]
+    assert [file for file, _ in bundle.edits(results)] == [table / "t.csv"]
     (results / "code" / "t.csv").write_text("a,kind\n1,x\n")
     assert changed(results / "code") == ["t.csv"]
     with pytest.raises(SpecError, match="is not what the study began with"):
@@ -310,10 +310,10 @@ def test_an_absolute_path_is_read_where_it_lies(table: Path, tmp_path_factory: p
     spec, results = check(tables(data=str(table / "t.csv"))), tmp_path_factory.mktemp("results")
     spec.copy_code(results)
     assert [file.name for file in (results / "code").iterdir()] == ["inspected.json"]
-    assert not bundle.edited_elsewhere(results)
+    assert not list(bundle.edits(results))
     with (table / "t.csv").open("a") as file:
         file.write("1,2,Bonn,x,3\n")
-    assert bundle.edited_elsewhere(results) == [table / "t.csv"]
+    assert [file for file, _ in bundle.edits(results)] == [table / "t.csv"]
 
 
 @pytest.mark.long

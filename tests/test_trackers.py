@@ -361,8 +361,10 @@ def test_the_dashboard_shows_and_changes_nothing(tmp_path: Path, kind: str) -> N
 def test_the_dashboard_answers_to_this_machine_alone(host: str, answer: str) -> None:
     """A page on the web can have its own name resolve to 127.0.0.1 (DNS rebinding)."""
     answers = list[str]()
-    application = dashboard._to_this_machine(lambda environ, start: [start("200 OK", [])], "127.0.0.1")
-    list(application({"HTTP_HOST": host}, lambda status, headers: answers.append(status) or b""))
+    application = dashboard._guarded(lambda environ, start: [start("200 OK", [])], "127.0.0.1")
+    list(
+        application({"HTTP_HOST": host, "REQUEST_METHOD": "GET"}, lambda status, headers: answers.append(status) or b"")
+    )
     assert answers[0].startswith(answer)
 
 

@@ -130,10 +130,10 @@ class Reading:
 
     Attributes:
         task: regression or classification; if not given, floats as targets are a regression, and all others classes.
-        label: column to be predicted.
+        label: the column of a table to predict.
         features: columns of the inputs; if not given, all that have no other purpose.
         split: shares of the training, validation and test split, which are drawn by the data's seed.
-        split_column: column that says train, validation or test, instead.
+        split_column: column that says train, validation or test, instead of `split`.
         group_column: column whose equal values stay in one split.
         missing: whether a missing value is a mistake, drops its row, or becomes the training split's mean.
     """

@@ -21,7 +21,8 @@ from analysis.cells import cells, rank
 from analysis.results import parts
 from analysis.schema import FOLDERS, DamagedError, Outcome, regime, seal, unseal
 from study.results import CONFIRM
-from study.results.recovery import superseded
+from study.results.recovery import move_aside
+from study.results.tables import SUPERSEDED
 from study.spec import Spec
 from study.spec.changes import planned_trials
 from study.spec.lanes import Lanes
@@ -57,7 +58,7 @@ def winners(spec: Spec, folder: Path, say: Callable[[str], None] = print) -> lis
     try:
         kept = _recorded(file)
     except (OSError, ValueError, TypeError) as error:
-        aside = superseded(folder, file.parent)
+        aside = move_aside(folder, file.parent, SUPERSEDED)
         why = str(error).splitlines()[0].removeprefix(f"{file}: ")
         say(f"{file}: {why}; the confirmation was moved to {aside} and runs again")
         kept = []

@@ -58,19 +58,12 @@ class Affine(nn.Module):
 
 @dataclass(frozen=True)
 class Setting:
-    """The best setting of a study, of all or of one optimizer.
+    """The best setting of a study, of all or of one optimizer."""
 
-    Attributes:
-        results: the study.
-        cell: its row of `analysis.cells`.
-        config: a trial that trains it on the confirmation's seeds.
-        facts: what `analysis.best` says of it.
-    """
-
-    results: Results
-    cell: pd.Series[Any]
-    config: TrialConfig
-    facts: dict[str, Any]
+    results: Results  # the study
+    cell: pd.Series[Any]  # its row of `analysis.cells`
+    config: TrialConfig  # a trial that trains it on the confirmation's seeds
+    facts: dict[str, Any]  # what `analysis.best` says of it
 
     @classmethod
     def of(cls, place: str | Path, optimizer: str = "") -> Setting:

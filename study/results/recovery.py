@@ -68,7 +68,7 @@ def repair_files(folder: Path, say: Callable[[str], None]) -> None:
             unfinished.unlink()
         while damages := [(file, why) for _, _, file in parts(folder / name) if (why := _damage(file, table))]:
             for file, why in damages:
-                aside = _move_aside(folder, file)
+                aside = move_aside(folder, file)
                 say(f"{file} is damaged ({why}); moved to {aside}. The trials it held run again")
         kept = {file for _, _, file in parts(folder / name)}
         for merged in [file for file in (folder / name).glob("*.parquet") if PART_NAME.fullmatch(file.name)]:
@@ -84,7 +84,7 @@ def repair_files(folder: Path, say: Callable[[str], None]) -> None:
         say(f"{journal}: the last line was cut off and is dropped")
         os.truncate(journal, journal.stat().st_size - len(rest))
     if why := damage(journal):
-        aside = _move_aside(folder, journal)
+        aside = move_aside(folder, journal)
         say(f"{journal}: {why}; moved to {aside}. Optuna's storage is made again from the tables")
 
 
@@ -114,7 +114,7 @@ def repair_records(folder: Path, say: Callable[[str], None]) -> None:
         else:
             content = previous.read_bytes()
         if file.exists():
-            say(f"{file}: {why}; moved to {_move_aside(folder, file)}")
+            say(f"{file}: {why}; moved to {move_aside(folder, file)}")
         if content:
             say(f"{file}: written again, from {previous.name}")
             storage.write_bytes(file, content)
@@ -131,7 +131,7 @@ def _damage(file: Path, table: str) -> str | None:
     return None
 
 
-def _move_aside(folder: Path, file: Path, to: str = "damaged") -> Path:
+def move_aside(folder: Path, file: Path, to: str = "damaged") -> Path:
     """Move a file, or a folder, below a results folder into another folder there, under a name that is free."""
     place, prefix = folder / to, "" if file.parent == folder else f"{file.parent.name}-"
     place.mkdir(exist_ok=True)
@@ -139,11 +139,6 @@ def _move_aside(folder: Path, file: Path, to: str = "damaged") -> Path:
     aside = next(place / name for name in names if not (place / name).exists())
     file.rename(aside)
     return aside
-
-
-def superseded(folder: Path, file: Path) -> Path:
-    """Where something in a results folder lies from now on, as it is written again."""
-    return _move_aside(folder, file, SUPERSEDED)
 
 
 def reconcile(study: optuna.Study, space: Space, folder: Path, say: Callable[[str], None] = print) -> State:
@@ -202,7 +197,7 @@ def clear_checkpoints(place: str, needed: Collection[str], folder: Path, say: Ca
     for name in storage.names(place):
         file, stray = storage.join(place, name), not _CHECKPOINT.fullmatch(name)
         if not storage.is_uri(file) and (stray or Path(file).is_dir()):
-            say(f"{file} is no checkpoint; moved to {_move_aside(folder, Path(file))}")
+            say(f"{file} is no checkpoint; moved to {move_aside(folder, Path(file))}")
         elif not stray and file not in needed:
             storage.delete(file)
 

@@ -46,11 +46,9 @@ class Table:
         number = self.parts[-1][1] + 1 if self.parts else 1
         self.parts.append((number, number, _write(self.folder, table, number, number)))
         while len(self.parts) >= MERGE and len({last - first for first, last, _ in self.parts[-MERGE:]}) == 1:
-            self._merge(self.parts[-MERGE:])
-
-    def _merge(self, merged: list[Part]) -> None:
-        whole = pa.concat_tables([read_part(file) for _, _, file in merged], promote_options="default")
-        self._replace(merged, whole)
+            merged = self.parts[-MERGE:]
+            whole = pa.concat_tables([read_part(file) for _, _, file in merged], promote_options="default")
+            self._replace(merged, whole)
 
     def drop(self, trials: Collection[int], aside: Collection[int] = ()) -> None:
         """Delete the rows of some trials; those of `aside` are first copied into `superseded/` of the results."""

@@ -11,7 +11,6 @@ from sqlalchemy.exc import ArgumentError
 
 from analysis.schema import dotted
 from study.spec import Spec
-from study.spec.model import duration_seconds
 
 # Settings that may change while a study is interrupted: they affect no trial's numbers.
 _FREE: dict[str, Any] = {
@@ -25,16 +24,9 @@ _FREE: dict[str, Any] = {
 }
 
 
-def with_trials(spec: Spec, trials: int) -> Spec:
-    """The spec with another number of trials."""
-    return spec.model_copy(update={"budget": spec.budget.model_copy(update={"trials": trials})})
-
-
-def with_timeout(spec: Spec, timeout: float | str | None) -> Spec:
-    """The spec with another time-out; a ValueError if it is no duration."""
-    if timeout is not None:
-        duration_seconds(timeout)
-    return _tuned(spec, timeout=timeout)
+def with_values(spec: Spec, section: str, **values: Any) -> Spec:
+    """The spec with other values in a section, which are not checked."""
+    return spec.model_copy(update={section: getattr(spec, section).model_copy(update=values)})
 
 
 def planned_trials(spec: Spec) -> int:
@@ -48,9 +40,9 @@ def planned_trials(spec: Spec) -> int:
 
 def resolved(spec: Spec) -> Spec:
     """The spec as a results folder records it: with its planned trials, and absolute paths of other files."""
-    spec = with_trials(spec, planned_trials(spec))
+    spec = with_values(spec, "budget", trials=planned_trials(spec))
     if (earlier := spec.tuning.warm_start) and "://" not in earlier:
-        spec = _tuned(spec, warm_start=str(Path(earlier).absolute()))
+        spec = with_values(spec, "tuning", warm_start=str(Path(earlier).absolute()))
     try:
         url = make_url(spec.tuning.storage or "")
     except ArgumentError:
@@ -58,11 +50,7 @@ def resolved(spec: Spec) -> Spec:
     if url.get_backend_name() != "sqlite" or not url.database or "${" in url.database:
         return spec
     absolute = url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)
-    return _tuned(spec, storage=absolute)
-
-
-def _tuned(spec: Spec, **changes: Any) -> Spec:
-    return spec.model_copy(update={"tuning": spec.tuning.model_copy(update=changes)})
+    return with_values(spec, "tuning", storage=absolute)
 
 
 def fixed_settings(spec: Spec) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def mistakes(sections: Mapping[str, Any], user_code: UserCode) -> list[str]:
     """The mistakes between the valid sections of a spec; rules can look at its user code too."""
     known = {**sections, "user_code": user_code}
     lines = list(_broken(RULES, known))
-    about_one = [each for each in RULES if _takes(each, "search", "lanes") and not _takes(each, "baseline", "enqueue")]
+    takes = {each: inspect.signature(each).parameters.keys() for each in RULES}
+    written, searched = {"baseline", "enqueue"}, {"search", "lanes"}
+    about_one = [each for each in RULES if takes[each] & searched and not takes[each] & written]
     about_one.remove(sizes_suit_model)  # `baselines_have_all_entries` compares sizes with those of the search
     engine = getattr(sections.get("lanes"), "engine", "auto")
     for key, each in _keyed("baseline", sections.get("baseline", [])):
@@ -64,10 +66,6 @@ def mistakes(sections: Mapping[str, Any], user_code: UserCode) -> list[str]:
             start = "" if place is None else f"{key}.settings" if place[3] else key
             lines.append(start + line[place.end() if place else 0 :])
     return lines
-
-
-def _takes(each_rule: Rule, *names: str) -> bool:
-    return any(name in inspect.signature(each_rule).parameters for name in names)
 
 
 def _broken(rules: Iterable[Rule], known: Mapping[str, Any]) -> Iterator[str]:
@@ -87,14 +85,6 @@ def _keyed(name: str, cells: Iterable[Written]) -> Iterator[tuple[str, Written]]
 
 
 @rule
-def metric_suits_task(workload: Workload) -> Iterator[str]:
-    """Accuracy is for classifications, or for a user's score."""
-    if workload.metric == "accuracy" and workload.facts.task == "regression" and not workload.score:
-        valid = "loss, package.module:score"
-        yield f'workload.metric = "accuracy": {workload.data} is a regression; valid: {valid}'
-
-
-@rule
 def reading_suits_data(workload: Workload) -> Iterator[str]:
     """A task is given for a user's data alone; how to read and divide them is, for files alone."""
     shipped, default = workload.data in CATALOGUE, Reading()
@@ -106,11 +96,13 @@ def reading_suits_data(workload: Workload) -> Iterator[str]:
 
 
 @rule
-def target_is_possible(workload: Workload) -> Iterator[str]:
-    """An accuracy is at most 1; both metrics are positive."""
-    highest = 1 if workload.metric == "accuracy" else math.inf
-    if workload.target is not None and not 0 < workload.target <= highest:
-        valid = "an accuracy, above 0 and at most 1" if workload.metric == "accuracy" else "a loss, above 0"
+def metric_suits_task(workload: Workload) -> Iterator[str]:
+    """Accuracy is for classifications, or for a user's score, and at most 1; both metrics are positive."""
+    accuracy = workload.metric == "accuracy"
+    if accuracy and workload.facts.task == "regression" and not workload.score:
+        yield f'workload.metric = "accuracy": {workload.data} is a regression; valid: loss, package.module:score'
+    if workload.target is not None and not 0 < workload.target <= (1 if accuracy else math.inf):
+        valid = "an accuracy, above 0 and at most 1" if accuracy else "a loss, above 0"
         yield f"workload.target = {workload.target}: must be {valid}"
 
 
@@ -361,23 +353,13 @@ def grid_sampler_has_lists(tuning: Tuning, search: Search, workload: Workload | 
 
 
 @rule
-def warm_start_has_a_sampler_that_learns(tuning: Tuning) -> Iterator[str]:
-    """Some samplers choose cells by the trial's number alone."""
+def tuning_suits_itself(tuning: Tuning) -> Iterator[str]:
+    """A warm start needs a sampler that looks at trials, and a scheduler one objective, of which each is given once."""
     if tuning.warm_start and tuning.sampler in DESIGNS:
         learning = ", ".join(name for name in SAMPLERS if name not in DESIGNS)
         yield f"tuning.warm_start: the sampler {tuning.sampler} does not look at trials; valid with it: {learning}"
-
-
-@rule
-def objectives_are_distinct(tuning: Tuning) -> Iterator[str]:
-    """Each objective is given once."""
     if len(set(tuning.objectives)) < len(tuning.objectives):
         yield f"tuning.objectives = {shown(tuning.objectives)}: an objective is given twice; give each once"
-
-
-@rule
-def scheduler_judges_one_objective(tuning: Tuning) -> Iterator[str]:
-    """A scheduler would stop cells that are best in another objective."""
     if len(tuning.objectives) > 1 and tuning.scheduler != "none":
         yield (
             f'tuning.scheduler = "{tuning.scheduler}": compares trials by the metric alone and could stop those that '
@@ -428,9 +410,15 @@ def baselines_have_all_entries(baseline: Sequence[Baseline], search: Search, wor
 
 @rule
 def enqueued_cells_are_of_the_space(
-    enqueue: Sequence[Enqueued], search: Search, workload: Workload, tuning: Tuning | None = None
+    enqueue: Sequence[Enqueued],
+    search: Search,
+    workload: Workload,
+    tuning: Tuning | None = None,
+    budget: Budget | None = None,
 ) -> Iterator[str]:
-    """An enqueued cell is one that the sampler could propose."""
+    """An enqueued cell is one that the sampler could propose, and takes a trial."""
+    if budget and len(enqueue) > budget.trials:
+        yield f"enqueue: {len(enqueue)} cells for budget.trials = {budget.trials}; leave some out, or give more trials"
     if enqueue and tuning and tuning.sampler == "grid":
         yield 'enqueue: the grid sampler has an order of its own; leave it out, or set tuning.sampler = "random"'
     for key, each in _keyed("enqueue", enqueue):
@@ -439,13 +427,6 @@ def enqueued_cells_are_of_the_space(
             continue
         known = search.dimensions() | search.settings_of(each.optimizer) | workload.searched()
         yield from _entries(key, each, known, settings=True)
-
-
-@rule
-def enqueued_cells_have_trials(enqueue: Sequence[Enqueued], budget: Budget) -> Iterator[str]:
-    """Every enqueued cell takes a trial."""
-    if len(enqueue) > budget.trials:
-        yield f"enqueue: {len(enqueue)} cells for budget.trials = {budget.trials}; leave some out, or give more trials"
 
 
 def _entries(key: str, given: GivenCell, known: Mapping[str, Dimension | None], *, settings: bool) -> Iterator[str]:

@@ -92,13 +92,13 @@ Complaint: TypeAlias = Callable[[object], str | None]
 """Value -> what is wrong with it, or None."""
 
 
-def whole_number(value: object, low: int = 1) -> str | None:
-    """What is wrong with a value that is to be a whole number from `low` to `LARGEST`."""
+def whole_number(value: object) -> str | None:
+    """What is wrong with a value that is to be a whole number from 1 to `LARGEST`."""
     if isinstance(value, bool) or not isinstance(value, int):
         return f"{shown(value)} is not a whole number{_meant(value)}"
-    if low <= value <= LARGEST:
+    if 1 <= value <= LARGEST:
         return None
-    return f"{shown(value)} is below {low}" if value < low else f"{shown(value)} is above {LARGEST}"
+    return f"{shown(value)} is {'below 1' if value < 1 else f'above {LARGEST}'}"
 
 
 def batch_size(value: object) -> str | None:
@@ -228,13 +228,10 @@ def unknown(what: str, value: object, valid: Iterable[str]) -> str:
 def similar(value: object, valid: Iterable[str]) -> str:
     """A question about the valid name most like a value, or that begins like it; empty if there is none."""
     by_letters, given = {_letters(name): name for name in valid}, _letters(str(value))
-    begins = [each for each in by_letters if len(given) > 2 and len(each) > 2 and _begin_alike(given, each)]
+    long = [each for each in by_letters if len(given) > 2 and len(each) > 2]
+    begins = [each for each in long if each.startswith(given) or given.startswith(each)]
     near = difflib.get_close_matches(given, list(by_letters), 1) or begins
     return f" (did you mean {by_letters[near[0]]}?)" if near else ""
-
-
-def _begin_alike(one: str, other: str) -> bool:
-    return one.startswith(other) or other.startswith(one)
 
 
 def _letters(name: str) -> str:

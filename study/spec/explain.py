@@ -14,12 +14,11 @@ from study.spec.dimensions import VALID, shown, similar
 from study.spec.lanes import FORMS
 from study.spec.model import Spec
 
-# Examples of keys that have no default.
+# Examples of keys that have no default and are no numbers.
 _EXAMPLES: dict[str, Any] = {
     "name": "my-study",
     "workload.data": "digits",
     "workload.model": "mlp",
-    "workload.target": 0.95,
     "workload.model_args": {"kernel": 3},
     "workload.task": "classification",
     "workload.label": "species",
@@ -27,11 +26,6 @@ _EXAMPLES: dict[str, Any] = {
     "workload.split_column": "split",
     "workload.group_column": "patient",
     "workload.augment": {"rotate": 10.0},
-    "workload.augment.rotate": 10.0,
-    "workload.augment.translate": 0.1,
-    "workload.augment.jitter": 0.2,
-    "workload.model_args.kernel": 3,
-    "workload.model_args.padding": 1,
     "search.width": [16, 64],
     "search.depth": [1, 2],
     "search.batch_size": [32, "full"],
@@ -39,29 +33,19 @@ _EXAMPLES: dict[str, Any] = {
     "search.settings": {"momentum": {"momentum": [0.9, 0.99]}},
     "baseline.name": "what we use",
     "baseline.optimizer": "adam",
-    "baseline.learning_rate": 0.001,
-    "baseline.batch_size": 32,
-    "baseline.width": 16,
-    "baseline.depth": 2,
     "lanes.learning_rate": {"low": 0.001, "high": 0.1, "count": 5},
     "lanes.schedule": ["constant", "cosine"],
     "lanes.warmup": 0.1,
-    "lanes.weight_decay": [0.0, 0.0005],
     "lanes.clip_norm": 1.0,
     "lanes.clip_value": 0.5,
-    "lanes.sample": 24,
-    "lanes.learning_rate.low": 0.001,
-    "lanes.learning_rate.high": 0.1,
+    "lanes.weight_decay": [0.0, 0.0005],
     "budget.epochs": 10,
     "budget.updates": 1000,
-    "budget.examples": 100_000,
-    "budget.seconds": 60.0,
     "tuning.scheduler": "asha",
     "tuning.timeout": "2h",
     "tuning.storage": "sqlite:///study.db",
     "recording.mlflow": "http://127.0.0.1:5000",
     "resources.gpus_per_trial": 1,
-    "resources.gpu_memory_gib": 24.0,
 }
 # Sections of which a spec may have several: baselines, and cells to try first.
 ARRAYS = ("baseline", "enqueue")
@@ -139,7 +123,9 @@ def explain(section: str, error: ValidationError) -> list[str]:
             what = "an array of tables" if section in ARRAYS and kind == "list_type" else _TYPES[kind]
             lines.append(f"{key} = {shown(value)}: must be {what}, as in {_example(path, value)}")
         else:
-            message = str(problem["ctx"]["error"]) if kind == "value_error" else _reworded(problem["msg"])
+            message = str(problem["ctx"]["error"]) if kind == "value_error" else problem["msg"]
+            for theirs, ours in _PHRASES.items():
+                message = message.replace(theirs, ours)
             repeated = f"{shown(value)}: "  # by a message about a name
             lines.append(f"{key}{given}: {message.removeprefix(repeated)}")
     if more := len(problems[MOST_TOLD:]):
@@ -184,12 +170,16 @@ def _example(path: list[str], value: object = None) -> str:
 
 
 def _text(path: list[str]) -> str:
-    """An example of a key's value as TOML: one of `_EXAMPLES`, or the default."""
+    """An example of a key's value as TOML: one of `_EXAMPLES`, the default, or a number."""
     path = [part for part in path if not part.isdigit()]  # the place in an array of tables
     example = _EXAMPLES.get(".".join(path), _EXAMPLES.get(f"baseline.{path[-1]}") if path[0] in ARRAYS else None)
     if example is None and (fields := _model_at(path[:-1])):
-        example = fields.model_fields[path[-1]].get_default(call_default_factory=True)
-    return "..." if example in (None, PydanticUndefined) else shown(example)
+        field = fields.model_fields[path[-1]]
+        example = field.get_default(call_default_factory=True)
+        if example in (None, PydanticUndefined):
+            types = _types_in(field.annotation)
+            example = 1 if int in types else 0.5 if float in types else None
+    return "..." if example is None else shown(example)
 
 
 def _pattern(key: str, value: str) -> str:
@@ -200,12 +190,6 @@ def _pattern(key: str, value: str) -> str:
     fitting = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-._")
     advice = f'; write "{fitting}"' if fitting else ""
     return f"must be letters, digits, dots, dashes and underscores, beginning with a letter or digit{advice}"
-
-
-def _reworded(message: str) -> str:
-    for theirs, ours in _PHRASES.items():
-        message = message.replace(theirs, ours)
-    return message
 
 
 def _model_at(path: list[str]) -> type[BaseModel] | None:

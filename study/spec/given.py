@@ -23,6 +23,7 @@ def _one(complain: Complaint) -> BeforeValidator:
 
 # Named apart from the fields, whose annotations are evaluated among them.
 _SCHEDULE, _SHARE, _AMOUNT = _one(schedule), _one(share), _one(amount)
+_LANES = Field(description="As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives.")
 
 
 class GivenCell(Section):
@@ -60,16 +61,11 @@ class Baseline(GivenCell):
     """As reports call it."""
     learning_rate: Annotated[float, Field(gt=0)]
     """Its learning rate, which is not tuned."""
-    schedule: Annotated[str | None, _SCHEDULE] = None
-    """As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives."""
-    warmup: Annotated[float | None, _SHARE] = None
-    """As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives."""
-    weight_decay: Annotated[float | None, _AMOUNT] = None
-    """As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives."""
-    clip_norm: Annotated[float | None, _AMOUNT] = None
-    """As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives."""
-    clip_value: Annotated[float | None, _AMOUNT] = None
-    """As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives."""
+    schedule: Annotated[str | None, _SCHEDULE, _LANES] = None
+    warmup: Annotated[float | None, _SHARE, _LANES] = None
+    weight_decay: Annotated[float | None, _AMOUNT, _LANES] = None
+    clip_norm: Annotated[float | None, _AMOUNT, _LANES] = None
+    clip_value: Annotated[float | None, _AMOUNT, _LANES] = None
 
     def recipe(self) -> dict[str, Any]:
         """The values that are given of the axes of lanes."""

@@ -49,11 +49,6 @@ ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
 Part = TypeVar("Part", config.Augmentation, config.Budget, config.Reading, config.Recording)
 
 
-def _plain(value: object) -> object:
-    """A value of an axis: text, or a number, which may be written as a whole one."""
-    return value if isinstance(value, str) else float(value)  # type: ignore[arg-type]
-
-
 def part(section: Part, kind: type[Part]) -> Part:
     """What a section tells a trial: the fields that it inherits from a class of `trainables.config`."""
     return kind(**{name: getattr(section, name) for name in kind.__dataclass_fields__})
@@ -102,16 +97,10 @@ class Workload(Section, config.Reading):
     or the import path of your own, `mine:rings`."""
     task: Annotated[Task, known("task", TASKS)] | None = None
     """`regression` or `classification`; needed only for your own data whose targets could be either."""
-    label: str | None = None
-    """Of a table: the column to predict."""
     features: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
     """Columns of the inputs; all others if not given."""
     split: Annotated[tuple[float, float, float], BeforeValidator(_shares)] = (0.7, 0.15, 0.15)
     """Shares of training, validation and test examples."""
-    split_column: str | None = None
-    """The column that says train, validation or test, instead of `split`."""
-    group_column: str | None = None
-    """The column whose equal values stay in one split."""
     missing: Annotated[Missing, known("missing", MISSING)] = "error"
     """What happens to missing values: `error`, `drop` (the row), or `mean` (of the training split)."""
     model: Annotated[str, known("model", FAMILIES, is_import_path)]
@@ -393,7 +382,11 @@ class Spec(Section):
         Settings of optimizers are axes of those that have them; `learning_rate` is one if its values are listed.
         """
         known = {*AXES, *settings_of(optimizer, self.optimizer_facts(optimizer))}
-        axes = {name: [_plain(v) for v in each.values] for name, each in self.lanes.axes().items() if name in known}
+        axes = {
+            name: [value if isinstance(value, str) else float(value) for value in each.values]
+            for name, each in self.lanes.axes().items()
+            if name in known
+        }
         _, listed = self.lanes.grid_of(optimizer, self.optimizer_facts(optimizer).rates)
         return axes | ({"learning_rate": listed} if listed else {})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -41,7 +42,7 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8080) -> None:
     from optuna_dashboard import wsgi
 
     try:
-        shown = _to_this_machine(_read_only(wsgi(storage)), host)
+        shown = _guarded(wsgi(storage), host)
         server = make_server(host, port, shown, server_class=_Server, handler_class=_Handler)
     except (OSError, OverflowError) as error:
         raise UsageError("dashboard", f"cannot listen on {host}:{port} ({error}); give another port") from error
@@ -58,7 +59,9 @@ def _storage(folder: Path, url: str | None, study: str) -> BaseStorage:
     if not url and not (folder / JOURNAL).is_file():  # opening it would make it
         raise StorageError(str(folder), "has no optuna.journal; the study has not begun, or its journal was moved away")
     try:
-        storage: BaseStorage = _database(url) if url else journal(folder)
+        storage: BaseStorage = (
+            RDBStorage(expanded("tuning.storage", url), skip_table_creation=True) if url else journal(folder)
+        )
         names = [held.study_name for held in storage.get_all_studies()]
     except (StorageInternalError, SQLAlchemyError, RuntimeError, ImportError, ValueError, KeyError) as error:
         reason = redacted(f"{type(error).__name__}: {error}".splitlines()[0])
@@ -68,30 +71,22 @@ def _storage(folder: Path, url: str | None, study: str) -> BaseStorage:
     return storage
 
 
-def _to_this_machine(application: Application, host: str) -> Application:
-    """Refuse requests for another host: a page of any site could have its name point here, and read the answers."""
+def _guarded(application: Application, host: str) -> Application:
+    """Refuse requests for another host, and those that would change the storage.
+
+    A page of any site could have its name point here, and read the answers. A running study would trip over changes,
+    of which its tables would not know.
+    """
     names = {host, "localhost", "127.0.0.1", "::1"}
 
     def checked(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname not in names:
-            start_response("403 Forbidden", [("Content-Type", "text/plain")])
-            return [f"the dashboard answers at http://{host} only\n".encode()]
-        return application(environ, start_response)
+            reason = f"the dashboard answers at http://{host} only"
+        elif environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            reason = "study dashboard only shows; nothing was changed"
+        else:
+            return application(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "application/json")])
+        return [json.dumps({"reason": reason}).encode()]
 
     return checked
-
-
-def _database(url: str) -> RDBStorage:
-    return RDBStorage(expanded("tuning.storage", url), skip_table_creation=True)
-
-
-def _read_only(application: Application) -> Application:
-    """Refuse whatever would change the storage: a running study would trip over it, its tables would not know of it."""
-
-    def reading(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            start_response("403 Forbidden", [("Content-Type", "application/json")])
-            return [b'{"reason": "study dashboard only shows; nothing was changed"}']
-        return application(environ, start_response)
-
-    return reading

@@ -20,7 +20,7 @@ from study.tuning.space import Cell
 _PLACES = {"random": 1, "qmc": 2, "grid": 3, "adaptive": 4}
 
 
-class Design(optuna.samplers.BaseSampler):
+class Design(optuna.samplers.RandomSampler):
     """The random, qmc and grid samplers: a trial's cell depends on the root seed and the trial's number alone.
 
     Optuna's samplers of these names depend on which trials have run before and on the process that asks: a study that
@@ -28,20 +28,9 @@ class Design(optuna.samplers.BaseSampler):
     """
 
     def __init__(self, spec: Spec) -> None:
+        super().__init__()
         self.spec, self.search, self.kind = spec, spec.search, spec.tuning.sampler
         self.cell = {"random": self._random, "qmc": self._qmc, "grid": self._grid}[self.kind]
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Nothing: every parameter is sampled independently."""
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Nothing: every parameter is sampled independently."""
-        return {}
 
     def sample_independent(
         self,

@@ -27,16 +27,11 @@ FILE = "warm_start.json"
 
 @dataclass(frozen=True)
 class Known:
-    """The trials of an earlier study that lie in the space of this one.
+    """The trials of an earlier study that lie in the space of this one."""
 
-    Attributes:
-        completed: trials of it that completed.
-        cells, values: of those in the space, in their order; several values if there are several objectives.
-    """
-
-    completed: int = 0
-    cells: tuple[Cell, ...] = ()
-    values: tuple[list[float], ...] = ()
+    completed: int = 0  # trials of it that completed
+    cells: tuple[Cell, ...] = ()  # of those in the space, in their order
+    values: tuple[list[float], ...] = ()  # of the same; several values if there are several objectives
 
 
 def read(spec: Spec) -> Known:
@@ -54,7 +49,10 @@ def read(spec: Spec) -> Known:
     except ResultsError as error:
         raise SpecError(key, str(error)) from error
     recorded = results.table_of(earlier.provenance, "spec")
-    theirs, ours = (_comparable(each) for each in (recorded, fixed_settings(spec)))
+    theirs, ours = (
+        {name: value for name, value in each.items() if name.split(".")[0] in ("workload", "budget")}
+        for each in (recorded, fixed_settings(spec))
+    )
     if not theirs:
         raise SpecError(key, "its provenance.json records no settings; give a study of a newer version")
     # A key that is not recorded is one that a later version has added.
@@ -67,10 +65,6 @@ def read(spec: Spec) -> Known:
     if not pairs:
         raise SpecError(key, f"none of its {len(rows)} completed trials has a cell of this search; leave it out")
     return Known(len(rows), *zip(*pairs, strict=True))
-
-
-def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name.split(".")[0] in ("workload", "budget")}
 
 
 def _cell(spec: Spec, row: dict[str, Any]) -> Cell | None:

@@ -29,7 +29,7 @@ from study.usercode import client
 from study.usercode.client import paths_in
 from trainables import storage
 from trainables.usercode import importing
-from trainables.usercode.importing import CODE, OURS, RECORD, digest_of, hash_of, is_table, recorded
+from trainables.usercode.importing import CODE, OURS, RECORD, digest_of, hash_of, is_same, is_table, recorded
 from trainables.usercode.request import Answer
 from trainables.workloads.catalogue import OPTIMIZERS, Facts, OptimizerFacts
 
@@ -125,7 +125,7 @@ def inspect(
     answers = (recorded(code).get("answers", {}) if code else {}) | {key: dataclasses.asdict(answer)}
     record = {"files": copy.files, "sources": copy.sources, "answers": answers}
     if code and not kept and os.access(code, os.W_OK):
-        _write(code, record)
+        storage.write_text(code / RECORD, seal(record))
     facts = Facts.of(answer.facts) if answer.facts else None
     optimizers = {
         path: OptimizerFacts(**{**each, "rates": tuple(each["rates"])}) for path, each in answer.optimizers.items()
@@ -148,7 +148,7 @@ def copy_to(user_code: UserCode, folder: Path) -> None:
         for name in user_code.record["files"]:
             copy.add(Path(user_code.code, name), name)
         copy.folder.mkdir(parents=True, exist_ok=True)
-        _write(copy.folder, user_code.record)
+        storage.write_text(copy.folder / RECORD, seal(user_code.record))
 
 
 def needed(tables: Mapping[str, Any]) -> list[str]:
@@ -156,55 +156,52 @@ def needed(tables: Mapping[str, Any]) -> list[str]:
     return sorted({path.partition(":")[0] for path in paths_in(tables)})
 
 
-def edited(folder: Path) -> list[Path]:
-    """The user's files that were edited since they were copied into the `code/` of a results folder."""
-    kept = recorded(code) if (code := code_of(folder)) else {}
-    files = []
+def edits(folder: Path, copy: str = "the copy") -> Iterator[tuple[Path, str]]:
+    """The files of a study's user code that were edited, where that is no mistake, each with what it means.
+
+    Args:
+        folder: the results folder.
+        copy: place of its `code/`, for messages.
+    """
+    code = code_of(folder)
+    kept = recorded(code) if code else {}
+    for answer in kept.get("answers", {}).values():
+        for file, digest in answer.get("elsewhere", {}).items():
+            if not is_same(Path(file), digest):
+                yield Path(file), "is no part of the copy and has been edited since; trials run it as it is now"
     for name, digest in kept.get("files", {}).items():
-        file = Path(kept["sources"][Path(name).parts[0].partition(".")[0]]).parent / name
-        if file.is_file() and hash_of(file) != digest:
-            files.append(file)
-    return files
-
-
-def altered(folder: Path) -> list[Path]:
-    """The files of packages in the `code/` of a results folder that are no modules, and not what they were."""
-    if not (code := code_of(folder)):
-        return []
-    kept = {code / name: digest for name, digest in recorded(code).get("files", {}).items()}
-    others = [file for file in kept if file.suffix != ".py"]
-    return [file for file in others if not file.is_file() or hash_of(file) != kept[file]]
-
-
-def edited_elsewhere(folder: Path) -> list[Path]:
-    """The modules, neither in `code/` nor installed, that were edited or removed since they were checked."""
-    answers = recorded(code).get("answers", {}) if (code := code_of(folder)) else {}
-    hashes = {Path(file): digest for answer in answers.values() for file, digest in answer.get("elsewhere", {}).items()}
-    return [file for file, digest in hashes.items() if not file.is_file() or hash_of(file) != digest]
+        original = Path(kept["sources"][Path(name).parts[0].partition(".")[0]]).parent / name
+        if code and not name.endswith(".py") and not is_same(code / name, digest):
+            yield code / name, "is not what the study began with; unless its own code writes it, put it back"
+        if original.is_file() and not is_same(original, digest):
+            yield original, f"has been edited since; the study continues with the code it began with, in {copy}"
 
 
 def _restored(code: Path) -> _Copy:
     """The bundle in a results folder."""
-    copy, advice = _Copy(_new_folder()), "put it back, or run what it is now into a folder of its own"
+    copy, advice = (
+        _Copy(Path(tempfile.mkdtemp(dir=_scratch()))),
+        "put it back, or run what it is now into a folder of its own",
+    )
     try:
         kept = unseal(code / RECORD)
-    except (OSError, DamagedError) as error:
+        files = kept["files"]
+    except (OSError, DamagedError, KeyError) as error:
         copy.mistakes = [f"{code / RECORD}: is lost or damaged, which says what the code was ({error}); {advice}"]
         return copy
     copy.sources = kept.get("sources", {})
     copy.mistakes = [f"{code / name}: is not what the study began with; {advice}" for name in importing.changed(code)]
-    files = kept.get("files")  # earlier versions did not record them
-    for name in files or [file.relative_to(code).as_posix() for file in _files(code)]:
-        if name != RECORD and (code / name).is_file():
+    for name in files:
+        if (code / name).is_file():
             copy.add(code / name, name)
-    copy.files = files or copy.files  # a module may have written to a file of its package
+    copy.files = files  # a module may have written to a file of its package
     return copy
 
 
 def _copied(paths: Mapping[str, str], lacking: Iterable[str], folders: Sequence[Path]) -> _Copy:
     """A bundle of the modules of import paths (-> key in the spec), and of all that they import, from some folders."""
     importlib.invalidate_caches()
-    copy = _Copy(_new_folder())
+    copy = _Copy(Path(tempfile.mkdtemp(dir=_scratch())))
     todo = [(path.partition(":")[0].partition(".")[0], f"{key}: {path}", folders) for path, key in paths.items()]
     todo += [(name, "", folders) for name in lacking]
     while todo:
@@ -307,10 +304,6 @@ def _scratch() -> Path:
     return folder
 
 
-def _new_folder() -> Path:
-    return Path(tempfile.mkdtemp(dir=_scratch()))
-
-
 def _files(folder: Path) -> Iterator[Path]:
     """The files in a folder and its subfolders, without hidden ones and bytecode."""
     for file in sorted(folder.rglob("*")):
@@ -324,7 +317,3 @@ def _kept(code: Path, key: str) -> Answer | None:
         return Answer(**recorded(code)["answers"][key])
     except (KeyError, TypeError):
         return None
-
-
-def _write(code: Path, record: Mapping[str, Any]) -> None:
-    storage.write_text(code / RECORD, seal(record))

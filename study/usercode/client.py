@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,6 @@ def _reading(given: dict[str, Any]) -> dict[str, Any]:
 def key(request: Request) -> str:
     """A hash of a request, the same on every machine."""
     fields = {**dataclasses.asdict(request), "code": "", "folders": [], "data_folder": "", "memory_bytes": 0}
-    for name in ("reading", "images"):  # earlier versions had none
-        if not fields[name]:
-            del fields[name]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -105,71 +103,60 @@ def ask(request: Request) -> Answer:
 
     A RuntimeError if the process ended before it tried anything.
     """
-    with tempfile.TemporaryDirectory() as held:
-        files = [Path(held) / name for name in ("request.json", "answer.json", "stage.json", "output")]
-        question, answer, stage, output = files
-        question.write_text(json.dumps(dataclasses.asdict(request)), encoding="utf-8")
-        command = [sys.executable, "-P", "-m", "trainables.usercode.probe", *map(str, files[:3])]
+    messages, sender = Pipe(duplex=False)
+    stage: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as held, Path(held, "output").open("w+b") as output:
         # Without the user's folders: the probe adds them last, as a file there may have the name of a standard module.
         path = [each for each in sys.path if each and (str(Path(each).resolve()) not in request.folders)]
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(_ROOT), *map(os.path.abspath, path)]),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        with output.open("wb") as stream:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                env=environment,
-                cwd=held,
-                start_new_session=True,
-            )
-            try:
-                late = _wait(child, stage)
-            finally:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
-        if answer.is_file():
-            return Answer(**json.loads(answer.read_text(encoding="utf-8")))
-        text = output.read_text(errors="replace")
-        if (at := _stage(stage)) is None:
-            raise RuntimeError(text)
-        return Answer(mistakes=[f"{at['key']}: {at['path']}: {at['doing']} {_why(at, child.returncode, text, late)}"])
-
-
-def _why(stage: Mapping[str, Any], code: int, output: str, late: bool) -> str:
-    """Why the process gave no answer: its exit code, and the last line of its output."""
+        search = os.pathsep.join([str(_ROOT), *map(os.path.abspath, path)])
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "trainables.usercode.probe", str(sender.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"PYTHONPATH": search, "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=held,
+            pass_fds=[sender.fileno()],
+            start_new_session=True,
+        )
+        sender.close()
+        assert child.stdin
+        try:
+            with child.stdin:
+                child.stdin.write(json.dumps(dataclasses.asdict(request)).encode())
+            while messages.poll(_limit(stage)):
+                stage = json.loads(messages.recv_bytes())
+                if "doing" not in stage:
+                    return Answer(**stage)
+        except (EOFError, BrokenPipeError):  # it died, or will at once
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_limit(stage))
+        finally:
+            messages.close()
+            if late := child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    if not stage:
+        raise RuntimeError(text)
+    why = _why(child.returncode, text)
     if late:
-        return f"took more than {stage['seconds']:.0f} s; do less there, or check that it ends"
+        why = f"took more than {_limit(stage):.0f} s; do less there, or check that it ends"
+    return Answer(mistakes=[f"{stage['key']}: {stage['path']}: {stage['doing']} {why}"])
+
+
+def _limit(stage: Mapping[str, Any]) -> float:
+    """Seconds that the probe may take for a step; at first there is none."""
+    return float(stage.get("seconds", START_SECONDS))
+
+
+def _why(code: int, output: str) -> str:
+    """Why the process gave no answer: its exit code, and the last line of its output."""
     if code == -signal.SIGKILL:
         return "was killed, probably because memory ran out; use less memory"
     *_, last = output.strip().splitlines() or ["it printed nothing"]
     return f"ended the process with {code} ({last.strip()})"
-
-
-def _wait(child: subprocess.Popen[bytes], stage: Path) -> bool:
-    """Wait until a process ends, or a step exceeds its time limit; whether it did."""
-    doing, until = None, time.monotonic() + START_SECONDS
-    while child.poll() is None:
-        at = _stage(stage)
-        if at != doing:
-            doing, until = at, time.monotonic() + (at["seconds"] if at else START_SECONDS)
-        if time.monotonic() > until:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def _stage(file: Path) -> dict[str, Any] | None:
-    """What the probe is trying; None before its first step, or while the file is being written."""
-    try:
-        stage: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return stage
 
 
 def arrays(tables: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

@@ -17,8 +17,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +64,6 @@ SEARCH = check(
 )
 
 
-@dataclass(frozen=True)
-class SearchRow:
-    """A way to make a whole search.
-
-    Attributes:
-        name: what ran.
-        runs: (configuration, seed) runs that were made and timed.
-        seconds: that they took, on all processors, start-up of workers included.
-        runs_per_hour: what follows.
-        ratio: of ours to these.
-    """
-
-    name: str
-    runs: int
-    seconds: float
-    runs_per_hour: float
-    ratio: float
-
-
 def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     """Measure and gather everything.
 
@@ -95,31 +77,26 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     if only in ("", "study"):
         found["study"] = shipped("quick")
     if only in ("", "search"):
-        found["search"] = [asdict(row) for row in searches(SEARCH)]
+        found["search"] = searches(SEARCH)
     if only in ("", "search", "trials"):
         found["trials"] = empty_trials(EMPTY_TRIALS, PLAIN_TRIALS)
     # Last, since JAX's threads do not survive the fork by which Ray starts.
     if only in ("", "figure"):
-        found["figure"] = asdict(trainables.engines.bench.figure(device))
-        found["epochs"] = [asdict(row) for row in trainables.engines.bench.epochs(device)]
+        found |= trainables.engines.bench.figure(device)
     if only not in ("figure", "study", "search", "trials"):
         found["updates"] = trainables.engines.bench.run(device, only)["rows"]
     return found
 
 
-def shipped(name: str, *options: str) -> dict[str, Any]:
+def shipped(name: str) -> dict[str, Any]:
     """A study from the command to its report, beside the training of all its runs one after another in plain torch.
 
     Of plain torch, some updates of each cell are timed, and multiplied by those that its lanes made. It evaluates
     nothing and writes nothing.
-
-    Args:
-        name: of the spec.
-        options: of `study run`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / name
-        command = [sys.executable, "-m", "study", "run", name, "--out", str(folder), *options]
+        command = [sys.executable, "-m", "study", "run", name, "--out", str(folder)]
         seconds = _timed(lambda: subprocess.run(command, check=True, capture_output=True))
         spec, runs, plain = reading.read(folder / "spec.toml"), 0, 0.0
         for stage in (folder, folder / CONFIRM):
@@ -130,7 +107,7 @@ def shipped(name: str, *options: str) -> dict[str, Any]:
                 plain += sum(_plain_update_seconds(spec, cell) * made[cell["trial"]] for cell in cells)
                 runs += len(study.lanes)
     shares = {"seconds": seconds, "plain_seconds": plain, "ratio": plain / seconds}
-    return {"name": " ".join([name, *options]), "runs": runs, **shares, "cores": os.cpu_count()}
+    return {"name": name, "runs": runs, **shares, "cores": os.cpu_count()}
 
 
 def _plain_update_seconds(spec: Spec, cell: dict[str, Any]) -> float:
@@ -148,62 +125,76 @@ def _plain_update_seconds(spec: Spec, cell: dict[str, Any]) -> float:
     return spent / made
 
 
-def searches(spec: Spec) -> list[SearchRow]:
-    """The same search by our trials, by plain Ray Tune and by plain Optuna."""
+def searches(spec: Spec) -> list[dict[str, Any]]:
+    """The same search by our trials, by plain Ray Tune and by plain Optuna.
+
+    Returns:
+        One row for each: runs, the (configuration, seed) runs that were made; seconds that they took on all processors,
+        start-up of workers included; runs_per_hour; and the ratio of ours to these.
+    """
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
         ours = _timed(lambda: run_session(spec, Path(scratch), data_folder(), here, "", show="quiet"))
         at_once = here.room()
-        plain_ray = _timed(lambda: _plain_ray(RAY_RUNS, Path(scratch)))
+        plain_ray = _timed(lambda: _plain_ray(SPACE, RAY_RUNS, Path(scratch)))
     plain_optuna = _timed(lambda: _plain_optuna(OPTUNA_RUNS, at_once))
-    trials = planned_trials(spec)
-    measured = (
-        ("ours", trials * spec.lanes.rates * spec.lanes.seeds, ours),
-        ("plain Ray Tune", RAY_RUNS, plain_ray),
-        ("plain Optuna", OPTUNA_RUNS, plain_optuna),
-    )
-    best = measured[0][1] / ours
-    return [
-        SearchRow(name, runs, seconds, runs / seconds * 3600, best / (runs / seconds))
-        for name, runs, seconds in measured
+    made = planned_trials(spec) * spec.lanes.rates * spec.lanes.seeds
+    measured = [("ours", made, ours), ("plain Ray Tune", RAY_RUNS, plain_ray)]
+    measured.append(("plain Optuna", OPTUNA_RUNS, plain_optuna))
+    rows: list[dict[str, Any]] = [
+        {"name": n, "runs": k, "seconds": s, "runs_per_hour": k / s * 3600} for n, k, s in measured
     ]
+    return [{**row, "ratio": rows[0]["runs_per_hour"] / row["runs_per_hour"]} for row in rows]
+
+
+# What plain Ray Tune and plain Optuna search: values to choose from; the rate is log-uniform.
+SPACE: dict[str, list[Any]] = {
+    "width": [8, 16],
+    "depth": [1, 2],
+    "optimizer": ["sgd", "adam"],
+    "seed": [*range(5)],
+    "batch_size": [32],
+}
+EMPTY: dict[str, list[Any]] = {"updates": [1], "optimizer": ["sgd", "adam"], "batch_size": [*range(1, 101)]}
+RATES = (1e-5, 1e-2)
 
 
 def solo_run(config: dict[str, Any]) -> float:
-    """One configuration with one seed, as one would write it: tensors in memory, torch.optim, one thread."""
+    """One configuration with one seed, as one would write it: tensors in memory, torch.optim, one thread.
+
+    With `updates` it makes as many of a linear model, instead of `EPOCHS` of an MLP.
+    """
     torch.set_num_threads(1)
-    examples = data.load("cubic", standardize=True, dtype=torch.float64)
-    torch.manual_seed(config["seed"])
-    network = models.mlp((2,), 1, width=config["width"], depth=config["depth"]).double()
+    updates = config.get("updates")
+    examples = data.load("linear" if updates else "cubic", standardize=True, dtype=torch.float64)
+    torch.manual_seed(config.get("seed", 0))
+    if updates:
+        network: nn.Module = nn.Linear(len(examples.train.inputs[0]), 1).double()
+    else:
+        network = models.mlp((2,), 1, width=config["width"], depth=config["depth"]).double()
     optimizers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
     optimizer = optimizers[config["optimizer"]](network.parameters(), lr=config["learning_rate"])
     criterion = nn.MSELoss()
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(examples.train)).split(32):
-            optimizer.zero_grad()
-            criterion(network(examples.train.inputs[rows]), examples.train.targets[rows]).backward()
-            optimizer.step()
+    epochs = (torch.randperm(len(examples.train)).split(config["batch_size"]) for _ in range(EPOCHS))
+    for rows in islice(chain.from_iterable(epochs), updates):
+        optimizer.zero_grad()
+        criterion(network(examples.train.inputs[rows]), examples.train.targets[rows]).backward()
+        optimizer.step()
     with torch.no_grad():
         return float(criterion(network(examples.validation.inputs), examples.validation.targets))
 
 
-def _plain_ray(runs: int, scratch: Path) -> None:
-    """A function trainable, one configuration a trial, as Ray Tune's documentation shows."""
+def _plain_ray(space: dict[str, list[Any]], runs: int, folder: Path) -> list[float]:
+    """A function trainable, one configuration a trial, as Ray Tune's documentation shows; the times of their ends."""
     from ray import tune
 
-    space = {
-        "width": tune.choice([8, 16]),
-        "depth": tune.choice([1, 2]),
-        "optimizer": tune.choice(["sgd", "adam"]),
-        "learning_rate": tune.loguniform(1e-5, 1e-2),
-        "seed": tune.randint(0, 5),
-    }
     tuner = tune.Tuner(
         _reporting_run,
-        param_space=space,
+        param_space={name: tune.choice(values) for name, values in space.items()}
+        | {"learning_rate": tune.loguniform(*RATES)},
         tune_config=tune.TuneConfig(num_samples=runs, metric="loss", mode="min"),
-        run_config=tune.RunConfig(storage_path=str(scratch / "plain"), verbose=0),
+        run_config=tune.RunConfig(storage_path=str(folder / "plain"), verbose=0),
     )
-    tuner.fit()
+    return [float(result.metrics["timestamp"]) for result in list(tuner.fit()) if result.metrics]  # type: ignore[call-overload]
 
 
 def _reporting_run(config: dict[str, Any]) -> None:
@@ -217,15 +208,8 @@ def _plain_optuna(runs: int, at_once: int) -> None:
     import optuna
 
     def objective(trial: optuna.Trial) -> float:
-        loss = solo_run(
-            {
-                "width": trial.suggest_categorical("width", [8, 16]),
-                "depth": trial.suggest_int("depth", 1, 2),
-                "optimizer": trial.suggest_categorical("optimizer", ["sgd", "adam"]),
-                "learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True),
-                "seed": trial.suggest_int("seed", 0, 4),
-            }
-        )
+        config = {name: trial.suggest_categorical(name, values) for name, values in SPACE.items()}
+        loss = solo_run(config | {"learning_rate": trial.suggest_float("learning_rate", *RATES, log=True)})
         return loss if math.isfinite(loss) else 1e9
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -248,46 +232,45 @@ def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
     spec = check(tables)
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "empty"
-        with Memory() as memory:
+        with _memory() as memory:
             run_session(spec, folder, data_folder(), here, "", show="quiet")
         trials = results.load(folder).trials
         ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
         ours = _scale("ours", ends, memory, folder)
         for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_GLOBAL_CHECKPOINT_S"):
             os.environ.pop(name, None)
-        folder = Path(scratch) / "plain"
-        with Memory() as memory:
-            ends = np.sort(_plain_empty(plain, folder))
-        return [ours, _scale("plain Ray Tune", ends, memory, folder)]
+        with _memory() as memory:
+            ends = np.sort(np.array(_plain_ray(EMPTY, plain, Path(scratch))))
+        return [ours, _scale("plain Ray Tune", ends, memory, Path(scratch) / "plain")]
 
 
-class Memory:
-    """Follows the resident memory of this process, the driver, every half second."""
+@contextmanager
+def _memory() -> Iterator[list[tuple[float, int]]]:
+    """The resident memory of this process, the driver, every half second: time and bytes."""
+    samples: list[tuple[float, int]] = []
+    stop = threading.Event()
 
-    def __enter__(self) -> Memory:
-        self.samples: list[tuple[float, int]] = []
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-
-    def _follow(self) -> None:
-        while not self.stop.wait(0.5):
+    def follow() -> None:
+        while not stop.wait(0.5):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            self.samples.append((time.time(), pages * os.sysconf("SC_PAGE_SIZE")))
+            samples.append((time.time(), pages * os.sysconf("SC_PAGE_SIZE")))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
 
 
-def _scale(name: str, ends: np.ndarray, memory: Memory, folder: Path) -> dict[str, Any]:
-    """Per-trial figures of a run from the times at which its trials ended: in its second and in its last quarter.
+def _scale(name: str, ends: np.ndarray, memory: list[tuple[float, int]], folder: Path) -> dict[str, Any]:
+    """Per-trial figures of a run from the times at which its trials ended, and in its last quarter.
 
     The first quarter is left out, since its first trials wait for workers to import torch.
     """
     quarters = [ends[len(ends) * part // 4 - 1] for part in (1, 2, 3, 4)]
-    times, sizes = np.array(memory.samples).T
+    times, sizes = np.array(memory).T
     held = np.interp(quarters, times, sizes)
     each = len(ends) / 4
     files = [file for file in folder.rglob("*") if file.is_file()]
@@ -295,94 +278,87 @@ def _scale(name: str, ends: np.ndarray, memory: Memory, folder: Path) -> dict[st
         "name": name,
         "trials": len(ends),
         "seconds_per_trial": (quarters[3] - quarters[0]) / (3 * each),
-        "seconds_per_trial_second_quarter": (quarters[1] - quarters[0]) / each,
         "seconds_per_trial_last_quarter": (quarters[3] - quarters[2]) / each,
         "driver_bytes_per_trial": (held[3] - held[0]) / (3 * each),
-        "driver_bytes_per_trial_last_quarter": (held[3] - held[2]) / each,
         "files": len(files),
         "bytes_per_trial": sum(file.stat().st_size for file in files) / len(ends),
     }
 
 
-def _plain_empty(count: int, folder: Path) -> list[float]:
-    """Trials of one update as Ray Tune's documentation shows them; the times at which they ended."""
-    from ray import tune
-
-    tuner = tune.Tuner(
-        _one_update,
-        param_space={"batch_size": tune.randint(1, 101), "optimizer": tune.choice(["sgd", "adam"])},
-        tune_config=tune.TuneConfig(num_samples=count, metric="loss", mode="min"),
-        run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
-    )
-    return [float(result.metrics["timestamp"]) for result in list(tuner.fit()) if result.metrics]  # type: ignore[call-overload]
-
-
-def _one_update(config: dict[str, Any]) -> None:
-    from ray import tune
-
-    examples = data.load("linear", standardize=True, dtype=torch.float64).train
-    network = nn.Linear(len(examples.inputs[0]), 1).double()
-    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
-    optimizer = kinds[config["optimizer"]](network.parameters(), lr=0.01)
-    rows = slice(config["batch_size"])
-    loss = nn.functional.mse_loss(network(examples.inputs[rows]), examples.targets[rows])
-    loss.backward()
-    optimizer.step()
-    tune.report({"loss": float(loss)})
+# Each table of `show`: where it is in what `run` gathered, its title and columns, the note below, and a row's cells.
+_TABLES: tuple[tuple[str, str, str, str, Callable[[dict[str, Any]], tuple[Any, ...]]], ...] = (
+    (
+        "updates",
+        "one update, Adam",
+        "engine K solo lane ratio bound",
+        "K lanes; solo, lane: microseconds; bound: times the arithmetic's",
+        lambda r: (r["engine"], r["lanes"], r["solo_us"], r["lane_us"], r["ratio"], r["lane_us"] / r["bound_us"]),
+    ),
+    (
+        "figure",
+        "the report's regime figure, s a seed",
+        "seeds its_loop lane ratio",
+        "batches of 1, 32 and 10,000, 10 epochs",
+        lambda r: (r["seeds"], r["loop_seconds"], r["lane_seconds"], r["ratio"]),
+    ),
+    (
+        "epochs",
+        "an epoch of one network, s",
+        "measured_by_a_trial plain_torch",
+        "",
+        lambda r: (r["measured"], r["loop"]),
+    ),
+    (
+        "study",
+        "a shipped study, from command to report",
+        "runs seconds plain_torch ratio",
+        "plain torch: seconds of training its runs one after another, on one core",
+        lambda r: (r["runs"], r["seconds"], r["plain_seconds"], r["ratio"]),
+    ),
+    (
+        "search",
+        f"MLP on cubic, {EPOCHS} epochs, batch 32",
+        "runs seconds runs_per_hour ours_/_it",
+        "",
+        lambda r: (r["runs"], r["seconds"], r["runs_per_hour"], r["ratio"]),
+    ),
+    (
+        "trials",
+        "empty trials",
+        "number s s,_last_quarter KB files KB_on_disk",
+        "each: s from one end to the next; KB of the driver's memory, and on disk",
+        lambda r: (
+            r["trials"],
+            r["seconds_per_trial"],
+            r["seconds_per_trial_last_quarter"],
+            r["driver_bytes_per_trial"] / 1000,
+            r["files"],
+            r["bytes_per_trial"] / 1000,
+        ),
+    ),
+)
 
 
 def show(found: dict[str, Any], console: Console) -> None:
     """Print what `run` gathered, for people, within 80 columns."""
-    if rows := found.get("updates"):
-        table = _table("one update, Adam", "engine", "K", "solo", "lane", "ratio", "bound")
-        for row in rows:
-            numbers = (row["solo_us"], row["lane_us"], row["ratio"], row["lane_us"] / row["bound_us"])
-            table.add_row(row["name"], row["engine"], str(row["lanes"]), *map(_figure, numbers))
+    for key, title, columns, note, cells in _TABLES:
+        if not (rows := found.get(key)):
+            continue
+        names = [name.replace("_", " ") for name in columns.split()]
+        numbers = (Column(name, justify="right", no_wrap=True) for name in names)
+        table = Table(Column(title, no_wrap=True), *numbers, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+        for row in rows if isinstance(rows, list) else [rows]:
+            name = row.get("name") or (f"batches of {row['batch_size']:,}" if "batch_size" in row else "")
+            table.add_row(name, *(cell if isinstance(cell, str) else _figure(cell) for cell in cells(row)))
         console.print(table)
-        console.print("K lanes; solo, lane: microseconds; bound: times the arithmetic's")
-    if row := found.get("figure"):
-        table = _table("the report's regime figure, s a seed", "seeds", "its loop", "lane", "ratio")
-        speeds = (row["loop_seconds"], row["lane_seconds"], row["ratio"])
-        table.add_row("batches of 1, 32 and 10,000, 10 epochs", str(row["seeds"]), *map(_figure, speeds))
-        console.print(table)
-    if rows := found.get("epochs"):
-        table = _table("an epoch of one network, s", "measured by a trial", "plain torch")
-        for row in rows:
-            table.add_row(f"batches of {row['batch_size']:,}", *map(_figure, (row["measured"], row["loop"])))
-        console.print(table)
-    if row := found.get("study"):
-        table = _table("a shipped study, from command to report", "runs", "seconds", "plain torch", "ratio")
-        times = (row["seconds"], row["plain_seconds"], row["ratio"])
-        table.add_row(row["name"], str(row["runs"]), *map(_figure, times))
-        console.print(table)
-        console.print(f"plain torch: seconds of training its runs one after another, on one of {row['cores']} cores")
-    if rows := found.get("search"):
-        table = _table(f"MLP on cubic, {EPOCHS} epochs, batch 32", "runs", "seconds", "runs per hour", "ours / it")
-        for row in rows:
-            speeds = (row["seconds"], row["runs_per_hour"], row["ratio"])
-            table.add_row(row["name"], str(row["runs"]), *map(_figure, speeds))
-        console.print(table)
-    if rows := found.get("trials"):
-        table = _table("empty trials", "number", "s", "s, last quarter", "KB", "files", "KB on disk")
-        for row in rows:
-            figures = (
-                row["seconds_per_trial"],
-                row["seconds_per_trial_last_quarter"],
-                row["driver_bytes_per_trial"] / 1000,
-                row["files"],
-                row["bytes_per_trial"] / 1000,
-            )
-            table.add_row(row["name"], str(row["trials"]), *map(_figure, figures))
-        console.print(table)
-        console.print("each: s from one end to the next; KB of the driver's memory, and on disk")
-
-
-def _table(what: str, *columns: str) -> Table:
-    numbers = (Column(name, justify="right", no_wrap=True) for name in columns)
-    return Table(Column(what, no_wrap=True), *numbers, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+        if note:
+            console.print(note)
 
 
 def _figure(number: float) -> str:
+    """A count as it is, a measurement with three digits."""
+    if isinstance(number, int):
+        return str(number)
     return f"{number:,.0f}" if number >= 100 else f"{number:#.3g}"
 
 

@@ -26,6 +26,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -73,15 +74,10 @@ def is_own(name: str) -> bool:
 
 
 class _Bundle:
-    """Imports the modules of one bundle as a package of their own.
+    """Finds the modules of one bundle, which are those of a package of its own.
 
     As in `torch.package`, each module gets an `__import__` that looks in the bundle first, so that `import helper`
     means the same as beside the spec.
-
-    Attributes:
-        package: name of the package in `sys.modules`.
-        names: top-level modules and packages in the folder.
-        builtins: the built-in names that the modules see.
     """
 
     def __init__(self, folder: str) -> None:
@@ -93,6 +89,23 @@ class _Bundle:
         root = ModuleType(self.package)
         root.__path__ = [folder]
         sys.modules[self.package] = root
+        importlib.invalidate_caches()  # the folder may be new
+        sys.meta_path.insert(0, self)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """As `importlib.abc.MetaPathFinder.find_spec`; the module will see the bundle's built-in names."""
+        spec = PathFinder.find_spec(name, path, target) if name.startswith(f"{self.package}.") else None
+        if spec and isinstance(loader := spec.loader, SourceFileLoader):
+            execute = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                vars(module)["__builtins__"] = self.builtins
+                execute(module)
+
+            loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
     def import_module(self, name: str, package: str | None = None) -> ModuleType:
         """Like `importlib.import_module`, but looks in the bundle first."""
@@ -118,37 +131,7 @@ class _Bundle:
         return imported if full == name or fromlist else sys.modules[f"{self.package}.{name.partition('.')[0]}"]
 
 
-class _Loader(SourceFileLoader):
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the module's source with the bundle's built-in names."""
-        vars(module)["__builtins__"] = _packages[module.__name__.partition(".")[0]].builtins
-        super().exec_module(module)
-
-
-class _Finder:
-    """Finds the modules of all bundles, at their full names."""
-
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """As `importlib.abc.MetaPathFinder.find_spec`."""
-        if name.partition(".")[0] not in _packages:
-            return None
-        spec = PathFinder.find_spec(name, path, target)
-        if spec and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _Loader(spec.loader.name, spec.loader.path)
-        return spec
-
-
-_packages: dict[str, _Bundle] = {}
-sys.meta_path.insert(0, _Finder)
-
-
-@cache
-def _bundle(folder: str) -> _Bundle:
-    importlib.invalidate_caches()  # the folder may be new
-    made = _Bundle(folder)
-    _packages[made.package] = made
-    return made
+_bundle = cache(_Bundle)
 
 
 @cache
@@ -184,37 +167,27 @@ def imported(path: str, code: str = "") -> Any:
     return value
 
 
-def called(path: str, what: str, offered: dict[str, Any], optional: Iterable[str] = (), code: str = "") -> Any:
-    """The result of calling user code by keyword.
+def called(path: str, what: str, offered: dict[str, Any], code: str = "") -> Any:
+    """The result of calling user code by keyword, with those of the offered arguments that it takes.
 
     Args:
         path: import path.
         what: a key of `EXPECTED`.
         offered: the arguments.
-        optional: names of arguments that are left out if the callable does not take them.
         code: folder of the bundle.
 
     Raises:
-        UserCodeError: if the callable cannot be imported, does not take these arguments, or raises.
+        UserCodeError: if the callable cannot be imported, needs other arguments, or raises.
     """
     maker = imported(path, code)
     if not callable(maker):
         raise UserCodeError(f"{path}: is no callable; expected {EXPECTED[what]}")
+    with suppress(TypeError, ValueError):  # it may have no signature
+        parameters = inspect.signature(maker).parameters
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            offered = {name: value for name, value in offered.items() if name in parameters}
     try:
-        signature = inspect.signature(maker)
-    except (TypeError, ValueError):
-        signature = None
-    arguments = dict(offered)
-    if signature and not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        arguments = {name: v for name, v in offered.items() if name in signature.parameters or name not in optional}
-    if signature:
-        try:
-            signature.bind(**arguments)
-        except TypeError as error:
-            given = ", ".join(arguments) or "nothing"
-            raise UserCodeError(f"{path}{signature}: cannot be called with {given} ({error})") from error
-    try:
-        return maker(**arguments)
+        return maker(**offered)
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:
@@ -256,7 +229,7 @@ def _left_behind(error: BaseException | None) -> bool:
     """Whether a missing file caused an error, and it may lie where the modules were copied from."""
     if isinstance(error, FileNotFoundError) and isinstance(error.filename, str):
         place = Path(error.filename)
-        folders = [folder for package in _packages for folder in sys.modules[package].__path__]
+        folders = [module.__path__[0] for name, module in sys.modules.items() if re.fullmatch(rf"{_PREFIX}\w+", name)]
         return not place.is_absolute() or any(map(place.is_relative_to, folders))
     return error is not None and (_left_behind(error.__cause__) or _left_behind(error.__context__))
 
@@ -270,9 +243,9 @@ def _top_level(folder: str) -> set[str]:
 
 def _loaded() -> dict[str, Path]:
     """Top-level name and file of all modules that were imported from files, without ours and those of bundles."""
-    skipped = {*OURS, "__main__", "__mp_main__", *_packages}
+    skipped = re.compile(rf"({'|'.join(OURS)}|__main__|__mp_main__|{_PREFIX}\w+)(\..*)?")
     files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    return {name: Path(file) for name, file in files.items() if file and name.partition(".")[0] not in skipped}
+    return {name: Path(file) for name, file in files.items() if file and not skipped.fullmatch(name)}
 
 
 def modules_from(folders: Iterable[str]) -> set[str]:
@@ -311,12 +284,16 @@ def recorded(folder: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def is_same(file: Path, digest: str) -> bool:
+    """Whether a file is there and holds what it held."""
+    return file.is_file() and hash_of(file) == digest
+
+
 def changed(folder: Path) -> list[str]:
     """The modules and tables of a folder that are no longer what was recorded of them."""
     files: dict[str, str] = recorded(folder).get("files", {})
-    modules = {name: kept for name, kept in files.items() if name.endswith((".py", *TABLES)) and "/" not in name}
-    modules |= {name: kept for name, kept in files.items() if name.endswith(".py")}
-    return [name for name, kept in modules.items() if not (file := folder / name).is_file() or hash_of(file) != kept]
+    fixed = [name for name in files if name.endswith(".py") or (name.endswith(TABLES) and "/" not in name)]
+    return [name for name in fixed if not is_same(folder / name, files[name])]
 
 
 @cache

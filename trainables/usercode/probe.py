@@ -1,9 +1,9 @@
 """Tries a user's code in a process of its own, so that nothing it does can harm or stop the study.
 
-    python -m trainables.usercode.probe REQUEST ANSWER STAGE
+    python -m trainables.usercode.probe PIPE < REQUEST
 
-REQUEST and ANSWER are JSON files of a `Request` and an `Answer`. STAGE is rewritten before each step, so that the
-parent process knows what was running when this one died or exceeded its time.
+It reads a `Request` as JSON, and writes messages to the pipe of that number: one before each step, so that the parent
+process knows what was running when this one died or exceeded its time, and an `Answer` at the end.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,8 +67,8 @@ class Sample:
 class Probe:
     """Answers one request."""
 
-    def __init__(self, request: Request, stage: Path) -> None:
-        self.request, self.stage, self.answer = request, stage, Answer()
+    def __init__(self, request: Request, tell: Callable[[dict[str, Any]], None]) -> None:
+        self.request, self.tell, self.answer = request, tell, Answer()
 
     def run(self) -> Answer:
         """Import everything, then try everything whose requirements did not fail."""
@@ -94,7 +95,7 @@ class Probe:
 
     def _try(self, key: str, path: str, doing: str, seconds: float, work: Callable[[], Result]) -> Result | None:
         """The result of a step; None if it failed, which becomes a mistake of the key."""
-        self.stage.write_text(json.dumps({"key": key, "path": path, "doing": doing, "seconds": seconds}))
+        self.tell({"key": key, "path": path, "doing": doing, "seconds": seconds})
         try:
             return work()
         except (UserCodeError, ModelError, DataError) as error:
@@ -321,13 +322,17 @@ def _by_rule(rule: Rule, gradients: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    """Answer the request that the command line names."""
-    request_file, answer_file, stage = map(Path, sys.argv[1:])
-    request = Request(**json.loads(request_file.read_text(encoding="utf-8")))
+    """Answer the request on standard input."""
+    messages = Connection(int(sys.argv[1]), readable=False)
+    request = Request(**json.load(sys.stdin))
     resource.setrlimit(resource.RLIMIT_DATA, (request.memory_bytes, resource.RLIM_INFINITY))
     torch.set_num_threads(1)
     sys.path += request.folders
-    answer_file.write_text(json.dumps(dataclasses.asdict(Probe(request, stage).run())), encoding="utf-8")
+
+    def tell(message: dict[str, Any]) -> None:
+        messages.send_bytes(json.dumps(message).encode())
+
+    tell(dataclasses.asdict(Probe(request, tell).run()))
 
 
 if __name__ == "__main__":

@@ -8,61 +8,34 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Request:
-    """What to try.
+    """What to try."""
 
-    Attributes:
-        code: folder of the bundle.
-        folders: where its modules were copied from; they come last on the path, to find modules the bundle lacks.
-        data: name in the catalogue, or import path.
-        facts: of a data set in the catalogue, as fields of `Facts`; None for a user's.
-        data_folder: folder of downloaded data.
-        redraw: whether each trial draws the data again.
-        model: import path; empty for a shipped family.
-        networks: width, depth and arguments of the networks to build.
-        optimizers: import path -> setting -> values to try.
-        loss, score: import paths; empty if there are none.
-        standardize, dtype: of the workload.
-        memory_bytes: limit of the process.
-        reading: fields of a `Reading`.
-        images: whether the model needs images.
-    """
-
-    code: str
-    folders: list[str]
-    data: str
-    facts: dict[str, Any] | None
-    data_folder: str
-    redraw: bool
-    model: str
-    networks: list[dict[str, Any]]
-    optimizers: dict[str, dict[str, list[Any]]]
-    loss: str
+    code: str  # folder of the bundle
+    folders: list[str]  # where its modules were copied from; they come last on the path, for modules the bundle lacks
+    data: str  # name in the catalogue, or import path
+    facts: dict[str, Any] | None  # of a data set in the catalogue, as fields of `Facts`; None for a user's
+    data_folder: str  # of downloaded data
+    redraw: bool  # whether each trial draws the data again
+    model: str  # import path; empty for a shipped family
+    networks: list[dict[str, Any]]  # width, depth and arguments of the networks to build
+    optimizers: dict[str, dict[str, list[Any]]]  # import path -> setting -> values to try
+    loss: str  # import path; empty if there is none
     score: str
     standardize: bool
     dtype: str
-    memory_bytes: int
-    reading: dict[str, Any] = field(default_factory=dict)
-    images: bool = False
+    memory_bytes: int  # limit of the process
+    reading: dict[str, Any]  # fields of a `Reading`
+    images: bool  # whether the model needs images
 
 
 @dataclass
 class Answer:
-    """The result of a probe.
+    """The result of a probe."""
 
-    Attributes:
-        facts: of a user's data set, as fields of `Facts`.
-        mistakes: what cannot be used, with its key in the spec and what is expected.
-        notes: what the user should know before the study runs.
-        lacking: top-level modules that were imported and that the bundle lacks.
-        elsewhere: hashes of imported files that are neither in the bundle nor installed.
-        lone: why the model cannot train on one example, as with batch normalisation; empty if it can.
-        optimizers: import path -> properties of the optimizer, as fields of `OptimizerFacts`.
-    """
-
-    facts: dict[str, Any] | None = None
-    mistakes: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    lacking: list[str] = field(default_factory=list)
-    elsewhere: dict[str, str] = field(default_factory=dict)
-    lone: str = ""
-    optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    facts: dict[str, Any] | None = None  # of a user's data set, as fields of `Facts`
+    mistakes: list[str] = field(default_factory=list)  # with the key in the spec and what is expected
+    notes: list[str] = field(default_factory=list)  # what the user should know before the study runs
+    lacking: list[str] = field(default_factory=list)  # top-level modules that were imported and that the bundle lacks
+    elsewhere: dict[str, str] = field(default_factory=dict)  # hashes of files neither in the bundle nor installed
+    lone: str = ""  # why the model cannot train on one example, as with batch normalisation; empty if it can
+    optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)  # import path -> fields of `OptimizerFacts`

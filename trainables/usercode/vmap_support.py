@@ -32,19 +32,12 @@ _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 @dataclass(frozen=True)
 class _Trace:
-    """What two lanes computed in a few updates.
+    """What two lanes computed in a few updates."""
 
-    Attributes:
-        tensors: name -> (2, ...): outputs, gradients and buffers, which must be equal however the lanes run.
-        draws: whether random numbers were drawn.
-        changes: whether a buffer changed.
-        without: names of the parameters without a gradient, of each update.
-    """
-
-    tensors: dict[str, Tensor]
-    draws: bool = False
-    changes: bool = False
-    without: Sequence[set[str]] = ()
+    tensors: dict[str, Tensor]  # name -> (2, ...): outputs, gradients and buffers, equal however the lanes run
+    draws: bool = False  # whether random numbers were drawn
+    changes: bool = False  # whether a buffer changed
+    without: Sequence[set[str]] = ()  # names of the parameters without a gradient, of each update
 
     @property
     def partly(self) -> str:
@@ -192,7 +185,9 @@ def _lane_alone(build: Builder, x: Tensor, seed: int, name: str) -> _Trace:
             tensors[f"gradients of {key}, update {update + 1},"] = gradient
             _step(parameter, gradient)
     _check_numbers(name, [*numbers, _numbers(network)])
-    _check_frozen(network, frozen, name)
+    for key, value in network.named_parameters():
+        if key in frozen and not torch.equal(value, frozen[key]):
+            raise UserCodeError(f"{name}: changes {key}, a parameter that is not trained; make it a buffer")
     now = dict(network.named_buffers())
     if lazily := sorted(now.keys() ^ buffers.keys()):
         raise UserCodeError(
@@ -219,14 +214,7 @@ def _check_seed(build: Builder, x: Tensor, name: str) -> None:
             )
 
 
-def _check_frozen(network: nn.Module, frozen: Mapping[str, Tensor], name: str) -> None:
-    """Raise a `UserCodeError` if a parameter that is not trained has changed."""
-    for key, value in network.named_parameters():
-        if key in frozen and not torch.equal(value, frozen[key]):
-            raise UserCodeError(f"{name}: changes {key}, a parameter that is not trained; make it a buffer")
-
-
-def _check_numbers(name: str, numbers: Sequence[Mapping[tuple[str, str], Any]]) -> None:
+def _check_numbers(name: str, numbers: Sequence[Mapping[str, Any]]) -> None:
     """Raise a `UserCodeError` if a number that a network keeps changed in the last of several updates.
 
     Args:
@@ -234,27 +222,24 @@ def _check_numbers(name: str, numbers: Sequence[Mapping[tuple[str, str], Any]]) 
         numbers: of `_numbers`, before each update and after the last.
     """
     first, second, third = numbers[-3:]
-    for owner, key in third:
-        now, then, before = (str(each.get((owner, key))) for each in (third, second, first))
-        if (owner, key) in first and now != then:
+    for key, now in third.items():
+        if key in first and str(now) != str(then := second.get(key)):
             raise UserCodeError(
-                f"{name}: {f'{owner}.' if owner else ''}{key} changes from update to update ({then} to {now}), which "
-                "lanes would share and a resumed trial would not have; make it a buffer: "
-                f"self.register_buffer({key.partition('.')[0]!r}, torch.tensor({before}))"
+                f"{name}: {key} changes from update to update ({then} to {now}), which lanes would share and a "
+                "resumed trial would not have; make it a buffer: "
+                f"self.register_buffer({key.rpartition('.')[2].partition('[')[0]!r}, torch.tensor({first[key]}))"
             )
 
 
-def _numbers(network: nn.Module) -> dict[tuple[str, str], Any]:
-    """Numbers in plain attributes of modules, and in dicts and lists there: (module, attribute) -> number."""
-    found = {}
-    for owner, module in network.named_modules():
+def _numbers(network: nn.Module) -> dict[str, Any]:
+    """Numbers in plain attributes of modules, and in dicts and lists there, each by its place."""
+    found: dict[str, Any] = {}
+    for owner, module in network.named_modules(prefix="self"):
         for key, value in vars(module).items():
-            if key in _MODULE_ATTRIBUTES:
-                continue
             many = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-            for place, each in [("", value), *((f".{place}", each) for place, each in many)]:
-                if isinstance(each, int | float):
-                    found[owner, f"{key}{place}"] = each
+            for place, each in [("", value), *((f"[{place}]", each) for place, each in many)]:
+                if isinstance(each, int | float) and key not in _MODULE_ATTRIBUTES:
+                    found[f"{owner}.{key}{place}".removeprefix("self.")] = each
     return found
 
 

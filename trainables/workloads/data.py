@@ -147,7 +147,7 @@ class Source:
             own = examples(self.name, splits, self.reading.task, images=self.images)
             return replace(own, notes=[*notes, *own.notes])
         offered = {"seed": seed, "folder": folder}
-        given = called(self.name, "data", offered, optional=tuple(offered), code=self.code)
+        given = called(self.name, "data", offered, self.code)
         return examples(self.name, given, self.reading.task, images=self.images)
 
 

@@ -325,6 +325,14 @@ BAD = {
         changed(search__dropout=0.1),
         "search.dropout: unknown key; write dropout = [0.0, 0.2] in [workload.model_args]",
     ),
+    "smoothed labels of a regression": (
+        changed(workload__label_smoothing=0.1),
+        "workload.label_smoothing = 0.1: cubic is a regression; leave it out",
+    ),
+    "native with smoothed labels": (
+        changed(workload={"data": "digits", "model": "mlp", "label_smoothing": 0.1}, lanes__engine="native"),
+        "lanes.engine: native knows no workload.label_smoothing; valid: auto, eager",
+    ),
     "another family's argument": (
         changed(workload__model_args={"kernel": 3}),
         "mlp has no such argument; valid: shape",

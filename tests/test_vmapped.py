@@ -154,6 +154,42 @@ def test_support_of_finds_how_lanes_can_run(
     assert bool(support.why) is not together
 
 
+@pytest.mark.parametrize(
+    ("name", "optimizer", "engine"),
+    [
+        ("plain", "adam", "eager"),
+        ("plain", "ASGD", "solo"),
+        ("mlp dropout", "adam", "vmap"),
+        ("Shuffled", "sgd", "loop"),
+    ],
+)
+def test_smoothed_labels_are_torchs(
+    name: str, optimizer: str, engine: str, digits: data.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(equality, "UPDATES", 100)
+    monkeypatch.setattr(equality, "TURN_SECONDS", 1e-6)
+    build = styled(name, digits) if name in STYLED else maker(name, digits)
+    smoothed = Criterion("classification", smoothing=0.1)
+    proof = prove(build, named(optimizer), digits, 50, grid(1e-3, 1e-2, 2, [3, 4]), smoothed, name)
+    assert proof.difference < 1e-9
+    assert proof.engine == engine
+
+
+def test_labels_are_smoothed_in_training_alone(digits: data.Data) -> None:
+    outputs, targets = torch.randn(2, 7, 10, dtype=torch.float64), digits.train.targets[None, :7]
+    smoothed = Criterion("classification", smoothing=0.1)
+    torchs = torch.nn.CrossEntropyLoss(label_smoothing=0.1, reduction="none")(outputs[1], targets[0])
+    torch.testing.assert_close(smoothed.training_losses(outputs, targets)[1], torchs, rtol=1e-12, atol=0)
+    assert torch.equal(smoothed.losses(outputs, targets), IMAGES.losses(outputs, targets))
+    stack = Stack.build(maker("plain", digits), [Lane(0.1, 0)], RULES["sgd"], torch.float64, CPU)
+    engine = choose(maker("plain", digits), digits.in_shape, smoothed, 50, stack)
+    usual = choose(maker("plain", digits), digits.in_shape, IMAGES, 50, stack, "eager")
+    here, there = (each.evaluate(stack, slice(0, 1), digits.validation) for each in (engine, usual))
+    assert torch.equal(here["loss"], there["loss"])
+    with pytest.raises(ValueError, match="native does not support label smoothing; choose auto"):
+        choose(maker("plain", digits), digits.in_shape, smoothed, 50, stack, "native")
+
+
 def test_lanes_of_one_seed_draw_the_same_and_of_another_differently(digits: data.Data) -> None:
     build = styled("mlp dropout", digits)
     stack = Stack.build(build, [Lane(0.0, 0), Lane(0.0, 0), Lane(0.0, 1)], RULES["sgd"], torch.float64, CPU)

@@ -97,6 +97,14 @@ def metric_suits_task(workload: Workload) -> Iterator[str]:
 
 
 @rule
+def smoothed_labels_are_classes(workload: Workload) -> Iterator[str]:
+    """Labels are smoothed by the classifications' own loss."""
+    if workload.label_smoothing and (workload.facts.task == "regression" or workload.loss):
+        why = f"{workload.loss} is a loss of its own" if workload.loss else f"{workload.data} is a regression"
+        yield f"workload.label_smoothing = {workload.label_smoothing:g}: {why}; leave it out"
+
+
+@rule
 def reading_suits_data(workload: Workload) -> Iterator[str]:
     """A task is given for a user's data alone; how to read and divide them is, for files alone."""
     shipped, default = workload.data in CATALOGUE, Reading()
@@ -167,6 +175,8 @@ def engine_suits_optimizers(
         yield "lanes.engine: native knows the shipped losses and optimizers only; valid: auto, eager"
     elif engine == "native" and workload and workload.augment:
         yield "lanes.engine: native trains on unchanged examples, and workload.augment changes them; valid: auto, eager"
+    elif engine == "native" and workload and workload.label_smoothing:
+        yield "lanes.engine: native knows no workload.label_smoothing; valid: auto, eager"
 
 
 @rule

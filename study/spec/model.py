@@ -154,6 +154,8 @@ class Workload(Section, config.Reading):
     """Import path of your own, which replaces squared error or cross-entropy."""
     score: ImportPath | None = None
     """Import path of the user's, which replaces accuracy; the spec may give it as `metric`."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label that all classes share in training, as torch.nn.CrossEntropyLoss has it; 0 for none."""
     target: float | None = None
     """The metric value that counts as solved."""
     standardize: bool = True

@@ -186,7 +186,7 @@ class Vmapped(Eager):
     ) -> tuple[Tensor, list[Tensor]]:
         """A block's part in losses and gradients; lanes that run one after another are differentiated in turn."""
         assert isinstance(forward, partial)
-        losses = self.criterion.losses
+        losses = self.criterion.training_losses
         _, loss, parts = self.copies.gradients(leaves, x, y, losses=losses, count=count, **forward.keywords)
         return loss, parts
 

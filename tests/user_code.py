@@ -100,6 +100,9 @@ class Noisy(nn.Module):
         self.body = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, 0.1, self.training)
+        if self.training:
+            x = x + torch.empty_like(x).normal_(std=0.1)
         x = F.dropout1d(self.first(x.flatten(1)).unflatten(1, (4, -1)), 0.1, self.training)
         x = self.body(F.alpha_dropout(x, 0.1, self.training))
         if self.training:

@@ -169,6 +169,8 @@ class Vmapped(Eager):
         """As for other models, except that batches stay whole where a network requires it."""
         if not self.support.whole:
             return super().gradient(stack, leaves, batches, batch, rows, update)
+        if batch is None and self.support.draws:
+            batch = batches.rows(update)  # masks are for examples in the order in which the lane alone sees them
         if batch is None:
             x, y = batches.examples.inputs[None], batches.examples.targets[None]
         else:

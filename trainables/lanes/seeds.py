@@ -102,7 +102,7 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
     """What `torch.nn.functional.dropout` computes on a CPU."""
     if not training or not 0 < p < 1:
         return F.dropout(x, p, training, inplace)
-    mask = torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
+    mask = torch.bernoulli(torch.empty_like(x), 1 - p).div_(1 - p)
     return x.mul_(mask) if inplace else x * mask
 
 

@@ -32,7 +32,7 @@ from analysis.statistics import (
 OPTIMIZERS = (
     *("gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta"),
     *("adam", "adamw", "amsgrad", "adamax", "nadam", "radam"),
-    *("lion", "adan", "lamb", "adafactor", "muon", "prodigy", "schedule-free-sgd", "schedule-free-adamw"),
+    *("sgdw", "lion", "adan", "lamb", "adafactor", "muon", "prodigy", "schedule-free-sgd", "schedule-free-adamw"),
 )
 """The order in which optimizers are listed; others follow by name."""
 

@@ -150,6 +150,8 @@ def config(**changes: Any) -> TrialConfig:
             {"settings": {"beta1": 0.8}},
             "torch.optim.Adam(network.parameters(), lr=0.01, eps=1e-08, betas=(0.8, 0.999))",
         ),
+        ({"label_smoothing": 0.1}, "loss = F.cross_entropy(network(x), y, label_smoothing=0.1)"),
+        ({"model_args": {"dropout": 0.1}}, "width=4, depth=1, dropout=0.1)"),
         ({"optimizer": "muon"}, "named('muon').reference("),
         ({"optimizer": "schedule-free-sgd"}, "optimizers[0].average()"),
         ({"optimizer": "LBFGS", "settings": {"max_iter": 2}}, "optimizer.step(closure)"),

@@ -45,6 +45,57 @@ def test_a_constant_mlp_keeps_its_width() -> None:
     assert widths(models.mlp((2,), 1, width=16, depth=3, shape="constant")) == [16, 16, 16, 1]
 
 
+def kinds(network: nn.Module) -> list[str]:
+    """Names of the modules' classes without children of their own."""
+    return [type(each).__name__ for each in network.modules() if not list(each.children())]
+
+
+def test_hidden_layers_have_norm_activation_and_dropout_in_this_order() -> None:
+    network = models.mlp((1, 4, 4), 3, width=8, depth=1, activation="gelu", norm="batch", dropout=0.25)
+    assert kinds(network) == ["Flatten", "Linear", "BatchNorm1d", "GELU", "Dropout", "Linear"]
+    network = models.cnn((1, 8, 8), 3, width=2, depth=1, kernel=3, activation="tanh", norm="layer")
+    conv, head = ["Conv2d", "GroupNorm", "Tanh"], ["Linear", "LayerNorm", "Tanh"]
+    assert kinds(network) == [*conv, "MaxPool2d", "Flatten", *head, *head, "Linear"]
+    assert models.layered(models.mlp((2,), 1, width=8, depth=1, activation="relu", norm="none", dropout=0.0))
+
+
+@pytest.mark.parametrize("activation", catalogue.ACTIVATIONS)
+def test_every_activation_is_a_layer(activation: str) -> None:
+    network = models.mlp((2,), 1, width=4, depth=1, activation=activation)
+    assert kinds(network) == ["Linear", catalogue.ACTIVATIONS[activation], "Linear"]
+    assert network(torch.ones(3, 2)).shape == (3, 1)
+
+
+@pytest.mark.parametrize(("channels", "kernel"), [(1, 3), (4, 2)])  # 4 channels, as many as the first convolution has
+def test_residual_layers_start_as_sums_of_input_and_output(channels: int, kernel: int) -> None:
+    mlp = models.mlp((2,), 1, width=8, depth=2, residual=True)
+    assert widths(mlp) == [8, 4, 1]
+    assert [block.layers[0].out_features for block in mlp if isinstance(block, models.Residual)] == [8, 4]
+    network = models.cnn((channels, 9, 9), 3, width=4, depth=1, kernel=kernel, residual=True)
+    block = next(layer for layer in network if isinstance(layer, models.Residual))
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(block(x), x + block.layers[1](block.layers[0](x)))
+    assert network(torch.zeros(2, channels, 9, 9)).shape == (2, 3)
+
+
+def test_initial_weights_are_those_asked_for() -> None:
+    torch.manual_seed(0)
+    stds = {}
+    for init in ("kaiming", "xavier", "orthogonal"):
+        network = models.mlp((100,), 100, width=400, depth=1, init=init)
+        assert models.layered(network)
+        assert not network[0].bias.any()
+        stds[init] = network[0].weight.std().item()
+    assert stds["kaiming"] == pytest.approx((2 / 100) ** 0.5, rel=0.02)
+    assert stds["xavier"] == pytest.approx((2 / 500) ** 0.5, rel=0.02)
+    weight = models.mlp((100,), 1, width=50, depth=1, init="orthogonal")[0].weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(50), atol=1e-5, rtol=0)
+    torch.manual_seed(3)
+    usual = nn.Linear(2, 4).weight
+    torch.manual_seed(3)
+    assert torch.equal(models.mlp((2,), 1, width=4, depth=1, init="torch")[0].weight, usual)
+
+
 @given(
     st.integers(1, 3), st.integers(8, 40), st.integers(8, 40), st.integers(1, 4), st.integers(1, 5), st.integers(0, 2)
 )

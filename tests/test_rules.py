@@ -7,7 +7,7 @@ from analysis.cells import OPTIMIZERS
 from trainables.modern import State, orthogonalised
 from trainables.rules import RULES, Rule
 
-PUBLISHED = [name for name, rule in RULES.items() if rule.make_step or rule.name in ("lion", "adan")]
+PUBLISHED = [name for name, rule in RULES.items() if rule.make_step or rule.torch_class is None]
 
 
 def test_the_report_lists_the_rules_in_their_order() -> None:
@@ -113,6 +113,7 @@ def published(rule: str, network: list[torch.nn.Parameter], rate: float, decay: 
     matrices, others = [p for p in network if p.ndim == 2], [p for p in network if p.ndim != 2]
     made = {
         "lion": lambda: [lion_pytorch.Lion(network, lr=rate, weight_decay=decay)],
+        "sgdw": lambda: [pytorch_optimizer.SGDW(network, lr=rate, momentum=0.9, weight_decay=decay)],
         "adan": lambda: [pytorch_optimizer.Adan(network, lr=rate)],
         "lamb": lambda: [pytorch_optimizer.Lamb(network, lr=rate, weight_decay=decay, max_grad_norm=0.0)],
         "adafactor": lambda: [torch.optim.Adafactor(network, lr=rate, weight_decay=decay)],

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from study.errors import SpecError
 from study.spec import SHIPPED, check, read, recorded
 from study.spec.model import Confirm
+from study.tuning.space import Space
 from trainables.workloads.catalogue import OPTIMIZERS
 
 GOOD: dict[str, Any] = {
@@ -106,7 +107,7 @@ BAD = {
     ),
     "a list in a list of schedules": (
         changed(lanes__schedule=[["cosine"]]),
-        '["cosine"] is no schedule; valid: constant, linear',
+        'unknown schedule ["cosine"] (did you mean cosine?); valid: constant, linear',
     ),
     "no momentum where the average needs it": (
         changed(search__optimizer=["schedule-free-sgd"], search__settings={"schedule-free-sgd": {"momentum": 0.0}}),
@@ -303,6 +304,35 @@ BAD = {
         "into 4x4 with padding 0; valid depths here: at most 2",
     ),
     "an mlp too deep": (changed(search__width=4, search__depth=5), "width 4 halves to nothing at layer 4 of 5; valid"),
+    "batch norm of one example": (
+        changed(workload__model_args={"norm": ["none", "batch"]}),
+        'search.batch_size = 1: mlp cannot train on one example (norm = "batch")',
+    ),
+    "an engine of plain layers": (
+        changed(workload__model_args={"dropout": [0.0, 0.2], "init": "kaiming"}, lanes__engine="native"),
+        "lanes.engine: native trains plain layers, and workload.model_args.dropout makes others, which run by vmap",
+    ),
+    "an unknown activation": (
+        changed(workload__model_args={"activation": ["tanh", "swish"]}),
+        'unknown activation "swish"; valid: relu, leaky-relu, elu, gelu, silu, tanh, sigmoid',
+    ),
+    "a dropout of one": (changed(workload__model_args={"dropout": 1.0}), "valid: from 0, below 1"),
+    "another tool's dropout": (
+        changed(workload__dropout_rate=0.1),
+        "workload.dropout_rate: unknown key; write dropout = [0.0, 0.2] in [workload.model_args]",
+    ),
+    "dropout in the wrong section": (
+        changed(search__dropout=0.1),
+        "search.dropout: unknown key; write dropout = [0.0, 0.2] in [workload.model_args]",
+    ),
+    "smoothed labels of a regression": (
+        changed(workload__label_smoothing=0.1),
+        "workload.label_smoothing = 0.1: cubic is a regression; leave it out",
+    ),
+    "native with smoothed labels": (
+        changed(workload={"data": "digits", "model": "mlp", "label_smoothing": 0.1}, lanes__engine="native"),
+        "lanes.engine: native knows no workload.label_smoothing; valid: auto, eager",
+    ),
     "another family's argument": (
         changed(workload__model_args={"kernel": 3}),
         "mlp has no such argument; valid: shape",
@@ -408,3 +438,26 @@ def test_cells_and_rates() -> None:
     assert found.rates("adam") == (*OPTIMIZERS["adam"].rates, 8)
     own = check(changed(lanes__learning_rate={"low": 0.1, "high": 1, "count": 3}))
     assert own.rates("adam") == (0.1, 1, 3)
+
+
+def test_arguments_of_a_shipped_model_are_searched() -> None:
+    arguments = {
+        "activation": ["relu", "tanh"],
+        "dropout": {"low": 0.0, "high": 0.5},
+        "norm": "layer",
+        "shape": "constant",
+    }
+    spec = check(changed(workload__model_args=arguments))
+    assert check(spec.tables()) == spec
+    assert spec.workload.arguments() == {"norm": "layer", "shape": "constant"}
+    assert set(spec.workload.searched()) == {"model.activation", "model.dropout"}
+    cell = {
+        "optimizer": "sgd",
+        "batch_size": 32,
+        "width": 8,
+        "depth": 2,
+        "model.activation": "tanh",
+        "model.dropout": 0.1,
+    }
+    config = Space(spec, "", "").configuration(cell, 0)
+    assert config["model_args"] == {"norm": "layer", "shape": "constant", "activation": "tanh", "dropout": 0.1}

@@ -95,7 +95,7 @@ def test_study_of_all_kinds_of_user_code(tmp_path: Path) -> None:
     """Model, data, optimizer, loss and score; it is confirmed, and goes on without what the user has by then."""
     own = {
         "data": "user_code:waves",
-        "model": "user_code:Dropped",
+        "model": "user_code:Shuffled",
         "metric": "user_code:near",
         "loss": "user_code:huber",
     }

@@ -84,6 +84,34 @@ class Dropped(nn.Module):
         return out
 
 
+class Shuffled(Dropped):
+    """Draws by an operation that lanes cannot share out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1)[:, torch.randperm(x[0].numel())])
+
+
+class Noisy(nn.Module):
+    """Every operation by which lanes draw, and dropout within attention."""
+
+    def __init__(self, in_shape: tuple[int, ...], out_features: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(torch.Size(in_shape).numel(), 4 * width), nn.Linear(4 * width, out_features)
+        self.body = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, 0.1, self.training)
+        if self.training:
+            x = x + torch.empty_like(x).normal_(std=0.1)
+        x = F.dropout1d(self.first(x.flatten(1)).unflatten(1, (4, -1)), 0.1, self.training)
+        x = self.body(F.alpha_dropout(x, 0.1, self.training))
+        if self.training:
+            x = x + 0.1 * torch.randn_like(x) + 0.1 * torch.rand(4, 1) * torch.randn(1, x.shape[2])
+            x = x + torch.rand_like(x) * torch.empty_like(x).normal_() + torch.empty_like(x).uniform_(-0.1, 0.1)
+        out: Tensor = self.last(x.flatten(1))
+        return out
+
+
 def plain(in_shape: tuple[int, ...], out_features: int, width: int, depth: int) -> nn.Sequential:
     """A chain of layers that lanes know anyway."""
     return nn.Sequential(

@@ -230,6 +230,7 @@ class TrialConfig(Recording, Reading):
         settings: of the optimizer, name -> value, where they differ from its defaults.
         metric: `loss` or `accuracy`, on the validation split; the trial reports it as `value`.
         loss, score: import paths of a user's, which replace the task's.
+        label_smoothing: of the cross-entropy in training, as torch.nn.CrossEntropyLoss has it.
         standardize: see `trainables.workloads.data.load`.
         data_seed: its `seed`.
         augment: of the training images; may be given as a dict.
@@ -267,6 +268,7 @@ class TrialConfig(Recording, Reading):
     metric: str = "loss"
     loss: str = ""
     score: str = ""
+    label_smoothing: float = 0.0
     standardize: bool = True
     data_seed: int = 0
     augment: Augmentation = Augmentation()
@@ -314,7 +316,7 @@ class TrialConfig(Recording, Reading):
         for each in fields(Reading):  # a checkpoint of an earlier version has none of these
             if getattr(self.reading(), each.name) == each.default:
                 del chosen[each.name]
-        for name in ("axes", "sample"):  # earlier versions did not have them
+        for name in ("axes", "sample", "label_smoothing"):  # earlier versions did not have them
             if not chosen[name]:
                 del chosen[name]
         return json.dumps(chosen, sort_keys=True, default=repr)

@@ -30,6 +30,24 @@ def parts(shapes: Sequence[torch.Size]) -> Iterator[tuple[torch.Size, slice]]:
         start += shape.numel()
 
 
+def mean(buffer: Tensor, value: Tensor, decay: Number) -> Tensor:
+    """A running mean, updated in place."""
+    return buffer.lerp_(value, 1 - decay)
+
+
+def mean_square(buffer: Tensor, value: Tensor, decay: Number) -> Tensor:
+    """A running mean of squares, updated in place."""
+    buffer.mul_(decay)
+    if isinstance(decay, Tensor):
+        return buffer.add_(value.square().mul_(1 - decay))
+    return buffer.addcmul_(value, value, value=1 - decay)
+
+
+def moments(g: Tensor, state: State, s: Numbers) -> tuple[Tensor, Tensor]:
+    """The running means of gradients and of their squares, updated in place."""
+    return mean(state["exp_avg"], g, s["beta1"]), mean_square(state["exp_avg_sq"], g, s["beta2"])
+
+
 def lion(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Lion (Chen et al., 2023): the sign of an interpolation between momentum and gradient."""
     momentum = state["exp_avg"]
@@ -43,12 +61,11 @@ def adan(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     # The first difference is zero; `first` is 1 in the first update and 0 afterwards.
     difference = (g - state["previous"]) * (1 - c["first"])
     state["previous"].copy_(g)
-    mean = state["exp_avg"].lerp_(g, 1 - s["beta1"])
-    change = state["exp_avg_diff"].lerp_(difference, 1 - s["beta2"])
-    ahead = g + difference * s["beta2"]
-    square = state["exp_avg_sq"].mul_(s["beta3"]).add_(ahead.square() * (1 - s["beta3"]))
+    first = mean(state["exp_avg"], g, s["beta1"])
+    change = mean(state["exp_avg_diff"], difference, s["beta2"])
+    square = mean_square(state["exp_avg_sq"], g + difference * s["beta2"], s["beta3"])
     root = square.sqrt().mul_(c["root"]).add_(s["eps"])
-    return (mean * c["mean"] + change * c["change"]).div_(root)
+    return (first * c["mean"] + change * c["change"]).div_(root)
 
 
 def lamb(shapes: Sequence[torch.Size]) -> Step:
@@ -56,9 +73,8 @@ def lamb(shapes: Sequence[torch.Size]) -> Step:
 
     def step(p: Tensor, g: Tensor, state: State, rates: Tensor, c: Numbers, s: Numbers) -> None:
         p.mul_(1 - rates * s["weight_decay"])
-        mean = state["exp_avg"].lerp_(g, 1 - s["beta1"])
-        square = state["exp_avg_sq"].mul_(s["beta2"]).add_(g.square() * (1 - s["beta2"]))
-        update = mean / square.sqrt().add_(s["eps"])
+        first, square = moments(g, state, s)
+        update = first / square.sqrt().add_(s["eps"])
         for _, columns in parts(shapes):
             weight = p[:, columns].norm(dim=1, keepdim=True).clamp(max=10.0)
             norm = update[:, columns].norm(dim=1, keepdim=True)
@@ -105,11 +121,9 @@ def muon(shapes: Sequence[torch.Size]) -> Step:
     """
 
     def step(p: Tensor, g: Tensor, state: State, rates: Tensor, c: Numbers, s: Numbers) -> None:
-        mean = state["exp_avg"].lerp_(g, 1 - s["beta1"])
-        square = state["exp_avg_sq"].mul_(s["beta2"]).add_(g.square() * (1 - s["beta2"]))
-        momentum = state["momentum_buffer"].lerp_(g, 1 - s["momentum"])
-        ahead = torch.lerp(g, momentum, s["momentum"])
-        update = (mean * c["mean"]).div_(square.sqrt().mul_(c["root"]).add_(s["eps"]))
+        first, square = moments(g, state, s)
+        ahead = torch.lerp(g, mean(state["momentum_buffer"], g, s["momentum"]), s["momentum"])
+        update = (first * c["mean"]).div_(square.sqrt().mul_(c["root"]).add_(s["eps"]))
         for shape, columns in parts(shapes):
             if len(shape) == 2:
                 matrices = orthogonalised(ahead[:, columns].reshape(-1, *shape))
@@ -138,15 +152,14 @@ def prodigy(shapes: Sequence[torch.Size]) -> Step:
         beta3 = s["beta2"] ** 0.5
         moved, total = state["moved"], state["s"]
         gain = (d / PRODIGY_START) * d * rates * (g * moved).sum(1, keepdim=True)
-        mean = state["exp_avg"].mul_(s["beta1"]).add_(g * (d * (1 - s["beta1"])))
-        square = state["exp_avg_sq"].mul_(s["beta2"]).add_((g * d).square() * (1 - s["beta2"]))
+        first, square = moments(g * d, state, s)
         total.mul_(beta3).add_(g * ((d / PRODIGY_START) * d * rates))
         numerator = state["numerator"].mul_(beta3).add_(gain)
         size = total.abs().sum(1, keepdim=True)
         seen = torch.where(size > 0, numerator / size, 0.0)
         now = torch.maximum(d, seen)
         state["growth"].copy_(now - PRODIGY_START)
-        change = (mean / square.sqrt().add_(now * s["eps"]) + p * s["weight_decay"]) * (d * rates)
+        change = (first / square.sqrt().add_(now * s["eps"]) + p * s["weight_decay"]) * (d * rates)
         p.sub_(change)
         moved.add_(change)
 
@@ -162,7 +175,7 @@ def schedule_free(adam: bool) -> Callable[[Sequence[torch.Size]], Step]:
 
     def step(p: Tensor, g: Tensor, state: State, rates: Tensor, c: Numbers, s: Numbers) -> None:
         if adam:
-            square = state["exp_avg_sq"].mul_(s["beta2"]).add_(g.square() * (1 - s["beta2"]))
+            square = mean_square(state["exp_avg_sq"], g, s["beta2"])
             g = g / square.sqrt().mul_(c["root"]).add_(s["eps"]) + p * s["weight_decay"]
         largest = torch.maximum(state["largest_rate"], rates)
         state["largest_rate"].copy_(largest)

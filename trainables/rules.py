@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables import modern
-from trainables.modern import Number, Numbers, State, Step
+from trainables.modern import Numbers, State, Step, mean, mean_square, moments
 from trainables.usercode.importing import EXPECTED, UserCodeError, imported, is_import_path
 from trainables.workloads import catalogue
 from trainables.workloads.catalogue import (
@@ -269,6 +269,11 @@ def _nesterov(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Ten
     return (_momentum(p, g, state, c, s) * s["momentum"]).add_(g)
 
 
+def _sgdw(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
+    """SGDW (Loshchilov and Hutter, 2019): momentum plus decay of the parameters themselves, both times the rate."""
+    return _momentum(p, g, state, c, s) + p * s["weight_decay"]
+
+
 def _adagrad(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Adagrad (Duchi et al., 2011): u = g / (sqrt(sum g^2) + eps)."""
     total = state["sum"].addcmul_(g, g)
@@ -277,12 +282,12 @@ def _adagrad(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tens
 
 def _rmsprop(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """RMSprop (Tieleman and Hinton, 2012), eps after the root."""
-    return g / _mean_square(state["square_avg"], g, s["alpha"]).sqrt().add_(s["eps"])
+    return g / mean_square(state["square_avg"], g, s["alpha"]).sqrt().add_(s["eps"])
 
 
 def _adam(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Adam (Kingma and Ba, 2015): bias-corrected first moment over root of second."""
-    first, second = _moments(g, state, s)
+    first, second = moments(g, state, s)
     return (first * c["mean"]).div_(second.sqrt().mul_(c["root"]).add_(s["eps"]))
 
 
@@ -293,15 +298,15 @@ def _adamw(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor
 
 def _adadelta(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Adadelta (Zeiler, 2012): the gradient times the ratio of running root mean squares of steps and gradients."""
-    square = _mean_square(state["square_avg"], g, s["rho"])
+    square = mean_square(state["square_avg"], g, s["rho"])
     delta = state["acc_delta"].add(s["eps"]).sqrt_().div_(square.add(s["eps"]).sqrt_()).mul_(g)
-    _mean_square(state["acc_delta"], delta, s["rho"])
+    mean_square(state["acc_delta"], delta, s["rho"])
     return delta
 
 
 def _amsgrad(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """AMSGrad (Reddi et al., 2018): Adam over the largest second moment so far."""
-    first, second = _moments(g, state, s)
+    first, second = moments(g, state, s)
     largest = state["max_exp_avg_sq"]
     largest.copy_(torch.maximum(largest, second))
     return (first * c["mean"]).div_(largest.sqrt().mul_(c["root"]).add_(s["eps"]))
@@ -309,7 +314,7 @@ def _amsgrad(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tens
 
 def _adamax(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """Adamax (Kingma and Ba, 2015): Adam with the infinity norm."""
-    first = _mean(state["exp_avg"], g, s["beta1"])
+    first = mean(state["exp_avg"], g, s["beta1"])
     norm = state["exp_inf"].mul_(s["beta2"])
     norm.copy_(torch.maximum(norm, g.abs().add_(s["eps"])))
     return (first * c["mean"]).div_(norm)
@@ -317,35 +322,17 @@ def _adamax(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tenso
 
 def _nadam(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """NAdam (Dozat, 2016): Adam with Nesterov momentum and its warming schedule."""
-    first, second = _moments(g, state, s)
+    first, second = moments(g, state, s)
     root = second.sqrt().mul_(c["root"]).add_(s["eps"])
     return (first * c["ahead"]).add_(g * c["now"]).div_(root)
 
 
 def _radam(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
     """RAdam (Liu et al., 2020): Adam rectified by the variance of its second moment; plain momentum at first."""
-    first, second = _moments(g, state, s)
+    first, second = moments(g, state, s)
     # One of the two is zero: the first once the variance can be rectified, the second before.
     factor = (c["rectified"] / second.sqrt().add_(s["eps"])).add_(c["plain"])
     return factor.mul_(first).mul_(c["mean"])
-
-
-def _mean(buffer: Tensor, value: Tensor, decay: Number) -> Tensor:
-    """A running mean, brought up to date in place."""
-    return buffer.lerp_(value, 1 - decay)
-
-
-def _mean_square(buffer: Tensor, value: Tensor, decay: Number) -> Tensor:
-    """A running mean of squares, updated in place."""
-    buffer.mul_(decay)
-    if isinstance(decay, Tensor):
-        return buffer.add_(value.square().mul_(1 - decay))
-    return buffer.addcmul_(value, value, value=1 - decay)
-
-
-def _moments(g: Tensor, state: State, s: Numbers) -> tuple[Tensor, Tensor]:
-    """The running means of gradients and of their squares, updated in place."""
-    return _mean(state["exp_avg"], g, s["beta1"]), _mean_square(state["exp_avg_sq"], g, s["beta2"])
 
 
 def _bias(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -410,6 +397,7 @@ _UPDATES: dict[str, tuple[UnitUpdate, type[torch.optim.Optimizer] | None, tuple[
     "adamax": (_adamax, torch.optim.Adamax, ("exp_avg", "exp_inf"), _bias_of_mean),
     "nadam": (_nadam, torch.optim.NAdam, _MOMENTS, _warming),
     "radam": (_radam, torch.optim.RAdam, _MOMENTS, _rectification),
+    "sgdw": (_sgdw, None, ("momentum_buffer",), _no_columns),
     "lion": (modern.lion, None, ("exp_avg",), _no_columns),
     "adan": (modern.adan, None, (*_MOMENTS, "exp_avg_diff", "previous"), _adan_columns),
 }

@@ -48,6 +48,7 @@ _LOOKS = {
     "nadam": ("#661100", "h"),
     "radam": (GREY, "d"),
     # Fewer colours than optimizers can be told apart: from here on a colour has several markers.
+    "sgdw": (BLUE, "s"),
     "lion": (BLUE, "H"),
     "adan": ("#009E73", "<"),
     "lamb": ("#CC79A7", ">"),

@@ -34,4 +34,5 @@ def builder(spec: Spec, width: int, depth: int, end: int = -1, **chosen: Any) ->
 def criterion(spec: Spec) -> Criterion:
     """The loss, and the metric that the spec maximizes or minimizes."""
     workload = spec.workload
-    return Criterion(workload.facts.task, workload.loss or "", workload.score or "", workload.code)
+    own = workload.loss or "", workload.score or "", workload.code
+    return Criterion(workload.facts.task, *own, workload.label_smoothing)

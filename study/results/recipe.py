@@ -142,7 +142,9 @@ def _criterion(config: TrialConfig, data: Data) -> list[str]:
 def _update(config: TrialConfig, own: Recipe) -> list[str]:
     """One update of the network by a batch x, y."""
     rule = named(config.optimizer, config.code)
-    loss = ["network.zero_grad()", "loss = criterion(network(x), y)", "loss.backward()"]
+    smoothed = f"F.cross_entropy(network(x), y, label_smoothing={config.label_smoothing!r})"
+    mean = smoothed if config.label_smoothing else "criterion(network(x), y)"
+    loss = ["network.zero_grad()", f"loss = {mean}", "loss.backward()"]
     loss += [f"nn.utils.clip_grad_value_(network.parameters(), {own.clip_value!r})"] if own.clip_value else []
     loss += [f"nn.utils.clip_grad_norm_(network.parameters(), {own.clip_norm!r})"] if own.clip_norm else []
     if rule.torch_class is None or not requires_closure(rule.torch_class):  # type: ignore[arg-type]

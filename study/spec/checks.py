@@ -37,7 +37,9 @@ from trainables.workloads.catalogue import CATALOGUE, OPTIMIZERS, SOLO
 
 Rule = Callable[..., Iterator[str]]
 RULES: list[Rule] = []
-_ARGUMENTS = {"mlp": ("shape",), "cnn": ("kernel", "padding")}
+# Arguments of a family that decide sizes; those of both, with the values that every engine stacks.
+_SIZES = {"mlp": ("shape",), "cnn": ("kernel", "padding")}
+_STYLE: dict[str, Any] = {"activation": "relu", "norm": "none", "dropout": 0, "residual": False, "init": None}
 
 
 def rule(function: Rule) -> Rule:
@@ -85,6 +87,14 @@ def _keyed(name: str, cells: Iterable[Written]) -> Iterator[tuple[str, Written]]
 
 
 @rule
+def smoothed_labels_are_classes(workload: Workload) -> Iterator[str]:
+    """Labels are smoothed by the classifications' own loss."""
+    if workload.label_smoothing and (workload.facts.task == "regression" or workload.loss):
+        why = f"{workload.loss} is a loss of its own" if workload.loss else f"{workload.data} is a regression"
+        yield f"workload.label_smoothing = {workload.label_smoothing:g}: {why}; leave it out"
+
+
+@rule
 def reading_suits_data(workload: Workload) -> Iterator[str]:
     """A task is given for a user's data alone; how to read and divide them is, for files alone."""
     shipped, default = workload.data in CATALOGUE, Reading()
@@ -109,12 +119,18 @@ def metric_suits_task(workload: Workload) -> Iterator[str]:
 @rule
 def arguments_suit_model(workload: Workload) -> Iterator[str]:
     """Each model family has its own arguments."""
-    accepted = _ARGUMENTS.get(workload.model, ())
-    for key in workload.model_args.model_dump(exclude_none=True):
-        if key in accepted:
-            continue
-        valid = ", ".join(accepted) or "none"
-        yield f"workload.model_args.{key}: {workload.model} has no such argument; valid: {valid}"
+    accepted = (*_SIZES[workload.model], *_STYLE) if workload.model in _SIZES else ()
+    for key in workload.given_args() if not is_import_path(workload.model) else ():
+        if key not in accepted:
+            valid = ", ".join(accepted) or "none"
+            yield f"workload.model_args.{key}: {workload.model} has no such argument; valid: {valid}"
+
+
+def _unusual(workload: Workload) -> list[str]:
+    """Arguments of a shipped family by which it has layers that only torch.func stacks."""
+    usual = {name: value for name, value in _STYLE.items() if value is not None}
+    given = {name: d for name, d in vars(workload.model_args).items() if d is not None and name in usual}
+    return [name for name, dimension in given.items() if any(value != usual[name] for value in dimension.ends())]
 
 
 @rule
@@ -142,12 +158,17 @@ def engine_suits_optimizers(
         yield f"lanes.engine: {engine} does not train {', '.join(solo)}, which runs lane by lane; valid: auto"
     elif workload and is_import_path(workload.model):
         yield f"lanes.engine: {engine} is for the shipped models; valid with {workload.model}: auto"
+    elif workload and (unusual := _unusual(workload)):
+        named = ", ".join(f"workload.model_args.{name}" for name in unusual)
+        yield f"lanes.engine: {engine} trains plain layers, and {named} makes others, which run by vmap; valid: auto"
     elif engine == "native" and (lacking := [name for name in names if user_code.optimizer(name).eager]):
         yield f"lanes.engine: native does not train {', '.join(lacking)}; valid: auto, eager"
     elif engine == "native" and workload and (workload.loss or any(map(is_import_path, names))):
         yield "lanes.engine: native knows the shipped losses and optimizers only; valid: auto, eager"
     elif engine == "native" and workload and workload.augment:
         yield "lanes.engine: native trains on unchanged examples, and workload.augment changes them; valid: auto, eager"
+    elif engine == "native" and workload and workload.label_smoothing:
+        yield "lanes.engine: native knows no workload.label_smoothing; valid: auto, eager"
 
 
 @rule
@@ -260,28 +281,31 @@ def networks_can_be_built(workload: Workload, search: Search) -> Iterator[str]:
 
 def _misfit(workload: Workload, width: int, depth: int) -> str | None:
     """Why a network of a shipped family cannot be built; None if it can."""
-    accepted = _ARGUMENTS[workload.model]
-    arguments = {name: value for name, value in workload.arguments().items() if name in accepted}
-    try:
-        if workload.model == "cnn":
-            catalogue.cnn_sizes(workload.facts.in_shape, depth=depth, **arguments)
-        else:
-            catalogue.mlp_widths(width, depth, **arguments)
-    except ModelError as error:
-        return str(error)
+    given = {name: d.ends() for name, d in workload.given_args().items() if name in _SIZES[workload.model]}
+    for values in itertools.product(*given.values()):
+        arguments: dict[str, Any] = dict(zip(given, values, strict=True))
+        try:
+            if workload.model == "cnn":
+                catalogue.cnn_sizes(workload.facts.in_shape, depth=depth, **arguments)
+            else:
+                catalogue.mlp_widths(width, depth, **arguments)
+        except ModelError as error:
+            return str(error)
     return None
 
 
 @rule
 def no_batch_has_one_example(workload: Workload, search: Search, budget: Budget) -> Iterator[str]:
-    """Some models of users cannot train on a single example, as those that normalise over the batch; one mistake."""
-    if not workload.user_code.lone:
+    """Models that normalise over the batch cannot train on a single example; one mistake."""
+    norm = workload.model_args.norm
+    lone = 'norm = "batch"' if norm and "batch" in norm.ends() else workload.user_code.lone
+    if not lone:
         return
-    count, sizes, why = workload.facts.train, search.batch_size, f"cannot train on one ({workload.user_code.lone})"
+    count, sizes, why = workload.facts.train, search.batch_size, f"cannot train on one ({lone})"
     given = range(int(sizes.low), int(sizes.high) + 1) if isinstance(sizes, Range) else sizes.ends()
     for size in sorted(count if size == "full" else min(int(size), count) for size in given):
         if size == 1:
-            yield f"search.batch_size = 1: {workload.model} cannot train on one example ({workload.user_code.lone})"
+            yield f"search.batch_size = 1: {workload.model} cannot train on one example ({lone})"
             return
         if count % size == 1 and not budget.drop_last:
             yield (

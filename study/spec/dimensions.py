@@ -120,6 +120,16 @@ def number(value: object) -> str | None:
     return None if fine else f"{shown(value)} is not a finite number{_meant(value)}"
 
 
+def boolean(value: object) -> str | None:
+    """What is wrong with a value that is to be true or false."""
+    return None if isinstance(value, bool) else f"{shown(value)} is not true or false"
+
+
+def one_of(what: str, names: Iterable[str]) -> Complaint:
+    """A function that says what is wrong with a value that is to be one of some names."""
+    return lambda value: None if isinstance(value, str) and value in names else unknown(what, value, names)
+
+
 def _meant(value: object) -> str:
     """The number that a text, or a whole number with a fraction of zero, stands for; empty if there is none."""
     try:
@@ -187,6 +197,11 @@ def plain(dimension: Dimension) -> object:
     if not isinstance(dimension, Choice):
         return dimension.model_dump()
     return dimension.values[0] if len(dimension.values) == 1 else list(dimension.values)
+
+
+def one_or_more(complain: Complaint) -> BeforeValidator:
+    """A validator of one value or a list."""
+    return BeforeValidator(parser(complain, ranges=False))
 
 
 AS_TOML = PlainSerializer(plain)

@@ -21,11 +21,18 @@ _EXAMPLES: dict[str, Any] = {
     "workload.model": "mlp",
     "workload.model_args": {"kernel": 3},
     "workload.task": "classification",
+    "workload.label_smoothing": 0.1,
     "workload.label": "species",
     "workload.features": ["length", "width"],
     "workload.split_column": "split",
     "workload.group_column": "patient",
     "workload.augment": {"rotate": 10.0},
+    "workload.model_args.shape": "constant",
+    "workload.model_args.activation": ["relu", "gelu"],
+    "workload.model_args.norm": "layer",
+    "workload.model_args.dropout": [0.0, 0.2],
+    "workload.model_args.residual": True,
+    "workload.model_args.init": "kaiming",
     "search.width": [16, 64],
     "search.depth": [1, 2],
     "search.batch_size": [32, "full"],
@@ -55,11 +62,17 @@ _ELSEWHERE = {
     "workload.model": "network net arch architecture model_name model_type",
     "workload.metric": "metrics objective monitor mode direction scoring eval_metric",
     "workload.loss": "criterion loss_fn loss_function objective_function",
+    "workload.label_smoothing": "smoothing label_smooth smoothing_factor",
     "workload.label": "target_column label_column labels y response",
     "workload.split": "val_split validation_split test_size train_size valid_size",
     "workload.standardize": "normalize normalise standardise scale scaler",
     "workload.augment": "augmentation augmentations transform transforms",
     "workload.dtype": "precision",
+    "workload.model_args.activation": "activation_fn activation_function act_fn hidden_act nonlinearity",
+    "workload.model_args.norm": "batch_norm batchnorm batch_normalization layer_norm use_bn normalization",
+    "workload.model_args.dropout": "dropout_rate dropout_prob dropout_p drop_rate p_dropout",
+    "workload.model_args.residual": "skip skip_connection skip_connections",
+    "workload.model_args.init": "weight_init initializer kernel_initializer init_method",
     "search.width": "hidden_size hidden_dim hidden_units hidden_layer_sizes units n_units num_hidden channels",
     "search.depth": "layers n_layers num_layers num_hidden_layers",
     "search.batch_size": "batch batchsize batch_sizes bs train_batch_size per_device_train_batch_size",
@@ -157,7 +170,8 @@ def _key(path: list[str]) -> str:
 def _ours(key: str) -> str:
     """Our key, `section.name`, for another tool's, or for one that stands in the wrong section; empty if none."""
     keys = [f"{name}.{each}" for name in Spec.model_fields for each in _fields_at([name])]
-    return next((ours for ours in keys if key in [ours.partition(".")[2], *_ELSEWHERE.get(ours, "").split()]), "")
+    keys += [ours for ours in _ELSEWHERE if ours not in keys]
+    return next((ours for ours in keys if key in [ours.rpartition(".")[2], *_ELSEWHERE.get(ours, "").split()]), "")
 
 
 def _example(path: list[str], value: object = None) -> str:

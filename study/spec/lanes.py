@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from study.spec.dimensions import AS_TOML, Choice, Dimension, Section, known, number, parser, shown, unknown
+from study.spec.dimensions import AS_TOML, Choice, Dimension, Section, known, number, one_of, one_or_more
 from trainables.config import Positive
 from trainables.schedules import SCHEDULES
 from trainables.workloads import catalogue
@@ -31,22 +31,11 @@ class Rates(Section):
         return self
 
 
-def schedule(value: object) -> str | None:
-    """What is wrong with a value that is to be a schedule."""
-    if not isinstance(value, str):
-        return f"{shown(value)} is no schedule; valid: {', '.join(SCHEDULES)}"
-    return None if value in SCHEDULES else unknown("schedule", value, SCHEDULES)
-
-
 def _numbers(fine: Callable[[float], bool], valid: str) -> Callable[[object], str | None]:
     def complain(value: object) -> str | None:
         return number(value) or (None if fine(float(value)) else f"{value} is no such number; valid: {valid}")  # type: ignore[arg-type]
 
     return complain
-
-
-def _one_or_more(complain: Callable[[object], str | None]) -> BeforeValidator:
-    return BeforeValidator(parser(complain, ranges=False))
 
 
 def _kind(value: Any) -> str:
@@ -59,11 +48,12 @@ def _kind(value: Any) -> str:
 FORMS = ("<grid>", "<values>", "<by optimizer>")
 """Parts of a mistake's place that the user has not written."""
 
+schedule = one_of("schedule", SCHEDULES)
 share, amount = _numbers(lambda x: 0 <= x < 1, "from 0, below 1"), _numbers(lambda x: x >= 0, "from 0")
-Schedules = Annotated[Dimension, _one_or_more(schedule), AS_TOML]
-Shares = Annotated[Dimension, _one_or_more(share), AS_TOML]
-Amounts = Annotated[Dimension, _one_or_more(amount), AS_TOML]
-Values = Annotated[Dimension, _one_or_more(_numbers(lambda x: x > 0, "above 0")), AS_TOML]
+Schedules = Annotated[Dimension, one_or_more(schedule), AS_TOML]
+Shares = Annotated[Dimension, one_or_more(share), AS_TOML]
+Amounts = Annotated[Dimension, one_or_more(amount), AS_TOML]
+Values = Annotated[Dimension, one_or_more(_numbers(lambda x: x > 0, "above 0")), AS_TOML]
 _Grid: TypeAlias = Annotated[Rates, Tag("<grid>")] | Annotated[Values, Tag("<values>")]
 _Table: TypeAlias = Annotated[dict[str, Annotated[_Grid, Discriminator(_kind)]], Tag("<by optimizer>")]
 LearningRate = Annotated[_Grid | _Table, Discriminator(_kind)]

@@ -9,6 +9,7 @@ import itertools
 import math
 import re
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -17,6 +18,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_
 
 from analysis.schema import OBJECTIVES
 from study.spec.dimensions import (
+    AS_TOML,
     LARGEST,
     BatchSize,
     Choice,
@@ -26,15 +28,30 @@ from study.spec.dimensions import (
     Section,
     Setting,
     Whole,
+    boolean,
     known,
+    one_of,
+    one_or_more,
+    parser,
+    whole_number,
 )
 from study.spec.given import Baseline, Enqueued
-from study.spec.lanes import AXES, Lanes, settings_of
+from study.spec.lanes import AXES, Lanes, settings_of, share
 from study.usercode import bundle
 from trainables import config
-from trainables.config import Missing, Positive
+from trainables.config import Missing
 from trainables.usercode.importing import TABLES, is_import_path, is_own, is_table
-from trainables.workloads.catalogue import CATALOGUE, FAMILIES, TASKS, Facts, OptimizerFacts, Task
+from trainables.workloads.catalogue import (
+    ACTIVATIONS,
+    CATALOGUE,
+    FAMILIES,
+    INITS,
+    NORMS,
+    TASKS,
+    Facts,
+    OptimizerFacts,
+    Task,
+)
 
 # Studies with different root seeds share no lane's seed; a study's search uses at most half of these.
 SEEDS = 1_000_000
@@ -55,14 +72,25 @@ def part(section: Part, kind: type[Part]) -> Part:
 
 
 class ModelArgs(Section):
-    """Arguments of a shipped model family."""
+    """Arguments of the mlp and the cnn; lists and ranges are searched, as those of your own model are."""
 
-    shape: Literal["halving", "constant"] | None = None
+    shape: Annotated[Dimension, one_or_more(one_of("shape", ("halving", "constant"))), AS_TOML] | None = None
     """Whether an MLP's width halves from layer to layer or is constant."""
-    kernel: Positive | None = None
+    kernel: Whole | None = None
     """Side of a CNN's filters."""
-    padding: Annotated[int, Field(ge=0, le=1000)] | None = None
+    padding: Annotated[Dimension, BeforeValidator(parser(partial(whole_number, low=0))), AS_TOML] | None = None
     """Pixels of zeros around its images."""
+    activation: Annotated[Dimension, one_or_more(one_of("activation", ACTIVATIONS)), AS_TOML] | None = None
+    """Of the hidden layers: relu, leaky-relu, elu, gelu, silu, tanh, sigmoid."""
+    norm: Annotated[Dimension, one_or_more(one_of("norm", NORMS)), AS_TOML] | None = None
+    """`batch` or `layer` normalization before each activation, or `none`."""
+    dropout: Annotated[Dimension, BeforeValidator(parser(share, whole=False)), AS_TOML] | None = None
+    """Probability with which an activation is set to zero in training; 0 for none."""
+    residual: Annotated[Dimension, one_or_more(boolean), AS_TOML] | None = None
+    """Whether each hidden layer is followed by another of its width (in a CNN a 3x3 convolution), whose inputs are
+    added to its outputs."""
+    init: Annotated[Dimension, one_or_more(one_of("init", INITS)), AS_TOML] | None = None
+    """Initial weights: `torch` (its own), `kaiming`, `xavier`, `orthogonal`."""
 
 
 class Augmentation(Section, config.Augmentation):
@@ -108,13 +136,15 @@ class Workload(Section, config.Reading):
     model_args: ModelArgs = ModelArgs()
     """Arguments of a shipped model."""
     own_args: dict[str, ModelArgument] = Field(default_factory=dict)
-    """The spec's `model_args` if the model is the user's; lists and ranges are searched."""
+    """The spec's `model_args` if the model is the user's."""
     metric: Annotated[str, known("metric", ("loss", "accuracy"))] = "loss"
     """`loss`, or `accuracy` for a classification, which is then the default; on the validation split."""
     loss: ImportPath | None = None
     """Import path of your own, which replaces squared error or cross-entropy."""
     score: ImportPath | None = None
     """Import path of the user's, which replaces accuracy; the spec may give it as `metric`."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label that all classes share in training, as torch.nn.CrossEntropyLoss has it; 0 for none."""
     target: float | None = None
     """The metric value that counts as solved."""
     standardize: bool = True
@@ -175,14 +205,18 @@ class Workload(Section, config.Reading):
         """Folder of the bundle of user code; empty if there is none."""
         return self._user_code.code
 
+    def given_args(self) -> dict[str, Dimension]:
+        """The model's arguments that the spec gives."""
+        return {name: value for name, value in vars(self.model_args).items() if value is not None} | self.own_args
+
     def arguments(self) -> dict[str, Any]:
         """The model's arguments that are given and not searched."""
-        fixed = {name: d.values[0] for name, d in self.own_args.items() if isinstance(d, Choice) and d.size() == 1}
-        return self.model_args.model_dump(exclude_none=True) | fixed
+        fixed = {name: d for name, d in self.given_args().items() if isinstance(d, Choice) and d.size() == 1}
+        return {name: choice.values[0] for name, choice in fixed.items()}
 
     def searched(self) -> dict[str, Dimension]:
-        """The arguments of a user's model that are searched, by their names in a cell: `model.heads`."""
-        return {f"model.{name}": d for name, d in self.own_args.items() if name not in self.arguments()}
+        """The model's arguments that are searched, by their names in a cell: `model.heads`."""
+        return {f"model.{name}": d for name, d in self.given_args().items() if name not in self.arguments()}
 
 
 class Search(Section):
@@ -401,7 +435,7 @@ class Spec(Section):
         return min(every, self.lanes.sample or every)
 
     def dimensions(self) -> dict[str, Dimension]:
-        """The dimensions of every cell, by name, with the arguments of a user's model."""
+        """The dimensions of every cell, by name, with the searched arguments of the model."""
         return self.search.dimensions() | self.workload.searched()
 
     def corners(self) -> list[tuple[int, int, int]]:

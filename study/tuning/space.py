@@ -67,6 +67,7 @@ class Space:
             metric=workload.metric,
             loss=workload.loss or "",
             score=workload.score or "",
+            label_smoothing=workload.label_smoothing,
             standardize=workload.standardize,
             data_seed=seeds[0] if workload.redraw else 0,
             augment=part(workload.augment, config.Augmentation),

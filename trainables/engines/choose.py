@@ -66,7 +66,9 @@ def choose(
         raise ValueError(f"the engine solo is for optimizers without a rule over lanes; {rule.name} has one")
     if not layered(network):
         if wanted not in ("auto", "solo"):
-            raise ValueError(f"the engine {wanted} supports the shipped models only; choose auto for {name}")
+            raise ValueError(
+                f"the engine {wanted} stacks plain layers of the shipped models only; choose auto for {name}"
+            )
         return _for_user_model(build, in_shape, criterion, stack, block, sample, name)
     if rule.solo:
         network = network.to(stack.parameters.device, stack.parameters.dtype)

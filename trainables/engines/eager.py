@@ -37,7 +37,7 @@ class Eager(Engine):
 
     def __init__(self, network: nn.Sequential, criterion: Criterion, block: int) -> None:
         self._forward, self.criterion, self.block = stacked(network), criterion, block
-        self._dense = None if criterion.loss else dense.linear_layers(network)
+        self._dense = None if criterion.loss or criterion.smoothing else dense.linear_layers(network)
 
     def advance(self, stack: Stack, batches: Batches, rows: slice, stop: int) -> Tensor:
         """Make the updates one by one."""
@@ -90,7 +90,7 @@ class Eager(Engine):
     ) -> tuple[Tensor, list[Tensor]]:
         """A block's part in the losses of a batch of `count` examples, (k,), and in their gradients, each (k, ...)."""
         if self._dense is None:
-            each = self.criterion.losses(forward(leaves, x), y).sum(1) / count
+            each = self.criterion.training_losses(forward(leaves, x), y).sum(1) / count
             return each.detach(), list(torch.autograd.grad(each.sum(), leaves, materialize_grads=True))
         with torch.no_grad():
             x, y = x.movedim(1, -1), y.movedim(1, -1)

@@ -118,6 +118,8 @@ def unsupported(stack: Stack, criterion: Criterion, *, augmented: bool) -> str:
         return "GPUs"
     if criterion.loss:
         return "losses of users"
+    if criterion.smoothing:
+        return "label smoothing"
     if stack.rule.name not in KERNELS:
         return f"the optimizer {stack.rule.name}"
     return "augmentation" if augmented else ""

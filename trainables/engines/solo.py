@@ -88,7 +88,7 @@ class Solo(Engine):
                 x, y = batches.take(batches.rows(update), slice(row, row + 1))
 
                 def loss(x: Tensor = x, y: Tensor = y) -> Tensor:
-                    return self.criterion.losses(network(x[0])[None], y).mean()
+                    return self.criterion.training_losses(network(x[0])[None], y).mean()
 
                 with drawing(lane.seed, update, x.device, when=self.may_draw):
                     losses[update - stack.update, row - rows.start] = step(network, optimizers, loss, lane.recipe)

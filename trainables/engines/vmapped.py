@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainables.engines.eager import Eager, Forward
 from trainables.engines.solo import LaneModule
 from trainables.lanes.batches import Batches
-from trainables.lanes.seeds import drawing
+from trainables.lanes.seeds import drawing, drawing_lanes
 from trainables.lanes.stack import Stack
 from trainables.workloads.criterion import Criterion
 from trainables.workloads.models import trained
@@ -33,7 +33,7 @@ class VmapSupport:
         together: whether all at once.
         whole: whether batches must not be cut into blocks, because the outputs for an example depend on its batch or
             on chance, or a pass changes a buffer.
-        draws: whether the network draws random numbers in training.
+        draws: whether the network draws random numbers.
         why: the reason why lanes cannot run at once; empty if they can.
     """
 
@@ -79,8 +79,9 @@ class Copies:
         with batchable_attention():
             if self.support.together:
                 shared, named = len(x) == 1, dict(zip(self.names, parameters, strict=True))
-                each = vmap(self._one, in_dims=(0, 0, None if shared else 0))
-                found: Tensor = each(named, rows.extras, x[0] if shared else x)
+                each = vmap(self._one, in_dims=(0, 0, None if shared else 0), randomness="different")
+                with drawing_lanes(rows.seeds, rows.update, x.device, when=self.support.draws):
+                    found: Tensor = each(named, rows.extras, x[0] if shared else x)
                 return found
             with torch.no_grad():
                 return torch.stack([self.network(one) for one, _ in self._in_turn(parameters, x, rows, training)])
@@ -168,6 +169,8 @@ class Vmapped(Eager):
         """As for other models, except that batches stay whole where a network requires it."""
         if not self.support.whole:
             return super().gradient(stack, leaves, batches, batch, rows, update)
+        if batch is None and self.support.draws:
+            batch = batches.rows(update)  # masks are for examples in the order in which the lane alone sees them
         if batch is None:
             x, y = batches.examples.inputs[None], batches.examples.targets[None]
         else:
@@ -185,7 +188,7 @@ class Vmapped(Eager):
     ) -> tuple[Tensor, list[Tensor]]:
         """A block's part in losses and gradients; lanes that run one after another are differentiated in turn."""
         assert isinstance(forward, partial)
-        losses = self.criterion.losses
+        losses = self.criterion.training_losses
         _, loss, parts = self.copies.gradients(leaves, x, y, losses=losses, count=count, **forward.keywords)
         return loss, parts
 

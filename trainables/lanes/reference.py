@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +164,9 @@ def mean_loss(criterion: Criterion) -> MeanLoss:
     """Torch's own mean loss of the task, or the mean of a user's loss."""
     if criterion.loss:
         return lambda outputs, targets: criterion.losses(outputs[None], targets[None]).mean()
-    return F.mse_loss if criterion.task == "regression" else F.cross_entropy
+    return (
+        F.mse_loss if criterion.task == "regression" else partial(F.cross_entropy, label_smoothing=criterion.smoothing)
+    )
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:

@@ -5,12 +5,17 @@ Lanes with the same seed therefore share initialisation and batches, and a resum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainables.workloads.models import Builder
 
@@ -43,3 +48,73 @@ def drawing(seed: int, update: int, device: torch.device, *, when: bool = True) 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stream(seed, UPDATE, update))
         yield
+
+
+@contextmanager
+def drawing_lanes(seeds: Sequence[int], update: int, device: torch.device, *, when: bool = True) -> Iterator[None]:
+    """Let each lane under `torch.func.vmap` draw what it draws alone, by `drawing`, for as long as the context lasts.
+
+    Raises:
+        NotImplementedError: in the context, if numbers depend on more than a shape, as those of torch.multinomial do.
+    """
+    if not when:
+        yield
+        return
+    with _Streams(seeds, update, device), _Dropout():
+        yield
+
+
+class _Streams(TorchDispatchMode):
+    """Computes random operations for each seed from its stream; vmap has given them an axis of lanes, (K, ...)."""
+
+    def __init__(self, seeds: Sequence[int], update: int, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        distinct = list(dict.fromkeys(seeds))
+        self.place = torch.tensor([distinct.index(seed) for seed in seeds], device=device)
+        self.streams = [torch.Generator(device).manual_seed(stream(seed, UPDATE, update)) for seed in distinct]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if not _draws(func):
+            return func(*args, **given)
+        if func not in _FILLS:
+            raise NotImplementedError(f"lanes cannot draw by {func}")
+        like = args[0] if isinstance(args[0], Tensor) else torch.empty(args[0], **given)
+        # Like a lane's part also in memory, in whose order torch draws.
+        drawn = [getattr(torch.empty_like(like[0]), _FILLS[func])(*args[1:], generator=each) for each in self.streams]
+        found = torch.stack(drawn).index_select(0, self.place)
+        return args[0].copy_(found) if func._schema.is_mutable else found
+
+
+@cache
+def _draws(operation: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in operation.tags
+
+
+class _Dropout(TorchFunctionMode):
+    """Draws dropout's mask with the layout that its inputs have in memory, which vmap forgets."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _dropout(*args, **(kwargs or {})) if func is F.dropout else func(*args, **(kwargs or {}))
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """What `torch.nn.functional.dropout` computes on a CPU."""
+    if not training or not 0 < p < 1:
+        return F.dropout(x, p, training, inplace)
+    mask = torch.bernoulli(torch.empty_like(x), 1 - p).div_(1 - p)
+    return x.mul_(mask) if inplace else x * mask
+
+
+_ATEN = torch.ops.aten
+# Operation -> what fills a tensor in place with the same numbers.
+_FILLS: dict[Any, str] = {
+    _ATEN.bernoulli.p: "bernoulli_",
+    _ATEN.bernoulli_.float: "bernoulli_",
+    _ATEN.rand.default: "uniform_",
+    _ATEN.rand_like.default: "uniform_",
+    _ATEN.uniform_.default: "uniform_",
+    _ATEN.randn.default: "normal_",
+    _ATEN.randn_like.default: "normal_",
+    _ATEN.normal_.default: "normal_",
+}

@@ -66,7 +66,7 @@ class TrialRun:
         size: dict[str, Any] = {"width": config.width, "depth": config.depth, "bundle": config.code}
         self.build = partial(models.build, family, shape, outputs, **size, **config.model_args)
         self.multiplications = models.multiplications(self.build(), shape)
-        self.criterion = Criterion(self.data.task, config.loss, config.score, config.code)
+        self.criterion = Criterion(self.data.task, config.loss, config.score, config.code, config.label_smoothing)
         self.measure = Measure.of(config, self.data, self.criterion)
         self.stacks: list[Stack] = []
         self.update_seconds: float | None = None

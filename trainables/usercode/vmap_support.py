@@ -67,7 +67,7 @@ def support_of(build: Builder, sample: Tensor, name: str = "the model") -> VmapS
     x, expected = _reference(build, sample, name)
     why = _obstacle(build, x, expected)
     if not why:
-        return VmapSupport(True, whole=expected.changes or _coupled(build, x))
+        return VmapSupport(True, expected.draws or expected.changes or _coupled(build, x), draws=expected.draws)
     in_turn = VmapSupport(False, True, draws=expected.draws, why=why)
     try:
         differs = expected.differs(_as_lanes(build, x, in_turn))
@@ -104,15 +104,13 @@ def _reference(build: Builder, sample: Tensor, name: str) -> tuple[Tensor, _Trac
 
 def _obstacle(build: Builder, x: Tensor, expected: _Trace) -> str:
     """Why lanes cannot run at once; empty if they can."""
-    if expected.draws:
-        return "it draws random numbers, as dropout does"
     if expected.partly:
         return f"{expected.partly} takes part in some updates only"
     if hooked(_made(build, x)):
         return "it has hooks"
     given, why = x.clone(), ""
     try:
-        if differs := expected.differs(_as_lanes(build, given, VmapSupport(True, True))):
+        if differs := expected.differs(_as_lanes(build, given, VmapSupport(True, True, draws=expected.draws))):
             why = f"its copies give other results together than one by one ({differs})"
     except Exception as error:  # noqa: BLE001  whatever torch.func cannot do
         why = f"torch.func cannot batch it: {' '.join(str(error).split())[:160]}"

@@ -17,6 +17,18 @@ Task = Literal["regression", "classification"]
 TASKS: tuple[Task, ...] = get_args(Task)
 ENGINES = ("native", "eager", "cuda-graph", "solo")
 FAMILIES = ("linear", "mlp", "cnn", "quadratic")
+# Of hidden layers in MLPs and CNNs: activation -> its class in torch.nn; norms; initial values of the weights.
+ACTIVATIONS = {
+    "relu": "ReLU",
+    "leaky-relu": "LeakyReLU",
+    "elu": "ELU",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "tanh": "Tanh",
+    "sigmoid": "Sigmoid",
+}
+NORMS = ("none", "batch", "layer")
+INITS = ("torch", "kaiming", "xavier", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,7 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     "nadam": OptimizerFacts((1e-5, 0.1), {**_ADAM, "momentum_decay": 4e-3}),
     "radam": OptimizerFacts((1e-5, 0.1), _ADAM),
     # Newer ones, in lanes too; see `trainables.modern`.
+    "sgdw": OptimizerFacts((1e-5, 0.1), {"momentum": 0.9, **_DECAY}, eager=True),
     "lion": OptimizerFacts((1e-6, 1e-2), {"beta1": 0.9, "beta2": 0.99, **_DECAY}, eager=True),
     "adan": OptimizerFacts((1e-5, 0.1), {"beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "eps": 1e-8}, eager=True),
     "lamb": OptimizerFacts((1e-5, 0.1), {**_ADAM, "eps": 1e-6, **_DECAY}, eager=True),

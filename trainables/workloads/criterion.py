@@ -23,12 +23,14 @@ class Criterion:
         task: squared error, averaged over outputs, or cross-entropy in nats and the share of correct classes.
         loss, score: import paths of a user's, which replace the task's.
         code: folder of the user code's bundle.
+        smoothing: share of the label that all classes share equally in training, as torch.nn.CrossEntropyLoss has it.
     """
 
     task: Task
     loss: str = ""
     score: str = ""
     code: str = ""
+    smoothing: float = 0.0
 
     @property
     def scored(self) -> bool:
@@ -42,13 +44,20 @@ class Criterion:
             outputs: (K, B, out_features).
             targets: (K or 1, B, out_features) for regression, class numbers (K or 1, B) for classification.
         """
+        return self._losses(outputs, targets)
+
+    def training_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The losses whose mean is differentiated: with smoothed labels; the arguments are those of `losses`."""
+        return self._losses(outputs, targets, self.smoothing)
+
+    def _losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         if self.loss:
             return self._each(self.loss, "loss", outputs, targets)
         if self.task == "regression":
             return (outputs - targets).square().mean(2)
         lanes, batch, classes = outputs.shape
-        labels = targets.expand(lanes, batch).reshape(-1)
-        return F.cross_entropy(outputs.reshape(-1, classes), labels, reduction="none").view(lanes, batch)
+        labels, logits = targets.expand(lanes, batch).reshape(-1), outputs.reshape(-1, classes)
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing).view(lanes, batch)
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Score of each example in each lane, (K, B), floating or boolean; the arguments are those of `losses`."""

@@ -6,10 +6,13 @@ depth 2 is 4-8 channels before its 32-16 head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -20,9 +23,11 @@ from trainables.errors import ModelError
 from trainables.usercode.importing import UserCodeError, is_import_path
 from trainables.workloads import deepobs
 from trainables.workloads.adapting import TORCHVISION, own_model, torchvision_model
-from trainables.workloads.catalogue import FAMILIES, cnn_sizes, mlp_widths
+from trainables.workloads.catalogue import ACTIVATIONS, FAMILIES, cnn_sizes, mlp_widths
 
 Builder = Callable[[], nn.Module]
+# (inputs, outputs) -> a layer.
+Maker = Callable[[int, int], nn.Module]
 CNN_HEAD = (32, 16)
 
 
@@ -60,6 +65,67 @@ class Fixed(nn.Module):
         return F.linear(x, self.matrix.to(x))
 
 
+class Residual(nn.Module):
+    """Adds its inputs to the outputs of its layers."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> the same shape."""
+        out: Tensor = x + self.layers(x)
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How an MLP or a CNN makes its hidden layers; as it is, of layers that every engine stacks.
+
+    Attributes:
+        activation: one of `catalogue.ACTIVATIONS`.
+        norm: one of `catalogue.NORMS`, before the activation; after a convolution, layer norm is over the whole image.
+        dropout: probability with which training sets an activation to zero.
+        residual: whether each hidden layer is followed by another of its width, whose inputs are added to its outputs.
+        init: initial weights, one of `catalogue.INITS`: normal for kaiming and xavier; with zeros as biases, but for
+            torch's own.
+    """
+
+    activation: str = "relu"
+    norm: str = "none"
+    dropout: float = 0.0
+    residual: bool = False
+    init: str = "torch"
+
+    def hidden(self, before: int, after: int, make: Maker = nn.Linear, second: Maker = nn.Linear) -> list[nn.Module]:
+        """A hidden layer of `before` inputs and `after` outputs, with what belongs to it."""
+        layers = self._activated(make(before, after), after)
+        return [*layers, Residual(*self._activated(second(after, after), after))] if self.residual else layers
+
+    def _activated(self, layer: nn.Module, width: int) -> list[nn.Module]:
+        images = isinstance(layer, nn.Conv2d)
+        norms: dict[str, Callable[[], nn.Module]] = {
+            "batch": lambda: nn.BatchNorm2d(width) if images else nn.BatchNorm1d(width),
+            "layer": lambda: nn.GroupNorm(1, width) if images else nn.LayerNorm(width),
+        }
+        activation: nn.Module = getattr(nn, ACTIVATIONS[self.activation])()
+        norm = [norms[self.norm]()] if self.norm in norms else []
+        return [layer, *norm, activation, *([nn.Dropout(self.dropout)] if self.dropout else [])]
+
+    def initialised(self, network: nn.Sequential) -> nn.Sequential:
+        """The network with its initial weights."""
+        fill: dict[str, Callable[[Tensor], object]] = {
+            "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+            "xavier": nn.init.xavier_normal_,
+            "orthogonal": nn.init.orthogonal_,
+        }
+        for layer in network.modules() if self.init in fill else ():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
+                fill[self.init](layer.weight)
+                nn.init.zeros_(layer.bias)
+        return network
+
+
 def linear(in_shape: tuple[int, ...], out_features: int) -> nn.Sequential:
     """A linear model of the flattened inputs."""
     return mlp(in_shape, out_features, width=0, depth=0)
@@ -71,9 +137,10 @@ def mlp(
     *,
     width: int,
     depth: int,
-    shape: Literal["halving", "constant"] = "halving",
+    shape: str = "halving",
+    **style: Any,
 ) -> nn.Sequential:
-    """A fully connected ReLU network.
+    """A fully connected network.
 
     Args:
         in_shape: shape of one example; an image is flattened.
@@ -81,20 +148,27 @@ def mlp(
         width: units of the first hidden layer.
         depth: hidden layers.
         shape: `halving` halves the width layer by layer, `constant` keeps it.
+        style: of `Style`.
 
     Raises:
         ModelError: if halving leaves a layer without units.
     """
     layers: list[nn.Module] = [nn.Flatten()] if len(in_shape) > 1 else []
-    return nn.Sequential(
-        *layers, *_dense([int(torch.Size(in_shape).numel()), *mlp_widths(width, depth, shape), out_features])
-    )
+    widths = [int(torch.Size(in_shape).numel()), *mlp_widths(width, depth, shape)]
+    return Style(**style).initialised(nn.Sequential(*layers, *_dense(widths, out_features, Style(**style))))
 
 
 def cnn(
-    in_shape: tuple[int, ...], out_features: int, *, width: int, depth: int, kernel: int = 5, padding: int = 0
+    in_shape: tuple[int, ...],
+    out_features: int,
+    *,
+    width: int,
+    depth: int,
+    kernel: int = 5,
+    padding: int = 0,
+    **style: Any,
 ) -> nn.Sequential:
-    """A convolutional network: depth x (convolution, ReLU, 2x2 max pooling), then 32-16 dense.
+    """A convolutional network: depth x (convolution, activation, 2x2 max pooling), then 32-16 dense.
 
     Args:
         in_shape: (channels, height, width) of an image.
@@ -102,18 +176,21 @@ def cnn(
         width: channels of the first convolution; they double from one to the next.
         depth: convolutions.
         kernel: height and width of the filters, in pixels.
-        padding: pixels of zeros around each convolution's input.
+        padding: pixels of zeros around each convolution's input; a residual one is 3x3 and keeps the image's size.
+        style: of `Style`.
 
     Raises:
         ModelError: if the image is too small for the depth.
     """
     sizes = cnn_sizes(in_shape, depth=depth, kernel=kernel, padding=padding)
     channels = [in_shape[0], *(width << layer for layer in range(depth))]
+    make, second = partial(nn.Conv2d, kernel_size=kernel, padding=padding), partial(nn.Conv2d, kernel_size=3, padding=1)
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
-        layers += [nn.Conv2d(before, after, kernel, padding=padding), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [*Style(**style).hidden(before, after, make, second), nn.MaxPool2d(2)]
     height, breadth = sizes[-1]
-    return nn.Sequential(*layers, nn.Flatten(), *_dense([channels[-1] * height * breadth, *CNN_HEAD, out_features]))
+    head = _dense([channels[-1] * height * breadth, *CNN_HEAD], out_features, Style(**style))
+    return Style(**style).initialised(nn.Sequential(*layers, nn.Flatten(), *head))
 
 
 def quadratic(in_shape: tuple[int, ...], out_features: int) -> nn.Sequential:
@@ -155,7 +232,7 @@ def build(
         width: see `mlp` and `cnn`; 0 for the linear and the quadratic model. A user's model gets it if it is not 0.
         depth: as width.
         bundle: folder of the bundle that has a user's model.
-        arguments: the family's own: `shape` of an MLP, `kernel` and `padding` of a CNN.
+        arguments: the family's own: `shape` of an MLP, `kernel` and `padding` of a CNN, and those of `Style`.
 
     Raises:
         ModelError: if there is no such network.
@@ -327,8 +404,7 @@ def _layer_by_layer(module: nn.Sequential, x: Tensor) -> list[tuple[nn.Module, T
     return found
 
 
-def _dense(widths: list[int]) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return layers[:-1]
+def _dense(widths: Sequence[int], out_features: int, style: Style) -> list[nn.Module]:
+    """Linear layers from the first width through hidden ones to the outputs."""
+    hidden = itertools.chain.from_iterable(style.hidden(before, after) for before, after in pairwise(widths))
+    return [*hidden, nn.Linear(widths[-1], out_features)]

@@ -54,7 +54,7 @@ def curves_by_optimizer(
     data: pd.DataFrame, ax: Axes, by: str = "epoch", metric: str = "loss", unit: str = "", seconds: str = SECONDS_ALONE
 ) -> Axes:
     """Draw one panel of `optimizer_curves`: validation solid with its interval as a band, training dashed."""
-    for label, own, colour, _ in style.by_optimizer(data):
+    for label, own, colour, _ in style.by_optimizer(data, ax):
         for split, line in own.groupby("split"):
             if split == "validation":
                 axes.band(ax, line[by], line, colour, 0.12)

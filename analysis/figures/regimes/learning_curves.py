@@ -95,7 +95,8 @@ def loss_by_regime(
         raw: whether to add the batch loss of one seed (faint) and its smoothed version (dotted).
         seconds: what train_seconds are, `Results.seconds_label`.
     """
-    for regime, line in data.groupby("regime", sort=False):
+    for regime in style.series(ax, data["regime"].unique()):
+        line = data[data["regime"] == regime]
         colour, first = style.REGIME_COLOURS[str(regime)], line.iloc[0]
         size = f"batch size {first['batch_size']:,}" + (" (full)" if regime == Regime.BATCH else "")
         optimizer = optimizer_text(shortened(first["optimizer"]), first["settings"])

@@ -81,7 +81,7 @@ def forest_plot(data: pd.DataFrame, ax: Axes, label: str, metric: str = "loss") 
             ax.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.0, solid_capstyle="butt")
             inner = [row["inner_low"], row["inner_high"]]
             ax.plot(inner, [place, place], color=colour, linewidth=3.2, solid_capstyle="butt")
-        ax.plot(row["score"], place, marker, color=colour, markersize=4, markeredgecolor="white", markeredgewidth=0.5)
+        ax.plot(row["score"], place, marker, color=colour, markersize=4.5, markerfacecolor="white")
     names = [shortened(name) for name in rows["optimizer"]]
     labels = [f"{name}\n(not tuned)" if given else name for name, given in zip(names, rows["baseline"], strict=True)]
     ax.set_yticks(range(len(rows)), labels)

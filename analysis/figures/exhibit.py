@@ -195,6 +195,11 @@ def mean_of(results: Results) -> str:
     return "geometric mean" if results.metric == "loss" else "mean on the log-odds scale"
 
 
+def best_here(results: Results, names: str) -> str:
+    """Which means are best on the seeds that chose them, in a sentence that is no verdict."""
+    return f"{'Highest' if results.maximize else 'Lowest'} mean on the seeds that chose: {names}."
+
+
 def unit_of(results: Results) -> str:
     """The unit of a loss, from provenance; empty for an accuracy."""
     return str(table_of(results.provenance, "data").get("loss", "")) if results.metric == "loss" else ""

@@ -139,7 +139,7 @@ def _best(data: pd.DataFrame, results: Results, down: str, across: str) -> str:
     if known.empty:
         return ""
     row = known.iloc[0]
-    return f"Best is {down} {row['row']} with {across} {row['column']}. "
+    return exhibit.best_here(results, f"{down} {row['row']} with {across} {row['column']}") + " "
 
 
 def figure(results: Results, table: pd.DataFrame, rows: str, columns: str) -> exhibit.Exhibit:

@@ -96,9 +96,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "optimizer-curves",
         f"Training and validation {metric} of every optimizer",
-        f"Best at the end on validation: {best}. Every optimizer at its best cell and tuned rate, on the seeds that "
-        f"chose them: {exhibit.mean_of(results)} of the {metric} over {seed_counts(seeds)}, validation solid, training "
-        f"dashed. On validation, {band_note(seeds)}; bands may be clipped.",
+        f"{exhibit.best_here(results, best)} Every optimizer at its best cell and tuned rate: "
+        f"{exhibit.mean_of(results)} of the {metric} over {seed_counts(seeds)}, validation solid, training dashed. "
+        f"On validation, {band_note(seeds)}; bands may be clipped.",
         f"{len(panels)} panels of {metric} along training, one line per optimizer: {listing(panels.index)}.",
         data if panels.max() >= 2 else data.head(0),
         partial(_drawn, data, "epoch", results),

@@ -152,7 +152,10 @@ def _words(data: pd.DataFrame, metric: str) -> str:
         groups = groups.sort_values("decades").iloc[[0, -1]]
     widths = listing(f"{row['group']}: {row['decades']:.1f}" for row in records(groups))
     measure = "loss" if metric == "loss" else "share of errors"
-    return f"Width of the range of rates within 1.1 times the best {measure}, by a parabola, in decades: {widths}. "
+    return (
+        f"Width of the range of rates within 1.1 times the best {measure}, by a parabola, in decades and without "
+        f"intervals: {widths}. "
+    )
 
 
 def _failures(data: pd.DataFrame) -> str:

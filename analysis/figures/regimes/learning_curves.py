@@ -127,7 +127,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         "its best cell" if ends["optimizer"].nunique() > 1 else f"the best cell of {listing(ends['optimizer'])} there"
     )
     caption = (
-        f"Best at the end first: {listing(ends['regime'])}, each at {whose}. Line: "
+        f"{exhibit.best_here(results, listing(ends['regime'].head(1)))} Each at {whose}; line: "
         f"{exhibit.mean_of(results)} over {seed_counts(data['n'])}; {band_note(data['n'])}, which may be clipped; "
         f"{results.seconds_label} leave out evaluation."
     )

@@ -28,10 +28,11 @@ nightly: .venv/extras
 wheels: .venv/extras
 	$(BIN)/python -m trainables.engines.kernel.wheels
 
-# Those of the README; pdftoppm is poppler's.
+# Those of the README and of docs/gallery.md; pdftoppm is poppler's.
 figures: .venv/installed
 	$(BIN)/study run quick --out build/quick
 	$(BIN)/study report build/quick --pdf
+	$(BIN)/python -m tests.gallery build/quick
 	$(BIN)/study reproduce --only regimes --out build/reproduction
 	pdftoppm -r 180 -png -singlefile build/quick/report/figures/optimizer-curves.pdf .github/learning-curves
 	pdftoppm -r 220 -png -singlefile build/reproduction/figures/regimes-tuned.pdf .github/regimes-tuned

@@ -217,6 +217,8 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
     listeners: list[Listener] = [display]
     if spec.recording.tensorboard:
         listeners.append(trackers.TensorBoard(folder / "tensorboard", metric))
+    if spec.recording.wandb:
+        listeners.append(trackers.WeightsAndBiases(folder, spec.name, metric))
     if spec.recording.mlflow:
         listeners.append(
             trackers.MLflow(expanded("recording.mlflow", spec.recording.mlflow), spec.name, folder, metric, display.say)

@@ -152,7 +152,7 @@ def test_equal_losses_are_a_tie(tmp_path: Path) -> None:
     found = compared(fresh(tmp_path, adam=[0.5] * 5, sgd=[0.5 * (1 + 1e-9)] * 5))
     assert {entry.name for entry in found.contenders} == {"adam", "sgd"}
     assert all(math.isfinite(entry.effect.high) for entry in found.scored)
-    assert "adam and sgd are equal to rounding." in said(tmp_path)
+    assert "Adam and sgd are equal to rounding." in said(tmp_path)
 
 
 @pytest.mark.parametrize(("adam", "excluded"), [(0.5, False), (0.1, True)])

@@ -20,7 +20,7 @@ from matplotlib.collections import QuadMesh
 from numpy.testing import assert_allclose
 
 import analysis
-from analysis.figures import style
+from analysis.figures import exhibit, style
 from analysis.figures.batch_size.steps_to_target import steps_against_batch_size
 from analysis.figures.batch_size.throughput import throughput, throughput_against_batch_size
 from analysis.figures.batch_size.tuned_rate import best_rates, rate_against_batch_size
@@ -37,7 +37,7 @@ from analysis.figures.search.isolation import isolation, searched
 from analysis.figures.search.loss_time import loss_against_time, loss_and_time
 from analysis.figures.search.parallel_coordinates import parallel_coordinates
 from analysis.figures.search.timeline import trial_timeline
-from analysis.figures.style import adaptive, optimizer_look
+from analysis.figures.style import optimizer_look
 from analysis.text import interval_text, metric_text
 from tests.conftest import PLANTED, write_study
 
@@ -84,24 +84,24 @@ def test_style_takes_widths(width: str | float, expected: float) -> None:
 def test_figures_fit_a_column(study: Any, width: str) -> None:
     """No text is below 6 points, none is cut off, and every axes keeps a good part of the width and the height."""
     for figures in FIGURES.values():
-        for exhibit in (make(*study) for make in figures):
-            if exhibit.data.empty:
+        for shown in (make(*study) for make in figures):
+            if shown.data.empty:
                 continue
             with analysis.style(width=width):
-                (_, drawn), *_ = exhibit.drawings()
+                (_, drawn), *_ = shown.drawings()
                 drawn.draw_without_rendering()
                 inches = drawn.get_size_inches()
                 found = drawn.get_tightbbox().extents
-                assert (found[:2] > -0.01).all(), exhibit.name
-                assert (found[2:] < inches + 0.01).all(), exhibit.name
+                assert (found[:2] > -0.01).all(), shown.name
+                assert (found[2:] < inches + 0.01).all(), shown.name
                 assert inches[0] == pytest.approx(style.millimetres(width) / 25.4)
-                assert inches[1] < 1.9 * inches[0], exhibit.name
+                assert inches[1] < 1.9 * inches[0], shown.name
                 texts = [text for text in drawn.findobj(mpl.text.Text) if text.get_text().strip()]  # type: ignore[attr-defined]
-                assert min(text.get_fontsize() for text in texts) >= 6, exhibit.name
-                shown = [ax.get_position() for ax in drawn.axes if ax.get_visible()]
-                columns = {round(box.x0, 2) for box in shown}
-                assert min(box.width for box in shown) > 0.6 / len(columns), exhibit.name
-                assert min(box.height for box in shown) * inches[1] > 0.7, exhibit.name
+                assert min(text.get_fontsize() for text in texts) >= 6, shown.name
+                boxes = [ax.get_position() for ax in drawn.axes if ax.get_visible()]
+                columns = {round(box.x0, 2) for box in boxes}
+                assert min(box.width for box in boxes) > 0.5 / len(columns), shown.name
+                assert min(box.height for box in boxes) * inches[1] > 0.7, shown.name
 
 
 def test_optimizers_and_regimes_share_no_colour() -> None:
@@ -144,10 +144,10 @@ def test_captions_and_axes_say_whose_seconds_they_show(study: Any) -> None:
     new = replace(old, trials=raw.assign(update_seconds=1e-3 / raw["batch_size"]))
     for results, words in ((old, "seconds of the whole stack of lanes"), (new, "seconds of one network trained alone")):
         for module in (learning_curves, loss_time):
-            exhibit = module.figure(results, analysis.cells(results))
-            assert words in exhibit.caption
+            shown = module.figure(results, analysis.cells(results))
+            assert words in shown.caption
             with analysis.style():
-                labels = [panel.get_xlabel() for _, drawn in exhibit.drawings() for panel in drawn.axes]
+                labels = [panel.get_xlabel() for _, drawn in shown.drawings() for panel in drawn.axes]
             assert words in " ".join(labels).replace("\n", " ")
     data = learning_curves.regime_curves(new, analysis.cells(new))
     ends = data.groupby("regime")[["update", "batch_size", "train_seconds"]].max()
@@ -176,14 +176,19 @@ def test_one_seed_has_a_line_and_no_band(ax: Axes, make_study: Callable[..., Pat
 def test_sensitivity_marks_tuned_and_diverged_rates(ax: Axes, study: Any) -> None:
     data = analysis.rate_sensitivity(*study)
     assert analysis.learning_rate_sensitivity(data, ax) is ax
-    assert ax.get_legend_handles_labels()[1] == ["sgd", "momentum", "rmsprop", "adam"]
+    names = {found.get_text(): found.xyann[1] for found in ax.texts if found.get_text() != "diverged"}
+    assert set(names) == {"sgd", "momentum", "rmsprop", "adam"}
+    heights = sorted(names.values())
+    assert np.diff(heights).min() > 0.06  # names do not overlap
+    assert (heights[0], heights[-1]) == (pytest.approx(names["adam"]), pytest.approx(names["sgd"]))
     adam = data[data["optimizer"] == "adam"]
-    assert_allclose(line(ax, "adam").get_ydata(), adam["estimate"].where(adam["eligible"]).to_numpy())
+    (own,) = [found for found in ax.get_lines() if found.get_gid() == "series:adam" and found.get_linestyle() == "-"]
+    assert_allclose(own.get_ydata(), adam["estimate"].where(adam["eligible"]).to_numpy())
     crosses = [found for found in ax.get_lines() if found.get_marker() == "x"]
     assert sum(len(found.get_xdata()) for found in crosses) == (data["diverged"] > 0).sum()
     rings = [found for found in ax.get_lines() if found.get_fillstyle() == "none"]
     assert len(rings) == 4
-    assert [found.get_text() for found in ax.texts] == ["diverged"]
+    assert [found.get_text() for found in ax.texts].count("diverged") == 1
     draw(ax)
 
 
@@ -251,8 +256,9 @@ def test_a_dollar_in_a_name_is_no_mathematics(ax: Axes, study: Any) -> None:
 def test_sensitivity_by_batch_size_names_each_size(ax: Axes, study: Any) -> None:
     data = analysis.rate_sensitivity(*study, "batch_size")
     learning_rate_sensitivity(data, ax)
-    assert ax.get_legend_handles_labels()[1] == ["batch size 1", "batch size 32", "batch size 10,000"]
-    assert len({found.get_color() for found in ax.get_lines() if found.get_label().startswith("batch")}) == 3
+    names = {found.get_text(): found.get_color() for found in ax.texts if found.get_text() != "diverged"}
+    assert set(names) == {"batch size 1", "batch size 32", "batch size 10,000"}
+    assert len(set(names.values())) == 3
     draw(ax)
 
 
@@ -411,18 +417,39 @@ def test_figures_of_nothing_are_empty(ax: Axes, study: Any, name: str) -> None:
     draw(ax)
 
 
-def test_an_adaptive_figure_turns_dark_and_keeps_its_heat_map(ax: Axes, study: Any) -> None:
-    analysis.heat_map(analysis.grid(study[1], "optimizer", "batch_size", maximize=False), ax, "optimizer", "batch size")
-    ax.plot([0, 1], [0, 1], color="#0072B2")
-    file = io.BytesIO()
-    ax.figure.savefig(file, format="svg")
-    text = adaptive(file.getvalue()).decode()
-    sheet = text[text.index("<style>@media (prefers-color-scheme: dark)") :].split("</style>")[0]
+def test_a_dark_page_changes_lines_and_keeps_heat_maps() -> None:
+    sheet = style.dark_rules()
     assert '[style*="stroke: #0072b2"]{stroke:#4aa8e0!important}' in sheet
     assert '[style*="fill: #ffffff"]{fill:#14171b!important}' in sheet
     inside = {mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis_r"](np.linspace(0, 1, 256))}
-    assert not inside & set(re.findall(r"#[0-9a-f]{6}", sheet))
-    ElementTree.fromstring(text)
+    assert not inside & set(re.findall(r"fill: (#[0-9a-f]{6})", sheet))
+
+
+def test_an_inline_figure_keeps_only_ids_that_are_used(ax: Axes) -> None:
+    ax.plot([0, 1], [0, 1], "o")
+    file = io.BytesIO()
+    ax.figure.savefig(file, format="svg")
+    text = style.inline(file.getvalue(), "mine", 'a "line" & <b>', 400)
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert all(each.startswith("mine-") for each in ids)
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) == set(ids) != set()
+    assert ElementTree.fromstring(text).get("aria-label") == 'a "line" & <b>'
+
+
+def test_points_of_a_series_have_their_values_and_limits(ax: Axes) -> None:
+    for name in style.series(ax, ["adam", "sgd"]):
+        ax.vlines([1.0, 2.0], 0.5, 3.0)
+        ax.plot([1.0, 2.0], [1.0, 2.0], label=name)
+        ax.plot([1.0, 2.0], [1.0, 2.0], "--")  # training is dashed
+    ax.plot([1.0, 2.0], [1.0, 2.0])
+    ax.set(xlabel="epochs", xlim=(0, 1.5), ylim=(0, 4))
+    draw(ax)
+    found = exhibit.points(ax.figure)
+    assert [(name, text) for name, _, _, text in found] == [(name, "epochs 1: 1 [0.5, 3]") for name in ("adam", "sgd")]
+    (_, x, y, _), _ = found
+    box = ax.get_position()
+    expected = 72 * ax.figure.get_size_inches() * (box.x0 + box.width / 1.5, 1 - box.y0 - box.height / 4)
+    assert (x, y) == pytest.approx(tuple(expected), abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -578,7 +578,7 @@ def outlined(page: Path) -> str:
     text = page.read_text(encoding="utf-8")
     html5lib.HTMLParser(strict=True).parse(text)
     assert not re.search(r'(src|href)="(https?:)?//', text)
-    assert all(re.search(r'alt="[^"]{20,}"', image) for image in re.findall(r"<img [^>]*>", text))
+    assert all(re.search(r'aria-label="[^"]{20,}"', image) for image in re.findall(r"<svg [^>]*>", text))
     return text
 
 

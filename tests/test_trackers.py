@@ -17,7 +17,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -28,7 +30,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from analysis.schema import ResultsError
 from study.errors import StorageError, UsageError
-from study.progress.trackers import MLflow, TensorBoard
+from study.progress.trackers import MLflow, TensorBoard, WeightsAndBiases
 from study.results.writer import Listener
 from study.tuning import dashboard
 from tests.conftest import trial_row
@@ -174,6 +176,48 @@ def test_tensorboard_shows_each_trial(tmp_path: Path, loader: str) -> None:
             "trial-00003": "STATUS_SUCCESS",
             "trial-00004": "STATUS_UNKNOWN",
         }
+
+
+class Wandb(ModuleType):
+    """In place of the package: each run keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
+        self.runs: list[Any] = []
+        self.Settings = dict
+
+    def init(self, **options: Any) -> Any:
+        run = SimpleNamespace(options=options, points=[], summary={}, ended=[])
+        run.log = lambda values, step: run.points.append((step, values))
+        run.finish = lambda exit_code: run.ended.append(exit_code)
+        self.runs.append(run)
+        return run
+
+
+def test_weights_and_biases_gets_a_run_for_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", Wandb())
+    runs = sys.modules["wandb"].runs
+    tell(lambda: WeightsAndBiases(tmp_path, "a/b", "loss"))
+    found = {run.options["name"]: run for run in runs[:-1]}
+    assert sorted(found) == [f"trial-{trial:05d}" for trial in range(5)]
+    first, again = found["trial-00000"], runs[-1]  # after the interruption it has the same identity
+    assert first.options["id"] == again.options["id"] != found["trial-00001"].options["id"]
+    assert all(run.options["mode"] == "offline" and run.options["project"] == "a-b" for run in runs)
+    assert first.options["config"]["beta1"] == 0.9
+    assert first.points == [(10, {"loss": 0.5, "learning_rate": 0.01}), (20, {"loss": 0.4, "learning_rate": 0.01})]
+    assert again.points[-1] == (40, {"loss": 0.2, "learning_rate": 0.02})
+    assert again.summary == {"final_loss": 0.2, "outcome": "completed"}
+    assert found["trial-00001"].points == [(10, {})]
+    assert found["trial-00002"].summary["error"].splitlines()[-1] == "RuntimeError: a bug"
+    assert [run.ended for run in (*found.values(), again)] == [[1], [1], [1], [0], [1], [0]]
+
+
+def test_weights_and_biases_itself_takes_the_runs(tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="needs the extra `wandb`, which the pins of the tests do not include")
+    tell(lambda: WeightsAndBiases(tmp_path, "kept", "loss"))
+    files = [file for file in (tmp_path / "wandb").glob("offline-run-*/*.wandb") if file.stat().st_size]
+    assert len(files) == 6  # five trials, one of them in two sittings
 
 
 @pytest.fixture(scope="module")

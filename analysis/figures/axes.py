@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -123,3 +124,24 @@ def label_above(ax: Axes, text: str, height: float) -> None:
     """A label to the left of the crosses above the plot."""
     ax.annotate(text, (0, height), xycoords="axes fraction", xytext=(-4, 0), textcoords="offset points", ha="right",
                 va="center", fontsize=7, color="#555555")  # fmt: skip
+
+
+def label_ends(ax: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
+    """Names right of the axes, at the heights of the ends of their lines but apart from each other.
+
+    Args:
+        ax: with its limits; about 60 mm high, as the distance between names is a share of that.
+        ends: name, colour, x and y of the last point of each line.
+    """
+    transform = ax.transData + ax.transAxes.inverted()
+    order = sorted(ends, key=lambda end: float(transform.transform(end[2:])[1]))
+    step = min(0.062, 1 / max(1, len(order)))
+    heights = [float(np.clip(transform.transform(end[2:])[1], 0, 1)) for end in order]
+    for place in range(1, len(heights)):
+        heights[place] = max(heights[place], heights[place - 1] + step)
+    for place in reversed(range(len(heights))):  # what was pushed beyond the top moves down
+        heights[place] = min(heights[place], 1 - step * (len(heights) - 1 - place))
+    for (name, colour, x, y), height in zip(order, heights, strict=True):
+        ax.annotate(name, (x, y), (1.04, height), textcoords="axes fraction", va="center", fontsize=7, color=colour,
+                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "alpha": 0.6, "shrinkB": 3},
+                    annotation_clip=False)  # fmt: skip

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import io
+import json
 import math
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-from analysis.figures.style import PAGE_MM, adaptive, figure, narrow, style
+from analysis.figures.style import PAGE_MM, SERIES, figure, inline, narrow, style
 from analysis.results import Results, table_of
+from analysis.text import metric_text, short
 
 SCREEN_DPI = 130  # larger than in print, for which the figures are laid out
 LETTER_INCHES = 0.061  # a letter of an axis label on average
@@ -60,8 +63,8 @@ class Exhibit:
         """Write SVG, CSV and, if asked for, PDF to `out/figures`; those of an earlier report are deleted.
 
         Returns:
-            What the template shows: name, title, caption, alt, files, image (a data URI; None if missing), and size in
-            pixels, or the reason; views: tab, image and size of each drawing.
+            What the template shows: name, title, caption, alt, files, image (an SVG element; None if missing), or the
+            reason; views: tab, image and `points` of each drawing.
         """
         stem = out / "figures" / f"{prefix}{self.name}"
         shown: dict[str, Any] = {"name": stem.name, "title": self.title, "caption": self.caption, "alt": self.alt}
@@ -75,25 +78,65 @@ class Exhibit:
         try:
             with style(width):
                 for tab, drawn in self.drawings():
-                    image, inches = self._written(drawn, files[tab], pdf=pdf)
-                    drawings.append({"tab": tab, "image": image, "size": [round(SCREEN_DPI * each) for each in inches]})
+                    image = self._written(drawn, files[tab], pdf=pdf)
+                    drawings.append({"tab": tab, "image": image, "points": json.dumps(points(drawn))})
         except Exception as error:  # noqa: BLE001 - one figure that fails must not prevent the report
             return shown | {"image": None, "reason": f"drawing it failed ({type(error).__name__}: {error})"}
         write_file(stem.with_name(f"{stem.name}.csv"), self.data.to_csv(index=False).encode())
         kinds = ("svg", "pdf", "csv") if pdf else ("svg", "csv")
         shown["files"] = {kind.upper(): f"figures/{stem.name}.{kind}" for kind in kinds}
-        return shown | {"views": drawings, "image": drawings[0]["image"], "size": drawings[0]["size"]}
+        return shown | {"views": drawings, "image": drawings[0]["image"]}
 
-    def _written(self, drawn: Figure, file: str, *, pdf: bool) -> tuple[str, Sequence[float]]:
-        """Write a drawing; returns it as a data URI, and its size in inches."""
+    def _written(self, drawn: Figure, file: str, *, pdf: bool) -> str:
+        """Write a drawing; returns it as an SVG element."""
         images: dict[str, bytes] = {}
         for kind, date in {"svg": "Date", **({"pdf": "CreationDate"} if pdf else {})}.items():
             drawn.savefig(buffer := io.BytesIO(), format=kind, metadata={date: None, "Title": self.title})
             drawn.set_layout_engine("none")  # keeps the layout, which takes most of the time
-            images[kind] = buffer.getvalue()
+            # Several artists of a series would have the same id, which is not allowed.
+            images[kind] = buffer.getvalue().replace(f' id="{SERIES}'.encode(), b' data-series="')
             write_file(Path(f"{file}.{kind}"), images[kind])
-        image = "data:image/svg+xml;base64," + base64.b64encode(adaptive(images["svg"])).decode()
-        return image, drawn.get_size_inches().tolist()
+        return inline(images["svg"], Path(file).name, self.alt, SCREEN_DPI * drawn.get_figwidth())
+
+
+def points(drawn: Figure) -> list[tuple[str, float, float, str]]:
+    """The points of all series of a figure that has been drawn, for readers who point at them.
+
+    Returns:
+        Name of the series, place in the SVG (points from the left, from the top), and the values in words, with the
+        limits of the bar or band there.
+    """
+    found: list[tuple[str, float, float, str]] = []
+    height, scale = 72 * drawn.get_figheight(), 72 / drawn.dpi
+    for ax in drawn.axes:
+        for line in ax.get_lines():
+            name = str(line.get_gid() or "").removeprefix(SERIES)
+            if not name or line.get_transform() != ax.transData or line.get_linestyle() not in ("-", "None"):
+                continue
+            limits = _limits(ax, str(line.get_gid()))
+            values = np.asarray(line.get_xydata(), dtype=float)
+            for (x, y), (across, up) in zip(values, ax.transData.transform(values), strict=True):
+                if ax.bbox.contains(across, up):
+                    low, high = min(limits.get(x, [y])), max(limits.get(x, [y]))
+                    shown = _value(ax, y) + (f" [{_value(ax, low)}, {_value(ax, high)}]" if low < high else "")
+                    text = f"{ax.get_xlabel()} {short(x)}: {shown}".replace("\n", " ")
+                    found.append((name, round(across * scale, 1), round(height - up * scale, 1), text))
+    return found
+
+
+def _limits(ax: Axes, series: str) -> dict[float, list[float]]:
+    """The heights of the ends of the bars, or of the edges of the band, of a series at each place."""
+    found: dict[float, list[float]] = {}
+    for path in (path for drawn in ax.collections if drawn.get_gid() == series for path in drawn.get_paths()):
+        for x, y in np.asarray(path.vertices, dtype=float):
+            found.setdefault(float(x), []).append(float(y))
+    return found
+
+
+def _value(ax: Axes, value: float) -> str:
+    return (
+        metric_text(value, "accuracy") if isinstance(ax.yaxis.get_major_formatter(), PercentFormatter) else short(value)
+    )
 
 
 def _folded(label: str, letters: float) -> str:
@@ -142,14 +185,19 @@ def legend(drawn: Figure, place: Literal["outside right upper", "outside upper c
         drawn.legend(list(found.values()), list(found), loc=place, ncols=across)
 
 
-def varied(data: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The data, or none of it if no column has more than one value, so that there is nothing to compare."""
-    return data if any(data[column].nunique() > 1 for column in columns) else data.head(0)
+def varied(data: pd.DataFrame, column: str, least: int = 2) -> pd.DataFrame:
+    """The data, or none of it if a column has fewer than `least` values, so that there is nothing to see."""
+    return data if len(data) and data[column].nunique() >= least else data.head(0)
 
 
 def mean_of(results: Results) -> str:
     """The mean over seeds that suits the study's metric, in words."""
     return "geometric mean" if results.metric == "loss" else "mean on the log-odds scale"
+
+
+def best_here(results: Results, names: str) -> str:
+    """Which means are best on the seeds that chose them, in a sentence that is no verdict."""
+    return f"{'Highest' if results.maximize else 'Lowest'} mean on the seeds that chose: {names}."
 
 
 def unit_of(results: Results) -> str:

@@ -5,26 +5,31 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from analysis.cells import fresh_lanes, tuned_lanes
+from analysis.cells import examples_of, floor_of, fresh_lanes, tuned_lanes
 from analysis.comparisons import Comparison, Entry, compare, missing_sizes
 from analysis.figures import axes, exhibit, style
+from analysis.paired import paired_scores
 from analysis.results import Results, records
-from analysis.statistics import Interval
+from analysis.statistics import NOTHING, Interval, metric_interval
 from analysis.text import counted, effect_text, listing, p_text, shortened
+
+INNER = 0.5
+"""Confidence level of the thick bars."""
 
 
 def forest(results: Results, compared: Comparison) -> pd.DataFrame:
     """The entries of a comparison and its baselines with their seeds, one row per entry and seed.
 
     Returns:
-        Columns optimizer (or the name of a baseline), baseline (whether it is one), score, low, high, effect,
-        effect_low, effect_high, p, contender, reason; seed and value: of each of its seeds (NaN for an entry without a
-        score). In the order of the comparison.
+        Columns optimizer (or the name of a baseline), baseline (whether it is one), score, low, high (95%), inner_low,
+        inner_high (50%), effect, effect_low, effect_high, p, contender, reason; seed and value: of each of its seeds
+        (NaN for an entry without a score). In the order of the comparison.
     """
     rows: list[dict[str, Any]] = []
     entries = [(entry, False) for entry in compared.entries] + [(entry, True) for entry in compared.baselines]
@@ -33,21 +38,34 @@ def forest(results: Results, compared: Comparison) -> pd.DataFrame:
         own |= {"low": entry.score.low, "high": entry.score.high}
         own |= {"effect": entry.effect.estimate, "effect_low": entry.effect.low, "effect_high": entry.effect.high}
         own |= {"p": entry.p, "contender": entry.contender, "reason": entry.reason}
-        values = [] if entry.reason else list(_seeds(results, entry, compared).items())
-        rows += [own | {"seed": seed, "value": value} for seed, value in values or [(math.nan, math.nan)]]
+        values, inner = _seeds(results, entry, compared, 1 if baseline else len(compared.contenders))
+        own |= {"inner_low": inner.low, "inner_high": inner.high}
+        rows += [own | {"seed": seed, "value": value} for seed, value in values.items()]
     return pd.DataFrame(rows)
 
 
-def _seeds(results: Results, entry: Entry, compared: Comparison) -> pd.Series[float]:
-    """The metric of each seed of an entry with a score."""
+def _seeds(results: Results, entry: Entry, compared: Comparison, candidates: int) -> tuple[pd.Series[float], Interval]:
+    """The metric of each seed of an entry, NaN without a score, and its 50% interval."""
+    if entry.reason:
+        return pd.Series(math.nan, [math.nan]), NOTHING
     assert entry.cell is not None
     rows = entry.cell.to_frame().T.infer_objects()
-    lanes = fresh_lanes(results, rows) if compared.fresh else tuned_lanes(results, rows)
-    return lanes.set_index("seed")[f"{compared.split}_{results.metric}"].astype(float)
+    lanes = (fresh_lanes if compared.fresh else tuned_lanes)(results, rows).set_index("seed")
+    values = lanes[f"{compared.split}_{results.metric}"].astype(float)
+    if not compared.fresh:
+        examples, floor = examples_of(results, "validation"), floor_of(results)
+        return values, metric_interval(values, results.metric, examples, INNER, floor)
+    each = [np.stack(lanes["test_values"].to_list())] if compared.examples else None
+    clipped = values.clip(lower=floor_of(results)) if results.metric == "loss" else values
+    inner = paired_scores([clipped.to_list()], results.metric, each)
+    return values, inner.interval(0, candidates, INNER)
 
 
 def forest_plot(data: pd.DataFrame, ax: Axes, label: str, metric: str = "loss") -> Axes:
-    """Draw `forest`: a row per optimizer with its seeds as dots, its mean and interval; a text where it has none."""
+    """Draw `forest`: a row per optimizer with its seeds as dots, its mean, its 95% interval thin and its 50% one thick.
+
+    Where there is no score, the row has the reason.
+    """
     rows = data.drop_duplicates("optimizer").reset_index(drop=True)
     known = data["value"].dropna()
     for place, row in enumerate(records(rows)):
@@ -60,8 +78,10 @@ def forest_plot(data: pd.DataFrame, ax: Axes, label: str, metric: str = "loss") 
             continue
         ax.plot(values, [place + 0.24] * len(values), ".", color=colour, markersize=3.5, alpha=0.6)
         if math.isfinite(row["low"]) and math.isfinite(row["high"]):
-            ax.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
-        ax.plot(row["score"], place, marker, color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.5)
+            ax.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.0, solid_capstyle="butt")
+            inner = [row["inner_low"], row["inner_high"]]
+            ax.plot(inner, [place, place], color=colour, linewidth=3.2, solid_capstyle="butt")
+        ax.plot(row["score"], place, marker, color=colour, markersize=4.5, markerfacecolor="white")
     names = [shortened(name) for name in rows["optimizer"]]
     labels = [f"{name}\n(not tuned)" if given else name for name, given in zip(names, rows["baseline"], strict=True)]
     ax.set_yticks(range(len(rows)), labels)
@@ -111,11 +131,11 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         caption = f"Candidates only: the {seeds} (dots) are those that chose each optimizer's cell. Also shown: "
     excluded = (~data["contender"].astype(bool) & data["p"].notna()).any()
     mark = "; excluded: not the best (p < .05)" if compared.fresh and excluded else ""
-    caption += f"{exhibit.mean_of(results)} and 95% interval {noise}{mark}."
+    caption += f"{exhibit.mean_of(results)} and its 50% (thick) and 95% (thin) intervals {noise}{mark}."
     lost = [f"{name} ({reason})" for name, reason in missing_sizes(results, table).items()]
     untuned = [f"{entry.name} (baseline, against the best optimizer)" for entry in compared.baselines]
-    for words, each in (("Not tuned", untuned), ("Without a result", lost)):
-        caption += f" {words}: {listing(each)}." if each else ""
+    rest = [f"{words}: {listing(each)}" for words, each in (("not tuned", untuned), ("without a result", lost)) if each]
+    caption += f" Also in the spec, {'; '.join(rest)}." if rest else ""
     return exhibit.Exhibit(
         "optimizers",
         f"{compared.split.capitalize()} {metric} of every optimizer at its best",

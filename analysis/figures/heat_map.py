@@ -124,11 +124,11 @@ def _write(ax: Axes, x: int, y: int, main: str, below: str, colour: str) -> None
 # Name, title, what the best is taken over, why there is nothing to compare, and whether parameters are shown.
 _WORDS = {
     ("optimizer", "batch_size"): (
-        "optimizer-batch-size", "by optimizer and batch size", "width and depth", "one optimizer at one batch size",
-        False,
+        "optimizer-batch-size", "by optimizer and batch size", "width and depth",
+        "fewer than three cells or two batch sizes", False,
     ),
     ("depth", "width"): (
-        "width-depth", "by width and depth", "optimizer and batch size", "one width and depth only", True,
+        "width-depth", "by width and depth", "optimizer and batch size", "fewer than three widths and depths", True,
     ),
 }  # fmt: skip
 
@@ -139,12 +139,14 @@ def _best(data: pd.DataFrame, results: Results, down: str, across: str) -> str:
     if known.empty:
         return ""
     row = known.iloc[0]
-    return f"Best is {down} {row['row']} with {across} {row['column']}. "
+    return exhibit.best_here(results, f"{down} {row['row']} with {across} {row['column']}") + " "
 
 
 def figure(results: Results, table: pd.DataFrame, rows: str, columns: str) -> exhibit.Exhibit:
     """The best cell of each optimizer and batch size, or of each depth and width with the number of parameters."""
-    data = exhibit.varied(grid(table, rows, columns, results.maximize), "row", "column")
+    data = grid(table, rows, columns, results.maximize)
+    # A single column of optimizers is the first figure again.
+    shows = data["trial"].nunique() >= 3 and (rows != "optimizer" or data["column"].nunique() > 1)
     name, title, others, alone, sizes = _WORDS[rows, columns]
     down, across = rows.replace("_", " "), columns.replace("_", " ")
 
@@ -161,7 +163,7 @@ def figure(results: Results, table: pd.DataFrame, rows: str, columns: str) -> ex
         f"best cell over {others}, at its tuned rate: {exhibit.mean_of(results)} over {seed_counts(table['n'])}, with "
         f"the 95% t interval.",
         f"Heat map of validation {results.metric}: rows are {down}s, columns {across}s.",
-        data,
+        data if shows else data.head(0),
         drawn,
         alone if len(table) else "no trial has ended yet",
     )

@@ -54,7 +54,7 @@ def curves_by_optimizer(
     data: pd.DataFrame, ax: Axes, by: str = "epoch", metric: str = "loss", unit: str = "", seconds: str = SECONDS_ALONE
 ) -> Axes:
     """Draw one panel of `optimizer_curves`: validation solid with its interval as a band, training dashed."""
-    for label, own, colour, _ in style.by_optimizer(data):
+    for label, own, colour, _ in style.by_optimizer(data, ax):
         for split, line in own.groupby("split"):
             if split == "validation":
                 axes.band(ax, line[by], line, colour, 0.12)
@@ -96,9 +96,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "optimizer-curves",
         f"Training and validation {metric} of every optimizer",
-        f"Best at the end on validation: {best}. Every optimizer at its best cell and tuned rate, on the seeds that "
-        f"chose them: {exhibit.mean_of(results)} of the {metric} over {seed_counts(seeds)}, validation solid, training "
-        f"dashed. On validation, {band_note(seeds)}; bands may be clipped.",
+        f"{exhibit.best_here(results, best)} Every optimizer at its best cell and tuned rate: "
+        f"{exhibit.mean_of(results)} of the {metric} over {seed_counts(seeds)}, validation solid, training dashed. "
+        f"On validation, {band_note(seeds)}; bands may be clipped.",
         f"{len(panels)} panels of {metric} along training, one line per optimizer: {listing(panels.index)}.",
         data if panels.max() >= 2 else data.head(0),
         partial(_drawn, data, "epoch", results),

@@ -58,7 +58,7 @@ def profile(results: Sequence[Results]) -> pd.DataFrame:
 
 def performance_profiles(data: pd.DataFrame, ax: Axes) -> Axes:
     """Draw `profile`: one step line per optimizer."""
-    for label, own, colour, marker in style.by_optimizer(data):
+    for label, own, colour, marker in style.by_optimizer(data, ax):
         ax.step(own["ratio"], own["share"], where="post", color=colour, marker=marker, markevery=40, label=label)
     axes.log_axis(ax, "x", data["ratio"], margin=1.0)
     ax.set_ylim(-0.02, 1.02)
@@ -69,13 +69,17 @@ def performance_profiles(data: pd.DataFrame, ax: Axes) -> Axes:
 
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The performance profile of one study."""
-    reason = "the workload names no target" if results.target is None else "no problem was solved that several tried"
+    reason = (
+        "the workload names no target"
+        if results.target is None
+        else "fewer than three problems with several optimizers"
+    )
     return _figure(exhibit.varied(profile([results]), "optimizer"), "", "", seed_counts(table["n"]), reason)
 
 
 def across_studies(studies: Sequence[Results]) -> exhibit.Exhibit:
     """The performance profile over several studies."""
-    reason = "no study names a target that several optimizers reached"
+    reason = "several optimizers reached the target in fewer than three problems"
     return _figure(profile(studies), "across", "study, ", "seeds", reason)
 
 
@@ -87,7 +91,7 @@ def _figure(data: pd.DataFrame, suffix: str, problem: str, seeds: str, reason: s
         f"an optimizer reaches the target within a multiple of the updates of the fastest. Medians over {seeds}, each "
         f"at its best rate; no intervals.",
         "Step lines: share of problems solved against the multiple of the fastest, one per optimizer.",
-        data,
+        data if len(data) and data["problems"].iloc[0] >= 3 else data.head(0),
         lambda: exhibit.with_legend(lambda ax: performance_profiles(data, ax)),
         reason,
     )

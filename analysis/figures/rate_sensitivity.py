@@ -79,7 +79,7 @@ def tolerance(rates: pd.DataFrame, metric: str, factor: float = 1.1) -> float:
 
 
 def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
-    """Draw `rate_sensitivity`: one line per group, its tuned rate ringed.
+    """Draw `rate_sensitivity`: one line per group, its name at its end, its tuned rate ringed.
 
     Rates at which a seed diverged are crosses above the plot, one row per group; a mean over the surviving seeds is
     not drawn there.
@@ -87,15 +87,18 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
     row, by = 0, str(data["by"].iloc[0]) if len(data) else "optimizer"
     spacing = min(0.045, 0.25 / max(1, data.loc[data["diverged"] > 0, "group"].nunique()))
     groups = optimizer_order(data["group"]) if by == "optimizer" else sorted(data["group"].unique())
-    for place, name in enumerate(groups):
+    value = "" if style.narrow() else f"{axes.column_label(by)} "
+    words = (lambda name: shortened(name, 18)) if by == "optimizer" else f"{value}{{:,}}".format
+    ends = []
+    for place, name in enumerate(style.series(ax, groups, words)):
         line = data[data["group"] == name].sort_values("learning_rate")
         colour, marker = style.optimizer_look(name) if by == "optimizer" else style.ordered_look(place, len(groups))
-        label = shortened(name) if by == "optimizer" else f"{axes.column_label(by)} {name:,}"
         # NaN breaks the line at a rate that not every seed survived.
         shown = line.assign(**{column: line[column].where(line["eligible"]) for column in ("estimate", "low", "high")})
         known = shown[(shown["n"] > 1) & shown["estimate"].notna()]
         ax.vlines(known["learning_rate"], known["low"], known["high"], color=colour, alpha=0.5, linewidth=0.8)
-        ax.plot(shown["learning_rate"], shown["estimate"], color=colour, marker=marker, label=label, zorder=3)
+        ax.plot(shown["learning_rate"], shown["estimate"], color=colour, marker=marker, zorder=3)
+        ends += [(words(name), colour, *end) for end in shown[["learning_rate", "estimate"]].dropna().to_numpy()[-1:]]
         tuned = shown[shown["tuned"]]
         ax.plot(tuned["learning_rate"], tuned["estimate"], "o", color=colour, markersize=9, fillstyle="none", zorder=4)
         diverged = line.loc[line["diverged"] > 0, "learning_rate"]
@@ -109,6 +112,7 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
         axes.log_ticks(ax, "x", float(data["learning_rate"].min()), float(data["learning_rate"].max()))
     ax.set_xlabel("learning rate")
     axes.metric_axis(ax, data.loc[data["eligible"], "estimate"], metric, unit)
+    axes.label_ends(ax, ends)
     return ax
 
 
@@ -116,7 +120,7 @@ def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhi
     """Sensitivity of the best cell of each optimizer, or of the best optimizer at each batch size or width."""
     data, metric, unit = rate_sensitivity(results, table, by), results.metric, exhibit.unit_of(results)
     name, title, words = "learning-rate-sensitivity", "Sensitivity to the learning rate", axes.column_label(by)
-    cells, reason = "each optimizer at every learning rate of its grid", "no cell has a tuned learning rate yet"
+    cells, reason = "each optimizer at every learning rate of its grid", "no cell ran at three learning rates"
     if (data["recipe"] != "").any():
         cells += ", with its tuned recipe"
     lines = f"optimizer: {listing(data['optimizer'])}"
@@ -124,6 +128,7 @@ def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhi
         data = exhibit.varied(data, "group")
         name, title, lines = f"rate-by-{words.replace(' ', '-')}", f"{title}, by {words}", words
         cells, reason = f"{listing(data['optimizer'])} at each {words}", f"the best optimizer ran at one {words} only"
+    data = exhibit.varied(data, "learning_rate", 3)
     seeds = data.loc[data["eligible"], "n"]
     return exhibit.Exhibit(
         name,
@@ -147,7 +152,10 @@ def _words(data: pd.DataFrame, metric: str) -> str:
         groups = groups.sort_values("decades").iloc[[0, -1]]
     widths = listing(f"{row['group']}: {row['decades']:.1f}" for row in records(groups))
     measure = "loss" if metric == "loss" else "share of errors"
-    return f"Decades of rates within 1.1 times the best {measure}, by a parabola: {widths}. "
+    return (
+        f"Width of the range of rates within 1.1 times the best {measure}, by a parabola, in decades and without "
+        f"intervals: {widths}. "
+    )
 
 
 def _failures(data: pd.DataFrame) -> str:

@@ -6,14 +6,18 @@ takes the width of a column or slide, to which they then fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from html import escape
+from typing import TypeVar
 from zlib import crc32
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.cells import optimizer_order
@@ -28,6 +32,8 @@ WIDTHS = {"icml": 82.55, "ieee": 88.9, "neurips": 139.7, "beamer": 108.0}
 _UNITS = {"mm": 1.0, "cm": 10.0, "in": 25.4, "pt": 25.4 / 72.27}
 _WIDTH: ContextVar[float] = ContextVar("width", default=PAGE_MM)
 
+SERIES = "series:"
+"""Before the name of a series in the ids of what is drawn for it."""
 DARK, GREY, LIGHT_GREY = "#333333", "#777777", "#d9d9d9"
 BLUE, ORANGE = "#0072B2", "#D55E00"
 
@@ -64,6 +70,7 @@ _LOOKS = {
 # Regimes and batch sizes have an ordered scale of their own, so that a colour never means an optimizer there.
 REGIME_COLOURS: dict[str, str] = {Regime.STOCHASTIC: "#4a1468", Regime.MINI_BATCH: "#1f8f86", Regime.BATCH: "#5fbf55"}
 
+T = TypeVar("T")
 _DARK_PAPER = "#14171b"
 # The colour that replaces each colour of the figures on dark paper: the same hue, with enough contrast.
 _ON_DARK = {
@@ -79,19 +86,29 @@ _LINES_ON_DARK = {
 }
 
 
-def adaptive(svg: bytes) -> bytes:
-    """The SVG figure with a style sheet for dark pages; the cells of heat maps keep their colours."""
-    text = svg.decode()
+def inline(svg: bytes, name: str, alt: str, width: float) -> str:
+    """An SVG figure as an element of a page, `width` pixels wide: no references outside, and `name` before its ids."""
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg.decode(), flags=re.DOTALL)
+    start = text.index("<svg")
+    head, body = text[start : text.index(">", start)], text[text.index(">", start) :]
+    box = re.search(r'viewBox="[^"]*"', head)
+    assert box
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
+    body = re.sub(r'(?:xlink:)?(href="|url\()#', rf"\1#{name}-", body).replace("xlink:href", "href").strip()
+    return f'<svg role="img" aria-label="{escape(alt)}" width="{width:.0f}" {box[0]}{body}'
+
+
+def dark_rules() -> str:
+    """The style sheet that gives inline figures their colours on dark paper; the cells of heat maps keep theirs.
+
+    Its selectors name no ancestor, as markers lie in a tree of their own.
+    """
     pairs = [(kind, *pair) for pair in _ON_DARK.items() for kind in ("fill", "stroke")]
     pairs += [("stroke", *pair) for pair in _LINES_ON_DARK.items()]
-    rules = [
-        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
-        for kind, light, dark in pairs
-        if f"{kind}: {light}" in text
-    ]
-    sheet = "<style>@media (prefers-color-scheme: dark){svg{fill:#e6e9ee}" + "".join(rules) + "}</style>"
-    end = text.index("</defs>") + len("</defs>")  # the first one, which holds matplotlib's own style
-    return (text[:end] + sheet + text[end:]).encode()
+    return "svg{fill:#e6e9ee}" + "".join(
+        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}' for kind, light, dark in pairs
+    )
 
 
 def millimetres(width: str | float) -> float:
@@ -189,7 +206,16 @@ def ordered_look(place: int, count: int) -> tuple[str, str]:
     return colour, ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")[place % 10]
 
 
-def by_optimizer(data: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, str, str]]:
-    """The rows of each optimizer in display order: (label, rows, colour, marker)."""
-    for name in optimizer_order(data["optimizer"]):
+def series(ax: Axes, names: Iterable[T], label: Callable[[T], str] = str) -> Iterator[T]:
+    """The names; all that is drawn on the axes for one of them is a series, which readers of a page can switch off."""
+    for name in names:
+        before = set(ax.get_children())
+        yield name
+        for artist in set(ax.get_children()) - before:
+            artist.set_gid(SERIES + label(name))
+
+
+def by_optimizer(data: pd.DataFrame, ax: Axes) -> Iterator[tuple[str, pd.DataFrame, str, str]]:
+    """The rows of each optimizer in display order: (label, rows, colour, marker); each is a `series` of the axes."""
+    for name in series(ax, optimizer_order(data["optimizer"]), shortened):
         yield shortened(name), data[data["optimizer"] == name], *optimizer_look(name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from analysis.cells import cells, rank
 from analysis.comparisons import winners_curse
@@ -18,6 +19,7 @@ from analysis.figures.performance_profile import across_studies
 from analysis.figures.regimes.gradient_noise import gradient_noise
 from analysis.figures.registry import FIGURES
 from analysis.figures.search.timeline import covered, timeline
+from analysis.figures.style import dark_rules
 from analysis.report import tables
 from analysis.report.across import across, repetitions, verdict_across
 from analysis.report.paper import saved, tables_of
@@ -80,7 +82,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(dark_rules=Markup(dark_rules()), **values)
 
 
 def _across(studies: Sequence[Results], out: Path, pdf: bool) -> dict[str, Any]:

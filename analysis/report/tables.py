@@ -93,7 +93,9 @@ def _score(row: Any, name: str, metric: str) -> Cell:
 def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Table | None:
     """The confirmed cells, from `winners_curse`."""
     metric, lost = results.metric, (curse["outcome"] != Outcome.COMPLETED).any()
-    curse, unit = _in_powers(curse, ("search", "confirmed", "test"), metric)
+    curse, unit = _in_powers(
+        curse.sort_values("rank_confirmed", kind="stable"), ("search", "confirmed", "test"), metric
+    )
     rows = []
     for row in records(curse):
         place, (worse, limits) = row["rank_confirmed"], curse_text(row, metric)

@@ -164,7 +164,7 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
     names = " and ".join(each.name for each in compared.scored[:2])
     gap, parts = float(scores.means @ direction), scores.parts(direction)
     if abs(gap) < EQUAL:
-        yield f"{names} are equal to rounding."
+        yield f"{_first_upper(names)} are equal to rounding."
         return
     total = sum(parts.values())
     allowed = (gap / 2.5) ** 2  # the critical value of a few comparisons at many degrees of freedom
@@ -182,7 +182,7 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
         needed = math.ceil(scores.examples * parts["test examples"] / rest)
         yield f"To tell {names} apart would take about {needed:,} test examples, not more seeds: {causes}."
     else:
-        yield f"{names} cannot be told apart with fewer than {MORE:,} fresh seeds: {causes}."
+        yield f"{_first_upper(names)} cannot be told apart with fewer than {MORE:,} fresh seeds: {causes}."
 
 
 def confirmation(results: Results, curse: pd.DataFrame) -> list[str]:

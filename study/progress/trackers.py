@@ -1,15 +1,17 @@
-"""Sends what trials report to TensorBoard and to MLflow.
+"""Sends what trials report to TensorBoard, Weights & Biases and MLflow.
 
-Both packages are optional and imported only when used. Values that are not finite are left out; how a trial ended is
+The packages are optional and imported only when used. Values that are not finite are left out; how a trial ended is
 recorded as text.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -135,6 +137,47 @@ def _session_end(*, success: bool) -> Any:
     summary = Summary()
     summary.value.add(tag=metadata.SESSION_END_INFO_TAG, metadata=content, tensor=metadata.NULL_TENSOR)
     return summary
+
+
+class WeightsAndBiases:
+    """Writes runs of Weights & Biases, one per trial, into `wandb/` of the results folder.
+
+    They are written offline, so that no trial waits for a server and none is lost; `wandb sync` sends them. The results
+    folder and the trial's number identify a run after a resume.
+    """
+
+    def __init__(self, folder: Path, study: str, metric: str) -> None:
+        require("wandb", "wandb")
+        self._folder, self._project, self._metric = folder, re.sub(r"[/\\#?%:]", "-", study), metric
+        self._runs: dict[int, Any] = {}
+
+    def began(self, trial: int, config: dict[str, Any]) -> None:
+        """Open a run, unless it is open: then its worker died, and the run continues."""
+        import wandb
+
+        if trial not in self._runs:
+            identity = hashlib.sha256(f"{self._folder.absolute()}/{trial}".encode()).hexdigest()[:16]
+            self._runs[trial] = wandb.init(
+                project=self._project, name=f"trial-{trial:05d}", id=identity, config=_parameters(config),
+                dir=str(self._folder), mode="offline", reinit="create_new",
+                settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+            )  # fmt: skip
+
+    def reported(self, trial: int, result: dict[str, Any]) -> None:
+        """Add a point to each curve."""
+        self._runs[trial].log(_reported(self._metric, result), step=result["update"])
+
+    def ended(self, row: dict[str, Any]) -> None:
+        """Write the final value, if there is one, and how the trial ended."""
+        self.began(row["trial"], row)
+        run = self._runs.pop(row["trial"])
+        run.summary.update({**_final(self._metric, row), **_words(row)})
+        run.finish(exit_code=int(row["outcome"] not in FINAL))
+
+    def close(self) -> None:
+        """End the runs of trials that have not ended."""
+        while self._runs:
+            self._runs.popitem()[1].finish(exit_code=1)
 
 
 # Defaults for mlflow's client, read at each request: notice quickly that a server is down, and send no telemetry.

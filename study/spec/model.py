@@ -332,6 +332,9 @@ class Recording(Section, config.Recording):
 
     tensorboard: bool = False
     """Whether TensorBoard's event files are written, into `tensorboard/` of the results folder."""
+    wandb: bool = False
+    """Whether runs of Weights & Biases are written offline, into `wandb/` of the results folder; `wandb sync` sends
+    them."""
     mlflow: str | None = None
     """Address of an MLflow tracking server."""
 

@@ -79,7 +79,7 @@ def steps_against_batch_size(data: pd.DataFrame, fits: pd.DataFrame, ax: Axes) -
         fits: from `batch_scaling`; each is a curve with a tick at its critical batch size.
         ax: where to draw.
     """
-    for label, rows, colour, marker in style.by_optimizer(data):
+    for label, rows, colour, marker in style.by_optimizer(data, ax):
         own = rows.groupby("batch_size")["updates"].agg(["median", "min", "max"])
         fit = fits[(fits["optimizer"] == rows["optimizer"].iloc[0]) & fits["critical"].notna()]
         ax.vlines(own.index, own["min"], own["max"], color=colour, alpha=0.35, linewidth=2)
@@ -105,13 +105,13 @@ def steps_against_batch_size(data: pd.DataFrame, fits: pd.DataFrame, ax: Axes) -
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """Updates to the target at each batch size."""
     every = steps_to_target(results)
-    data = exhibit.varied(every, "batch_size")
+    data = exhibit.varied(every, "batch_size", 3)
     fits = batch_scaling(data)
     reason, target = "the workload names no target", ""
     if results.target is not None:
         target = short(results.target)
-        once = "the target was reached at one batch size only"
-        reason = "no cell reached the target on every seed" if every.empty else once
+        few = "the target was reached at fewer than three batch sizes"
+        reason = "no cell reached the target on every seed" if every.empty else few
     seeds = seed_counts(data.groupby(["optimizer", "batch_size"])["seed"].nunique())
     return exhibit.Exhibit(
         "steps-to-target",

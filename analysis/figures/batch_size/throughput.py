@@ -28,7 +28,8 @@ def throughput(results: Results) -> pd.DataFrame:
 def throughput_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:
     """Draw `throughput`: a point per trial and a line through the medians of each engine."""
     data = data.fillna({"engine": "not recorded"})
-    for place, (engine, own) in enumerate(data.groupby("engine")):
+    for place, engine in enumerate(style.series(ax, sorted(data["engine"].unique()))):
+        own = data[data["engine"] == engine]
         colour = (style.BLUE, style.ORANGE, "#009E73", "#CC79A7", style.GREY)[place % 5]
         ax.plot(own["batch_size"], own["examples_per_second"], ".", color=colour, alpha=0.4, markersize=4)
         medians = own.groupby("batch_size")["examples_per_second"].median()
@@ -48,7 +49,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         "Training examples per second of a trial's whole stack of lanes, without evaluation. Points: trials of every "
         "width and depth; line: median by engine; no intervals.",
         "Examples per second against batch size, one line per engine.",
-        data,
+        exhibit.varied(data, "batch_size", 3),
         lambda: exhibit.with_legend(lambda ax: throughput_against_batch_size(data, ax)),
-        "no trial ran with all its lanes to the end",
+        "trials at fewer than three batch sizes ran with all their lanes to the end",
     )

@@ -37,7 +37,8 @@ def gradient_noise(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
 def noise_scale(data: pd.DataFrame, ax: Axes) -> Axes:
     """Draw `gradient_noise`: one line per regime, broken where it is infinite, and a dotted line at its batch size."""
-    for regime, line in data.groupby("regime", sort=False):
+    for regime in style.series(ax, data["regime"].unique()):
+        line = data[data["regime"] == regime]
         colour, finite = style.REGIME_COLOURS[str(regime)], line.replace(math.inf, math.nan)
         axes.band(ax, line["examples"], line.assign(high=line["high"].replace(math.inf, 1e12)), colour)
         ax.plot(finite["examples"], finite["estimate"], color=colour, marker=".", label=str(regime), zorder=3)

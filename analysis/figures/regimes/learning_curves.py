@@ -95,7 +95,8 @@ def loss_by_regime(
         raw: whether to add the batch loss of one seed (faint) and its smoothed version (dotted).
         seconds: what train_seconds are, `Results.seconds_label`.
     """
-    for regime, line in data.groupby("regime", sort=False):
+    for regime in style.series(ax, data["regime"].unique()):
+        line = data[data["regime"] == regime]
         colour, first = style.REGIME_COLOURS[str(regime)], line.iloc[0]
         size = f"batch size {first['batch_size']:,}" + (" (full)" if regime == Regime.BATCH else "")
         optimizer = optimizer_text(shortened(first["optimizer"]), first["settings"])
@@ -126,7 +127,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         "its best cell" if ends["optimizer"].nunique() > 1 else f"the best cell of {listing(ends['optimizer'])} there"
     )
     caption = (
-        f"Best at the end first: {listing(ends['regime'])}, each at {whose}. Line: "
+        f"{exhibit.best_here(results, listing(ends['regime'].head(1)))} Each at {whose}; line: "
         f"{exhibit.mean_of(results)} over {seed_counts(data['n'])}; {band_note(data['n'])}, which may be clipped; "
         f"{results.seconds_label} leave out evaluation."
     )

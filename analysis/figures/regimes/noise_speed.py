@@ -73,7 +73,7 @@ def noise_against_speed(data: pd.DataFrame, ax: Axes) -> Axes:
     present = [name for name in Regime if name in set(data["regime"])]
     for regime in present:
         colour = style.REGIME_COLOURS[regime]
-        for _, own, _, marker in style.by_optimizer(data[data["regime"] == regime]):
+        for _, own, _, marker in style.by_optimizer(data[data["regime"] == regime], ax):
             reached, late = own[np.isfinite(own["examples"])], own[~np.isfinite(own["examples"])]
             bars: dict[str, Any] = {"color": colour, "alpha": 0.35, "linewidth": 0.8}
             across = reached[np.isfinite(reached["examples_high"])]
@@ -111,7 +111,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         f"of each optimizer and batch size at its tuned rate: geometric means over {seed_counts(table['n'])}, 95% t "
         f"intervals. Hollow, on the right: a seed never reached the level.",
         "Scatter plot of noise vs. speed, one point per optimizer and batch size, coloured by regime.",
-        data,
+        exhibit.varied(data, "trial", 3),
         lambda: exhibit.with_legend(lambda ax: noise_against_speed(data, ax)),
-        "no cell has a tuned learning rate yet",
+        "fewer than three cells have a tuned rate",
     )

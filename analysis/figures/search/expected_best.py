@@ -44,7 +44,7 @@ def expected_search(results: Results) -> pd.DataFrame:
 
 def expected_best_of(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
     """Draw `expected_search`: one line per optimizer."""
-    for label, own, colour, marker in style.by_optimizer(data):
+    for label, own, colour, marker in style.by_optimizer(data, ax):
         few = own[own["trials"] <= 12]
         ax.plot(own["trials"], own["expected"], color=colour, label=label, zorder=3)
         ax.plot(few["trials"], few["expected"], linestyle="", color=colour, marker=marker, markersize=3)
@@ -59,7 +59,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The expected best value of each optimizer against its number of trials."""
     metric, unit = results.metric, exhibit.unit_of(results)
     try:
-        data, reason = expected_search(results), "no trial has a value yet"
+        data, reason = exhibit.varied(expected_search(results), "trials", 3), "no optimizer had three trials"
     except ValueError as error:
         data, reason = pd.DataFrame(), str(error)
     return exhibit.Exhibit(

@@ -54,7 +54,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         f"How much each hyperparameter affects whether a trial is among the best, as shares (PED-ANOVA, Watanabe et "
         f"al. 2023). Bars: all trials; lines: 2.5 to 97.5 percentiles over {repeats}.",
         "Bar chart of hyperparameter importances.",
-        data,
+        exhibit.varied(data, "parameter"),
         lambda: exhibit.with_legend(lambda ax: importance_bars(data, ax), 110, 15 + 9 * max(2, len(data))),
-        "not recorded; it needs at least 8 completed trials",
+        "not recorded; it needs at least 8 completed trials and two hyperparameters",
     )

@@ -42,13 +42,13 @@ def isolation(data: pd.DataFrame, ax: Axes, by: str, metric: str = "loss", unit:
         ax.set_xticks(range(len(order)), [shortened(name, 18) for name in order], rotation=40, ha="right")
     else:
         ax.plot(data[by], data["validation"], ".", color=style.DARK, alpha=0.4, markersize=4)
-        ax.plot(best.index, best, color=style.DARK, marker="_", markersize=8, zorder=3)
+        ax.plot(best.index, best, "_", color=style.DARK, markersize=8, zorder=3)
         low, high = float(data[by].min()), float(data[by].max())
         if by == "depth" or high < 4 * low:
             ax.xaxis.set_major_locator(MaxNLocator(integer=by != "learning_rate", nbins=6))
         elif low > 0:
             axes.log_axis(ax, "x", data[by])
-    if by == "batch_size":
+    if by in ("batch_size", "width"):
         axes.size_axis(ax, data[by])
     ax.set_xlabel(axes.column_label(by, metric))
     axes.metric_axis(ax, data["validation"], metric, unit)
@@ -58,15 +58,16 @@ def isolation(data: pd.DataFrame, ax: Axes, by: str, metric: str = "loss", unit:
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """One panel for each hyperparameter that varied."""
     data, metric, unit = searched(table, results.maximize), results.metric, exhibit.unit_of(results)
-    columns, label = [name for name in SEARCHED if name in data], exhibit.metric_label(results)
+    label = exhibit.metric_label(results)
+    columns = [name for name in SEARCHED if name in data and (data[name].value_counts() > 1).sum() >= 3]
     return exhibit.Exhibit(
         "isolation",
         "Each hyperparameter alone",
-        f"Validation {metric} of every cell at its tuned rate against each hyperparameter that varied, at any value of "
-        f"the others; dark: the best of each value. Each point is a {exhibit.mean_of(results)} over "
-        f"{seed_counts(table['n'])}; no intervals.",
+        f"Validation {metric} of every cell at its tuned rate against each hyperparameter that has three values with "
+        f"two cells each, at any value of the others; dark: the best of each value. Each point is a "
+        f"{exhibit.mean_of(results)} over {seed_counts(table['n'])}; no intervals.",
         f"Panels of validation {metric} against {', '.join(columns)}.",
         data if columns else data.head(0),
         lambda: exhibit.panels(lambda ax, by: isolation(data, ax, by, metric, unit), columns, 3, 58, label),
-        "no cell has a tuned learning rate yet" if data.empty else "no hyperparameter varied",
+        "no hyperparameter has three values with two cells each",
     )

@@ -28,7 +28,7 @@ def loss_against_time(
     data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "", seconds: str = SECONDS_ALONE
 ) -> Axes:
     """Draw `loss_and_time`: a point per cell and a line through the Pareto front; `seconds` labels the axis."""
-    for label, own, colour, marker in style.by_optimizer(data):
+    for label, own, colour, marker in style.by_optimizer(data, ax):
         ax.plot(own["train_seconds"], own["validation"], linestyle="", color=colour, marker=marker, alpha=0.75,
                 label=label, zorder=3)  # fmt: skip
     front = data[data["front"].astype(bool)].sort_values("train_seconds")
@@ -49,7 +49,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         f"Every completed cell at its tuned rate ({exhibit.mean_of(results)} over {seed_counts(table['n'])}) against "
         f"its training time, {results.seconds_label}. Line: Pareto front; no intervals.",
         f"Scatter plot of validation {metric} against training time with its Pareto front.",
-        data,
+        exhibit.varied(data, "trial", 3),
         lambda: exhibit.with_legend(lambda ax: loss_against_time(data, ax, metric, unit, results.seconds_label)),
-        "no cell has completed with a tuned rate",
+        "fewer than three cells have completed with a tuned rate",
     )

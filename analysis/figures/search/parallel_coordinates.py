@@ -88,7 +88,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         f"{lines} at its tuned rate. Black: the best tenth by validation {metric} ({exhibit.mean_of(results)} over "
         f"{seed_counts(table['n'])}); the others from better (light) to worse (dark); no intervals.",
         f"Parallel coordinates of {', '.join(columns)} and validation {metric}.",
-        data if len(columns) > 1 else data.head(0),
+        exhibit.varied(data, "trial", 3) if len(columns) > 1 else data.head(0),
         lambda: exhibit.with_legend(lambda ax: parallel_coordinates(data, ax, metric), style.PAGE_MM),
-        "no cell has a tuned learning rate yet" if data.empty else "fewer than two hyperparameters varied",
+        "fewer than three cells have a tuned rate" if len(columns) > 1 else "fewer than two hyperparameters varied",
     )

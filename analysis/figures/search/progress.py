@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -31,17 +33,21 @@ def progress(results: Results) -> pd.DataFrame:
 
 
 def search_progress(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
-    """Draw `progress`: every trial and the best so far; trials without a value are crosses above the plot."""
-    for label, own, colour, marker in style.by_optimizer(data):
-        ax.plot(own["trial"], own["value"], linestyle="", color=colour, marker=marker, label=label, zorder=3)
+    """Draw `progress`: every trial, hollow if it did not complete, and the best so far.
+
+    Trials without a value are crosses above the plot.
+    """
+    for label, own, colour, marker in style.by_optimizer(data, ax):
+        whole = own["outcome"] == Outcome.COMPLETED
+        looks: dict[str, Any] = {"linestyle": "", "color": colour, "marker": marker, "zorder": 3}
+        ax.plot(own["trial"], own["value"].where(whole), label=label, **looks)
+        ax.plot(own["trial"], own["value"].where(~whole), fillstyle="none", **looks)
         axes.crosses_above(ax, own.loc[own["value"].isna(), "trial"], 1.03, colour)
     if data["value"].isna().any():
         axes.label_above(ax, "no value", 1.03)
     ax.step(data["trial"], data["best"], where="post", color=style.DARK, label="best so far", zorder=2)
     ax.set_xlabel("trial, in the order of the search")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(data) == 1:
-        ax.set_xlim(data["trial"].iloc[0] - 1, data["trial"].iloc[0] + 1)
     axes.metric_axis(ax, data["value"], metric, unit)
     return ax
 
@@ -53,9 +59,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         "search-progress",
         "The search, trial by trial",
         f"Validation {metric} of each trial at its tuned rate ({exhibit.mean_of(results)} over its seeds) and the best "
-        f"so far; no intervals. Cross: a trial without a value.",
+        f"so far; no intervals. Hollow: a trial that was stopped or ended early; cross: one without a value.",
         f"Validation {metric} of every trial in order, and the best so far.",
-        data,
+        exhibit.varied(data, "trial", 3),
         lambda: exhibit.with_legend(lambda ax: search_progress(data, ax, metric, unit), height=75),
-        "no trial has ended yet",
+        "fewer than three trials have ended",
     )

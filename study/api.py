@@ -123,6 +123,7 @@ def resume(
         local = local.absolute()
         with own_folder(local, command):
             repair_records(local, _tell)
+            _tell_code(local)
             if like:
                 require_same(like, local)
                 _tell_ignored_changes(like, local)
@@ -133,7 +134,6 @@ def resume(
                 spec = _with_timeout(spec, like.tuning.timeout if like else timeout)
             if more:
                 spec = with_trials(spec, spec.budget.trials + more)
-            _tell_edited_code(local)
             return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))
 
 
@@ -275,15 +275,17 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _tell_edited_code(folder: Path) -> None:
-    """Tell which user code was edited since the study began."""
+def _tell_code(folder: Path) -> None:
+    """Tell which user code a study runs, and what of it was edited since the study began."""
+    copy = storage.join(mirror.home(folder), CODE)
+    if sources := bundle.sources(folder):
+        _tell(f"note: runs the code in {copy}, which was copied from {', '.join(sources)}")
     for file in bundle.edited_elsewhere(folder):
         _tell(f"note: {file} is no part of the copy and has been edited since; trials run it as it is now")
     for file in bundle.altered(folder):
         _tell(f"note: {file} is not what the study began with; unless its own code writes it, put it back")
     if edited := bundle.edited(folder):
         which, have = ", ".join(map(str, edited)), "have" if edited[1:] else "has"
-        copy = storage.join(mirror.home(folder), CODE)
         _tell(f"note: {which} {have} been edited since; the study continues with the code it began with, in {copy}")
 
 
@@ -301,17 +303,16 @@ def write_report(folders: Sequence[Path | str], *, out: Path | None = None, pdf:
 
 
 def _with_report(outcome: Outcome) -> Outcome:
-    """Write the report if a trial has begun; raise `Interrupted` if trials are missing."""
+    """Write the report if a trial has begun; raise `Interrupted` if trials are missing, for which nobody waits."""
     assert isinstance(outcome.folder, Path)
+    if outcome.interrupted:
+        raise Interrupted(replace(outcome, folder=mirror.home(outcome.folder)))
     began, page = time.monotonic(), None
     said: tuple[str, ...] = ()
     if not (study := results.load(outcome.folder)).trials.empty:
         page, said = write_report([outcome.folder]), tuple(verdict(study, cells(study)))
         add_phase(outcome.folder, "report", time.monotonic() - began)
-    outcome = replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page), verdict=said)
-    if outcome.interrupted:
-        raise Interrupted(outcome)
-    return outcome
+    return replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page), verdict=said)
 
 
 def _place(place: str | Path) -> Path | str:
@@ -322,7 +323,8 @@ def _place(place: str | Path) -> Path | str:
 
 
 def _tell(text: str) -> None:
-    print(f"study: {text}", file=sys.stderr)
+    with suppress(BrokenPipeError):  # a reader such as `head` that has left
+        print(f"study: {text}", file=sys.stderr)
 
 
 def download(spec: Spec) -> Path:

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,6 +40,8 @@ from trainables import storage
 from trainables.engines.kernel import build
 from trainables.tune import trainable
 
+# Set once this process has been asked to end a study, until it has.
+ASKED = threading.Event()
 # Rounds in a row in which no trial ends, before the session gives up what keeps them from ending.
 ROUNDS = 3
 
@@ -223,6 +225,7 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
         )
 
     def tick() -> None:
+        _announce_interrupt(display.say)
         display.tick()
         stage.cluster.look()
         stage.record.tick()
@@ -306,6 +309,20 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _announce_interrupt(say: Callable[[str], None]) -> None:
+    """Put a handler that says what Ctrl-C waits for before that of Ray Tune, which sets one of its own as it starts."""
+    handler = signal.getsignal(signal.SIGINT)
+    if getattr(handler, "__module__", "") != "ray.tune.tune":
+        return
+
+    def announce(number: int, frame: object) -> None:
+        ASKED.set()
+        say("stopping: running trials save their state, which takes some seconds; Ctrl-C again ends at once without it")
+        handler(number, frame)  # type: ignore[operator,misc,arg-type]
+
+    signal.signal(signal.SIGINT, announce)
 
 
 @contextmanager

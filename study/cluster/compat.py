@@ -21,10 +21,21 @@ def listen_beyond_loopback(*, allowed: bool) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = allowed
 
 
-def forget_token() -> None:
-    """Let this process look again for the token that it shows to a Ray."""
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+def found_address() -> str:
+    """The address, as host:port, of the cluster that Ray finds from this machine; empty if there is none."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
 
+    try:
+        return str(canonicalize_bootstrap_address_or_die("auto"))
+    except (ConnectionError, ValueError):
+        return ""
+
+
+def read_authentication() -> None:
+    """Let this process read again from the environment how it shows itself to a Ray, which is cached."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 

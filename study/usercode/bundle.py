@@ -156,6 +156,11 @@ def needed(tables: Mapping[str, Any]) -> list[str]:
     return sorted({path.partition(":")[0] for path in paths_in(tables)})
 
 
+def sources(folder: Path) -> list[str]:
+    """The files and folders that the `code/` of a results folder was copied from, where the study began."""
+    return sorted(recorded(code).get("sources", {}).values()) if (code := code_of(folder)) else []
+
+
 def edited(folder: Path) -> list[Path]:
     """The user's files that were edited since they were copied into the `code/` of a results folder."""
     kept = recorded(code) if (code := code_of(folder)) else {}

@@ -278,8 +278,8 @@ def _shown(value: Any) -> str:
 def _tell_code(folder: Path) -> None:
     """Tell which user code a study runs, and what of it was edited since the study began."""
     copy = storage.join(mirror.home(folder), CODE)
-    if sources := bundle.sources(folder):
-        _tell(f"note: runs the code in {copy}, which was copied from {', '.join(sources)}")
+    if code := bundle.origin(folder, mirror.home(folder)):
+        _tell(f"note: runs {code}")
     for file in bundle.edited_elsewhere(folder):
         _tell(f"note: {file} is no part of the copy and has been edited since; trials run it as it is now")
     for file in bundle.altered(folder):

@@ -269,7 +269,7 @@ BEFORE = {
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
 def test_the_cluster_of_the_readme_starts_from_any_home(before: str, nodes: Nodes, tmp_path: Path) -> None:
     """Its commands word for word, on two nodes with a home each."""
@@ -446,10 +446,9 @@ def test_fetch_replaces_a_copy_by_a_whole_one_alone(damage: Callable[[str], str]
     for folder, text in ((there, "new " * 5000), (to, "old")):
         folder.mkdir(parents=True)
         (folder / "spec.toml").write_text(text)
-    packed = subprocess.run(
-        [sys.executable, "-c", submit._PACK, str(there)], capture_output=True, text=True, check=True
-    )
-    log = damage(packed.stdout)
+    pack = [sys.executable, "-c", submit._PACK, str(there)]
+    whole = subprocess.run(pack, capture_output=True, text=True, check=True).stdout
+    log = damage(whole)
 
     class Client:
         submit_job = staticmethod(lambda entrypoint: "job")

@@ -163,13 +163,15 @@ running = _with(
 @contextmanager
 def ended_by_second_interrupt() -> Iterator[None]:
     """End this process, and the Ray that it has started, at a second Ctrl-C; the first one raises KeyboardInterrupt."""
+    from study.cluster.compat import kill_descendants
     from study.session import ASKED
 
     def interrupt(number: int, frame: object) -> None:
         if ASKED.is_set():
             show_cursor = b"\x1b[?25h" if os.isatty(2) else b""
             os.write(2, show_cursor + b"study: ended at once; `study resume` continues from what was saved before\n")
-            os._exit(130)  # the processes of Ray die with their parent
+            kill_descendants()
+            os._exit(130)
         ASKED.set()
         raise KeyboardInterrupt
 

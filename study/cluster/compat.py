@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +38,16 @@ def read_authentication() -> None:
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def kill_descendants() -> None:
+    """Kill the processes that this one has started, and theirs: agents of Ray may outlive what started them."""
+    import psutil
+    import ray  # noqa: F401  brings psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def server_version(client: JobSubmissionClient) -> str:

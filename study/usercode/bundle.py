@@ -156,9 +156,11 @@ def needed(tables: Mapping[str, Any]) -> list[str]:
     return sorted({path.partition(":")[0] for path in paths_in(tables)})
 
 
-def sources(folder: Path) -> list[str]:
-    """The files and folders that the `code/` of a results folder was copied from, where the study began."""
-    return sorted(recorded(code).get("sources", {}).values()) if (code := code_of(folder)) else []
+def origin(folder: Path, home: Path | str) -> str:
+    """Whose code a results folder, whose place for everyone is `home`, holds; empty if it holds none."""
+    files = recorded(code).get("sources", {}) if (code := code_of(folder)) else {}
+    copied = ", ".join(sorted(files.values()))
+    return f"the code in {storage.join(home, CODE)}, which was copied from {copied}" if files else ""
 
 
 def edited(folder: Path) -> list[Path]:

@@ -126,7 +126,8 @@ class Nodes:
                 os.kill(int(number), signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        self.running.pop(name).wait()
+        with self.running.pop(name):  # waits, and closes the pipes of a shell
+            pass
 
     def cut_off(self, name: str) -> None:
         """Pull the cable of a node, whose processes live on."""

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from ray.exceptions import RayError
 
 import analysis
 from study.cli import main
@@ -51,6 +52,17 @@ def test_what_a_users_module_does_wrong_later_is_one_line_too(monkeypatch: pytes
     found = CliRunner().invoke(main, ["check", "own.toml"])
     assert found.exit_code == 2
     assert found.output == "study: own:Net: raised KeyError: 'x' [own.py:7]\n"
+
+
+def test_an_error_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise RayError("the head is gone\nand more")
+
+    monkeypatch.setattr("study.api.run", lost)
+    found = CliRunner().invoke(main, ["run", "quick"])
+    assert found.exit_code == 1
+    assert found.output.startswith("study: Ray failed (the head is gone); what has ended is safe")
+    assert isinstance(CliRunner().invoke(main, ["--debug", "run", "quick"]).exception, RayError)
 
 
 def test_list_names_every_shipped_spec_with_a_line(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="optimizer-study")
-def main() -> None:
+@click.option("--debug", is_flag=True, help="Show where an error of Ray happened.")
+def main(debug: bool) -> None:
     """Compare optimizers, each at its own tuned learning rate, with intervals over seeds."""
 
 
@@ -348,7 +349,9 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
 
 @main.command()
 @click.option(
-    "--only", default="", help="figure, study, search, trials, or part of a network's name; everything if not given."
+    "--only",
+    default="",
+    help="figure, study, search, trials, size, or part of a network's name; all but size if not given.",
 )
 @click.option("--device", default="cpu", help="Device that the engines are measured on: cpu or cuda.")
 @click.option("--out", type=FOLDER, help="JSON file for the measurements; none if not given.")

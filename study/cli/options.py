@@ -106,6 +106,11 @@ class Group(click.Group):
             if isinstance(error, DataError | UserCodeError | ResultsError):
                 click.echo(f"study: {error}", err=True)
                 raise SystemExit(2) from error
+            if type(error).__module__.startswith("ray.") and not context.params.get("debug"):
+                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                advice = "what has ended is safe, and `study resume` continues; `study --debug ...` shows more"
+                click.echo(f"study: Ray failed ({why}); {advice}", err=True)
+                raise SystemExit(1) from error
             raise
 
 

@@ -42,8 +42,7 @@ def read_authentication() -> None:
 
 def kill_descendants() -> None:
     """Kill the processes that this one has started, and theirs: agents of Ray may outlive what started them."""
-    import psutil
-    import ray  # noqa: F401  brings psutil
+    import psutil  # Ray brings it
 
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):

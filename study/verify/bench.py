@@ -1,9 +1,9 @@
 """`study bench`: what our trials cost beside what a user would run otherwise, on this machine, in one run.
 
-Five parts: an update of a lane beside the solo loop, and the source report's regime figure (both in
+Six parts: an update of a lane beside the solo loop, and the source report's regime figure (both in
 `trainables.engines.bench`); a shipped study, from the command to its report, beside its runs in plain torch; a whole
-search beside plain Ray Tune and plain Optuna, on the same networks, examples and processors; and what Ray adds to a
-trial that does nothing.
+search beside plain Ray Tune and plain Optuna, on the same networks, examples and processors; what Ray adds to a
+trial that does nothing; and, if asked for, what thousands of such trials leave to read.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from trainables.workloads import data, models
 # Peers run so many (configuration, seed) runs, and are scaled; they would take hours for all.
 RAY_RUNS, OPTUNA_RUNS = 8, 24
 EMPTY_TRIALS, PLAIN_TRIALS = 2000, 40
+SIZES = (100, 1000, 10_000)
 # The updates of a cell by plain torch are timed for so long.
 PLAIN_SECONDS = 0.2
 EPOCHS = 20
@@ -86,8 +88,8 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     """Measure and gather everything.
 
     Args:
-        only: `figure`, `study`, `search`, `trials`, or part of the name of a line of the first table; everything if
-            empty.
+        only: `figure`, `study`, `search`, `trials`, `size`, or part of the name of a line of the first table;
+            everything but `size`, which takes a quarter of an hour, if empty.
         device: for the first table.
     """
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
@@ -98,11 +100,13 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
         found["search"] = [asdict(row) for row in searches(SEARCH)]
     if only in ("", "search", "trials"):
         found["trials"] = empty_trials(EMPTY_TRIALS, PLAIN_TRIALS)
+    if only == "size":
+        found["sizes"] = sizes(SIZES)
     # Last, since JAX's threads do not survive the fork by which Ray starts.
     if only in ("", "figure"):
         found["figure"] = asdict(trainables.engines.bench.figure(device))
         found["epochs"] = [asdict(row) for row in trainables.engines.bench.epochs(device)]
-    if only not in ("figure", "study", "search", "trials"):
+    if only not in ("figure", "study", "search", "trials", "size"):
         found["updates"] = trainables.engines.bench.run(device, only)["rows"]
     return found
 
@@ -239,26 +243,49 @@ def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
         count: of ours.
         plain: of plain Ray Tune's, a function trainable with Ray Tune's own loggers and snapshots.
     """
-    tables = SEARCH.tables()
-    tables["workload"] |= {"data": "linear", "model": "linear"}
-    tables["search"] = {"batch_size": {"low": 1, "high": 100}, "optimizer": ["sgd", "adam"]}
-    tables["lanes"] = {"rates": 1, "seeds": 1, "extensions": 0, "refine": 0}
-    tables["budget"] = {"trials": count, "updates": 1}
-    tables["tuning"] = {"sampler": "random"}
-    spec = check(tables)
+    spec = _empty(count)
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "empty"
-        with Memory() as memory:
-            run_session(spec, folder, data_folder(), here, "", show="quiet")
-        trials = results.load(folder).trials
-        ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
-        ours = _scale("ours", ends, memory, folder)
+        ours = _run_empty(spec, here, Path(scratch) / "empty")
         for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_GLOBAL_CHECKPOINT_S"):
             os.environ.pop(name, None)
         folder = Path(scratch) / "plain"
         with Memory() as memory:
             ends = np.sort(_plain_empty(plain, folder))
         return [ours, _scale("plain Ray Tune", ends, memory, folder)]
+
+
+def sizes(counts: Sequence[int]) -> list[dict[str, Any]]:
+    """What studies of many empty trials cost: a trial, as `empty_trials` says, and then the seconds of commands."""
+    rows = []
+    for count in counts:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "empty"
+            with ray.connected(spec := _empty(count), None) as here:
+                row = _run_empty(spec, here, folder)
+            for command in ("status", "report", "resume"):  # a resume of a finished study writes the report again
+                run = [sys.executable, "-m", "study", command, str(folder)]
+                row[f"{command}_seconds"] = _timed(partial(subprocess.run, run, check=True, capture_output=True))
+            rows.append(row)
+    return rows
+
+
+def _empty(count: int) -> Spec:
+    """A search by trials of one update of one lane."""
+    tables = SEARCH.tables()
+    tables["workload"] |= {"data": "linear", "model": "linear"}
+    tables["search"] = {"batch_size": {"low": 1, "high": 100}, "optimizer": ["sgd", "adam"]}
+    tables["lanes"] = {"rates": 1, "seeds": 1, "extensions": 0, "refine": 0}
+    tables["budget"] = {"trials": count, "updates": 1}
+    tables["tuning"] = {"sampler": "random"}
+    return check(tables)
+
+
+def _run_empty(spec: Spec, here: ray.Cluster, folder: Path) -> dict[str, Any]:
+    with Memory() as memory:
+        run_session(spec, folder, data_folder(), here, "", show="quiet")
+    trials = results.load(folder).trials
+    ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
+    return _scale("ours", ends, memory, folder)
 
 
 class Memory:
@@ -375,6 +402,14 @@ def show(found: dict[str, Any], console: Console) -> None:
             table.add_row(row["name"], str(row["trials"]), *map(_figure, figures))
         console.print(table)
         console.print("each: s from one end to the next; KB of the driver's memory, and on disk")
+    if rows := found.get("sizes"):
+        table = _table("studies of empty trials", "s", "KB", "files", "status", "report", "resume, report")
+        for row in rows:
+            trial = [row["seconds_per_trial"], row["driver_bytes_per_trial"] / 1000, row["files"]]
+            commands = [row[f"{command}_seconds"] for command in ("status", "report", "resume")]
+            table.add_row(f"{row['trials']:,} trials", *map(_figure, trial + commands))
+        console.print(table)
+        console.print("each: s from one end to the next, KB of the driver's memory; of commands: seconds")
 
 
 def _table(what: str, *columns: str) -> Table:

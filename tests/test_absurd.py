@@ -264,7 +264,7 @@ def test_neither_processes_nor_files_of_a_run_show_a_password(tmp_path: Path) ->
         running = started(tmp_path, "run", "spec.toml", TMPDIR=temporary, RAY_TMPDIR=temporary, **planted)
         seen = set[str]()
         while running.poll() is None:
-            listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+            listed = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
             seen.update(listed.splitlines())
             time.sleep(0.2)
         assert running.returncode == 0, said(tmp_path)

@@ -57,8 +57,9 @@ def resolved(spec: Spec) -> Spec:
         return spec  # no URL, or a wrong one, which opening the database reports
     if url.get_backend_name() != "sqlite" or not url.database or "${" in url.database:
         return spec
-    absolute = url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)
-    return _tuned(spec, storage=absolute)
+    # In the text, as rendering a URL would quote the ${VARIABLE} of its query.
+    driver, _, rest = str(spec.tuning.storage).partition("///")
+    return _tuned(spec, storage=f"{driver}///{rest.replace(url.database, str(Path(url.database).absolute()), 1)}")
 
 
 def _tuned(spec: Spec, **changes: Any) -> Spec:

@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from study.cluster import packing
+from study.cluster.compat import forward_no_credentials
 from study.cluster.ray import Cluster
 from study.errors import Halted, InputError
 from study.progress import trackers
@@ -55,7 +56,7 @@ class Outcome:
         ended: trials that ended, in whatever way.
         planned: trials that the spec asks for, or that began before its time-out; the confirmation's included.
         scored: trials with a value.
-        report: the report's page; None if no trial has begun.
+        report: the report's page; None if no trial has begun, or the study was interrupted.
         verdict: its first lines: who wins or that nobody does, the best setting, the cost.
     """
 
@@ -237,6 +238,7 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
     stage.cluster.note = tell
     collector = Collector(spec, folder, search, listeners, tick, display.say, tell, final=final)
     shutil.rmtree(folder / "tune", ignore_errors=True)
+    forward_no_credentials()
     tuner = _tuner(stage, search, collector, remaining)
     try:
         with display, stoppable():  # Ray Tune leaves handlers of its own behind

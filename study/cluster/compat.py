@@ -54,6 +54,14 @@ def server_version(client: JobSubmissionClient) -> str:
     return str(client._server_ray_version)
 
 
+def forward_no_credentials() -> None:
+    """Keep Ray Tune from sending AWS's to workers: on command lines, which `ps` shows. Each node has its own."""
+    from ray.tune.execution import class_cache
+
+    names = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE = names
+
+
 def forgive_failure(trial: Trial) -> None:
     """Do not count a trial's last failure against `FailureConfig.max_failures`."""
     trial.run_metadata.num_failures -= 1

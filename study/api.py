@@ -124,6 +124,7 @@ def resume(
         local = local.absolute()
         with own_folder(local, command):
             repair_records(local, _tell)
+            _tell_code(local)
             if like:
                 require_same(like, local)
                 _tell_ignored_changes(like, local)
@@ -134,8 +135,6 @@ def resume(
                 spec = with_values(spec, "tuning", timeout=like.tuning.timeout if like else _duration(timeout))
             if more:
                 spec = with_values(spec, "budget", trials=spec.budget.trials + more)
-            for file, what in bundle.edits(local, storage.join(mirror.home(local), CODE)):
-                _tell(f"note: {file} {what}")
             return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))
 
 
@@ -279,6 +278,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def _tell_code(folder: Path) -> None:
+    """Tell which user code a study runs, and what of it was edited since the study began."""
+    if code := bundle.origin(folder, mirror.home(folder)):
+        _tell(f"note: runs {code}")
+    for file, what in bundle.edits(folder, storage.join(mirror.home(folder), CODE)):
+        _tell(f"note: {file} {what}")
+
+
 def write_report(folders: Sequence[Path | str], *, out: Path | None = None, pdf: bool = False) -> Path:
     """Write the report of studies into `out`, by default into the only one's folder or the local copy of its URI."""
     places = [str(each if isinstance(each, str) else mirror.home(each)) for each in folders]
@@ -293,17 +300,16 @@ def write_report(folders: Sequence[Path | str], *, out: Path | None = None, pdf:
 
 
 def _with_report(outcome: Outcome) -> Outcome:
-    """Write the report if a trial has begun; raise `Interrupted` if trials are missing."""
+    """Write the report if a trial has begun; raise `Interrupted` if trials are missing, for which nobody waits."""
     assert isinstance(outcome.folder, Path)
+    if outcome.interrupted:
+        raise Interrupted(replace(outcome, folder=mirror.home(outcome.folder)))
     began, page = time.monotonic(), None
     said: tuple[str, ...] = ()
     if not (study := results.load(outcome.folder)).trials.empty:
         page, said = write_report([outcome.folder]), tuple(verdict(study, cells(study)))
         add_phase(outcome.folder, "report", time.monotonic() - began)
-    outcome = replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page), verdict=said)
-    if outcome.interrupted:
-        raise Interrupted(outcome)
-    return outcome
+    return replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page), verdict=said)
 
 
 def _place(place: str | Path) -> Path | str:
@@ -314,7 +320,8 @@ def _place(place: str | Path) -> Path | str:
 
 
 def _tell(text: str) -> None:
-    print(f"study: {text}", file=sys.stderr)
+    with suppress(BrokenPipeError):  # a reader such as `head` that has left
+        print(f"study: {text}", file=sys.stderr)
 
 
 def download(spec: Spec) -> Path:

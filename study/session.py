@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from study.cluster import packing
+from study.cluster.compat import forward_no_credentials
 from study.cluster.ray import Cluster
 from study.errors import Halted, InputError
 from study.progress import trackers
@@ -40,6 +41,8 @@ from trainables import storage
 from trainables.engines.kernel import build
 from trainables.tune import trainable
 
+# Set once this process has been asked to end a study, until it has.
+ASKED = threading.Event()
 # Rounds in a row in which no trial ends, before the session gives up what keeps them from ending.
 ROUNDS = 3
 
@@ -53,7 +56,7 @@ class Outcome:
         ended: trials that ended, in whatever way.
         planned: trials that the spec asks for, or that began before its time-out; the confirmation's included.
         scored: trials with a value.
-        report: the report's page; None if no trial has begun.
+        report: the report's page; None if no trial has begun, or the study was interrupted.
         verdict: its first lines: who wins or that nobody does, the best setting, the cost.
     """
 
@@ -225,6 +228,7 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
         )
 
     def tick() -> None:
+        _announce_interrupt(display.say)
         display.tick()
         stage.cluster.look()
         stage.record.tick()
@@ -236,6 +240,7 @@ def _tune(stage: Stage, display: ProgressDisplay, search: TruthfulSearch, remain
     stage.cluster.note = tell
     collector = Collector(spec, folder, search, listeners, tick, display.say, tell, final=final)
     shutil.rmtree(folder / "tune", ignore_errors=True)
+    forward_no_credentials()
     tuner = _tuner(stage, search, collector, remaining)
     try:
         with display, stoppable():  # Ray Tune leaves handlers of its own behind
@@ -308,6 +313,20 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _announce_interrupt(say: Callable[[str], None]) -> None:
+    """Put a handler that says what Ctrl-C waits for before that of Ray Tune, which sets one of its own as it starts."""
+    handler = signal.getsignal(signal.SIGINT)
+    if getattr(handler, "__module__", "") != "ray.tune.tune":
+        return
+
+    def announce(number: int, frame: object) -> None:
+        ASKED.set()
+        say("stopping: running trials save their state, which takes some seconds; Ctrl-C again ends at once without it")
+        handler(number, frame)  # type: ignore[operator,misc,arg-type]
+
+    signal.signal(signal.SIGINT, announce)
 
 
 @contextmanager

@@ -100,6 +100,24 @@ class Nodes:
         apart = ["nsenter", *target, "--", *command]
         return subprocess.Popen(apart, text=True, start_new_session=True, env=self.environment, **options)
 
+    def shell(self, name: str, home: Path) -> Shell:
+        """A shell on a node without Ray, whose user has a home, and nothing that is Ray's."""
+        home.mkdir(exist_ok=True)
+        own = {key: value for key, value in self.environment.items() if not key.startswith("RAY_AUTH")}
+        script = 'mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && hostname "$1" && exec bash'
+        apart = ["unshare", "--uts", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc"]
+        self.running[name] = subprocess.Popen(
+            ["ip", "netns", "exec", self._add(name), *apart, "--kill-child", "sh", "-c", script, "sh", name],
+            env=own | {"HOME": str(home)},
+            cwd=home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        return Shell(self.running[name])
+
     def kill(self, name: str) -> None:
         """Take the power off a node: all its processes die at once."""
         listed = subprocess.run(["ip", "netns", "pids", self._space(name)], capture_output=True, text=True, check=True)
@@ -108,7 +126,8 @@ class Nodes:
                 os.kill(int(number), signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        self.running.pop(name).wait()
+        with self.running.pop(name):  # waits, and closes the pipes of a shell
+            pass
 
     def cut_off(self, name: str) -> None:
         """Pull the cable of a node, whose processes live on."""
@@ -126,7 +145,26 @@ class Nodes:
         _ip("-n", space, "addr", "add", f"{self.addresses[name]}/24", "dev", "wire")
         _ip("-n", space, "link", "set", "wire", "up")
         _ip("-n", space, "link", "set", "lo", "up")
+        _ip("-n", space, "route", "add", "default", "dev", "wire")  # by which Ray finds the node's own address
         return space
+
+
+class Shell:
+    """A shell into which commands are typed."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def type(self, command: str) -> tuple[int, str]:
+        """Run a command; its exit code, and what it has printed."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f'{command}\necho "THE END $?"\n')
+        self.process.stdin.flush()
+        lines: list[str] = []
+        while (line := self.process.stdout.readline()) and not line.startswith("THE END "):
+            lines.append(line)
+        return int(line.removeprefix("THE END ") or -1), "".join(lines)
 
 
 def _ip(*words: str) -> None:

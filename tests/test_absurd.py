@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import subprocess
+import tempfile
 import time
 import tomllib
 from contextlib import suppress
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +27,7 @@ from study.spec.explain import _fields_at
 from study.spec.model import Spec
 from study.spec.reading import SHIPPED
 from study.usercode import client
+from tests.processes import said, started
 from tests.test_spec import GOOD
 from trainables.usercode.request import Answer
 
@@ -244,3 +248,29 @@ def test_the_files_of_a_run_hold_no_password(
     with pytest.raises(SpecError, match="names the environment variable DATABASE_SECRET, which is not set; set it"):
         storage.open_study(read(world.folder / "spec.toml"), world.folder)
     assert os.environ["MLFLOW_SECRET"]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_worker")
+def test_neither_processes_nor_files_of_a_run_show_a_password(tmp_path: Path) -> None:
+    """By `ps` all the time while it runs, and in all that it leaves, Ray's folder included."""
+    planted = SECRETS | {"DATABASE_SECRET": "271828182"}
+    # Without servers: the seconds that SQLite waits for a lock are secret, and a study continues without its MLflow.
+    storage = {"storage": f"sqlite:///{tmp_path}/studies.db?timeout=${{DATABASE_SECRET}}"}
+    server = "http://me:${MLFLOW_SECRET}@127.0.0.1:9"
+    tables = GOOD | {"budget": {"trials": 1, "updates": 2}, "confirm": False, "recording": {"mlflow": server}}
+    (tmp_path / "spec.toml").write_text(tomlkit.dumps(tables | {"tuning": GOOD.get("tuning", {}) | storage}))
+    with tempfile.TemporaryDirectory(prefix="ps", dir="/tmp") as temporary:  # Ray's sockets need a short path
+        running = started(tmp_path, "run", "spec.toml", TMPDIR=temporary, RAY_TMPDIR=temporary, **planted)
+        seen = set[str]()
+        while running.poll() is None:
+            listed = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+            seen.update(listed.splitlines())
+            time.sleep(0.2)
+        assert running.returncode == 0, said(tmp_path)
+        assert any("raylet" in line and temporary in line for line in seen)
+        assert any(file.stat().st_size for file in Path(temporary).rglob("*") if file.is_file())
+        for word in planted.values():
+            assert not [line for line in seen if word in line]
+            assert not files_with(tmp_path, word)
+            assert not files_with(Path(temporary), word)

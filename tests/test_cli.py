@@ -12,18 +12,20 @@ import time
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import tomlkit
 from click.testing import CliRunner
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from ray.exceptions import RayError
 
 import analysis
 from study.cli import main
 from study.cli.options import SECTIONS
 from study.spec import read
-from tests.processes import invoked, watched
+from tests.processes import held, invoked, said, started, watched
 from tests.test_spec import changed
 from trainables.usercode.importing import UserCodeError
 
@@ -50,6 +52,17 @@ def test_what_a_users_module_does_wrong_later_is_one_line_too(monkeypatch: pytes
     found = CliRunner().invoke(main, ["check", "own.toml"])
     assert found.exit_code == 2
     assert found.output == "study: own:Net: raised KeyError: 'x' [own.py:7]\n"
+
+
+def test_an_error_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise RayError("the head is gone\nand more")
+
+    monkeypatch.setattr("study.api.run", lost)
+    found = CliRunner().invoke(main, ["run", "quick"])
+    assert found.exit_code == 1
+    assert found.output.startswith("study: Ray failed (the head is gone); what has ended is safe")
+    assert isinstance(CliRunner().invoke(main, ["--debug", "run", "quick"]).exception, RayError)
 
 
 def test_list_names_every_shipped_spec_with_a_line(tmp_path: Path) -> None:
@@ -178,11 +191,14 @@ def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(
         assert running.poll() is None
         time.sleep(0.2)
     time.sleep(3)
+    its_own = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(signal.SIGINT)
-    said, told = running.communicate(timeout=120)
+    _, told = running.communicate(timeout=120)
     assert running.returncode == 130, told
-    assert "interrupted: 0 of 4 trials ended" in told
-    assert "report:  results/good/report/index.html" in said
+    assert "stopping: running trials save their state" in told
+    assert "interrupted: 0 of 4 trials ended; `study resume results/good` continues it, `study report" in told
+    assert not (tmp_path / "results/good/report").exists()  # nobody waits for it
+    assert not psutil.wait_procs(its_own, timeout=60)[1]
     trials = analysis.load(tmp_path / "results/good").trials
     assert len(trials) >= 2
     assert set(trials["outcome"]) == {"interrupted"}
@@ -194,6 +210,28 @@ def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(
     shown = CliRunner().invoke(main, ["status", "results/good"]).stdout
     assert "good: interrupted; `study resume results/good` continues it" in shown
     assert f"0 of 4: {len(trials)} interrupted" in shown
+
+
+@pytest.mark.long
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    """Also while trials cannot save their state."""
+    endless = changed(budget={"trials": 4, "epochs": 1_000_000}, tuning={"scheduler": "none"})
+    (tmp_path / "endless.toml").write_text(tomlkit.dumps(endless))
+    running = started(tmp_path, "run", "endless.toml")
+    while "/4 trials" not in said(tmp_path):
+        assert running.poll() is None, said(tmp_path)
+        time.sleep(0.2)
+    its_own = psutil.Process(running.pid).children(recursive=True)
+    with held(running):
+        running.send_signal(signal.SIGINT)
+        while "Ctrl-C again ends at once" not in said(tmp_path):
+            assert running.poll() is None, said(tmp_path)
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 130
+        assert said(tmp_path).rstrip().endswith("`study resume` continues from what was saved before")
+    assert "interrupted: " not in said(tmp_path)
+    assert not psutil.wait_procs(its_own, timeout=60)[1]
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -21,11 +22,13 @@ import pytest
 import ray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from ray.job_submission import JobStatus
 
 import analysis
-from study.cluster import packing
+from study.cluster import packing, submit
 from study.cluster import ray as cluster
 from study.cluster.build import builder
+from study.errors import StorageError
 from study.progress import status
 from study.session import run_session
 from study.spec import check
@@ -256,6 +259,50 @@ def test_a_cluster_of_another_version_is_told(nodes: Nodes, spec: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+README = Path(__file__).parents[1] / "README.md"
+# What a user of both nodes has done before, which may have left a token in each home.
+BEFORE = {
+    "fresh": "true",
+    "a study": "study run quick --trials 1 --epochs 1 --out used --quiet && ! ls .ray/auth_token",
+    "a Ray": "python -c 'import ray; ray.init()' && ls .ray/auth_token",
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
+def test_the_cluster_of_the_readme_starts_from_any_home(before: str, nodes: Nodes, tmp_path: Path) -> None:
+    """Its commands word for word, on two nodes with a home each."""
+    (block,) = [text for text in re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL) if "ray start" in text]
+    lines = [re.split(r"\s+# ?", line) for line in block.splitlines()]
+    shells = {name: nodes.shell(name, tmp_path / name) for name in ("head", "b")}
+
+    def do(name: str, command: str, code: int = 0) -> str:
+        found, text = shells[name].type(f"({command}) </dev/null 2>&1" if "export" not in command else command)
+        assert found == code, (name, command, text)
+        assert "study" not in command or "Traceback" not in text
+        return text
+
+    for name in shells:
+        do(name, before)
+    said = ""
+    for command, *comment in lines:
+        said += do("head", command)
+        if comment and comment[0].startswith("on every node"):
+            do("b", command)
+        elif comment and (elsewhere := comment[0].partition("on the other nodes: ")[2]):
+            do("b", elsewhere.replace("HEAD", nodes.addresses["head"]))
+        if " run " in command:
+            # The token is enough for `study`, and without one it says what to do.
+            there = f"study check quick --address {nodes.head} --out {tmp_path}"
+            do("b", f"unset RAY_AUTH_MODE; {there}")
+            assert "RAY_AUTH_TOKEN has another" in do("b", f"RAY_AUTH_TOKEN=other {there}", 2)
+            refused = do("b", f"unset RAY_AUTH_MODE RAY_AUTH_TOKEN; HOME={tmp_path} {there}", 2)
+            assert "the cluster asks for a token, and this machine has none; set RAY_AUTH_TOKEN" in refused
+    assert "node    b (10.77.0.2)" in said
+    assert "4/4 trials (4 completed)" in said
+
+
 def listening() -> set[str]:
     """Addresses at which something of this machine listens, as hexadecimal numbers."""
     lines = [line.split() for file in ("tcp", "tcp6") for line in Path(f"/proc/net/{file}").read_text().splitlines()]
@@ -391,3 +438,27 @@ def test_where_no_job_server_answers_is_told(spec: Path, tmp_path: Path, monkeyp
     assert found.exit_code == 2
     assert "no job server answers" in found.stderr
     assert "ssh -L" in found.stderr
+
+
+@pytest.mark.parametrize("damage", [lambda log: log[: len(log) // 2], lambda log: log.replace("A", "B")])
+def test_fetch_replaces_a_copy_by_a_whole_one_alone(damage: Callable[[str], str], tmp_path: Path) -> None:
+    there, to = tmp_path / "there", tmp_path / "results" / "copy"
+    for folder, text in ((there, "new " * 5000), (to, "old")):
+        folder.mkdir(parents=True)
+        (folder / "spec.toml").write_text(text)
+    pack = [sys.executable, "-c", submit._PACK, str(there)]
+    whole = subprocess.run(pack, capture_output=True, text=True, check=True).stdout
+    log = damage(whole)
+
+    class Client:
+        submit_job = staticmethod(lambda entrypoint: "job")
+        get_job_info = staticmethod(lambda job: SimpleNamespace(status=JobStatus.SUCCEEDED, driver_exit_code=0))
+        get_job_logs = staticmethod(lambda job: log)
+
+    with pytest.raises(StorageError, match=r"did not arrive whole .* is left as it was; copy it by hand"):
+        submit.fetch(Client(), str(there), to)
+    assert (to / "spec.toml").read_text() == "old"
+    log = whole
+    submit.fetch(Client(), str(there), to)
+    assert (to / "spec.toml").read_text() == "new " * 5000
+    assert [each.name for each in to.parent.iterdir()] == ["copy"]

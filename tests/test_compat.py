@@ -9,6 +9,8 @@ import optuna
 from optuna.trial import TrialState
 from ray._private import ray_constants
 from ray.dashboard.modules import dashboard_sdk
+from ray.tune import tune as ray_tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import trial as ray_trial
 from ray.tune.schedulers.async_hyperband import _Bracket
 
@@ -67,5 +69,9 @@ def test_ray_has_the_private_names_that_are_used() -> None:
     run: Any = ray_trial._TrainingRunMetadata()
     assert run.num_failures == 0
     assert all(name in vars(run) for name in ray_compat.METRICS)
+    ray_compat.forward_no_credentials()
+    assert not [name for name in class_cache.ENV_VARS_TO_PROPAGATE if "SECRET" in name]
+    assert "ENV_VARS_TO_PROPAGATE" in inspect.getsource(class_cache._ActorClassCache.get)
+    assert "signal.signal(signal.SIGINT, original_handler)" in inspect.getsource(ray_tune._setup_signal_catching)
     bracket: Any = _Bracket(1, 9, 3, 0)  # type: ignore[no-untyped-call]
     assert [recorded for _, recorded in bracket._rungs] == [{}] * 3

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ import study
 from analysis.results import parts, read_part
 from analysis.schema import FOLDERS, PREVIOUS, PROVENANCE, TRIALS, ResultsError, ResultsWarning, seal, unseal
 from study.errors import StorageError, StudyError
+from study.results.provenance import Record
 from study.results.recovery import clear_checkpoints, repair_files, repair_records
+from study.spec import recorded
 from study.tuning.journal import Journal, damage
 from tests.fakes.world import World
 from tests.test_histories import MEMORY, SPECS, check_same, computed, undisturbed
@@ -315,3 +319,21 @@ def test_the_merged_parts_that_a_crash_left_are_removed(folder: Path) -> None:
     pq.write_table(whole, folder / "curves/0000001-0000002.parquet")
     repair_files(folder, pytest.fail)
     assert [file.name for file in (folder / "curves").iterdir()] == ["0000001-0000002.parquet"]
+
+
+def test_events_are_kept_on_a_full_disk(folder: Path, tmp_path: Path) -> None:
+    """The driver dies before there is space again."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs to mount a small tmpfs, as root")
+    try:
+        record = Record(place, recorded(folder), "study run", {})
+        with suppress(OSError), (place / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        record.note("node lost", "node b is gone")
+        assert unseal(place / PROVENANCE)["sessions"][0]["events"][0]["text"] == "node b is gone"
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)

@@ -4,6 +4,8 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,3 +202,26 @@ def test_what_has_no_interval_shows_none() -> None:
     cell = {"value": 0.5, "learning_rate": 0.1, **CONFIG}
     assert best_line("loss", cell, (0.0, math.inf)).startswith("best loss 0.5: adam")
     assert describe({**CONFIG, "width": 0, "depth": 0}, None) == "adam, batch 32"
+
+
+@pytest.mark.parametrize("show", ["plain", "json"])
+def test_display_outlives_its_reader(show: str) -> None:
+    """As `head -1`, which closes the pipe."""
+    code = f"""
+import os, sys
+from study.progress.display import ProgressDisplay
+from study.spec import check
+from tests.test_spec import changed
+read, write = os.pipe()
+os.dup2(write, 2 if "{show}" == "plain" else 1)
+os.close(read)
+shown = ProgressDisplay(check(changed()), 5, "{show}")
+for _ in range(3):
+    shown.say("told")
+with shown:
+    shown.tick()
+print("still here", file=sys.stderr if "{show}" == "json" else sys.stdout)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).rstrip().endswith("still here")

@@ -90,7 +90,13 @@ def test_every_command_and_snippet_runs(tmp_path: Path, request: pytest.FixtureR
     environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     stop = ["bash", "-c", "ray stop"]
     request.addfinalizer(partial(subprocess.run, stop, env=environment, capture_output=True, check=False))
-    shell, python = commands()[2:], [code for code in blocks("python") if code not in files().values()]
+    # Each command has a shell of its own, so variables are set before.
+    exported = [line.split()[1:] for line in commands() if line.startswith("export ")]
+    environment |= dict(pair.split("=", 1) for pairs in exported for pair in pairs)
+    shell, python = (
+        [line for line in commands()[2:] if not line.startswith("export ")],
+        [code for code in blocks("python") if code not in files().values()],
+    )
     assert {command.split()[0] for command in shell} == {"study", "ray", "eval", "python"}
     for command in [*(["bash", "-c", line] for line in shell), *([sys.executable, "-c", code] for code in python)]:
         if "study dashboard" in command[-1]:

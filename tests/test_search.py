@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 
 import analysis
 from study import api
-from study.cluster import ray
+from study.cluster import head, ray
 from study.errors import ClusterError, Halted, SpecError, StorageError
 from study.progress import status as watch
 from study.results import mirror, provenance
@@ -436,17 +436,16 @@ def test_fitting_counts_per_node() -> None:
 
 def test_reach_refuses_a_closed_port_at_once() -> None:
     with pytest.raises(ClusterError, match=r"--address 127.0.0.1:9: 1 mistake\n.*nothing answers.*ray start --head"):
-        ray.reach("127.0.0.1:9")
-    ray.reach("auto")
+        head.reach("127.0.0.1:9")
 
 
 def test_reach_refuses_servers_other_than_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray would ask it for minutes, and then end the process."""
-    monkeypatch.setattr(ray, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(head, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         with pytest.raises(ClusterError, match="the server there is no Ray head, whose port is 6379"):
-            ray.reach(address)
+            head.reach(address)
 
 
 def test_claim_folder_never_returns_a_used_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,19 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomlkit
+from click.testing import CliRunner
 
 import analysis
+from analysis.schema import seal
+from study import api
+from study.cli import main
 from study.errors import SpecError
+from study.results import export
 from study.spec import check, read
 from tests import user_code
 from tests.bundles import NET, TABLES, write
 from tests.nodes import Nodes, why_not
+from trainables.usercode import importing
 
 OWN: dict[str, Any] = {
     "name": "own",
@@ -193,3 +200,39 @@ def test_bundle_is_sent_to_nodes_of_a_cluster(tmp_path: Path) -> None:
     assert list(trials["outcome"]) == ["completed"] * 4
     assert json.loads((out / "code" / "inspected.json").read_text())
     assert {file.name for file in (out / "code").iterdir()} - {"__pycache__"} == {"user_code.py", "inspected.json"}
+
+
+COMMANDS = ("status {}", "table {} trials", "report {}", "figures {}")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "dashboard {} --port 0"])
+def test_reading_results_never_runs_the_code_in_them(
+    command: str, make_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor in another process, whatever the record of the code says."""
+    folder = make_study(seeds=3, depths=[1], widths=[8])
+    mark = folder / "ran"
+    spec = (folder / "spec.toml").read_text()
+    (folder / "spec.toml").write_text(spec.replace('model = "mlp"', 'model = "theirs:Net"'))
+    assert "theirs" in (folder / "spec.toml").read_text()
+    (folder / "code").mkdir()
+    (folder / "code/theirs.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    files = {"theirs.py": importing.hash_of(folder / "code/theirs.py")}
+    sealed = seal({"files": files, "sources": {"theirs": "/theirs.py"}, "answers": {}})
+    (folder / "code/inspected.json").write_text(sealed)
+    monkeypatch.setattr("study.tuning.dashboard._storage", lambda *_: sys.exit(0))
+    CliRunner().invoke(main, command.format(folder).split())
+    assert not mark.exists()
+
+
+def test_resume_and_best_say_whose_code_they_run_before_they_do(
+    make_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_study(seeds=3, depths=[1], widths=[8])
+    (folder / "code").mkdir()
+    (folder / "code/inspected.json").write_text(seal({"files": {}, "sources": {"mine": "/home/me/mine.py"}}))
+    monkeypatch.setattr(api, "repair_records", lambda *_: None)
+    for module, start in ((api, api.resume), (export, export.Setting.of)):
+        monkeypatch.setattr(module, "recorded", lambda _: sys.exit(capfd.readouterr().err))
+        with pytest.raises(SystemExit, match=f"runs the code in {folder}/code, which was copied from /home/me/mine.py"):
+            start(folder)

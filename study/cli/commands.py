@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study.cli.options import FOLDER, PLACE, SPEC, TIMEOUT, Group, Place, running, shipped, sized
+from study.cli.options import (
+    FOLDER,
+    PLACE,
+    SPEC,
+    TIMEOUT,
+    Group,
+    Place,
+    ended_by_second_interrupt,
+    running,
+    shipped,
+    sized,
+)
 from study.errors import Interrupted, UsageError
 from trainables import storage
 
@@ -32,7 +43,8 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="optimizer-study")
-def main() -> None:
+@click.option("--debug", is_flag=True, help="Show where an error of Ray happened.")
+def main(debug: bool) -> None:
     """Compare optimizers, each at its own tuned learning rate, with intervals over seeds."""
 
 
@@ -188,7 +200,6 @@ def check(spec: Spec, address: str | None, out: Path | str) -> None:
     nodes = []
     with ExitStack() as stack:
         if address:  # first, because measuring takes longer
-            ray.reach(address)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             spec.copy_code(scratch)
             code = bundle.code_of(scratch)
@@ -338,7 +349,9 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
 
 @main.command()
 @click.option(
-    "--only", default="", help="figure, study, search, trials, or part of a network's name; everything if not given."
+    "--only",
+    default="",
+    help="figure, study, search, trials, size, or part of a network's name; all but size if not given.",
 )
 @click.option("--device", default="cpu", help="Device that the engines are measured on: cpu or cuda.")
 @click.option("--out", type=FOLDER, help="JSON file for the measurements; none if not given.")
@@ -357,7 +370,8 @@ def bench(only: str, device: str, out: Path | None) -> None:
 def _go(start: Callable[..., Outcome], *what: Any, show: Show | None, **options: Any) -> None:
     """Run or resume a study, print where its results are, and exit with the right code."""
     try:
-        outcome = start(*what, command=_command(), show=show or "auto", **options)
+        with ended_by_second_interrupt():
+            outcome = start(*what, command=_command(), show=show or "auto", **options)
     except Interrupted as stop:
         outcome = stop.outcome
     folder = _shown(outcome.folder)
@@ -366,7 +380,8 @@ def _go(start: Callable[..., Outcome], *what: Any, show: Show | None, **options:
         click.echo(json.dumps({"event": "written", "results": folder, "report": report, "verdict": outcome.verdict}))
     if outcome.interrupted:
         what_next = (
-            f"interrupted: {outcome.ended} of {outcome.planned} trials ended; `study resume {folder}` continues it"
+            f"interrupted: {outcome.ended} of {outcome.planned} trials ended; `study resume {folder}` continues it, "
+            f"`study report {folder}` shows what there is"
         )
         click.echo(what_next, err=True)
     if show != "json":

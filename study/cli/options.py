@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tomllib
 import warnings
+from contextlib import contextmanager
 from functools import reduce, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +20,7 @@ from trainables.errors import DataError
 from trainables.usercode.importing import UserCodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # In the order of `study --help`.
 SECTIONS = {
@@ -103,6 +106,11 @@ class Group(click.Group):
             if isinstance(error, DataError | UserCodeError | ResultsError):
                 click.echo(f"study: {error}", err=True)
                 raise SystemExit(2) from error
+            if type(error).__module__.startswith("ray.") and not context.params.get("debug"):
+                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                advice = "what has ended is safe, and `study resume` continues; `study --debug ...` shows more"
+                click.echo(f"study: Ray failed ({why}); {advice}", err=True)
+                raise SystemExit(1) from error
             raise
 
 
@@ -155,6 +163,31 @@ running = _with(
     click.option("--plain", "show", flag_value="plain", help="Show plain lines, also in a terminal."),
     click.option("--json", "show", flag_value="json", help="Print JSON lines, for programs."),
 )
+
+
+@contextmanager
+def ended_by_second_interrupt() -> Iterator[None]:
+    """End this process, and the Ray that it has started, at a second Ctrl-C; the first one raises KeyboardInterrupt."""
+    from study.cluster.compat import kill_descendants
+    from study.session import ASKED
+
+    def interrupt(number: int, frame: object) -> None:
+        if ASKED.is_set():
+            show_cursor = b"\x1b[?25h" if os.isatty(2) else b""
+            os.write(2, show_cursor + b"study: ended at once; `study resume` continues from what was saved before\n")
+            kill_descendants()
+            os._exit(130)
+        ASKED.set()
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        if before is not signal.SIG_IGN:  # as in a shell's background
+            signal.signal(signal.SIGINT, interrupt)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        ASKED.clear()
 
 
 def shipped(pattern: str) -> dict[str, str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,16 +22,44 @@ def listen_beyond_loopback(*, allowed: bool) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = allowed
 
 
-def forget_token() -> None:
-    """Let this process look again for the token that it shows to a Ray."""
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+def found_address() -> str:
+    """The address, as host:port, of the cluster that Ray finds from this machine; empty if there is none."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
 
+    try:
+        return str(canonicalize_bootstrap_address_or_die("auto"))
+    except (ConnectionError, ValueError):
+        return ""
+
+
+def read_authentication() -> None:
+    """Let this process read again from the environment how it shows itself to a Ray, which is cached."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def kill_descendants() -> None:
+    """Kill the processes that this one has started, and theirs: agents of Ray may outlive what started them."""
+    import psutil  # Ray brings it
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def server_version(client: JobSubmissionClient) -> str:
     """The version of Ray on a job server."""
     return str(client._server_ray_version)
+
+
+def forward_no_credentials() -> None:
+    """Keep Ray Tune from sending AWS's to workers: on command lines, which `ps` shows. Each node has its own."""
+    from ray.tune.execution import class_cache
+
+    names = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE = names
 
 
 def forgive_failure(trial: Trial) -> None:

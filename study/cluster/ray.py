@@ -7,22 +7,21 @@ import math
 import os
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study.cluster.compat import forget_token, listen_beyond_loopback
+from study.cluster.compat import listen_beyond_loopback
+from study.cluster.head import presenting, reach, token
 from study.errors import ClusterError
 from study.spec import Spec
 from study.spec.model import Resources
 
-CONNECT_SECONDS = 10.0
 # Between two updates of the list of nodes.
 LOOK_SECONDS = 2.0
 START_TRIES = 3
@@ -40,14 +39,8 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-NO_TOKEN = (
-    "the cluster asks for a token, and this machine has none or a wrong one; set RAY_AUTH_MODE=token and "
-    "RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its head"
-)
 # Set in what Ray's job server starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-# Ray's head speaks HTTP/2: a client's first bytes, and the type of the server's first frame (RFC 9113, 3.4).
-_HELLO, _SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]), b"\x04"
 # Our packages are sent to the nodes of a cluster, so that all run the driver's code.
 _PACKAGES = ("study", "trainables", "analysis")
 
@@ -128,13 +121,12 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
 
     Waits some seconds for nodes on which a trial fits. The bundle of user code is sent to the nodes.
     """
-    if address:
-        reach(address)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # Anyone who reaches Ray's ports can run code. This switch, made for other systems, keeps a Ray without a cluster on
     # the loopback interface.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(bool(address)))
+    head, mode = reach(address) if address else ("", "")
     import ray
 
     if ray.is_initialized():
@@ -148,9 +140,11 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
     if address and _JOB not in os.environ:  # a job's code has been sent with it
         options["runtime_env"] = {"py_modules": packages(bundle)}
     with ExitStack() as stack:
-        if not address:
+        if address:
+            stack.enter_context(presenting(mode, token()[0]))
+        else:
             options |= stack.enter_context(_alone())
-        _start(address, options)
+        _start(head, options)
         stack.callback(ray.shutdown)
         cluster, until = Cluster(spec.resources, joined=bool(address)), time.monotonic() + wait
         while not (fits := cluster.fits()) and time.monotonic() < until:
@@ -164,38 +158,22 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
 def _alone() -> Iterator[dict[str, Any]]:
     """Options for a Ray of this process alone, which leaves nothing in the home folder.
 
-    Ray would write a token to ~/.ray, for which each later cluster of this user would ask; it takes the one of the
-    environment instead. The paths of its sockets must not be long (ray#7724).
+    Without a token Ray would write one to ~/.ray, for which each later cluster of this user would ask. The paths of its
+    sockets must not be long (ray#7724).
     """
     root, own = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray"), ""
-    token, mode = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_MODE")
-    ours = not token and "RAY_AUTH_TOKEN_PATH" not in os.environ and not _has_token()
-    if ours:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if len(os.fsencode(root)) > LONGEST_TEMPORARY:
         own = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         print(f"study: {root} is too long for Ray's sockets; it uses {own} while it runs", file=sys.stderr)
     try:
-        yield {"_temp_dir": own} if own else {}
+        with presenting(os.environ.get("RAY_AUTH_MODE", "token"), token()[0] or secrets.token_hex(32)):
+            yield {"_temp_dir": own} if own else {}
     finally:
-        if ours:
-            del os.environ["RAY_AUTH_TOKEN"]
-            if mode is None:
-                os.environ.pop("RAY_AUTH_MODE", None)  # Ray has set it
-            forget_token()
         if own:
             shutil.rmtree(own, ignore_errors=True)
 
 
-def _has_token() -> bool:
-    """Whether the user has a token of an earlier Ray."""
-    try:
-        return (Path.home() / ".ray" / "auth_token").is_file()
-    except (OSError, RuntimeError):  # no home
-        return False
-
-
-def _start(address: str | None, options: dict[str, Any]) -> None:
+def _start(address: str, options: dict[str, Any]) -> None:
     """Join a cluster, or start Ray here, with further tries: on a busy machine it misses its own limits (ray#65983)."""
     import ray
 
@@ -223,30 +201,8 @@ def packages(bundle: Path | None = None) -> list[str]:
     return [*(str(here / name) for name in _PACKAGES), *([str(bundle)] if bundle else [])]
 
 
-def reach(address: str) -> None:
-    """Raise a `ClusterError` unless a Ray head may listen at an address. Ray itself would retry for minutes."""
-    if address.startswith(("ray://", "http://", "https://")):
-        advice = "give host:6379 on a node of the cluster, or send the study there: `study submit --address http://HEAD:8265`"
-        raise ClusterError(f"--address {address}", f"a study cannot be driven through this port; {advice}")
-    host, _, port = address.rpartition(":")
-    if address in ("auto", "local") or not port.isdigit():
-        return
-    advice, answer = "start Ray there with `ray start --head`, or correct the address", b""
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as connection:
-            connection.sendall(_HELLO)
-            with suppress(OSError):  # the other side may hang up, or stay silent
-                answer = connection.recv(9)
-    except (OSError, OverflowError) as error:
-        raise ClusterError(f"--address {address}", f"nothing answers ({error}); {advice}") from error
-    if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
-        raise ClusterError(f"--address {address}", f"the server there is no Ray head, whose port is 6379; {advice}")
-
-
 def _why(error: Exception) -> str:
     """Why Ray could not join a cluster, and what to do."""
-    if type(error).__name__ == "AuthenticationError":
-        return NO_TOKEN
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "Version mismatch" in str(error):
         return f"{' '.join(lines)}; install the cluster's versions here, or this machine's versions there"

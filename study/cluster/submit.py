@@ -8,18 +8,18 @@ import io
 import json
 import os
 import shlex
-import shutil
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.cluster.compat import server_version
-from study.cluster.ray import NO_TOKEN, packages
+from study.cluster.head import no_token, presenting, token
+from study.cluster.ray import packages
 from study.errors import ClusterError, StorageError, UsageError
 from study.spec import Spec
 from study.usercode import bundle
@@ -89,15 +89,7 @@ def _may_replace(to: Path, out: str) -> None:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    # Ray sends its token, if it has one, to the job server as well if this is set when it is imported. Left in the
-    # environment, it would keep a Ray that this process starts later from reading it again, as `ray.init` does.
-    mode = os.environ.get("RAY_AUTH_MODE")
-    if (Path.home() / ".ray" / "auth_token").is_file() or "RAY_AUTH_TOKEN" in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
-
-    if mode is None:
-        os.environ.pop("RAY_AUTH_MODE", None)
 
     # These would override the address.
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
@@ -105,9 +97,10 @@ def _client(address: str) -> JobSubmissionClient:
     try:
         from ray.job_submission import JobSubmissionClient
 
-        client = JobSubmissionClient(address)
+        with presenting("token", secret) if (secret := token()[0]) else nullcontext():
+            client = JobSubmissionClient(address)
     except ray.exceptions.AuthenticationError as error:
-        raise ClusterError(f"--address {address}", NO_TOKEN) from error
+        raise ClusterError(f"--address {address}", no_token()) from error
     except ConnectionError as error:
         advice = "is the dashboard running there, or a tunnel to it (`ssh -L 8265:127.0.0.1:8265 HEAD`)?"
         raise ClusterError(f"--address {address}", f"no job server answers; {advice}") from error
@@ -163,13 +156,19 @@ def fetch(client: JobSubmissionClient, out: str, to: Path) -> None:
     if info.driver_exit_code != 0:
         why = [str(info.message), *text.strip().splitlines()][-1]
         raise StorageError(f"--to {to}", f"{out} could not be fetched ({why}); copy it by hand")
-    # The log begins with the command, which contains the marks.
-    content = base64.b64decode(text.rsplit(_BEGIN, 1)[1].rsplit(_END, 1)[0])
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent) as held:
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            # Python before 3.11.4 does not know the filter as an argument.
-            archive.extraction_filter = getattr(tarfile, "data_filter", None)
-            archive.extractall(held)
-        shutil.rmtree(to, ignore_errors=True)
+        try:
+            # The log begins with the command, which contains the marks.
+            content = base64.b64decode(text.rsplit(_BEGIN, 1)[1].rsplit(_END, 1)[0])
+            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                # Python before 3.11.4 does not know the filter as an argument.
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                archive.extractall(held)
+        except (IndexError, ValueError, EOFError, OSError, tarfile.TarError) as error:
+            kept = f"{to} is left as it was; " if to.exists() else ""
+            message = f"{out} did not arrive whole ({error}); {kept}copy it by hand"
+            raise StorageError(f"--to {to}", message) from error
+        if to.exists():
+            to.replace(Path(held) / "replaced")
         (Path(held) / "results").replace(to)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,6 +34,14 @@ Show: TypeAlias = Literal["auto", "plain", "json", "quiet"]
 """auto: live in a terminal or notebook, plain elsewhere; json: one object per line on standard output."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Write nowhere from now on: a reader such as `head` that has left ends no study."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
+
 class ProgressDisplay:
     """Counts trials by outcome, keeps the best one with its interval and the total cost, and shows them.
 
@@ -50,7 +59,7 @@ class ProgressDisplay:
         self.cpu_seconds = self.gpu_seconds = 0.0  # of trials that ended
         self.started = self.shown = time.monotonic()
         self.first: float | None = None  # when the first trial of this session ended
-        self.console = Console(
+        self.console = _Console(
             stderr=show != "json",
             quiet=show == "quiet",
             soft_wrap=True,

@@ -7,6 +7,7 @@ program on the same seeds.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,8 @@ class Setting:
         compared, entry = best_entry(study, optimizer)
         cell = entry.cell
         assert cell is not None
+        if theirs := bundle.origin(study.path, place):
+            print(f"study: note: runs {theirs}", file=sys.stderr)
         spec = recorded(study.path)
         code, tuned = bundle.code_of(study.path), json.loads(cell["recipe"] or "{}")
         fixed = {0: {"learning_rate": float(cell["learning_rate"]), **tuned}}

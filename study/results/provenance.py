@@ -21,6 +21,8 @@ from trainables import storage
 from trainables.engines.kernel import build
 
 SAVE_SECONDS = 30.0
+# Space that a running session keeps for its record: a driver that dies on a full disk is to leave what happened.
+SPARE, SPARE_BYTES = ".spare", 64 << 10
 # Of the data.
 _FACTS = ("about", "task", "train", "validation", "test", "classes", "warnings", "baselines")
 PACKAGES = ("optimizer-study", "torch", "torchvision", "ray", "optuna", "numpy", "pandas")
@@ -49,12 +51,17 @@ class Record:
         self.phase_seconds: dict[str, float] = {}
         self.sessions = [*earlier, new_session(command) | {"nodes": nodes, "phase_seconds": self.phase_seconds}]
         write_provenance(folder, spec, self.sessions, finished=False)
+        storage.write_bytes(folder / SPARE, os.urandom(SPARE_BYTES))
 
     def note(self, kind: str, text: str) -> None:
-        """Record what happened to a node or worker; if it cannot be written now, the next write includes it."""
+        """Record what happened to a node or worker, also where the disk is full."""
         self.sessions[-1]["events"].append({"time": now(), "kind": kind, "text": text})
-        with suppress(OSError):
+        try:
             write_provenance(self.folder, self.spec, self.sessions, finished=False)
+        except OSError:
+            with suppress(OSError):  # the next write includes it
+                (self.folder / SPARE).unlink(missing_ok=True)
+                write_provenance(self.folder, self.spec, self.sessions, finished=False)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -85,6 +92,7 @@ class Record:
     def end(self, *, finished: bool) -> None:
         """Record that the session has ended."""
         self.sessions[-1]["ended"] = now()
+        (self.folder / SPARE).unlink(missing_ok=True)
         write_provenance(self.folder, self.spec, self.sessions, finished=finished)
 
 

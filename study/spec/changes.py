@@ -49,8 +49,10 @@ def resolved(spec: Spec) -> Spec:
         return spec  # no URL, or a wrong one, which opening the database reports
     if url.get_backend_name() != "sqlite" or not url.database or "${" in url.database:
         return spec
-    absolute = url.set(database=str(Path(url.database).absolute())).render_as_string(hide_password=False)
-    return with_values(spec, "tuning", storage=absolute)
+    # In the text, as rendering a URL would quote the ${VARIABLE} of its query.
+    driver, _, rest = str(spec.tuning.storage).partition("///")
+    absolute = rest.replace(url.database, str(Path(url.database).absolute()), 1)
+    return with_values(spec, "tuning", storage=f"{driver}///{absolute}")
 
 
 def fixed_settings(spec: Spec) -> dict[str, Any]:

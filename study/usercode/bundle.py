@@ -156,6 +156,13 @@ def needed(tables: Mapping[str, Any]) -> list[str]:
     return sorted({path.partition(":")[0] for path in paths_in(tables)})
 
 
+def origin(folder: Path, home: Path | str) -> str:
+    """Whose code a results folder, whose place for everyone is `home`, holds; empty if it holds none."""
+    files = recorded(code).get("sources", {}) if (code := code_of(folder)) else {}
+    copied = ", ".join(sorted(files.values()))
+    return f"the code in {storage.join(home, CODE)}, which was copied from {copied}" if files else ""
+
+
 def edits(folder: Path, copy: str = "the copy") -> Iterator[tuple[Path, str]]:
     """The files of a study's user code that were edited, where that is no mistake, each with what it means.
 

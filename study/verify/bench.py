@@ -1,9 +1,9 @@
 """`study bench`: what our trials cost beside what a user would run otherwise, on this machine, in one run.
 
-Five parts: an update of a lane beside the solo loop, and the source report's regime figure (both in
+Six parts: an update of a lane beside the solo loop, and the source report's regime figure (both in
 `trainables.engines.bench`); a shipped study, from the command to its report, beside its runs in plain torch; a whole
-search beside plain Ray Tune and plain Optuna, on the same networks, examples and processors; and what Ray adds to a
-trial that does nothing.
+search beside plain Ray Tune and plain Optuna, on the same networks, examples and processors; what Ray adds to a
+trial that does nothing; and, if asked for, what thousands of such trials leave to read.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from trainables.workloads import data, models
 # Peers run so many (configuration, seed) runs, and are scaled; they would take hours for all.
 RAY_RUNS, OPTUNA_RUNS = 8, 24
 EMPTY_TRIALS, PLAIN_TRIALS = 2000, 40
+SIZES = (100, 1000, 10_000)
 # The updates of a cell by plain torch are timed for so long.
 PLAIN_SECONDS = 0.2
 EPOCHS = 20
@@ -68,8 +70,8 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     """Measure and gather everything.
 
     Args:
-        only: `figure`, `study`, `search`, `trials`, or part of the name of a line of the first table; everything if
-            empty.
+        only: `figure`, `study`, `search`, `trials`, `size`, or part of the name of a line of the first table;
+            everything but `size`, which takes a quarter of an hour, if empty.
         device: for the first table.
     """
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
@@ -80,10 +82,12 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
         found["search"] = searches(SEARCH)
     if only in ("", "search", "trials"):
         found["trials"] = empty_trials(EMPTY_TRIALS, PLAIN_TRIALS)
+    if only == "size":
+        found["sizes"] = sizes(SIZES)
     # Last, since JAX's threads do not survive the fork by which Ray starts.
     if only in ("", "figure"):
         found |= trainables.engines.bench.figure(device)
-    if only not in ("figure", "study", "search", "trials"):
+    if only not in ("figure", "study", "search", "trials", "size"):
         found["updates"] = trainables.engines.bench.run(device, only)["rows"]
     return found
 
@@ -223,25 +227,48 @@ def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
         count: of ours.
         plain: of plain Ray Tune's, a function trainable with Ray Tune's own loggers and snapshots.
     """
+    spec = _empty(count)
+    with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
+        ours = _run_empty(spec, here, Path(scratch) / "empty")
+        for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_GLOBAL_CHECKPOINT_S"):
+            os.environ.pop(name, None)
+        with _memory() as memory:
+            ends = np.sort(np.array(_plain_ray(EMPTY, plain, Path(scratch))))
+        return [ours, _scale("plain Ray Tune", ends, memory, Path(scratch) / "plain")]
+
+
+def sizes(counts: Sequence[int]) -> list[dict[str, Any]]:
+    """What studies of many empty trials cost: a trial, as `empty_trials` says, and then the seconds of commands."""
+    rows = []
+    for count in counts:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "empty"
+            with ray.connected(spec := _empty(count), None) as here:
+                row = _run_empty(spec, here, folder) | {"name": f"{count:,} trials"}
+            for command in ("status", "report", "resume"):  # a resume of a finished study writes the report again
+                run = [sys.executable, "-m", "study", command, str(folder)]
+                row[f"{command}_seconds"] = _timed(partial(subprocess.run, run, check=True, capture_output=True))
+            rows.append(row)
+    return rows
+
+
+def _empty(count: int) -> Spec:
+    """A search by trials of one update of one lane."""
     tables = SEARCH.tables()
     tables["workload"] |= {"data": "linear", "model": "linear"}
     tables["search"] = {"batch_size": {"low": 1, "high": 100}, "optimizer": ["sgd", "adam"]}
     tables["lanes"] = {"rates": 1, "seeds": 1, "extensions": 0, "refine": 0}
     tables["budget"] = {"trials": count, "updates": 1}
     tables["tuning"] = {"sampler": "random"}
-    spec = check(tables)
-    with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "empty"
-        with _memory() as memory:
-            run_session(spec, folder, data_folder(), here, "", show="quiet")
-        trials = results.load(folder).trials
-        ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
-        ours = _scale("ours", ends, memory, folder)
-        for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_GLOBAL_CHECKPOINT_S"):
-            os.environ.pop(name, None)
-        with _memory() as memory:
-            ends = np.sort(np.array(_plain_ray(EMPTY, plain, Path(scratch))))
-        return [ours, _scale("plain Ray Tune", ends, memory, Path(scratch) / "plain")]
+    return check(tables)
+
+
+def _run_empty(spec: Spec, here: ray.Cluster, folder: Path) -> dict[str, Any]:
+    with _memory() as memory:
+        run_session(spec, folder, data_folder(), here, "", show="quiet")
+    trials = results.load(folder).trials
+    ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
+    return _scale("ours", ends, memory, folder)
 
 
 @contextmanager
@@ -334,6 +361,20 @@ _TABLES: tuple[tuple[str, str, str, str, Callable[[dict[str, Any]], tuple[Any, .
             r["driver_bytes_per_trial"] / 1000,
             r["files"],
             r["bytes_per_trial"] / 1000,
+        ),
+    ),
+    (
+        "sizes",
+        "studies of empty trials",
+        "s KB files status report resume,_report",
+        "each: s from one end to the next, KB of the driver's memory; of commands: seconds",
+        lambda r: (
+            r["seconds_per_trial"],
+            r["driver_bytes_per_trial"] / 1000,
+            r["files"],
+            r["status_seconds"],
+            r["report_seconds"],
+            r["resume_seconds"],
         ),
     ),
 )

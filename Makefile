@@ -1,8 +1,9 @@
 # `make study` and `make test` do all the set-up; the rest is for those who change the code.
-PYTHON ?= python3.11
+# The newest that runs; a name on the path may be a shim of a version that is not installed.
+PYTHON ?= $(shell for minor in 14 13 12 11; do python3.$$minor -c "" 2>/dev/null && echo python3.$$minor && break; done || echo python3)
 BIN := .venv/bin
 
-.PHONY: study test check nightly wheels figures api clean
+.PHONY: study test check nightly docs wheels figures api clean
 
 study: .venv/installed
 	$(BIN)/study run quick
@@ -24,6 +25,13 @@ nightly: .venv/extras
 	$(BIN)/python -m pytest -m "nightly and not alone" -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 	$(BIN)/python -m pytest -m "nightly and alone" --durations=20
 
+# README, docs and examples as a site in build/site, which needs no network.
+docs: .venv/extras
+	rm -rf build/pages build/site
+	mkdir -p build/pages
+	cp -r README.md docs examples build/pages
+	$(BIN)/zensical build --strict --clean
+
 # With the native kernel for each platform, into dist.
 wheels: .venv/extras
 	$(BIN)/python -m trainables.engines.kernel.wheels
@@ -34,8 +42,8 @@ figures: .venv/installed
 	$(BIN)/study report build/quick --pdf
 	$(BIN)/python -m tests.gallery build/quick
 	$(BIN)/study reproduce --only regimes --out build/reproduction
-	pdftoppm -r 180 -png -singlefile build/quick/report/figures/optimizer-curves.pdf .github/learning-curves
-	pdftoppm -r 220 -png -singlefile build/reproduction/figures/regimes-tuned.pdf .github/regimes-tuned
+	pdftoppm -r 180 -png -singlefile build/quick/report/figures/optimizer-curves.pdf docs/images/learning-curves
+	pdftoppm -r 220 -png -singlefile build/reproduction/figures/regimes-tuned.pdf docs/images/regimes-tuned
 
 # Our names are imported when first used; pdoc sees those that were.
 api: .venv/installed
@@ -55,5 +63,5 @@ clean:
 	touch $@
 
 .venv/extras: .venv/installed
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[bench,wheels]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[bench,docs,wheels]"
 	touch $@

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -137,6 +139,26 @@ def test_torchvision_networks_by_name() -> None:
         with pytest.raises(UserCodeError) as raised:
             models.build(f"torchvision:{path}", shape, 5, **sizes)
         assert told in str(raised.value)
+
+
+def test_timm_is_needed_for_its_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserCodeError, match=r"timm:resnet18: needs the package timm; `pip install timm`"):
+        models.build("timm:resnet18", (3, 32, 32), 5)
+
+
+def test_timm_networks_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in of timm that takes what timm takes."""
+
+    def create_model(name: str, num_classes: int, in_chans: int) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Conv2d(in_chans, num_classes, 32), torch.nn.Flatten())
+
+    stand_in = ModuleType("timm")
+    vars(stand_in).update(list_models=lambda: ["resnet18"], create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", stand_in)
+    assert models.build("timm:resnet18", (1, 32, 32), 5)(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+    with pytest.raises(UserCodeError, match="timm has no such network for classes; similar: resnet18"):
+        models.build("timm:resnet19", (1, 32, 32), 5)
 
 
 @pytest.mark.long

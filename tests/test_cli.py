@@ -147,6 +147,7 @@ def test_a_study_from_the_shell_to_its_report(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "tiny.toml").write_text(tomlkit.dumps(TINY))
     found = study("run", "tiny.toml", folder=tmp_path)
     assert found.returncode == 0, found.stderr
+    assert "\nnext:    `study best results/good`, `study export results/good --to model.pt`, `study ext" in found.stdout
     assert found.stdout.endswith("results: results/good\nreport:  results/good/report/index.html\n")
     assert "may each be the best" in found.stdout or " wins: " in found.stdout or "candidate" in found.stdout
     assert "4/4 trials (4 completed)" in found.stderr

@@ -86,6 +86,8 @@ ANSWERED: dict[str, tuple[dict[str, Any], str]] = {
         "lanes.learning_rate.adam.conut: unknown key (did you mean count?); valid: low, high, count",
     ),
     "a name with a space": (changed(name="my study"), 'beginning with a letter or digit; write "my-study"'),
+    "a file for a model": (changed(workload__model="mine.py"), "or mine:Net of mine.py"),
+    "torchvision's name": (changed(workload__model="resnet18"), "or mine:Net of mine.py, torchvision:resnet18"),
     "a usual loss": (changed(workload__loss="mse"), "must be an import path, as in mine:f for the function f in"),
 }
 

@@ -36,7 +36,5 @@ def test_every_drawing_function_is_in_the_gallery_with_its_image() -> None:
     assert len(DRAWING) > 15
     assert [name for name in sorted(DRAWING) if f"analysis.{name}(" not in text] == []
     images = [PAGE.parent / image for _, image in calls() if image]
-    assert sorted(image.resolve() for image in images) == sorted(
-        (PAGE.parents[1] / ".github/gallery").resolve().iterdir()
-    )
+    assert sorted(image.resolve() for image in images) == sorted((PAGE.parent / "images/gallery").resolve().iterdir())
     assert sum(image.stat().st_size for image in images) < 1_000_000

@@ -437,6 +437,18 @@ def test_what_users_bring_makes_a_spec_that_suits_it(
 
 
 @pytest.mark.long
+def test_columns_that_are_no_inputs_are_left_out(folder: Path) -> None:
+    days = [f"2024-01-{1 + n % 28:02}" for n in range(60)]
+    rows = "\n".join(f"{n},{days[n]},{n % 7 if n % 5 else ''},name {n},{'xy'[n % 2]}" for n in range(60))
+    Path("t.csv").write_text(f"a,day,b,name,kind\n{rows}\n")
+    found = run("t.toml", "--data", "t.csv", "--label", "kind")
+    assert found.output.startswith("left out day, name: dates, and text with many values, are no inputs\n")
+    spec = read("t.toml")
+    assert (spec.workload.exclude, spec.workload.missing) == (("day", "name"), "mean")
+    assert spec.workload.facts.in_shape == (2,)
+
+
+@pytest.mark.long
 def test_a_table_of_ones_own_needs_its_label(folder: Path) -> None:
     rows = "\n".join(f"{n},{n * n % 7},{'xy'[n % 2]}" for n in range(60))
     Path("t.csv").write_text(f"a,b,kind\n{rows}\n")

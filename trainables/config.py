@@ -132,6 +132,7 @@ class Reading:
         task: regression or classification; if not given, floats as targets are a regression, and all others classes.
         label: the column of a table to predict.
         features: columns of the inputs; if not given, all that have no other purpose.
+        exclude: columns that are no inputs, if features does not say which are.
         split: shares of the training, validation and test split, which are drawn by the data's seed.
         split_column: column that says train, validation or test, instead of `split`.
         group_column: column whose equal values stay in one split.
@@ -141,6 +142,7 @@ class Reading:
     task: Literal["regression", "classification"] | None = None
     label: str | None = None
     features: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     split: tuple[float, float, float] = (0.7, 0.15, 0.15)
     split_column: str | None = None
     group_column: str | None = None

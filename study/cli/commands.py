@@ -387,6 +387,9 @@ def _go(start: Callable[..., Outcome], *what: Any, show: Show | None, **options:
     if show != "json":
         for line in outcome.verdict:
             click.echo(line)
+        if outcome.scored and not outcome.interrupted:
+            follow = "best {0}", "export {0} --to model.pt", "extend {0} --trials 4"
+            click.echo(f"next:    {', '.join(f'`study {each.format(folder)}`' for each in follow)}")
         click.echo(f"results: {folder}")
         if report:
             click.echo(f"report:  {report}")

@@ -213,13 +213,16 @@ Setting = Annotated[Dimension, BeforeValidator(setting), AS_TOML]
 ModelArgument = Annotated[Dimension, BeforeValidator(model_argument), AS_TOML]
 
 
-def known(what: str, names: Iterable[str], own: Callable[[str], bool] = lambda name: False) -> BeforeValidator:
-    """A validator that accepts some names only, and those that `own` says are of the user's."""
+def known(
+    what: str, names: Iterable[str], own: Callable[[str], bool] = lambda name: False, others: str = ""
+) -> BeforeValidator:
+    """A validator that accepts some names only, and those that `own` says are of the user's; `others` says which."""
     valid = tuple(names)
 
     def check(value: object) -> object:
         if value not in valid and not (isinstance(value, str) and own(value)):
-            raise ValueError(unknown(what, value, valid))
+            message = unknown(what, value, valid)
+            raise ValueError(f"{message}; {others}" if others and VALID in message else message)
         return value
 
     return BeforeValidator(check)

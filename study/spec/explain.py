@@ -24,6 +24,7 @@ _EXAMPLES: dict[str, Any] = {
     "workload.label_smoothing": 0.1,
     "workload.label": "species",
     "workload.features": ["length", "width"],
+    "workload.exclude": ["date"],
     "workload.split_column": "split",
     "workload.group_column": "patient",
     "workload.augment": {"rotate": 10.0},

@@ -21,7 +21,7 @@ from study.spec.model import SAMPLERS, SCHEDULERS
 from study.spec.reading import check
 from study.usercode import bundle
 from trainables.usercode.importing import is_import_path, is_own, is_table
-from trainables.workloads.catalogue import CATALOGUE, RULES, SOLO, Facts
+from trainables.workloads.catalogue import CATALOGUE, RULES, SOLO
 
 # In the order of asking.
 QUESTIONS = {
@@ -53,26 +53,37 @@ class Answers:
     name: str = "study"  # of the study
     label: str = ""  # column to predict, of a table
     task: str = ""  # classification or regression, if the data do not say
+    exclude: tuple[str, ...] = ()  # columns of a table that cannot be inputs
 
 
 def offered(data: str) -> tuple[str, ...]:
     """The model families to offer for a data set, the usual one first."""
     if data == "quadratic":
         return ("quadratic",)
-    facts = _facts(data)
+    facts = _tried(Answers(data=data)).facts
     return ("cnn", "mlp") if facts and len(facts.in_shape) == 3 else ("mlp", "linear")
 
 
-def _facts(data: str, label: str = "", task: str = "") -> Facts | None:
-    """Properties of a data set, for a user's from trying it; None if there is no such data set."""
-    given = {"data": data, "label": label, "task": task}
-    workload = {name: value for name, value in given.items() if value}
-    return CATALOGUE.get(data) or bundle.inspect({"workload": workload}, Path.cwd(), {}).facts
+def _tried(answers: Answers) -> bundle.UserCode:
+    """A data set's facts, for a user's with the mistakes found by trying it."""
+    if answers.data in CATALOGUE:
+        return bundle.UserCode(facts=CATALOGUE[answers.data])
+    workload = {name: getattr(answers, name) for name in ("data", "label", "task", "exclude") if getattr(answers, name)}
+    workload |= {"missing": "mean"} if has_columns(answers.data) else {}
+    return bundle.inspect({"workload": workload}, Path.cwd(), {})
+
+
+def _with_inputs(answers: Answers) -> Answers:
+    """The answers, without those columns of a table that its reader advises to exclude, as they are no numbers."""
+    for mistake in _tried(answers).mistakes:
+        if advice := re.search(r"exclude = \[.*\]", mistake):
+            return replace(answers, exclude=tuple(tomllib.loads(advice[0])["exclude"]))
+    return answers
 
 
 def has_columns(data: str) -> bool:
     """Whether a data set is a table, one of whose columns is to be predicted."""
-    return data.lower().endswith((".csv", ".parquet"))
+    return data.lower().endswith((".csv", ".tsv", ".parquet"))
 
 
 def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
@@ -88,6 +99,8 @@ def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
         text = render(_completed(_asked(given, default), default))
     with _writing(file), file.open("x", encoding="utf-8") as out:
         out.write(text)
+    if excluded := tomllib.loads(text)["workload"].get("exclude"):
+        click.echo(f"left out {', '.join(excluded)}: dates, and text with many values, are no inputs")
 
 
 def template(file: Path, **filters: Callable[..., str]) -> jinja2.Template:
@@ -112,7 +125,8 @@ def _cell(model: str, searched: Iterable[str], sizes: list[int]) -> list[str]:
 
 def render(answers: Answers) -> str:
     """The spec of some answers, as commented TOML; a `SpecError` if it is not valid."""
-    facts = _facts(answers.data, answers.label, answers.task)
+    answers = _with_inputs(answers)
+    facts = _tried(answers).facts
     small = facts is not None and facts.train <= _SMALL
     sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train]
     for searched in _SEARCHED if is_import_path(answers.model) else [()]:
@@ -120,6 +134,7 @@ def render(answers: Answers) -> str:
             answers=answers,
             own=is_import_path(answers.model),
             divided=is_table(answers.data),
+            columns=has_columns(answers.data),
             searched=searched,
             accuracy=facts is not None and facts.task == "classification",
             cell=_cell(answers.model, searched, sizes),
@@ -185,8 +200,7 @@ def _completed(given: Mapping[str, Any], default: Answers) -> Answers:
     if "model" not in given and (answers.data in CATALOGUE or is_own(answers.data)):
         answers = replace(answers, model=offered(answers.data)[0])
     if isinstance(answers.optimizers, str):
-        names = tuple(name.strip() for name in answers.optimizers.split(","))
-        answers = replace(answers, optimizers=tuple(filter(None, names)))
+        answers = replace(answers, optimizers=tuple(answers.optimizers.replace(",", " ").split()))
     return answers
 
 

@@ -110,28 +110,36 @@ def _shares(value: object) -> object:
     return tuple(numbers)
 
 
+_FILES = f"files that are read end in {', '.join(TABLES[:-1])}, and a folder of images ends in a slash"
+
+
+_MODELS = "or mine:Net of mine.py, torchvision:resnet18, timm:resnet18"
+
+
 def _readable(value: object) -> object:
     """Refuse a file of a kind that is not read, before it is taken for an unknown name."""
     if isinstance(value, str) and not is_own(value) and re.search(r"[./\\]", value):
-        raise ValueError(f"files that are read end in {', '.join(TABLES[:-1])}; a folder of images ends in a slash")
+        raise ValueError(f"{_FILES}; convert others first, as by pandas.read_excel(...).to_csv(...)")
     return value
 
 
 class Workload(Section, config.Reading):
     """Data, model family and metric; never the optimizer."""
 
-    data: Annotated[str, known("data set", CATALOGUE, is_own), BeforeValidator(_readable)]
+    data: Annotated[str, known("data set", CATALOGUE, is_own, _FILES), BeforeValidator(_readable)]
     """A shipped data set; a file beside the spec (.csv, .parquet, .npz, or a folder of images with a slash at its end);
     or the import path of your own, `mine:rings`."""
     task: Annotated[Task, known("task", TASKS)] | None = None
     """`regression` or `classification`; needed only for your own data whose targets could be either."""
     features: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
     """Columns of the inputs; all others if not given."""
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    """Columns that are no inputs, if `features` is not given."""
     split: Annotated[tuple[float, float, float], BeforeValidator(_shares)] = (0.7, 0.15, 0.15)
     """Shares of training, validation and test examples."""
     missing: Annotated[Missing, known("missing", MISSING)] = "error"
     """What happens to missing values: `error`, `drop` (the row), or `mean` (of the training split)."""
-    model: Annotated[str, known("model", FAMILIES, is_import_path)]
+    model: Annotated[str, known("model", FAMILIES, is_import_path, _MODELS)]
     """`linear`, `mlp`, `cnn`, or `quadratic` for the data set of that name; or the import path of your own."""
     model_args: ModelArgs = ModelArgs()
     """Arguments of a shipped model."""

@@ -268,6 +268,8 @@ def _copy_table(copy: _Copy, data: str, folders: Sequence[Path]) -> None:
     source = next((each for each in places if (each.is_dir() if data.endswith("/") else each.is_file())), None)
     if Path(data).name in ("", ".."):
         copy.mistakes.append(f'workload.data: {data}: name the folder itself, as in data = "images/"')
+    elif "://" in data:
+        copy.mistakes.append(f"workload.data: {data}: is a URL; download it, and name the file")
     elif source is None:
         what = "folder" if data.endswith("/") else "file"
         copy.mistakes.append(f"workload.data: {data}: there is no such {what} ({' or '.join(map(str, places))})")

@@ -41,7 +41,7 @@ EXPECTED = {
     "score": "a callable from outputs (n, out_features) and targets to (n,) numbers from 0 to 1",
 }
 
-TABLES = (".csv", ".parquet", ".npz", "/")
+TABLES = (".csv", ".tsv", ".parquet", ".npz", "/")
 """Ends of the names of data sets that are files, and of folders of images."""
 OURS = ("study", "trainables", "analysis")
 CODE, RECORD = "code", "inspected.json"
@@ -156,6 +156,8 @@ def imported(path: str, code: str = "") -> Any:
         missing = _plain(error.name or "") if isinstance(error, ModuleNotFoundError) else ""
         if missing and (module == missing or module.startswith(f"{missing}.")):
             places = "beside the spec, in the current folder and among the installed packages"
+            if missing.endswith(".py"):
+                places += f"; write {missing.removesuffix('.py')}:{name}"
             raise UserCodeError(f"{path}: there is no module {missing}; it is looked for {places}") from error
         raise UserCodeError(f"{path}: importing {module} failed: {describe_error(error, module)}") from error
     for part in name.split("."):

@@ -40,7 +40,7 @@ from trainables.usercode.importing import (
 from trainables.usercode.request import Answer, Request
 from trainables.usercode.vmap_support import support_of
 from trainables.workloads import data, findings, models
-from trainables.workloads.adapting import TORCHVISION
+from trainables.workloads.adapting import LIBRARIES
 from trainables.workloads.catalogue import Facts
 from trainables.workloads.criterion import called_on
 
@@ -76,7 +76,7 @@ class Probe:
         paths = [("workload.data", request.data), ("workload.model", request.model), ("workload.loss", request.loss)]
         paths += [("workload.metric", request.score), *(("search.optimizer", path) for path in request.optimizers)]
         for key, path in paths:
-            if is_import_path(path) and not path.startswith(TORCHVISION):
+            if is_import_path(path) and not path.startswith(LIBRARIES):
                 self._try(key, path, f"importing {path}", IMPORT_SECONDS, partial(imported, path, code))
         if not self.answer.mistakes:
             sample = self._sample()
@@ -187,7 +187,10 @@ class Probe:
                 ) from error
             raise
         network = initialise(build, 0).to(inputs.dtype)
-        _check_outputs(network, sample, path, size)
+        outputs = _check_outputs(network, sample, path, size)
+        shares = bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), torch.ones(()).to(outputs))
+        if shares and facts.task == "classification" and not self.request.loss:
+            self._note(f"{path} gives shares that sum to 1; cross-entropy takes the outputs before a softmax")
         models.activations(network, facts.in_shape)
         if not support.together:
             self._note(f"{path} runs lane by lane, which takes longer: {support.why}")
@@ -211,11 +214,11 @@ def _about(name: str, request: Request) -> str:
     return documented.splitlines()[0] if documented else f"from {name}"
 
 
-def _check_outputs(network: torch.nn.Module, sample: Sample, path: str, size: str) -> None:
-    """Raise a `UserCodeError` unless the outputs in evaluation have the right shape and are finite."""
+def _check_outputs(network: torch.nn.Module, sample: Sample, path: str, size: str) -> torch.Tensor:
+    """The outputs in evaluation; a `UserCodeError` unless they have the right shape and are finite."""
     network.eval()
     with torch.no_grad():
-        outputs = network(sample.inputs)
+        outputs: torch.Tensor = network(sample.inputs)
     expected, shape = (len(sample.inputs), sample.facts.out_features), tuple(outputs.shape)
     if shape != expected:
         given = f"gives {shape} for {len(sample.inputs)} examples of {sample.facts.in_shape} ({size})"
@@ -223,6 +226,7 @@ def _check_outputs(network: torch.nn.Module, sample: Sample, path: str, size: st
         raise UserCodeError(f"{path}: {given}; expected {expected}: {meaning}")
     if not outputs.isfinite().all():
         raise UserCodeError(f"{path}: gives values that are not finite before any update ({size})")
+    return outputs
 
 
 def _try_function(path: str, what: str, sample: Sample, code: str) -> None:

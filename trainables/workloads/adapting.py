@@ -1,17 +1,19 @@
-"""Networks that were not written for a study: arguments are matched by name; torchvision's networks have names, too."""
+"""Networks that were not written for a study: arguments are matched by name; those of two libraries have names."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import math
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from trainables.usercode.importing import UserCodeError, called, describe_error, imported
 
-TORCHVISION = "torchvision:"
+# What networks of other packages are named by.
+LIBRARIES = ("torchvision:", "timm:")
 # What a model is given -> other names that its arguments may have.
 _OTHER_NAMES = {
     "in_shape": "input_shape",
@@ -123,31 +125,40 @@ def _source_of(name: str, given: dict[str, Any]) -> str:
     return places.get(ours, ours)
 
 
-def torchvision_model(path: str, given: dict[str, Any]) -> nn.Module:
-    """A classification network of torchvision with random weights; its grey inputs are repeated as three channels.
+def library_model(path: str, given: dict[str, Any]) -> nn.Module:
+    """A classification network of torchvision or timm with random weights, for grey inputs too.
 
     Args:
-        path: `torchvision:NAME`.
+        path: `torchvision:NAME` or `timm:NAME`.
         given: in_shape, out_features, and the keys of `model_args`.
 
     Raises:
-        UserCodeError: if there is no such network, or not for these images.
+        UserCodeError: if the library is not installed, or has no such network, or not for these images.
     """
-    from torchvision import models
-
-    name, known = path.removeprefix(TORCHVISION), models.list_models(module=models)
-    if name not in known:
-        near = ", ".join(difflib.get_close_matches(name.lower(), known, 3)) or ", ".join(known[:5])
-        raise UserCodeError(f"{path}: torchvision has no such network for classes; similar: {near}")
+    library, name = path.split(":", 1)
     shape = given["in_shape"]
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise UserCodeError(f"{path}: needs images (1 or 3 channels, height, width); these inputs have shape {shape}")
     if sizes := [size for size in ("width", "depth") if size in given]:
-        message = f"cannot be called with {' and '.join(sizes)}: torchvision's networks have sizes of their own"
+        message = f"cannot be called with {' and '.join(sizes)}: {library}'s networks have sizes of their own"
         raise UserCodeError(f"{path}: {message}; leave out search.{' and search.'.join(sizes)}")
     arguments = {key: value for key, value in given.items() if key not in ("in_shape", "out_features")}
+    arguments["num_classes"] = given["out_features"]
+    if library == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            raise UserCodeError(f"{path}: needs the package timm; `pip install timm`") from error
+        known, make = timm.list_models(), partial(timm.create_model, in_chans=shape[0])
+    else:
+        from torchvision import models
+
+        known, make = models.list_models(module=models), partial(models.get_model, weights=None)
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name.lower(), known, 3)) or ", ".join(known[:5])
+        raise UserCodeError(f"{path}: {library} has no such network for classes; similar: {near}")
     try:
-        network: nn.Module = models.get_model(name, weights=None, num_classes=given["out_features"], **arguments)
+        network: nn.Module = make(name, **arguments)
     except (TypeError, ValueError) as error:
-        raise UserCodeError(f"{path}: raised {describe_error(error, 'torchvision')}") from error
-    return network if shape[0] == 3 else nn.Sequential(Coloured(), network)
+        raise UserCodeError(f"{path}: raised {describe_error(error, library)}") from error
+    return nn.Sequential(Coloured(), network) if library == "torchvision" and shape[0] == 1 else network

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from trainables.errors import ModelError
 from trainables.usercode.importing import UserCodeError, is_import_path
 from trainables.workloads import deepobs
-from trainables.workloads.adapting import TORCHVISION, own_model, torchvision_model
+from trainables.workloads.adapting import LIBRARIES, library_model, own_model
 from trainables.workloads.catalogue import ACTIVATIONS, FAMILIES, cnn_sizes, mlp_widths
 
 Builder = Callable[[], nn.Module]
@@ -253,7 +253,7 @@ def build(
 
 def _user_model(path: str, bundle: str, arguments: dict[str, Any]) -> nn.Module:
     """Build a user's model, and check that it can be trained."""
-    network = torchvision_model(path, arguments) if path.startswith(TORCHVISION) else own_model(path, arguments, bundle)
+    network = library_model(path, arguments) if path.startswith(LIBRARIES) else own_model(path, arguments, bundle)
     if not isinstance(network, nn.Module):
         raise UserCodeError(f"{path}: returned {type(network).__name__}; expected a torch.nn.Module")
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:

@@ -6,6 +6,8 @@ imported by what needs them.
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -23,12 +25,15 @@ from trainables.workloads.own import SPLITS, Array, listed
 if TYPE_CHECKING:
     import pandas as pd
 
+_NO_ROWS = "has no rows; expected a line of names, and a line for each example"
 # A text column with more different values is no category.
 MOST_CATEGORIES = 20
 _PARTS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
 _PARTS |= {split: split for split in SPLITS}
 _INPUTS, _TARGETS = ("x", "inputs", "images", "data", "features"), ("y", "targets", "labels", "target", "label")
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
+# With thousands' separators, a decimal comma, a currency or a percent sign.
+_NUMBER = re.compile(r"[-+]?[^\w\s]?\s?\d[\d.,']*\s?[^\w\s]?")
 
 
 @dataclass
@@ -118,7 +123,7 @@ def _cut(
         return tuple(train_test_split(rows, train_size=share, random_state=seed))
     except ValueError as error:
         what = "rows" if groups is None else "groups"
-        raise UserCodeError(f"{name}: has too few {what} for three splits ({error})") from error
+        raise UserCodeError(f"{name}: has too few {what} for three splits") from error
 
 
 def _table(name: str, place: Path, reading: Reading) -> _Rows:
@@ -128,16 +133,21 @@ def _table(name: str, place: Path, reading: Reading) -> _Rows:
     frame, columns, notes = _read(name, place)
     label = _label(name, columns, reading)
     taken = [column for column in (label, reading.split_column, reading.group_column) if column]
-    features = list(reading.features) or [column for column in columns if column not in taken]
-    for key, needed in (("features", features), ("split_column, group_column", taken[1:])):
+    features = list(reading.features) or [column for column in columns if column not in {*taken, *reading.exclude}]
+    named = {"features": features, "exclude": reading.exclude, "split_column, group_column": taken[1:]}
+    for key, needed in named.items():
         if unknown := [column for column in needed if column not in columns]:
             raise UserCodeError(f"{name}: has no {listed(unknown)}, of {key}; columns: {listed(columns, 20)}")
     if not features:
         raise UserCodeError(f"{name}: no column is left for the inputs; columns: {listed(columns, 20)}")
     if label in features:
         raise UserCodeError(f"{name}: {label} is the label, and cannot be one of the features")
+    if unusable := {column: reason for column in features if (reason := _unusable(frame[column]))}:
+        shown = listed([" ".join(each) for each in unusable.items()])
+        without = "of features" if reading.features else f"with exclude = {json.dumps(list(unusable))}"
+        raise UserCodeError(f"{name}: {shown}; make numbers of them, or leave them out {without}")
     frame = _without_missing(name, frame, features, taken, reading.missing, notes)
-    inputs = pd.concat([_numbers(name, frame[column], features, notes) for column in features], axis=1)
+    inputs = pd.concat([_numbers(name, frame[column], notes) for column in features], axis=1)
     optional = reading.split_column, reading.group_column
     parts, groups = (frame[column].to_numpy() if column else None for column in optional)
     targets = frame[label]
@@ -151,7 +161,9 @@ def _label(name: str, columns: list[str], reading: Reading) -> str:
         return reading.label
     have = f"columns: {listed(columns, 20)}"
     if reading.label:
-        raise UserCodeError(f'{name}: has no column "{reading.label}" for label; {have}')
+        near = difflib.get_close_matches(reading.label.lower(), [each.lower() for each in columns], 1)
+        meant = next((f" (did you mean {each}?)" for each in columns if [each.lower()] == near), "")
+        raise UserCodeError(f'{name}: has no column "{reading.label}" for label{meant}; {have}')
     say = f'say which column is to be predicted, as in label = "{columns[-1]}" (`study init --label`)'
     raise UserCodeError(f"{name}: {say}; {have}")
 
@@ -166,6 +178,8 @@ def _read(name: str, place: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
         else:
             with place.open(encoding="utf-8-sig") as file:
                 first = file.readline()
+            if not first.strip():
+                raise UserCodeError(f"{name}: {_NO_ROWS}")
             separator = max(",;\t", key=first.count)
             options: dict[str, Any] = {"na_values": ["?"], "skipinitialspace": True, "low_memory": False}
             with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
@@ -185,9 +199,10 @@ def _read(name: str, place: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
     frame.columns = pd.Index(names)
     unnamed = [column for column in names if not column or column.startswith("Unnamed: ")]
     if frame.empty or len(unnamed) == len(frame.columns):
-        raise UserCodeError(f"{name}: has no rows; expected a line of names, and a line for each example")
+        raise UserCodeError(f"{name}: {_NO_ROWS}")
     notes = [f"{name}: left out {len(unnamed)} columns without a name"] if unnamed else []
-    return frame.drop(columns=unnamed), [column for column in names if column not in unnamed], notes
+    kept = frame.drop(columns=unnamed).replace([np.inf, -np.inf], np.nan)
+    return kept, [column for column in names if column not in unnamed], notes
 
 
 @contextmanager
@@ -197,6 +212,8 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except (MemoryError, UserCodeError):
         raise
+    except UnicodeDecodeError as error:
+        raise UserCodeError(f"{name}: is no text in UTF-8 (byte {error.start}); save it as UTF-8") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserCodeError(f"{name}: cannot be read: {type(error).__name__}: {reason}") from error
@@ -219,31 +236,41 @@ def _without_missing(
     said = [f"left out {int(gone.sum()):,}"] * bool(gone.any()) + [f"filled in means in {filled:,}"] * bool(filled)
     if gone.all():
         where = listed([str(column) for column in counts[counts > 0].index])
-        raise UserCodeError(f"{name}: every row lacks a value ({where}); leave such columns out with features = [...]")
+        raise UserCodeError(f"{name}: every row lacks a value ({where}); leave such columns out with exclude = [...]")
     notes.append(f"{name}: of {total:,} rows that lack a value {' and '.join(said)}")
     return frame[~gone]
 
 
-def _numbers(name: str, column: pd.Series[Any], features: list[str], notes: list[str]) -> pd.DataFrame:
-    """A column as floats; one column of 0 and 1 for each value, if it is text."""
+def _unusable(column: pd.Series[Any]) -> str:
+    """Why a column cannot be an input; empty if it can."""
     import pandas as pd
 
-    title, others = str(column.name), [each for each in features if each != column.name]
-    quoted = listed(others, 12).replace(", ", '", "')
-    without = f'leave it out with features = ["{quoted}"]'
-    if pd.api.types.is_numeric_dtype(column):
-        return column.astype(np.float64).to_frame()
     known = column.dropna().astype(str)
     if known.empty:
-        raise UserCodeError(f"{name}: {title} holds no value; {without}")
-    if not isinstance(column.dtype, pd.CategoricalDtype) and known.map(lambda text: bool(_DATE.fullmatch(text))).all():
-        raise UserCodeError(f"{name}: {title} holds dates ({known.iloc[0]}); make numbers of them, or {without}")
-    if (count := known.nunique()) > MOST_CATEGORIES:
-        raise UserCodeError(
-            f"{name}: {title} holds {count:,} different texts ({listed(sorted(known.unique()), 3)}), and at most "
-            f"{MOST_CATEGORIES} can be categories; make numbers of them, or {without}"
-        )
-    notes.append(f"{name}: {title} became {count} columns of 0 and 1, one for each of {listed(sorted(known.unique()))}")
+        return "holds no value"
+    if pd.api.types.is_numeric_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
+        return ""
+    if known.map(lambda text: bool(_DATE.fullmatch(text))).all():
+        return f"holds dates ({known.iloc[0]})"
+    if (count := known.nunique()) <= MOST_CATEGORIES:
+        return ""
+    if (others := known[pd.to_numeric(known, errors="coerce").isna()]).size < len(known) / 2:
+        return f"holds numbers, and text ({listed(sorted(others.unique()), 3)})"
+    if known.map(lambda text: bool(_NUMBER.fullmatch(text.strip()))).all():
+        return f"holds numbers that are not written as 1234.5 ({known.iloc[0]})"
+    texts = listed(sorted(known.unique()), 3)
+    return f"holds {count:,} different texts ({texts}), and at most {MOST_CATEGORIES} can be categories"
+
+
+def _numbers(name: str, column: pd.Series[Any], notes: list[str]) -> pd.DataFrame:
+    """A usable column as floats; one column of 0 and 1 for each value, if it is text."""
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(column):
+        return column.astype(np.float64).to_frame()
+    known, title = column.dropna().astype(str), str(column.name)
+    values = sorted(known.unique())
+    notes.append(f"{name}: {title} became {len(values)} columns of 0 and 1, one for each of {listed(values)}")
     return pd.get_dummies(known, prefix=title, prefix_sep="=", dtype=np.float64).reindex(column.index, fill_value=0.0)
 
 
@@ -275,6 +302,8 @@ def _images(name: str, place: Path) -> _Rows:
     """The images of a folder: in one folder for each class, or in such folders in train, validation and test."""
     from torchvision.datasets import ImageFolder
 
+    if not place.is_dir() or not any(each.is_dir() for each in place.iterdir()):
+        raise UserCodeError(f"{name}: holds no folders; expected one with its images for each class")
     inside = {each.name.lower(): each for each in sorted(place.iterdir()) if each.is_dir()}
     parts = {_PARTS[each]: folder for each, folder in inside.items() if each in _PARTS}
     pairs = {}

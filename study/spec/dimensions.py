@@ -92,13 +92,13 @@ Complaint: TypeAlias = Callable[[object], str | None]
 """Value -> what is wrong with it, or None."""
 
 
-def whole_number(value: object) -> str | None:
-    """What is wrong with a value that is to be a whole number from 1 to `LARGEST`."""
+def whole_number(value: object, low: int = 1) -> str | None:
+    """What is wrong with a value that is to be a whole number from `low` to `LARGEST`."""
     if isinstance(value, bool) or not isinstance(value, int):
         return f"{shown(value)} is not a whole number{_meant(value)}"
-    if 1 <= value <= LARGEST:
+    if low <= value <= LARGEST:
         return None
-    return f"{shown(value)} is {'below 1' if value < 1 else f'above {LARGEST}'}"
+    return f"{shown(value)} is {f'below {low}' if value < low else f'above {LARGEST}'}"
 
 
 def batch_size(value: object) -> str | None:

@@ -53,13 +53,15 @@ class Scores:
         """The same scores as those of configurations whose rates fall short of the best ones.
 
         Near the top of a parabola whose place is normally distributed, a shortfall is a multiple of chi-squared with
-        one degree of freedom: its mean square is three times the square of its mean. The means are not corrected.
+        one degree of freedom: its mean square is three times the square of its mean. The means are not corrected. Few
+        seeds can make a parabola look sharp by luck, so that each shortfall counts as at least the median of all.
 
         Args:
-            shortfall: (k,) expected, in logarithms of a loss or in log-odds; NaN if unknown, which counts as none.
+            shortfall: (k,) expected, in logarithms of a loss or in log-odds; 0 if unknown.
         """
+        expected = np.asarray(shortfall, dtype=np.float64)
         scale = self.means * (1 - self.means) if self.metric == "accuracy" else 1.0
-        return replace(self, of_tuning=3 * (scale * np.nan_to_num(np.asarray(shortfall, dtype=np.float64))) ** 2)
+        return replace(self, of_tuning=3 * (scale * np.maximum(expected, np.median(expected))) ** 2)
 
     @property
     def covariance(self) -> Array:

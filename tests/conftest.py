@@ -333,3 +333,13 @@ def mnist_folder() -> Path:
     if not (folder / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file():
         pytest.skip(f"needs the MNIST files in {folder}/MNIST/raw; set STUDY_DATA to a folder that has them")
     return folder
+
+
+@pytest.fixture
+def words_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports with captions but without figures, of which drawing some twenty takes seconds."""
+
+    def unseen(drawing: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"title": drawing.title, "image": None, "reason": drawing.caption}
+
+    monkeypatch.setattr("analysis.figures.exhibit.Exhibit.save", unseen)

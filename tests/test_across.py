@@ -65,7 +65,7 @@ def test_studies_without_a_common_scale_are_refused(tmp_path: Path) -> None:
         analysis.across([loss, search])
 
 
-def test_repeated_lanes_count_once(tmp_path: Path) -> None:
+def test_repeated_lanes_count_once(tmp_path: Path, words_only: None) -> None:
     rng = np.random.default_rng(0)
     first, other = noisy(rng, 1.0, 2.0), noisy(rng, 1.0, 2.0)
     studies = [study(tmp_path / "a", **first), study(tmp_path / "b", **other), study(tmp_path / "c", **first)]

@@ -163,7 +163,7 @@ def test_the_first_figure_explains_its_mark_where_an_optimizer_is_excluded(
     assert ("excluded: not the best" in forest.figure(results, analysis.cells(results)).caption) is excluded
 
 
-def test_optimizers_without_a_result_are_named_with_the_reason(tmp_path: Path) -> None:
+def test_optimizers_without_a_result_are_named_with_the_reason(tmp_path: Path, words_only: None) -> None:
     folder = write_confirmation(write_study(tmp_path, **SMALL, optimizers=["adam", "sgd"]), best_of=["optimizer"])
     ask_for(folder, "adam", "sgd", "momentum", "rmsprop", "nadam")
     rows = pq.read_table(folder / "trials.parquet" / PART).to_pylist()
@@ -188,7 +188,7 @@ def test_optimizers_without_a_result_are_named_with_the_reason(tmp_path: Path) -
     assert set(frame["optimizer"]) == {"adam", "sgd", *reasons}
 
 
-def test_batch_sizes_without_a_result_are_named(tmp_path: Path) -> None:
+def test_batch_sizes_without_a_result_are_named(tmp_path: Path, words_only: None) -> None:
     folder = write_study(tmp_path, **SMALL, optimizers=["adam", "sgd"])
     ask_for(folder, "adam", "sgd")  # and batch sizes 1, 32 and full
     assert "Without a result: batch size 10,000 (no trial of it has ended)." in said(folder)

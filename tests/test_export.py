@@ -71,6 +71,7 @@ def recorded(folder: Path, lane: int) -> tuple[np.ndarray, np.ndarray]:
     return found["predicted"].to_numpy(), found["probability"].to_numpy()
 
 
+@pytest.mark.long
 def test_exported_networks_predict_what_was_recorded_from_raw_images(digits: Path, tmp_path: Path) -> None:
     lanes = load(digits / "confirm").lanes
     best = lanes.sort_values(["validation_accuracy", "seed"], ascending=[False, True]).iloc[0]

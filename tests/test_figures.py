@@ -80,7 +80,7 @@ def test_style_takes_widths(width: str | float, expected: float) -> None:
         style.millimetres("narrow")
 
 
-@pytest.mark.parametrize("width", ["icml", "ieee"])
+@pytest.mark.parametrize("width", ["icml", pytest.param("ieee", marks=pytest.mark.long)])
 def test_figures_fit_a_column(study: Any, width: str) -> None:
     """No text is below 6 points, none is cut off, and every axes keeps a good part of the width and the height."""
     for figures in FIGURES.values():

@@ -274,7 +274,7 @@ def run(kind: str, histories: int, **how: Any) -> None:
 
 @pytest.mark.parametrize("kind", SPECS)
 def test_a_disturbed_study_ends_as_an_undisturbed_one(kind: str) -> None:
-    run(kind, HISTORIES[kind] // 5)
+    run(kind, HISTORIES[kind] // 10)
 
 
 @pytest.mark.long

@@ -169,7 +169,7 @@ def test_equal_optimizers_at_rates_that_fall_short_are_rarely_excluded(
     metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shortfalls up to the error of a mean, expected and not: 5% with their noise, many more without."""
-    monkeypatch.setattr(paired, "DRAWS", 2000)
+    monkeypatch.setattr(paired, "DRAWS", 500)
     rng, excluded = np.random.default_rng(4), {False: 0, True: 0}
     expected = np.array([0.0, 0.03, 0.06, 0.09])
     for _ in range(300):

@@ -204,6 +204,7 @@ def test_what_has_no_interval_shows_none() -> None:
     assert describe({**CONFIG, "width": 0, "depth": 0}, None) == "adam, batch 32"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("show", ["plain", "json"])
 def test_display_outlives_its_reader(show: str) -> None:
     """As `head -1`, which closes the pipe."""

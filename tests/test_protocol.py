@@ -102,7 +102,7 @@ EQUAL = dict.fromkeys(OPTIMIZERS, -5.0)
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("studies", [10, pytest.param(1000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("studies", [5, pytest.param(1000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("off_grid", [True, False], ids=["off the grid", "on the grid"])
 def test_equal_optimizers_have_no_winner_and_the_interval_covers(studies: int, off_grid: bool) -> None:
     """At most 5% of the studies claim a winner or exclude any of the optimizers; 93-97% of the intervals cover."""
@@ -117,8 +117,8 @@ def test_equal_optimizers_have_no_winner_and_the_interval_covers(studies: int, o
         excluded += len(OPTIMIZERS) - len(found.contenders)
         covered += best.score.low <= math.exp(truly[best.name]) <= best.score.high
     if studies < 1000:
-        assert wins <= 2
-        assert covered >= 8
+        assert wins == 0
+        assert covered >= 4
         return
     print(f"winners {wins}, any excluded {apart}, a given one {excluded / 4}, covered {covered}, of {studies} studies")
     assert wins <= 0.05 * studies

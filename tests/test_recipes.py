@@ -164,7 +164,7 @@ def test_halving_keeps_rates_of_every_recipe() -> None:
 def test_the_tuned_setting_is_the_one_that_the_analysis_finds(metric: str) -> None:
     random = np.random.default_rng(0)
     settings = [Setting(rate, recipe) for recipe in (PLAIN, COSINE, DECAY) for rate in (0.01, 0.1, 1.0)]
-    for _ in range(60):
+    for _ in range(20):
         values = random.choice([0.1, 0.3], (len(settings), 2))
         values[random.random(values.shape) < 0.1] = math.nan
         losses = values if metric == "loss" else random.choice([0.2, 0.5], (len(settings), 1)) * np.ones(2)

@@ -77,14 +77,9 @@ def squeezed(page: Page) -> str:
 
 
 @pytest.fixture(autouse=True)
-def words_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing some twenty figures takes seconds: it is left out where a test, not asking for `drawn`, reads words."""
+def words_unless_drawn(request: pytest.FixtureRequest) -> None:
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("analysis.figures.exhibit.Exhibit.save", lambda drawing, *_, **__: unseen(drawing))
-
-
-def unseen(drawing: Any) -> dict[str, Any]:
-    return {"title": drawing.title, "image": None, "reason": drawing.caption}
+        request.getfixturevalue("words_only")
 
 
 @pytest.fixture

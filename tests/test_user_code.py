@@ -202,10 +202,11 @@ def test_bundle_is_sent_to_nodes_of_a_cluster(tmp_path: Path) -> None:
     assert {file.name for file in (out / "code").iterdir()} - {"__pycache__"} == {"user_code.py", "inspected.json"}
 
 
-COMMANDS = ("status {}", "table {} trials", "report {}", "figures {}")
+COMMANDS = ("status {}", "table {} trials", "dashboard {} --port 0")
+DRAWING = (pytest.param(f"{name} {{}}", marks=pytest.mark.long) for name in ("report", "figures"))
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "dashboard {} --port 0"])
+@pytest.mark.parametrize("command", [*COMMANDS, *DRAWING])
 def test_reading_results_never_runs_the_code_in_them(
     command: str, make_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -286,7 +286,7 @@ def test_a_lane_that_diverged_has_no_part_in_ranges() -> None:
         ([5.0, 5.01, 4.99], "differs", "only in part: on average over draws"),
         ([6.0, 6.01, 5.99], "not checked", "not what the closed form predicts"),
         ([math.nan] * 3, "not checked", "these draws do not tell whether"),
-        ([5.0, 5.0], "not checked", "2 draws have no range"),
+        ([5.0, 5.0], "not checked", "2 seeds have no range"),
         ([5.0, 5.3, 4.7], "not checked", "these draws do not tell whether"),
     ],
 )
@@ -368,7 +368,7 @@ def test_the_same_time_is_judged_on_both_sides_of_it() -> None:
             for when, loss in own
         ]
         facts = regimes.time_facts(pd.DataFrame(rows), pd.DataFrame(rows))
-        return judge("regimes", "time", {"cut": False, "alone": True, **facts})
+        return judge("regimes", "time", {"whole": True, "alone": True, **facts})
 
     near, far, under = [(0.5, 0.95), (2.0, 1.0)], [(0.5, 9.0), (2.0, 9.0)], [(0.5, 0.1), (2.0, 0.1)]
     across = [(0.9, 9.0), (1.1, 1.0)]
@@ -385,7 +385,7 @@ def test_the_same_time_is_judged_on_both_sides_of_it() -> None:
     assert claim(far, near, n=2).verdict == "not checked"
     assert claim([(math.nan, 5.0)], far).verdict == "not checked"
     facts = regimes.time_facts(pd.DataFrame(), pd.DataFrame())
-    assert judge("regimes", "time", {"cut": True, **facts}).verdict == "not checked"
+    assert judge("regimes", "time", {"whole": False, **facts}).verdict == "not checked"
 
 
 SAID = '{% include "regimes" %}'
@@ -470,8 +470,8 @@ ENDS = pd.DataFrame(
 )
 
 
-def regime_claims(*, cut: bool = False, **changes: Any) -> list[Claim]:
-    facts = regimes.regime_facts(numbers(**changes), ENDS, cut=cut)
+def regime_claims(*, whole: bool = True, **changes: Any) -> list[Claim]:
+    facts = regimes.regime_facts(numbers(**changes), ENDS, whole=whole)
     return [judge("regimes", name, facts) for name in ("fast", "noise", "flat", "balance")]
 
 
@@ -496,7 +496,7 @@ def regime_claims(*, cut: bool = False, **changes: Any) -> list[Claim]:
 )
 def test_what_the_regimes_are_said_to_show_is_checked_by_number(changes: dict[str, Any], verdicts: list[str]) -> None:
     assert [claim.verdict for claim in regime_claims(**changes)] == verdicts
-    assert {claim.verdict for claim in regime_claims(cut=True, **changes)} == {"not checked"}
+    assert {claim.verdict for claim in regime_claims(whole=False, **changes)} == {"not checked"}
 
 
 def test_what_is_said_of_the_regimes_follows_the_numbers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def mlp(runs: Mapping[str, Results], _: Truth) -> Measured:
         "standardised": standardised_facts(runs.get("layers"), line),
     }
     floors = {"ignoring x1": without_x1(), "best line": line}
-    panel = lambda ax: _draw(losses, as_printed, factor, floors, ax)  # noqa: E731
+    panel = partial(_draw, losses, as_printed, factor, floors)
     epochs = span.merge(as_printed.rename(columns={"printed": "as_printed"}), on="epoch")
     ended = final.assign(learned=[ending(loss, without_x1(), line) for loss in final["loss"]])
     drawn = {"mlp-losses": (losses, lambda: with_legend(panel, PAGE_MM, 90.0))}

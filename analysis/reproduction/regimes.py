@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from analysis.cells import cells, curves_of
 from analysis.figures.exhibit import panels, with_legend
 from analysis.figures.regimes.learning_curves import loss_by_regime, regime_curves
-from analysis.figures.style import BLUE, ORANGE, PAGE_MM
+from analysis.figures.style import PAGE_MM, REGIME_COLOURS
 from analysis.reproduction.claims import Measured, Truth, intervals, printed
 from analysis.reproduction.losses import losses_of
 from analysis.results import Results, records
@@ -32,14 +32,14 @@ def regimes(runs: Mapping[str, Results], _: Truth) -> Measured:
     numbers, ends = regime_numbers(fixed, table, traces), regime_ends(tuned_table)
     curves, tuned_curves = regime_curves(fixed, table), regime_curves(tuned, tuned_table)
     drawn = as_drawn(traces, report)
-    cut = fixed.trials.empty or float(fixed.trials["epochs"].max()) < report["epochs"]
+    whole = float(fixed.trials["epochs"].max()) >= report["epochs"]
     facts = {
         "alone": fixed.alone and tuned.alone,
         "seeds": int(fixed.lanes["seed"].nunique()),
         "rates": [
             f"{row['regime']} {row['learning_rate']:.3g}" for row in records(tuned_curves.drop_duplicates("regime"))
         ],
-        **regime_facts(numbers, ends, cut=cut),
+        **regime_facts(numbers, ends, whole=whole),
         **time_facts(curves, tuned_curves),
     }
     shown = {
@@ -121,16 +121,16 @@ def regime_ends(table: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(ratio=rows["validation"] / one).reset_index()
 
 
-def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, cut: bool) -> dict[str, Any]:
+def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, whole: bool) -> dict[str, Any]:
     """The facts of the claims that the report makes by eye of its figure, from `regime_numbers` and `regime_ends`.
 
-    `cut`: whether the run had fewer epochs than the report's; then no other facts are needed.
+    `whole`: whether the run had the report's epochs; otherwise no other facts are needed.
     """
     by_regime = {row["regime"]: row for row in records(numbers)}
     ranked = sorted(records(ends), key=lambda row: row["loss"].estimate)
-    facts: dict[str, Any] = {"cut": cut or set(by_regime) != set(REGIMES), "ranked": ranked}
+    facts: dict[str, Any] = {"whole": whole and set(by_regime) == set(REGIMES), "ranked": ranked}
     facts |= {"full_end": next((row for row in ranked if row["regime"] == "batch"), None), "lowest": ""}
-    if facts["cut"]:
+    if not facts["whole"]:
         return facts
     rows = [by_regime[name] for name in REGIMES]
     intervals = [row[name] for row in rows for name in ("first", "final", "noise")]
@@ -199,7 +199,7 @@ def _four_panels(study: Results, data: pd.DataFrame) -> Figure:
 
 def _draw_as_drawn(data: pd.DataFrame, ax: Axes) -> None:
     # Rasterized: a hundred thousand points as paths would take megabytes of the page.
-    for regime, colour in zip(REGIMES, (ORANGE, BLUE, "#009e73"), strict=True):
+    for regime, colour in REGIME_COLOURS.items():
         own = data[data["regime"] == regime]
         ax.plot(own["x"], own["value"], color=colour, linewidth=0.8, label=regime, rasterized=True)
     ax.set(xlabel="epochs, as the report's axis has them", ylabel="loss of the batch")

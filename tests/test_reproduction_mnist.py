@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 import analysis
+from analysis import reproduction
 from analysis.reproduction import inference, mnist, sizes
-from analysis.reproduction.claims import Section, judge, printed, section
+from analysis.reproduction.claims import judge, printed, source
+from analysis.reproduction.losses import beside
 from study.spec import read
 from study.tuning.space import Space
 from study.verify import reproduce
-from study.verify.reproduce import Plan, Runner, run_mnist
+from study.verify.reproduce import Runner, run_mnist
 from trainables.errors import DataError
 from trainables.workloads import catalogue, data, models
 
@@ -34,9 +36,7 @@ LAYERS: list[dict[str, Any]] = [
     {"kind": "dense", "out": 16},
     {"kind": "dense", "out": 10},
 ]
-# Seven windows in each of three epochs, as in the report, and two updates over.
-TINY = Plan(epoch_updates=37, every=5)
-PRINTED = inference.printed_table()["loss"].to_numpy()
+PRINTED = inference.printed_table()["printed"].to_numpy()
 
 
 def test_the_report_s_numbers_are_the_report_s() -> None:
@@ -188,10 +188,15 @@ def test_candidates_come_nearest_first_and_the_nearest_train_on() -> None:
     pd.testing.assert_frame_equal(inference.candidates(pd.concat([frame(curves), twice])), found)
 
 
+def training_table(curves: np.ndarray) -> pd.DataFrame:
+    ours = frame({("raw", "sgd", 0.001): curves})
+    return beside(ours, inference.printed_table(), inference.WINDOW, inference.slack())
+
+
 def test_the_training_table_says_which_printed_losses_lie_within() -> None:
     curves = np.tile(PRINTED, (2, 1)) * np.array([[0.9], [1.1]])
     curves[:, 3] = PRINTED[3] * np.array([1.1, 1.2])
-    table = inference.training_table(frame({("raw", "sgd", 0.001): curves}))
+    table = training_table(curves)
     assert list(table["inside"]) == [place != 3 for place in range(21)]
     assert table["estimate"][0] == pytest.approx(PRINTED[0] * 0.99**0.5)
     assert (table["n"] == 2).all()
@@ -212,19 +217,12 @@ def test_the_fall_agrees_only_within_a_range_that_excludes_other_losses(
     curves = shift * PRINTED * np.array([[1 / factor], [1.0], [factor]][:seeds])
     if seeds == 2:
         curves[1] = shift * PRINTED * factor
-    table = inference.training_table(frame({("raw", "sgd", 0.001): curves}))
+    table = training_table(curves)
     rows = table[inference.parts_of(table["printed"].to_numpy()) == 1]
-    facts = {
-        "real": True,
-        "seeds": seeds,
-        "wide": mnist.WIDE,
-        "name": "sgd at 0.001",
-        "fall": mnist.inside_facts(rows, seeds) | {"first": ""},
-    }
+    facts = {"seeds": seeds, "name": "sgd at 0.001", "fall": mnist.inside_facts(rows, seeds)}
     claim = judge("mnist", "fall", facts)
     assert claim.verdict == verdict
     assert why in claim.why
-    assert judge("mnist", "fall", facts | {"real": False}).verdict == "not checked"
 
 
 def predictions() -> pd.DataFrame:
@@ -252,85 +250,87 @@ def test_errors_begin_with_those_that_most_lanes_make() -> None:
 def test_the_shipped_spec_trains_the_report_s_network_on_its_batches() -> None:
     spec = read(reproduce.MNIST)
     assert spec.search.dimensions()["batch_size"].ends() == [printed("mnist")["batch_size"]]
-    assert spec.workload.facts.train == printed("mnist")["training_images"]
-    assert Plan().budget(3, spec) == {"epochs": 3}
-    assert TINY.budget(3, spec) == {"updates": 111}
+    report = printed("mnist")
+    assert spec.workload.facts.train == report["training_images"] == report["epoch_updates"] * report["batch_size"]
+    assert spec.budget.epochs == report["epochs"]
     assert Space(spec, "", "").configuration({"optimizer": "sgd", "batch_size": 4}, 0)["evaluation_share"] == 0
-    assert spec.search.optimizers() == [*reproduce.PLAIN, *reproduce.ADAPTIVE] == [*inference.OPTIMIZERS]
+    assert spec.search.optimizers() == [*inference.OPTIMIZERS]
     rates = np.geomspace(*spec.rates("sgd"))
     assert min(abs(rates - 0.001)) < 1e-9
 
 
-@pytest.fixture
-def _without_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = data.load
-
-    def load(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == "mnist":
-            raise DataError("mnist is unavailable: the folder does not hold it, and downloading failed")
-        return whole(name, *arguments, **options)
+def test_mnist_is_left_out_where_it_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise DataError("mnist is unavailable: the folder does not hold it, and downloading failed")
 
     monkeypatch.setattr(data, "load", load)
+    said: list[str] = []
+    assert reproduce.run(tmp_path, only=["mnist"], show="quiet", say=said.append) == (None, "")
+    assert said == ["mnist: left out, mnist is unavailable: the folder does not hold it, and downloading failed"]
 
 
-def drawn(found: Section) -> Iterator[tuple[str, Any]]:
+def drawn(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     with analysis.style():
-        for drawing in found.figures:
+        for drawing in found["figures"]:
             yield drawing.name, drawing.draw()
 
 
-def run(out: Path, seeds: int = 2) -> None:
+def run(out: Path, seeds: int = 2, **workload: Any) -> None:
     with ExitStack() as stack:
-        run_mnist(out, Runner(stack, show="quiet"), seeds, TINY)
+        run_mnist(out, Runner(stack, show="quiet"), seeds, workload)
 
 
-def check(out: Path, *, real: bool) -> Section:
+def check(out: Path, data_set: str) -> dict[str, Any]:
     """What must hold of any run: everything is there, and the table is that of the results."""
-    found = section("mnist", mnist.mnist(out))
+    truth = reproduce.TRUTH | {"mnist": lambda: reproduce.pictures(data_set)}
+    ((found,), troubles) = reproduction.sections(out, truth)
+    assert not troubles
     assert {name for name, figure in drawn(found) if figure.axes} == {
         "mnist-batch", "mnist-augmentation", "mnist-training", "mnist-candidates", "mnist-confusion", "mnist-errors"
     }  # fmt: skip
-    assert all(drawing.caption and drawing.alt and len(drawing.data) for drawing in found.figures)
-    tables = {table.label: pd.DataFrame(table.rows, columns=table.head) for table in found.tables}
+    assert all(drawing.caption and drawing.alt and len(drawing.data) for drawing in found["figures"])
+    tables = {table.label: pd.DataFrame(table.rows, columns=table.head) for table in found["tables"]}
     assert len(tables["The training table"]) == 21
     assert len(tables["The nearest, and their neighbours, on fresh seeds"]) >= 1
     layers = tables["Layers, shapes and parameters"]
     assert (layers["output, by the formula"] == layers["by torch"]).all()
-    assert (layers["in the report"].iloc[:-1] == layers["by torch"].iloc[:-1]).all() == real
-    verdicts = {claim.text: claim.verdict for claim in found.claims}
+    assert (layers["in the report"] == layers["by torch"]).all()
+    verdicts = {claim.text: claim.verdict for claim in found["claims"]}
     assert set(verdicts.values()) <= {"agrees", "differs", "not checked"}
-    assert (verdicts["The sizes that the report writes beside its layers"] == "agrees") is real
-    assert any("no MNIST" in note for note in found.about) is not real
-    assert found.seconds > 0
+    assert verdicts["The sizes that the report writes beside its layers"] == "agrees"
+    assert found["seconds"] > 0
     return found
 
 
-@pytest.mark.nightly
-@pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
-@pytest.mark.usefixtures("one_worker", "_without_mnist", "_few_lanes")
-def test_a_tiny_run_on_digits_is_whole_and_reused(tmp_path: Path) -> None:
-    run(tmp_path)
-    found = check(tmp_path, real=False)
-    # Sizes by the formula need no data; of everything else the digits say nothing.
-    assert {claim.verdict for claim in found.claims[:-3]} == {"not checked"}
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.parquet") if file.is_file()}
-    run(tmp_path)
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.parquet") if file.is_file()} == before
-
-
 @pytest.fixture
-def _few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two seeds wherever the experiment would take more: what is evaluated takes far longer than a tiny training."""
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short epochs, and two seeds wherever the experiment would take more.
+
+    Seven windows in each of three epochs, as in the report, and two updates over. Of a tiny training, what is evaluated
+    takes far longer than what is trained.
+    """
+    monkeypatch.setitem(source()["mnist"]["printed"], "epoch_updates", 37)
+    monkeypatch.setitem(source()["mnist"]["printed"], "every", 5)
     monkeypatch.setattr(reproduce, "UNREFUTED", 2)
     monkeypatch.setattr(reproduce, "LANES", 4)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
-@pytest.mark.usefixtures("one_worker", "_few_lanes")
-def test_a_tiny_run_on_mnist_has_the_report_s_layers(
-    tmp_path: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("one_worker", "_tiny")
+def test_a_tiny_run_on_digits_is_whole_and_reused(tmp_path: Path) -> None:
+    digits: dict[str, Any] = {"data": "digits", "model_args": {"kernel": 3, "padding": 1}}
+    run(tmp_path, **digits)
+    check(tmp_path, "digits")
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.parquet") if file.is_file()}
+    run(tmp_path, **digits)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.parquet") if file.is_file()} == before
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)  # it starts eight workers and more, maybe on a busy machine
+@pytest.mark.usefixtures("one_worker", "_tiny")
+def test_a_tiny_run_on_mnist_is_whole(tmp_path: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUDY_DATA", str(mnist_folder))
     run(tmp_path, seeds=1)
-    check(tmp_path, real=True)
+    check(tmp_path, "mnist")

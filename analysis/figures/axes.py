@@ -106,10 +106,13 @@ def _power(value: float) -> str:
     return "10" + str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def band(ax: Axes, x: pd.Series[float], line: pd.DataFrame, colour: str, alpha: float = 0.2) -> None:
+def band(
+    ax: Axes, x: pd.Series[float], line: pd.DataFrame, colour: str, alpha: float = 0.2, label: str | None = None
+) -> None:
     """The interval (columns low, high, n) as a band; left out where one seed gives none."""
     limits = line[["low", "high"]].where(line["n"] > 1).astype(float)
-    ax.fill_between(x.astype(float), limits["low"], limits["high"], color=colour, alpha=alpha, linewidth=0)
+    low, high = limits["low"], limits["high"]
+    ax.fill_between(x.astype(float), low, high, color=colour, alpha=alpha, linewidth=0, label=label)
 
 
 def crosses_above(ax: Axes, x: pd.Series[Any], height: float, colour: str) -> None:

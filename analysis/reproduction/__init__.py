@@ -4,7 +4,6 @@
 everything else is computed from results folders when the page is made.
 """
 
-from analysis.reproduction.linear import TRUTH
 from analysis.reproduction.page import EXPERIMENTS, sections, write_page
 
-__all__ = ["EXPERIMENTS", "TRUTH", "sections", "write_page"]
+__all__ = ["EXPERIMENTS", "sections", "write_page"]

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,14 +33,15 @@ from analysis.figures.exhibit import Exhibit
 from analysis.report.tables import Table
 from analysis.results import Results
 from analysis.statistics import Interval
-from analysis.text import counted, short
+from analysis.text import counted, duration, short
 
 FEWEST = 3
 """Seeds below which no range or interval is compared with the report."""
-OUT = Path("results/reproduction")
-"""Default folder of `study reproduce`."""
-
 Verdict = Literal["agrees", "differs", "not checked"]
+VERDICTS: tuple[Verdict, Verdict, Verdict] = ("agrees", "differs", "not checked")
+
+Truth = Mapping[str, Callable[..., Any]]
+"""What the results do not hold and the caller computes with torch, such as the true coefficients of a draw, by name."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +60,14 @@ class Measured:
     """What an experiment computed from the results of its studies.
 
     `facts` are the values of the names in templates and rules, `figures` numbers with the function that draws them;
-    of a frame of `tables` the file chooses and names the columns.
+    of a frame of `tables` the file chooses and names the columns. `shared` are figures of the ordinary report.
     """
 
     facts: Mapping[str, Any]
     figures: Mapping[str, tuple[pd.DataFrame, Callable[[], Figure]]]
     tables: Mapping[str, pd.DataFrame]
     studies: Sequence[Results]
-
-
-@dataclass(frozen=True)
-class Section:
-    """An experiment on the page; `seconds` is the time of its runs, `links` are (text, path from the page)."""
-
-    name: str
-    title: str
-    about: Sequence[str]
-    claims: Sequence[Claim]
-    figures: Sequence[Exhibit]
-    tables: Sequence[Table]
-    corrections: Sequence[str]
-    seconds: float
-    command: str
-    provenance: str
-    links: Sequence[tuple[str, str]]
+    shared: Sequence[Exhibit] = ()
 
 
 @cache
@@ -96,6 +79,11 @@ def source() -> dict[str, Any]:
 def printed(experiment: str) -> dict[str, Any]:
     """The numbers that the report prints of an experiment."""
     return dict(source()[experiment]["printed"])
+
+
+def asked(experiment: str) -> dict[str, Any]:
+    """The thresholds of an experiment's rules."""
+    return dict(source()[experiment]["asked"])
 
 
 def text(value: Any) -> str:
@@ -151,7 +139,7 @@ def judge(experiment: str, name: str, facts: Mapping[str, Any]) -> Claim:
     """A claim of the file, judged by its rule; `facts` are the values of the names that it uses."""
     claim = source()[experiment]["claims"][name]
     claim = source()["rules"].get(claim.get("rule"), {}) | claim
-    facts = {name: source()[experiment].get(name) for name in ("printed", "asked")} | dict(facts)
+    facts = _known(experiment) | dict(facts)
     if "of" in claim:
         facts["it"] = facts[claim["of"]]
 
@@ -161,31 +149,45 @@ def judge(experiment: str, name: str, facts: Mapping[str, Any]) -> Claim:
     for condition, reason in claim.get("unless", ()):
         if holds(condition):
             return Claim(render(claim["text"], facts), "", "", "not checked", render(reason, facts))
-    verdict: Verdict = (
-        "agrees" if holds(claim["agrees"]) else "differs" if holds(claim.get("differs", "true")) else "not checked"
-    )
+    agrees, differs, unknown = VERDICTS
+    verdict = agrees if holds(claim["agrees"]) else differs if holds(claim.get("differs", "true")) else unknown
     said, printed, ours, why = (render(claim.get(part, ""), facts) for part in ("text", "printed", "ours", "why"))
     return Claim(said, printed, ours, verdict, why)
 
 
-def section(name: str, measured: Measured) -> Section:
-    """The section of an experiment."""
-    prose = source()[name]
-    facts = {"printed": prose["printed"], **measured.facts}
+def _known(experiment: str) -> dict[str, Any]:
+    """The facts that the file itself has."""
+    return {name: source()[experiment].get(name) for name in ("printed", "asked")}
+
+
+def section(name: str, measured: Measured) -> dict[str, Any]:
+    """The values of the template for an experiment; its figures are not drawn yet."""
+    prose, studies = source()[name], measured.studies
+    facts = _known(name) | dict(measured.facts)
     figures = []
     for key, (data, draw) in measured.figures.items():
         title, caption, alt = (render(prose["figures"][key][part], facts) for part in ("title", "caption", "alt"))
         figures.append(Exhibit(key, title, caption, alt, data, draw, "no run has finished"))
-    return Section(
-        name=name,
-        title=render(prose["title"], facts),
-        about=[line for each in prose["about"] if (line := render(each, facts))],
-        claims=[judge(name, key, facts) for key in prose["claims"]],
-        figures=figures,
-        tables=[_table(prose["tables"][key], frame, facts) for key, frame in measured.tables.items()],
-        corrections=[line for each in prose.get("corrections", ()) if (line := render(each, facts))],
-        **_runs(name, measured.studies),
-    )
+    claims = [judge(name, key, facts) for key in prose["claims"]]
+    sessions = [session for study in studies for session in study.provenance.get("sessions") or []]
+    ended = [session for session in sessions if session.get("ended")]
+    spans = [datetime.fromisoformat(each["ended"]) - datetime.fromisoformat(each["started"]) for each in ended]
+    seconds = sum(span.total_seconds() for span in spans)
+    return {
+        "name": name,
+        "title": render(prose["title"], facts),
+        "about": [line for each in prose["about"] if (line := render(each, facts))],
+        "claims": claims,
+        "counts": [sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS],
+        "figures": [*figures, *measured.shared],
+        "tables": [_table(prose["tables"][key], frame, facts) for key, frame in measured.tables.items()],
+        "corrections": [line for each in prose.get("corrections", ()) if (line := render(each, facts))],
+        "seconds": seconds,
+        "time": duration(seconds),
+        "command": sessions[-1].get("command") if sessions else "",
+        "links": [link for study in studies for link in _links(study, studies[0].path.parent.parent)],
+        "provenance": _provenance(studies, sessions),
+    }
 
 
 def _table(prose: Mapping[str, Any], frame: pd.DataFrame, facts: Mapping[str, Any]) -> Table:
@@ -200,36 +202,25 @@ def _table(prose: Mapping[str, Any], frame: pd.DataFrame, facts: Mapping[str, An
     return Table(title, head, list(zip(*columns, strict=True)), (0,), caption)
 
 
-def _runs(name: str, studies: Sequence[Results]) -> dict[str, Any]:
-    """Seconds, command, links and provenance of an experiment's runs."""
-    sessions = [session for study in studies for session in study.provenance.get("sessions") or []]
+def _links(study: Results, out: Path) -> list[tuple[str, str]]:
+    """The spec of a study and its own report, if there is one: (text, path from the page)."""
+    files = {"spec": "spec.toml", "ordinary report": "report/index.html"}
+    there = {text: study.path / file for text, file in files.items() if (study.path / file).is_file()}
+    return [(f"{study.name}: {text}", os.path.relpath(file, out)) for text, file in there.items()]
+
+
+def _provenance(studies: Sequence[Results], sessions: Sequence[Mapping[str, Any]]) -> str:
+    """Commits, versions and hardware of the sessions, and the studies' seeds."""
     last = sessions[-1] if sessions else {}
     hardware, versions = last.get("hardware", {}), last.get("versions", {})
     commits = dict.fromkeys(session.get("commit") or "unknown" for session in sessions) or ["unknown"]
-    out, links = studies[0].path.parent.parent, []
-    for study in studies:
-        place = os.path.relpath(study.path, out)
-        links.append((f"{study.name}: spec", f"{place}/spec.toml"))
-        if (study.path / "report" / "index.html").is_file():
-            links.append((f"{study.name}: ordinary report", f"{place}/report/index.html"))
-    provenance = [
+    parts = [
         f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}",
         ", ".join(f"{each} {versions[each]}" for each in ("python", "torch", "numpy") if each in versions),
         f"{hardware.get('cpu', 'unknown processor')}, {hardware.get('cpus', '?')} processors",
         *dict.fromkeys(_seeds(study) if len(studies) == 1 else f"{study.name}: {_seeds(study)}" for study in studies),
     ]
-    # The options by which the latest reproduction was smaller or larger than its specs.
-    commands = [command for each in sessions if " reproduce" in (command := str(each.get("command")))]
-    sizes = re.findall(r"(--(?:seeds|epochs))[ =](\d+)", commands[-1]) if commands else []
-    words = ["study", "reproduce", "--only", name, *(word for pair in sizes for word in pair)]
-    if out.absolute() != OUT.absolute():
-        words += ["--out", str(out)]
-    seconds = sum(
-        (datetime.fromisoformat(each["ended"]) - datetime.fromisoformat(each["started"])).total_seconds()
-        for each in sessions
-        if each.get("ended")
-    )
-    return {"seconds": seconds, "command": shlex.join(words), "links": links, "provenance": "; ".join(provenance)}
+    return "; ".join(parts)
 
 
 def _seeds(study: Results) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.reproduction.claims import printed
+from analysis.reproduction.claims import asked, printed
+from analysis.reproduction.losses import losses_of
 from analysis.results import Results
-from analysis.statistics import log_interval
 from analysis.text import short
 
 CANDIDATE = ["inputs", "optimizer", "learning_rate"]
@@ -22,12 +22,8 @@ INPUTS = {"raw": "0 to 1", "standardized": "standardized"}
 """How the images may be scaled, and the same in words."""
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 """Those that the report names, the simplest first."""
-KEPT = 2
-"""Number of candidates that are trained again, on fresh seeds."""
 PLATEAU = 0.9
 """Printed losses above this share of the first are the plateau; then comes the fall, down to twice the last."""
-NEAR = 0.25
-"""The largest distance from the nearest seed that fits: a factor of 1.28, in the root mean square."""
 WINDOW = ["epoch", "place"]
 """The columns that identify a printed loss; both count from 1."""
 
@@ -42,7 +38,7 @@ class Fit(NamedTuple):
     probability x at most. `plateau`, `fall` and `tail` count printed losses of each part between the least and the
     largest seed's, `of` all of each part; `spans`: whether the seeds span plateau and fall.
 
-    `fits` is the criterion: not the furthest from its nearest, a seed within `NEAR`, and spans. `NEAR` is needed
+    `fits` is the criterion: not the furthest from its nearest, a seed within `asked.near`, and spans. That is needed
     because a single odd seed is the nearest of the printed curve at any distance, and vice versa.
     """
 
@@ -69,10 +65,10 @@ def spanned(inside: int, of: int, seeds: int) -> bool:
 
 @cache
 def printed_table() -> pd.DataFrame:
-    """The report's training table: epoch, place in the epoch, both from 1, and loss."""
+    """The report's training table: epoch, place in the epoch, both from 1, and printed, the loss."""
     losses = enumerate(printed("mnist")["mean_loss"], start=1)
     rows = [(epoch, place, loss) for epoch, own in losses for place, loss in enumerate(own, start=1)]
-    return pd.DataFrame(rows, columns=[*WINDOW, "loss"])
+    return pd.DataFrame(rows, columns=[*WINDOW, "printed"])
 
 
 def window_means(curves: pd.DataFrame, every: int, per_epoch: int) -> pd.DataFrame:
@@ -81,7 +77,7 @@ def window_means(curves: pd.DataFrame, every: int, per_epoch: int) -> pd.DataFra
     The updates of an epoch after its last whole window are dropped, as the report does. Columns trial, lane, epoch,
     place and loss.
     """
-    rows = curves[(curves["split"] == "batch") & (curves["metric"] == "loss")]
+    rows = losses_of(curves)
     epoch, place = np.divmod(rows["update"].to_numpy() - 1, per_epoch)
     frame = rows[["trial", "lane"]].assign(epoch=epoch + 1, place=place // every + 1, loss=rows["value"])
     whole = frame[frame["place"] <= per_epoch // every].groupby(["trial", "lane", *WINDOW])["loss"]
@@ -89,9 +85,10 @@ def window_means(curves: pd.DataFrame, every: int, per_epoch: int) -> pd.DataFra
     return means[means["size"] == every].drop(columns="size").rename(columns={"mean": "loss"}).reset_index(drop=True)
 
 
-def losses(results: Results, every: int, per_epoch: int) -> pd.DataFrame:
+def losses(results: Results) -> pd.DataFrame:
     """`window_means` of a study, with `CANDIDATE`, seed and the name of the study."""
-    means = window_means(results.curves, every, per_epoch).assign(study=results.name)
+    report = printed("mnist")
+    means = window_means(results.curves, report["every"], report["epoch_updates"]).assign(study=results.name)
     return means.merge(lanes_of(results)[["trial", "lane", "seed", *CANDIDATE]], on=["trial", "lane"])
 
 
@@ -115,7 +112,7 @@ def fit(curves: ArrayLike, printed_losses: ArrayLike) -> Fit:
     np.fill_diagonal(gaps, math.inf)
     away = gaps.min(1)
     nearest, p = float(away[-1]), float((away >= away[-1] * (1 - 1e-12)).mean())
-    inside = _within(theirs, ours.min(0), ours.max(0))
+    inside = (ours.min(0) - slack() <= theirs) & (theirs <= ours.max(0) + slack())
     parts = parts_of(theirs)
     plateau, fall, tail = (int(inside[parts == part].sum()) for part in range(3))
     of = [int((parts == part).sum()) for part in range(3)]
@@ -131,19 +128,18 @@ def fit(curves: ArrayLike, printed_losses: ArrayLike) -> Fit:
         of=of,
         seeds=seeds,
         spans=spans,
-        fits=seeds > 1 and p > 1 / (seeds + 1) and nearest <= NEAR and spans,
+        fits=seeds > 1 and p > 1 / (seeds + 1) and nearest <= asked("mnist")["near"] and spans,
     )
 
 
-def _within(theirs: Any, least: Any, largest: Any) -> Any:
-    """Whether printed losses lie in the range of the seeds; half a unit of the last printed digit is allowed."""
-    slack = 0.5 * 10.0 ** -printed("mnist")["decimals"]
-    return (least - slack <= theirs) & (theirs <= largest + slack)
+def slack() -> float:
+    """Half a unit of the last printed digit."""
+    return float(0.5 * 10.0 ** -printed("mnist")["decimals"])
 
 
 def parts_of(theirs: NDArray[np.float64]) -> NDArray[np.int64]:
     """0 on the plateau of the printed losses, 1 in their fall, 2 after it, as the whole training table has them."""
-    whole = printed_table()["loss"].to_numpy()
+    whole = printed_table()["printed"].to_numpy()
     place = np.where(theirs > PLATEAU * whole[0], 0, np.where(theirs > 2 * whole[-1], 1, 2))
     return np.maximum.accumulate(place)
 
@@ -160,7 +156,7 @@ def candidates(frame: pd.DataFrame) -> pd.DataFrame:
     for (study, *key), group in frame.groupby(["study", *CANDIDATE]):
         # All windows that any rate reached: a lane that diverged has fewer.
         of_optimizer = frame[(frame["study"] == study) & (frame["optimizer"] == key[1])]
-        theirs = printed_table().merge(of_optimizer[WINDOW].drop_duplicates(), on=WINDOW)["loss"].to_numpy()
+        theirs = printed_table().merge(of_optimizer[WINDOW].drop_duplicates(), on=WINDOW)["printed"].to_numpy()
         ours = group.pivot_table(index="seed", columns=WINDOW, values="loss").to_numpy()
         if ours.shape[1] < len(theirs) or np.isnan(ours).any():
             continue
@@ -177,25 +173,11 @@ def candidates(frame: pd.DataFrame) -> pd.DataFrame:
 def kept(frames: Sequence[pd.DataFrame]) -> list[tuple[str, list[str], list[float]]]:
     """The candidates to train again, as studies: (inputs, optimizers, rates), each optimizer at each rate."""
     table = candidates(pd.concat(frames))
-    nearest = table[table["points"] == table["points"].max()].head(KEPT)
+    nearest = table[table["points"] == table["points"].max()].head(asked("mnist")["kept"])
     return [
         (str(inputs), ordered(group["optimizer"]), sorted(group["learning_rate"].unique().tolist()))
         for inputs, group in nearest.groupby("inputs")
     ]
-
-
-def training_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The printed losses beside those of the seeds of one candidate, from its rows of `losses`.
-
-    Returns:
-        One row per printed loss that it trained for: epoch, place, printed, the geometric mean over seeds with its 95%
-        t interval (estimate, low, high), n, the seeds' least and largest, and inside: whether the printed one is.
-    """
-    both = frame.merge(printed_table().rename(columns={"loss": "printed"}), on=WINDOW)
-    by_window = both.groupby([*WINDOW, "printed"])["loss"]
-    rows = [dict(zip([*WINDOW, "printed"], key, strict=True)) | vars(log_interval(own)) for key, own in by_window]
-    table = pd.DataFrame(rows).assign(least=by_window.min().to_numpy(), largest=by_window.max().to_numpy())
-    return table.assign(inside=_within(table["printed"], table["least"], table["largest"]))
 
 
 def candidate_text(row: Any) -> str:

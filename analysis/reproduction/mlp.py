@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,13 @@ from numpy.typing import ArrayLike
 
 from analysis.figures.axes import log_axis
 from analysis.figures.exhibit import with_legend
-from analysis.figures.style import PAGE_MM
-from analysis.reproduction.claims import FEWEST, Measured, printed
+from analysis.figures.style import BLUE, ORANGE, PAGE_MM
+from analysis.reproduction.claims import FEWEST, Measured, Truth, asked, printed
 from analysis.reproduction.closed_forms import cubic_population, cubic_step, without_x1
-from analysis.reproduction.curves import ended_losses, span_facts, spans
+from analysis.reproduction.losses import beside, ended_losses, losses_of, printed_losses, span_facts
 from analysis.results import Results
 from analysis.statistics import log_interval
 from analysis.text import short
-
-ENDS = (30.0, 60.0)
-"""Mean squared errors at which the network counts as having ended where the report's did."""
-MUCH = 2.0
-"""A loss that is this many times lower is much lower."""
 
 
 def scale(report: Mapping[str, Any]) -> float:
@@ -32,17 +28,17 @@ def scale(report: Mapping[str, Any]) -> float:
     return float(report["examples"] / report["divided_by_examples"] * report["batch_size"])
 
 
-def mlp(parts: Mapping[str, Results]) -> Measured:
-    """Experiment 3: the 64-32 network; `parts` may have cubic-linear and layers too."""
-    report, study = printed("mlp"), parts["mlp-64-32"]
+def mlp(runs: Mapping[str, Results], _: Truth) -> Measured:
+    """Experiment 3: the 64-32 network; `runs` may have cubic-linear and layers too."""
+    report, study = printed("mlp"), runs["mlp-64-32"]
     (losses, lost), factor, line = ended_losses(study), scale(report), cubic_step(1e-6).floor
-    true = {int(epoch): value / factor for epoch, value in report["loss"].items()}
-    span, last = spans(losses, true), max(true)
+    as_printed = printed_losses("mlp")
+    true = as_printed.assign(printed=as_printed["printed"] / factor)
+    span = beside(losses, true).dropna(subset="printed")
     # Every lane: one that diverged has no loss here, and has not ended where the report's did.
     ends = losses[losses["epoch"] == losses["epoch"].max()]
     final = study.lanes[["trial", "lane", "seed"]].merge(ends, on=["trial", "lane"], how="left").sort_values("loss")
-    of_line = printed("cubic-linear")
-    ours = _linear_losses(parts.get("cubic-linear"), of_line["epochs"])
+    linear = printed("cubic-linear")
     facts = {
         "seeds": int(final["seed"].nunique()),
         "draws": int(study.trials["trial"].nunique()),
@@ -50,34 +46,28 @@ def mlp(parts: Mapping[str, Results]) -> Measured:
         "least": without_x1(),
         "line": line,
         "batches": math.ceil(report["examples"] / report["batch_size"]),
-        "last": report["loss"][str(last)],
-        "true_last": true[last],
+        "last": report["loss"][-1],
         "curve": span_facts(span, len(true), lost),
-        "whole": bool(len(span)) and int(span["epoch"].max()) == last,
+        "whole": len(losses) > 0 and bool(losses["epoch"].max() >= report["epochs"]),
         **end_facts(final["loss"]),
-        **better_facts(final["loss"], of_line["loss"][-1], ours),
-        "slow": slow_facts(losses, line, true, lost),
-        "standardised": standardised_facts(parts.get("layers"), line),
+        **better_facts(final["loss"], linear["loss"][-1], _linear_losses(runs.get("cubic-linear"), linear["epochs"])),
+        "slow": slow_facts(losses, line, true.iloc[0], lost),
+        "standardised": standardised_facts(runs.get("layers"), line),
     }
-    epochs = span.assign(as_printed=[report["loss"][str(epoch)] for epoch in span["epoch"]])
     floors = {"ignoring x1": without_x1(), "best line": line}
-    drawn = {
-        "mlp-losses": (
-            losses,
-            lambda: with_legend(lambda ax: _draw(losses, report["loss"], factor, floors, ax), PAGE_MM, 90.0),
-        )
-    }
+    panel = partial(_draw, losses, as_printed, factor, floors)
+    epochs = span.merge(as_printed.rename(columns={"printed": "as_printed"}), on="epoch")
     ended = final.assign(learned=[ending(loss, without_x1(), line) for loss in final["loss"]])
+    drawn = {"mlp-losses": (losses, lambda: with_legend(panel, PAGE_MM, 90.0))}
     return Measured(facts, drawn, {"epochs": epochs, "ends": ended}, [study])
 
 
 def end_facts(losses: ArrayLike) -> dict[str, Any]:
     """Where the seeds ended; their losses are not finite where a seed diverged."""
     values = np.asarray(losses, dtype=np.float64)
-    low, high = ENDS
+    low, high = asked("mlp")["ends"]
     return {
         "n": len(values),
-        "ends": ENDS,
         "inside": int(((low <= values) & (values <= high)).sum()),
         "below": int((values < low).sum()),
         "above": int((~(values <= high)).sum()),
@@ -99,8 +89,7 @@ def better_facts(losses: ArrayLike, of_line: float, ours: ArrayLike | None = Non
         "base_is_ours": ours is not None,
         "base_printed": of_line,
         "ratio": log_interval(ratios),
-        "lower": int((ratios > MUCH).sum()),
-        "much": MUCH,
+        "lower": int((ratios > asked("mlp")["much"]).sum()),
     }
 
 
@@ -113,17 +102,17 @@ def _linear_losses(study: Results | None, epochs: int) -> pd.Series[float] | Non
     return last if len(last) >= FEWEST else None
 
 
-def slow_facts(losses: pd.DataFrame, line: float, true: Mapping[int, float], lost: int) -> dict[str, Any]:
+def slow_facts(losses: pd.DataFrame, line: float, first: Any, lost: int) -> dict[str, Any]:
     """After how many epochs seeds pass the best linear model's loss, `line`; empty if none or the report's does not.
 
-    `true` is the printed loss on this scale by epoch, `lost` the number of seeds that diverged.
+    `first` has the epoch of the first printed loss, and that on this scale (printed); `lost` seeds diverged.
     """
     passed = losses[losses["loss"] < line].groupby(["trial", "lane"])["epoch"].min()
-    first, count = min(true), lost + len(losses[["trial", "lane"]].drop_duplicates())
-    if passed.empty or true[first] >= line:
+    count = lost + len(losses[["trial", "lane"]].drop_duplicates())
+    if passed.empty or first["printed"] >= line:
         return {}
     ends = {"first": int(passed.min()), "final": int(passed.max())}
-    return {"epoch": first, "times": line / true[first], "passed": len(passed), "of": count} | ends
+    return {"epoch": int(first["epoch"]), "times": line / first["printed"], "passed": len(passed), "of": count} | ends
 
 
 def standardised_facts(study: Results | None, line: float) -> dict[str, Any]:
@@ -135,8 +124,7 @@ def standardised_facts(study: Results | None, line: float) -> dict[str, Any]:
     tuned = study.trials[["trial", "optimizer", "learning_rate"]]
     lanes = study.lanes.merge(tuned, on="trial", suffixes=("", "_tuned"))
     lanes = lanes[(lanes["optimizer"] == "adam") & (lanes["learning_rate"] == lanes["learning_rate_tuned"])]
-    curves = study.curves[(study.curves["split"] == "validation") & (study.curves["metric"] == "loss")]
-    curves = curves.merge(lanes[["trial", "lane"]], on=["trial", "lane"])
+    curves = losses_of(study.curves, "validation").merge(lanes[["trial", "lane"]], on=["trial", "lane"])
     first = curves[curves["value"] * variance < line].groupby(["trial", "lane"])["epoch"].min()
     if len(lanes) < FEWEST or 2 * len(first) < len(lanes):
         return {}
@@ -145,25 +133,24 @@ def standardised_facts(study: Results | None, line: float) -> dict[str, Any]:
 
 def ending(loss: float, least: float, line: float) -> str:
     """A mean squared error on the cubic data in words."""
+    low, high = asked("mlp")["ends"]
     if not math.isfinite(loss):
         return "diverged"
-    if loss < ENDS[0]:
-        return f"x1 as well: below {short(ENDS[0])}"
-    if loss <= ENDS[1]:
+    if loss < low:
+        return f"x1 as well: below {short(low)}"
+    if loss <= high:
         return f"x2 alone: about the {short(least)} of a fit that ignores x1"
     return "x2 in part" if loss < line else "no more than a linear model"
 
 
-def _draw(
-    losses: pd.DataFrame, report: Mapping[str, float], factor: float, floors: Mapping[str, float], ax: Axes
-) -> None:
+def _draw(losses: pd.DataFrame, report: pd.DataFrame, factor: float, floors: Mapping[str, float], ax: Axes) -> None:
     for number, (_, own) in enumerate(losses.groupby(["trial", "lane"])):
-        ax.plot(own["epoch"], own["loss"], color="#0072b2", alpha=0.45, linewidth=0.6, rasterized=True,
+        ax.plot(own["epoch"], own["loss"], color=BLUE, alpha=0.45, linewidth=0.6, rasterized=True,
                 label="ours, one line per seed" if number == 0 else None)  # fmt: skip
-    epochs, values = [int(epoch) for epoch in report], np.array(list(report.values()))
-    ax.plot(epochs, values / factor, "o", color="#000000", markersize=4, zorder=4, label=f"printed / {factor:,.0f}")
-    ax.plot(epochs, values, "o", color="#000000", markersize=4, fillstyle="none", zorder=4, label="as printed")
-    for (name, floor), colour in zip(floors.items(), ("#009e73", "#d55e00"), strict=True):
+    dots: dict[str, Any] = {"color": "#000000", "markersize": 4, "zorder": 4}
+    ax.plot(report["epoch"], report["printed"] / factor, "o", label=f"printed / {factor:,.0f}", **dots)
+    ax.plot(report["epoch"], report["printed"], "o", fillstyle="none", label="as printed", **dots)
+    for (name, floor), colour in zip(floors.items(), ("#009e73", ORANGE), strict=True):
         ax.axhline(floor, color=colour, linestyle="--", linewidth=0.9, label=f"{name}: {short(floor)}")
     log_axis(ax, "x")
     log_axis(ax, "y")

@@ -1,24 +1,17 @@
 """Experiment 5 of the source report, its CNN on MNIST: the printed losses beside those that we trained.
 
-`mnist(out)` reads `out/mnist`, which `study.verify.reproduce` writes:
+Its studies, where INPUTS is raw (pixels from 0 to 1) or standardized:
 
-    run.json                the data set, how losses are averaged, and which of the folders below belong to the run
-    network.json            the network's layers as torch made them
-    images.npz              a batch, the same augmented, and the test images
-    candidates-INPUTS/      results folders: the optimizers and rates that are plausible
-    first-epoch-INPUTS/     those that train for the report's first epoch only
-    unrefuted-INPUTS/       those of these that fit it, trained to the end
-    nearest-INPUTS/         the candidates nearest to the printed losses again, on fresh seeds
-
-INPUTS is raw (pixels from 0 to 1) or standardized.
+    candidates-INPUTS      the optimizers and rates that are plausible
+    first-epoch-INPUTS     those that train for the report's first epoch only
+    unrefuted-INPUTS       those of these that fit it, trained to the end
+    nearest-INPUTS         the candidates nearest to the printed losses again, on fresh seeds
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,114 +22,91 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from analysis.figures import style
+from analysis.figures.axes import log_axis
 from analysis.figures.exhibit import with_legend
 from analysis.reproduction import inference
-from analysis.reproduction.claims import Measured, printed
-from analysis.reproduction.inference import CANDIDATE, INPUTS, candidate_text, candidates, losses
+from analysis.reproduction.claims import Measured, Truth, printed
+from analysis.reproduction.inference import CANDIDATE, INPUTS, WINDOW, candidate_text, candidates, lanes_of
+from analysis.reproduction.losses import beside, draw_beside
 from analysis.reproduction.sizes import layer_table, shape_text, size_facts
-from analysis.results import load, records
+from analysis.results import Results, records
 from analysis.statistics import logit_interval
 from analysis.text import estimate_text, seed_counts, short
 
-WIDE = 0.5
-"""Share of the printed losses' whole fall, in logs, above which the seeds' range holds nearly any loss."""
 ERRORS = 15
 """Images in the figure of errors."""
 
 
-def is_whole(out: Path) -> bool:
-    """Whether the experiment has been run in a reproduction's folder to its end."""
-    return (out / "mnist" / "run.json").is_file()
-
-
-def mnist(out: Path) -> Measured:
-    """Experiment 5: the CNN; ResultsError if a results folder cannot be read."""
-    run = Run(out / "mnist")
-    return Measured(run.facts(), run.figures(), run.tables(), run.studies)
+def mnist(runs: Mapping[str, Results], truth: Truth) -> Measured | None:
+    """Experiment 5: the CNN; None before the nearest candidates have run again."""
+    nearest = [run for name, run in runs.items() if name.startswith("nearest")]
+    screened = [run for name, run in runs.items() if not name.startswith("nearest")]
+    frames = [inference.losses(each) for each in screened]
+    if not {f"nearest-{inputs}" for inputs, *_ in inference.kept(frames)} <= runs.keys():
+        return None
+    run = Run(screened, nearest, pd.concat(frames), truth["mnist"]())
+    return Measured(run.facts(), run.figures(), run.tables(), [*screened, *nearest])
 
 
 class Run:
-    """The files of one run.
+    """The results of one run.
 
     screen and whole are `losses` of the studies of all candidates, and of those on fresh seeds; tried and final are
     their `candidates`. chosen is the row of `final` that is shown, the simplest of those that fit; frame, table and
-    lanes are its losses, `training_table` and lanes. screened are the lanes of all candidates.
+    lanes are its losses, these beside the printed ones, and its lanes. screened are the lanes of all candidates.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.run: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        network = json.loads((folder / "network.json").read_text(encoding="utf-8"))
-        with np.load(folder / "images.npz") as images:
-            self.images = dict(images)
-        self.every, self.per_epoch = int(self.run["every"]), int(self.run["epoch_updates"])
-        self.real = self.run["data"] == "mnist"
-        tried, whole = ([load(folder / name) for name in self.run[kind]] for kind in ("screened", "nearest"))
-        self.studies = [*tried, *whole]
-        screen = pd.concat([losses(each, self.every, self.per_epoch) for each in tried])
+    def __init__(
+        self, tried: Sequence[Results], whole: Sequence[Results], screen: pd.DataFrame, made: Mapping[str, Any]
+    ) -> None:
         # Those that fit the first epoch trained again, further and on more seeds.
         self.screen = screen[screen["study"] == screen.groupby(CANDIDATE)["study"].transform("last")]
-        self.whole = pd.concat([losses(each, self.every, self.per_epoch) for each in whole])
+        self.whole = pd.concat([inference.losses(each) for each in whole])
         self.tried, self.final = candidates(self.screen), candidates(self.whole)
         order = self.final["optimizer"].map(inference.OPTIMIZERS.index)
         fitting = self.final.assign(order=order)[self.final["fits"]].sort_values(["order", "distance"])
         self.chosen = (self.final if fitting.empty else fitting).iloc[0]
         self.frame = of(self.whole, self.chosen)
-        self.table = inference.training_table(self.frame)
-        lanes_of = inference.lanes_of
+        self.table = beside(self.frame, inference.printed_table(), WINDOW, inference.slack())
         self.lanes, study = next((own, each) for each in whole if len(own := of(lanes_of(each), self.chosen)))
         self.predictions = study.predictions.merge(self.lanes[["trial", "lane"]], on=["trial", "lane"])
         self.screened = pd.concat([lanes_of(each) for each in tried]).drop_duplicates([*CANDIDATE, "seed"], keep="last")
-        table, made = layer_table(network["in_shape"], network["layers"]), network["layers"]
-        sizes = zip(table["channels"], table["height"], table["width"], made, strict=True)
+        self.images, layers = made, printed("mnist")["layers"]
+        table = layer_table((1, 28, 28), layers)
+        sizes = zip(table["channels"], table["height"], table["width"], made["layers"], strict=True)
         self.layers = table.assign(
-            shape=[shape_text(size[: len(layer["shape"])]) for *size, layer in sizes],
-            torch=[shape_text(layer["shape"]) for layer in made],
-            torch_parameters=[layer["parameters"] for layer in made],
-            report=[layer["shape"] for layer in printed("mnist")["layers"]] if self.real else "",
+            shape=[shape_text(size[: len(shape)]) for *size, (shape, _) in sizes],
+            torch=[shape_text(shape) for shape, _ in made["layers"]],
+            torch_parameters=[parameters for _, parameters in made["layers"]],
+            report=[layer["shape"] for layer in layers],
         )
 
     def facts(self) -> dict[str, Any]:
         """The facts of all claims and captions."""
-        images, top = self.images, self.chosen
-        parts = inference.parts_of(self.table["printed"].to_numpy())
-        plateau, fall = (self.table[parts == part] for part in (0, 1))
+        images, top, table = self.images, self.chosen, self.table
+        parts = inference.parts_of(table["printed"].to_numpy())
+        plateau, fall = (table[parts == part] for part in (0, 1))
         wrong = errors(self.predictions)
-        rows = {"plateau_first": plateau.iloc[0], "plateau_last": plateau.iloc[-1], "last": self.table.iloc[-1]}
-        same = self.layers["shape"] == self.layers["torch"]
         return {
-            "real": self.real,
-            "why_not": self.run["why"],
-            "data": "MNIST" if self.real else "the digits",
             "rates": self.screen["learning_rate"].nunique(),
-            "kept": inference.KEPT,
-            "near": math.exp(inference.NEAR),
-            "every": self.every,
-            "per_epoch": self.per_epoch,
-            "rest": self.per_epoch % self.every,
             "top": top.to_dict(),
             "name": candidate_text(top),
             "seeds": int(top["seeds"]),
             "first_seeds": int(self.tried["seeds"].iloc[0]),
             "screen_seeds": seed_counts(self.tried["seeds"]),
-            "sizes_agree": bool(same.all()) and bool((self.layers["shape"] == self.layers["report"]).all()),
+            "sizes_agree": bool(self.layers[["torch", "report"]].eq(self.layers["shape"], axis=0).all(axis=None)),
             "shapes": self.layers["shape"].to_list(),
             "parameters": int(self.layers["parameters"].sum()),
-            "losses": {key: _loss_text(row) for key, row in rows.items()},
             "plateau": inside_facts(plateau, top["seeds"]),
-            "fall": inside_facts(fall, top["seeds"]) | {"first": _loss_text(fall.iloc[0])},
-            "end": inside_facts(self.table.tail(1), top["seeds"]) | {"spanned": bool(self.table["inside"].iloc[-1])},
-            "wide": WIDE,
-            "last_printed": float(self.table["printed"].iloc[-1]),
+            "fall": inside_facts(fall, top["seeds"]),
+            "end": inside_facts(table.tail(1), top["seeds"]),
             "still": self.still(),
             "accuracy": estimate_text(logit_interval(self.lanes["test_accuracy"], len(images["test"])), "accuracy"),
             "test_examples": len(images["test"]),
             "labels": images["batch_labels"].tolist(),
-            "copies": images["augmented"].shape[1] - 1,
-            "augment": self.run["augment"],
             "wrong_always": int((wrong["wrong"] == wrong["lanes"]).sum()),
             "wrong_once": len(wrong),
             **self.inferred(),
-            **self.given_up(),
             **self.best(),
             **size_facts(),
         }
@@ -149,26 +119,23 @@ class Run:
         return int((own > level).sum())
 
     def inferred(self) -> dict[str, Any]:
-        """Which candidates fit, which is nearest, and which were not trained again although they were not refuted."""
+        """Which candidates fit, which is nearest, which were given up early, and which were not although they fit."""
         fitting = self.final[self.final["fits"]]
         rates = fitting.set_index("optimizer")["learning_rate"].to_dict()
         pair = set(rates) == {"sgd", "momentum"} and len(fitting) == 2
-        again = self.final.set_index(CANDIDATE).index
-        untrained = self.tried[self.tried["fits"] & ~self.tried.set_index(CANDIDATE).index.isin(again)]
+        again = self.tried.set_index(CANDIDATE).index.isin(self.final.set_index(CANDIDATE).index)
+        early = self.tried["points"] < self.tried["points"].max()
+        adaptive = self.tried["optimizer"].isin(self.tried.loc[early, "optimizer"])
         return {
             "fitting": _names(fitting),
             "nearest": candidate_text(self.final.iloc[0]),
             # With a momentum of 0.9 a step counts ten times.
             "alike": pair and math.isclose(rates["sgd"], 10 * rates["momentum"], rel_tol=1e-3),
-            "unrefuted": _names(untrained),
+            "unrefuted": _names(self.tried[self.tried["fits"] & ~again]),
+            "given_up": int(early.sum()),
+            "adaptive": int(adaptive.sum()),
+            "to_the_end": _names(self.tried[adaptive & ~early]),
         }
-
-    def given_up(self) -> dict[str, Any]:
-        """The adaptive optimizers that trained for the first epoch only, and those that trained to the end."""
-        early = self.tried["points"] < self.tried["points"].max()
-        adaptive = self.tried["optimizer"].isin(self.tried.loc[early, "optimizer"])
-        counts = {"given_up": int(early.sum()), "adaptive": int(adaptive.sum())}
-        return counts | {"to_the_end": _names(self.tried[adaptive & ~early])}
 
     def best(self) -> dict[str, Any]:
         """The candidate that is best on the validation split."""
@@ -182,7 +149,7 @@ class Run:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Layers, training, and the candidates before and after the fresh seeds."""
-        training = self.table.assign(updates=self.every * self.table["place"])
+        training = self.table.assign(updates=printed("mnist")["every"] * self.table["place"])
         return {"layers": self.layers, "training": training, "tried": _shown(self.tried), "final": _shown(self.final)}
 
     def figures(self) -> dict[str, tuple[pd.DataFrame, Callable[[], Figure]]]:
@@ -194,32 +161,35 @@ class Run:
         augmented = images["augmented"].reshape(-1, *images["augmented"].shape[2:])
         counts = confusion(self.predictions)
         long = [(row, column, value) for (row, column), value in np.ndenumerate(counts)]
+        cells = pd.DataFrame(long, columns=["class", "predicted", "images"])
         some = errors(self.predictions).head(ERRORS)
         seen = [f"{t} seen as {p}" for t, p in zip(some["target"], some["predicted"], strict=True)]
         wrong = images["test"][some["example"].to_numpy()]
-
-        cells = pd.DataFrame(long, columns=["class", "predicted", "images"])
         return {
             "mnist-batch": (batch, lambda: image_grid(images["batch"], [f"label {label}" for label in labels], 1, 48)),
             "mnist-augmentation": (batch, lambda: image_grid(augmented, titles, len(labels), 110)),
             "mnist-training": (self.table, lambda: with_legend(self.draw_training, style.PAGE_MM, 85)),
-            "mnist-candidates": (self.screen, lambda: draw_candidates(self.screen, self.every, self.per_epoch)),
+            "mnist-candidates": (self.screen, lambda: draw_candidates(self.screen)),
             "mnist-confusion": (cells, lambda: draw_confusion(counts)),
             "mnist-errors": (some, lambda: image_grid(wrong, seen, 3, 90)),
         }
 
     def draw_training(self, ax: Axes) -> None:
         """The printed losses over those of the chosen candidate's seeds."""
-        table = self.table
-        where = self.per_epoch * (table["epoch"] - 1) + self.every * table["place"]
         colour, _ = style.optimizer_look(str(self.chosen["optimizer"]))
-        for _, own in self.frame.sort_values(["epoch", "place"]).groupby("seed"):
-            ax.plot(where, own["loss"], color=colour, alpha=0.3, linewidth=0.6)
-        ax.fill_between(where, table["least"], table["largest"], color=colour, alpha=0.15, linewidth=0)
-        ax.plot(where, table["estimate"], color=colour, label=f"ours, {self.chosen['seeds']} seeds")
-        ax.plot(where, table["printed"], "o", color="#000000", markersize=3.5, label="printed in the report", zorder=4)
-        _loss_axis(ax)
-        ax.set(xlabel=f"updates, those of the {self.every:,} averaged last", ylabel="training loss (nats)")
+        for _, own in self.frame.sort_values(WINDOW).groupby("seed"):
+            ax.plot(updates(own), own["loss"], color=colour, alpha=0.3, linewidth=0.6)
+        draw_beside(ax, updates(self.table), self.table, colour, f"ours, {self.chosen['seeds']} seeds")
+        log_axis(ax, "y")
+        every = printed("mnist")["every"]
+        ax.set(xlabel=f"updates, those of the {every:,} averaged last", ylabel="training loss (nats)")
+
+
+def updates(table: pd.DataFrame) -> pd.Series[Any]:
+    """The updates after which the losses of a table with the columns `WINDOW` are printed."""
+    report = printed("mnist")
+    begun = int(report["epoch_updates"]) * (table["epoch"] - 1)
+    return begun + int(report["every"]) * table["place"]
 
 
 def of(frame: pd.DataFrame, candidate: Any) -> pd.DataFrame:
@@ -231,26 +201,17 @@ def _names(table: pd.DataFrame) -> list[str]:
     return [candidate_text(row) for row in records(table)]
 
 
-def _loss_text(row: Any) -> str:
-    limits = f"[{row['low']:.3f}, {row['high']:.3f}]"
-    return f"{row['estimate']:.3f} {limits}, seeds {row['least']:.3f} to {row['largest']:.3f}"
-
-
 def inside_facts(rows: pd.DataFrame, seeds: int) -> dict[str, Any]:
     """How many printed losses lie within the range of the seeds, and whether they are as many as of a further seed.
 
-    width is that of the widest range as a share of the printed losses' whole fall, in logs.
+    width is that of the widest range as a share of the printed losses' whole fall, in logs; first and last are rows.
     """
-    inside = int(rows["inside"].sum())
-    table = inference.printed_table()["loss"]
+    inside, table = int(rows["inside"].sum()), inference.printed_table()["printed"]
     width = float(np.log(rows["largest"] / rows["least"]).max() / math.log(table.iloc[0] / table.iloc[-1]))
+    spanned = inference.spanned(inside, len(rows), int(seeds))
     losses = {"printed": rows["printed"].to_list(), "mean": rows["estimate"].to_list()}
-    return {
-        "inside": inside,
-        "of": len(rows),
-        "spanned": inference.spanned(inside, len(rows), int(seeds)),
-        "width": width,
-    } | losses
+    ends = {"first": rows.iloc[0], "last": rows.iloc[-1]}
+    return {"inside": inside, "of": len(rows), "spanned": spanned, "width": width} | losses | ends
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -301,27 +262,25 @@ def image_grid(images: NDArray[np.uint8], titles: Sequence[str], rows: int, heig
     return drawn
 
 
-def draw_candidates(frame: pd.DataFrame, every: int, per_epoch: int) -> Figure:
+def draw_candidates(frame: pd.DataFrame) -> Figure:
     """Every candidate: a panel per optimizer and inputs, a line per rate, the printed losses as dots."""
     shown = [(i, o) for i in INPUTS for o in inference.ordered(frame.loc[frame["inputs"] == i, "optimizer"])]
     columns = min(3, len(shown))
     drawn = style.figure(style.PAGE_MM, 10 + 52 * math.ceil(len(shown) / columns))
     panels = drawn.subplots(math.ceil(len(shown) / columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
     rates = sorted(frame["learning_rate"].unique())
-    theirs = inference.printed_table().merge(frame[["epoch", "place"]].drop_duplicates(), on=["epoch", "place"])
+    theirs = inference.printed_table().merge(frame[WINDOW].drop_duplicates(), on=WINDOW)
     for ax in panels[len(shown) :]:
         ax.set_visible(False)
     for ax, (inputs, optimizer) in zip(panels, shown, strict=False):
         mine = frame[(frame["inputs"] == inputs) & (frame["optimizer"] == optimizer)]
         for place, rate in enumerate(rates):
-            own = mine[mine["learning_rate"] == rate].groupby(["epoch", "place"])["loss"]
+            line = mine[mine["learning_rate"] == rate].groupby(WINDOW)["loss"].agg(["min", "max", "mean"]).reset_index()
             colour, _ = style.ordered_look(place, len(rates))
-            where = [per_epoch * (epoch - 1) + every * at for epoch, at in own.mean().index]
-            ax.fill_between(where, own.min(), own.max(), color=colour, alpha=0.2, linewidth=0)
-            ax.plot(where, own.mean(), color=colour, label=f"rate {short(rate)}")
-        dots = per_epoch * (theirs["epoch"] - 1) + every * theirs["place"]
-        ax.plot(dots, theirs["loss"], "o", color="#000000", markersize=2.5, label="printed", zorder=4)
-        _loss_axis(ax)
+            ax.fill_between(updates(line), line["min"], line["max"], color=colour, alpha=0.2, linewidth=0)
+            ax.plot(updates(line), line["mean"], color=colour, label=f"rate {short(rate)}")
+        ax.plot(updates(theirs), theirs["printed"], "o", color="#000000", markersize=2.5, label="printed", zorder=4)
+        log_axis(ax, "y")
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_title(f"{optimizer}, inputs {INPUTS[inputs]}")
     drawn.supxlabel("updates", fontsize=8)
@@ -349,10 +308,3 @@ def draw_confusion(counts: NDArray[np.float64]) -> Figure:
     ax.set(xlabel="class predicted", ylabel="class")
     ax.grid(visible=False)
     return drawn
-
-
-def _loss_axis(ax: Axes) -> None:
-    ax.set_yscale("log")
-    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2) if tick >= ax.get_ylim()[0]]
-    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.minorticks_off()

@@ -13,34 +13,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from analysis.cells import cells, curves_of, tuned_lanes
+from analysis.cells import cells, curves_of
 from analysis.figures.exhibit import panels, with_legend
 from analysis.figures.regimes.learning_curves import loss_by_regime, regime_curves
-from analysis.figures.style import PAGE_MM
-from analysis.reproduction.claims import Measured, intervals, printed
+from analysis.figures.style import PAGE_MM, REGIME_COLOURS
+from analysis.reproduction.claims import Measured, Truth, intervals, printed
+from analysis.reproduction.losses import losses_of
 from analysis.results import Results, records
 from analysis.schema import AXES, REGIMES
 from analysis.statistics import Interval, log_interval, t_interval
 
 
-def regimes(parts: Mapping[str, Results]) -> Measured:
+def regimes(runs: Mapping[str, Results], _: Truth) -> Measured:
     """Experiment 4: three batch sizes, as the report drew them, corrected, and tuned."""
-    report, fixed, tuned = printed("regimes"), parts["regimes"], parts["regimes-tuned"]
+    report, fixed, tuned = printed("regimes"), runs["regimes"], runs["regimes-tuned"]
     table, tuned_table = cells(fixed), cells(tuned)
     traces = update_losses(fixed)
     numbers, ends = regime_numbers(fixed, table, traces), regime_ends(tuned_table)
-    curves, tuned_curves = (
-        own_seconds(study, own, regime_curves(study, own)) for study, own in ((fixed, table), (tuned, tuned_table))
-    )
+    curves, tuned_curves = regime_curves(fixed, table), regime_curves(tuned, tuned_table)
     drawn = as_drawn(traces, report)
-    cut = fixed.trials.empty or float(fixed.trials["epochs"].max()) < report["epochs"]
+    whole = float(fixed.trials["epochs"].max()) >= report["epochs"]
     facts = {
         "alone": fixed.alone and tuned.alone,
         "seeds": int(fixed.lanes["seed"].nunique()),
         "rates": [
             f"{row['regime']} {row['learning_rate']:.3g}" for row in records(tuned_curves.drop_duplicates("regime"))
         ],
-        **regime_facts(numbers, ends, cut=cut),
+        **regime_facts(numbers, ends, whole=whole),
         **time_facts(curves, tuned_curves),
     }
     shown = {
@@ -53,24 +52,8 @@ def regimes(parts: Mapping[str, Results]) -> Measured:
 
 def update_losses(study: Results) -> pd.DataFrame:
     """The batch loss of every update of a study whose cells differ in regime alone, with regime and seed."""
-    batch = study.curves[(study.curves["split"] == "batch") & (study.curves["metric"] == "loss")]
     lanes = study.lanes[["trial", "lane", "seed"]].merge(study.trials[["trial", "regime"]], on="trial")
-    return batch.merge(lanes, on=["trial", "lane"])[["regime", "seed", "update", "epoch", "value"]]
-
-
-def own_seconds(study: Results, table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The curves with the seconds of one network trained alone, which older programs did not measure.
-
-    Theirs get the seconds of their own lanes: equal shares of those of all lanes that trained together.
-    """
-    if study.alone:
-        return curves
-    lanes, pieces = tuned_lanes(study, table), []
-    for _, line in curves.groupby("regime", sort=False):
-        own = float(lanes.loc[lanes["cell"] == line["trial"].iloc[0], "train_seconds_share"].sum())
-        whole = float(line["train_seconds"].max())
-        pieces.append(line.assign(train_seconds=line["train_seconds"] * (own / whole if whole else math.nan)))
-    return pd.concat(pieces) if pieces else curves
+    return losses_of(study.curves).merge(lanes, on=["trial", "lane"])[["regime", "seed", "update", "epoch", "value"]]
 
 
 def as_drawn(traces: pd.DataFrame, report: Mapping[str, Any]) -> pd.DataFrame:
@@ -100,11 +83,10 @@ def regime_numbers(study: Results, table: pd.DataFrame, traces: pd.DataFrame) ->
 
     Columns regime, updates; first and final (Intervals of the validation loss over that at initialisation, after one
     epoch and at the end, infinite for a seed that diverged), and by how much they have fallen; noise (Interval of the
-    `jitter` of the batch losses); falling (share of seeds whose validation loss ends below its start); seconds (of
-    training an epoch: of one network alone, or of the stack, per lane).
+    `jitter` of the batch losses); falling (share of seeds whose validation loss ends below its start); seconds (of one
+    network trained alone for an epoch; NaN where they were not measured).
     """
-    curves = curves_of(study, table)
-    losses = curves[(curves["split"] == "validation") & (curves["metric"] == "loss")].sort_values("update")
+    losses = losses_of(curves_of(study, table), "validation")
     lost = study.lanes[study.lanes["outcome"] == "diverged"].merge(study.trials[["trial", "regime"]], on="trial")
     rows = []
     for regime in (name for name in REGIMES if name in set(table["regime"])):
@@ -113,7 +95,6 @@ def regime_numbers(study: Results, table: pd.DataFrame, traces: pd.DataFrame) ->
         by_seed = own.groupby("seed")
         start, end = by_seed["value"].first(), by_seed["value"].last()
         first = own[own["epoch"] >= 1 - 1e-9].groupby("seed")["value"].first().reindex(start.index)
-        together = 1 if study.alone else max(1, len(end))
         diverged = start.index.isin(lost.loc[lost["regime"] == regime, "seed"])
         first, end = first.mask(diverged, math.inf), end.mask(diverged, math.inf)
         noise = traces[traces["regime"] == regime].sort_values("update").groupby("seed")["value"].agg(jitter)
@@ -121,7 +102,7 @@ def regime_numbers(study: Results, table: pd.DataFrame, traces: pd.DataFrame) ->
             {"regime": regime, "updates": int(cell["updates"])}
             | {"first": log_interval(first / start), "final": log_interval(end / start), "noise": t_interval(noise)}
             | {"falling": float((end < start).mean())}
-            | {"seconds": float(cell["train_seconds"]) / max(1.0, float(cell["epochs"])) / together}
+            | {"seconds": cell["train_seconds"] / max(1.0, cell["epochs"]) if study.alone else math.nan}
         )
     frame = pd.DataFrame(rows, columns=["regime", "updates", "first", "final", "noise", "falling", "seconds"])
     return frame.assign(first_fall=frame["first"].map(fall), final_fall=frame["final"].map(fall))
@@ -140,16 +121,16 @@ def regime_ends(table: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(ratio=rows["validation"] / one).reset_index()
 
 
-def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, cut: bool) -> dict[str, Any]:
+def regime_facts(numbers: pd.DataFrame, ends: pd.DataFrame, *, whole: bool) -> dict[str, Any]:
     """The facts of the claims that the report makes by eye of its figure, from `regime_numbers` and `regime_ends`.
 
-    `cut`: whether the run had fewer epochs than the report's; then no other facts are needed.
+    `whole`: whether the run had the report's epochs; otherwise no other facts are needed.
     """
     by_regime = {row["regime"]: row for row in records(numbers)}
     ranked = sorted(records(ends), key=lambda row: row["loss"].estimate)
-    facts: dict[str, Any] = {"cut": cut or set(by_regime) != set(REGIMES), "ranked": ranked}
+    facts: dict[str, Any] = {"whole": whole and set(by_regime) == set(REGIMES), "ranked": ranked}
     facts |= {"full_end": next((row for row in ranked if row["regime"] == "batch"), None), "lowest": ""}
-    if facts["cut"]:
+    if not facts["whole"]:
         return facts
     rows = [by_regime[name] for name in REGIMES]
     intervals = [row[name] for row in rows for name in ("first", "final", "noise")]
@@ -207,10 +188,9 @@ def same_seconds(curves: pd.DataFrame, regime: str) -> tuple[float, list[Interva
 
 def _four_panels(study: Results, data: pd.DataFrame) -> Figure:
     """The curves of the regimes against updates, examples, epochs and seconds."""
-    seconds = study.seconds_label if study.alone else "training time of these lanes (s)"
 
     def draw(ax: Axes, by: str) -> Axes:
-        return loss_by_regime(data, ax, by, raw=False, seconds=seconds)
+        return loss_by_regime(data, ax, by, raw=False, seconds=study.seconds_label)
 
     drawn = panels(draw, list(AXES), 2, 58.5, "validation loss, mean squared error")
     drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
@@ -219,7 +199,7 @@ def _four_panels(study: Results, data: pd.DataFrame) -> Figure:
 
 def _draw_as_drawn(data: pd.DataFrame, ax: Axes) -> None:
     # Rasterized: a hundred thousand points as paths would take megabytes of the page.
-    for regime, colour in zip(REGIMES, ("#d55e00", "#0072b2", "#009e73"), strict=True):
+    for regime, colour in REGIME_COLOURS.items():
         own = data[data["regime"] == regime]
         ax.plot(own["x"], own["value"], color=colour, linewidth=0.8, label=regime, rasterized=True)
     ax.set(xlabel="epochs, as the report's axis has them", ylabel="loss of the batch")

@@ -114,7 +114,7 @@ def test_several_contenders_make_no_winner(tmp_path: Path) -> None:
     text = said(folder)
     assert text.startswith(("No winner: sgd and adam may each be the best.", "No winner: adam and sgd may each be"))
     assert "Excluded: rmsprop (p < 0.0001)." in text
-    assert "of the noise of their difference come 100% from seeds; that of test examples is unknown." in text
+    assert "the noise of their difference is 100% from seeds; that of test examples is unknown." in text
 
 
 def test_a_small_gap_is_told_how_many_seeds_it_needs(tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
         return
     total = sum(parts.values())
     allowed = (gap / 2.5) ** 2  # the critical value of a few comparisons at many degrees of freedom
-    known = [f"{part / total:.0%} from {source}" for source, part in parts.items() if part > 0]
-    causes = f"of the noise of their difference come {_and(known)}"
+    known = [f"{part / total:.0%} from {source}" for source, part in parts.items() if part >= 0.005 * total]
+    causes = f"the noise of their difference is {_and(known)}"
     causes += "" if scores.examples else "; that of test examples is unknown"
     left, rest = (allowed - total + parts[source] for source in ("seeds", "test examples"))
     seeds = scores.seeds * parts["seeds"] / left if left > 0 else math.inf

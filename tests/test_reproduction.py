@@ -623,7 +623,7 @@ def test_experiments_run_are_reused_and_judged(tmp_path: Path, monkeypatch: pyte
     assert reproduce.is_done(reproduce.sized(read("reproduce/linear"), 2, None), tmp_path / "linear/linear")
     assert not reproduce.is_done(reproduce.sized(read("reproduce/linear"), 4, None), tmp_path / "linear/linear")
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
-    with pytest.raises(StorageError, match=r"linear: holds a study with a different budget\.epochs; give another"):
+    with pytest.raises(StorageError, match=r"holds a study with a different budget\.epochs; give another"):
         reproduce.run(tmp_path, only=["linear"], seeds=3, epochs=2, show="quiet")
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
@@ -653,7 +653,7 @@ def test_damaged_files_leave_the_others_on_the_page(tmp_path: Path) -> None:
     assert command in text
     assert "mnist: left out" in text
     assert any(line.startswith("mnist: left out") for line in said)
-    assert "nan" not in text
+    assert not re.search(r"\bnan\b", text)
     assert "1 seeds" not in text
     shutil.rmtree(tmp_path / "cubic-linear/cubic-linear/curves")
     shutil.rmtree(tmp_path / "linear/linear/lanes.parquet")

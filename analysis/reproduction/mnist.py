@@ -41,10 +41,12 @@ def mnist(runs: Mapping[str, Results], truth: Truth) -> Measured | None:
     """Experiment 5: the CNN; None before the nearest candidates have run again."""
     nearest = [run for name, run in runs.items() if name.startswith("nearest")]
     screened = [run for name, run in runs.items() if not name.startswith("nearest")]
-    frames = [inference.losses(each) for each in screened]
-    if not {f"nearest-{inputs}" for inputs, *_ in inference.kept(frames)} <= runs.keys():
+    frames = {each.name: inference.losses(each) for each in screened}
+    # The nearest were chosen before those that fit the first epoch trained on.
+    first = [frame for name, frame in frames.items() if not name.startswith("unrefuted")]
+    if not {f"nearest-{inputs}" for inputs, *_ in inference.kept(first)} <= runs.keys():
         return None
-    run = Run(screened, nearest, pd.concat(frames), truth["mnist"]())
+    run = Run(screened, nearest, pd.concat(frames.values()), truth["mnist"]())
     return Measured(run.facts(), run.figures(), run.tables(), [*screened, *nearest])
 
 

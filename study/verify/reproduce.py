@@ -178,14 +178,14 @@ def run_mnist(out: Path, runner: Runner, seeds: int | None = None, workload: Map
             "search": {"optimizer": list(optimizers)},
             "lanes": lanes,
             "tuning": {"seed": 1} if fresh else {},
-            "budget": {"updates": epochs * report["epoch_updates"], "trials": len(optimizers)},
+            "budget": {"epochs": epochs, "trials": len(optimizers)},
         }
         return read(MNIST, changes).model_copy(update={"name": f"{title}-{inputs}"}), out / "mnist"
 
-    report = printed("mnist")
-    plain, adaptive, lanes = OPTIMIZERS[:2], OPTIMIZERS[2:], {} if seeds is None else {"seeds": seeds}
+    plain, adaptive, epochs = OPTIMIZERS[:2], OPTIMIZERS[2:], printed("mnist")["epochs"]
+    lanes = {} if seeds is None else {"seeds": seeds}
     # Adaptive rules divide by the gradient's size, so the inputs' scale matters little to them.
-    screen = [part("candidates", inputs, report["epochs"], plain, lanes) for inputs in INPUTS]
+    screen = [part("candidates", inputs, epochs, plain, lanes) for inputs in INPUTS]
     screened, interrupted = runner.finish([*screen, part("first-epoch", "raw", 1, adaptive, lanes)])
     if interrupted:
         return interrupted
@@ -194,10 +194,10 @@ def run_mnist(out: Path, runner: Runner, seeds: int | None = None, workload: Map
     early = candidates(frames[-1])
     if len(early := early[early["fits"]]):
         further = _grid(early["learning_rate"]) | {"seeds": max(seeds or 1, UNREFUTED)}
-        again.append(part("unrefuted", "raw", report["epochs"], ordered(early["optimizer"]), further))
+        again.append(part("unrefuted", "raw", epochs, ordered(early["optimizer"]), further))
     for inputs, optimizers, rates in kept(frames):
         fresh = _grid(rates, len(rates)) | {"seeds": max(seeds or 1, LANES // len(rates))}
-        again.append(part("nearest", inputs, report["epochs"], optimizers, fresh, fresh=True))
+        again.append(part("nearest", inputs, epochs, optimizers, fresh, fresh=True))
     return runner.finish(again)[1]
 
 

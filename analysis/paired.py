@@ -60,7 +60,8 @@ class Scores:
             shortfall: (k,) expected, in logarithms of a loss or in log-odds; 0 if unknown.
         """
         expected = np.asarray(shortfall, dtype=np.float64)
-        scale = self.means * (1 - self.means) if self.metric == "accuracy" else 1.0
+        share = shrunk(self.means, self.examples or UNKNOWN_EXAMPLES)
+        scale = share * (1 - share) if self.metric == "accuracy" else 1.0
         return replace(self, of_tuning=3 * (scale * np.maximum(expected, np.median(expected))) ** 2)
 
     @property

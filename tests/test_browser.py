@@ -131,4 +131,4 @@ def test_a_phone_scrolls_figures_and_not_the_page(browser: str, page: Path, tmp_
     """
     seen = visited(browser, page, look, tmp_path, width=390)
     assert seen["wide"] <= 390
-    assert seen["least"] >= 9  # pixels
+    assert seen["least"] > 8.9  # pixels

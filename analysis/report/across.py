@@ -110,7 +110,7 @@ def _average(scores: Sequence[Scores], splits: Sequence[object]) -> Scores:
         of_examples,
         int(freedom) + 1 if min(each.seeds for each in scores) > 1 else 1,
         min(each.examples for each in scores),
-        np.sum([each.of_tuning for each in scores], axis=0) / count**2,
+        np.mean([np.sqrt(each.of_tuning) for each in scores], axis=0) ** 2,  # one-sided, so they do not average out
     )
 
 

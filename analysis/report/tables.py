@@ -137,9 +137,10 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
     if found.fresh:
         noise = "seeds and test examples" if found.examples else "seeds only"
         caption += (
-            f", on {counted(found.seeds, 'fresh seed')} that chose nothing. Intervals cover {noise}, those against the "
-            f"best other hold at 95% for all rows at once (multiple comparisons with the best, Hsu 1996); p is of the "
-            f"hypothesis that the row is the best."
+            f", on {counted(found.seeds, 'fresh seed')} that chose nothing. Intervals cover {noise}; those against the "
+            f"best other also cover by how much tuned rates may fall short of the best ones, and hold at 95% for all "
+            f"rows at once (multiple comparisons with the best, Hsu 1996); p is of the hypothesis that the row is the "
+            f"best."
         )
         if found.baselines:
             caption += (

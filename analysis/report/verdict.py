@@ -181,6 +181,8 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
     elif scores.examples and rest > 0:
         needed = math.ceil(scores.examples * parts["test examples"] / rest)
         yield f"To tell {names} apart would take about {needed:,} test examples, not more seeds: {causes}."
+    elif parts["tuning"] >= allowed:
+        yield f"Fresh seeds cannot tell {names} apart, more seeds or rates in the search may: {causes}."
     else:
         yield f"{_first_upper(names)} cannot be told apart with fewer than {MORE:,} fresh seeds: {causes}."
 

@@ -98,9 +98,10 @@ def _bundle(name: str, path: str, config: TrialConfig) -> dict[str, str]:
 
 
 def _network(config: TrialConfig, network: nn.Module, data: Data) -> list[str]:
-    """The network: layer by layer if all of them are torch's own."""
+    """The network: layer by layer if all of them are torch's own, with torch's own initial values."""
     cast = ".double()" if config.dtype == "float64" else ""
-    if layered(network) and all(type(layer).__module__.startswith("torch.nn.") for layer in network):
+    usual = config.model_args.get("init", "torch") == "torch"
+    if usual and layered(network) and all(type(layer).__module__.startswith("torch.nn.") for layer in network):
         return ["network = nn.Sequential(", *(f"    nn.{layer}," for layer in network), f"){cast}"]
     size = {"width": config.width, "depth": config.depth, **_bundle("bundle", config.model, config)}
     arguments = _arguments(config.model, data.in_shape, data.out_features, **size, **config.model_args)

@@ -30,7 +30,7 @@ _EXAMPLES: dict[str, Any] = {
     "workload.augment": {"rotate": 10.0},
     "workload.model_args.shape": "constant",
     "workload.model_args.activation": ["relu", "gelu"],
-    "workload.model_args.norm": "layer",
+    "workload.model_args.norm": "batch",
     "workload.model_args.dropout": [0.0, 0.2],
     "workload.model_args.residual": True,
     "workload.model_args.init": "kaiming",

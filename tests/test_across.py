@@ -93,7 +93,7 @@ def test_examples_of_one_split_are_counted_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("count", [3, 5])
+@pytest.mark.parametrize("count", [3, pytest.param(5, marks=pytest.mark.nightly)])
 def test_equal_optimizers_are_told_apart_in_one_report_of_twenty(tmp_path: Path, count: int) -> None:
     rng, excluded = np.random.default_rng(count), 0
     for draw in range(60):

@@ -235,7 +235,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     assert not psutil.wait_procs(its_own, timeout=60)[1]
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.usefixtures("one_worker")
 def test_mnist_from_the_shell(tmp_path: Path, mnist_folder: Path) -> None:
     tables = tomlkit.parse(read("mnist-cnn").to_toml()).unwrap()

@@ -356,7 +356,7 @@ def test_session_with_several_objectives_reports_the_pareto_front(run: Any) -> N
     assert "Pareto front" in analysis.write_report(outcome.folder).read_text()
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_session_halts_on_a_locked_database_without_losing_trials(run: Any, tmp_path: Path) -> None:
     """Somebody else holds the database for longer than it waits."""
     Path("databases").mkdir()

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import examples_of, floor_of, fresh_lanes, optimizer_order, rank, tuned_lanes
-from analysis.paired import Scores, compare_with_best, compare_with_controls, paired_scores
+from analysis.paired import Scores, WithBest, compare_with_best, compare_with_controls, paired_scores
 from analysis.results import Results, records, table_of
 from analysis.schema import CELL, Outcome, Regime, regime
 from analysis.statistics import NOTHING, Interval, curse_interval, metric_interval
 from analysis.text import counted
 
+INNER = 0.5
+"""Confidence level of the narrower interval beside the one at 95%."""
 NO_RIVAL = "no optimizer has a fresh score"
 """Why a baseline has no score, if that is why."""
 
@@ -35,6 +37,7 @@ class Entry:
         p: of the hypothesis that it is the best; NaN on the seeds that chose. Of a baseline: that it equals the best.
         contender: whether it may be the best; of a baseline whether it may be as good as the best optimizer.
         reason: why it has no score; empty if it has one.
+        inner: the score with its interval at `INNER`.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Entry:
     p: float = math.nan
     contender: bool = False
     reason: str = ""
+    inner: Interval = NOTHING
 
 
 @dataclass(frozen=True)
@@ -124,18 +128,23 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer") -> Com
     against = compare_with_best(scores)
     count = sum(each.contender for each in against)
     entries = [
-        Entry(name, every[name], scores.interval(place, count), scores.effect(each.gain), each.p, each.contender)
+        _entry(name, every[name], scores, place, each, count)
         for place, (name, each) in enumerate(zip(confirmed, against, strict=True))
     ]
     against = compare_with_controls(joint, len(given)) if given else []
     for place, (name, each) in enumerate(zip(given, against, strict=True), start=len(confirmed)):
-        own, effect = joint.interval(place), joint.effect(each.gain)
-        baselines[name] = Entry(name, every[name], own, effect, each.p, each.contender)
+        baselines[name] = _entry(name, every[name], joint, place, each)
     order = np.argsort(-scores.means, kind="stable")
     ordered = [entries[place] for place in order]
     ordered += [Entry(name, cells_of[name], reason=missing[name]) for name in names if missing[name]]
     scores, rest = scores.reordered(order), list(baselines.values())
     return Comparison(ordered, True, split, scores.seeds, scores.examples, scores, rest)
+
+
+def _entry(name: str, cell: Any, scores: Scores, place: int, against: WithBest, candidates: int = 1) -> Entry:
+    """The entry of one of some joint scores, which looks best among so many candidates."""
+    score, inner = (scores.interval(place, candidates, level) for level in (0.95, INNER))
+    return Entry(name, cell, score, scores.effect(against.gain), against.p, against.contender, inner=inner)
 
 
 def names_of(results: Results, by: str) -> list[str]:
@@ -177,12 +186,15 @@ def missing_sizes(results: Results, table: pd.DataFrame) -> dict[str, str]:
 
 def _of_search(results: Results, cells_of: dict[str, Any], by: str) -> Comparison:
     """The comparison on the seeds that chose: scores without any claim."""
-    entries = [
-        Entry(name, None, reason=_why_no_cell(results, by, name))
-        if cell is None
-        else Entry(name, cell, Interval(cell["validation"], cell["validation_low"], cell["validation_high"], cell["n"]))
-        for name, cell in cells_of.items()
-    ]
+    entries, examples = list[Entry](), examples_of(results, "validation")
+    for name, cell in cells_of.items():
+        if cell is None:
+            entries.append(Entry(name, None, reason=_why_no_cell(results, by, name)))
+            continue
+        score = Interval(cell["validation"], cell["validation_low"], cell["validation_high"], cell["n"])
+        values = tuned_lanes(results, cell.to_frame().T.infer_objects())[f"validation_{results.metric}"]
+        inner = metric_interval(values, results.metric, examples, INNER, floor_of(results))
+        entries.append(Entry(name, cell, score, inner=inner))
     sign = -1 if results.maximize else 1
     entries.sort(key=lambda entry: (bool(entry.reason), sign * entry.score.estimate if not entry.reason else 0.0))
     seeds = max((entry.score.n for entry in entries), default=0)

@@ -5,23 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from analysis.cells import examples_of, floor_of, fresh_lanes, tuned_lanes
+from analysis.cells import fresh_lanes, tuned_lanes
 from analysis.comparisons import Comparison, Entry, compare, missing_sizes
 from analysis.figures import axes, exhibit, style
-from analysis.paired import paired_scores
 from analysis.results import Results, records
-from analysis.statistics import NOTHING, Interval, metric_interval
+from analysis.statistics import Interval
 from analysis.text import counted, effect_text, listing, p_text, shortened
-
-INNER = 0.5
-"""Confidence level of the thick bars."""
-
 
 def forest(results: Results, compared: Comparison) -> pd.DataFrame:
     """The entries of a comparison and its baselines with their seeds, one row per entry and seed.
@@ -38,27 +32,18 @@ def forest(results: Results, compared: Comparison) -> pd.DataFrame:
         own |= {"low": entry.score.low, "high": entry.score.high}
         own |= {"effect": entry.effect.estimate, "effect_low": entry.effect.low, "effect_high": entry.effect.high}
         own |= {"p": entry.p, "contender": entry.contender, "reason": entry.reason}
-        values, inner = _seeds(results, entry, compared, 1 if baseline else len(compared.contenders))
-        own |= {"inner_low": inner.low, "inner_high": inner.high}
-        rows += [own | {"seed": seed, "value": value} for seed, value in values.items()]
+        own |= {"inner_low": entry.inner.low, "inner_high": entry.inner.high}
+        rows += [own | {"seed": seed, "value": value} for seed, value in _seeds(results, entry, compared).items()]
     return pd.DataFrame(rows)
 
 
-def _seeds(results: Results, entry: Entry, compared: Comparison, candidates: int) -> tuple[pd.Series[float], Interval]:
-    """The metric of each seed of an entry, NaN without a score, and its 50% interval."""
+def _seeds(results: Results, entry: Entry, compared: Comparison) -> pd.Series[float]:
+    """The metric of each seed of an entry; NaN if it has no score."""
     if entry.reason:
-        return pd.Series(math.nan, [math.nan]), NOTHING
+        return pd.Series(math.nan, [math.nan])
     assert entry.cell is not None
-    rows = entry.cell.to_frame().T.infer_objects()
-    lanes = (fresh_lanes if compared.fresh else tuned_lanes)(results, rows).set_index("seed")
-    values = lanes[f"{compared.split}_{results.metric}"].astype(float)
-    if not compared.fresh:
-        examples, floor = examples_of(results, "validation"), floor_of(results)
-        return values, metric_interval(values, results.metric, examples, INNER, floor)
-    each = [np.stack(lanes["test_values"].to_list())] if compared.examples else None
-    clipped = values.clip(lower=floor_of(results)) if results.metric == "loss" else values
-    inner = paired_scores([clipped.to_list()], results.metric, each)
-    return values, inner.interval(0, candidates, INNER)
+    lanes = (fresh_lanes if compared.fresh else tuned_lanes)(results, entry.cell.to_frame().T.infer_objects())
+    return lanes.set_index("seed")[f"{compared.split}_{results.metric}"].astype(float)
 
 
 def forest_plot(data: pd.DataFrame, ax: Axes, label: str, metric: str = "loss") -> Axes:

@@ -17,11 +17,8 @@ from study.errors import ClusterError
 CONNECT_SECONDS = 10.0
 _MODE, _TOKEN, _FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _ADVICE = f"set {_TOKEN} to what it is on the cluster's head; `ray get-auth-token` prints it there"
-# A client's first bytes (RFC 9113, 3.4), the types of frames, and the flags of a frame that ends headers or a stream.
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _SETTINGS, _END_STREAM, _END_HEADERS = 0, 1, 4, 1, 4
 # A question of which Ray's head asks for a token alone, and how it refuses.
-_QUESTION, _REFUSED = "/ray.rpc.NodeInfoGcsService/GetClusterId", b"InvalidAuthToken"
+_QUESTION, _REFUSED = "/ray.rpc.NodeInfoGcsService/GetClusterId", "InvalidAuthToken"
 
 
 def token() -> tuple[str, str]:
@@ -67,54 +64,41 @@ def reach(address: str) -> tuple[str, str]:
     if address.startswith(("ray://", "http://", "https://")):
         advice = "give host:6379 on a node of the cluster, or send the study there: `study submit --address http://HEAD:8265`"
         raise ClusterError(source, f"a study cannot be driven through this port; {advice}")
-    found = found_address() if address == "auto" else address
-    if not found.rpartition(":")[2].isdigit():
+    place = found_address() if address == "auto" else address
+    if not place.rpartition(":")[2].isdigit():
         raise ClusterError(
             source, "no cluster runs on this machine; valid: auto on a node of a cluster, or host:port of its head"
         )
     secret = token()[0]
     if os.environ.get("RAY_USE_TLS", "0") != "0":  # Ray alone knows its certificates
-        return found, "token" if secret else "disabled"
-    if not _refuses(source, found, ""):
-        return found, "disabled"
-    if not secret or _refuses(source, found, secret):
+        return place, "token" if secret else "disabled"
+    if not _refuses(source, place, ""):
+        return place, "disabled"
+    if not secret or _refuses(source, place, secret):
         raise ClusterError(source, no_token())
-    return found, "token"
+    return place, "token"
 
 
 def _refuses(source: str, address: str, secret: str) -> bool:
     """Whether a Ray head refuses a question with a token, or without one if it is empty."""
+    import grpc
+
     host, _, port = address.rpartition(":")
-    advice, kinds, answer = "start Ray there with `ray start --head`, or correct the address", [], b""
-    fields = {":method": "POST", ":scheme": "http", ":path": _QUESTION, ":authority": address}
-    fields |= {"te": "trailers", "content-type": "application/grpc"}
-    fields |= {"authorization": f"Bearer {secret}"} if secret else {}
-    headers = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
-    request = _frame(_SETTINGS, 0, 0) + _frame(_HEADERS, _END_HEADERS, 1, headers)
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as connection:
-            connection.sendall(_HELLO + request + _frame(_DATA, _END_STREAM, 1, bytes(5)))  # a message of no bytes
-            with suppress(OSError), connection.makefile("rb") as stream:  # the other side may hang up, or stay silent
-                while len(start := stream.read(9)) == 9:
-                    answer += stream.read(int.from_bytes(start[:3], "big"))
-                    kinds.append(start[3])
-                    if kinds[0] != _SETTINGS or (start[3] == _HEADERS and start[4] & _END_STREAM):
-                        break
+    advice = "start Ray there with `ray start --head`, or correct the address"
+    try:  # gRPC does not say why it finds nothing
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(source, f"nothing answers ({error}); {advice}") from error
-    if kinds[:1] != [_SETTINGS]:
-        raise ClusterError(source, f"the server there is no Ray head, whose port is 6379; {advice}")
-    return _REFUSED in answer
-
-
-def _frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
-    """A frame of HTTP/2."""
-    return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
-
-
-def _text(text: str) -> bytes:
-    """A text in headers of HTTP/2 (RFC 7541, 5.2)."""
-    length, rest = bytes([min(len(text), 127)]), len(text) - 127
-    while rest >= 0:
-        length, rest = length + bytes([rest % 128 + 128 * (rest > 127)]), rest // 128 or -1
-    return length + text.encode("ascii", "replace")
+    shown = [("authorization", f"Bearer {secret}")] if secret else []
+    states: list[object] = []
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        channel.subscribe(states.append)
+        try:
+            channel.unary_unary(_QUESTION)(b"", timeout=CONNECT_SECONDS, metadata=shown)  # a message of no bytes
+        except grpc.RpcError as error:
+            silent = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            if silent and grpc.ChannelConnectivity.READY not in states:  # a busy head answers late
+                message = f"the server there is no Ray head, whose port is 6379; {advice}"
+                raise ClusterError(source, message) from error
+            return _REFUSED in str(error.details())
+    return False

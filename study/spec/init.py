@@ -21,7 +21,7 @@ from study.spec.model import SAMPLERS, SCHEDULERS
 from study.spec.reading import check
 from study.usercode import bundle
 from trainables.usercode.importing import is_import_path, is_own, is_table
-from trainables.workloads.catalogue import CATALOGUE, RULES, SOLO
+from trainables.workloads.catalogue import CATALOGUE, RULES, SOLO, Facts
 
 # In the order of asking.
 QUESTIONS = {
@@ -73,12 +73,14 @@ def _tried(answers: Answers) -> bundle.UserCode:
     return bundle.inspect({"workload": workload}, Path.cwd(), {})
 
 
-def _with_inputs(answers: Answers) -> Answers:
-    """The answers, without those columns of a table that its reader advises to exclude, as they are no numbers."""
-    for mistake in _tried(answers).mistakes:
+def _with_inputs(answers: Answers) -> tuple[Answers, Facts | None]:
+    """The answers, without those columns of a table that its reader advises to exclude, and the data set's facts."""
+    tried = _tried(answers)
+    for mistake in tried.mistakes:
         if advice := re.search(r"exclude = \[.*\]", mistake):
-            return replace(answers, exclude=tuple(tomllib.loads(advice[0])["exclude"]))
-    return answers
+            answers = replace(answers, exclude=tuple(tomllib.loads(advice[0])["exclude"]))
+            return answers, _tried(answers).facts
+    return answers, tried.facts
 
 
 def has_columns(data: str) -> bool:
@@ -125,8 +127,7 @@ def _cell(model: str, searched: Iterable[str], sizes: list[int]) -> list[str]:
 
 def render(answers: Answers) -> str:
     """The spec of some answers, as commented TOML; a `SpecError` if it is not valid."""
-    answers = _with_inputs(answers)
-    facts = _tried(answers).facts
+    answers, facts = _with_inputs(answers)
     small = facts is not None and facts.train <= _SMALL
     sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train]
     for searched in _SEARCHED if is_import_path(answers.model) else [()]:

@@ -111,8 +111,6 @@ def _shares(value: object) -> object:
 
 
 _FILES = f"files that are read end in {', '.join(TABLES[:-1])}, and a folder of images ends in a slash"
-
-
 _MODELS = "or mine:Net of mine.py, torchvision:resnet18, timm:resnet18"
 
 

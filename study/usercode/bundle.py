@@ -186,10 +186,7 @@ def edits(folder: Path, copy: str = "the copy") -> Iterator[tuple[Path, str]]:
 
 def _restored(code: Path) -> _Copy:
     """The bundle in a results folder."""
-    copy, advice = (
-        _Copy(Path(tempfile.mkdtemp(dir=_scratch()))),
-        "put it back, or run what it is now into a folder of its own",
-    )
+    copy, advice = _Copy(_new_folder()), "put it back, or run what it is now into a folder of its own"
     try:
         kept = unseal(code / RECORD)
         files = kept["files"]
@@ -208,7 +205,7 @@ def _restored(code: Path) -> _Copy:
 def _copied(paths: Mapping[str, str], lacking: Iterable[str], folders: Sequence[Path]) -> _Copy:
     """A bundle of the modules of import paths (-> key in the spec), and of all that they import, from some folders."""
     importlib.invalidate_caches()
-    copy = _Copy(Path(tempfile.mkdtemp(dir=_scratch())))
+    copy = _Copy(_new_folder())
     todo = [(path.partition(":")[0].partition(".")[0], f"{key}: {path}", folders) for path, key in paths.items()]
     todo += [(name, "", folders) for name in lacking]
     while todo:
@@ -311,6 +308,10 @@ def _scratch() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="study-code-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def _new_folder() -> Path:
+    return Path(tempfile.mkdtemp(dir=_scratch()))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -37,20 +37,14 @@ class Criterion:
         """Whether there is a score."""
         return bool(self.score) or self.task == "classification"
 
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Loss of each example in each lane, (K, B).
 
         Args:
             outputs: (K, B, out_features).
             targets: (K or 1, B, out_features) for regression, class numbers (K or 1, B) for classification.
+            smoothing: of labels, for the cross-entropy.
         """
-        return self._losses(outputs, targets)
-
-    def training_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The losses whose mean is differentiated: with smoothed labels; the arguments are those of `losses`."""
-        return self._losses(outputs, targets, self.smoothing)
-
-    def _losses(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         if self.loss:
             return self._each(self.loss, "loss", outputs, targets)
         if self.task == "regression":
@@ -58,6 +52,10 @@ class Criterion:
         lanes, batch, classes = outputs.shape
         labels, logits = targets.expand(lanes, batch).reshape(-1), outputs.reshape(-1, classes)
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing).view(lanes, batch)
+
+    def training_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The losses whose mean is differentiated: with smoothed labels; the arguments are those of `losses`."""
+        return self.losses(outputs, targets, self.smoothing)
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Score of each example in each lane, (K, B), floating or boolean; the arguments are those of `losses`."""

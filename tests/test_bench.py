@@ -30,16 +30,21 @@ assert losses[1] < losses[0] / 10, losses
 """
 
 
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without JAX: where it was imported, every later fork warns."""
+    monkeypatch.setattr(trainables.engines.bench, "TURN_SECONDS", 1e-3)
+    monkeypatch.setattr(trainables.engines.bench, "find_spec", lambda name: None)
+
+
 @pytest.mark.nightly
 def test_jax_trains_the_same_work() -> None:
-    """In a process of its own: where JAX was imported, every later fork warns."""
+    """In a process of its own."""
     subprocess.run([sys.executable, "-c", JAX], check=True)
 
 
 @pytest.mark.parametrize("work", WORKS, ids=[work.name for work in WORKS])
-def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainables.engines.bench, "TURN_SECONDS", 1e-3)
-    monkeypatch.setattr(trainables.engines.bench, "find_spec", lambda name: None)
+def test_every_line_of_the_table_is_measured(work: Work) -> None:
     small = dataclasses.replace(work, lanes=4, examples=min(work.examples, 300), batch_size=min(work.batch_size, 300))
     rows = trainables.engines.bench.measure(small, torch.device("cpu"), rounds=1)
     assert [row["engine"] for row in rows] == ["eager", "native"]
@@ -50,17 +55,16 @@ def test_every_line_of_the_table_is_measured(work: Work, monkeypatch: pytest.Mon
 
 
 def test_the_regime_figure_is_summed_over_its_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainables.engines.bench, "TURN_SECONDS", 1e-3)
     monkeypatch.setattr(trainables.engines.bench, "update_seconds", lambda *_, **__: 0.5)
     works = [dataclasses.replace(work, lanes=4, seeds=2, examples=64) for work in trainables.engines.bench.FIGURE[:2]]
     monkeypatch.setattr(trainables.engines.bench, "FIGURE", works)
-    found = trainables.engines.bench.figure(rounds=1)
-    figure, epochs = found["figure"], found["epochs"]
+    gathered = trainables.engines.bench.figure(rounds=1)
+    figure, epochs = gathered["figure"], gathered["epochs"]
     assert figure["ratio"] == pytest.approx(figure["loop_seconds"] / figure["lane_seconds"])
     assert figure["loop_seconds"] == pytest.approx(10 * sum(row["loop"] for row in epochs))
     assert [(row["batch_size"], row["measured"]) for row in epochs] == [(1, 32.0), (32, 1.0)]
     console = Console(width=80, file=io.StringIO(), record=True)
-    bench.show(found, console)
+    bench.show(gathered, console)
     assert "batches of 32" in (text := console.export_text())
     assert "…" not in text
 

@@ -58,10 +58,10 @@ addEventListener("hashchange", () => {
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
         pytest.skip(f"needs a browser on the path: {', '.join(BROWSERS)}")
-    return found
+    return program
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,9 @@ def visited(browser: str, page: Path, script: str, folder: Path, width: int = 12
     )
     command = [browser, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", frame.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'data-seen="([^"]*)"', done.stdout)
-    assert found, done.stderr
-    seen: dict[str, Any] = json.loads(html.unescape(found[1]))
+    match = re.search(r'data-seen="([^"]*)"', done.stdout)
+    assert match, done.stderr
+    seen: dict[str, Any] = json.loads(html.unescape(match[1]))
     return seen
 
 

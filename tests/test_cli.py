@@ -49,9 +49,9 @@ def test_what_a_users_module_does_wrong_later_is_one_line_too(monkeypatch: pytes
         raise UserCodeError("own:Net: raised KeyError: 'x' [own.py:7]")
 
     monkeypatch.setattr("study.spec.read", wrong)
-    found = CliRunner().invoke(main, ["check", "own.toml"])
-    assert found.exit_code == 2
-    assert found.output == "study: own:Net: raised KeyError: 'x' [own.py:7]\n"
+    result = CliRunner().invoke(main, ["check", "own.toml"])
+    assert result.exit_code == 2
+    assert result.output == "study: own:Net: raised KeyError: 'x' [own.py:7]\n"
 
 
 def test_an_error_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,9 +59,9 @@ def test_an_error_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RayError("the head is gone\nand more")
 
     monkeypatch.setattr("study.api.run", lost)
-    found = CliRunner().invoke(main, ["run", "quick"])
-    assert found.exit_code == 1
-    assert found.output.startswith("study: Ray failed (the head is gone); what has ended is safe")
+    result = CliRunner().invoke(main, ["run", "quick"])
+    assert result.exit_code == 1
+    assert result.output.startswith("study: Ray failed (the head is gone); what has ended is safe")
     assert isinstance(CliRunner().invoke(main, ["--debug", "run", "quick"]).exception, RayError)
 
 
@@ -194,10 +194,10 @@ def test_ctrl_c_leaves_every_trial_in_the_tables_and_nothing_running(
     time.sleep(3)
     its_own = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=120)
-    assert running.returncode == 130, told
-    assert "stopping: running trials save their state" in told
-    assert "interrupted: 0 of 4 trials ended; `study resume results/good` continues it, `study report" in told
+    _, output = running.communicate(timeout=120)
+    assert running.returncode == 130, output
+    assert "stopping: running trials save their state" in output
+    assert "interrupted: 0 of 4 trials ended; `study resume results/good` continues it, `study report" in output
     assert not (tmp_path / "results/good/report").exists()  # nobody waits for it
     assert not psutil.wait_procs(its_own, timeout=60)[1]
     trials = analysis.load(tmp_path / "results/good").trials

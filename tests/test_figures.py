@@ -444,9 +444,9 @@ def test_points_of_a_series_have_their_values_and_limits(ax: Axes) -> None:
     ax.plot([1.0, 2.0], [1.0, 2.0])
     ax.set(xlabel="epochs", xlim=(0, 1.5), ylim=(0, 4))
     draw(ax)
-    found = exhibit.points(ax.figure)
-    assert [(name, text) for name, _, _, text in found] == [(name, "epochs 1: 1 [0.5, 3]") for name in ("adam", "sgd")]
-    (_, x, y, _), _ = found
+    listed = exhibit.points(ax.figure)
+    assert [(name, text) for name, _, _, text in listed] == [(name, "epochs 1: 1 [0.5, 3]") for name in ("adam", "sgd")]
+    (_, x, y, _), _ = listed
     box = ax.get_position()
     expected = 72 * ax.figure.get_size_inches() * (box.x0 + box.width / 1.5, 1 - box.y0 - box.height / 4)
     assert (x, y) == pytest.approx(tuple(expected), abs=0.1)

@@ -441,8 +441,8 @@ def test_columns_that_are_no_inputs_are_left_out(folder: Path) -> None:
     days = [f"2024-01-{1 + n % 28:02}" for n in range(60)]
     rows = "\n".join(f"{n},{days[n]},{n % 7 if n % 5 else ''},name {n},{'xy'[n % 2]}" for n in range(60))
     Path("t.csv").write_text(f"a,day,b,name,kind\n{rows}\n")
-    found = run("t.toml", "--data", "t.csv", "--label", "kind")
-    assert found.output.startswith("left out day, name: dates, and text with many values, are no inputs\n")
+    result = run("t.toml", "--data", "t.csv", "--label", "kind")
+    assert result.output.startswith("left out day, name: dates, and text with many values, are no inputs\n")
     spec = read("t.toml")
     assert (spec.workload.exclude, spec.workload.missing) == (("day", "name"), "mean")
     assert spec.workload.facts.in_shape == (2,)
@@ -452,9 +452,9 @@ def test_columns_that_are_no_inputs_are_left_out(folder: Path) -> None:
 def test_a_table_of_ones_own_needs_its_label(folder: Path) -> None:
     rows = "\n".join(f"{n},{n * n % 7},{'xy'[n % 2]}" for n in range(60))
     Path("t.csv").write_text(f"a,b,kind\n{rows}\n")
-    found = run("t.toml", "--data", "t.csv")
-    assert found.exit_code == 2
-    assert 'say which column is to be predicted, as in label = "kind" (`study init --label`)' in found.output
+    result = run("t.toml", "--data", "t.csv")
+    assert result.exit_code == 2
+    assert 'say which column is to be predicted, as in label = "kind" (`study init --label`)' in result.output
     assert not Path("t.toml").exists()
     assert run("t.toml", "--data", "t.csv", "--label", "kind").exit_code == 0
     spec = read("t.toml")

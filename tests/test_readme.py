@@ -159,8 +159,8 @@ def test_the_commands_of_the_installation_run_without_make(tmp_path: Path) -> No
     environment["PATH"] = f"{Path(sys.base_prefix, 'bin')}{os.pathsep}{os.environ['PATH']}"
     for line in block.splitlines():
         command = ["bash", "-c", line.removeprefix("$ ")]
-        found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert found.returncode == 0, (line, found.stdout, found.stderr)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
     assert (tmp_path / "results/quick/report/index.html").is_file()
 
 
@@ -176,8 +176,8 @@ def copied(folder: Path) -> None:
 def test_the_site_builds_without_warnings_and_needs_no_network(tmp_path: Path) -> None:
     copied(tmp_path)
     command = ["make", "-o", ".venv/extras", "docs", f"BIN={Path(sys.executable).parent}"]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout + found.stderr
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     site = tmp_path / "build/site"
     assert {f"{Path(page).with_suffix('')}.html" for page in PAGES} - {"README.html", "examples/README.html"} <= {
         path.relative_to(site).as_posix() for path in site.rglob("*.html")

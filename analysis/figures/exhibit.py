@@ -106,7 +106,7 @@ def points(drawn: Figure) -> list[tuple[str, float, float, str]]:
         Name of the series, place in the SVG (points from the left, from the top), and the values in words, with the
         limits of the bar or band there.
     """
-    found: list[tuple[str, float, float, str]] = []
+    listed: list[tuple[str, float, float, str]] = []
     height, scale = 72 * drawn.get_figheight(), 72 / drawn.dpi
     for ax in drawn.axes:
         for line in ax.get_lines():
@@ -120,17 +120,17 @@ def points(drawn: Figure) -> list[tuple[str, float, float, str]]:
                     low, high = min(limits.get(x, [y])), max(limits.get(x, [y]))
                     shown = _value(ax, y) + (f" [{_value(ax, low)}, {_value(ax, high)}]" if low < high else "")
                     text = f"{ax.get_xlabel()} {short(x)}: {shown}".replace("\n", " ")
-                    found.append((name, round(across * scale, 1), round(height - up * scale, 1), text))
-    return found
+                    listed.append((name, round(across * scale, 1), round(height - up * scale, 1), text))
+    return listed
 
 
 def _limits(ax: Axes, series: str) -> dict[float, list[float]]:
     """The heights of the ends of the bars, or of the edges of the band, of a series at each place."""
-    found: dict[float, list[float]] = {}
+    heights: dict[float, list[float]] = {}
     for path in (path for drawn in ax.collections if drawn.get_gid() == series for path in drawn.get_paths()):
         for x, y in np.asarray(path.vertices, dtype=float):
-            found.setdefault(float(x), []).append(float(y))
-    return found
+            heights.setdefault(float(x), []).append(float(y))
+    return heights
 
 
 def _value(ax: Axes, value: float) -> str:

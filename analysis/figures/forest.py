@@ -17,6 +17,7 @@ from analysis.results import Results, records
 from analysis.statistics import Interval
 from analysis.text import counted, effect_text, listing, p_text, shortened
 
+
 def forest(results: Results, compared: Comparison) -> pd.DataFrame:
     """The entries of a comparison and its baselines with their seeds, one row per entry and seed.
 

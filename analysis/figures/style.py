@@ -94,7 +94,7 @@ def inline(svg: bytes, name: str, alt: str, width: float) -> str:
     box = re.search(r'viewBox="[^"]*"', head)
     assert box
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
-    body = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)
+    body = re.sub(r' id="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", body)
     body = re.sub(r'(?:xlink:)?(href="|url\()#', rf"\1#{name}-", body).replace("xlink:href", "href").strip()
     return f'<svg role="img" aria-label="{escape(alt)}" width="{width:.0f}" {box[0]}{body}'
 

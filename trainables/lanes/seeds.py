@@ -82,8 +82,8 @@ class _Streams(TorchDispatchMode):
         like = args[0] if isinstance(args[0], Tensor) else torch.empty(args[0], **given)
         # Like a lane's part also in memory, in whose order torch draws.
         drawn = [getattr(torch.empty_like(like[0]), _FILLS[func])(*args[1:], generator=each) for each in self.streams]
-        found = torch.stack(drawn).index_select(0, self.place)
-        return args[0].copy_(found) if func._schema.is_mutable else found
+        stacked = torch.stack(drawn).index_select(0, self.place)
+        return args[0].copy_(stacked) if func._schema.is_mutable else stacked
 
 
 @cache

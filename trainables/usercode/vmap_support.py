@@ -231,14 +231,14 @@ def _check_numbers(name: str, numbers: Sequence[Mapping[str, Any]]) -> None:
 
 def _numbers(network: nn.Module) -> dict[str, Any]:
     """Numbers in plain attributes of modules, and in dicts and lists there, each by its place."""
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for owner, module in network.named_modules(prefix="self"):
         for key, value in vars(module).items():
             many = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
             for place, each in [("", value), *((f"[{place}]", each) for place, each in many)]:
                 if isinstance(each, int | float) and key not in _MODULE_ATTRIBUTES:
-                    found[f"{owner}.{key}{place}".removeprefix("self.")] = each
-    return found
+                    numbers[f"{owner}.{key}{place}".removeprefix("self.")] = each
+    return numbers
 
 
 def _as_lanes(build: Builder, x: Tensor, support: VmapSupport) -> _Trace:

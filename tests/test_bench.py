@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 import trainables.engines.bench
-from study.verify import bench
+from study.verify import bench, size
 from trainables.engines.bench import WORKS, Work
 
 JAX = """
@@ -127,3 +127,26 @@ def test_the_solo_run_of_the_peers_trains() -> None:
     config = {"width": 8, "depth": 1, "optimizer": "adam", "learning_rate": 0.01, "seed": 0, "batch_size": 32}
     assert bench.solo_run(config) < 0.1
     assert bench.solo_run({**config, "updates": 1}) > 0.1
+
+
+@pytest.mark.long
+def test_heavy_loads_are_measured() -> None:
+    assert size.suggestion(12) > 0
+    assert [name for name, _ in size.shapes(6)] == ["memory that 4 trials add"]
+    (_, held), (_, expected) = size.stack(16)
+    assert held >= 0
+    assert expected > 16 * 10_000
+    (_, largest), (_, numbers) = size.table(2000, 3)
+    assert largest > numbers == 4 * 6000
+
+
+@pytest.mark.nightly
+def test_studies_of_empty_trials_are_measured() -> None:
+    (row,) = size.studies([20])
+    assert row["trials"] == 20
+    assert min(row[f"{command}_seconds"] for command in ("status", "report", "resume", "suggest")) > 0
+    console = Console(width=80, file=io.StringIO(), record=True)
+    bench.show({"sizes": [row], "loads": [{"name": "a load", "seconds": 1.5, "bytes": 3_000_000}]}, console)
+    assert "…" not in (text := console.export_text())
+    assert "20 trials" in text
+    assert "a load" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -155,6 +157,20 @@ def test_every_flipped_bit_in_a_journal_is_noticed(tmp_path: Path) -> None:
         (tmp_path / "optuna.journal").write_bytes(changed)
         whole = changed.endswith(b"\n")  # or the last line was cut off
         assert not whole or damage(tmp_path / "optuna.journal"), place
+
+
+def test_an_ended_trial_is_synced_and_its_values_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    file = tmp_path / "optuna.journal"
+    study = optuna.create_study(storage=optuna.storages.JournalStorage(Journal(file)))
+    trial = study.ask({"width": optuna.distributions.IntDistribution(1, 8)})
+    before = len(synced)
+    trial.set_user_attr("replicate", 0)
+    assert synced[before:] == [file.stat().st_size]
+    trial.report(0.5, 1)
+    study.tell(trial, 0.5)
+    assert synced[before + 1 :] == [file.stat().st_size]
 
 
 def test_a_journal_of_an_earlier_version_is_tried(tmp_path: Path) -> None:

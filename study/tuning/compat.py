@@ -10,6 +10,7 @@ from collections.abc import Container, Sequence
 
 import optuna
 from optuna.samplers import NSGAIISampler
+from optuna.storages.journal._storage import JournalOperation as JournalOperation
 from optuna.trial import FrozenTrial, TrialState
 
 

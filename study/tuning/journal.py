@@ -16,18 +16,30 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from study.tuning.compat import JournalOperation
+
 _CHECKED = re.compile(rb'(.*),"check":"([0-9a-f]{8})"}')
+# A later operation of the same trial syncs these.
+_UNSYNCED = {
+    JournalOperation.CREATE_TRIAL,
+    JournalOperation.SET_TRIAL_PARAM,
+    JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE,
+}
 
 
 class Journal(JournalFileBackend):
-    """A journal whose lines have checksums; one process at a time writes to it."""
+    """A journal whose lines have checksums; one process at a time writes to it.
+
+    After a loss of power it ends at the last operation that was synced, or later. Those of a trial that begins or ends
+    are synced together by the last of them, an attribute or a state, since each sync takes milliseconds.
+    """
 
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
         self._file, self._size, self._sum = file, 0, 0
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write the lines of some operations; they are on disk when this returns."""
+        """Write the lines of some operations."""
         self._lock.acquire()
         try:
             with self._file.open("r+b") as stream:
@@ -40,7 +52,8 @@ class Journal(JournalFileBackend):
                     lines += line + check
                 stream.write(lines)
                 stream.flush()
-                os.fsync(stream.fileno())
+                if any(log["op_code"] not in _UNSYNCED for log in logs):
+                    os.fsync(stream.fileno())
                 self._size = stream.tell()
         finally:
             self._lock.release()

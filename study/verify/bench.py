@@ -3,7 +3,7 @@
 Six parts: an update of a lane beside the solo loop, and the source report's regime figure (both in
 `trainables.engines.bench`); a shipped study, from the command to its report, beside its runs in plain torch; a whole
 search beside plain Ray Tune and plain Optuna, on the same networks, examples and processors; what Ray adds to a
-trial that does nothing; and, if asked for, what thousands of such trials leave to read.
+trial that does nothing; and, if asked for, how costs grow with sizes (`study.verify.size`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +37,7 @@ from study.results.provenance import commit, hardware, versions
 from study.session import run_session
 from study.spec import Spec, check, reading
 from study.spec.changes import planned_trials
+from study.verify import size
 from trainables.lanes.reference import alone
 from trainables.lanes.stack import Lane
 from trainables.rules import named
@@ -71,7 +69,7 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
 
     Args:
         only: `figure`, `study`, `search`, `trials`, `size`, or part of the name of a line of the first table;
-            everything but `size`, which takes a quarter of an hour, if empty.
+            everything but `size`, which takes half an hour, if empty.
         device: for the first table.
     """
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
@@ -83,7 +81,7 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     if only in ("", "search", "trials"):
         found["trials"] = empty_trials(EMPTY_TRIALS, PLAIN_TRIALS)
     if only == "size":
-        found["sizes"] = sizes(SIZES)
+        found |= {"sizes": size.studies(SIZES), "loads": size.loads()}
     # Last, since JAX's threads do not survive the fork by which Ray starts.
     if only in ("", "figure"):
         found |= trainables.engines.bench.figure(device)
@@ -227,89 +225,14 @@ def empty_trials(count: int, plain: int) -> list[dict[str, Any]]:
         count: of ours.
         plain: of plain Ray Tune's, a function trainable with Ray Tune's own loggers and snapshots.
     """
-    spec = _empty(count)
+    spec = size.empty(count)
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
-        ours = _run_empty(spec, here, Path(scratch) / "empty")
+        ours = size.search(spec, here, Path(scratch) / "empty")
         for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_GLOBAL_CHECKPOINT_S"):
             os.environ.pop(name, None)
-        with _memory() as memory:
+        with size.memory() as held:
             ends = np.sort(np.array(_plain_ray(EMPTY, plain, Path(scratch))))
-        return [ours, _scale("plain Ray Tune", ends, memory, Path(scratch) / "plain")]
-
-
-def sizes(counts: Sequence[int]) -> list[dict[str, Any]]:
-    """What studies of many empty trials cost: a trial, as `empty_trials` says, and then the seconds of commands."""
-    rows = []
-    for count in counts:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "empty"
-            with ray.connected(spec := _empty(count), None) as here:
-                row = _run_empty(spec, here, folder) | {"name": f"{count:,} trials"}
-            for command in ("status", "report", "resume"):  # a resume of a finished study writes the report again
-                run = [sys.executable, "-m", "study", command, str(folder)]
-                row[f"{command}_seconds"] = _timed(partial(subprocess.run, run, check=True, capture_output=True))
-            rows.append(row)
-    return rows
-
-
-def _empty(count: int) -> Spec:
-    """A search by trials of one update of one lane."""
-    tables = SEARCH.tables()
-    tables["workload"] |= {"data": "linear", "model": "linear"}
-    tables["search"] = {"batch_size": {"low": 1, "high": 100}, "optimizer": ["sgd", "adam"]}
-    tables["lanes"] = {"rates": 1, "seeds": 1, "extensions": 0, "refine": 0}
-    tables["budget"] = {"trials": count, "updates": 1}
-    tables["tuning"] = {"sampler": "random"}
-    return check(tables)
-
-
-def _run_empty(spec: Spec, here: ray.Cluster, folder: Path) -> dict[str, Any]:
-    with _memory() as memory:
-        run_session(spec, folder, data_folder(), here, "", show="quiet")
-    trials = results.load(folder).trials
-    ends = (trials["started"] + trials["wall_seconds"]).sort_values().to_numpy()
-    return _scale("ours", ends, memory, folder)
-
-
-@contextmanager
-def _memory() -> Iterator[list[tuple[float, int]]]:
-    """The resident memory of this process, the driver, every half second: time and bytes."""
-    samples: list[tuple[float, int]] = []
-    stop = threading.Event()
-
-    def follow() -> None:
-        while not stop.wait(0.5):
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            samples.append((time.time(), pages * os.sysconf("SC_PAGE_SIZE")))
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _scale(name: str, ends: np.ndarray, memory: list[tuple[float, int]], folder: Path) -> dict[str, Any]:
-    """Per-trial figures of a run from the times at which its trials ended, and in its last quarter.
-
-    The first quarter is left out, since its first trials wait for workers to import torch.
-    """
-    quarters = [ends[len(ends) * part // 4 - 1] for part in (1, 2, 3, 4)]
-    times, sizes = np.array(memory).T
-    held = np.interp(quarters, times, sizes)
-    each = len(ends) / 4
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    return {
-        "name": name,
-        "trials": len(ends),
-        "seconds_per_trial": (quarters[3] - quarters[0]) / (3 * each),
-        "seconds_per_trial_last_quarter": (quarters[3] - quarters[2]) / each,
-        "driver_bytes_per_trial": (held[3] - held[0]) / (3 * each),
-        "files": len(files),
-        "bytes_per_trial": sum(file.stat().st_size for file in files) / len(ends),
-    }
+        return [ours, size.scale("plain Ray Tune", ends, held, Path(scratch) / "plain")]
 
 
 # Each table of `show`: where it is in what `run` gathered, its title and columns, the note below, and a row's cells.
@@ -377,6 +300,7 @@ _TABLES: tuple[tuple[str, str, str, str, Callable[[dict[str, Any]], tuple[Any, .
             r["resume_seconds"],
         ),
     ),
+    ("loads", "at size", "s MB", "", lambda r: (r["seconds"], r["bytes"] / 1e6)),
 )
 
 

@@ -30,13 +30,23 @@ def stream(*numbers: int) -> int:
 def initialise(build: Builder, seed: int) -> nn.Module:
     """Build the network that every lane with this seed starts from; torch's global generator is left unchanged."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, INITIALISATION))
+        _seed(stream(seed, INITIALISATION))
         return build()
 
 
 def batch_order(seed: int, epoch: int, count: int) -> Tensor:
     """The order in which a lane with this seed sees the training split in an epoch (from 0): row numbers, (count,)."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, BATCH_ORDER, epoch)))
+
+
+def _seed(number: int, device: torch.device | None = None) -> None:
+    """Seed torch's global generators of the processor and of a GPU.
+
+    Without a GPU, torch.manual_seed remembers each of its calls, with its stack, for as long as the process lives.
+    """
+    torch.default_generator.manual_seed(number)
+    if device is not None and device.type == "cuda":
+        torch.cuda.manual_seed(number)
 
 
 @contextmanager
@@ -46,7 +56,7 @@ def drawing(seed: int, update: int, device: torch.device, *, when: bool = True) 
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(stream(seed, UPDATE, update))
+        _seed(stream(seed, UPDATE, update), device)
         yield
 
 

@@ -188,7 +188,7 @@ def table(rows: int = ROWS, features: int = FEATURES) -> list[tuple[str, int]]:
         text = f"""name = "large"
 confirm = false
 workload = {{data = "{scratch}/large.npz", model = "mlp"}}
-search = {{batch_size = 10_000, optimizer = "adam", width = 16, depth = 1}}
+search = {{batch_size = {min(10_000, rows // 4)}, optimizer = "adam", width = 16, depth = 1}}
 lanes = {{rates = 2, seeds = 1, extensions = 0, refine = 0}}
 budget = {{trials = 1, epochs = 1}}
 """
@@ -201,7 +201,7 @@ budget = {{trials = 1, epochs = 1}}
             while not done.wait(0.2):
                 largest[0] = max(largest[0], *(_resident_since(begun, each) for each in Path("/proc").glob("[0-9]*")))
 
-        (thread := threading.Thread(target=follow)).start()
+        (thread := threading.Thread(target=follow, daemon=True)).start()
         _command("run", spec, "--out", Path(scratch) / "results")
         done.set()
         thread.join()

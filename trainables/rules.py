@@ -10,8 +10,9 @@ Coefficients that depend on the number of the update (bias corrections, warming 
 computed before a run of updates, so that a CUDA graph or the native kernel reads them from memory. Settings may differ
 between lanes, as tensors that broadcast against the parameters.
 
-To add an optimizer, write its update here, list it in `_UPDATES`, and add its settings to `catalogue.OPTIMIZERS`. It
-runs in the eager engine until the native kernel has it, too (`engines.native.KERNELS` and `engines/kernel/rules.h`).
+To add an optimizer, write its update here, list it in `_UPDATES`, add its settings to `catalogue.OPTIMIZERS`, and its
+place in tables and figures to `analysis.cells.OPTIMIZERS`. It runs in the eager engine until the native kernel has it,
+too (`engines.native.KERNELS` and `engines/kernel/rules.h`).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from analysis.remote import cache_folder, fetch, listing, reason
 from analysis.schema import FOLDERS, ResultsError
 from study.errors import Halted, StorageError
 from study.results import CONFIRM
-from study.results.ownership import HOLDER, Lease, in_use, recorded_owner, running_owner, wait_until_free
+from study.results.ownership import HOLDER, LOCK_SECONDS, Lease, in_use, recorded_owner, running_owner, wait_until_free
 from study.tuning import JOURNAL
 from trainables import storage
 from trainables.storage import at, is_uri, join
@@ -107,7 +107,7 @@ def mirrored(place: Path | str, command: str, say: Callable[[str], None], *, new
         yield place
         return
     spool = _spool(place)
-    lock = FileLock(spool.parent / "lock", timeout=1)
+    lock = FileLock(spool.parent / "lock", timeout=LOCK_SECONDS)
     try:
         spool.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()

@@ -84,6 +84,12 @@ def test_a_baseline_is_not_checked_against_the_lanes_of_the_search() -> None:
     assert spec.baseline[0].recipe() == {"schedule": "cosine", "clip_norm": 1.0}
 
 
+def test_a_baseline_is_checked_with_its_own_arguments() -> None:
+    ours = OURS | {"batch_size": 1, "model_args": {"norm": "none"}}
+    search = {"search__batch_size": 32, "workload__model_args": {"norm": ["none", "batch"]}}
+    assert check(changed(confirm={}, baseline=[ours], **search)).baseline[0].batch_size == 1
+
+
 def test_a_recorded_spec_without_confirm_has_no_confirmation(tmp_path: Path) -> None:
     """Earlier versions wrote nothing for a study without one."""
     (tmp_path / "spec.toml").write_text(check(GOOD).to_toml().replace("confirm = false\n", ""))
@@ -237,7 +243,7 @@ BAD = {
     ),
     "a grid of a range": (
         changed(tuning__sampler="grid", search__settings={"adam": {"beta1": {"low": 0.5, "high": 0.9}}}),
-        "search.adam.beta1 = {low = 0.5, high = 0.9, log = false}: the grid sampler needs lists",
+        "search.settings.adam.beta1 = {low = 0.5, high = 0.9, log = false}: the grid sampler needs lists",
     ),
     "unknown scheduler": (changed(tuning__scheduler="median"), "valid: asha, hyperband, none"),
     "unknown objective": (
@@ -316,7 +322,35 @@ BAD = {
         changed(workload__model_args={"activation": ["tanh", "swish"]}),
         'unknown activation "swish"; valid: relu, leaky-relu, elu, gelu, silu, tanh, sigmoid',
     ),
-    "a dropout of one": (changed(workload__model_args={"dropout": 1.0}), "valid: from 0, below 1"),
+    "a dropout of one": (
+        changed(workload__model_args={"dropout": 1.0}),
+        "workload.model_args.dropout = 1.0: 1.0 is out of range; valid: a share, at least 0 and below 1, as in 0.1",
+    ),
+    "a warm-up in updates": (
+        changed(lanes={"warmup": [0.1, 500]}),
+        "lanes.warmup = [0.1, 500]: 500 is out of range; valid: a share, at least 0 and below 1, as in 0.1",
+    ),
+    "a negative decay": (
+        changed(lanes={"weight_decay": -0.1}),
+        "lanes.weight_decay = -0.1: -0.1 is out of range; valid: 0 and positive numbers",
+    ),
+    "a rate of zero": (
+        changed(lanes={"learning_rate": [0.1, 0]}),
+        "lanes.learning_rate = [0.1, 0]: 0 is out of range; valid: positive numbers, as in 0.01",
+    ),
+    "a grid of a range of an argument": (
+        changed(tuning__sampler="grid", workload__model_args={"dropout": {"low": 0.0, "high": 0.5}}),
+        "workload.model_args.dropout = {low = 0.0, high = 0.5, log = false}: the grid sampler needs lists",
+    ),
+    "a baseline of one example with batch norm": (
+        changed(
+            confirm={},
+            search__batch_size=32,
+            workload__model_args={"norm": ["none", "batch"]},
+            baseline=[OURS | {"batch_size": 1, "model_args": {"norm": "batch"}}],
+        ),
+        'baseline[1].batch_size = 1: mlp cannot train on one example (norm = "batch"); give larger batches',
+    ),
     "another tool's dropout": (
         changed(workload__dropout_rate=0.1),
         "workload.dropout_rate: unknown key; write dropout = [0.0, 0.2] in [workload.model_args]",

@@ -43,9 +43,15 @@ EXPECTED = {
 
 TABLES = (".csv", ".tsv", ".parquet", ".npz", "/")
 """Ends of the names of data sets that are files, and of folders of images."""
+REASON = "\n      "
+"""Before each column in a message about those of a table that cannot be used."""
 OURS = ("study", "trainables", "analysis")
 CODE, RECORD = "code", "inspected.json"
 """Name of the bundle in a results folder, and of its record: `files` with their hashes, `sources`, `answers`."""
+ON_DEVICE = (
+    "the study moves models and data to the device of a trial: take out .cuda() and .to(...), and give new tensors in "
+    "forward the device of its input, device=x.device"
+)
 LEFT_BEHIND = (
     "a study runs a copy of its modules from another folder: put the module and its files into a package, which is "
     "copied whole, or give an absolute path"
@@ -219,6 +225,8 @@ def describe_error(error: BaseException, module: str) -> str:
     theirs = [f for f in frames if not f.filename.startswith((ours, "<", *_INSTALLED))]
     theirs = [f for f in theirs if Path(f.filename).stem in (*module.split("."), "__init__")] or theirs
     text = f"{text} [{Path(theirs[-1].filename).name}:{theirs[-1].lineno}]" if theirs else text
+    if re.search(r"compiled with CUDA|NVIDIA driver|No CUDA GPUs|same device|MPS backend|for mps", text):
+        return f"{text}; {ON_DEVICE}"
     return f"{text}; {LEFT_BEHIND}" if _left_behind(error) else text
 
 

@@ -179,7 +179,7 @@ def _with_targets(path: str, given: list[Array], task: str | None) -> Own:
     if task is None:
         doubt = doubt or _doubt(joined)
     elif task == "regression" and not number:
-        raise UserCodeError(f'{path}: targets are {joined.dtype.name}, and task = "regression" needs numbers')
+        raise UserCodeError(f'{path}: targets are no numbers ({joined[0]}), and task = "regression" needs them')
     elif task == "classification" and joined.dtype.kind == "f" and (joined != np.floor(joined)).any():
         value = joined[joined != np.floor(joined)][0]
         raise UserCodeError(f'{path}: a target is {value:g}, and task = "classification" needs whole numbers or text')

@@ -10,7 +10,7 @@ import pytest
 from study.errors import SpecError
 from study.spec import check
 from study.spec.explain import _ELSEWHERE, _EXAMPLES, _fields_at, _model_at
-from tests.test_spec import changed
+from tests.test_spec import OURS, changed
 
 TORCH = """
 name = "torch-names"
@@ -72,6 +72,17 @@ ANSWERED: dict[str, tuple[dict[str, Any], str]] = {
     "GPUs": (changed(resources={"gpus": 1}), "resources.gpus: unknown key; write gpus_per_trial = 1 in [resources]"),
     "Optuna's count": (changed(tuning={"n_trials": 9}), "write trials = 64 in [budget]"),
     "a number in quotes": (changed(workload__target="0.5"), "must be a number, as in target = 0.5"),
+    "a rate in quotes": (
+        changed(confirm={}, baseline=[OURS | {"learning_rate": "1e-3"}]),
+        "as in learning_rate = 1e-3",
+    ),
+    "a digit for a list": (changed(workload__features="5"), 'must be a list, as in features = ["length", "width"]'),
+    "a digit for a choice": (changed(workload__standardize="1"), "must be true or false, as in standardize = true"),
+    "a number for a name": (
+        changed(workload__exclude=[1]),
+        'workload.exclude[1] = 1: must be text, as in exclude = ["date"]',
+    ),
+    "a number for a table": (changed(confirm={}, baseline=[1]), "baseline[1] = 1: must be a table, as in [[baseline]]"),
     "a size in quotes": (changed(search__width="8"), 'search.width = "8": "8" is not a whole number; write 8'),
     "a size with a point": (changed(search__batch_size=64.0), "64.0 is not a whole number; write 64"),
     "a list for a number": (changed(lanes={"seeds": [0, 1]}), "must be a whole number, as in seeds = 5"),

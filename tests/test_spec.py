@@ -299,6 +299,10 @@ BAD = {
         "search.width: a linear model has none; leave it out",
     ),
     "accuracy of a regression": (changed(workload__metric="accuracy"), "cubic is a regression; valid: loss"),
+    "a target in percent": (
+        changed(workload={"data": "digits", "model": "mlp", "target": 95.0}),
+        "workload.target = 95.0: must be an accuracy, above 0 and at most 1; write 0.95",
+    ),
     "impossible target": (changed(workload__target=-1.0), "workload.target = -1.0: must be a loss, above 0"),
     "images wanted": (
         changed(workload__model="cnn"),
@@ -419,17 +423,40 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_files_that_are_no_spec(tmp_path: Path) -> None:
-    cases = {"broken.toml": b"a = = 1", "latin.toml": "name = 'é'".encode("latin-1")}
-    for name, content in cases.items():
-        (tmp_path / name).write_bytes(content)
+    (tmp_path / "latin.toml").write_bytes("name = 'é'".encode("latin-1"))
     for name, message in (
-        ("broken.toml", "not valid TOML"),
         ("latin.toml", "not UTF-8: byte 8"),
         (".", "is a directory"),
         ("none.toml", "no such file, and no shipped spec of that name; shipped: deepobs-quadratic, digits-cnn, mlp"),
     ):
         with pytest.raises(SpecError, match=message):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\nfair = True", "(at line 2, column 8): fair = True; text stands in quotes, true and"),
+        ("data = \u201cdigits\u201d", "data = \u201cdigits\u201d; text stands in quotes"),
+        ("rate = .1", "rate = .1; text stands in quotes, true and false are in lower case"),
+        ("rate = 0,1", "rate = 0,1; write one key = value in a line, lists in brackets, 0.1 for 0,1, and 1.0 for 1."),
+        ("epochs: 5", "epochs: 5; write key = value, as in epochs = 5"),
+        ("width = {low = 8,\n  high = 16}", "width = {low = 8,; a table in {} stands in one line, with no comma"),
+        ("[search]\n[search]", "[search]; the table is there twice; write all its keys into one"),
+        ("depth = 1\ndepth = 2", "depth = 2; the key is there twice; a list holds several values"),
+        ("width = [8, 16\ndepth = 2", "depth = 2; a bracket, brace or quote is missing before this line"),
+        ("train --epochs 5", "train --epochs 5; write key = value, as in epochs = 5"),
+        ('{"name": "mine"}', "this looks like JSON; `study init` writes a spec"),
+        ("storage = sqlite://me:secret@host/db", "storage = sqlite://me:***@host/db; text stands in quotes"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_syntax_is_shown_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        read(tmp_path / "my.toml")
+    (line,) = caught.value.mistakes
+    assert line.startswith("not valid TOML: ")
+    assert message in line
 
 
 @pytest.mark.parametrize("name", [file.stem for file in SHIPPED.glob("*.toml")])

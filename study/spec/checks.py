@@ -114,7 +114,8 @@ def metric_suits_task(workload: Workload) -> Iterator[str]:
     if accuracy and workload.facts.task == "regression" and not workload.score:
         yield f'workload.metric = "accuracy": {workload.data} is a regression; valid: loss, package.module:score'
     if workload.target is not None and not 0 < workload.target <= (1 if accuracy else math.inf):
-        valid = "an accuracy, above 0 and at most 1" if accuracy else "a loss, above 0"
+        percent = f"; write {workload.target / 100:g}" if accuracy and 1 < workload.target <= 100 else ""
+        valid = f"an accuracy, above 0 and at most 1{percent}" if accuracy else "a loss, above 0"
         yield f"workload.target = {workload.target}: must be {valid}"
 
 

@@ -52,6 +52,7 @@ _EXAMPLES: dict[str, Any] = {
     "budget.updates": 1000,
     "tuning.scheduler": "asha",
     "tuning.timeout": "2h",
+    "tuning.warm_start": "results/earlier",
     "tuning.storage": "sqlite:///study.db",
     "recording.mlflow": "http://127.0.0.1:5000",
     "resources.gpus_per_trial": 1,
@@ -154,6 +155,8 @@ def explain(section: str, error: ValidationError) -> list[str]:
 def unknown_key(path: list[str]) -> str:
     """The line about a key that no section has there: where the same is set here, or the keys that are valid."""
     key, valid = path[-1], _fields_at(path[:-1])
+    if path[:2] == ["lanes", "learning_rate"] and key == "log":
+        return f"{_key(path)}: rates are spaced on a log scale always; leave it out"
     if ours := _ours(key.lower().replace("-", "_")):
         section, _, name = ours.rpartition(".")
         return f"{_key(path)}: unknown key; write {name} = {_text(ours.split('.'))} in [{section}]"

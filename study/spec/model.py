@@ -111,14 +111,14 @@ def _shares(value: object) -> object:
     return tuple(numbers)
 
 
-_FILES = f"files that are read end in {', '.join(TABLES[:-1])}, and a folder of images ends in a slash"
+_FILES = f"files that are read end in {', '.join(TABLES[:-1])}, a folder of images in a slash; a function is mine:f"
 _MODELS = "or mine:Net of mine.py, torchvision:resnet18, timm:resnet18"
 
 
 def _readable(value: object) -> object:
     """Refuse a file of a kind that is not read, before it is taken for an unknown name."""
     if isinstance(value, str) and not is_own(value) and re.search(r"[./\\]", value):
-        raise ValueError(f"{_FILES}; convert others first, as by pandas.read_excel(...).to_csv(...)")
+        raise ValueError(f"{_FILES}; convert or unpack others first, as by pandas.read_excel(...).to_csv(...)")
     return value
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from trainables.usercode.importing import EXPECTED, UserCodeError
+from trainables.usercode.importing import SPLIT_PAIRS, UserCodeError
 from trainables.workloads.catalogue import Task
 
 Array: TypeAlias = NDArray[Any]
@@ -62,7 +62,7 @@ def examples(path: str, given: Any, task: str | None = None, *, images: bool = F
     """
     if not isinstance(given, Mapping) or set(given) != set(SPLITS):
         got = f"a dict of {', '.join(map(str, given))}" if isinstance(given, Mapping) else type(given).__name__
-        raise UserCodeError(f"{path}: returned {got}; expected {EXPECTED['data']}")
+        raise UserCodeError(f"{path}: returned {got}; expected {SPLIT_PAIRS}")
     pairs = [_unpacked(path, name, given[name]) for name in SPLITS]
     columns = tuple(map(str, getattr(pairs[0][0], "columns", ())))
     arrays = [_arrays(path, name, *pair) for name, pair in zip(SPLITS, pairs, strict=True)]
@@ -88,11 +88,14 @@ def _unpacked(path: str, split: str, pair: Any) -> tuple[Any, Any]:
     elif isinstance(pair, Dataset):
         items: Any = pair
         rows = [items[row] for row in range(len(items))] if hasattr(items, "__len__") else list(items)
+        if rows and not (isinstance(rows[0], tuple | list) and len(rows[0]) == 2):
+            message = f"the Dataset {split} gives {type(rows[0]).__name__}; expected pairs (input, target)"
+            raise UserCodeError(f"{path}: {message}")
         pair = [[np.asarray(each) for each in column] for column in zip(*rows, strict=True)]
     try:
         inputs, targets = pair
     except (TypeError, ValueError) as error:
-        raise UserCodeError(f"{path}: {split} is no pair of arrays ({error}); expected {EXPECTED['data']}") from error
+        raise UserCodeError(f"{path}: {split} is no pair of arrays ({error}); expected {SPLIT_PAIRS}") from error
     return inputs, targets
 
 
@@ -101,7 +104,7 @@ def _arrays(path: str, split: str, given_inputs: Any, given_targets: Any) -> tup
     try:
         inputs, targets = _array(given_inputs), _array(given_targets)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserCodeError(f"{path}: {split} is no pair of arrays ({error}); expected {EXPECTED['data']}") from error
+        raise UserCodeError(f"{path}: {split} is no pair of arrays ({error}); expected {SPLIT_PAIRS}") from error
     if inputs.ndim < 2 or not len(inputs) or targets.ndim not in (1, 2) or len(targets) != len(inputs):
         message = f"{split} has inputs of {inputs.shape} and targets of {targets.shape}"
         raise UserCodeError(f"{path}: {message}; expected (n, ...) and (n,) or (n, outputs), n the same and above 0")

@@ -159,8 +159,8 @@ def imported(path: str, code: str = "") -> Any:
     """
     module, _, name = path.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
-        near = ".".join(Path(module).with_suffix("").parts).strip(".")
-        hint = f", as in {near}:{name}" if near.replace(".", "").isidentifier() and name.isidentifier() else ""
+        dotted = ".".join(Path(module).with_suffix("").parts).strip(".")
+        hint = f", as in {dotted}:{name}" if dotted.replace(".", "").isidentifier() and name.isidentifier() else ""
         raise UserCodeError(f"{path}: not an import path; write package.module:name{hint}")
     try:
         value: Any = (_bundle(code) if code else importlib).import_module(module)

@@ -462,6 +462,13 @@ def test_columns_that_are_no_inputs_are_left_out(folder: Path) -> None:
 
 
 @pytest.mark.long
+def test_a_table_of_few_rows_gets_batches_that_it_fills(folder: Path) -> None:
+    Path("t.csv").write_text("a,kind\n" + "".join(f"{n * n},{'xy'[n % 2]}\n" for n in range(12)))
+    assert run("t.toml", "--data", "t.csv", "--label", "kind").exit_code == 0
+    assert read("t.toml").search.batch_size.ends() == [1, "full"]
+
+
+@pytest.mark.long
 def test_a_table_of_ones_own_needs_its_label(folder: Path) -> None:
     rows = "\n".join(f"{n},{n * n % 7},{'xy'[n % 2]}" for n in range(60))
     Path("t.csv").write_text(f"a,b,kind\n{rows}\n")

@@ -423,9 +423,11 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_files_that_are_no_spec(tmp_path: Path) -> None:
+    (tmp_path / "wine.csv").write_text("a,b\n")
     (tmp_path / "latin.toml").write_bytes("name = 'é'".encode("latin-1"))
     for name, message in (
         ("latin.toml", "not UTF-8: byte 8"),
+        ("wine.csv", r"holds data, and is no spec; `study init my.toml --data .*wine.csv` writes one for it"),
         (".", "is a directory"),
         ("none.toml", "no such file, and no shipped spec of that name; shipped: deepobs-quadratic, digits-cnn, mlp"),
     ):

@@ -134,7 +134,7 @@ def render(answers: Answers) -> str:
     """The spec of some answers, as commented TOML; a `SpecError` if it is not valid."""
     answers, facts = _with_inputs(answers)
     small = facts is not None and facts.train <= _SMALL
-    sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train]
+    sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train] or [1]
     for searched in _SEARCHED if is_import_path(answers.model) else [()]:
         text = template(Path(__file__).parent / "shipped" / "init.j2", toml=_toml).render(
             answers=answers,

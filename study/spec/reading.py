@@ -18,6 +18,7 @@ from study.spec.explain import MOST_TOLD, explain, missing, unknown_key
 from study.spec.model import LIMITS, Spec
 from study.usercode import bundle
 from study.usercode.client import arrays, table
+from trainables.usercode.importing import is_table
 
 # Of a spec's file, at most; and of a mistake, the characters.
 MOST_BYTES, LINE = 1 << 19, 1000
@@ -60,6 +61,8 @@ def recorded(folder: Path) -> Spec:
 
 def _tables(file: Path) -> dict[str, Any]:
     text = ""
+    if is_table(file.name):
+        raise SpecError(str(file), f"holds data, and is no spec; `study init my.toml --data {file}` writes one for it")
     try:
         if (size := file.stat().st_size) > MOST_BYTES:
             raise ValueError(f"{size >> 10} KiB are more than a spec may have, which is {MOST_BYTES >> 10}")

@@ -395,7 +395,7 @@ def test_a_table_is_copied_into_the_study(table: Path, tmp_path_factory: pytest.
 
 def test_mistakes_about_files_are_said_before_they_are_read(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {
-        "t.xlsx": "end in .csv, .tsv, .parquet, .npz, a folder of images in a slash; a function is mine:f; convert or unpack",
+        "t.xlsx": "end in .csv, .tsv, .parquet, .npz, a folder of images in a slash; a function is mine:f; convert",
         "images": 'unknown data set "images"; valid: cubic',
         "https://host/t.csv": "workload.data: https://host/t.csv: is a URL; download it, and name the file",
         "none.csv": "workload.data: none.csv: there is no such file (",

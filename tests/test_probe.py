@@ -76,6 +76,11 @@ WRONG: dict[str, tuple[str, dict[str, Any], list[str]]] = {
                 ["own:f: the result for an example depends on the other examples"]),
     "score": ("def f(o, t): return 3 + o[:, 0].abs()\n" + NET, {"metric": "own:f"},
               ["workload.metric: own:f: gives 3", "numbers from 0 to 1"]),
+    "layers in a list": (NET.replace("last = ", "l = [0]; self.l[0] = ").replace("last(", "l[0]("), {},
+                         ["has no parameters that require gradients; give it at least one; layers in a list"]),
+    "an optimizer with gradients": ("import torch\nclass f(torch.optim.SGD):\n    def step(self): "
+                                    "self.param_groups[0]['params'][0] -= 1\n" + NET, {"optimizer": "own:f"},
+                                    ["own:f: an update raised RuntimeError", "; put @torch.no_grad() over step"]),
     "optimizer": ("class f: pass\n" + NET, {"optimizer": "own:f"},
                   ["search.optimizer: own:f: is f; expected a subclass"]),
 }  # fmt: skip

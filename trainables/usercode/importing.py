@@ -56,6 +56,7 @@ _ADVICE = {
         "in forward the device of its input, device=x.device"
     ),
     "such file or directory: '~": 'Python does not read ~ as the home folder; Path("~/...").expanduser() does',
+    "leaf Variable that requires grad": "put @torch.no_grad() over step, as torch.optim has it",
     "inplace operation": "the gradient needs what is overwritten: write y = y + 1, not y += 1, y.add_(1), inplace=True",
 }
 LEFT_BEHIND = (

@@ -279,7 +279,7 @@ def test_damaged_files_are_said_so(content: bytes, told: str, tmp_path: Path) ->
 @pytest.mark.parametrize("separator", [",", ";", "|", "\t"])
 def test_the_separator_is_the_one_outside_quotes(separator: str, tmp_path: Path) -> None:
     rows = [f"{n}{separator}{n * n % 7}{separator}{'xy'[n % 2]}" for n in range(20)]
-    header = f'"a, in; cm, or | m, or so"{separator} b {separator}kind'
+    header = f'"a, in; cm, or | m, or so"{separator} "b" {separator}kind'
     (tmp_path / "t.csv").write_text("\n".join([header, *rows, ""]))
     own = read(tmp_path, label="kind")
     assert (own.columns, own.classes) == (("a, in; cm, or | m, or so", "b"), ("x", "y"))

@@ -203,7 +203,8 @@ def _read(name: str, place: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
                 except pd.errors.ParserWarning as error:
                     lines = f"its lines have more values than the first line has names ({first.strip()[:60]})"
                     raise UserCodeError(f"{name}: {lines}; name every column") from error
-            header = pd.read_csv(place, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
+            as_text: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True}
+            header = pd.read_csv(place, sep=separator, header=None, nrows=1, **as_text)
             frame.columns = header.iloc[0, : len(frame.columns)]  # pandas would number equal names
             _check_names(name, [each.strip() for each in frame.columns], first)
     names = [str(column).strip() for column in frame]

@@ -142,7 +142,7 @@ def test_plain_lines_follow_ended_trials(monkeypatch: pytest.MonkeyPatch) -> Non
         tell(shown, *ended)
         shown.tick()
         lines.append(len(text(shown).splitlines()))
-    assert lines == [0, 0, 1, 1, 1, 2, 3]
+    assert lines == [0, 1, 1, 2, 2, 3, 4]
 
 
 def test_a_notebook_gets_one_output_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:

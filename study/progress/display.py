@@ -57,7 +57,7 @@ class ProgressDisplay:
         self.best: dict[str, Any] | None = None
         self.interval: Interval | None = None
         self.scored = self.lanes = self.before = 0
-        self.told = 0  # trials of which the last plain line knew
+        self.told = -1  # ended trials of which the last plain line knew; the first line says that trials run
         self.cpu_seconds = self.gpu_seconds = 0.0  # of trials that ended
         self.started = self.shown = time.monotonic()
         self.first: float | None = None  # when the first trial of this session ended
@@ -81,7 +81,7 @@ class ProgressDisplay:
         """Count the trials of earlier sessions."""
         for row in state.rows.values():
             self._count(row)
-        self.before, self.told = self.done, self.counts.total()
+        self.before = self.done
         if self.best:
             lanes = results.load(folder).lanes
             self.interval = self._over_seeds(lanes[lanes["trial"] == self.best["trial"]].to_dict("records"))

@@ -124,7 +124,8 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
 def _known(spec: Spec) -> str:
     """How many trials of an earlier study the sampler knows."""
     known = warm_start.read(spec)
-    return f"{len(known.cells)} of the {counted(known.completed, 'completed trial')} of {spec.tuning.warm_start}"
+    told = f"{len(known.cells)} of the {counted(known.completed, 'completed trial')} of {spec.tuning.warm_start}"
+    return f"{told}; values may not compare, as it had {', '.join(known.lanes)}" if known.lanes else told
 
 
 def _written(given: GivenCell) -> str:

@@ -41,7 +41,7 @@ from trainables import storage
 from trainables.engines.kernel import build
 from trainables.tune import trainable
 
-# Set once this process has been asked to end a study, until it has.
+# Set once this process has been asked to end a study; cleared by the next command.
 ASKED = threading.Event()
 # Rounds in a row in which no trial ends, before the session gives up what keeps them from ending.
 ROUNDS = 3

@@ -22,8 +22,9 @@ from optuna.trial import TrialState
 from ray.exceptions import RayError
 
 import analysis
+from study import session
 from study.cli import main
-from study.cli.options import SECTIONS
+from study.cli.options import SECTIONS, ended_by_second_interrupt
 from study.spec import read
 from tests.processes import held, invoked, said, started, watched
 from tests.test_spec import changed
@@ -259,3 +260,9 @@ def test_help_lists_every_command_in_a_section_with_a_short_summary() -> None:
     assert sorted(name for names in SECTIONS.values() for name in names) == sorted(main.commands)
     for name, command in main.commands.items():
         assert 0 < len(command.get_short_help_str(1000)) <= 60, name
+
+
+def test_a_command_forgets_interrupts_of_earlier_sessions_in_its_process() -> None:
+    session.ASKED.set()
+    with ended_by_second_interrupt():
+        assert not session.ASKED.is_set()

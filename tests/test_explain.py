@@ -10,7 +10,7 @@ import pytest
 from study.errors import SpecError
 from study.spec import check
 from study.spec.explain import _ELSEWHERE, _EXAMPLES, _fields_at, _model_at
-from tests.test_spec import changed
+from tests.test_spec import OURS, changed
 
 TORCH = """
 name = "torch-names"
@@ -72,10 +72,55 @@ ANSWERED: dict[str, tuple[dict[str, Any], str]] = {
     "GPUs": (changed(resources={"gpus": 1}), "resources.gpus: unknown key; write gpus_per_trial = 1 in [resources]"),
     "Optuna's count": (changed(tuning={"n_trials": 9}), "write trials = 64 in [budget]"),
     "a number in quotes": (changed(workload__target="0.5"), "must be a number, as in target = 0.5"),
+    "a rate in quotes": (
+        changed(confirm={}, baseline=[OURS | {"learning_rate": "1e-3"}]),
+        "as in learning_rate = 1e-3",
+    ),
+    "a digit for a list": (changed(workload__features="5"), 'must be a list, as in features = ["length", "width"]'),
+    "a digit for a choice": (changed(workload__standardize="1"), "must be true or false, as in standardize = true"),
+    "a number for a name": (
+        changed(workload__exclude=[1]),
+        'workload.exclude[1] = 1: must be text, as in exclude = ["date"]',
+    ),
+    "a number for a table": (changed(confirm={}, baseline=[1]), "baseline[1] = 1: must be a table, as in [[baseline]]"),
     "a size in quotes": (changed(search__width="8"), 'search.width = "8": "8" is not a whole number; write 8'),
     "a size with a point": (changed(search__batch_size=64.0), "64.0 is not a whole number; write 64"),
     "a list for a number": (changed(lanes={"seeds": [0, 1]}), "must be a whole number, as in seeds = 5"),
     "text for a choice": (changed(workload__standardize="yes"), "must be true or false, as in standardize = true"),
+    "a batch size in quotes": (changed(search__batch_size="32"), '"32" is not a batch size; write 32'),
+    "numbers in one text": (
+        changed(search__width="8-16"),
+        '"8-16" is not a whole number; write [8, 16], or {low = 8, high = 16} for a range',
+    ),
+    "W&B's choice": (
+        changed(search__width={"values": [8, 16]}),
+        "search.width: unknown values in a range; valid: low, high, log, as in {low = 4, high = 64, log = true}; a",
+    ),
+    "bounds called min and max": (
+        changed(search__width={"min": 8, "max": 16}),
+        "unknown max, min in a range; valid: low",
+    ),
+    "a log scale of rates": (
+        changed(lanes={"learning_rate": {"low": 1e-4, "high": 0.1, "log": True}}),
+        "lanes.learning_rate.log: rates are spaced on a log scale always; leave it out",
+    ),
+    "an optimizer with settings": (
+        changed(search__optimizer=[{"name": "sgd", "lr": 0.1}]),
+        "is not the name of an optimizer; its settings stand in [search.settings.NAME]",
+    ),
+    "an optimizer as a table": (changed(search__optimizer={"name": "sgd"}), "settings stand in [search.settings.NAME]"),
+    "optimizers in one text": (
+        changed(search__optimizer="SGD, adam"),
+        'search.optimizer = "SGD, adam": write "sgd", "adam", each in quotes of its own',
+    ),
+    "two models": (
+        changed(workload__model=["mlp", "cnn"]),
+        'workload.model = ["mlp", "cnn"]: must be one name in quotes; valid: linear, mlp, cnn, quadratic',
+    ),
+    "no schedule": (changed(lanes={"schedule": "none"}), 'unknown schedule "none" (did you mean constant?)'),
+    "Keras's split": (changed(budget__validation_split=0.2), "write split = [0.7, 0.15, 0.15] in [workload]"),
+    "true for a folder": (changed(tuning={"warm_start": True}), 'must be text, as in warm_start = "results/earlier"'),
+    "a home folder": (changed(workload__data="~/wine.csv"), "~/wine.csv: ~ is not read as the home folder; write /"),
     "text for a list": (changed(tuning={"objectives": "metric"}), 'must be a list, as in objectives = ["metric"]'),
     "a mistyped rate": (
         changed(lanes={"learning_rate": {"low": 0.1, "high": 1.0, "conut": 3}}),

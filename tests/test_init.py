@@ -439,13 +439,33 @@ def test_what_users_bring_makes_a_spec_that_suits_it(
 @pytest.mark.long
 def test_columns_that_are_no_inputs_are_left_out(folder: Path) -> None:
     days = [f"2024-01-{1 + n % 28:02}" for n in range(60)]
-    rows = "\n".join(f"{n},{days[n]},{n % 7 if n % 5 else ''},name {n},{'xy'[n % 2]}" for n in range(60))
-    Path("t.csv").write_text(f"a,day,b,name,kind\n{rows}\n")
+    rows = "\n".join(f"{n},{days[n]},{n % 7 if n % 5 else ''},name {n},,{'xy'[n % 2]}" for n in range(60))
+    Path("t.csv").write_text(f"a,day,b,name,none,kind\n{rows}\n")
     result = run("t.toml", "--data", "t.csv", "--label", "kind")
-    assert result.output.startswith("left out day, name: dates, and text with many values, are no inputs\n")
+    left_out = [
+        "Left out: day holds dates (2024-01-01)",
+        "Left out: name holds 60 different texts (name 0 ... name 9), and at most 20 can be categories",
+        "Left out: none holds no value",
+    ]
+    assert result.output.splitlines()[:3] == left_out
+    assert "".join(f"# {line}\n" for line in left_out) in Path("t.toml").read_text()
     spec = read("t.toml")
-    assert (spec.workload.exclude, spec.workload.missing) == (("day", "name"), "mean")
+    assert (spec.workload.exclude, spec.workload.missing) == (("day", "name", "none"), "mean")
     assert spec.workload.facts.in_shape == (2,)
+    Path("u.csv").write_text("day,kind\n" + "".join(f"{day},{'xy'[n % 2]}\n" for n, day in enumerate(days)))
+    result = run("u.toml", "--data", "u.csv", "--label", "kind")
+    assert result.exit_code == 2
+    assert result.output.endswith(
+        "  workload.data: u.csv: 1 of 1 inputs cannot be used; make numbers of at least one of them\n"
+        "      day holds dates (2024-01-01)\n"
+    )
+
+
+@pytest.mark.long
+def test_a_table_of_few_rows_gets_batches_that_it_fills(folder: Path) -> None:
+    Path("t.csv").write_text("a,kind\n" + "".join(f"{n * n},{'xy'[n % 2]}\n" for n in range(12)))
+    assert run("t.toml", "--data", "t.csv", "--label", "kind").exit_code == 0
+    assert read("t.toml").search.batch_size.ends() == [1, "full"]
 
 
 @pytest.mark.long

@@ -71,7 +71,7 @@ def test_text_labels_are_classes_in_sorted_order() -> None:
     assert names == list(own_data.text_labels()["validation"][1])
     assert found.notes == ["own_data:text_labels: targets cat, cow, dog are classes 0 to 2"]
     assert made(pd.Series(["b", "a"] * 30, dtype="category")).classes == ("a", "b")
-    with pytest.raises(UserCodeError, match='task = "regression" needs numbers'):
+    with pytest.raises(UserCodeError, match=r'targets are no numbers \(a\), and task = "regression" needs them'):
         made(["a", "b"] * 30, "regression")
 
 
@@ -83,6 +83,8 @@ def test_what_looks_wrong_with_targets_is_a_warning() -> None:
     constant = examples("own", own_data.constant_target())
     assert constant.doubt == ""
     assert findings.warnings(constant) == ["all training targets are 1: there is nothing to learn"]
+    twins = made(["Yes", "yes", "no", "none"] * 15)
+    assert findings.warnings(twins) == ['classes that differ in spaces or in upper and lower case alone: "Yes", "yes"']
     rare = made([0, 1] * 10 + [2] * 3 + [0, 1] * 18 + [2])
     assert findings.warnings(rare) == ["class 2 has no training example (3 in validation and 1 in test): it cannot "
                                        "be learned"]  # fmt: skip

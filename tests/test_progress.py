@@ -132,6 +132,19 @@ def test_without_a_terminal_the_last_line_is_the_summary() -> None:
     assert re.sub(r"[\d.]+ lanes/s", "", text(shown)) == re.sub(r"[\d.]+ lanes/s", "", shown.summary() + "\n")
 
 
+def test_plain_lines_follow_ended_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("study.progress.display.time.monotonic", lambda: now)
+    shown = display()
+    lines = []
+    for ended, seconds in (([], 1), ([], 500), (ROWS[:1], 510), ([], 520), ([], 1000), (ROWS[1:3], 1001), ([], 1602)):
+        now = float(seconds)
+        tell(shown, *ended)
+        shown.tick()
+        lines.append(len(text(shown).splitlines()))
+    assert lines == [0, 1, 1, 2, 2, 3, 4]
+
+
 def test_a_notebook_gets_one_output_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs: dict[str, list[str]] = {}
     monkeypatch.setattr("IPython.display.DisplayHandle", partial(Output, outputs))

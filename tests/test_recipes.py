@@ -48,10 +48,10 @@ LOSS = Measure("loss", 100)
     [
         ({"schedule": "cosinus"}, 'lanes.schedule = "cosinus": unknown schedule "cosinus" (did you mean cosine?)'),
         ({"schedule": {"low": 0, "high": 1}}, "must be one value or a list of values"),
-        ({"warmup": 1.0}, "lanes.warmup = 1.0: 1.0 is no such number; valid: from 0, below 1"),
-        ({"weight_decay": [-0.1]}, "valid: from 0"),
+        ({"warmup": 1.0}, "lanes.warmup = 1.0: 1.0 is out of range; valid: a share, at least 0 and below 1"),
+        ({"weight_decay": [-0.1]}, "valid: 0 and positive"),
         ({"clip_norm": [1.0, 1.0]}, "a value is given twice"),
-        ({"learning_rate": [0.1, 0.0]}, "lanes.learning_rate = [0.1, 0.0]: 0.0 is no such number; valid: above 0"),
+        ({"learning_rate": [0.1, 0.0]}, "lanes.learning_rate = [0.1, 0.0]: 0.0 is out of range; valid: positive"),
         ({"learning_rate": {"sgd": {"low": 1.0, "high": 0.1}}}, "lanes.learning_rate.sgd: low = 1.0 is above high"),
         ({"learning_rate": {"muon": [0.1]}}, "lanes.learning_rate.muon: not among the optimizers of the search"),
         ({"settings": {"momentum": [0.5]}}, "lanes.settings.momentum: no optimizer of the search has such a setting"),

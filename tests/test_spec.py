@@ -84,6 +84,12 @@ def test_a_baseline_is_not_checked_against_the_lanes_of_the_search() -> None:
     assert spec.baseline[0].recipe() == {"schedule": "cosine", "clip_norm": 1.0}
 
 
+def test_a_baseline_is_checked_with_its_own_arguments() -> None:
+    ours = OURS | {"batch_size": 1, "model_args": {"norm": "none"}}
+    search = {"search__batch_size": 32, "workload__model_args": {"norm": ["none", "batch"]}}
+    assert check(changed(confirm={}, baseline=[ours], **search)).baseline[0].batch_size == 1
+
+
 def test_a_recorded_spec_without_confirm_has_no_confirmation(tmp_path: Path) -> None:
     """Earlier versions wrote nothing for a study without one."""
     (tmp_path / "spec.toml").write_text(check(GOOD).to_toml().replace("confirm = false\n", ""))
@@ -237,7 +243,7 @@ BAD = {
     ),
     "a grid of a range": (
         changed(tuning__sampler="grid", search__settings={"adam": {"beta1": {"low": 0.5, "high": 0.9}}}),
-        "search.adam.beta1 = {low = 0.5, high = 0.9, log = false}: the grid sampler needs lists",
+        "search.settings.adam.beta1 = {low = 0.5, high = 0.9, log = false}: the grid sampler needs lists",
     ),
     "unknown scheduler": (changed(tuning__scheduler="median"), "valid: asha, hyperband, none"),
     "unknown objective": (
@@ -293,6 +299,10 @@ BAD = {
         "search.width: a linear model has none; leave it out",
     ),
     "accuracy of a regression": (changed(workload__metric="accuracy"), "cubic is a regression; valid: loss"),
+    "a target in percent": (
+        changed(workload={"data": "digits", "model": "mlp", "target": 95.0}),
+        "workload.target = 95.0: must be an accuracy, above 0 and at most 1; write 0.95",
+    ),
     "impossible target": (changed(workload__target=-1.0), "workload.target = -1.0: must be a loss, above 0"),
     "images wanted": (
         changed(workload__model="cnn"),
@@ -316,7 +326,35 @@ BAD = {
         changed(workload__model_args={"activation": ["tanh", "swish"]}),
         'unknown activation "swish"; valid: relu, leaky-relu, elu, gelu, silu, tanh, sigmoid',
     ),
-    "a dropout of one": (changed(workload__model_args={"dropout": 1.0}), "valid: from 0, below 1"),
+    "a dropout of one": (
+        changed(workload__model_args={"dropout": 1.0}),
+        "workload.model_args.dropout = 1.0: 1.0 is out of range; valid: a share, at least 0 and below 1, as in 0.1",
+    ),
+    "a warm-up in updates": (
+        changed(lanes={"warmup": [0.1, 500]}),
+        "lanes.warmup = [0.1, 500]: 500 is out of range; valid: a share, at least 0 and below 1, as in 0.1",
+    ),
+    "a negative decay": (
+        changed(lanes={"weight_decay": -0.1}),
+        "lanes.weight_decay = -0.1: -0.1 is out of range; valid: 0 and positive numbers",
+    ),
+    "a rate of zero": (
+        changed(lanes={"learning_rate": [0.1, 0]}),
+        "lanes.learning_rate = [0.1, 0]: 0 is out of range; valid: positive numbers, as in 0.01",
+    ),
+    "a grid of a range of an argument": (
+        changed(tuning__sampler="grid", workload__model_args={"dropout": {"low": 0.0, "high": 0.5}}),
+        "workload.model_args.dropout = {low = 0.0, high = 0.5, log = false}: the grid sampler needs lists",
+    ),
+    "a baseline of one example with batch norm": (
+        changed(
+            confirm={},
+            search__batch_size=32,
+            workload__model_args={"norm": ["none", "batch"]},
+            baseline=[OURS | {"batch_size": 1, "model_args": {"norm": "batch"}}],
+        ),
+        'baseline[1].batch_size = 1: mlp cannot train on one example (norm = "batch"); give larger batches',
+    ),
     "another tool's dropout": (
         changed(workload__dropout_rate=0.1),
         "workload.dropout_rate: unknown key; write dropout = [0.0, 0.2] in [workload.model_args]",
@@ -385,17 +423,42 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_files_that_are_no_spec(tmp_path: Path) -> None:
-    cases = {"broken.toml": b"a = = 1", "latin.toml": "name = 'é'".encode("latin-1")}
-    for name, content in cases.items():
-        (tmp_path / name).write_bytes(content)
+    (tmp_path / "wine.csv").write_text("a,b\n")
+    (tmp_path / "latin.toml").write_bytes("name = 'é'".encode("latin-1"))
     for name, message in (
-        ("broken.toml", "not valid TOML"),
         ("latin.toml", "not UTF-8: byte 8"),
+        ("wine.csv", r"holds data, and is no spec; `study init my.toml --data .*wine.csv` writes one for it"),
         (".", "is a directory"),
         ("none.toml", "no such file, and no shipped spec of that name; shipped: deepobs-quadratic, digits-cnn, mlp"),
     ):
         with pytest.raises(SpecError, match=message):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\nfair = True", "(at line 2, column 8): fair = True; text stands in quotes, true and"),
+        ("data = \u201cdigits\u201d", "data = \u201cdigits\u201d; text stands in quotes"),
+        ("rate = .1", "rate = .1; text stands in quotes, true and false are in lower case"),
+        ("rate = 0,1", "rate = 0,1; write one key = value in a line, lists in brackets, 0.1 for 0,1, and 1.0 for 1."),
+        ("epochs: 5", "epochs: 5; write key = value, as in epochs = 5"),
+        ("width = {low = 8,\n  high = 16}", "width = {low = 8,; a table in {} stands in one line, with no comma"),
+        ("[search]\n[search]", "[search]; the table is there twice; write all its keys into one"),
+        ("depth = 1\ndepth = 2", "depth = 2; the key is there twice; a list holds several values"),
+        ("width = [8, 16\ndepth = 2", "depth = 2; a bracket, brace or quote is missing before this line"),
+        ("train --epochs 5", "train --epochs 5; write key = value, as in epochs = 5"),
+        ('{"name": "mine"}', "this looks like JSON; `study init` writes a spec"),
+        ("storage = sqlite://me:secret@host/db", "storage = sqlite://me:***@host/db; text stands in quotes"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_syntax_is_shown_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        read(tmp_path / "my.toml")
+    (line,) = caught.value.mistakes
+    assert line.startswith("not valid TOML: ")
+    assert message in line
 
 
 @pytest.mark.parametrize("name", [file.stem for file in SHIPPED.glob("*.toml")])

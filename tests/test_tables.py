@@ -154,31 +154,88 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "dates": (
         {"city": pd.date_range("2024-01-01", periods=N).astype(str)},
         {"label": "kind"},
-        r't.csv: city holds dates \(2024-01-01\); make numbers of them, or leave them out with exclude = \["city"\]',
+        r't.csv: 1 of 4 inputs cannot be used; make numbers of them, or write exclude = \["city"\]\n'
+        r"      city holds dates \(2024-01-01\)$",
     ),
     "several columns": (
         {"city": [f"name {n}" for n in range(N)], "a": None, "b": [f"{n}/1/24" for n in range(1, N + 1)]},
         {"label": "kind"},
-        r"a holds no value, b holds dates .* city holds 100 different texts .* exclude = \[\"a\", \"b\", \"city\"\]",
+        r't.csv: 3 of 4 inputs cannot be used; .* write exclude = \["a", "b", "city"\]\n'
+        r"      a holds no value\n      b holds dates \(1/1/24\)\n      city holds 100 different texts ",
+    ),
+    "columns besides those that are excluded": (
+        {"city": None, "a": None},
+        {"label": "kind", "exclude": ("b", "a")},
+        r'1 of 2 inputs cannot be used; .* write exclude = \["b", "a", "city"\]',
+    ),
+    "unusable columns of those that are named": (
+        {"city": None},
+        {"label": "kind", "features": ("b", "city")},
+        r'1 of 2 inputs cannot be used; .* write exclude = \["city"\]',
+    ),
+    "no usable column": (
+        {"city": None, "a": None},
+        {"label": "kind", "exclude": ("b", "size")},
+        r"2 of 2 inputs cannot be used; make numbers of at least one of them\n      a holds no value",
+    ),
+    "documents": (
+        {"city": [f"A long  review, number {n:03}, " + "of words " * 50 for n in range(N)]},
+        {"label": "kind"},
+        r"texts \(A long review, number 000, of ... ... A long review, number 099, of ...\)",
+    ),
+    "an empty label": (
+        {"kind": None},
+        {"label": "kind"},
+        "t.csv: kind holds no value, so it cannot be the label, or divide the examples",
     ),
     "a decimal comma": (
         {"a": [f"{n},5" for n in range(N)]},
         {"label": "kind"},
-        r"a holds numbers that are not written as 1234.5 \(0,5\); make numbers",
+        r"a holds numbers that are not written as 1234.5 \(0,5\)$",
+    ),
+    "a decimal comma of few values": (
+        {"a": [f"{n % 3},25" for n in range(N)]},
+        {"label": "kind"},
+        r"a holds numbers that are not written as 1234.5 \(0,25\)$",
+    ),
+    "a decimal comma in the label": (
+        {"size": [f"{n},5" for n in range(N)]},
+        {"label": "size"},
+        r"t.csv: the label size holds numbers that are not written as 1234.5 \(0,5\); make numbers of them, or say",
+    ),
+    "a date as the label": (
+        {"size": pd.date_range("2024-01-01", periods=N).astype(str)},
+        {"label": "size"},
+        r"the label size holds dates \(2024-01-01\); make numbers of them",
+    ),
+    "a name as the label": (
+        {"size": [f"name {n}" for n in range(N)]},
+        {"label": "size"},
+        r"the label size holds 100 different texts \(name 0 ... name 99\), and at most 20 can be categories; make",
+    ),
+    "a word in the label": (
+        {"size": ["late", *range(1, N)]},
+        {"label": "size"},
+        r"the label size holds numbers, and text \(late\); make numbers of them",
+    ),
+    "text for a regression": (
+        {},
+        {"label": "kind", "task": "regression"},
+        r"targets are no numbers \([xy]\), and task = ",
     ),
     "a currency": ({"a": [f"$1,{n:03}" for n in range(N)]}, {"label": "kind"}, r"not written as 1234.5 \(\$1,000\)"),
     "a percent sign": ({"a": [f"{n} %" for n in range(N)]}, {"label": "kind"}, r"not written as 1234.5 \(0 %\)"),
     "a word among numbers": (
         {"a": [*range(N - 2), "none yet", "late"]},
         {"label": "kind"},
-        r"a holds numbers, and text \(late, none yet\); make numbers",
+        r"a holds numbers, and text \(late, none yet\)$",
     ),
     "infinity": ({"a": [np.inf, *range(N - 1)]}, {"label": "kind"}, r"1 of 100 rows lack a value \(a 1\); missing ="),
-    "an empty column": ({"a": None}, {"label": "kind"}, r"a holds no value; .* exclude = \[\"a\"\]"),
+    "an empty column": ({"a": None}, {"label": "kind"}, r"exclude = \[\"a\"\]\n      a holds no value$"),
     "names": (
         {"city": [f"name {n}" for n in range(N)]},
         {"label": "kind"},
-        r"t.csv: city holds 100 different texts \(name 0 ... name 99\), and at most 20 can be categories; make numbers",
+        r"city holds 100 different texts \(name 0 ... name 99\), and at most 20 can be categories$",
     ),
     "floats that are all whole": ({"kind": np.arange(N) % 2 + 0.0}, {"label": "kind"}, "look like classes 0, 1 stored"),
 }
@@ -201,6 +258,14 @@ def test_what_cannot_be_used_is_said(columns: Any, reading: Any, told: str, tmp_
         (b"\n", "t.csv: has no rows; expected a line of names, and a line for each example"),
         (b"a,b\n", "t.csv: has no rows; expected a line of names, and a line for each example"),
         (b"5.1,3.5,0\n4.9,3.0,0\n", r"has numbers \(5.1, 3.5, 0\) in its first line, where the columns' names"),
+        (
+            b"a b\n1 2\n",
+            r"has one column only by its first line \(a b\); give all names there, with commas, semicolons, tabs or",
+        ),
+        (b"<!DOCTYPE html>\n<p>404\n", r"has one column only by its first line \(<!DOCTYPE html>\)"),
+        (b"a,a,b\n1,2,3\n", "several columns are called a; give each a name of its own"),
+        (b"# from a device\na,b\n1,2\n", r"has one column only by its first line \(# from a device\)"),
+        (b"# from a device, May\na,b,c\n1,2,3\n", r"than the first line has names \(# from a device, May\); name"),
         (b"a,b\n1,2\n1,2,3\n", "t.csv: cannot be read: ParserError: .* Expected 2 fields in line 3, saw 3"),
         ("a,b\né,2\n".encode("latin-1"), r"t.csv: is no text in UTF-8 \(byte \d\); save it as UTF-8"),
     ],
@@ -209,6 +274,20 @@ def test_damaged_files_are_said_so(content: bytes, told: str, tmp_path: Path) ->
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(UserCodeError, match=told):
         read(tmp_path, label="b")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|", "\t"])
+def test_the_separator_is_the_one_outside_quotes(separator: str, tmp_path: Path) -> None:
+    rows = [f"{n}{separator}{n * n % 7}{separator}{'xy'[n % 2]}" for n in range(20)]
+    header = f'"a, in; cm, or | m, or so"{separator} "b" {separator}kind'
+    (tmp_path / "t.csv").write_text("\n".join([header, *rows, ""]))
+    own = read(tmp_path, label="kind")
+    assert (own.columns, own.classes) == (("a, in; cm, or | m, or so", "b"), ("x", "y"))
+
+
+def test_text_of_digits_is_a_category(tmp_path: Path) -> None:
+    frame().assign(city=[f"{n % 3:02}" for n in range(N)]).to_parquet(tmp_path / "t.parquet")
+    assert "city=02" in read(tmp_path, "t.parquet", label="kind").columns
 
 
 def test_numbered_columns_have_names(tmp_path: Path) -> None:
@@ -316,7 +395,7 @@ def test_a_table_is_copied_into_the_study(table: Path, tmp_path_factory: pytest.
 
 def test_mistakes_about_files_are_said_before_they_are_read(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {
-        "t.xlsx": "end in .csv, .tsv, .parquet, .npz, and a folder of images ends in a slash; convert others first",
+        "t.xlsx": "end in .csv, .tsv, .parquet, .npz, a folder of images in a slash; a function is mine:f; convert",
         "images": 'unknown data set "images"; valid: cubic',
         "https://host/t.csv": "workload.data: https://host/t.csv: is a URL; download it, and name the file",
         "none.csv": "workload.data: none.csv: there is no such file (",
@@ -369,11 +448,15 @@ def test_check_reports_mistakes_about_reading(more: dict[str, Any], told: str, t
     [
         ("y,a\nr1,0,1\nr2,1,2\n", {}, "its lines have more values than the first line has names"),
         ("a,a ,y\n1,2,0\n3,4,1\n", {}, "several columns are called a; give each a name of its own"),
-        ("a,b,y\n,1,0\n2,,1\n", {"missing": "drop"}, "every row lacks a value (a, b)"),
+        (
+            "a,b,y\n,1,0\n2,,1\n",
+            {"missing": "drop"},
+            'every row lacks a value (a, b); write missing = "mean", or exclude = ["a", "b"]',
+        ),
         (
             "a,b,y\n1,,0\n2,,1\n",
             {"missing": "mean", "features": ("b",)},
-            "b holds no value; make numbers of them, or leave them out of features",
+            "1 of 1 inputs cannot be used; make numbers of at least one of them\n      b holds no value",
         ),
         ("y,part\n0,train\n1,test\n", {"split_column": "part"}, "no column is left for the inputs"),
     ],

@@ -224,5 +224,5 @@ def test_user_losses_and_scores_are_per_example() -> None:
     assert torch.equal(found[2], user_code.huber(outputs[2], targets[0]))
     assert own.scored
     assert torch.equal(own.scores(outputs, targets)[1], user_code.near(outputs[1], targets[0]))
-    with pytest.raises(UserCodeError, match=r"tests.user_code:plain: raised TypeError"):
+    with pytest.raises(UserCodeError, match=r"tests.user_code:plain: called with outputs .* it raised TypeError"):
         Criterion("regression", "tests.user_code:plain").losses(outputs, targets)

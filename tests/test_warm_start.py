@@ -14,6 +14,7 @@ import analysis
 import study
 from analysis.report import warnings
 from analysis.schema import Outcome
+from study import plan
 from study.errors import SpecError, StorageError
 from study.spec import Spec, check
 from study.tuning import warm_start
@@ -149,6 +150,18 @@ def test_what_is_no_warm_start_is_refused_before_anything_is_written(
         study.run(given | {"tuning": given["tuning"] | {"warm_start": place}}, tmp_path / "out")
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_other_lanes_of_the_earlier_study_are_told(earlier: Path) -> None:
+    def read(lanes: dict[str, Any]) -> Spec:
+        warm = {"sampler": "tpe", "warm_start": str(earlier)}
+        return check(small(tuning=warm, lanes=small()["lanes"] | lanes))
+
+    assert warm_start.read(read({"seeds": 7})).lanes == ()
+    other = read({"rates": 9, "schedule": "cosine"})
+    lanes = ("lanes.rates 2, not 9", "lanes.schedule None, not cosine")
+    assert warm_start.read(other).lanes == lanes
+    assert plan._known(other).endswith(f"; values may not compare, as it had {', '.join(lanes)}")
 
 
 def test_trials_outside_the_space_are_left_out(earlier: Path) -> None:

@@ -51,7 +51,7 @@ def main(debug: bool) -> None:
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path), default="study.toml")
 @click.option("--data", help="cubic, linear, digits, mnist, fashion-mnist, kmnist, cifar10, quadratic; or wine.csv.")
-@click.option("--label", metavar="COLUMN", help="Column to predict, of a .csv or .parquet file.")
+@click.option("--label", metavar="COLUMN", help="Column to predict, of a .csv, .tsv or .parquet file.")
 @click.option("--task", type=click.Choice(["classification", "regression"]), help="Of labels that could be either.")
 @click.option("--model", help="cnn or mlp for images, mlp or linear for vectors, quadratic for the data of that name.")
 @click.option("--optimizers", metavar="NAMES", help="Optimizers, comma separated: sgd,momentum,adam.")

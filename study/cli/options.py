@@ -181,13 +181,13 @@ def ended_by_second_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
+    ASKED.clear()  # which an earlier session in this process may have set
     try:
         if before is not signal.SIG_IGN:  # as in a shell's background
             signal.signal(signal.SIGINT, interrupt)
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        ASKED.clear()
 
 
 def shipped(pattern: str) -> dict[str, str]:

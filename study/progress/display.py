@@ -26,7 +26,8 @@ from study.spec import Spec
 if TYPE_CHECKING:
     from IPython.display import DisplayHandle
 
-PLAIN_SECONDS = 15.0
+# Between plain lines, at least; and until a line follows although no trial has ended.
+PLAIN_SECONDS, LONG_SECONDS = 15.0, 600.0
 NOTEBOOK_SECONDS = 0.5
 FIRST_ESTIMATE = 0.05
 
@@ -56,6 +57,7 @@ class ProgressDisplay:
         self.best: dict[str, Any] | None = None
         self.interval: Interval | None = None
         self.scored = self.lanes = self.before = 0
+        self.told = -1  # ended trials of which the last plain line knew; the first line says that trials run
         self.cpu_seconds = self.gpu_seconds = 0.0  # of trials that ended
         self.started = self.shown = time.monotonic()
         self.first: float | None = None  # when the first trial of this session ended
@@ -148,9 +150,11 @@ class ProgressDisplay:
             if time.monotonic() - self.shown > NOTEBOOK_SECONDS:
                 self.shown = time.monotonic()
                 self.output.update(self._lines())
-        elif not self.is_live and self.show in ("auto", "plain") and time.monotonic() - self.shown > PLAIN_SECONDS:
-            self.shown = time.monotonic()
-            self.console.print(self.summary(), markup=False)
+        elif not self.is_live and self.show in ("auto", "plain"):
+            pause = PLAIN_SECONDS if self.counts.total() > self.told else LONG_SECONDS
+            if time.monotonic() - self.shown > pause:
+                self.shown, self.told = time.monotonic(), self.counts.total()
+                self.console.print(self.summary(), markup=False)
 
     def close(self) -> None:
         """Nothing to close."""

@@ -156,10 +156,11 @@ class WeightsAndBiases:
         import wandb
 
         if trial not in self._runs:
+            # "allow": of two files of one run, the later one is to continue the earlier, not to replace it.
             identity = hashlib.sha256(f"{self._folder.absolute()}/{trial}".encode()).hexdigest()[:16]
             self._runs[trial] = wandb.init(
                 project=self._project, name=f"trial-{trial:05d}", id=identity, config=_parameters(config),
-                dir=str(self._folder), mode="offline", reinit="create_new",
+                dir=str(self._folder), mode="offline", reinit="create_new", resume="allow",
                 settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
             )  # fmt: skip
 

@@ -61,6 +61,8 @@ def mistakes(sections: Mapping[str, Any], user_code: UserCode) -> list[str]:
         entries = each.model_dump(include=set(Search.model_fields), exclude_none=True)
         search = Search(**{**entries, "settings": {each.optimizer: each.settings}})
         alone = {**known, "search": search, "lanes": Lanes(engine=engine, **each.recipe())}
+        if workload := sections.get("workload"):
+            alone["workload"] = workload.with_args(each.model_args)
         found = [line for line in _broken(about_one, alone) if line not in lines]
         theirs = rf"^(search|lanes(?=\.({'|'.join(AXES)})\b))(\.settings\.{re.escape(each.optimizer)}(?=\.))?"
         for line in found:
@@ -112,7 +114,8 @@ def metric_suits_task(workload: Workload) -> Iterator[str]:
     if accuracy and workload.facts.task == "regression" and not workload.score:
         yield f'workload.metric = "accuracy": {workload.data} is a regression; valid: loss, package.module:score'
     if workload.target is not None and not 0 < workload.target <= (1 if accuracy else math.inf):
-        valid = "an accuracy, above 0 and at most 1" if accuracy else "a loss, above 0"
+        percent = f"; write {workload.target / 100:g}" if accuracy and 1 < workload.target <= 100 else ""
+        valid = f"an accuracy, above 0 and at most 1{percent}" if accuracy else "a loss, above 0"
         yield f"workload.target = {workload.target}: must be {valid}"
 
 
@@ -305,7 +308,7 @@ def no_batch_has_one_example(workload: Workload, search: Search, budget: Budget)
     given = range(int(sizes.low), int(sizes.high) + 1) if isinstance(sizes, Range) else sizes.ends()
     for size in sorted(count if size == "full" else min(int(size), count) for size in given):
         if size == 1:
-            yield f"search.batch_size = 1: {workload.model} cannot train on one example ({lone})"
+            yield f"search.batch_size = 1: {workload.model} cannot train on one example ({lone}); give larger batches"
             return
         if count % size == 1 and not budget.drop_last:
             yield (
@@ -367,13 +370,14 @@ def grid_sampler_has_lists(tuning: Tuning, search: Search, workload: Workload | 
     """The grid sampler cannot enumerate a range."""
     if tuning.sampler != "grid":
         return
-    dimensions = search.dimensions()
+    dimensions = {f"search.{name}": each for name, each in search.dimensions().items()}
     for optimizer in search.optimizers():
-        dimensions |= search.settings_of(optimizer)
-    dimensions |= workload.searched() if workload else {}
-    for name, dimension in dimensions.items():
+        dimensions |= {f"search.settings.{name}": each for name, each in search.settings_of(optimizer).items()}
+    for name, each in workload.searched().items() if workload else ():
+        dimensions[name.replace("model.", "workload.model_args.", 1)] = each
+    for key, dimension in dimensions.items():
         if not isinstance(dimension, Choice):
-            yield f"search.{name} = {shown(plain(dimension))}: the grid sampler needs lists; write the values out"
+            yield f"{key} = {shown(plain(dimension))}: the grid sampler needs lists; write the values out"
 
 
 @rule

@@ -104,13 +104,16 @@ def whole_number(value: object, low: int = 1) -> str | None:
 def batch_size(value: object) -> str | None:
     """What is wrong with a value that is to be a batch size."""
     if isinstance(value, str):
-        return None if value == "full" else f'{shown(value)} is not a batch size; valid: a whole number or "full"'
+        meant = _meant(value) or f'{VALID}a whole number or "full"'
+        return None if value == "full" else f"{shown(value)} is not a batch size{meant}"
     return whole_number(value)
 
 
 def optimizer(value: object) -> str | None:
     """What is wrong with a value that is to be an optimizer."""
-    fine = isinstance(value, str) and (value in OPTIMIZERS or is_import_path(value))
+    if not isinstance(value, str):
+        return f"{shown(value)} is not the name of an optimizer; its settings stand in [search.settings.NAME]"
+    fine = value in OPTIMIZERS or is_import_path(value)
     return None if fine else unknown("optimizer", value, OPTIMIZERS)
 
 
@@ -131,7 +134,9 @@ def one_of(what: str, names: Iterable[str]) -> Complaint:
 
 
 def _meant(value: object) -> str:
-    """The number that a text, or a whole number with a fraction of zero, stands for; empty if there is none."""
+    """The numbers that a text, or a whole number with a fraction of zero, stand for; empty if there are none."""
+    if isinstance(value, str) and (pair := re.fullmatch(r"\s*(\d+)\s*(?:,|-|:|\.\.|to)\s*(\d+)\s*", value)):
+        return f"; write [{pair[1]}, {pair[2]}], or {{low = {pair[1]}, high = {pair[2]}}} for a range"
     try:
         meant = float(value) if isinstance(value, str | float) else math.nan
     except ValueError:
@@ -155,7 +160,8 @@ def parser(complain: Complaint, *, whole: bool = True, ranges: bool = True) -> C
             return value
         if isinstance(value, dict):
             if not ranges:
-                raise ValueError("must be one value or a list of values")
+                bounds = {"low", "high"} & set(value)
+                raise ValueError((None if bounds else complain(value)) or "must be one value or a list of values")
             return _range(value, complain, whole=whole)
         values: list[Any] = value if isinstance(value, list) else [value]
         if len(values) > MOST_VALUES:
@@ -173,7 +179,8 @@ def parser(complain: Complaint, *, whole: bool = True, ranges: bool = True) -> C
 
 def _range(table: dict[str, Any], complain: Complaint, *, whole: bool) -> Range:
     if extra := sorted(set(table) - {"low", "high", "log"}):
-        raise ValueError(f"unknown {', '.join(extra)} in a range; valid: low, high, log")
+        valid = "low, high, log, as in {low = 4, high = 64, log = true}; a choice is a list, as in [4, 16, 64]"
+        raise ValueError(f"unknown {', '.join(extra)} in a range{VALID}{valid}")
     if missing := [bound for bound in ("low", "high") if bound not in table]:
         raise ValueError(f"a range needs {' and '.join(missing)}, as in {{low = 4, high = 64, log = true}}")
     low, high, log = table["low"], table["high"], table.get("log", False)
@@ -220,7 +227,9 @@ def known(
     valid = tuple(names)
 
     def check(value: object) -> object:
-        if value not in valid and not (isinstance(value, str) and own(value)):
+        if not isinstance(value, str):
+            raise ValueError(f"must be one name in quotes{VALID}{', '.join(valid)}")
+        if value not in valid and not own(value):
             message = unknown(what, value, valid)
             raise ValueError(f"{message}; {others}" if others and VALID in message else message)
         return value
@@ -240,6 +249,9 @@ def unknown(what: str, value: object, valid: Iterable[str]) -> str:
     spelled = {_letters(name): name for name in names}
     if isinstance(value, str) and (name := spelled.get(_letters(value)) or spelled.get(_letters(value.split(".")[-1]))):
         return f"{shown(value)}: write {shown(name)}"
+    several = [spelled.get(_letters(each), "") for each in value.split(",")] if isinstance(value, str) else [""]
+    if all(several):
+        return f"{shown(value)}: write {', '.join(map(shown, several))}, each in quotes of its own"
     return f"unknown {what} {shown(value)}{similar(value, names)}{VALID}{', '.join(names)}"
 
 
@@ -247,6 +259,8 @@ def similar(value: object, valid: Iterable[str]) -> str:
     """A question about the valid name most like a value, or that begins like it; empty if there is none."""
     by_letters, given = {_letters(name): name for name in valid}, _letters(str(value))
     long = [each for each in by_letters if len(given) > 2 and len(each) > 2]
+    if given in ("none", "off") and "constant" in by_letters:  # a schedule
+        return " (did you mean constant?)"
     begins = [each for each in long if each.startswith(given) or given.startswith(each)]
     near = difflib.get_close_matches(given, list(by_letters), 1) or begins
     return f" (did you mean {by_letters[near[0]]}?)" if near else ""
@@ -265,9 +279,9 @@ def shown(value: object) -> str:
 
 def _as_toml(value: object, depth: int) -> str:
     match value:
-        case list() | dict() if depth > 3:
+        case list() | tuple() | dict() if depth > 3:
             return "..."
-        case list():
+        case list() | tuple():
             return f"[{', '.join(_as_toml(each, depth + 1) for each in value[:WIDTH])}]"
         case dict():
             return f"{{{', '.join(f'{key} = {_as_toml(item, depth + 1)}' for key, item in value.items())}}}"

@@ -41,6 +41,7 @@ _EXAMPLES: dict[str, Any] = {
     "search.settings": {"momentum": {"momentum": [0.9, 0.99]}},
     "baseline.name": "what we use",
     "baseline.optimizer": "adam",
+    "baseline.learning_rate": 0.001,
     "lanes.learning_rate": {"low": 0.001, "high": 0.1, "count": 5},
     "lanes.schedule": ["constant", "cosine"],
     "lanes.warmup": 0.1,
@@ -51,6 +52,7 @@ _EXAMPLES: dict[str, Any] = {
     "budget.updates": 1000,
     "tuning.scheduler": "asha",
     "tuning.timeout": "2h",
+    "tuning.warm_start": "results/earlier",
     "tuning.storage": "sqlite:///study.db",
     "recording.mlflow": "http://127.0.0.1:5000",
     "resources.gpus_per_trial": 1,
@@ -135,7 +137,10 @@ def explain(section: str, error: ValidationError) -> list[str]:
             lines.append(f"{key}{given}: {_pattern(key, value)}")
         elif kind in _TYPES:
             what = "an array of tables" if section in ARRAYS and kind == "list_type" else _TYPES[kind]
-            lines.append(f"{key} = {shown(value)}: must be {what}, as in {_example(path, value)}")
+            number = {"int_type": r"-?\d+", "float_type": r"-?\d+(\.\d+)?(e-?\d+)?"}.get(kind)
+            quoted = number and isinstance(value, str) and re.fullmatch(number, value)
+            example = f"{path[-1]} = {value}" if quoted else _example(path)
+            lines.append(f"{key} = {shown(value)}: must be {what}, as in {example}")
         else:
             message = str(problem["ctx"]["error"]) if kind == "value_error" else problem["msg"]
             for theirs, ours in _PHRASES.items():
@@ -150,6 +155,8 @@ def explain(section: str, error: ValidationError) -> list[str]:
 def unknown_key(path: list[str]) -> str:
     """The line about a key that no section has there: where the same is set here, or the keys that are valid."""
     key, valid = path[-1], _fields_at(path[:-1])
+    if path[:2] == ["lanes", "learning_rate"] and key == "log":
+        return f"{_key(path)}: rates are spaced on a log scale always; leave it out"
     if ours := _ours(key.lower().replace("-", "_")):
         section, _, name = ours.rpartition(".")
         return f"{_key(path)}: unknown key; write {name} = {_text(ours.split('.'))} in [{section}]"
@@ -175,18 +182,16 @@ def _ours(key: str) -> str:
     return next((ours for ours in keys if key in [ours.rpartition(".")[2], *_ELSEWHERE.get(ours, "").split()]), "")
 
 
-def _example(path: list[str], value: object = None) -> str:
-    """An assignment to a key that is valid; for a number in quotes, the same without them."""
+def _example(path: list[str]) -> str:
+    """An assignment to a key that is valid."""
+    path = [part for part in path if not part.isdigit()]  # the place in a list, or in an array of tables
     if len(path) == 1 and path[0] != "name":
         return f"[[{path[0]}]]" if path[0] in ARRAYS else f"[{path[0]}]"
-    if isinstance(value, str) and re.fullmatch(r"-?[\d.]+(e-?\d+)?", value):
-        return f"{path[-1]} = {value}"
     return f"{path[-1]} = {_text(path)}"
 
 
 def _text(path: list[str]) -> str:
     """An example of a key's value as TOML: one of `_EXAMPLES`, the default, or a number."""
-    path = [part for part in path if not part.isdigit()]  # the place in an array of tables
     example = _EXAMPLES.get(".".join(path), _EXAMPLES.get(f"baseline.{path[-1]}") if path[0] in ARRAYS else None)
     if example is None and (fields := _model_at(path[:-1])):
         field = fields.model_fields[path[-1]]

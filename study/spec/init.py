@@ -20,7 +20,7 @@ from study.errors import SpecError, UsageError
 from study.spec.model import SAMPLERS, SCHEDULERS
 from study.spec.reading import check
 from study.usercode import bundle
-from trainables.usercode.importing import is_import_path, is_own, is_table
+from trainables.usercode.importing import REASON, is_import_path, is_own, is_table
 from trainables.workloads.catalogue import CATALOGUE, RULES, SOLO, Facts
 
 # In the order of asking.
@@ -36,6 +36,7 @@ QUESTIONS = {
 }
 # Data sets with more training examples get larger batches and no full one, because an epoch takes long.
 _SMALL = 10_000
+LEFT_OUT = "# Left out: "  # begins a line of the spec, for each column that is excluded
 # Sizes that a user's model may take; the first that it accepts is used.
 _SEARCHED = (("width", "depth"), ("width",), ("depth",), ())
 
@@ -53,7 +54,7 @@ class Answers:
     name: str = "study"  # of the study
     label: str = ""  # column to predict, of a table
     task: str = ""  # classification or regression, if the data do not say
-    exclude: tuple[str, ...] = ()  # columns of a table that cannot be inputs
+    exclude: tuple[tuple[str, str], ...] = ()  # columns of a table that cannot be inputs, each with the reason
 
 
 def offered(data: str) -> tuple[str, ...]:
@@ -68,7 +69,8 @@ def _tried(answers: Answers) -> bundle.UserCode:
     """A data set's facts, for a user's with the mistakes found by trying it."""
     if answers.data in CATALOGUE:
         return bundle.UserCode(facts=CATALOGUE[answers.data])
-    workload = {name: getattr(answers, name) for name in ("data", "label", "task", "exclude") if getattr(answers, name)}
+    workload = {name: getattr(answers, name) for name in ("data", "label", "task") if getattr(answers, name)}
+    workload |= {"exclude": [column for column, _ in answers.exclude]}
     workload |= {"missing": "mean"} if has_columns(answers.data) else {}
     return bundle.inspect({"workload": workload}, Path.cwd(), {})
 
@@ -77,8 +79,11 @@ def _with_inputs(answers: Answers) -> tuple[Answers, Facts | None]:
     """The answers, without those columns of a table that its reader advises to exclude, and the data set's facts."""
     tried = _tried(answers)
     for mistake in tried.mistakes:
-        if advice := re.search(r"exclude = \[.*\]", mistake):
-            answers = replace(answers, exclude=tuple(tomllib.loads(advice[0])["exclude"]))
+        told, *reasons = mistake.split(REASON)
+        if advice := re.search(r"exclude = \[.*\]", told):
+            columns = tomllib.loads(advice[0])["exclude"]
+            reasons = ["".join(each if each.isprintable() else " " for each in reason) for reason in reasons]
+            answers = replace(answers, exclude=tuple(zip(columns, reasons, strict=True)))
             return answers, _tried(answers).facts
     return answers, tried.facts
 
@@ -101,8 +106,8 @@ def make(file: Path, given: Mapping[str, Any], *, ask: bool) -> None:
         text = render(_completed(_asked(given, default), default))
     with _writing(file), file.open("x", encoding="utf-8") as out:
         out.write(text)
-    if excluded := tomllib.loads(text)["workload"].get("exclude"):
-        click.echo(f"left out {', '.join(excluded)}: dates, and text with many values, are no inputs")
+    for line in re.findall(rf"^{LEFT_OUT}.*", text, re.MULTILINE):
+        click.echo(line.removeprefix("# "))
 
 
 def template(file: Path, **filters: Callable[..., str]) -> jinja2.Template:
@@ -129,7 +134,7 @@ def render(answers: Answers) -> str:
     """The spec of some answers, as commented TOML; a `SpecError` if it is not valid."""
     answers, facts = _with_inputs(answers)
     small = facts is not None and facts.train <= _SMALL
-    sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train]
+    sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train] or [1]
     for searched in _SEARCHED if is_import_path(answers.model) else [()]:
         text = template(Path(__file__).parent / "shipped" / "init.j2", toml=_toml).render(
             answers=answers,

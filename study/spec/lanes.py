@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from study.spec.dimensions import AS_TOML, Choice, Dimension, Section, known, number, one_of, one_or_more
+from study.spec.dimensions import AS_TOML, VALID, Choice, Dimension, Section, known, number, one_of, one_or_more
 from trainables.config import Positive
 from trainables.schedules import SCHEDULES
 from trainables.workloads import catalogue
@@ -33,7 +33,7 @@ class Rates(Section):
 
 def _numbers(fine: Callable[[float], bool], valid: str) -> Callable[[object], str | None]:
     def complain(value: object) -> str | None:
-        return number(value) or (None if fine(float(value)) else f"{value} is no such number; valid: {valid}")  # type: ignore[arg-type]
+        return number(value) or (None if fine(float(value)) else f"{value} is out of range{VALID}{valid}")  # type: ignore[arg-type]
 
     return complain
 
@@ -49,11 +49,12 @@ FORMS = ("<grid>", "<values>", "<by optimizer>")
 """Parts of a mistake's place that the user has not written."""
 
 schedule = one_of("schedule", SCHEDULES)
-share, amount = _numbers(lambda x: 0 <= x < 1, "from 0, below 1"), _numbers(lambda x: x >= 0, "from 0")
+share = _numbers(lambda x: 0 <= x < 1, "a share, at least 0 and below 1, as in 0.1")
+amount = _numbers(lambda x: x >= 0, "0 and positive numbers")
 Schedules = Annotated[Dimension, one_or_more(schedule), AS_TOML]
 Shares = Annotated[Dimension, one_or_more(share), AS_TOML]
 Amounts = Annotated[Dimension, one_or_more(amount), AS_TOML]
-Values = Annotated[Dimension, one_or_more(_numbers(lambda x: x > 0, "above 0")), AS_TOML]
+Values = Annotated[Dimension, one_or_more(_numbers(lambda x: x > 0, "positive numbers, as in 0.01")), AS_TOML]
 _Grid: TypeAlias = Annotated[Rates, Tag("<grid>")] | Annotated[Values, Tag("<values>")]
 _Table: TypeAlias = Annotated[dict[str, Annotated[_Grid, Discriminator(_kind)]], Tag("<by optimizer>")]
 LearningRate = Annotated[_Grid | _Table, Discriminator(_kind)]

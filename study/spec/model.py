@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -110,14 +111,14 @@ def _shares(value: object) -> object:
     return tuple(numbers)
 
 
-_FILES = f"files that are read end in {', '.join(TABLES[:-1])}, and a folder of images ends in a slash"
+_FILES = f"files that are read end in {', '.join(TABLES[:-1])}, a folder of images in a slash; a function is mine:f"
 _MODELS = "or mine:Net of mine.py, torchvision:resnet18, timm:resnet18"
 
 
 def _readable(value: object) -> object:
     """Refuse a file of a kind that is not read, before it is taken for an unknown name."""
     if isinstance(value, str) and not is_own(value) and re.search(r"[./\\]", value):
-        raise ValueError(f"{_FILES}; convert others first, as by pandas.read_excel(...).to_csv(...)")
+        raise ValueError(f"{_FILES}; convert or unpack others first, as by pandas.read_excel(...).to_csv(...)")
     return value
 
 
@@ -125,14 +126,14 @@ class Workload(Section, config.Reading):
     """Data, model family and metric; never the optimizer."""
 
     data: Annotated[str, known("data set", CATALOGUE, is_own, _FILES), BeforeValidator(_readable)]
-    """A shipped data set; a file beside the spec (.csv, .parquet, .npz, or a folder of images with a slash at its end);
-    or the import path of your own, `mine:rings`."""
+    """A shipped data set; a file beside the spec (.csv, .tsv, .parquet, .npz, or a folder of images with a slash at its
+    end); or the import path of your own, `mine:rings`."""
     task: Annotated[Task, known("task", TASKS)] | None = None
     """`regression` or `classification`; needed only for your own data whose targets could be either."""
     features: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
     """Columns of the inputs; all others if not given."""
     exclude: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
-    """Columns that are no inputs, if `features` is not given."""
+    """Columns that are no inputs, also if `features` names them."""
     split: Annotated[tuple[float, float, float], BeforeValidator(_shares)] = (0.7, 0.15, 0.15)
     """Shares of training, validation and test examples."""
     missing: Annotated[Missing, known("missing", MISSING)] = "error"
@@ -150,7 +151,8 @@ class Workload(Section, config.Reading):
     score: ImportPath | None = None
     """Import path of the user's, which replaces accuracy; the spec may give it as `metric`."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of each label that all classes share in training, as torch.nn.CrossEntropyLoss has it; 0 for none."""
+    """Share of each label that all classes share in training, as torch.nn.CrossEntropyLoss has it; 0 for none. With it
+    the native kernel is not used."""
     target: float | None = None
     """The metric value that counts as solved."""
     standardize: bool = True
@@ -214,6 +216,13 @@ class Workload(Section, config.Reading):
     def given_args(self) -> dict[str, Dimension]:
         """The model's arguments that the spec gives."""
         return {name: value for name, value in vars(self.model_args).items() if value is not None} | self.own_args
+
+    def with_args(self, values: Mapping[str, Any]) -> Workload:
+        """The same workload with one value for each of some arguments; others than the model has are left out."""
+        given = {name: Choice(values=(value,)) for name, value in values.items()}
+        args = self.model_args.model_copy(update={name: given[name] for name in vars(self.model_args) if name in given})
+        own = {name: given.get(name, each) for name, each in self.own_args.items()}
+        return self.model_copy(update={"model_args": args, "own_args": own})
 
     def arguments(self) -> dict[str, Any]:
         """The model's arguments that are given and not searched."""

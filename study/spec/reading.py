@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from study.spec.explain import MOST_TOLD, explain, missing, unknown_key
 from study.spec.model import LIMITS, Spec
 from study.usercode import bundle
 from study.usercode.client import arrays, table
+from trainables.usercode.importing import is_table
 
 # Of a spec's file, at most; and of a mistake, the characters.
 MOST_BYTES, LINE = 1 << 19, 1000
@@ -58,19 +60,46 @@ def recorded(folder: Path) -> Spec:
 
 
 def _tables(file: Path) -> dict[str, Any]:
+    text = ""
+    if is_table(file.name):
+        raise SpecError(str(file), f"holds data, and is no spec; `study init my.toml --data {file}` writes one for it")
     try:
         if (size := file.stat().st_size) > MOST_BYTES:
             raise ValueError(f"{size >> 10} KiB are more than a spec may have, which is {MOST_BYTES >> 10}")
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+        text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+        return tomllib.loads(text)
     except RecursionError as error:
         raise SpecError(str(file), "not a spec: tables or arrays are nested too deep") from error
     except UnicodeDecodeError as error:
         mistake = f"not UTF-8: byte {error.start} cannot be decoded; save the file as UTF-8"
         raise SpecError(str(file), mistake) from error
     except ValueError as error:  # also of a number with too many digits
-        raise SpecError(str(file), f"not valid TOML: {str(error).partition(';')[0]}") from error
+        raise SpecError(str(file), f"not valid TOML: {_syntax(str(error).partition(';')[0], text)}") from error
     except OSError as error:
         raise SpecError(str(file), f"cannot be read: {error.strerror}") from error
+
+
+# What tomllib says -> what to do.
+_SYNTAX = {
+    "Invalid value": "text stands in quotes, true and false are in lower case, and numbers begin with a digit",
+    "Expected '='": "write key = value, as in epochs = 5",
+    "Expected newline": "write one key = value in a line, lists in brackets, 0.1 for 0,1, and 1.0 for 1.",
+    "Invalid initial": "a table in {} stands in one line, with no comma at its end",
+    "Invalid statement": "a line is key = value, or begins a table, as [budget] does",
+    "Unclosed": "a bracket, brace or quote is missing before this line",
+    "Cannot declare": "the table is there twice; write all its keys into one",
+    "Cannot overwrite": "the key is there twice; a list holds several values",
+}
+
+
+def _syntax(error: str, text: str) -> str:
+    """An error of tomllib with the line that it is about, and what to do."""
+    advice = next((f"; {advice}" for begins, advice in _SYNTAX.items() if error.startswith(begins)), "")
+    if text.lstrip().startswith("{"):
+        advice = "; this looks like JSON; `study init` writes a spec"
+    lines, place = text.splitlines(), re.search(r"at line (\d+)|at end of document", error)
+    line = lines[int(place[1] or len(lines)) - 1 :][:1] if place else []
+    return f"{error}{''.join(f': {secrets.redacted(each.strip())[:60]}' for each in line)}{advice}"
 
 
 def find(source: str | Path) -> Path:

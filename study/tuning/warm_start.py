@@ -32,6 +32,8 @@ class Known:
     completed: int = 0  # trials of it that completed
     cells: tuple[Cell, ...] = ()  # of those in the space, in their order
     values: tuple[list[float], ...] = ()  # of the same; several values if there are several objectives
+    # settings of [lanes] by which its values may be better or worse than ours of the same cells
+    lanes: tuple[str, ...] = ()
 
 
 def read(spec: Spec) -> Known:
@@ -49,9 +51,9 @@ def read(spec: Spec) -> Known:
     except ResultsError as error:
         raise SpecError(key, str(error)) from error
     recorded = results.table_of(earlier.provenance, "spec")
+    both = [recorded, fixed_settings(spec)]
     theirs, ours = (
-        {name: value for name, value in each.items() if name.split(".")[0] in ("workload", "budget")}
-        for each in (recorded, fixed_settings(spec))
+        {name: value for name, value in each.items() if name.split(".")[0] in ("workload", "budget")} for each in both
     )
     if not theirs:
         raise SpecError(key, "its provenance.json records no settings; give a study of a newer version")
@@ -64,7 +66,11 @@ def read(spec: Spec) -> Known:
     pairs = [(cell, values(spec.tuning.objectives, row)) for row in rows if (cell := _cell(spec, row))]
     if not pairs:
         raise SpecError(key, f"none of its {len(rows)} completed trials has a cell of this search; leave it out")
-    return Known(len(rows), *zip(*pairs, strict=True))
+    aside = ("lanes.engine", "lanes.seeds")
+    lanes = ({key: each[key] for key in each if key.startswith("lanes.") and key not in aside} for each in both)
+    told = tuple(f"{key} {old}, not {new}" for key, (old, new) in differences(*lanes).items())
+    cells, scores = zip(*pairs, strict=True)
+    return Known(len(rows), cells, scores, told)
 
 
 def _cell(spec: Spec, row: dict[str, Any]) -> Cell | None:

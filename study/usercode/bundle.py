@@ -267,6 +267,10 @@ def _copy_table(copy: _Copy, data: str, folders: Sequence[Path]) -> None:
         copy.mistakes.append(f'workload.data: {data}: name the folder itself, as in data = "images/"')
     elif "://" in data:
         copy.mistakes.append(f"workload.data: {data}: is a URL; download it, and name the file")
+    elif data.startswith("~"):
+        copy.mistakes.append(
+            f"workload.data: {data}: ~ is not read as the home folder; write {Path(data).expanduser()}"
+        )
     elif source is None:
         what = "folder" if data.endswith("/") else "file"
         copy.mistakes.append(f"workload.data: {data}: there is no such {what} ({' or '.join(map(str, places))})")

@@ -33,9 +33,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+SPLIT_PAIRS = '{"train": (inputs, targets), "validation": ..., "test": ...}'
 EXPECTED = {
     "model": "a callable that takes in_shape and out_features, and width and depth if they are searched, by keyword",
-    "data": 'a callable that returns {"train": (inputs, targets), "validation": ..., "test": ...}',
+    "data": f"a callable that returns {SPLIT_PAIRS}",
     "optimizer": "a subclass of torch.optim.Optimizer, or a trainables.rules.Rule",
     "loss": "a callable from outputs (n, out_features) and targets to (n,) losses, none below 0",
     "score": "a callable from outputs (n, out_features) and targets to (n,) numbers from 0 to 1",
@@ -43,9 +44,21 @@ EXPECTED = {
 
 TABLES = (".csv", ".tsv", ".parquet", ".npz", "/")
 """Ends of the names of data sets that are files, and of folders of images."""
+REASON = "\n      "
+"""Before each column in a message about those of a table that cannot be used."""
 OURS = ("study", "trainables", "analysis")
 CODE, RECORD = "code", "inspected.json"
 """Name of the bundle in a results folder, and of its record: `files` with their hashes, `sources`, `answers`."""
+# Errors of torch -> what to do.
+_ADVICE = {
+    "compiled with CUDA|NVIDIA driver|No CUDA GPUs|same device|MPS backend|for mps": (
+        "the study moves models and data to the device of a trial: take out .cuda() and .to(...), and give new tensors "
+        "in forward the device of its input, device=x.device"
+    ),
+    "such file or directory: '~": 'Python does not read ~ as the home folder; Path("~/...").expanduser() does',
+    "leaf Variable that requires grad": "put @torch.no_grad() over step, as torch.optim has it",
+    "inplace operation": "the gradient needs what is overwritten: write y = y + 1, not y += 1, y.add_(1), inplace=True",
+}
 LEFT_BEHIND = (
     "a study runs a copy of its modules from another folder: put the module and its files into a package, which is "
     "copied whole, or give an absolute path"
@@ -147,7 +160,9 @@ def imported(path: str, code: str = "") -> Any:
     """
     module, _, name = path.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
-        raise UserCodeError(f"{path}: not an import path; write package.module:name")
+        dotted = ".".join(Path(module).with_suffix("").parts).strip(".")
+        hint = f", as in {dotted}:{name}" if dotted.replace(".", "").isidentifier() and name.isidentifier() else ""
+        raise UserCodeError(f"{path}: not an import path; write package.module:name{hint}")
     try:
         value: Any = (_bundle(code) if code else importlib).import_module(module)
     except MemoryError:
@@ -184,10 +199,17 @@ def called(path: str, what: str, offered: dict[str, Any], code: str = "") -> Any
     maker = imported(path, code)
     if not callable(maker):
         raise UserCodeError(f"{path}: is no callable; expected {EXPECTED[what]}")
-    with suppress(TypeError, ValueError):  # it may have no signature
-        parameters = inspect.signature(maker).parameters
-        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-            offered = {name: value for name, value in offered.items() if name in parameters}
+    signature, names = None, ", ".join(offered)
+    with suppress(TypeError, ValueError):  # it may have none
+        signature = inspect.signature(maker)
+    if signature and not any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
+        offered = {name: value for name, value in offered.items() if name in signature.parameters}
+    try:
+        if signature:
+            signature.bind(**offered)
+    except TypeError as error:
+        message = f"called with {names} by name, it is {error}; give it a default"
+        raise UserCodeError(f"{path}{signature}: {message}") from error
     try:
         return maker(**offered)
     except MemoryError:
@@ -200,7 +222,8 @@ def function(path: str, what: str, code: str = "") -> Callable[..., Any]:
     """A loss or score of the user's."""
     value = imported(path, code)
     if not callable(value) or isinstance(value, type):
-        raise UserCodeError(f"{path}: is {type(value).__name__}; expected {EXPECTED[what]}")
+        given = "a class, and no instance of it" if isinstance(value, type) else type(value).__name__
+        raise UserCodeError(f"{path}: is {given}; expected {EXPECTED[what]}")
     return value  # type: ignore[no-any-return]
 
 
@@ -211,15 +234,20 @@ def describe_error(error: BaseException, module: str) -> str:
         error: raised by user code.
         module: of the import path, `package.module`; its own lines are named first.
     """
-    text = _plain(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+    text = _plain(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
+    advice = next((advice for theirs, advice in _ADVICE.items() if re.search(theirs, text)), "")
+    # Torch explains itself in further sentences, which name settings of its own.
+    text = text.partition(". ")[0][:300] if advice else text[:300]
     if isinstance(error, SyntaxError) and error.filename:
-        return text if error.filename in text else f"{text} [{Path(error.filename).name}:{error.lineno}]"
+        file = Path(error.filename).name
+        return text if file in text else f"{text} [{file}:{error.lineno}]"
     ours = str(Path(__file__).parents[1])
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if not f.filename.startswith((ours, "<", *_INSTALLED))]
     theirs = [f for f in theirs if Path(f.filename).stem in (*module.split("."), "__init__")] or theirs
     text = f"{text} [{Path(theirs[-1].filename).name}:{theirs[-1].lineno}]" if theirs else text
-    return f"{text}; {LEFT_BEHIND}" if _left_behind(error) else text
+    advice = advice or (LEFT_BEHIND if _left_behind(error) else "")
+    return f"{text}; {advice}" if advice else text
 
 
 def _plain(text: str) -> str:

@@ -41,7 +41,7 @@ from trainables.usercode.request import Answer, Request
 from trainables.usercode.vmap_support import support_of
 from trainables.workloads import data, findings, models
 from trainables.workloads.adapting import LIBRARIES
-from trainables.workloads.catalogue import Facts
+from trainables.workloads.catalogue import RULES, Facts
 from trainables.workloads.criterion import called_on
 
 Result = TypeVar("Result")
@@ -111,6 +111,8 @@ class Probe:
         """Report an optimizer's properties, and the values of settings that it does not take."""
         rule = named(path, self.request.code)
         self.answer.optimizers[path] = dataclasses.asdict(rule.facts)
+        if (name := path.removeprefix("torch.optim:").lower()) in RULES:
+            self._note(f"{path} runs lane by lane, which takes longer; {name} computes the same in lanes")
         for name, values in settings.items():
             refusals = (rule.refused(name, float(value)) for value in values if name in rule.facts.settings)
             if refusal := next(filter(None, refusals), None):

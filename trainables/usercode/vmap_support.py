@@ -98,7 +98,8 @@ def _reference(build: Builder, sample: Tensor, name: str) -> tuple[Tensor, _Trac
                 raise
             if kind == kinds[-1]:
                 why = describe_error(error, name.partition(":")[0])
-                raise UserCodeError(f"{name}: cannot be run and differentiated: {why}") from error
+                given = f"inputs of {tuple(x.shape[1:])}"
+                raise UserCodeError(f"{name}: cannot be run and differentiated with {given}: {why}") from error
     raise AssertionError("the last type returns or raises")
 
 
@@ -113,7 +114,8 @@ def _obstacle(build: Builder, x: Tensor, expected: _Trace) -> str:
         if differs := expected.differs(_as_lanes(build, given, VmapSupport(True, True, draws=expected.draws))):
             why = f"its copies give other results together than one by one ({differs})"
     except Exception as error:  # noqa: BLE001  whatever torch.func cannot do
-        why = f"torch.func cannot batch it: {' '.join(str(error).split())[:160]}"
+        reason = " ".join(str(error).split()).partition(". ")[0].removeprefix("vmap: ")
+        why = f"torch.func cannot batch it: {reason[:160]}"
     return why if torch.equal(given, x) else "it writes into its inputs"
 
 

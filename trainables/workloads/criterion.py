@@ -137,8 +137,11 @@ def called_on(path: str, what: str, outputs: Tensor, targets: Tensor, code: str 
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise UserCodeError(f"{path}: raised {describe_error(error, path.partition(':')[0])}") from error
+        reason, given = describe_error(error, path.partition(":")[0]), f"outputs {tuple(outputs.shape)} and targets"
+        raise UserCodeError(f"{path}: called with {given} {tuple(targets.shape)}, it raised {reason}") from error
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     if shape != (len(outputs),):
-        raise UserCodeError(f"{path}: gave {shape} for {len(outputs)} examples; expected {EXPECTED[what]}, a tensor")
+        summed = what == "loss" and shape == ()
+        advice = ', as torch\'s own give with reduction="none"' if summed else ", a tensor"
+        raise UserCodeError(f"{path}: gave {shape} for {len(outputs)} examples; expected {EXPECTED[what]}{advice}")
     return found  # type: ignore[no-any-return]

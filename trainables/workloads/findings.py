@@ -53,6 +53,9 @@ def _targets(own: Own) -> Iterator[str]:
         yield f"class {names[number]} has no training example ({' and '.join(others)}): it cannot be learned"
     if lacking[3:]:
         yield f"{len(lacking) - 3} more classes have no training example"
+    folded = [name.strip().lower() for name in names]
+    if twins := [f'"{name}"' for name, each in zip(names, folded, strict=True) if folded.count(each) > 1]:
+        yield f"classes that differ in spaces or in upper and lower case alone: {listed(twins)}"
     if few := [names[number] for number, count in enumerate(counts[0]) if 0 < count < FEW]:
         yield f"fewer than {FEW} training examples: {'class' if len(few) == 1 else 'classes'} {listed(few)}"
 

@@ -262,7 +262,8 @@ def _user_model(path: str, bundle: str, arguments: dict[str, Any]) -> nn.Module:
         if tensor.is_complex():
             raise UserCodeError(f"{path}: {name} is complex; keep its real view, and torch.view_as_complex in forward")
     if not trained(network):
-        raise UserCodeError(f"{path}: its module has no parameters that require gradients; give it at least one")
+        message = "its module has no parameters that require gradients; give it at least one"
+        raise UserCodeError(f"{path}: {message}; layers in a list count in nn.ModuleList only")
     # Wrapped, a chain is not taken for one of the shipped families.
     return nn.Sequential(network) if layered(network) and not _inputs_fit(network, arguments["in_shape"]) else network
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from trainables.usercode.importing import EXPECTED, UserCodeError
+from trainables.usercode.importing import SPLIT_PAIRS, UserCodeError
 from trainables.workloads.catalogue import Task
 
 Array: TypeAlias = NDArray[Any]
@@ -62,10 +62,10 @@ def examples(path: str, given: Any, task: str | None = None, *, images: bool = F
     """
     if not isinstance(given, Mapping) or set(given) != set(SPLITS):
         got = f"a dict of {', '.join(map(str, given))}" if isinstance(given, Mapping) else type(given).__name__
-        raise UserCodeError(f"{path}: returned {got}; expected {EXPECTED['data']}")
+        raise UserCodeError(f"{path}: returned {got}; expected {SPLIT_PAIRS}")
     pairs = [_unpacked(path, name, given[name]) for name in SPLITS]
-    columns = tuple(map(str, getattr(pairs[0][0], "columns", ())))
-    arrays = [_arrays(path, name, *pair) for name, pair in zip(SPLITS, pairs, strict=True)]
+    arrays = [_arrays(path, name, pair) for name, pair in zip(SPLITS, pairs, strict=True)]
+    columns = tuple(map(str, getattr(next(iter(pairs[0])), "columns", ())))
     for name, pair in zip(SPLITS[1:], arrays[1:], strict=True):
         for what, here, first in zip(("inputs", "targets"), pair, arrays[0], strict=True):
             if here.shape[1:] != first.shape[1:] or _kind(here) != _kind(first):
@@ -79,29 +79,29 @@ def examples(path: str, given: Any, task: str | None = None, *, images: bool = F
     return replace(own, inputs=[_tensor(x) for x in inputs], columns=columns, notes=notes)
 
 
-def _unpacked(path: str, split: str, pair: Any) -> tuple[Any, Any]:
-    """Inputs and targets of a split, as the user has them; those of a `Dataset` are stacked."""
+def _unpacked(path: str, split: str, pair: Any) -> Any:
+    """A pair as the user has it, or of what a `Dataset` holds, stacked."""
     if isinstance(pair, DataLoader):
         pair = pair.dataset
     if isinstance(pair, TensorDataset):
-        pair = pair.tensors
-    elif isinstance(pair, Dataset):
+        return pair.tensors
+    if isinstance(pair, Dataset):
         items: Any = pair
         rows = [items[row] for row in range(len(items))] if hasattr(items, "__len__") else list(items)
-        pair = [[np.asarray(each) for each in column] for column in zip(*rows, strict=True)]
-    try:
-        inputs, targets = pair
-    except (TypeError, ValueError) as error:
-        raise UserCodeError(f"{path}: {split} is no pair of arrays ({error}); expected {EXPECTED['data']}") from error
-    return inputs, targets
+        if rows and not (isinstance(rows[0], tuple | list) and len(rows[0]) == 2):
+            message = f"the Dataset {split} gives {type(rows[0]).__name__}; expected pairs (input, target)"
+            raise UserCodeError(f"{path}: {message}")
+        return [[np.asarray(each) for each in column] for column in zip(*rows, strict=True)]
+    return pair
 
 
-def _arrays(path: str, split: str, given_inputs: Any, given_targets: Any) -> tuple[Array, Array]:
+def _arrays(path: str, split: str, pair: Any) -> tuple[Array, Array]:
     """Inputs (n, ...) and targets (n,) or (n, outputs) of a split."""
     try:
+        given_inputs, given_targets = pair
         inputs, targets = _array(given_inputs), _array(given_targets)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserCodeError(f"{path}: {split} is no pair of arrays ({error}); expected {EXPECTED['data']}") from error
+        raise UserCodeError(f"{path}: {split} is no pair of arrays ({error}); expected {SPLIT_PAIRS}") from error
     if inputs.ndim < 2 or not len(inputs) or targets.ndim not in (1, 2) or len(targets) != len(inputs):
         message = f"{split} has inputs of {inputs.shape} and targets of {targets.shape}"
         raise UserCodeError(f"{path}: {message}; expected (n, ...) and (n,) or (n, outputs), n the same and above 0")
@@ -179,7 +179,7 @@ def _with_targets(path: str, given: list[Array], task: str | None) -> Own:
     if task is None:
         doubt = doubt or _doubt(joined)
     elif task == "regression" and not number:
-        raise UserCodeError(f'{path}: targets are {joined.dtype.name}, and task = "regression" needs numbers')
+        raise UserCodeError(f'{path}: targets are no numbers ({joined[0]}), and task = "regression" needs them')
     elif task == "classification" and joined.dtype.kind == "f" and (joined != np.floor(joined)).any():
         value = joined[joined != np.floor(joined)][0]
         raise UserCodeError(f'{path}: a target is {value:g}, and task = "classification" needs whole numbers or text')

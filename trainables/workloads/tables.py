@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainables.config import Reading
-from trainables.usercode.importing import UserCodeError
+from trainables.usercode.importing import REASON, UserCodeError
 from trainables.workloads.own import SPLITS, Array, listed
 
 if TYPE_CHECKING:
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 _NO_ROWS = "has no rows; expected a line of names, and a line for each example"
 # A text column with more different values is no category.
 MOST_CATEGORIES = 20
+# Characters of a cell in a message.
+LONGEST = 30
 _PARTS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
 _PARTS |= {split: split for split in SPLITS}
 _INPUTS, _TARGETS = ("x", "inputs", "images", "data", "features"), ("y", "targets", "labels", "target", "label")
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?")
 # With thousands' separators, a decimal comma, a currency or a percent sign.
-_NUMBER = re.compile(r"[-+]?[^\w\s]?\s?\d[\d.,']*\s?[^\w\s]?")
+_NUMBER = re.compile(r"[-+]?[$€£¥]?\s?\d+([.,']\d{3})*([.,]\d+)?\s?[%$€£¥]?")
 
 
 @dataclass
@@ -133,8 +135,9 @@ def _table(name: str, place: Path, reading: Reading) -> _Rows:
     frame, columns, notes = _read(name, place)
     label = _label(name, columns, reading)
     taken = [column for column in (label, reading.split_column, reading.group_column) if column]
-    features = list(reading.features) or [column for column in columns if column not in {*taken, *reading.exclude}]
-    named = {"features": features, "exclude": reading.exclude, "split_column, group_column": taken[1:]}
+    wanted = reading.features or [column for column in columns if column not in taken]
+    features = [column for column in wanted if column not in reading.exclude]
+    named = {"features": reading.features, "exclude": reading.exclude, "split_column, group_column": taken[1:]}
     for key, needed in named.items():
         if unknown := [column for column in needed if column not in columns]:
             raise UserCodeError(f"{name}: has no {listed(unknown)}, of {key}; columns: {listed(columns, 20)}")
@@ -143,16 +146,28 @@ def _table(name: str, place: Path, reading: Reading) -> _Rows:
     if label in features:
         raise UserCodeError(f"{name}: {label} is the label, and cannot be one of the features")
     if unusable := {column: reason for column in features if (reason := _unusable(frame[column]))}:
-        shown = listed([" ".join(each) for each in unusable.items()])
-        without = "of features" if reading.features else f"with exclude = {json.dumps(list(unusable))}"
-        raise UserCodeError(f"{name}: {shown}; make numbers of them, or leave them out {without}")
-    frame = _without_missing(name, frame, features, taken, reading.missing, notes)
+        advice = "make numbers of at least one of them"
+        if len(unusable) < len(features):
+            advice = f"make numbers of them, or write {_without(reading, unusable)}"
+        reasons = "".join(f"{REASON}{column} {reason}" for column, reason in unusable.items())
+        raise UserCodeError(f"{name}: {len(unusable)} of {len(features)} inputs cannot be used; {advice}{reasons}")
+    if empty := [column for column in taken if frame[column].isna().all()]:
+        raise UserCodeError(f"{name}: {empty[0]} holds no value, so it cannot be the label, or divide the examples")
+    if not reading.task and (reason := _unusable(frame[label], most=max(MOST_CATEGORIES, len(frame) // 5))):
+        advice = 'make numbers of them, or say task = "classification" if they are classes'
+        raise UserCodeError(f"{name}: the label {label} {reason}; {advice}")
+    frame = _without_missing(name, frame, features, taken, reading, notes)
     inputs = pd.concat([_numbers(name, frame[column], notes) for column in features], axis=1)
     optional = reading.split_column, reading.group_column
     parts, groups = (frame[column].to_numpy() if column else None for column in optional)
     targets = frame[label]
     codes = targets.to_numpy() if pd.api.types.is_numeric_dtype(targets) else targets.astype(str).to_numpy(dtype=str)
     return _Rows(inputs, codes, parts, groups, notes)
+
+
+def _without(reading: Reading, columns: Iterable[str]) -> str:
+    """What a spec has to say, to leave some more columns out."""
+    return f"exclude = {json.dumps([*reading.exclude, *columns], ensure_ascii=False)}"
 
 
 def _label(name: str, columns: list[str], reading: Reading) -> str:
@@ -180,21 +195,20 @@ def _read(name: str, place: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
                 first = file.readline()
             if not first.strip():
                 raise UserCodeError(f"{name}: {_NO_ROWS}")
-            separator = max(",;\t", key=first.count)
+            separator = max("\t;|,", key=re.sub('"[^"]*"', "", first).count)
             options: dict[str, Any] = {"na_values": ["?"], "skipinitialspace": True, "low_memory": False}
             with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
                 try:  # without index_col pandas would take the first column for row names, and shift the others
                     frame = pd.read_csv(place, sep=separator, index_col=False, **options)
                 except pd.errors.ParserWarning as error:
-                    lines = "its lines have more values than the first line has names; name every column"
-                    raise UserCodeError(f"{name}: {lines}") from error
-            header = [each.strip().strip('"') for each in first.split(separator)]
-            numbers = [each for each in header if re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", each)]
-            if numbers == header and numbers != [str(place) for place in range(len(header))]:
-                given = f"has numbers ({listed(numbers, 4)}) in its first line"
-                raise UserCodeError(f"{name}: {given}, where the columns' names are expected; add a line of names")
+                    lines = f"its lines have more values than the first line has names ({first.strip()[:60]})"
+                    raise UserCodeError(f"{name}: {lines}; name every column") from error
+            as_text: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True}
+            header = pd.read_csv(place, sep=separator, header=None, nrows=1, **as_text)
+            frame.columns = header.iloc[0, : len(frame.columns)]  # pandas would number equal names
+            _check_names(name, [each.strip() for each in frame.columns], first)
     names = [str(column).strip() for column in frame]
-    if twice := [column for column in dict.fromkeys(names) if names.count(column) > 1]:
+    if twice := [column for column in dict.fromkeys(names) if column and names.count(column) > 1]:
         raise UserCodeError(f"{name}: several columns are called {listed(twice)}; give each a name of its own")
     frame.columns = pd.Index(names)
     unnamed = [column for column in names if not column or column.startswith("Unnamed: ")]
@@ -203,6 +217,17 @@ def _read(name: str, place: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
     notes = [f"{name}: left out {len(unnamed)} columns without a name"] if unnamed else []
     kept = frame.drop(columns=unnamed).replace([np.inf, -np.inf], np.nan)
     return kept, [column for column in names if column not in unnamed], notes
+
+
+def _check_names(name: str, names: list[str], first: str) -> None:
+    """Raise a `UserCodeError` if the first line of a CSV file holds a row, or a separator that is not read."""
+    numbers = [each for each in names if re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", each)]
+    if numbers == names and numbers != [str(place) for place in range(len(names))]:
+        given = f"has numbers ({listed(numbers, 4)}) in its first line"
+        raise UserCodeError(f"{name}: {given}, where the columns' names are expected; add a line of names")
+    if len(names) == 1:
+        message = f"has one column only by its first line ({first.strip()[:60]})"
+        raise UserCodeError(f"{name}: {message}; give all names there, with commas, semicolons, tabs or | between them")
 
 
 @contextmanager
@@ -220,11 +245,11 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def _without_missing(
-    name: str, frame: pd.DataFrame, features: list[str], taken: list[str], missing: str, notes: list[str]
+    name: str, frame: pd.DataFrame, features: list[str], taken: list[str], reading: Reading, notes: list[str]
 ) -> pd.DataFrame:
     """The table without rows that lack a value that they need; features may if the mean is filled in."""
     lacking = frame[[*taken, *features]].isna()
-    counts = lacking.sum()
+    counts, missing = lacking.sum(), reading.missing
     if not (total := int(lacking.any(axis=1).sum())):
         return frame
     if missing == "error":
@@ -235,14 +260,16 @@ def _without_missing(
     filled = total - int(gone.sum())
     said = [f"left out {int(gone.sum()):,}"] * bool(gone.any()) + [f"filled in means in {filled:,}"] * bool(filled)
     if gone.all():
-        where = listed([str(column) for column in counts[counts > 0].index])
-        raise UserCodeError(f"{name}: every row lacks a value ({where}); leave such columns out with exclude = [...]")
+        some = [column for column in [*taken, *features] if counts[column]]
+        without = _without(reading, [column for column in some if column not in taken])
+        advice = f'write missing = "mean", or {without}' if missing == "drop" else "fill them in"
+        raise UserCodeError(f"{name}: every row lacks a value ({listed(some)}); {advice}")
     notes.append(f"{name}: of {total:,} rows that lack a value {' and '.join(said)}")
     return frame[~gone]
 
 
-def _unusable(column: pd.Series[Any]) -> str:
-    """Why a column cannot be an input; empty if it can."""
+def _unusable(column: pd.Series[Any], most: int = MOST_CATEGORIES) -> str:
+    """Why a column is neither of numbers nor of at most so many categories; empty if it is."""
     import pandas as pd
 
     known = column.dropna().astype(str)
@@ -252,14 +279,20 @@ def _unusable(column: pd.Series[Any]) -> str:
         return ""
     if known.map(lambda text: bool(_DATE.fullmatch(text))).all():
         return f"holds dates ({known.iloc[0]})"
-    if (count := known.nunique()) <= MOST_CATEGORIES:
-        return ""
-    if (others := known[pd.to_numeric(known, errors="coerce").isna()]).size < len(known) / 2:
-        return f"holds numbers, and text ({listed(sorted(others.unique()), 3)})"
-    if known.map(lambda text: bool(_NUMBER.fullmatch(text.strip()))).all():
+    words = known[pd.to_numeric(known, errors="coerce").isna()]
+    if words.size and known.map(lambda text: bool(_NUMBER.fullmatch(text.strip()))).all():
         return f"holds numbers that are not written as 1234.5 ({known.iloc[0]})"
-    texts = listed(sorted(known.unique()), 3)
-    return f"holds {count:,} different texts ({texts}), and at most {MOST_CATEGORIES} can be categories"
+    if (count := known.nunique()) <= most:
+        return ""
+    if words.size < len(known) / 2:
+        return f"holds numbers, and text ({_some(words)})"
+    return f"holds {count:,} different texts ({_some(known)}), and at most {most} can be categories"
+
+
+def _some(texts: pd.Series[Any]) -> str:
+    """Some values of a column; long ones are cut off."""
+    values = (" ".join(text.split()) for text in sorted(texts.unique()))
+    return listed([text if len(text) <= LONGEST else f"{text[:LONGEST]}..." for text in values], 3)
 
 
 def _numbers(name: str, column: pd.Series[Any], notes: list[str]) -> pd.DataFrame:

@@ -175,3 +175,13 @@ def band_note(counts: pd.Series[int]) -> str:
 def listing(names: Iterable[str]) -> str:
     """Distinct names, joined by commas."""
     return ", ".join(dict.fromkeys(names))
+
+
+def joined(names: list[str]) -> str:
+    """Names in a sentence, such as `sgd, momentum and adam`."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def first_upper(text: str) -> str:
+    """A text as the start of a sentence."""
+    return text[0].upper() + text[1:]

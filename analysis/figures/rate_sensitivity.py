@@ -100,7 +100,8 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
         known = shown[(shown["n"] > 1) & shown["estimate"].notna()]
         ax.vlines(known["learning_rate"], known["low"], known["high"], color=colour, alpha=0.5, linewidth=0.8)
         ax.plot(shown["learning_rate"], shown["estimate"], color=colour, marker=marker, zorder=3)
-        ends += [(words(name), colour, *end) for end in shown[["learning_rate", "estimate"]].dropna().to_numpy()[-1:]]
+        near = shown.assign(estimate=shown["estimate"].clip(upper=top))[["learning_rate", "estimate"]].dropna()
+        ends += [(words(name), colour, *end) for end in near.to_numpy()[-1:]]
         far = shown.loc[shown["estimate"] > top, "learning_rate"]
         if len(far):  # an empty line that is not clipped would shrink the axes
             ax.plot(far, [1.0] * len(far), "^", color=colour, markersize=7, fillstyle="none", clip_on=False, zorder=5,

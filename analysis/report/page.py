@@ -73,17 +73,17 @@ def report(
     several = _across(studies, [compared for *_, compared in known], out, pdf) if len(studies) > 1 else None
     sections = [_section(*each, out, prefix, pdf) for each, prefix in zip(known, prefixes, strict=True)]
     parts = [figures for section in sections for figures in section["figures"].values()]
-    _number(figure for figures in ([several["figures"]] if several else []) + parts for figure in figures)
+    number(figure for figures in ([several["figures"]] if several else []) + parts for figure in figures)
     command = command or shlex.join(["study", "report", *map(str, folders)])
     page = render("report.html.j2", sections=sections, across=several, command=command)
     write_file(out / "index.html", page.encode())
     return out / "index.html", [section["verdict"] for section in sections]
 
 
-def _number(figures: Iterable[dict[str, Any]]) -> None:
+def number(figures: Iterable[dict[str, Any]]) -> None:
     """Number the figures that are shown, in the order of the page."""
-    for number, figure in enumerate((figure for figure in figures if figure["image"]), start=1):
-        figure["number"] = number
+    for place, figure in enumerate((figure for figure in figures if figure["image"]), start=1):
+        figure["number"] = place
 
 
 def render(template: str, **values: Any) -> str:

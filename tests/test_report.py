@@ -356,6 +356,9 @@ def test_any_confirmation_has_a_report(tmp_path: Path, options: dict[str, Any]) 
     folder = write_study(tmp_path, **SMALL | options)
     text = squeezed(read(analysis.write_report(write_confirmation(folder, seeds=options.get("seeds", 4)))))
     assert "winner's curse" in text
+    held = len(options.get("optimizers", SMALL["optimizers"]))
+    ranked = f"of {held} confirmed cells by validation {options.get('metric', 'loss')} on " in text
+    assert ranked or held == 1 or options.get("seeds") == 1
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
 
 

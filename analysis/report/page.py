@@ -158,7 +158,7 @@ def course(results: Results) -> list[str]:
     trials, provenance = results.trials, results.provenance
     planned = table_of(results.spec, "budget").get("trials")
     of = f" of {planned}" if isinstance(planned, int) else ""
-    lines = [f"{len(trials)}{of} trials have ended, with {len(results.lanes):,} lanes (learning rates x seeds)."]
+    lines = [f"{results.ended}{of} trials have ended, with {len(results.lanes):,} lanes (learning rates x seeds)."]
     started = f"Started {tables.when(provenance.get('started'))}"
     if results.timed_out:
         lines[0] += f" The search {results.timed_out}."

@@ -113,8 +113,9 @@ def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Tabl
         rows.append(shown)
     first = [place for place, row in enumerate(records(curse)) if row["rank_confirmed"] == 1]
     caption = (
-        "95% intervals of each row alone; those of the verdict and the first figure are wider, as they also allow "
-        "for the choice of the best of several."
+        "Ranked by the validation split of the fresh seeds. 95% intervals of each row alone; those of the verdict "
+        "and the first figure, on the test split, are wider, as they also allow for the choice of the best of "
+        "several."
     )
     return table("Confirmation", rows, caption=caption, sortable=True, best=first)
 

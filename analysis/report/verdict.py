@@ -192,15 +192,16 @@ def confirmation(results: Results, curse: pd.DataFrame) -> list[str]:
     if best["rank_search"] != 1:
         name = f"{cell_text(best)} (the best cell of the search was not run)"
     seeds = f"{seed_counts(curse['seeds'], 'fresh seed')}, against {seed_counts(curse['search_n'])} in the search"
+    among = f"confirmed cells by validation {results.metric} on {seeds}"
     if best["confirmed_n"] == 0:
         place = f"{name} cannot be confirmed on {seeds}: {_why_not_confirmed(best)}."
     elif len(held) == 1:
         place = f"{name} is the only one confirmed, on {seeds}, so its rank is not checked."
     elif best["rank_confirmed"] == 1:
-        place = f"{name} stays first of {len(held)} confirmed cells on {seeds}."
+        place = f"{name} stays first of {len(held)} {among}."
     else:
         first = held.sort_values("rank_confirmed").iloc[0]
-        place = f"{name} falls to place {best['rank_confirmed']:.0f} of {len(held)} confirmed cells on {seeds}; "
+        place = f"{name} falls to place {best['rank_confirmed']:.0f} of {len(held)} {among}; "
         place += f"first is {cell_text(first)}."
     return [place, *_curse_sentence(results, curse)]
 

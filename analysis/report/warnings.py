@@ -34,10 +34,13 @@ def warnings(results: Results, table: pd.DataFrame, curse: pd.DataFrame) -> list
 
 
 def _unfinished(results: Results) -> Iterator[str]:
-    planned, ended = table_of(results.spec, "budget").get("trials"), len(results.trials)
+    planned = table_of(results.spec, "budget").get("trials")
     if results.provenance.get("started") and not results.provenance.get("finished"):
         of = f" of {planned}" if isinstance(planned, int) else ""
-        yield f"{ended}{of} trials have ended; the study is running or was interrupted, so all below is provisional."
+        yield (
+            f"{results.ended}{of} trials have ended; the study is running or was interrupted, so all results are "
+            f"provisional."
+        )
 
 
 def _score(results: Results) -> Iterator[str]:

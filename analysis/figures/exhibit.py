@@ -31,8 +31,6 @@ LETTER_INCHES = 0.061  # a letter of an axis label on average
 class Exhibit:
     """A figure of the report; the caption says first what is seen, `reason` says why it has no data.
 
-    `alt` describes it for readers who do not see it, who otherwise get the title and that first sentence.
-
     `views` are drawings of the same data by the words on their tabs, if there are several; the first is `draw`.
     """
 
@@ -43,7 +41,6 @@ class Exhibit:
     draw: Callable[[], Figure]
     reason: str
     views: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
-    alt: str = ""
 
     def drawings(self) -> Iterator[tuple[str, Figure]]:
         """The word on its tab and the drawing of each view, whose axis labels fit; call it within `style()`."""
@@ -99,7 +96,7 @@ class Exhibit:
             # Several artists of a series would have the same id, which is not allowed.
             images[kind] = buffer.getvalue().replace(f' id="{SERIES}'.encode(), b' data-series="')
             write_file(Path(f"{file}.{kind}"), images[kind])
-        seen = self.alt or f"{self.title}. {re.split(r'(?<=[.!?]) (?=[A-Z])', self.caption)[0]}"
+        seen = f"{self.title}. {re.split(r'(?<=[.!?]) (?=[A-Z])', self.caption)[0]}"
         return inline(images["svg"], Path(file).name, seen, SCREEN_DPI * drawn.get_figwidth())
 
 

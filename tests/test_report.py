@@ -443,7 +443,7 @@ def test_several_studies_are_sections(quick_study: Path, tmp_path: Path) -> None
 def test_figures_of_several_studies_are_numbered_through(
     quick_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = write_study(tmp_path / "other", batch_sizes=[1, 32], name="other", target=0.1)
+    other = write_study(tmp_path / "other", batch_sizes=[1, 32], name="other", target=0.1, noise=0.1)
 
     def saved(drawing: Any, out: Path, prefix: str, **_: Any) -> dict[str, Any]:
         shown = {"name": prefix + drawing.name, "title": drawing.title, "caption": "", "reason": drawing.reason}
@@ -455,6 +455,9 @@ def test_figures_of_several_studies_are_numbered_through(
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) > 25
     assert "Figure 1. Performance profile over the studies" in text
+    (other / "spec.toml").write_text((other / "spec.toml").read_text().replace("target = 0.1\n", ""))
+    text = read(analysis.write_report([quick_study, other], tmp_path / "both")).text
+    assert "Performance profile over the studies is not shown: fewer than two studies name a target" in text
 
 
 def test_a_report_compares_optimizers_once_and_regimes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,8 +79,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
 
 def across_studies(studies: Sequence[Results]) -> exhibit.Exhibit:
     """The performance profile over several studies."""
-    reason = "several optimizers reached the target in fewer than three problems"
-    return _figure(profile(studies), "across", "study, ", "seeds", reason)
+    targets = [study for study in studies if study.target is not None]
+    reason = "fewer than two studies name a target, or several optimizers reached it in fewer than three problems"
+    return _figure(profile(targets if len(targets) > 1 else []), "across", "study, ", "seeds", reason)
 
 
 def _figure(data: pd.DataFrame, suffix: str, problem: str, seeds: str, reason: str) -> exhibit.Exhibit:

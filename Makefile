@@ -38,7 +38,9 @@ wheels: .venv/extras
 
 # Those of the README and of docs/gallery.md; pdftoppm is poppler's.
 figures: .venv/installed
-	$(BIN)/study run quick --out build/quick
+	mkdir -p build
+	{ cat study/spec/shipped/quick.toml; printf '\n[recording]\ngradient_noise = true\n'; } > build/quick.toml
+	$(BIN)/study run build/quick.toml --out build/quick
 	$(BIN)/study report build/quick --pdf
 	$(BIN)/python -m tests.gallery build/quick
 	$(BIN)/study reproduce --only regimes --out build/reproduction

@@ -261,13 +261,17 @@ class Results:
         return pd.DataFrame(rows, columns=["trial", "name", *CELL, "regime", "learning_rate", "recipe"])
 
     @property
+    def ended(self) -> int:
+        """The number of trials that ended, without those that were interrupted."""
+        return int((self.trials["outcome"] != schema.Outcome.INTERRUPTED).sum())
+
+    @property
     def timed_out(self) -> str:
         """That the time-out ended the search before it had all trials, as `stopped after 31 of 64 ...`; else empty."""
         planned, timeout = table_of(self.spec, "budget").get("trials"), table_of(self.spec, "tuning").get("timeout")
-        ended = int((self.trials["outcome"] != schema.Outcome.INTERRUPTED).sum())
-        if not timeout or not self.provenance.get("finished") or not isinstance(planned, int) or ended >= planned:
+        if not timeout or not self.provenance.get("finished") or not isinstance(planned, int) or self.ended >= planned:
             return ""
-        return f"stopped after {ended} of {planned} trials: timeout = {timeout}"
+        return f"stopped after {self.ended} of {planned} trials: timeout = {timeout}"
 
     @property
     def objectives(self) -> list[str]:

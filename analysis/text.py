@@ -98,7 +98,7 @@ def estimate_text(score: Any, metric: str) -> str:
     """An `Interval` of the metric in a sentence, such as `0.71 [0.65, 0.78]` or `2.13 [1.23, 3.71] x 1e-4`."""
     if metric == "loss" and 0 < score.estimate < 0.001 and score.n > 1 and math.isfinite(score.high):
         power = math.floor(math.log10(score.estimate))
-        value, low, high = (short(each / 10.0**power) for each in (score.estimate, score.low, score.high))
+        value, low, high = (metric_text(each / 10.0**power, metric) for each in (score.estimate, score.low, score.high))
         return f"{value} [{low}, {high}] x 1e{power}"
     return f"{metric_text(score.estimate, metric)} {interval_text(score.low, score.high, score.n, metric)}"
 
@@ -175,3 +175,13 @@ def band_note(counts: pd.Series[int]) -> str:
 def listing(names: Iterable[str]) -> str:
     """Distinct names, joined by commas."""
     return ", ".join(dict.fromkeys(names))
+
+
+def joined(names: list[str]) -> str:
+    """Names in a sentence, such as `sgd, momentum and adam`."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def first_upper(text: str) -> str:
+    """A text as the start of a sentence."""
+    return text[0].upper() + text[1:]

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import results
-from analysis.cells import cells
 from analysis.report import page
-from analysis.report.verdict import verdict
 from analysis.results import read_provenance
 from analysis.schema import dotted
 from study.cluster import nodes, ray
@@ -288,11 +286,18 @@ def _tell_code(folder: Path) -> None:
 
 def write_report(folders: Sequence[Path | str], *, out: Path | None = None, pdf: bool = False) -> Path:
     """Write the report of studies into `out`, by default into the only one's folder or the local copy of its URI."""
+    return _written(folders, out, pdf=pdf)[0]
+
+
+def _written(
+    folders: Sequence[Path | str], out: Path | None = None, *, pdf: bool = False
+) -> tuple[Path, list[list[str]]]:
+    """Write a report as `write_report`; returns its page and the verdict of each study."""
     places = [str(each if isinstance(each, str) else mirror.home(each)) for each in folders]
     options = [*(["--pdf"] if pdf else []), *(["--out", str(out)] if out else [])]
     again = shlex.join(["study", "report", *options, *places])
     try:
-        return page.write_report(folders, out, pdf=pdf, command=again)
+        return page.report(folders, out, pdf=pdf, command=again)
     except OSError as error:
         why = error.strerror or error
         message = f"the report cannot be written ({why}); the results are safe. Fix that, then `{again}`"
@@ -304,12 +309,11 @@ def _with_report(outcome: Outcome) -> Outcome:
     assert isinstance(outcome.folder, Path)
     if outcome.interrupted:
         raise Interrupted(replace(outcome, folder=mirror.home(outcome.folder)))
-    began, page = time.monotonic(), None
-    said: tuple[str, ...] = ()
-    if not (study := results.load(outcome.folder)).trials.empty:
-        page, said = write_report([outcome.folder]), tuple(verdict(study, cells(study)))
+    began, page, said = time.monotonic(), None, list[str]()
+    if outcome.ended:
+        page, (said,) = _written([outcome.folder])
         add_phase(outcome.folder, "report", time.monotonic() - began)
-    return replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page), verdict=said)
+    return replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page), verdict=tuple(said))
 
 
 def _place(place: str | Path) -> Path | str:

@@ -16,11 +16,12 @@ PAGE = ROOT / "docs" / "gallery.md"
 
 
 def calls() -> Iterator[tuple[str, str]]:
-    """The code and the image, empty if there is none, of each section of the page."""
+    """The code and the image of each section of the page."""
     for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
         code, image = re.search(r"```python\n(.*?)```", section, re.DOTALL), re.search(r"\]\((.*?)\)", section)
         assert code, section
-        yield code[1], image[1] if image else ""
+        assert image, section
+        yield code[1], image[1]
 
 
 def main(folder: str) -> None:
@@ -28,8 +29,6 @@ def main(folder: str) -> None:
     results = analysis.load(folder)
     table = analysis.cells(results)
     for code, image in calls():
-        if not image:
-            continue
         with analysis.style(width="130mm"):
             drawn = figure(130, 70)
             exec(code, {"analysis": analysis, "results": results, "table": table, "ax": drawn.subplots()})

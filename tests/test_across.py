@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,17 @@ from numpy.testing import assert_allclose
 
 import analysis
 from analysis.report.across import verdict_across
-from tests.conftest import write_study
+from tests.conftest import write_confirmation, write_study
 from tests.test_comparisons import fresh, scattered
 
 
 def study(folder: Path, **tests: list[float]) -> analysis.Results:
     return analysis.load(fresh(folder, **tests))
+
+
+def said(studies: list[analysis.Results]) -> list[str]:
+    compared = [analysis.compare(study, analysis.cells(study)) for study in studies]
+    return verdict_across(analysis.across(studies, compared), studies, compared)
 
 
 def noisy(rng: np.random.Generator, *centers: float) -> dict[str, list[float]]:
@@ -33,7 +39,15 @@ def test_the_mean_over_studies_is_compared_with_the_best(tmp_path: Path) -> None
     assert [entry.name for entry in found.entries] == ["adam", "sgd"]
     assert_allclose(found.entries[1].effect.estimate, 3.0, rtol=0.01)  # the geometric mean of 2 and 4.5
     assert found.winner
-    assert verdict_across(found, 2) == "Adam is the best on average over 2 studies."
+    lines = said(pair)
+    assert re.fullmatch(
+        r"Adam is the best in test loss, on average over 2 studies with at least 8 fresh seeds each: "
+        r"0\.33\d times \[0\.3\d*, 0\.3\d*\] "
+        r"the loss of the best other optimizer\.",
+        lines[0],
+    )
+    unknown = "Unknown, and not in the intervals, is by how much a tuned rate falls short of the best one"
+    assert lines[1:] == [f"{unknown}: adam (quick), sgd (quick)."]  # one rate each
 
 
 def test_studies_that_disagree_have_no_winner(tmp_path: Path) -> None:
@@ -41,7 +55,7 @@ def test_studies_that_disagree_have_no_winner(tmp_path: Path) -> None:
     pair = [study(tmp_path / "a", **noisy(rng, 1.0, 2.0)), study(tmp_path / "b", **noisy(rng, 2.0, 1.0))]
     found = analysis.across(pair)
     assert found.winner is None
-    assert verdict_across(found, 2).startswith("No winner: ")
+    assert said(pair)[0].startswith("No winner: ")
 
 
 def test_an_optimizer_that_one_study_lacks_is_named(tmp_path: Path) -> None:
@@ -49,8 +63,26 @@ def test_an_optimizer_that_one_study_lacks_is_named(tmp_path: Path) -> None:
         study(tmp_path / "a", adam=scattered(1.0), sgd=scattered(2.0), momentum=scattered(3.0)),
         study(tmp_path / "b", adam=scattered(1.1), sgd=scattered(2.2)),
     ]
-    reasons = {entry.name: entry.reason for entry in analysis.across(pair).entries}
+    found = analysis.across(pair)
+    reasons = {entry.name: entry.reason for entry in found.entries}
     assert reasons == {"adam": "", "sgd": "", "momentum": "quick: not in this study"}
+    assert found.winner is None
+    first, second, *_ = said(pair)
+    assert first.startswith(
+        "No winner: adam is the best in test loss, on average over 2 studies with at least 8 fresh seeds each: 0.5"
+    )
+    assert first.endswith("the loss of the best other optimizer in every study, but those left out may be better.")
+    assert second == "Not compared: momentum (quick: not in this study)."
+
+
+def test_rates_that_were_tuned_are_not_called_unknown(tmp_path: Path) -> None:
+    studies = []
+    for place in range(2):
+        folder = write_study(
+            tmp_path / str(place), optimizers=["adam", "sgd"], widths=[8], depths=[1], batch_sizes=[32]
+        )
+        studies.append(analysis.load(write_confirmation(folder, best_of=["optimizer"])))
+    assert len(said(studies)) == 1
 
 
 def test_studies_without_a_common_scale_are_refused(tmp_path: Path) -> None:

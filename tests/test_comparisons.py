@@ -30,7 +30,8 @@ def compared(folder: Path, by: str = "optimizer") -> analysis.Comparison:
 
 def said(folder: Path) -> str:
     results = analysis.load(folder)
-    return "\n".join(verdict.verdict(results, analysis.cells(results)))
+    table = analysis.cells(results)
+    return "\n".join(verdict.verdict(results, table, analysis.compare(results, table)))
 
 
 def ask_for(folder: Path, *optimizers: str) -> None:
@@ -160,7 +161,9 @@ def test_the_first_figure_explains_its_mark_where_an_optimizer_is_excluded(
     tmp_path: Path, adam: float, excluded: bool
 ) -> None:
     results = analysis.load(fresh(tmp_path, adam=[adam] * 5, sgd=[0.5] * 5))
-    assert ("excluded: not the best" in forest.figure(results, analysis.cells(results)).caption) is excluded
+    table = analysis.cells(results)
+    shown = forest.figure(results, table, analysis.compare(results, table))
+    assert ("excluded: not the best" in shown.caption) is excluded
 
 
 def test_optimizers_without_a_result_are_named_with_the_reason(tmp_path: Path, words_only: None) -> None:
@@ -202,7 +205,9 @@ def test_losses_of_few_examples_are_warned_of(tmp_path: Path) -> None:
         rows = pq.read_table(folder / "confirm" / FOLDERS["lanes"] / PART).to_pylist()
         write_tables(folder / "confirm", lanes=[row | {"test_values": [1.0] * 199 + [heavy]} for row in rows])
         results = analysis.load(folder)
-        said_so = [text for text in warnings.warnings(results, analysis.cells(results)) if "of a hundred makes" in text]
+        table = analysis.cells(results)
+        every = warnings.warnings(results, table, analysis.winners_curse(results, table))
+        said_so = [text for text in every if "of a hundred makes" in text]
         assert bool(said_so) is warned
     assert said_so[0].startswith("One test example of a hundred makes 50% of the test loss")
 

@@ -25,11 +25,11 @@ from analysis.figures.batch_size.steps_to_target import steps_against_batch_size
 from analysis.figures.batch_size.throughput import throughput, throughput_against_batch_size
 from analysis.figures.batch_size.tuned_rate import best_rates, rate_against_batch_size
 from analysis.figures.performance_profile import performance_profiles
-from analysis.figures.rate_sensitivity import learning_rate_sensitivity, tolerance
+from analysis.figures.rate_sensitivity import _marks, learning_rate_sensitivity, most, tolerance
 from analysis.figures.regimes import learning_curves
 from analysis.figures.regimes.gradient_noise import noise_scale
 from analysis.figures.regimes.noise_speed import noise_against_speed, noise_and_speed
-from analysis.figures.registry import FIGURES
+from analysis.figures.registry import figures_of
 from analysis.figures.search import loss_time
 from analysis.figures.search.expected_best import expected_best_of
 from analysis.figures.search.importance import importance_bars
@@ -38,7 +38,7 @@ from analysis.figures.search.loss_time import loss_against_time, loss_and_time
 from analysis.figures.search.parallel_coordinates import parallel_coordinates
 from analysis.figures.search.timeline import trial_timeline
 from analysis.figures.style import optimizer_look
-from analysis.text import interval_text, metric_text
+from analysis.text import interval_text, metric_text, short
 from tests.conftest import PLANTED, write_study
 
 
@@ -83,25 +83,24 @@ def test_style_takes_widths(width: str | float, expected: float) -> None:
 @pytest.mark.parametrize("width", ["icml", pytest.param("ieee", marks=pytest.mark.long)])
 def test_figures_fit_a_column(study: Any, width: str) -> None:
     """No text is below 6 points, none is cut off, and every axes keeps a good part of the width and the height."""
-    for figures in FIGURES.values():
-        for shown in (make(*study) for make in figures):
-            if shown.data.empty:
-                continue
-            with analysis.style(width=width):
-                (_, drawn), *_ = shown.drawings()
-                drawn.draw_without_rendering()
-                inches = drawn.get_size_inches()
-                found = drawn.get_tightbbox().extents
-                assert (found[:2] > -0.01).all(), shown.name
-                assert (found[2:] < inches + 0.01).all(), shown.name
-                assert inches[0] == pytest.approx(style.millimetres(width) / 25.4)
-                assert inches[1] < 1.9 * inches[0], shown.name
-                texts = [text for text in drawn.findobj(mpl.text.Text) if text.get_text().strip()]  # type: ignore[attr-defined]
-                assert min(text.get_fontsize() for text in texts) >= 6, shown.name
-                boxes = [ax.get_position() for ax in drawn.axes if ax.get_visible()]
-                columns = {round(box.x0, 2) for box in boxes}
-                assert min(box.width for box in boxes) > 0.5 / len(columns), shown.name
-                assert min(box.height for box in boxes) * inches[1] > 0.7, shown.name
+    for _, shown in figures_of(*study, analysis.compare(*study)):
+        if shown.data.empty:
+            continue
+        with analysis.style(width=width):
+            (_, drawn), *_ = shown.drawings()
+            drawn.draw_without_rendering()
+            inches = drawn.get_size_inches()
+            found = drawn.get_tightbbox().extents
+            assert (found[:2] > -0.01).all(), shown.name
+            assert (found[2:] < inches + 0.01).all(), shown.name
+            assert inches[0] == pytest.approx(style.millimetres(width) / 25.4)
+            assert inches[1] < 1.9 * inches[0], shown.name
+            texts = [text for text in drawn.findobj(mpl.text.Text) if text.get_text().strip()]  # type: ignore[attr-defined]
+            assert min(text.get_fontsize() for text in texts) >= 6, shown.name
+            boxes = [ax.get_position() for ax in drawn.axes if ax.get_visible()]
+            columns = {round(box.x0, 2) for box in boxes}
+            assert min(box.width for box in boxes) > 0.5 / len(columns), shown.name
+            assert min(box.height for box in boxes) * inches[1] > 0.7, shown.name
 
 
 def test_optimizers_and_regimes_share_no_colour() -> None:
@@ -186,10 +185,34 @@ def test_sensitivity_marks_tuned_and_diverged_rates(ax: Axes, study: Any) -> Non
     assert_allclose(own.get_ydata(), adam["estimate"].where(adam["eligible"]).to_numpy())
     crosses = [found for found in ax.get_lines() if found.get_marker() == "x"]
     assert sum(len(found.get_xdata()) for found in crosses) == (data["diverged"] > 0).sum()
-    rings = [found for found in ax.get_lines() if found.get_fillstyle() == "none"]
+    rings = [found for found in ax.get_lines() if found.get_fillstyle() == "none" and found.get_marker() == "o"]
     assert len(rings) == 4
     assert [found.get_text() for found in ax.texts].count("diverged") == 1
     draw(ax)
+
+
+def test_sensitivity_clips_losses_that_are_far_above_untrained_ones(ax: Axes, study: Any) -> None:
+    data = analysis.rate_sensitivity(*study)
+    assert data["untrained"].median() == pytest.approx(1.2, rel=0.1)  # planted
+    worst = data[data["eligible"]].groupby("optimizer")["learning_rate"].idxmin()["adam"]
+    data.loc[worst, ["estimate", "high"]] = 1e6
+    analysis.learning_rate_sensitivity(data, ax)
+    assert ax.get_ylim()[1] < 4
+    marks = [found for found in ax.get_lines() if found.get_marker() == "^" and found.get_fillstyle() == "none"]
+    (far,) = [found for found in marks if found.get_gid() == "series:adam"]
+    assert far.get_xydata().tolist() == [[data.loc[worst, "learning_rate"], 1.0]]
+    assert f"triangle: a loss above {short(most(data, 'loss'))}, twice that before training" in _marks(data, "loss")
+    draw(ax)
+    assert not [text for name, *_, text in exhibit.points(ax.figure) if "1e6" in text]
+
+
+def test_sensitivity_without_a_recorded_start_clips_nothing(ax: Axes, study: Any) -> None:
+    data = analysis.rate_sensitivity(*study).assign(untrained=math.nan)
+    data.loc[data["estimate"].idxmax(), "estimate"] = 1e6
+    analysis.learning_rate_sensitivity(data, ax)
+    assert ax.get_ylim()[1] > 1e6
+    assert "triangle" not in _marks(data, "loss")
+    assert most(data, "accuracy") == math.inf
 
 
 def test_heat_map_writes_each_number_with_its_interval(ax: Axes, study: Any) -> None:
@@ -202,7 +225,7 @@ def test_heat_map_writes_each_number_with_its_interval(ax: Axes, study: Any) -> 
         else:
             assert metric_text(row["estimate"], "loss") in texts
             assert interval_text(row["low"], row["high"], row["n"], "loss") in texts
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "32", "full (10000)"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "32", "full (10,000)"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["sgd", "momentum", "rmsprop", "adam"]
     mesh = next(found for found in ax.collections if isinstance(found, QuadMesh))
     assert np.ma.getmaskarray(mesh.get_array()).sum() == 1
@@ -278,6 +301,12 @@ def test_tuned_rates_stand_beside_their_guides(ax: Axes, study: Any) -> None:
     rate_against_batch_size(data, ax)
     adam = data[data["optimizer"] == "adam"]
     assert_allclose(line(ax, "adam").get_ydata(), adam["learning_rate"])
+    draw(ax)
+    values = [text for name, _, _, text in exhibit.points(ax.figure) if name == "adam"]
+    bars = "halfway to the neighbouring rates of the grid"
+    assert len(values) == len(adam)
+    for size, rate, text in zip(adam["batch_size"], adam["learning_rate"], values, strict=True):
+        assert text.startswith(f"batch size {short(size)}: {short(rate)}, {bars} [")
     for label, power in (("proportional", 1.0), ("to its square root", 0.5)):
         x, y = line(ax, label).get_data()
         assert_allclose(np.log(y[-1] / y[0]) / np.log(x[-1] / x[0]), power)

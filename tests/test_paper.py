@@ -27,8 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_paper_has_vector_figures_with_text_and_truetype(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = {"optimizers": FIGURES["optimizers"], "regimes": FIGURES["regimes"]}
-    monkeypatch.setattr("analysis.report.paper.FIGURES", few)
+    monkeypatch.setattr("analysis.figures.registry.FIGURES", {"regimes": FIGURES["regimes"]})
     files = analysis.write_figures(folder, "ieee", tmp_path)
     assert {"optimizers.pdf", "loss-by-regime.pdf", "loss-by-regime-epochs.pdf"} <= {file.name for file in files}
     for file in files:

@@ -292,7 +292,9 @@ def test_the_planted_recipe_is_tuned_confirmed_and_reported(planted: Path) -> No
     assert analysis.compare(results, table).fresh
     assert analysis.best(results)["recipe"] == expected
     assert "schedule cosine, weight_decay 3" in analysis.best(results)["text"]
-    assert any("schedule cosine, weight_decay 3" in line for line in verdict(results, table))
+    assert any(
+        "schedule cosine, weight_decay 3" in line for line in verdict(results, table, analysis.compare(results, table))
+    )
     frame = analysis.rate_sensitivity(results, table)
     assert (len(frame), set(map(json.dumps, map(json.loads, frame["recipe"])))) == (2, {json.dumps(expected)})
     shown = recipes(results, table)

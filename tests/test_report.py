@@ -22,6 +22,7 @@ from numpy.testing import assert_allclose
 
 import analysis
 from analysis.figures.regimes.learning_curves import TABS
+from analysis.paired import compare_with_best
 from analysis.report import tables, warnings
 from analysis.schema import FOLDERS
 from tests.conftest import (
@@ -130,6 +131,12 @@ def test_captions_have_at_most_three_sentences(quick_report: Path) -> None:
     assert len(captions) == FIGURES
     for caption in captions:
         assert len(re.findall(r"[.!?](?= [A-Z]|$)", caption.replace("et al. ", ""))) <= 3, caption
+
+
+def test_captions_say_first_what_is_seen(quick_report: Path) -> None:
+    captions = re.findall(r"<figcaption>(.*?) <small>", quick_report.read_text(encoding="utf-8"), re.DOTALL)
+    for caption in captions:
+        assert re.search(r"\d", re.split(r"[.!?] (?=[A-Z])", caption)[0]), caption
 
 
 def test_every_figure_lies_beside_it_as_svg_and_csv_and_as_pdf_if_asked_for(quick_report: Path) -> None:
@@ -280,7 +287,10 @@ def test_a_running_study_says_so(tmp_path: Path) -> None:
     folder = write_study(tmp_path, **SMALL)
     provenance = json.loads((folder / "provenance.json").read_text()) | {"finished": None}
     (folder / "provenance.json").write_text(json.dumps(provenance))
-    assert "and not finished: it is running or was interrupted" in squeezed(read(analysis.write_report(folder)))
+    text = squeezed(read(analysis.write_report(folder)))
+    assert "and not finished: it is running or was interrupted" in text
+    trials = len(analysis.load(folder).trials)
+    assert f"{trials} of {trials} trials have ended; the study is running or was interrupted" in text
 
 
 def test_every_outcome_is_counted_and_warned_of(tmp_path: Path) -> None:
@@ -300,7 +310,7 @@ def test_every_outcome_is_counted_and_warned_of(tmp_path: Path) -> None:
     assert counts.rows == [[outcome, "1", "2"] for outcome in outcomes]
     text = squeezed(read(analysis.write_report(tmp_path)))
     assert "1 trial stopped by the scheduler used less of the budget" in text
-    assert "Not compared: 3 trials that failed, ran out of memory or was interrupted" in text
+    assert "Not compared: 3 trials (1 failed, 1 out of memory, 1 interrupted)" in text
     assert "2 of 12 lanes diverged (17%)" in text
 
 
@@ -346,6 +356,9 @@ def test_any_confirmation_has_a_report(tmp_path: Path, options: dict[str, Any]) 
     folder = write_study(tmp_path, **SMALL | options)
     text = squeezed(read(analysis.write_report(write_confirmation(folder, seeds=options.get("seeds", 4)))))
     assert "winner's curse" in text
+    held = len(options.get("optimizers", SMALL["optimizers"]))
+    ranked = f"of {held} confirmed cells by validation {options.get('metric', 'loss')} on " in text
+    assert ranked or held == 1 or options.get("seeds") == 1
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
 
 
@@ -381,7 +394,7 @@ def test_replicates_are_counted_in_the_leaderboard(tmp_path: Path) -> None:
 def test_the_front_of_several_objectives_is_shown(tmp_path: Path) -> None:
     objectives = ["metric", "train_seconds", "parameters"]
     folder = write_study(tmp_path, **SMALL | {"widths": [8, 32]}, objectives=objectives)
-    front = read(analysis.write_report(folder)).text.split("Pareto front")[1].split("Figures")[0]
+    front = read(analysis.write_report(folder)).text.split("Pareto front")[1].split("The search, trial by trial")[0]
     assert [name for name in ("train s", "parameters") if name in front] == ["train s", "parameters"]
     assert front.count("adam") == 2
     assert "sgd" not in front
@@ -425,6 +438,41 @@ def test_several_studies_are_sections(quick_study: Path, tmp_path: Path) -> None
     assert [section["id"] for section in page.all("section")] == ["across", "1", "2"]
     assert "Not compared: quick, other: no confirmation on fresh seeds" in squeezed(page)
     assert {"1-cells.csv", "2-cells.csv"} <= {file.name for file in (tmp_path / "both" / "figures").iterdir()}
+
+
+def test_figures_of_several_studies_are_numbered_through(
+    quick_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_study(tmp_path / "other", batch_sizes=[1, 32], name="other", target=0.1, noise=0.1)
+
+    def saved(drawing: Any, out: Path, prefix: str, **_: Any) -> dict[str, Any]:
+        shown = {"name": prefix + drawing.name, "title": drawing.title, "caption": "", "reason": drawing.reason}
+        return shown | {"files": {}, "views": [], "image": None if drawing.data.empty else "drawn"}
+
+    monkeypatch.setattr("analysis.figures.exhibit.Exhibit.save", saved)
+    text = read(analysis.write_report([quick_study, other], tmp_path / "both")).text
+    numbers = [int(number) for number in re.findall(r"Figure (\d+)\. ", text)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) > 25
+    assert "Figure 1. Performance profile over the studies" in text
+    (other / "spec.toml").write_text((other / "spec.toml").read_text().replace("target = 0.1\n", ""))
+    text = read(analysis.write_report([quick_study, other], tmp_path / "both")).text
+    assert "Performance profile over the studies is not shown: fewer than two studies name a target" in text
+
+
+def test_a_report_compares_optimizers_once_and_regimes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_confirmation(
+        write_study(tmp_path, **SMALL | {"batch_sizes": [1, 32]}), best_of=["optimizer", "regime"]
+    )
+    calls: list[int] = []
+
+    def counted(scores: Any) -> Any:
+        calls.append(len(scores.means))
+        return compare_with_best(scores)
+
+    monkeypatch.setattr("analysis.comparisons.compare_with_best", counted)
+    analysis.write_report(folder)
+    assert len(calls) == 2
 
 
 def test_several_studies_replace_no_report_of_one(quick_study: Path, make_study: Callable[..., Path]) -> None:
@@ -532,7 +580,7 @@ print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # In KiB; getrusage would count what the parent, which ran other tests, had before the child's program began.
     assert int(found.stdout) < 2 * 1024**2
-    assert (folder / "report/index.html").stat().st_size < 15e6
+    assert (folder / "report/index.html").stat().st_size < 10e6
 
 
 def test_that_some_trials_had_a_gpu_and_some_none_is_told_of_those_that_ran(quick_study: Path) -> None:
@@ -544,7 +592,9 @@ def test_that_some_trials_had_a_gpu_and_some_none_is_told_of_those_that_ran(quic
         ]
         trials = results.trials.assign(stints=stints + [None] * (len(results.trials) - len(stints)), worker=None)
         other = replace(results, trials=trials)
-        return [each for each in warnings.warnings(other, analysis.cells(other)) if "had a GPU" in each]
+        table = analysis.cells(other)
+        every = warnings.warnings(other, table, analysis.winners_curse(other, table))
+        return [each for each in every if "had a GPU" in each]
 
     assert told(["a:0"], [], []) == [
         "1 trial had a GPU and 2 had none: compare seconds only within one of these groups."

@@ -587,6 +587,8 @@ def outlined(page: Path) -> str:
     html5lib.HTMLParser(strict=True).parse(text)
     assert not re.search(r'(src|href)="(https?:)?//', text)
     assert all(re.search(r'aria-label="[^"]{20,}"', image) for image in re.findall(r"<svg [^>]*>", text))
+    numbers = [int(number) for number in re.findall(r"<h3>Figure (\d+)\. ", text)]
+    assert numbers == list(range(1, text.count("<figure ") + 1))
     return text
 
 

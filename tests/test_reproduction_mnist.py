@@ -288,7 +288,7 @@ def check(out: Path, data_set: str) -> None:
     assert {name for name, figure in drawn(found) if figure.axes} == {
         "mnist-batch", "mnist-augmentation", "mnist-training", "mnist-candidates", "mnist-confusion", "mnist-errors"
     }  # fmt: skip
-    assert all(drawing.caption and drawing.alt and len(drawing.data) for drawing in found["figures"])
+    assert all(drawing.caption and len(drawing.data) for drawing in found["figures"])
     tables = {table.label: pd.DataFrame(table.rows, columns=table.head) for table in found["tables"]}
     assert len(tables["The training table"]) == 21
     assert len(tables["The nearest, and their neighbours, on fresh seeds"]) >= 1

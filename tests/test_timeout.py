@@ -72,7 +72,8 @@ def test_no_trial_begins_after_the_time_out(tmp_path: Path, clock: list[bool]) -
         assert not (world.folder / "checkpoints").exists()
         text = "stopped after 4 of 6 trials: timeout = 2h"
         assert f"tiny: {text}; `study resume" in status.status(world.folder)
-        said = "\n".join(verdict.verdict(found, analysis.cells(found)))
+        table = analysis.cells(found)
+        said = "\n".join(verdict.verdict(found, table, analysis.compare(found, table)))
         assert f"S{text[1:]}. Unequal effort: sgd had 2 trials, momentum had 1 trial, adam had 1 trial." in said
         # The same time-out ends it again at once; a longer one goes on to where a study without one would be.
         world.finish()

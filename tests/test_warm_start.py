@@ -113,7 +113,8 @@ def test_a_study_starts_with_an_earlier_one_and_resumes_without_it(tmp_path: Pat
             assert loaded.provenance["warm_start"] == str(earlier)
             known = json.loads((world.results() / warm_start.FILE).read_text())
             assert known["completed"] == len(known["cells"]) == 4
-            report = "\n".join(warnings.warnings(loaded, analysis.cells(loaded)))
+            table = analysis.cells(loaded)
+            report = "\n".join(warnings.warnings(loaded, table, analysis.winners_curse(loaded, table)))
             assert f"The sampler also knew the trials of {earlier}" in report
     check_same(found[1], found[0])
 

@@ -146,5 +146,6 @@ def label_ends(ax: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
         heights[place] = min(heights[place], 1 - step * (len(heights) - 1 - place))
     for (name, colour, x, y), height in zip(order, heights, strict=True):
         ax.annotate(name, (x, y), (1.04, height), textcoords="axes fraction", va="center", fontsize=7, color=colour,
-                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "alpha": 0.6, "shrinkB": 3},
+                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "alpha": 0.6, "shrinkB": 3,
+                                "relpos": (0, 0.5)},
                     annotation_clip=False)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ LETTER_INCHES = 0.061  # a letter of an axis label on average
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A figure of the report; `alt` describes it for readers who do not see it, `reason` says why it has no data.
+    """A figure of the report; the caption says first what is seen, `reason` says why it has no data.
 
     `views` are drawings of the same data by the words on their tabs, if there are several; the first is `draw`.
     """
@@ -36,7 +37,6 @@ class Exhibit:
     name: str
     title: str
     caption: str
-    alt: str
     data: pd.DataFrame
     draw: Callable[[], Figure]
     reason: str
@@ -63,11 +63,11 @@ class Exhibit:
         """Write SVG, CSV and, if asked for, PDF to `out/figures`; those of an earlier report are deleted.
 
         Returns:
-            What the template shows: name, title, caption, alt, files, image (an SVG element; None if missing), or the
+            What the template shows: name, title, caption, files, image (an SVG element; None if missing), or the
             reason; views: tab, image and `points` of each drawing.
         """
         stem = out / "figures" / f"{prefix}{self.name}"
-        shown: dict[str, Any] = {"name": stem.name, "title": self.title, "caption": self.caption, "alt": self.alt}
+        shown: dict[str, Any] = {"name": stem.name, "title": self.title, "caption": self.caption}
         tabs = list(self.views) or [""]
         files = {tab: f"{stem}-{tab}" if place else str(stem) for place, tab in enumerate(tabs)}
         for file in [f"{each}.{kind}" for each in files.values() for kind in ("svg", "pdf", "csv")]:
@@ -96,7 +96,8 @@ class Exhibit:
             # Several artists of a series would have the same id, which is not allowed.
             images[kind] = buffer.getvalue().replace(f' id="{SERIES}'.encode(), b' data-series="')
             write_file(Path(f"{file}.{kind}"), images[kind])
-        return inline(images["svg"], Path(file).name, self.alt, SCREEN_DPI * drawn.get_figwidth())
+        seen = f"{self.title}. {re.split(r'(?<=[.!?]) (?=[A-Z])', self.caption)[0]}"
+        return inline(images["svg"], Path(file).name, seen, SCREEN_DPI * drawn.get_figwidth())
 
 
 def points(drawn: Figure) -> list[tuple[str, float, float, str]]:
@@ -104,33 +105,36 @@ def points(drawn: Figure) -> list[tuple[str, float, float, str]]:
 
     Returns:
         Name of the series, place in the SVG (points from the left, from the top), and the values in words, with the
-        limits of the bar or band there.
+        limits of the bar or band there, after its label where it is no interval of the value.
     """
     listed: list[tuple[str, float, float, str]] = []
     height, scale = 72 * drawn.get_figheight(), 72 / drawn.dpi
     for ax in drawn.axes:
         for line in ax.get_lines():
             name = str(line.get_gid() or "").removeprefix(SERIES)
-            if not name or line.get_transform() != ax.transData or line.get_linestyle() not in ("-", "None"):
+            beside = line.get_transform() in (ax.get_xaxis_transform(), ax.get_yaxis_transform())
+            if not name or beside or line.get_linestyle() not in ("-", "None"):
                 continue
-            limits = _limits(ax, str(line.get_gid()))
+            words, limits = _limits(ax, str(line.get_gid()))
             values = np.asarray(line.get_xydata(), dtype=float)
-            for (x, y), (across, up) in zip(values, ax.transData.transform(values), strict=True):
+            for (x, y), (across, up) in zip(values, line.get_transform().transform(values), strict=True):
                 if ax.bbox.contains(across, up):
                     low, high = min(limits.get(x, [y])), max(limits.get(x, [y]))
-                    shown = _value(ax, y) + (f" [{_value(ax, low)}, {_value(ax, high)}]" if low < high else "")
+                    shown = _value(ax, y) + (f"{words} [{_value(ax, low)}, {_value(ax, high)}]" if low < high else "")
                     text = f"{ax.get_xlabel()} {short(x)}: {shown}".replace("\n", " ")
                     listed.append((name, round(across * scale, 1), round(height - up * scale, 1), text))
     return listed
 
 
-def _limits(ax: Axes, series: str) -> dict[float, list[float]]:
-    """The heights of the ends of the bars, or of the edges of the band, of a series at each place."""
-    heights: dict[float, list[float]] = {}
-    for path in (path for drawn in ax.collections if drawn.get_gid() == series for path in drawn.get_paths()):
-        for x, y in np.asarray(path.vertices, dtype=float):
+def _limits(ax: Axes, series: str) -> tuple[str, dict[float, list[float]]]:
+    """The label of the bars or the band of a series, if they have one, and the heights of their ends at each place."""
+    heights, words = dict[float, list[float]](), ""
+    for drawn in (drawn for drawn in ax.collections if drawn.get_gid() == series):
+        label = str(drawn.get_label())
+        words = words or (f", {label[1:]}" if label.startswith("_") and not label.startswith("_child") else "")
+        for x, y in (vertex for path in drawn.get_paths() for vertex in np.asarray(path.vertices, dtype=float)):
             heights.setdefault(float(x), []).append(float(y))
-    return heights
+    return words, heights
 
 
 def _value(ax: Axes, value: float) -> str:
@@ -145,11 +149,19 @@ def _folded(label: str, letters: float) -> str:
     return "\n".join(textwrap.fill(line, len(line) // count + 4) if count > 1 else line for line, count in lines)
 
 
-def with_legend(draw: Callable[[Axes], Any], width: float = 0.78 * PAGE_MM, height: float = 80.0) -> Figure:
-    """A figure of one panel, with a legend to its right, or below in a column, if anything is labelled; millimetres."""
+Place = Literal["outside right upper", "outside upper center"]
+
+
+def with_legend(
+    draw: Callable[[Axes], Any],
+    width: float = 0.78 * PAGE_MM,
+    height: float = 80.0,
+    place: Place = "outside right upper",
+) -> Figure:
+    """A figure of one panel with a legend at a place, or below in a column, if anything is labelled; millimetres."""
     drawn = figure(width, 0.8 * height if narrow() else height)
     draw(drawn.subplots())
-    legend(drawn, "outside right upper")
+    legend(drawn, place)
     return drawn
 
 
@@ -168,7 +180,7 @@ def panels(draw: Callable[[Axes, str], Any], columns: list[str], across: int, ro
     return drawn
 
 
-def legend(drawn: Figure, place: Literal["outside right upper", "outside upper center"]) -> None:
+def legend(drawn: Figure, place: Place) -> None:
     """The legend of a figure, of each label once: at a place, or below the axes in a column, as wide as the column."""
     found: dict[str, Any] = {}
     for ax in drawn.axes:
@@ -195,9 +207,9 @@ def mean_of(results: Results) -> str:
     return "geometric mean" if results.metric == "loss" else "mean on the log-odds scale"
 
 
-def best_here(results: Results, names: str) -> str:
+def best_here(results: Results, shown: str) -> str:
     """Which means are best on the seeds that chose them, in a sentence that is no verdict."""
-    return f"{'Highest' if results.maximize else 'Lowest'} mean on the seeds that chose: {names}."
+    return f"{'Highest' if results.maximize else 'Lowest'} mean on the seeds that chose: {shown}."
 
 
 def unit_of(results: Results) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from analysis.cells import fresh_lanes, tuned_lanes
-from analysis.comparisons import Comparison, Entry, compare, missing_sizes
+from analysis.comparisons import Comparison, Entry, missing_sizes
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results, records
 from analysis.statistics import Interval
@@ -55,7 +55,8 @@ def forest_plot(data: pd.DataFrame, ax: Axes, label: str, metric: str = "loss") 
     rows = data.drop_duplicates("optimizer").reset_index(drop=True)
     known = data["value"].dropna()
     for place, row in enumerate(records(rows)):
-        name, (colour, marker) = row["optimizer"], style.optimizer_look(row["optimizer"])
+        name = row["optimizer"]
+        colour, marker = (style.GREY, "D") if row["baseline"] else style.optimizer_look(name)
         values = data.loc[data["optimizer"] == name, "value"].dropna()
         if values.empty:
             ax.text(
@@ -102,10 +103,9 @@ def _drawn(data: pd.DataFrame, label: str, metric: str) -> Figure:
     return drawn
 
 
-def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
-    """The forest plot of the study's optimizers."""
-    compared, metric = compare(results, table), results.metric
-    data = forest(results, compared)
+def figure(results: Results, table: pd.DataFrame, compared: Comparison) -> exhibit.Exhibit:
+    """The forest plot of the study's optimizers, from their comparison."""
+    data, metric = forest(results, compared), results.metric
     label = ", ".join(filter(None, [f"{compared.split} {metric}", exhibit.unit_of(results)]))
     seeds = counted(compared.seeds, "fresh seed" if compared.fresh else "seed")
     noise = "over seeds and test examples" if compared.examples else "over seeds"
@@ -117,16 +117,16 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         caption = f"Candidates only: the {seeds} (dots) are those that chose each optimizer's cell. Also shown: "
     excluded = (~data["contender"].astype(bool) & data["p"].notna()).any()
     mark = "; excluded: not the best (p < .05)" if compared.fresh and excluded else ""
+    mark = "; those on the right also cover that rates are tuned imperfectly" + mark if compared.fresh else ""
     caption += f"{exhibit.mean_of(results)} and its 50% (thick) and 95% (thin) intervals {noise}{mark}."
     lost = [f"{name} ({reason})" for name, reason in missing_sizes(results, table).items()]
-    untuned = [f"{entry.name} (baseline, against the best optimizer)" for entry in compared.baselines]
-    rest = [f"{words}: {listing(each)}" for words, each in (("not tuned", untuned), ("without a result", lost)) if each]
+    rest = ["baselines (not tuned, against the best optimizer)"] if compared.baselines else []
+    rest += [f"without a result: {listing(lost)}"] if lost else []
     caption += f" Also in the spec, {'; '.join(rest)}." if rest else ""
     return exhibit.Exhibit(
         "optimizers",
         f"{compared.split.capitalize()} {metric} of every optimizer at its best",
         caption,
-        f"Forest plot of {compared.split} {metric}, one row per optimizer of the spec, with its interval and seeds.",
         data if compared.scored else data.head(0),
         lambda: _drawn(data, label, metric),
         "no optimizer has a tuned learning rate yet",

@@ -15,13 +15,13 @@ from analysis.figures import exhibit, style
 from analysis.results import Results
 from analysis.schema import Outcome, Regime
 from analysis.statistics import LIMITS
-from analysis.text import interval_text, metric_text, seed_counts, shared_power, short, shortened
+from analysis.text import estimate_text, interval_text, metric_text, seed_counts, shared_power, short, shortened
 
 
 def binned(values: pd.Series[int], limit: int = 8) -> pd.Series[str]:
     """Labels of whole numbers: themselves, or ranges between powers of two if there are more than `limit`."""
     if values.nunique() <= limit:
-        return values.astype(str)
+        return values.map("{:,}".format)
     powers = np.floor(np.log2(values.clip(lower=1))).astype(int)
     labels = [f"{2**power}-{2 ** (power + 1) - 1}" if power else "0-1" for power in powers.tolist()]
     return pd.Series(labels, index=values.index)
@@ -139,7 +139,8 @@ def _best(data: pd.DataFrame, results: Results, down: str, across: str) -> str:
     if known.empty:
         return ""
     row = known.iloc[0]
-    return exhibit.best_here(results, f"{down} {row['row']} with {across} {row['column']}") + " "
+    best = f"{down} {row['row']} with {across} {row['column']}: {estimate_text(row, results.metric)}"
+    return exhibit.best_here(results, best) + " "
 
 
 def figure(results: Results, table: pd.DataFrame, rows: str, columns: str) -> exhibit.Exhibit:
@@ -162,7 +163,6 @@ def figure(results: Results, table: pd.DataFrame, rows: str, columns: str) -> ex
         f"{_best(data, results, down, across)}Yellow is best, grey has no value. Validation {results.metric} of the "
         f"best cell over {others}, at its tuned rate: {exhibit.mean_of(results)} over {seed_counts(table['n'])}, with "
         f"the 95% t interval.",
-        f"Heat map of validation {results.metric}: rows are {down}s, columns {across}s.",
         data if shows else data.head(0),
         drawn,
         alone if len(table) else "no trial has ended yet",

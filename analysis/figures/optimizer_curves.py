@@ -14,7 +14,7 @@ from analysis.figures.regimes.learning_curves import TABS, band
 from analysis.results import SECONDS_ALONE, Results
 from analysis.schema import AXES, REGIMES
 from analysis.statistics import LIMITS
-from analysis.text import band_note, listing, seed_counts
+from analysis.text import band_note, estimate_text, seed_counts
 
 MOST_PANELS = 4
 
@@ -54,11 +54,12 @@ def curves_by_optimizer(
     data: pd.DataFrame, ax: Axes, by: str = "epoch", metric: str = "loss", unit: str = "", seconds: str = SECONDS_ALONE
 ) -> Axes:
     """Draw one panel of `optimizer_curves`: validation solid with its interval as a band, training dashed."""
-    for label, own, colour, _ in style.by_optimizer(data, ax):
+    for label, own, colour, marker in style.by_optimizer(data, ax):
         for split, line in own.groupby("split"):
             if split == "validation":
                 axes.band(ax, line[by], line, colour, 0.12)
-                ax.plot(line[by], line["estimate"], color=colour, label=label, zorder=3)
+                ax.plot(line[by], line["estimate"], color=colour, marker=marker, markersize=3,
+                        markevery=max(1, len(line) // 4), label=label, zorder=3)  # fmt: skip
             else:
                 ax.plot(line[by], line["estimate"], "--", color=colour, linewidth=0.9, alpha=0.8, zorder=2)
     axes.metric_axis(ax, data["estimate"], metric, unit)
@@ -78,7 +79,7 @@ def _drawn(data: pd.DataFrame, by: str, results: Results) -> Figure:
     drawn = exhibit.panels(
         draw, names, 2 if len(names) == 4 else 3, 62, exhibit.metric_label(results).replace("validation ", "")
     )
-    drawn.axes[0].plot([], [], "--", color=style.GREY, linewidth=0.9, label="training")
+    drawn.axes[-1].plot([], [], "--", color=style.GREY, linewidth=0.9, label="training")
     exhibit.legend(drawn, "outside upper center")
     return drawn
 
@@ -92,14 +93,16 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         data[data["split"] == "validation"].sort_values("update").drop_duplicates(["panel", "optimizer"], keep="last")
     )
     first = ends.sort_values("estimate", ascending=not results.maximize).drop_duplicates("panel").set_index("panel")
-    best = listing(f"{first['optimizer'][name]} ({name})" for name in panels.index) if len(panels) else ""
+    best = "; ".join(
+        f"{row['optimizer']} ({name}): {estimate_text(row, metric)}"
+        for name, row in first.reindex(panels.index).iterrows()
+    )
     return exhibit.Exhibit(
         "optimizer-curves",
         f"Training and validation {metric} of every optimizer",
         f"{exhibit.best_here(results, best)} Every optimizer at its best cell and tuned rate: "
         f"{exhibit.mean_of(results)} of the {metric} over {seed_counts(seeds)}, validation solid, training dashed. "
         f"On validation, {band_note(seeds)}; bands may be clipped.",
-        f"{len(panels)} panels of {metric} along training, one line per optimizer: {listing(panels.index)}.",
         data if panels.max() >= 2 else data.head(0),
         partial(_drawn, data, "epoch", results),
         "no batch size has two optimizers with a tuned rate" if len(table) else "no trial has ended yet",

@@ -14,7 +14,7 @@ from analysis.cells import time_to_target
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
 from analysis.statistics import censored_median, performance_profile
-from analysis.text import seed_counts
+from analysis.text import joined, seed_counts
 
 
 def profile(results: Sequence[Results]) -> pd.DataFrame:
@@ -79,18 +79,24 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
 
 def across_studies(studies: Sequence[Results]) -> exhibit.Exhibit:
     """The performance profile over several studies."""
-    reason = "several optimizers reached the target in fewer than three problems"
-    return _figure(profile(studies), "across", "study, ", "seeds", reason)
+    targets = [study for study in studies if study.target is not None]
+    reason = "fewer than two studies name a target, or several optimizers reached it in fewer than three problems"
+    return _figure(profile(targets if len(targets) > 1 else []), "across", "study, ", "seeds", reason)
 
 
 def _figure(data: pd.DataFrame, suffix: str, problem: str, seeds: str, reason: str) -> exhibit.Exhibit:
+    every = data.groupby("optimizer")["share"].agg(["first", "last"]).round(6)
+    best = "; ".join(
+        f"{words}: {joined(list(every.index[every[name] == every[name].max()]))} ({every[name].max():.0%})"
+        for words, name in (("Fastest most often", "first"), ("solves the most problems", "last"))
+        if len(every)
+    )
     return exhibit.Exhibit(
         f"performance-profile{suffix and '-' + suffix}",
         "Performance profile" + (" over the studies" if suffix else ""),
-        f"Share of the problems (each a {problem}width, depth and batch size at which several optimizers ran) in which "
-        f"an optimizer reaches the target within a multiple of the updates of the fastest. Medians over {seeds}, each "
-        f"at its best rate; no intervals.",
-        "Step lines: share of problems solved against the multiple of the fastest, one per optimizer.",
+        f"{best}. Share of the {data['problems'].max() if len(data) else 0} problems (each a {problem}width, depth "
+        f"and batch size at which several optimizers ran) in which an optimizer reaches the target within a multiple "
+        f"of the updates of the fastest. Medians over {seeds}, each at its best rate; no intervals.",
         data if len(data) and data["problems"].iloc[0] >= 3 else data.head(0),
         lambda: exhibit.with_legend(lambda ax: performance_profiles(data, ax)),
         reason,

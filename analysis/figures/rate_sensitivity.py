@@ -12,7 +12,7 @@ from analysis.cells import examples_of, floor_of, optimizer_order, rank, rate_ta
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results, records
 from analysis.statistics import LEAST
-from analysis.text import listing, seed_counts, shortened
+from analysis.text import listing, seed_counts, short, shortened
 
 
 def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer") -> pd.DataFrame:
@@ -25,7 +25,8 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
 
     Returns:
         The columns of `rate_table`, optimizer, by, group (the value of that column), failed (lanes that diverged, or
-        ended no better than before training) and decades (the group's `tolerance`).
+        ended no better than before training), untrained (the median metric before training; NaN if not recorded) and
+        decades (the group's `tolerance`).
     """
     ranked = rank(table, results.maximize)
     if by != "optimizer" and len(ranked):
@@ -36,20 +37,20 @@ def rate_sensitivity(results: Results, table: pd.DataFrame, by: str = "optimizer
     lanes = lanes[lanes["recipe"] == lanes["cell"].map(best["recipe"])]
     group = frame["cell"].map(best[by])
     frame = frame.assign(optimizer=frame["cell"].map(best["optimizer"]), by=by, group=group)
-    frame["failed"] = _failed(results, lanes).reindex(pd.MultiIndex.from_frame(frame[["cell", "learning_rate"]])).array
+    frame = frame.join(_against_start(results, lanes), on=["cell", "learning_rate"])
     widths = {cell: tolerance(own, results.metric) for cell, own in frame.groupby("cell")}
-    return frame.astype({"failed": "int64"}).assign(decades=frame["cell"].map(widths).astype(float))
+    return frame.assign(decades=frame["cell"].map(widths).astype(float))
 
 
-def _failed(results: Results, lanes: pd.DataFrame) -> pd.Series[int]:
-    """The number of failed lanes of each (cell, learning rate)."""
+def _against_start(results: Results, lanes: pd.DataFrame) -> pd.DataFrame:
+    """The number of failed lanes and the metric before training of each (cell, learning rate)."""
     curves, metric = results.curves, results.metric
     first = curves[(curves["update"] == 0) & (curves["split"] == "validation") & (curves["metric"] == metric)]
     first = first[["trial", "lane", "value"]].rename(columns={"value": "start"})
     both = lanes.merge(first, on=["trial", "lane"], how="left")
     gain = (both[f"validation_{metric}"] - both["start"]) * (1 if results.maximize else -1)
-    failed = (both["outcome"] == "diverged") | (gain <= 0)  # an untrained accuracy is that of chance
-    return failed.groupby([both["cell"], both["learning_rate"]]).sum().astype("int64")
+    both["failed"] = (both["outcome"] == "diverged") | (gain <= 0)  # an untrained accuracy is that of chance
+    return both.groupby(["cell", "learning_rate"]).agg(failed=("failed", "sum"), untrained=("start", "median"))
 
 
 def tolerance(rates: pd.DataFrame, metric: str, factor: float = 1.1) -> float:
@@ -82,8 +83,9 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
     """Draw `rate_sensitivity`: one line per group, its name at its end, its tuned rate ringed.
 
     Rates at which a seed diverged are crosses above the plot, one row per group; a mean over the surviving seeds is
-    not drawn there.
+    not drawn there. Losses above `most` are triangles at the upper edge.
     """
+    top = most(data, metric)
     row, by = 0, str(data["by"].iloc[0]) if len(data) else "optimizer"
     spacing = min(0.045, 0.25 / max(1, data.loc[data["diverged"] > 0, "group"].nunique()))
     groups = optimizer_order(data["group"]) if by == "optimizer" else sorted(data["group"].unique())
@@ -98,7 +100,12 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
         known = shown[(shown["n"] > 1) & shown["estimate"].notna()]
         ax.vlines(known["learning_rate"], known["low"], known["high"], color=colour, alpha=0.5, linewidth=0.8)
         ax.plot(shown["learning_rate"], shown["estimate"], color=colour, marker=marker, zorder=3)
-        ends += [(words(name), colour, *end) for end in shown[["learning_rate", "estimate"]].dropna().to_numpy()[-1:]]
+        near = shown.assign(estimate=shown["estimate"].clip(upper=top))[["learning_rate", "estimate"]].dropna()
+        ends += [(words(name), colour, *end) for end in near.to_numpy()[-1:]]
+        far = shown.loc[shown["estimate"] > top, "learning_rate"]
+        if len(far):  # an empty line that is not clipped would shrink the axes
+            ax.plot(far, [1.0] * len(far), "^", color=colour, markersize=7, fillstyle="none", clip_on=False, zorder=5,
+                    transform=ax.get_xaxis_transform())  # fmt: skip
         tuned = shown[shown["tuned"]]
         ax.plot(tuned["learning_rate"], tuned["estimate"], "o", color=colour, markersize=9, fillstyle="none", zorder=4)
         diverged = line.loc[line["diverged"] > 0, "learning_rate"]
@@ -111,9 +118,14 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
         ax.set_xscale("log")
         axes.log_ticks(ax, "x", float(data["learning_rate"].min()), float(data["learning_rate"].max()))
     ax.set_xlabel("learning rate")
-    axes.metric_axis(ax, data.loc[data["eligible"], "estimate"], metric, unit)
+    axes.metric_axis(ax, data.loc[data["eligible"], "estimate"].clip(upper=top), metric, unit)
     axes.label_ends(ax, ends)
     return ax
+
+
+def most(data: pd.DataFrame, metric: str) -> float:
+    """The largest loss that is worth an axis: twice that before training; NaN if that is not recorded."""
+    return math.inf if metric == "accuracy" else 2 * float(data["untrained"].max())
 
 
 def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhibit.Exhibit:
@@ -123,10 +135,9 @@ def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhi
     cells, reason = "each optimizer at every learning rate of its grid", "no cell ran at three learning rates"
     if (data["recipe"] != "").any():
         cells += ", with its tuned recipe"
-    lines = f"optimizer: {listing(data['optimizer'])}"
     if by != "optimizer":
         data = exhibit.varied(data, "group")
-        name, title, lines = f"rate-by-{words.replace(' ', '-')}", f"{title}, by {words}", words
+        name, title = f"rate-by-{words.replace(' ', '-')}", f"{title}, by {words}"
         cells, reason = f"{listing(data['optimizer'])} at each {words}", f"the best optimizer ran at one {words} only"
     data = exhibit.varied(data, "learning_rate", 3)
     seeds = data.loc[data["eligible"], "n"]
@@ -135,8 +146,7 @@ def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhi
         title,
         f"{_words(data, metric)}The best cell of {cells}: {exhibit.mean_of(results)} of the final validation {metric} "
         f"over {seed_counts(seeds)}, with 95% intervals as bars. Ring: tuned rate; cross: a seed diverged"
-        f"{_failures(data)}.",
-        f"Final validation {metric} against learning rate, one line per {lines}.",
+        f"{_marks(data, metric)}.",
         data,
         lambda: exhibit.with_legend(lambda ax: learning_rate_sensitivity(data, ax, metric, unit), height=85),
         reason,
@@ -149,19 +159,25 @@ def _words(data: pd.DataFrame, metric: str) -> str:
     if groups.empty:
         return ""
     if len(groups) > 4:
-        groups = groups.sort_values("decades").iloc[[0, -1]]
-    widths = listing(f"{row['group']}: {row['decades']:.1f}" for row in records(groups))
+        groups = groups.sort_values("decades").iloc[[0, -1]].assign(which=["fewest: ", "most: "])
+    by = "" if groups["by"].iloc[0] == "optimizer" else f"{axes.column_label(groups['by'].iloc[0])} "
+    rates = np.log10(data["learning_rate"].where(data["eligible"])).groupby(data["group"])
+    whole = groups["decades"] >= groups["group"].map(rates.max() - rates.min()) - 1e-9
+    widths = listing(
+        f"{row.get('which', '')}{by}{row['group'] if not by else format(row['group'], ',')} "
+        f"{'all ' if every else ''}{row['decades']:.1f}{' tried' if every else ''}"
+        for row, every in zip(records(groups), whole, strict=True)
+    )
     measure = "loss" if metric == "loss" else "share of errors"
     return (
-        f"Width of the range of rates within 1.1 times the best {measure}, by a parabola, in decades and without "
-        f"intervals: {widths}. "
+        f"Decades of learning rate within 1.1 times the best {measure} (from a fitted parabola, without intervals): "
+        f"{widths}. "
     )
 
 
-def _failures(data: pd.DataFrame) -> str:
-    failed = data["failed"].sum()
-    return (
-        f"; {failed} of {data['lanes'].sum()} lanes failed, which includes ending no better than untrained"
-        if failed
-        else ""
-    )
+def _marks(data: pd.DataFrame, metric: str) -> str:
+    """How many lanes failed, and what the triangles are, if any."""
+    failed, top = data["failed"].sum(), most(data, metric)
+    words = f"; {failed} of {data['lanes'].sum()} lanes failed, which includes ending no better than untrained"
+    far = f"; triangle: a loss above {short(top)}, twice that before training"
+    return (words if failed else "") + (far if (data["estimate"] > top).any() else "")

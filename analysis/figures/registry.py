@@ -6,11 +6,12 @@ and a line here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pandas as pd
 
+from analysis.comparisons import Comparison
 from analysis.figures import forest, heat_map, optimizer_curves, performance_profile, rate_sensitivity
 from analysis.figures.batch_size import steps_to_target, throughput, tuned_rate
 from analysis.figures.exhibit import Exhibit
@@ -27,7 +28,6 @@ from analysis.figures.search import (
 from analysis.results import Results
 
 FIGURES: dict[str, tuple[Callable[[Results, pd.DataFrame], Exhibit], ...]] = {
-    "optimizers": (forest.figure,),
     "curves": (optimizer_curves.figure,),
     "regimes": (learning_curves.figure,),
     "learning rates": (rate_sensitivity.figure,),
@@ -55,4 +55,14 @@ FIGURES: dict[str, tuple[Callable[[Results, pd.DataFrame], Exhibit], ...]] = {
     ),
     "ledger": (timeline.figure,),
 }
-"""The figures of each part of the report; each takes the study and its `cells`."""
+"""The figures of each part of the report but the first; each takes the study and its `cells`."""
+
+
+def figures_of(results: Results, table: pd.DataFrame, compared: Comparison) -> Iterator[tuple[str, Exhibit]]:
+    """The figures of a study with the parts of the report that they belong to, in order.
+
+    `table` is its `cells`, `compared` the comparison of its optimizers.
+    """
+    yield "optimizers", forest.figure(results, table, compared)
+    for part, makers in FIGURES.items():
+        yield from ((part, make(results, table)) for make in makers)

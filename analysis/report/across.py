@@ -10,12 +10,12 @@ from analysis.cells import cells, optimizer_order
 from analysis.comparisons import Comparison, Entry, compare
 from analysis.paired import Scores, compare_with_best
 from analysis.results import Results, table_of
-from analysis.text import counted
+from analysis.text import counted, effect_text, first_upper, joined, listing
 
 LANE = ["optimizer", "width", "depth", "batch_size", "settings", "recipe", "learning_rate", "seed"]
 
 
-def across(studies: Sequence[Results]) -> Comparison:
+def across(studies: Sequence[Results], compared: Sequence[Comparison] | None = None) -> Comparison:
     """Which optimizer may be the best on average over several studies.
 
     In every study each optimizer stands with its best cell on fresh seeds, and differences are paired by seed and test
@@ -25,17 +25,18 @@ def across(studies: Sequence[Results]) -> Comparison:
 
     Args:
         studies: all with the same metric, none a repetition of another (`repetitions`).
+        compared: what `compare` says of the optimizers of each; computed if not given.
 
     Returns:
-        One entry per optimizer of any study, without cell and score; one that lacks a fresh score in a study has that
-        as its reason.
+        One entry per optimizer of any study, without score; one that lacks a fresh score in a study has that as its
+        reason, and its cell in another study.
 
     Raises:
         ValueError: if the studies differ in their metric, or one has no confirmation.
     """
     if len({study.metric for study in studies}) > 1:
         raise ValueError("studies of loss and of accuracy have no common score")
-    compared = [compare(study, cells(study)) for study in studies]
+    compared = compared or [compare(study, cells(study)) for study in studies]
     unconfirmed = [study.name for study, each in zip(studies, compared, strict=True) if not each.fresh]
     if unconfirmed:
         raise ValueError(f"{', '.join(unconfirmed)}: no confirmation on fresh seeds ([confirm] in the spec)")
@@ -46,7 +47,8 @@ def across(studies: Sequence[Results]) -> Comparison:
             if reason := found.get(name, "not in this study"):
                 reasons.setdefault(name, f"{study.name}: {reason}")
     names = optimizer_order(entry.name for each in compared for entry in each.scored if entry.name not in reasons)
-    missing = [Entry(name, None, reason=reasons[name]) for name in optimizer_order(reasons)]
+    cell_of = {entry.name: entry.cell for each in compared for entry in each.entries if entry.cell is not None}
+    missing = [Entry(name, cell_of.get(name), reason=reasons[name]) for name in optimizer_order(reasons)]
     seeds = min(each.seeds for each in compared)
     if not names:
         return Comparison(missing, True, "test", seeds)
@@ -114,12 +116,32 @@ def _average(scores: Sequence[Scores], splits: Sequence[object]) -> Scores:
     )
 
 
-def verdict_across(found: Comparison, studies: int) -> str:
-    """Who is the best over several studies, or that nobody is, in a sentence."""
-    names = [entry.name for entry in found.contenders]
+def verdict_across(found: Comparison, studies: Sequence[Results], compared: Sequence[Comparison]) -> list[str]:
+    """Who is the best over several studies or that nobody is, who is not compared, and whose tuning is unknown."""
+    reasons = dict.fromkeys(entry.reason for entry in found.entries if entry.reason)
+    lost = [f"{listing(each.name for each in found.entries if each.reason == why)} ({why})" for why in reasons]
+    missing = [f"Not compared: {'; '.join(lost)}."] if lost else []
     if len(found.scored) < 2:
-        return "Fewer than two optimizers have a fresh score in every study, so there is no comparison."
-    where = f"on average over {counted(studies, 'study').replace('studys', 'studies')}"
-    if found.winner:
-        return f"{found.winner.name[0].upper()}{found.winner.name[1:]} is the best {where}."
-    return f"No winner: {', '.join(names[:-1])} and {names[-1]} may each be the best {where}."
+        return ["Fewer than two optimizers have a fresh score in every study, so there is no comparison.", *missing]
+    first, metric = found.contenders[0], studies[0].metric
+    seeds = counted(found.seeds, "fresh seed")
+    where = f"in {found.split} {metric}, on average over {len(studies)} studies with at least {seeds} each"
+    if len(found.contenders) > 1:
+        said = f"No winner: {joined([entry.name for entry in found.contenders])} may each be the best {where}."
+    else:
+        against = f"{'against' if metric == 'accuracy' else 'the loss of'} the best other optimizer"
+        best = f"is the best {where}: {' '.join(effect_text(first.effect, metric))} {against}"
+        whole = f"{first_upper(first.name)} {best}."
+        said = (
+            whole
+            if found.winner
+            else f"No winner: {first.name} {best} in every study, but those left out may be better."
+        )
+    untuned = [
+        f"{entry.name} ({study.name})"
+        for study, each in zip(studies, compared, strict=True)
+        for place, entry in enumerate(each.scored)
+        if each.scores and not each.scores.of_tuning[place] and entry.name in [other.name for other in found.scored]
+    ]
+    unknown = "Unknown, and not in the intervals, is by how much a tuned rate falls short of the best one"
+    return [said, *missing, *([f"{unknown}: {listing(untuned)}."] if untuned else [])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis.cells import cells, rank
-from analysis.comparisons import winners_curse
+from analysis.comparisons import Comparison, compare, winners_curse
 from analysis.figures.batch_size.steps_to_target import batch_scaling, steps_to_target
-from analysis.figures.exhibit import unit_of, write_file
+from analysis.figures.exhibit import SCREEN_DPI, unit_of, write_file
 from analysis.figures.performance_profile import across_studies
-from analysis.figures.regimes.gradient_noise import gradient_noise
-from analysis.figures.registry import FIGURES
+from analysis.figures.registry import figures_of
 from analysis.figures.search.timeline import covered, timeline
 from analysis.figures.style import dark_rules
 from analysis.report import tables
@@ -49,6 +48,13 @@ def write_report(
         ResultsError: if a folder cannot be read as results, no trial has ended in any, or the report of several studies
             would replace that of one.
     """
+    return report(paths, out_dir, pdf=pdf, command=command)[0]
+
+
+def report(
+    paths: str | Path | Sequence[str | Path], out_dir: str | Path | None = None, *, pdf: bool = False, command: str = ""
+) -> tuple[Path, list[list[str]]]:
+    """Write the report as `write_report`; returns its page and the verdict of each study."""
     folders = [paths] if isinstance(paths, str | Path) else list(paths)
     if not folders:
         raise ResultsError("no results folder given")
@@ -62,15 +68,22 @@ def write_report(
     if all(study.trials.empty for study in studies):
         raise ResultsError(f"{folders[0]}: no trial has ended yet; `study status {folders[0]}` shows the progress")
     (out / "figures").mkdir(parents=True, exist_ok=True)
+    known = [(study, table, compare(study, table)) for study in studies for table in [cells(study)]]
     prefixes = ["" if len(folders) == 1 else f"{number}-" for number in range(1, len(folders) + 1)]
-    page = render(
-        "report.html.j2",
-        sections=[_section(study, out, prefix, pdf) for study, prefix in zip(studies, prefixes, strict=True)],
-        across=_across(studies, out, pdf) if len(studies) > 1 else None,
-        command=command or shlex.join(["study", "report", *map(str, folders)]),
-    )
+    several = _across(studies, [compared for *_, compared in known], out, pdf) if len(studies) > 1 else None
+    sections = [_section(*each, out, prefix, pdf) for each, prefix in zip(known, prefixes, strict=True)]
+    parts = [figures for section in sections for figures in section["figures"].values()]
+    number(figure for figures in ([several["figures"]] if several else []) + parts for figure in figures)
+    command = command or shlex.join(["study", "report", *map(str, folders)])
+    page = render("report.html.j2", sections=sections, across=several, command=command)
     write_file(out / "index.html", page.encode())
-    return out / "index.html"
+    return out / "index.html", [section["verdict"] for section in sections]
+
+
+def number(figures: Iterable[dict[str, Any]]) -> None:
+    """Number the figures that are shown, in the order of the page."""
+    for place, figure in enumerate((figure for figure in figures if figure["image"]), start=1):
+        figure["number"] = place
 
 
 def render(template: str, **values: Any) -> str:
@@ -82,29 +95,35 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(dark_rules=Markup(dark_rules()), **values)
+    return environment.get_template(template).render(
+        dark_rules=Markup(dark_rules()), print_zoom=86 / SCREEN_DPI, **values
+    )
 
 
-def _across(studies: Sequence[Results], out: Path, pdf: bool) -> dict[str, Any]:
+def _across(studies: Sequence[Results], compared: Sequence[Comparison], out: Path, pdf: bool) -> dict[str, Any]:
     """The values of the template for several studies together."""
     repeated = repetitions(studies)
     kept = [study for place, study in enumerate(studies) if place not in repeated]
+    found = [each for place, each in enumerate(compared) if place not in repeated]
     shown = {"figures": [across_studies(kept).save(out, "", pdf=pdf)], "warnings": list(repeated.values())}
     if len(kept) < 2:
-        return shown | {"text": "Not compared: fewer than two different studies.", "table": None}
+        return shown | {"verdict": ["Not compared: fewer than two different studies."], "table": None}
     try:
-        found = across(kept)
+        joint = across(kept, found)
     except ValueError as error:
-        return shown | {"text": f"Not compared: {error}.", "table": None}
-    shown["table"] = saved(tables.across(found, kept[0].metric), out, "")
-    return shown | {"text": verdict_across(found, len(kept))}
+        return shown | {"verdict": [f"Not compared: {error}."], "table": None}
+    shown["table"] = saved(tables.across(joint, kept[0].metric), out, "")
+    return shown | {"verdict": verdict_across(joint, kept, found)}
 
 
-def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, Any]:
+def _section(
+    results: Results, table: pd.DataFrame, compared: Comparison, out: Path, prefix: str, pdf: bool
+) -> dict[str, Any]:
     """The values of the template for one study."""
-    table = cells(results)
-    curse = winners_curse(results, table)
-    shown = {name: saved(each, out, prefix) for name, each in tables_of(results, table).items()}
+    curse, figures = winners_curse(results, table), dict[str, list[dict[str, Any]]]()
+    shown = {name: saved(each, out, prefix) for name, each in tables_of(results, table, compared, curse).items()}
+    for part, figure in figures_of(results, table, compared):
+        figures.setdefault(part, []).append(figure.save(out, prefix, pdf=pdf))
     leaderboard = f"figures/{prefix}cells.csv"
     write_file(out / leaderboard, table.to_csv(index=False).encode())
     return {
@@ -112,7 +131,7 @@ def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, A
         "id": prefix.rstrip("-") or "study",
         "name": results.name,
         "description": str(results.spec.get("description", "")),
-        "verdict": verdict(results, table),
+        "verdict": verdict(results, table, compared),
         "confirmation": confirmation(results, curse),
         "course": course(results),
         "outcomes": tables.outcomes(results),
@@ -126,23 +145,12 @@ def _section(results: Results, out: Path, prefix: str, pdf: bool) -> dict[str, A
         "seconds": results.seconds_label,
         "several": len(results.objectives) > 1,
         "target": results.target is not None,
-        "scaling": scaling(results, table),
-        "figures": _figures(results, table, out, prefix, pdf=pdf),
-        "warnings": warnings(results, table),
+        "scaling": scaling(results),
+        "figures": figures,
+        "warnings": warnings(results, table, curse),
         "spec": results.spec_text,
         "provenance": tables.provenance(results),
     }
-
-
-def _figures(
-    results: Results, table: pd.DataFrame, out: Path, prefix: str, *, pdf: bool
-) -> dict[str, list[dict[str, Any]]]:
-    """The figures of each part for the template; those that are shown are numbered."""
-    parts = {part: [make(results, table).save(out, prefix, pdf=pdf) for make in each] for part, each in FIGURES.items()}
-    shown = [figure for figures in parts.values() for figure in figures if figure["image"]]
-    for number, figure in enumerate(shown, start=1):
-        figure["number"] = number
-    return parts
 
 
 def course(results: Results) -> list[str]:
@@ -150,7 +158,7 @@ def course(results: Results) -> list[str]:
     trials, provenance = results.trials, results.provenance
     planned = table_of(results.spec, "budget").get("trials")
     of = f" of {planned}" if isinstance(planned, int) else ""
-    lines = [f"{len(trials)}{of} trials have ended, with {len(results.lanes):,} lanes (learning rates x seeds)."]
+    lines = [f"{results.ended}{of} trials have ended, with {len(results.lanes):,} lanes (learning rates x seeds)."]
     started = f"Started {tables.when(provenance.get('started'))}"
     if results.timed_out:
         lines[0] += f" The search {results.timed_out}."
@@ -187,8 +195,8 @@ def course(results: Results) -> list[str]:
     return lines
 
 
-def scaling(results: Results, table: pd.DataFrame) -> list[str]:
-    """The critical batch size of each optimizer for which it can be fitted, and the gradient noise scale."""
+def scaling(results: Results) -> list[str]:
+    """The critical batch size of each optimizer for which it can be fitted."""
     fits = batch_scaling(steps_to_target(results))
     lines = [
         f"No critical batch size of {listing(own['optimizer'])}: {reason}."
@@ -200,11 +208,5 @@ def scaling(results: Results, table: pd.DataFrame) -> list[str]:
             f"Critical batch size of {row['optimizer']}: {short(row['critical'])} {limits}, above which larger batches "
             f"save few updates; the target takes at least {short(row['smallest_steps'])} updates and at least "
             f"{short(row['smallest_examples'])} examples."
-        )
-    for regime, own in gradient_noise(results, table).groupby("regime", sort=False):
-        last = own.iloc[-1]
-        lines.append(
-            f"Gradient noise scale at the end of the best {regime} training: {short(last['estimate'])} "
-            f"[{short(last['low'])}, {short(last['high'])}] examples."
         )
     return lines

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.cells import cells, rank
-from analysis.comparisons import winners_curse
+from analysis.comparisons import Comparison, compare, winners_curse
 from analysis.figures.exhibit import write_file
-from analysis.figures.registry import FIGURES
+from analysis.figures.registry import figures_of
 from analysis.figures.style import millimetres
 from analysis.report import tables
 from analysis.report.tables import Cell, Table
@@ -49,21 +49,24 @@ def write_figures(path: str | Path, width: str | float = "icml", out_dir: str | 
     if results.trials.empty:
         raise ResultsError(f"{path}: no trial has ended yet; `study status {path}` shows the progress")
     out, table = Path(out_dir or results.path / "paper"), cells(results)
+    compared = compare(results, table)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    for make in (make for part in FIGURES.values() for make in part):
-        make(results, table).save(out, "", pdf=True, width=wide)
-    for shown in tables_of(results, table).values():
+    for _, figure in figures_of(results, table, compared):
+        figure.save(out, "", pdf=True, width=wide)
+    for shown in tables_of(results, table, compared, winners_curse(results, table)).values():
         saved(shown, out, "")
     return sorted(file for folder in ("figures", "tables") for file in (out / folder).glob("*.*"))
 
 
-def tables_of(results: Results, table: pd.DataFrame) -> dict[str, Table | None]:
-    """The tables of a study's results; None for one without rows."""
-    has_settings = bool((table["settings"] != "").any())
+def tables_of(
+    results: Results, table: pd.DataFrame, compared: Comparison, curse: pd.DataFrame
+) -> dict[str, Table | None]:
+    """The tables of a study's results, from its cells, `compare` and `winners_curse`; None for one without rows."""
+    metric, has_settings = results.metric, bool((table["settings"] != "").any())
     return {
-        "comparisons": tables.compared(results, table, has_settings),
-        "confirmed": tables.confirmed(results, winners_curse(results, table), has_settings),
-        "regimes": tables.compared(results, table, has_settings, by="regime"),
+        "comparisons": tables.compared(compared, metric, has_settings),
+        "confirmed": tables.confirmed(results, curse, has_settings),
+        "regimes": tables.compared(compare(results, table, "regime"), metric, has_settings, by="regime"),
         "times": tables.times(results, table),
         "recipes": tables.recipes(results, table),
         "leaderboard": tables.leaderboard(results, rank(table, results.maximize), has_settings),

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.cells import target_times
-from analysis.comparisons import Comparison, Entry, compare
+from analysis.comparisons import Comparison, Entry
 from analysis.figures.search.timeline import busy, timeline
 from analysis.report.recipes import recipe_sensitivity
 from analysis.report.verdict import curse_text
@@ -112,12 +112,17 @@ def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Tabl
             shown["fresh seeds"] = str(row["seeds"]), ended
         rows.append(shown)
     first = [place for place, row in enumerate(records(curse)) if row["rank_confirmed"] == 1]
-    return table("Confirmation", rows, sortable=True, best=first)
+    caption = (
+        "Ranked by the validation split of the fresh seeds. 95% intervals of each row alone; those of the verdict "
+        "and the first figure, on the test split, are wider, as they also allow for the choice of the best of "
+        "several."
+    )
+    return table("Confirmation", rows, caption=caption, sortable=True, best=first)
 
 
-def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str = "optimizer") -> Table | None:
+def compared(found: Comparison, metric: str, has_settings: bool, by: str = "optimizer") -> Table | None:
     """Every optimizer or regime of the spec at its best cell, against the best of the others."""
-    found, metric, dash = compare(results, cells, by), results.metric, "\N{EN DASH}"
+    dash = "\N{EN DASH}"
     power = shared_power([each.score.estimate for each in found.scored], metric)
     heading = f"{found.split} {metric}, " + ("fresh seeds" if found.fresh else "chosen on these seeds")
     heading += f", x 1e{power}" if power else ""
@@ -149,6 +154,8 @@ def compared(results: Results, cells: pd.DataFrame, has_settings: bool, by: str 
             )
     else:
         caption += " and shown on the same seeds, which flatters the best: no row is a winner without fresh seeds."
+    if by == "regime" and len(rows) < 2:
+        return None
     best = [place for place, each in enumerate(found.entries) if each.contender] if found.fresh else [0]
     return table(f"{by.capitalize()}s at their best", rows, caption=caption, sortable=True, best=best)
 
@@ -176,11 +183,11 @@ def across(found: Comparison, metric: str) -> Table | None:
     ]
     scale = "geometric mean of ratios" if metric == "loss" else "mean of differences"
     caption = (
-        f"Each optimizer's best cell on fresh seeds, paired by seed: {scale} over the studies, each study counting the "
-        f"same. Intervals and p hold for all rows at once (multiple comparisons with the best, Hsu 1996), for these "
-        f"studies; other data sets may rank optimizers otherwise."
+        f"Each optimizer's best cell on the {found.split} split and fresh seeds, paired by seed: {scale} over the "
+        f"studies, each study counting the same. Intervals and p hold for all rows at once (multiple comparisons with "
+        f"the best, Hsu 1996), for these studies; other data sets may rank optimizers otherwise."
     )
-    return table("Across the studies", rows, caption=caption, sortable=True, narrow=True)
+    return table("Across the studies", rows, caption=caption, sortable=True)
 
 
 def times(results: Results, cells: pd.DataFrame) -> Table | None:

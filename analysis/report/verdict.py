@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import rank
-from analysis.comparisons import Comparison, average_curse, compare, missing_sizes, names_of
+from analysis.comparisons import Comparison, average_curse, missing_sizes, names_of
 from analysis.results import Results, hours, same_setting, table_of
 from analysis.schema import Outcome
 from analysis.statistics import Interval
@@ -21,6 +21,8 @@ from analysis.text import (
     counted,
     effect_text,
     estimate_text,
+    first_upper,
+    joined,
     listing,
     p_text,
     seed_counts,
@@ -33,18 +35,20 @@ MORE = 1000
 """Seeds beyond which "more seeds" is no advice."""
 
 
-def verdict(results: Results, table: pd.DataFrame) -> list[str]:
-    """Who wins or that nobody does, the best setting, the cost; then what would change that. One line each."""
+def verdict(results: Results, table: pd.DataFrame, compared: Comparison) -> list[str]:
+    """Who wins or that nobody does, the best setting, the cost; then what would change that. One line each.
+
+    `table` is the study's `cells`, `compared` what `compare` says of its optimizers.
+    """
     if results.trials.empty:
         return ["No trial has ended yet, so there is nothing to compare."]
     ranked = rank(table, results.maximize)
     if ranked.empty:
         return [
             "No trial has a learning rate at which every seed survived, so there is nothing to compare.",
-            *_without_result(compare(results, table), missing_sizes(results, table)),
+            *_without_result(compared, missing_sizes(results, table)),
             f"Cost: {study_cost(results)}.",
         ]
-    compared = compare(results, table)
     best = compared.scored[0].cell
     assert best is not None
     whose = "Best setting" if compared.winner else "Its setting"
@@ -65,7 +69,7 @@ def _stopped(results: Results) -> Iterator[str]:
         names = names_of(results, "optimizer")
         counts = results.trials["optimizer"].value_counts().reindex(names, fill_value=0)
         shares = listing(f"{name} had {counted(count, 'trial')}" for name, count in counts.items())
-        yield f"{_first_upper(results.timed_out)}." + (f" Unequal effort: {shares}." if counts.nunique() > 1 else "")
+        yield f"{first_upper(results.timed_out)}." + (f" Unequal effort: {shares}." if counts.nunique() > 1 else "")
 
 
 def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
@@ -77,14 +81,14 @@ def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
             continue
         name, than = f'the baseline "{each.name}"', f"the best tuned optimizer, {best.name}"
         if same_setting(each.cell, best.cell):
-            yield f"{_first_upper(name)} is the best tuned setting itself."
+            yield f"{first_upper(name)} is the best tuned setting itself."
             continue
         against = "against" if metric == "accuracy" else f"the {compared.split} loss of"
         shown = f"{' '.join(effect_text(each.effect, metric))} {against} {than} ({p_text(each.p)})"
         if not each.contender:
             yield f"Tuning beats {name}, which has {shown}."
         elif each.p < SIGNIFICANT:
-            yield f"{_first_upper(name)} beats tuning: it has {shown}. Its cell can be tried first, with [[enqueue]]."
+            yield f"{first_upper(name)} beats tuning: it has {shown}. Its cell can be tried first, with [[enqueue]]."
         else:
             yield f"Tuning is not shown to beat {name}, which has {shown}."
 
@@ -99,7 +103,7 @@ def study_cost(results: Results) -> str:
 def _who(results: Results, compared: Comparison) -> str:
     """The winner with its score and its lead, the contenders, or the candidate of a search without confirmation."""
     best, metric = compared.scored[0], results.metric
-    name = _first_upper(best.name)
+    name = first_upper(best.name)
     score = f"{compared.split} {metric} {estimate_text(best.score, metric)}"
     alone = ""
     if len(compared.scored) == 1:
@@ -132,17 +136,9 @@ def _who(results: Results, compared: Comparison) -> str:
     rest = [f"{each.name} ({p_text(each.p)})" for each in compared.scored if not each.contender]
     excluded = f" Excluded: {listing(rest)}." if rest else ""
     return (
-        f"No winner: {_and([each.name for each in compared.contenders])} may each be the best. First is {best.name} "
+        f"No winner: {joined([each.name for each in compared.contenders])} may each be the best. First is {best.name} "
         f"with {score} {where}.{excluded}"
     )
-
-
-def _first_upper(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _and(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _without_result(compared: Comparison, sizes: dict[str, str]) -> Iterator[str]:
@@ -164,12 +160,12 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
     names = " and ".join(each.name for each in compared.scored[:2])
     gap, parts = float(scores.means @ direction), scores.parts(direction)
     if abs(gap) < EQUAL:
-        yield f"{_first_upper(names)} are equal to rounding."
+        yield f"{first_upper(names)} are equal to rounding."
         return
     total = sum(parts.values())
     allowed = (gap / 2.5) ** 2  # the critical value of a few comparisons at many degrees of freedom
     known = [f"{part / total:.0%} from {source}" for source, part in parts.items() if part >= 0.005 * total]
-    causes = f"the noise of their difference is {_and(known)}"
+    causes = f"the noise of their difference is {joined(known)}"
     causes += "" if scores.examples else "; that of test examples is unknown"
     left, rest = (allowed - total + parts[source] for source in ("seeds", "test examples"))
     seeds = scores.seeds * parts["seeds"] / left if left > 0 else math.inf
@@ -184,7 +180,7 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
     elif parts["tuning"] >= allowed:
         yield f"Fresh seeds cannot tell {names} apart, more seeds or rates in the search may: {causes}."
     else:
-        yield f"{_first_upper(names)} cannot be told apart with fewer than {MORE:,} fresh seeds: {causes}."
+        yield f"{first_upper(names)} cannot be told apart with fewer than {MORE:,} fresh seeds: {causes}."
 
 
 def confirmation(results: Results, curse: pd.DataFrame) -> list[str]:
@@ -196,15 +192,16 @@ def confirmation(results: Results, curse: pd.DataFrame) -> list[str]:
     if best["rank_search"] != 1:
         name = f"{cell_text(best)} (the best cell of the search was not run)"
     seeds = f"{seed_counts(curse['seeds'], 'fresh seed')}, against {seed_counts(curse['search_n'])} in the search"
+    among = f"confirmed cells by validation {results.metric} on {seeds}"
     if best["confirmed_n"] == 0:
         place = f"{name} cannot be confirmed on {seeds}: {_why_not_confirmed(best)}."
     elif len(held) == 1:
         place = f"{name} is the only one confirmed, on {seeds}, so its rank is not checked."
     elif best["rank_confirmed"] == 1:
-        place = f"{name} stays first of {len(held)} confirmed cells on {seeds}."
+        place = f"{name} stays first of {len(held)} {among}."
     else:
         first = held.sort_values("rank_confirmed").iloc[0]
-        place = f"{name} falls to place {best['rank_confirmed']:.0f} of {len(held)} confirmed cells on {seeds}; "
+        place = f"{name} falls to place {best['rank_confirmed']:.0f} of {len(held)} {among}; "
         place += f"first is {cell_text(first)}."
     return [place, *_curse_sentence(results, curse)]
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import edges, rank
-from analysis.comparisons import winners_curse
 from analysis.figures.search.expected_best import ADAPTIVE
 from analysis.results import Results, stints, table_of
 from analysis.schema import CELL, Outcome
@@ -18,19 +17,30 @@ HEAVY = 0.2
 """Share of the loss that a hundredth of the examples may make; beyond, 95% intervals cover clearly less than that."""
 
 
-def warnings(results: Results, table: pd.DataFrame) -> list[str]:
-    """All warnings that apply to a study and its `cells`, the most important first."""
+def warnings(results: Results, table: pd.DataFrame, curse: pd.DataFrame) -> list[str]:
+    """All warnings that apply to a study, its `cells` and its `winners_curse`, the most important first."""
     ranked = rank(table, results.maximize)
     return [
+        *_unfinished(results),
         *_score(results),
         *_data(results),
         *_edges(results, ranked),
-        *_same_seeds(results, table, ranked),
+        *_same_seeds(results, curse, ranked),
         *_heavy_tails(results),
         *_comparability(results, ranked),
         *_lost_lanes(results),
         *_effort(results),
     ]
+
+
+def _unfinished(results: Results) -> Iterator[str]:
+    planned = table_of(results.spec, "budget").get("trials")
+    if results.provenance.get("started") and not results.provenance.get("finished"):
+        of = f" of {planned}" if isinstance(planned, int) else ""
+        yield (
+            f"{results.ended}{of} trials have ended; the study is running or was interrupted, so all results are "
+            f"provisional."
+        )
 
 
 def _score(results: Results) -> Iterator[str]:
@@ -62,17 +72,17 @@ def _edges(results: Results, ranked: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _same_seeds(results: Results, table: pd.DataFrame, ranked: pd.DataFrame) -> Iterator[str]:
-    confirmed = winners_curse(results, table)
+def _same_seeds(results: Results, confirmed: pd.DataFrame, ranked: pd.DataFrame) -> Iterator[str]:
     if confirmed["confirmed"].notna().any():
         yield (
             "The leaderboard, and all figures but the first, show the seeds on which rates and cells were chosen; the "
             "verdict, the first figure and the tables of optimizers and regimes come from seeds that chose nothing."
         )
     elif len(ranked):
+        check = "The confirmation, which has no result yet," if results.spec.get("confirm") else "[confirm] in the spec"
         yield (
-            "Rates and cells were chosen on the seeds that are reported, and the best of many cells is partly the "
-            "luckiest: expect the winner to score slightly worse on fresh seeds. [confirm] in the spec checks this."
+            f"Rates and cells were chosen on the seeds that are reported, and the best of many cells is partly the "
+            f"luckiest: expect the first to score slightly worse on fresh seeds. {check} checks this."
         )
     if results.confirmation_trouble:
         yield f"The confirmation is left out: {results.confirmation_trouble}."
@@ -153,5 +163,7 @@ def _effort(results: Results) -> Iterator[str]:
             f"[tuning] fair = true gives every optimizer the same."
         )
     ended = [Outcome.COMPLETED, Outcome.STOPPED, Outcome.DIVERGED]
-    if lost := int((~results.trials["outcome"].isin(ended)).sum()):
-        yield f"Not compared: {counted(lost, 'trial')} that failed, ran out of memory or was interrupted."
+    lost = results.trials.loc[~results.trials["outcome"].isin(ended), "outcome"].value_counts()
+    if len(lost):
+        endings = listing(f"{count} {name}" for name, count in lost.items())
+        yield f"Not compared: {counted(lost.sum(), 'trial')} ({endings})."

@@ -166,8 +166,8 @@ def section(name: str, measured: Measured) -> dict[str, Any]:
     facts = _known(name) | dict(measured.facts)
     figures = []
     for key, (data, draw) in measured.figures.items():
-        title, caption, alt = (render(prose["figures"][key][part], facts) for part in ("title", "caption", "alt"))
-        figures.append(Exhibit(key, title, caption, alt, data, draw, "no run has finished"))
+        title, caption = (render(prose["figures"][key][part], facts) for part in ("title", "caption"))
+        figures.append(Exhibit(key, title, caption, data, draw, "no run has finished"))
     claims = [judge(name, key, facts) for key in prose["claims"]]
     sessions = [session for study in studies for session in study.provenance.get("sessions") or []]
     ended = [session for session in sessions if session.get("ended")]

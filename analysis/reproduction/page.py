@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.figures.exhibit import write_file
-from analysis.report.page import render
+from analysis.report.page import number, render
 from analysis.reproduction.claims import Measured, Truth, section, source
 from analysis.reproduction.layers import layers
 from analysis.reproduction.linear import cubic_linear, linear
@@ -72,9 +72,11 @@ def write_page(out: Path, truth: Truth, command: str = "", say: Callable[[str], 
     if not made and not troubles:
         return None
     (out / "figures").mkdir(parents=True, exist_ok=True)
+    drawn = [each | {"figures": [figure.save(out, "", pdf=True) for figure in each["figures"]]} for each in made]
+    number(figure for each in drawn for figure in each["figures"])
     page = render(
         "reproduction.html.j2",
-        sections=[each | {"figures": [figure.save(out, "", pdf=True) for figure in each["figures"]]} for each in made],
+        sections=drawn,
         total=duration(sum(each["seconds"] for each in made)),
         troubles=troubles,
         source=source()["source"],

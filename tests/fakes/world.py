@@ -91,7 +91,7 @@ class World(AbstractContextManager["World"]):
             patch.setattr(ray, name, lambda *_, **__: None)
         patch.setattr(ray, "nodes", self._ray_nodes)
         patch.setattr("study.cluster.ray.LOOK_SECONDS", 0.0)
-        patch.setattr("analysis.report.page.write_report", lambda folders, *_, **__: Path(folders[0]) / "report")
+        patch.setattr("analysis.report.page.report", lambda folders, *_, **__: (Path(folders[0]) / "report", [[]]))
         # Facts of the provenance that are slow to find.
         patch.setattr(subprocess, "run", _no_program)
         patch.setattr(metadata, "version", _version)

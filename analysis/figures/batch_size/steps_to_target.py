@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from analysis.cells import time_to_target
 from analysis.figures import axes, exhibit, style
-from analysis.results import Results
+from analysis.results import Results, records
 from analysis.scaling import critical_batch_size
 from analysis.statistics import NOTHING
 from analysis.text import seed_counts, short
@@ -113,13 +113,18 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         few = "the target was reached at fewer than three batch sizes"
         reason = "no cell reached the target on every seed" if every.empty else few
     seeds = seed_counts(data.groupby(["optimizer", "batch_size"])["seed"].nunique())
+    least = data.groupby(["optimizer", "batch_size"])["updates"].agg(["median", "min", "max"]).sort_values("median")
+    fewest = "".join(
+        f"Fewest updates to the target: {row['optimizer']} at batch size {row['batch_size']:,}, {short(row['median'])} "
+        f"({short(row['min'])} to {short(row['max'])} over seeds). "
+        for row in records(least.head(1).reset_index())
+    )
     return exhibit.Exhibit(
         "steps-to-target",
         "Updates to the target",
-        f"Updates until the validation {results.metric} reaches {target}, with one architecture per optimizer, at the "
+        f"{fewest}Until the validation {results.metric} reaches {target}, with one architecture per optimizer, at the "
         f"learning rate that needs the fewest: medians over {seeds}, and their range. Curve: S = S_min (1 + B_crit / "
         f"B), where it can be fitted; tick: critical batch size.",
-        "Updates to the target against batch size, one line per optimizer, beside perfect scaling.",
         data,
         lambda: exhibit.with_legend(lambda ax: steps_against_batch_size(data, fits, ax)),
         reason,

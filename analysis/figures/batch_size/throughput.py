@@ -6,8 +6,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures import axes, exhibit, style
-from analysis.results import Results
+from analysis.results import Results, records
 from analysis.schema import Outcome
+from analysis.text import counted, short
 
 
 def throughput(results: Results) -> pd.DataFrame:
@@ -43,12 +44,16 @@ def throughput_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """Throughput of every trial."""
     data = throughput(results)
+    medians = data.groupby(["engine", "batch_size"])["examples_per_second"].median().sort_values().reset_index()
+    ends = " to ".join(
+        f"{short(row['examples_per_second'])} ({row['engine']}, batch size {row['batch_size']:,})"
+        for row in records(medians.iloc[[0, -1]] if len(medians) else medians)
+    )
     return exhibit.Exhibit(
         "throughput",
         "Throughput",
-        "Training examples per second of a trial's whole stack of lanes, without evaluation. Points: trials of every "
-        "width and depth; line: median by engine; no intervals.",
-        "Examples per second against batch size, one line per engine.",
+        f"Median training examples per second of a trial's whole stack of lanes, without evaluation: from {ends}. "
+        f"Points: {counted(len(data), 'trial')} of every width and depth; line: median by engine; no intervals.",
         exhibit.varied(data, "batch_size", 3),
         lambda: exhibit.with_legend(lambda ax: throughput_against_batch_size(data, ax)),
         "trials at fewer than three batch sizes ran with all their lanes to the end",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.transforms import offset_copy
 
 from analysis.cells import rank
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
-from analysis.text import listing, seed_counts
+from analysis.text import listing, seed_counts, short
+
+BARS = "_halfway to the neighbouring rates of the grid"
+"""The label of the bars, which no legend shows."""
 
 
 def best_rates(results: Results, table: pd.DataFrame) -> pd.DataFrame:
@@ -39,17 +45,23 @@ def rate_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:
     Points of an optimizer that are confounded are not joined. Bars reach halfway to the neighbouring rates of the grid;
     open markers lie on its edge.
     """
+    count = data["optimizer"].nunique()
     for place, (label, own, colour, marker) in enumerate(style.by_optimizer(data, ax)):
-        beside = own["batch_size"] * 1.06**place  # equal rates of two optimizers lie side by side
+        # Equal rates of two optimizers lie side by side, at their true batch size for readers who point at them.
+        aside = (place - (count - 1) / 2) * min(4, 16 / count)
+        beside: dict[str, Any] = {
+            "transform": offset_copy(ax.transData, ax.get_figure(root=True), aside, units="points")
+        }
+        at = own["batch_size"]
         bars = own[["below", "above"]].to_numpy(dtype=np.float64)
         rates = own["learning_rate"].to_numpy(dtype=np.float64)
         ends = np.where(np.isnan(bars), rates[:, None], np.sqrt(bars * rates[:, None]))
-        ax.vlines(beside, ends[:, 0], ends[:, 1], color=colour, alpha=0.3, linewidth=2)
+        ax.vlines(at, ends[:, 0], ends[:, 1], color=colour, alpha=0.3, linewidth=2, label=BARS, **beside)
         joined = "" if own["confounded"].any() else "-"
-        ax.plot(beside, rates, color=colour, marker=marker, linestyle=joined, label=label, zorder=3)
+        ax.plot(at, rates, color=colour, marker=marker, linestyle=joined, label=label, zorder=3, **beside)
         edge = own["on_edge"]
-        ax.plot(beside[edge], own.loc[edge, "learning_rate"], linestyle="", color=colour, marker=marker,
-                markerfacecolor="white", zorder=4)  # fmt: skip
+        ax.plot(at[edge], own.loc[edge, "learning_rate"], linestyle="", color=colour, marker=marker,
+                markerfacecolor="white", zorder=4, **beside)  # fmt: skip
     if data["batch_size"].nunique() > 1:
         sizes = np.sort(data["batch_size"].unique().astype(float))
         start = float(np.exp(np.log(data.loc[data["batch_size"] == sizes[0], "learning_rate"]).mean()))
@@ -58,6 +70,8 @@ def rate_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:
             ax.plot(sizes, guide, dashes, color=style.GREY, linewidth=0.9, label=label, zorder=1)
     axes.log_axis(ax, "y", data["learning_rate"], margin=5)
     axes.size_axis(ax, data["batch_size"])
+    if len(data):
+        ax.set_xlim(data["batch_size"].min() / 2, data["batch_size"].max() * 2)
     ax.set_ylabel("tuned learning rate")
     return ax
 
@@ -66,14 +80,19 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The tuned rate of the best cell of each optimizer and batch size."""
     data = best_rates(results, table)
     mixed = listing(data.loc[data["confounded"], "optimizer"])
-    warning = f"Confounded, as width, depth or settings differ too, and not joined: {mixed}. " if mixed else ""
+    warning = f"; confounded, as width, depth or settings differ too, and not joined: {mixed}" if mixed else ""
+    rates = listing(
+        f"{name} {short(own['learning_rate'].iloc[0])} at {own['batch_size'].iloc[0]:,} and "
+        f"{short(own['learning_rate'].iloc[-1])} at {own['batch_size'].iloc[-1]:,}"
+        for name, own in data.groupby("optimizer")
+        if len(own) > 1
+    )
     return exhibit.Exhibit(
         "tuned-rate",
         "Tuned learning rate vs. batch size",
-        f"{warning}The best cell of each optimizer and batch size, tuned over "
-        f"{seed_counts(table['n'])}. Bars show the grid: they reach halfway to the neighbouring rates, and open "
-        f"markers lie on its edge.",
-        "Tuned learning rate against batch size, one line per optimizer.",
+        f"Tuned rates at the smallest and the largest batch size: {rates}. Each of the best cell there, tuned over "
+        f"{seed_counts(table['n'])}{warning}. Bars are no intervals: they reach halfway to the neighbouring rates of "
+        f"the grid, and open markers lie on its edge.",
         exhibit.varied(data, "batch_size", 3),
         lambda: exhibit.with_legend(lambda ax: rate_against_batch_size(data, ax)),
         "fewer than three batch sizes",

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 
 from analysis.cells import best_of_regimes
 from analysis.figures import axes, exhibit, style
-from analysis.results import Results
+from analysis.results import Results, records
 from analysis.scaling import gradient_noise_scale
 from analysis.statistics import LIMITS
-from analysis.text import seed_counts
+from analysis.text import listing, seed_counts, short
 
 
 def gradient_noise(results: Results, table: pd.DataFrame) -> pd.DataFrame:
@@ -54,13 +54,17 @@ def noise_scale(data: pd.DataFrame, ax: Axes) -> Axes:
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The gradient noise scale of the best cell of each regime."""
     data = gradient_noise(results, table)
+    last = data.drop_duplicates("regime", keep="last")
+    ends = listing(
+        f"{row['regime']} {short(row['estimate'])} [{short(row['low'])}, {short(row['high'])}]" for row in records(last)
+    )
     return exhibit.Exhibit(
         "gradient-noise",
         "Gradient noise scale along training",
-        f"tr(Σ) / |G|², the batch size at which noise and signal of the gradient are equal, on a fixed subset of the "
-        f"training split, for the best cell of each regime at its tuned rate over {seed_counts(data['n'])}. Band: "
+        f"At the end of training the gradient noise scale is, in examples: {ends}. It is tr(Σ) / |G|², the batch size "
+        f"at which noise and signal of the gradient are equal, on a fixed subset of the training split, for the best "
+        f"cell of each regime at its tuned rate over {seed_counts(data['n'])}. Band: "
         f"pointwise 95% interval; dotted: the batch size of the cell.",
-        "Gradient noise scale against training examples, one line per regime.",
         data,
         lambda: exhibit.with_legend(lambda ax: noise_scale(data, ax)),
         "not recorded; set gradient_noise = true under [recording] in the spec to record it",

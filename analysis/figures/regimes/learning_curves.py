@@ -15,7 +15,7 @@ from analysis.figures import axes, exhibit, style
 from analysis.results import SECONDS_ALONE, Results
 from analysis.schema import AXES, Regime
 from analysis.statistics import LEAST, LIMITS, UNKNOWN_EXAMPLES, metric_interval, smoothed
-from analysis.text import band_note, listing, optimizer_text, seed_counts, short, shortened
+from analysis.text import band_note, estimate_text, listing, optimizer_text, seed_counts, short, shortened
 
 HALF_LIFE = 0.01
 """Half-life of the smoothing of batch losses, as a share of the examples of the shortest training shown."""
@@ -118,7 +118,10 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
 
     def draw(by: str) -> Figure:
         return exhibit.with_legend(
-            lambda ax: loss_by_regime(data, ax, by, metric, unit, seconds=results.seconds_label), style.PAGE_MM, 90
+            lambda ax: loss_by_regime(data, ax, by, metric, unit, seconds=results.seconds_label),
+            0.8 * style.PAGE_MM,
+            80,
+            "outside upper center",
         )
 
     ends = data.sort_values("update").drop_duplicates("regime", keep="last")
@@ -126,8 +129,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     whose = (
         "its best cell" if ends["optimizer"].nunique() > 1 else f"the best cell of {listing(ends['optimizer'])} there"
     )
+    best = listing(f"{row['regime']}: {estimate_text(row, metric)}" for _, row in ends.head(1).iterrows())
     caption = (
-        f"{exhibit.best_here(results, listing(ends['regime'].head(1)))} Each at {whose}; line: "
+        f"{exhibit.best_here(results, best)} Each at {whose}; line: "
         f"{exhibit.mean_of(results)} over {seed_counts(data['n'])}; {band_note(data['n'])}, which may be clipped; "
         f"{results.seconds_label} leave out evaluation."
     )
@@ -140,7 +144,6 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         "loss-by-regime",
         f"Validation {metric} by regime",
         caption,
-        f"Validation {metric} along training, one line per regime: {listing(data['regime'])}.",
         exhibit.varied(data, "regime"),
         partial(draw, "update"),
         "one regime only" if len(data) else "no cell has a tuned learning rate yet",

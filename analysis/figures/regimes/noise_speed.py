@@ -14,7 +14,7 @@ from analysis.figures import axes, exhibit, style
 from analysis.results import Results
 from analysis.schema import Regime
 from analysis.statistics import LEAST, log_interval
-from analysis.text import metric_text, seed_counts, shortened
+from analysis.text import metric_text, seed_counts, short, shortened
 
 
 def noise_and_speed(results: Results, table: pd.DataFrame) -> pd.DataFrame:
@@ -103,15 +103,26 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """Noise vs. speed of the best cell of each optimizer and batch size."""
     data = noise_and_speed(results, table)
     level = metric_text(float(data["level"].iloc[0]), "loss") if len(data) else ""
+    ends = [_first(data, "examples", " training examples"), _first(data, "noise", "")]
     return exhibit.Exhibit(
         "noise-speed",
         "Noise vs. speed",
-        f"Training examples until the validation loss falls to {level}, halfway (on the log scale) from the initial to "
-        f"the best final loss, against the scatter of its logarithm about its trend, late in training. The best cell "
-        f"of each optimizer and batch size at its tuned rate: geometric means over {seed_counts(table['n'])}, 95% t "
-        f"intervals. Hollow, on the right: a seed never reached the level.",
-        "Scatter plot of noise vs. speed, one point per optimizer and batch size, coloured by regime.",
+        f"Fastest: {ends[0]}; least noisy: {ends[1]}. Training examples until the validation loss falls to {level}, "
+        f"halfway (on the log scale) from the initial to the best final loss, against the scatter of its logarithm "
+        f"about its trend, late in training, at the best cell and tuned rate: geometric means over "
+        f"{seed_counts(table['n'])}, 95% t intervals. Hollow, on the right: a seed never reached the level.",
         exhibit.varied(data, "trial", 3),
         lambda: exhibit.with_legend(lambda ax: noise_against_speed(data, ax)),
         "fewer than three cells have a tuned rate",
     )
+
+
+def _first(data: pd.DataFrame, name: str, unit: str) -> str:
+    """The row with the smallest value of a column in words, with its limits."""
+    known = data[np.isfinite(data[name])].sort_values(name)
+    if known.empty:
+        return "none"
+    row = known.iloc[0]
+    low, high = (row[f"{name}{end}"] for end in ("_low", "_high"))
+    limits = f"[{short(low)}, {short(high)}]{unit}" if low < high else f"{unit} (the same evaluation on every seed)"
+    return f"{row['optimizer']} at batch size {row['batch_size']:,}, {short(row[name])} {limits}"

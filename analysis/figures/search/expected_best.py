@@ -8,9 +8,10 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import axes, exhibit, style
 from analysis.figures.search.progress import progress
-from analysis.results import Results, table_of
+from analysis.results import Results, records, table_of
 from analysis.schema import Outcome
 from analysis.statistics import expected_best
+from analysis.text import counted, metric_text
 
 ADAPTIVE = ("tpe", "gp", "nsga2")
 """Samplers that learn from earlier trials."""
@@ -45,9 +46,9 @@ def expected_search(results: Results) -> pd.DataFrame:
 def expected_best_of(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: str = "") -> Axes:
     """Draw `expected_search`: one line per optimizer."""
     for label, own, colour, marker in style.by_optimizer(data, ax):
-        few = own[own["trials"] <= 12]
-        ax.plot(own["trials"], own["expected"], color=colour, label=label, zorder=3)
-        ax.plot(few["trials"], few["expected"], linestyle="", color=colour, marker=marker, markersize=3)
+        every = max(1, len(own) // 12)
+        ax.plot(own["trials"], own["expected"], color=colour, marker=marker, markersize=3, markevery=every, label=label,
+                zorder=3)  # fmt: skip
     ax.set_xlabel("trials of the optimizer")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.metric_axis(ax, data["expected"], metric, unit)
@@ -61,13 +62,18 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     try:
         data, reason = exhibit.varied(expected_search(results), "trials", 3), "no optimizer had three trials"
     except ValueError as error:
-        data, reason = pd.DataFrame(), str(error)
+        data, reason = pd.DataFrame(columns=["optimizer", "trials", "expected"]), str(error)
+    best = data.sort_values("expected", ascending=not results.maximize).head(1)
+    first = "".join(
+        f"Best expected on the seeds that chose: {row['optimizer']} after {counted(row['trials'], 'trial')}, "
+        f"{metric_text(row['expected'], metric)}. "
+        for row in records(best)
+    )
     return exhibit.Exhibit(
         "expected-best",
         "Expected best vs. number of trials",
-        f"The expected validation {metric} of the best of n trials of an optimizer, drawn without replacement from "
-        f"those that ran (unbiased); a trial without a value counts as the worst. No intervals.",
-        f"Expected best validation {metric} against the number of trials, one line per optimizer.",
+        f"{first}The validation {metric} to expect of the best of n trials of an optimizer, drawn without replacement "
+        f"from those that ran (unbiased); a trial without a value counts as the worst. No intervals.",
         data,
         lambda: exhibit.with_legend(lambda ax: expected_best_of(data, ax, metric, unit), height=75),
         reason,

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from analysis.figures import axes, exhibit, style
-from analysis.results import Results
+from analysis.results import Results, records
 from analysis.text import counted
 
 
@@ -48,12 +48,16 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The importance of each hyperparameter that was searched."""
     data = importance_spread(results.importance)
     repeats = counted(int(data["n"].max()) if len(data) else 0, "bootstrap repeat")
+    first = "".join(
+        f"Most important: {axes.column_label(row['parameter'])}, {row['estimate']:.0%} [{row['low']:.0%}, "
+        f"{row['high']:.0%}]. "
+        for row in records(data.head(1))
+    )
     return exhibit.Exhibit(
         "importance",
         "Importance of the hyperparameters",
-        f"How much each hyperparameter affects whether a trial is among the best, as shares (PED-ANOVA, Watanabe et "
-        f"al. 2023). Bars: all trials; lines: 2.5 to 97.5 percentiles over {repeats}.",
-        "Bar chart of hyperparameter importances.",
+        f"{first}How much each hyperparameter affects whether a trial is among the best, as shares (PED-ANOVA, "
+        f"Watanabe et al. 2023). Bars: all trials; lines: 2.5 to 97.5 percentiles over {repeats}.",
         exhibit.varied(data, "parameter"),
         lambda: exhibit.with_legend(lambda ax: importance_bars(data, ax), 110, 15 + 9 * max(2, len(data))),
         "not recorded; it needs at least 8 completed trials and two hyperparameters",

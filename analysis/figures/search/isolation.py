@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.cells import optimizer_order, rank
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results
-from analysis.text import seed_counts, shortened
+from analysis.text import seed_counts, short, shortened
 
 SEARCHED = ("optimizer", "width", "depth", "batch_size", "learning_rate")
 """The hyperparameters of a cell, including the tuned rate."""
@@ -63,11 +65,21 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "isolation",
         "Each hyperparameter alone",
-        f"Validation {metric} of every cell at its tuned rate against each hyperparameter that has three values with "
-        f"two cells each, at any value of the others; dark: the best of each value. Each point is a "
-        f"{exhibit.mean_of(results)} over {seed_counts(table['n'])}; no intervals.",
-        f"Panels of validation {metric} against {', '.join(columns)}.",
+        f"{exhibit.best_here(results, best_of(data, columns))} Every cell at its tuned rate against each "
+        f"hyperparameter that has three values with two cells each, at any value of the others; dark: the best of "
+        f"each value. Each point is a {exhibit.mean_of(results)} of the validation {metric} over "
+        f"{seed_counts(table['n'])}; no intervals.",
         data if columns else data.head(0),
         lambda: exhibit.panels(lambda ax, by: isolation(data, ax, by, metric, unit), columns, 3, 58, label),
         "no hyperparameter has three values with two cells each",
+    )
+
+
+def best_of(data: pd.DataFrame, columns: Iterable[str]) -> str:
+    """Some hyperparameters of the best cell of `searched` in words."""
+    return ", ".join(
+        f"{axes.column_label(name)} "
+        f"{value if isinstance(value, str) else short(value) if value < 1000 else f'{value:,}'}"
+        for name in columns
+        for value in data[name].head(1)
     )

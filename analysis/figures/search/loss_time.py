@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures import axes, exhibit, style
-from analysis.results import SECONDS_ALONE, Results, pareto
+from analysis.results import SECONDS_ALONE, Results, pareto, records
 from analysis.schema import Outcome
-from analysis.text import seed_counts
+from analysis.text import duration, metric_text, seed_counts
 
 
 def loss_and_time(results: Results, table: pd.DataFrame) -> pd.DataFrame:
@@ -43,12 +43,18 @@ def loss_against_time(
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The validation metric of every completed cell against its training time."""
     data, metric, unit = loss_and_time(results, table), results.metric, exhibit.unit_of(results)
+    front = data[data["front"].astype(bool)]
+    ends = " to ".join(
+        f"{row['optimizer']} at batch size {row['batch_size']:,} ({metric_text(row['validation'], metric)} after "
+        f"{duration(row['train_seconds'])})"
+        for row in records(front.iloc[sorted({0, len(front) - 1})] if len(front) else front)
+    )
     return exhibit.Exhibit(
         "loss-time",
         f"Validation {metric} vs. training time",
-        f"Every completed cell at its tuned rate ({exhibit.mean_of(results)} over {seed_counts(table['n'])}) against "
-        f"its training time, {results.seconds_label}. Line: Pareto front; no intervals.",
-        f"Scatter plot of validation {metric} against training time with its Pareto front.",
+        f"On the seeds that chose, the Pareto front has {len(front)} of {len(data)} completed cells, from {ends}. "
+        f"Each at its tuned rate ({exhibit.mean_of(results)} of the validation {metric} over "
+        f"{seed_counts(table['n'])}) against its training time, {results.seconds_label}; no intervals.",
         exhibit.varied(data, "trial", 3),
         lambda: exhibit.with_legend(lambda ax: loss_against_time(data, ax, metric, unit, results.seconds_label)),
         "fewer than three cells have completed with a tuned rate",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from analysis.cells import optimizer_order
 from analysis.figures import axes, exhibit, style
-from analysis.figures.search.isolation import SEARCHED, searched
+from analysis.figures.search.isolation import SEARCHED, best_of, searched
 from analysis.results import Results
 from analysis.text import metric_text, seed_counts, short, shortened
 
@@ -85,9 +85,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "parallel-coordinates",
         "All cells in parallel coordinates",
-        f"{lines} at its tuned rate. Black: the best tenth by validation {metric} ({exhibit.mean_of(results)} over "
-        f"{seed_counts(table['n'])}); the others from better (light) to worse (dark); no intervals.",
-        f"Parallel coordinates of {', '.join(columns)} and validation {metric}.",
+        f"{exhibit.best_here(results, best_of(data, columns))} {lines} at its tuned rate. Black: the best tenth by "
+        f"validation {metric} ({exhibit.mean_of(results)} over {seed_counts(table['n'])}); the others from better "
+        f"(light) to worse (dark); no intervals.",
         exhibit.varied(data, "trial", 3) if len(columns) > 1 else data.head(0),
         lambda: exhibit.with_legend(lambda ax: parallel_coordinates(data, ax, metric), style.PAGE_MM),
         "fewer than three cells have a tuned rate" if len(columns) > 1 else "fewer than two hyperparameters varied",

@@ -10,9 +10,10 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.cells import examples_of, floor_of, rate_table
 from analysis.figures import axes, exhibit, style
-from analysis.results import Results
+from analysis.results import Results, records
 from analysis.schema import Outcome
 from analysis.statistics import best_so_far
+from analysis.text import listing, metric_text, seed_counts
 
 
 def progress(results: Results) -> pd.DataFrame:
@@ -55,12 +56,17 @@ def search_progress(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: st
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The value of every trial and the best so far."""
     data, metric, unit = progress(results), results.metric, exhibit.unit_of(results)
+    best = data[data["value"] == data["best"]].tail(1)  # the first trial of the last best, as the best so far is strict
+    found = listing(
+        f"trial {row['trial']} of {len(data)}, {row['optimizer']}, {metric_text(row['value'], metric)}"
+        for row in records(best)
+    )
     return exhibit.Exhibit(
         "search-progress",
         "The search, trial by trial",
-        f"Validation {metric} of each trial at its tuned rate ({exhibit.mean_of(results)} over its seeds) and the best "
-        f"so far; no intervals. Hollow: a trial that was stopped or ended early; cross: one without a value.",
-        f"Validation {metric} of every trial in order, and the best so far.",
+        f"{exhibit.best_here(results, found)} Each at its tuned rate ({exhibit.mean_of(results)} over "
+        f"{seed_counts(table['n'])}), and the best so far; no intervals. Hollow: a trial that was stopped or ended "
+        f"early; cross: one without a value.",
         exhibit.varied(data, "trial", 3),
         lambda: exhibit.with_legend(lambda ax: search_progress(data, ax, metric, unit), height=75),
         "fewer than three trials have ended",

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from analysis.figures import exhibit, style
 from analysis.results import Results, stints
 from analysis.schema import Outcome
-from analysis.text import counted, shortened
+from analysis.text import counted, duration, shortened
 
 MOST_WORKERS = 32
 COLOURS = {
@@ -141,9 +141,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "timeline",
         "Worker and GPU timeline" if gpus else "Worker timeline",
-        f"{rows}, one bar for each stay of a trial there, including the confirmation, coloured by outcome. Gaps are "
-        f"waiting time, or the time between sessions.",
-        f"Timeline of the trials of {'GPUs and workers' if gpus else 'workers'}.",
+        f"{counted(len(data), 'stay')} of trials on {counted(workers, 'GPU or worker' if gpus else 'worker')} within "
+        f"{duration(float(data['ended'].max()))}. {rows}, one bar for each stay of a trial there, including the "
+        f"confirmation, coloured by outcome. Gaps are waiting time, or the time between sessions.",
         data,
         lambda: exhibit.with_legend(lambda ax: trial_timeline(data, ax), style.PAGE_MM, height),
         "no trial has recorded when and where it ran",

@@ -137,17 +137,20 @@ def sized(command: Callable[..., None]) -> Any:
 
     @wraps(command)
     def read_first(
-        spec: str, trials: int | None, epochs: int | None, seeds: int | None, timeout: str | None, **options: Any
-    ) -> None:
+        spec: str, optimizers: str | None, trials: int | None, epochs: int | None, seeds: int | None,
+        timeout: str | None, **options: Any
+    ) -> None:  # fmt: skip
         from study.spec import read
 
         changes: dict[str, dict[str, Any]] = {"budget": {"trials": trials, "epochs": epochs}, "lanes": {"seeds": seeds}}
         changes["tuning"] = {"timeout": timeout}
+        changes["search"] = {"optimizer": optimizers and [name.strip() for name in optimizers.split(",")]}
         given = {name: {key: value for key, value in table.items() if value} for name, table in changes.items()}
         command(read(spec, given), **options)
 
     return _with(
         click.argument("spec", type=SPEC),
+        click.option("--optimizers", metavar="A,B", help="To compare, each with as many trials as the spec gives one."),
         click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's."),
         click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget."),
         click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's."),

@@ -13,6 +13,7 @@ from trainables.lanes.stack import Lane
 from trainables.lanes.trial import grid_lanes
 from trainables.rules import named
 from trainables.usercode.importing import is_import_path, is_own
+from trainables.workloads.catalogue import DEEPOBS
 from trainables.workloads.data import Data
 from trainables.workloads.models import layered
 
@@ -100,7 +101,7 @@ def _bundle(name: str, path: str, config: TrialConfig) -> dict[str, str]:
 def _network(config: TrialConfig, network: nn.Module, data: Data) -> list[str]:
     """The network: layer by layer if all of them are torch's own, with torch's own initial values."""
     cast = ".double()" if config.dtype == "float64" else ""
-    usual = config.model_args.get("init", "torch") == "torch"
+    usual = config.model_args.get("init", "torch") == "torch" and config.model not in DEEPOBS
     if usual and layered(network) and all(type(layer).__module__.startswith("torch.nn.") for layer in network):
         return ["network = nn.Sequential(", *(f"    nn.{layer}," for layer in network), f"){cast}"]
     size = {"width": config.width, "depth": config.depth, **_bundle("bundle", config.model, config)}

@@ -138,7 +138,8 @@ class Workload(Section, config.Reading):
     missing: Annotated[Missing, known("missing", MISSING)] = "error"
     """What happens to missing values: `error`, `drop` (the row), or `mean` (of the training split)."""
     model: Annotated[str, known("model", FAMILIES, is_import_path, _MODELS)]
-    """`linear`, `mlp`, `cnn`, or `quadratic` for the data set of that name; or the import path of your own."""
+    """`linear`, `mlp`, `cnn`; `quadratic` for the data set of that name; DeepOBS's `deepobs-logreg`, `deepobs-mlp`,
+    `deepobs-2c2d`, `deepobs-3c3d` for images; or the import path of your own."""
     model_args: ModelArgs = ModelArgs()
     """Arguments of a shipped model."""
     own_args: dict[str, ModelArgument] = Field(default_factory=dict)

@@ -43,6 +43,7 @@ def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) ->
         *_network(config, network, data),
         f"optimizers = {_optimizers(config)}",
         *_schedule(lane, updates),
+        *_average(lane.recipe),
         *_criterion(config, data),
         f"orders = (torch.randperm({len(data.train)})[:{used}] for _ in count())",
         f"batches = (rows for order in orders for rows in order.split({size}))",
@@ -55,6 +56,8 @@ def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) ->
         f"    x, y = {x}, data.train.targets[rows]",
         *_update(config, lane.recipe),
         *(["    for scheduler in schedulers:", "        scheduler.step()"] if lane.scheduled else []),
+        *(["    average.update_parameters(network)"] if lane.recipe.ema else []),
+        *(["network = average.module"] if lane.recipe.ema else []),
         *(
             ["optimizers[0].average()  # the parameters to evaluate"]
             if named(config.optimizer, config.code).average
@@ -74,6 +77,7 @@ _IMPORTS = {
     "count": "from itertools import count, islice\n",
     "torch": "import torch",
     "nn.": "from torch import nn",
+    "AveragedModel(": "from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn",
     "F.": "from torch.nn import functional as F\n",
     "named(": "from trainables.rules import named",
     "factor(": "from trainables.schedules import factor",
@@ -127,6 +131,13 @@ def _schedule(lane: Lane, updates: int) -> list[str]:
     arguments = _arguments(lane.recipe.schedule or "constant", lane.recipe.warmup or 0.0)
     each = f"torch.optim.lr_scheduler.LambdaLR(each, lambda n: factor({arguments}, n, {updates}))"
     return [f"schedulers = [{each} for each in optimizers]"]
+
+
+def _average(own: Recipe) -> list[str]:
+    """The moving average of the parameters, if there is one."""
+    if not own.ema:
+        return []
+    return [f"average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn({own.ema!r}))"]
 
 
 def _criterion(config: TrialConfig, data: Data) -> list[str]:

@@ -66,6 +66,7 @@ class Baseline(GivenCell):
     weight_decay: Annotated[float | None, _AMOUNT, _LANES] = None
     clip_norm: Annotated[float | None, _AMOUNT, _LANES] = None
     clip_value: Annotated[float | None, _AMOUNT, _LANES] = None
+    ema: Annotated[float | None, _SHARE, _LANES] = None
 
     def recipe(self) -> dict[str, Any]:
         """The values that are given of the axes of lanes."""

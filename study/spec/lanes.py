@@ -68,7 +68,7 @@ class Lanes(Section):
     """Values in an optimizer's own range."""
     schedule: Schedules | None = None
     """Of the rate: constant, linear, cosine, step, exponential, one-cycle, wsd. A list is tuned beside the rate, lane
-    by lane; so are lists of the four keys below."""
+    by lane; so are lists of the five keys below."""
     warmup: Shares | None = None
     """Share of the budget in which the rate rises in a straight line."""
     weight_decay: Amounts | None = None
@@ -77,6 +77,9 @@ class Lanes(Section):
     """Largest norm of a network's gradient; 0 for no limit."""
     clip_value: Amounts | None = None
     """Largest absolute value of a gradient's component; 0 for no limit."""
+    ema: Shares | None = None
+    """Share that an exponential moving average of the parameters keeps at each update, as 0.999; 0 for none. A lane
+    with one is evaluated, chosen and kept by the average, as in torch's AveragedModel."""
     settings: dict[str, Amounts] = Field(default_factory=dict)
     """Settings of optimizers to tune as well, under torch.optim's names: `{momentum = [0.0, 0.9]}`."""
     sample: Positive | None = None
@@ -119,5 +122,5 @@ def settings_of(optimizer: str, facts: OptimizerFacts) -> Mapping[str, float]:
     return catalogue.settings_of(optimizer) if optimizer in OPTIMIZERS else facts.settings
 
 
-AXES = ("schedule", "warmup", "weight_decay", "clip_norm", "clip_value")
+AXES = ("schedule", "warmup", "weight_decay", "clip_norm", "clip_value", "ema")
 """Axes that every optimizer has."""

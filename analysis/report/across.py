@@ -35,7 +35,7 @@ def across(studies: Sequence[Results]) -> Comparison:
     """
     if len({study.metric for study in studies}) > 1:
         raise ValueError("studies of loss and of accuracy have no common score")
-    compared = [compare(study, cells(study)) for study in studies]
+    compared = [compare(study, cells(study), once=True) for study in studies]
     unconfirmed = [study.name for study, each in zip(studies, compared, strict=True) if not each.fresh]
     if unconfirmed:
         raise ValueError(f"{', '.join(unconfirmed)}: no confirmation on fresh seeds ([confirm] in the spec)")

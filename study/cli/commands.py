@@ -19,6 +19,7 @@ import click
 from study.cli.options import (
     FOLDER,
     PLACE,
+    SIGNIFICANT,
     SPEC,
     TIMEOUT,
     Group,
@@ -102,6 +103,7 @@ def run(spec: Spec, out: Path | str | None, again: bool, **how: Any) -> None:
 @main.command()
 @click.argument("folder", type=PLACE)
 @TIMEOUT
+@SIGNIFICANT
 @running
 def resume(folder: Path | str, **how: Any) -> None:
     """Resume an interrupted study.

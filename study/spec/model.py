@@ -322,8 +322,21 @@ class Confirm(Section):
     """Number of best cells; the best of every optimizer and of every regime are added."""
     seeds: Annotated[int, Field(ge=2, le=10_000)] = 10
     """Fresh seeds of each."""
+    most_seeds: Annotated[int, Field(ge=4, le=10_000)] | None = None
+    """Add as many seeds again to the optimizers that may be the best, until one wins, up to this many each."""
     weights_mib: Annotated[float, Field(ge=0)] = 64
     """The trained parameters are kept if those of all seeds and cells take at most this many MiB."""
+
+    @model_validator(mode="after")
+    def _most_seeds_allow_a_second_look(self) -> Confirm:
+        if self.most_seeds is not None and self.most_seeds < 2 * self.seeds:
+            raise ValueError(f"most_seeds = {self.most_seeds} adds none to {self.seeds}; valid: from {2 * self.seeds}")
+        return self
+
+    @property
+    def looks(self) -> int:
+        """How often the verdict may look at the fresh seeds."""
+        return (self.most_seeds or self.seeds) // self.seeds
 
 
 def _none_if_off(value: object) -> object:
@@ -407,10 +420,11 @@ class Spec(Section):
         first = self.tuning.seed * SEEDS + replicate * self.lanes.seeds
         return list(range(first, first + self.lanes.seeds))
 
-    def confirm_seeds(self) -> list[int]:
-        """The seeds of the confirmation, which no trial of the search has."""
-        first = self.tuning.seed * SEEDS + SEEDS // 2
-        return list(range(first, first + self.confirm.seeds)) if self.confirm else []
+    def confirm_seeds(self, look: int = 0) -> list[int]:
+        """The seeds that a look at the confirmation adds, which no trial of the search has."""
+        count = self.confirm.seeds if self.confirm else 0
+        first = self.tuning.seed * SEEDS + SEEDS // 2 + look * count
+        return list(range(first, first + count))
 
     def optimizer_facts(self, name: str) -> OptimizerFacts:
         """Properties of an optimizer of the search."""

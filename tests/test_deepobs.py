@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import analysis
+from analysis.figures.performance_profile import profile
 from analysis.statistics import Interval, t_interval
+from study.cli.commands import main
 from study.spec import Spec, read
+from tests.fakes.world import World
 from trainables.config import Budget, TrialConfig
 from trainables.engines.choose import choose
 from trainables.lanes import reference
@@ -266,14 +270,18 @@ class Half(torch.optim.SGD):
 """
 
 
-@pytest.mark.usefixtures("one_worker")
-@pytest.mark.timeout(600)
-def test_a_problem_of_the_suite_judges_an_optimizer_of_ones_own(tmp_path: Path) -> None:
+def test_a_problem_of_the_suite_judges_an_optimizer_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.py").write_text(RULE)
-    command = [sys.executable, "-m", "study", "check", "deepobs/mnist_logreg", "--optimizers", "adam,mine:Half"]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
-    assert found.returncode == 0, found.stderr
-    assert "cells   2 (2 optimizer" in found.stdout
+    monkeypatch.chdir(tmp_path)
+    given: list[Spec] = []
+    monkeypatch.setattr("study.api.run", lambda spec, *_, **__: given.append(spec) or 1 / 0)  # type: ignore[func-returns-value]
+    CliRunner().invoke(main, ["run", "deepobs/mnist_logreg", "--optimizers", "adam, mine:Half", "--epochs", "2"])
+    (spec,) = given
+    assert spec.search.optimizers() == ["adam", "mine:Half"]
+    assert (spec.budget.trials, spec.budget.epochs) == (2, 2)
+    assert spec.optimizer_facts("mine:Half").solo
 
 
 @pytest.mark.nightly
@@ -301,3 +309,30 @@ def test_a_problem_of_the_suite_trains_two_epochs_of_real_images(
     assert set(trials["parameters"]) == {SUITE[name][1]}
     least = {"mnist_logreg": 0.88, "mnist_mlp": 0.9, "mnist_2c2d": 0.95}[name]
     assert results.lanes["test_accuracy"].min() > least
+
+
+@pytest.mark.usefixtures("words_only")
+def test_a_report_over_the_suite_has_a_performance_profile(tmp_path: Path) -> None:
+    """Three of the suite's networks, on small images: one problem of each study."""
+    folders = []
+    for model in ("deepobs-logreg", "deepobs-mlp", "deepobs-2c2d"):
+        tables = {
+            "name": model,
+            "workload": {"data": "digits", "model": model, "standardize": False, "target": 0.3},
+            "search": {"batch_size": 128, "optimizer": ["adam", "sgd"]},
+            "lanes": {"learning_rate": [0.001], "seeds": 1, "extensions": 0, "refine": 0},
+            "tuning": {"sampler": "grid"},
+            "budget": {"trials": 2, "epochs": 4, "drop_last": True},
+            "confirm": {"top": 1, "seeds": 3},
+        }
+        with World(tmp_path / model, tables) as world:
+            world.finish()
+            folders.append(world.results())
+    studies = [analysis.load(folder) for folder in folders]
+    shares = profile(studies)
+    assert set(shares["problems"]) == {3}
+    assert set(shares["optimizer"]) == {"adam", "sgd"}
+    assert shares.groupby("optimizer")["share"].max().max() == 1
+    page = analysis.write_report(folders, tmp_path / "all").read_text(encoding="utf-8")
+    assert "Performance profile over the studies" in page
+    assert "on average over 3 studies" in page

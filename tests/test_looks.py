@@ -176,9 +176,9 @@ def test_a_factor_of_two_and_a_smaller_one_are_found(studies: int) -> None:
     once = dict(named)
     for factor in named:
         for _ in range(studies):
-            study = simulated(rng, EQUAL | {"adam": -5.0 - math.log(factor)}, fresh_seeds=50)[0]
+            study = with_looks(simulated(rng, EQUAL | {"adam": -5.0 - math.log(factor)}, fresh_seeds=50)[0])
             once[factor] += analysis.compare(study, analysis.cells(study), once=True).winner is not None
-            found = compared(with_looks(study))
+            found = compared(study)
             named[factor] += found.winner is not None and found.winner.name == "adam"
             wrong += found.winner is not None and found.winner.name != "adam"
             seeds[factor] += found.seeds

@@ -63,6 +63,7 @@ class Comparison:
         examples: test examples that the intervals cover as a source of noise; 0 if they cover seeds only.
         scores: joint means and noise of the entries with a score, in their order; None unless fresh.
         baselines: those of the spec, in its order, each against the best optimizer; none among regimes.
+        looks, most_looks: how often the fresh seeds were looked at, and how often they may be at most.
     """
 
     entries: list[Entry]
@@ -72,6 +73,8 @@ class Comparison:
     examples: int = 0
     scores: Scores | None = None
     baselines: Sequence[Entry] = ()
+    looks: int = 1
+    most_looks: int = 1
 
     @property
     def scored(self) -> list[Entry]:
@@ -95,16 +98,19 @@ class Comparison:
         return self.contenders[0] if alone else None
 
 
-def compare(results: Results, table: pd.DataFrame, by: str = "optimizer") -> Comparison:
+def compare(results: Results, table: pd.DataFrame, by: str = "optimizer", *, once: bool = False) -> Comparison:
     """The best cell of every optimizer or regime of the spec, against the best of the others.
 
     The search's validation split chooses each one's cell. On the confirmation's seeds, which chose nothing, multiple
-    comparisons with the best (`analysis.paired.compare_with_best`) say which may be the best.
+    comparisons with the best (`analysis.paired.compare_with_best`) say which may be the best. Where the confirmation
+    adds seeds until one wins (`confirm.most_seeds`), each further look is at those that may be the best at the look
+    before; those that a look excludes keep its result.
 
     Args:
         results: the study.
         table: its `cells`.
-        by: `optimizer` or `regime`.
+        by: `optimizer` or `regime`; regimes are compared once.
+        once: take the first look's seeds only, as a study without further looks has them.
     """
     best = rank(table, results.maximize).drop_duplicates(by).set_index(by, drop=False)
     names = [*best.index, *(name for name in names_of(results, by) if name not in best.index)]
@@ -114,9 +120,48 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer") -> Com
     # Apart from each other: several may have the same cell, at different rates.
     settings = [best.reset_index(drop=True), *(row for _, row in fixed.groupby("name"))]
     lanes = pd.concat([fresh_lanes(results, each) for each in settings], ignore_index=True)
+    size, most = looks_of(results)
+    number = (lanes["seed"] - lanes["seed"].min()) // size if most > 1 else lanes["seed"] * 0
+    planned = 1 if once or by == "regime" else most
+    found = _look(results, lanes[number == 0], by, cells_of, controls, planned)
+    earlier: list[Entry] = []
+    for look in range(1, planned):
+        left = {entry.name: entry.cell for entry in found.contenders}
+        rivals = [int(cell["trial"]) for cell in (*left.values(), *controls.values()) if cell is not None]
+        ran = lanes[number == look].groupby("cell").size().reindex(rivals, fill_value=0)
+        if not found.fresh or len(left) < 2 or (ran < size).any():
+            break
+        earlier = [entry for entry in found.entries if not entry.contender] + earlier
+        found = replace(_look(results, lanes[number <= look], by, left, controls, planned), looks=look + 1)
+    if not earlier:
+        return found
+    ordered = sorted([*found.entries, *earlier], key=lambda entry: bool(entry.reason))
+    return replace(found, entries=ordered)
+
+
+def looks_of(results: Results) -> tuple[int, int]:
+    """The fresh seeds that each look at the confirmation adds, and how many looks there may be."""
+    confirm = table_of(results.spec, "confirm")
+    size, most = int(confirm.get("seeds") or 1), int(confirm.get("most_seeds") or 0)
+    return size, max(1, most // size)
+
+
+def _look(
+    results: Results, lanes: pd.DataFrame, by: str, cells_of: dict[str, Any], controls: dict[str, Any], looks: int
+) -> Comparison:
+    """The comparison on some of the fresh lanes, the seeds of which may be looked at so many times.
+
+    Args:
+        results: the study.
+        lanes: of `fresh_lanes`.
+        by: `optimizer` or `regime`.
+        cells_of: name of an optimizer or regime -> its best cell, or None.
+        controls: the same of baselines.
+        looks: among which the error is shared out.
+    """
     every = cells_of | controls
     missing = {name: _why_missing(results, lanes, by, name, cell) for name, cell in every.items()}
-    confirmed, given = ([name for name in each if not missing[name]] for each in (names, controls))
+    confirmed, given = ([name for name in each if not missing[name]] for each in (cells_of, controls))
     baselines = {name: Entry(name, controls[name], reason=missing[name] or NO_RIVAL) for name in controls}
     if not confirmed:
         return replace(_of_search(results, cells_of, by), baselines=list(baselines.values()))
@@ -125,20 +170,21 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer") -> Com
     split = "test" if chosen[f"test_{results.metric}"].notna().all() else "validation"
     joint = _scores(results, chosen, trials, split)
     scores = joint.reordered(range(len(confirmed))).tuned([every[name]["shortfall"] for name in confirmed])
-    against = compare_with_best(scores)
-    count = sum(each.contender for each in against)
+    against = compare_with_best(scores, looks)
+    # At each look one of the contenders may be taken for the best.
+    count = sum(each.contender for each in against) * looks
     entries = [
         _entry(name, every[name], scores, place, each, count)
         for place, (name, each) in enumerate(zip(confirmed, against, strict=True))
     ]
-    against = compare_with_controls(joint, len(given)) if given else []
+    against = compare_with_controls(joint, len(given), looks) if given else []
     for place, (name, each) in enumerate(zip(given, against, strict=True), start=len(confirmed)):
         baselines[name] = _entry(name, every[name], joint, place, each)
     order = np.argsort(-scores.means, kind="stable")
     ordered = [entries[place] for place in order]
-    ordered += [Entry(name, cells_of[name], reason=missing[name]) for name in names if missing[name]]
+    ordered += [Entry(name, cells_of[name], reason=missing[name]) for name in cells_of if missing[name]]
     scores, rest = scores.reordered(order), list(baselines.values())
-    return Comparison(ordered, True, split, scores.seeds, scores.examples, scores, rest)
+    return Comparison(ordered, True, split, scores.seeds, scores.examples, scores, rest, most_looks=looks)
 
 
 def _entry(name: str, cell: Any, scores: Scores, place: int, against: WithBest, candidates: int = 1) -> Entry:

@@ -185,17 +185,22 @@ class WithBest:
     contender: bool
 
 
-def compare_with_best(scores: Scores, level: float = 0.95) -> list[WithBest]:
+LEVEL = 0.95
+"""Simultaneous confidence level of all that is said about one set of scores."""
+
+
+def compare_with_best(scores: Scores, looks: int = 1) -> list[WithBest]:
     """Multiple comparisons with the best (Hsu 1996): which configurations may be the best, given their joint noise.
 
     A configuration is excluded if another one is better by more than the simultaneous limits of all pairwise
     differences allow (Tukey 1953; the largest t is simulated with the estimated covariance, from a fixed seed). So of
-    equal configurations none is excluded with a probability of `level`, and all that is said holds at once. Of two
+    equal configurations none is excluded with a probability of `LEVEL`, and all that is said holds at once. Of two
     configurations, p and limits are those of the paired t test.
 
     Args:
         scores: of k configurations.
-        level: simultaneous confidence level.
+        looks: how often at most they are compared while seeds are added. Each look has an equal part of the error
+            (Bonferroni), so that what is said at all of them holds at once; p is multiplied by their number.
 
     Returns:
         One per configuration, in order. With one seed, or one configuration, all are contenders.
@@ -211,15 +216,16 @@ def compare_with_best(scores: Scores, level: float = 0.95) -> list[WithBest]:
     with np.errstate(divide="ignore", invalid="ignore"):
         leads = np.nan_to_num(-gaps / errors, nan=0.0).max(axis=1)  # 0 / 0: equal without any noise
     p = np.array([max(np.mean(largest >= lead), 1 / DRAWS) if lead > 0 else 1.0 for lead in leads])
-    bounds = np.quantile(largest, level) * errors
-    contender = p > 1 - level
+    p = np.minimum(p * looks, 1.0)
+    bounds = np.quantile(largest, 1 - (1 - LEVEL) / looks) * errors
+    contender = p > 1 - LEVEL
     return [
         WithBest(_limits(place, gaps, bounds, contender, scores.seeds), float(p[place]), bool(contender[place]))
         for place in range(k)
     ]
 
 
-def compare_with_controls(scores: Scores, controls: int, level: float = 0.95) -> list[WithBest]:
+def compare_with_controls(scores: Scores, controls: int, looks: int = 1) -> list[WithBest]:
     """The last `controls` configurations, each against the best of those before.
 
     Limits hold for all pairs of the two kinds at once (Dunnett 1955; the largest t is simulated as for
@@ -229,7 +235,7 @@ def compare_with_controls(scores: Scores, controls: int, level: float = 0.95) ->
     Args:
         scores: of all configurations.
         controls: how many of them nothing was chosen from.
-        level: simultaneous confidence level.
+        looks: as for `compare_with_best`.
 
     Returns:
         One per control, in order; p is of the hypothesis that both are equal, and a contender is one that is not worse.
@@ -240,11 +246,11 @@ def compare_with_controls(scores: Scores, controls: int, level: float = 0.95) ->
     if scores.seeds < 2:
         return [WithBest(Interval(float(gain), -np.inf, np.inf, scores.seeds), 1.0, True) for gain in gains]
     errors, largest = _differences(scores, *np.array(list(product(range(k), range(k, k + controls)))).T)
-    bound, comparisons = float(np.quantile(largest, level)), []
+    bound, comparisons = float(np.quantile(largest, 1 - (1 - LEVEL) / looks)), []
     for gain, error in zip(gains.tolist(), errors[best, k:].tolist(), strict=True):
-        p = max(float(np.mean(largest * error >= abs(gain))), 1 / DRAWS) if gain else 1.0
+        p = min(1.0, looks * max(float(np.mean(largest * error >= abs(gain))), 1 / DRAWS)) if gain else 1.0
         limits = Interval(gain, gain - bound * error, gain + bound * error, scores.seeds)
-        comparisons.append(WithBest(limits, p, gain >= 0 or p > 1 - level))
+        comparisons.append(WithBest(limits, p, gain >= 0 or p > 1 - LEVEL))
     return comparisons
 
 

@@ -217,14 +217,16 @@ LANES = _schema(
     _optional(
         "recipe",
         pa.string(),
-        "what the spec gives beside the rate: schedule, warmup, weight_decay, clip_norm, clip_value and settings of "
-        "the optimizer, as JSON; empty if nothing. Lanes of a trial with equal rates and recipes differ by seed only",
+        "what the spec gives beside the rate: schedule, warmup, weight_decay, clip_norm, clip_value, ema and settings "
+        "of the optimizer, as JSON; empty if nothing. Lanes of a trial with equal rates and recipes differ by "
+        "seed only",
     ),
     _optional("schedule", pa.string(), "schedule of the learning rate; constant if not recorded"),
     _optional("warmup", pa.float64(), "share of the budget in which the rate rises; 0 if not recorded"),
     _optional("weight_decay", pa.float64(), "weight decay, as torch.optim's class of the optimizer has it"),
     _optional("clip_norm", pa.float64(), "largest norm of the gradient; empty for no limit"),
     _optional("clip_value", pa.float64(), "largest absolute value of a component of the gradient; empty for no limit"),
+    _optional("ema", pa.float64(), "share that the average of the parameters keeps at an update; 0 for no average"),
     _optional("round", pa.string(), "in which its rate was tried: grid, extension 1, refinement 1 ..."),
     _column("outcome", pa.string(), "how the lane ended"),
     _optional("diverged_update", pa.int64(), "first update whose loss was not finite"),
@@ -238,6 +240,11 @@ LANES = _schema(
     _optional("train_accuracy", pa.float64(), "last accuracy on the fixed training subset"),
     _optional("validation_accuracy", pa.float64(), "last accuracy on the validation split"),
     _optional("test_accuracy", pa.float64(), "accuracy on the test split at the end"),
+    *(
+        _optional(f"raw_{split}_{metric}", pa.float64(), f"{metric} on the {split} split at the end, without ema")
+        for metric in ("loss", "accuracy")
+        for split in ("validation", "test")
+    ),
     _optional(
         "weights",
         pa.list_(pa.float64()),

@@ -28,9 +28,9 @@ from study.results.ownership import OWNED, own_folder
 from study.results.provenance import add_phase
 from study.results.recovery import repair_records
 from study.session import Outcome, run_session, stoppable
-from study.spec import Spec, check, read, recorded
+from study.spec import Spec, changes, check, read, recorded
 from study.spec.changes import all_settings, differences, fixed_settings, resolved, with_values
-from study.spec.model import duration_seconds
+from study.spec.dimensions import duration_seconds
 from study.spec.secrets import redacted
 from study.tuning import warm_start
 from study.tuning.storage import create_study, delete_study
@@ -94,6 +94,7 @@ def resume(
     more: int = 0,
     like: Spec | None = None,
     timeout: float | str | None = None,
+    until_significant: bool = False,
     address: str | None = None,
     wait: float = 0.0,
     command: str = "study.resume",
@@ -106,6 +107,7 @@ def resume(
         more: trials to add to those that the study was to have.
         like: what the study there must be; any if not given. Its time-out replaces that of the study.
         timeout: a time-out that replaces that of the study: seconds, or a text such as 2h.
+        until_significant: whether the confirmation adds seeds until an optimizer wins (`confirm.most_seeds`).
         address: of a Ray cluster, as for `run`.
         wait: seconds to wait for nodes, as for `run`.
         command: what the user ran, for the provenance.
@@ -131,6 +133,8 @@ def resume(
             _tell_edits(local)
             if like or timeout is not None:
                 spec = with_values(spec, "tuning", timeout=like.tuning.timeout if like else _duration(timeout))
+            if until_significant:
+                spec = changes.until_significant(spec)
             if more:
                 spec = with_values(spec, "budget", trials=spec.budget.trials + more)
             return _with_report(_connect_and_run(spec, local, download(spec), address, wait, command, show))

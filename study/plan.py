@@ -98,6 +98,11 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     if spec.confirm:
         best = f"the {spec.confirm.top} best cells, and the best of each optimizer and regime"
         rows.append(("confirm", f"{best}: at most {most_winners(spec)}, each on {spec.confirm.seeds} fresh seeds"))
+        if spec.confirm.looks > 1:
+            more = f"{spec.confirm.looks - 1} times {spec.confirm.seeds} more for contenders, until one wins"
+            rows.append(
+                ("", f"then up to {more}: {spec.confirm.looks} looks, each at p < {0.05 / spec.confirm.looks:.2g}")
+            )
     for one in spec.baseline:
         recipe = "".join(f", {name.replace('_', ' ')} {value}" for name, value in one.recipe().items())
         rows.append(("", f'baseline "{one.name}": {_written(one)} at learning rate {one.learning_rate:g}{recipe}'))

@@ -133,15 +133,18 @@ def _confirm(spec: Spec, search: Stage, record: Record) -> Outcome:
     if not winners:
         say("no trial completed, so there is nothing to confirm")
         return Outcome(folder, 0, 0, 0)
-    final = confirm.confirmation(spec, len(winners))
     if not (folder / "spec.toml").exists():
-        delete_study(final)  # in a database, of a confirmation that begins again
-    storage.write_text(folder / "spec.toml", final.to_toml())
-    write_provenance(folder, final, record.sessions, finished=False)
-    packed = confirm.confirmation(search.spec, len(winners))
-    outcome = _run_stage(replace(search, spec=packed, folder=folder, winners=winners))
-    write_provenance(folder, final, record.sessions, finished=not outcome.interrupted)
-    return outcome
+        delete_study(confirm.confirmation(spec, len(winners)))  # in a database, of a confirmation that begins again
+    while True:
+        final = confirm.confirmation(spec, len(winners))
+        storage.write_text(folder / "spec.toml", final.to_toml())
+        write_provenance(folder, final, record.sessions, finished=False)
+        packed = confirm.confirmation(search.spec, len(winners))
+        outcome = _run_stage(replace(search, spec=packed, folder=folder, winners=winners))
+        if outcome.interrupted or not confirm.add_seeds(spec, search.folder):
+            write_provenance(folder, final, record.sessions, finished=not outcome.interrupted)
+            return outcome
+        winners = confirm.winners(spec, search.folder, say)
 
 
 def _run_stage(stage: Stage) -> Outcome:
@@ -179,7 +182,9 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
     settings = {number: winner.setting for number, winner in enumerate(stage.winners)}
     cells = {number: winner.cell for number, winner in enumerate(stage.winners)}
     code = bundle.code_of(stage.folder)
-    space = Space(stage.spec, str(stage.data_folder), stage.checkpoints, settings, cells, str(code) if code else "")
+    looks = {number: winner.look for number, winner in enumerate(stage.winners)}
+    code_folder = str(code) if code else ""
+    space = Space(stage.spec, str(stage.data_folder), stage.checkpoints, settings, cells, looks, code_folder)
     repair_files(stage.folder, display.say)
     study = open_study(stage.spec, stage.folder)
     if stage.spec.tuning.storage:

@@ -69,6 +69,7 @@ def test_an_error_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_list_names_every_shipped_spec_with_a_line(tmp_path: Path) -> None:
     lines = study("list", folder=tmp_path).stdout.splitlines()
     names = ["deepobs-quadratic", "digits-cnn", "mlp", "mnist-cnn", "quick", "report-mnist"]
+    names += [f"deepobs/{name}" for name in ("cifar10_3c3d", "fmnist_2c2d", "mnist_2c2d", "mnist_logreg", "mnist_mlp")]
     assert [line.split()[0] for line in lines] == names
     assert all(len(line) > 40 for line in lines)
 

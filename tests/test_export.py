@@ -154,6 +154,7 @@ def config(**changes: Any) -> TrialConfig:
         ({"label_smoothing": 0.1}, "loss = F.cross_entropy(network(x), y, label_smoothing=0.1)"),
         ({"model_args": {"dropout": 0.1}}, "width=4, depth=1, dropout=0.1)"),
         ({"model_args": {"init": "kaiming"}}, "width=4, depth=1, init='kaiming')"),
+        ({"axes": {"ema": [0.9]}}, "AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9))"),
         ({"optimizer": "muon"}, "named('muon').reference("),
         ({"optimizer": "schedule-free-sgd"}, "optimizers[0].average()"),
         ({"optimizer": "LBFGS", "settings": {"max_iter": 2}}, "optimizer.step(closure)"),

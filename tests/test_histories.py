@@ -47,7 +47,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "confirmed": TINY
     | {
         "budget": {"trials": 2, "updates": 2},
-        "confirm": {"top": 1, "seeds": 2},
+        "confirm": {"top": 1, "seeds": 2, "most_seeds": 4},
         "baseline": [{"name": "ours", "optimizer": "momentum", "learning_rate": 0.01, "batch_size": 25} | COSINE],
         "enqueue": [{"optimizer": "adam", "batch_size": 50}],
     },
@@ -363,7 +363,7 @@ def test_a_baseline_of_another_optimizer_runs_in_the_confirmation(tmp_path: Path
         assert found.confirmation
         last = found.confirmation.trials.iloc[-1]
         assert (last["optimizer"], last["batch_size"], last["learning_rate"]) == ("momentum", 25, 0.01)
-        assert set(found.confirmation.lanes["seed"]) == {500_000, 500_001}
+        assert set(found.confirmation.lanes["seed"]) == {500_000, 500_001, 500_002, 500_003}  # in two looks
         assert json.loads(last["recipe"]) == COSINE
         (entry,) = analysis.compare(found, analysis.cells(found)).baselines
         assert (entry.name, entry.reason) == ("ours", "")

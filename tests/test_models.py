@@ -109,7 +109,7 @@ def test_a_cnn_fits_or_says_why(c: int, height: int, width: int, depth: int, ker
         assert network(torch.zeros(2, *shape)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("family", catalogue.FAMILIES)
+@pytest.mark.parametrize("family", [family for family in catalogue.FAMILIES if family != "deepobs-3c3d"])
 def test_activations_are_counted_layer_by_layer(family: str) -> None:
     in_shape, outputs = ((100,), 100) if family == "quadratic" else ((1, 8, 8), 10)
     network = models.build(family, in_shape, outputs, width=4, depth=1)
@@ -130,5 +130,9 @@ def test_what_cannot_be_built_is_explained() -> None:
         models.cnn((2,), 1, width=4, depth=1)
     with pytest.raises(ModelError, match="has data of its own, not"):
         models.quadratic((2,), 1)
+    with pytest.raises(ModelError, match="needs larger images than 4x4"):
+        models.build("deepobs-3c3d", (3, 4, 4), 10)
+    with pytest.raises(ModelError, match="deepobs-mlp needs images"):
+        models.build("deepobs-mlp", (784,), 10)
     with pytest.raises(ModelError, match="linear, mlp, cnn, quadratic"):
         models.build("rnn", (2,), 1)

@@ -38,7 +38,7 @@ def results(trials: list[dict[str, Any]], lanes: list[dict[str, Any]]) -> analys
         pd.DataFrame(rows, columns=names).astype({"settings": object} if "settings" in names else {})
         for rows, names in ((trials, TRIALS.names), (lanes, LANES.names))
     )
-    return analysis.Results(Path("none"), SPEC, "", {}, *frames)
+    return analysis.Results(Path("none"), dict(SPEC), "", {}, *frames)
 
 
 def log_loss(truth: float, optimum: float, rate: float) -> float:
@@ -46,7 +46,12 @@ def log_loss(truth: float, optimum: float, rate: float) -> float:
 
 
 def simulated(
-    rng: np.random.Generator, truths: dict[str, float], *, refine: int = 2, off_grid: bool = True
+    rng: np.random.Generator,
+    truths: dict[str, float],
+    *,
+    refine: int = 2,
+    off_grid: bool = True,
+    fresh_seeds: int = 10,
 ) -> tuple[analysis.Results, dict[str, float]]:
     """A study with its confirmation, and the true log loss of each optimizer's confirmed cell at its tuned rate.
 
@@ -55,6 +60,7 @@ def simulated(
         truths: log loss of each optimizer's best cells.
         refine: rounds of refinement.
         off_grid: whether the optimal rates lie anywhere between the grid's; otherwise on one of them.
+        fresh_seeds: of each confirmed cell.
     """
     luck = rng.normal(0, SHARED, 3)
     trials, lanes, optima = [], [], []
@@ -76,13 +82,13 @@ def simulated(
             ]
     study = results(trials, lanes)
     ranked = analysis.rank(analysis.cells(study), maximize=False)
-    winners, fresh = ranked[chosen(ranked, 3)], rng.normal(0, SHARED, 10)
+    winners, fresh = ranked[chosen(ranked, 3)], rng.normal(0, SHARED, fresh_seeds)
     again: list[dict[str, Any]] = []
     truly: dict[str, float] = {}
     for place, row in enumerate(winners.to_dict("records")):
         true = log_loss(truths[row["optimizer"]], optima[row["trial"]], row["learning_rate"])
         truly.setdefault(row["optimizer"], true)
-        values = np.exp(true + fresh + rng.normal(0, OWN, 10))
+        values = np.exp(true + fresh + rng.normal(0, OWN, fresh_seeds))
         again += [
             lane_row(trial=place, lane=seed, learning_rate=row["learning_rate"], seed=1000 + seed)
             | {"validation_loss": value, "test_loss": value}

@@ -99,7 +99,7 @@ def test_a_spec_round_trips_and_trials_get_its_axes() -> None:
     lanes = grid_lanes(config)
     assert len({lane.setting for lane in lanes}) == 16
     assert {lane.learning_rate for lane in lanes} == {0.01, 0.1}
-    assert lanes[-1] == Lane(0.1, 2, (), Recipe("cosine", None, 5e-4, 1.0, None, (("momentum", 0.9),)))
+    assert lanes[-1] == Lane(0.1, 2, (), Recipe("cosine", None, 5e-4, 1.0, settings=(("momentum", 0.9),)))
     sampled = check(changed(lanes=AXES | {"sample": 5}, search__optimizer=["momentum", "adamw", "sgd"]))
     few = grid_lanes(TrialConfig.of(Space(sampled, "", "").configuration(cell, 0)))
     assert [lane for lane in lanes if lane.setting in {each.setting for each in few}] == few
@@ -225,7 +225,13 @@ def test_a_schedule_needs_a_budget() -> None:
         Stack.build(builder("mlp"), [Lane(0.1, 0, (), COSINE)], RULES["sgd"], torch.float64, CPU)
 
 
-AXES_OF_TRIAL = {"schedule": ["constant", "cosine"], "warmup": [0.2], "weight_decay": [0.0, 0.01], "clip_norm": [1.0]}
+AXES_OF_TRIAL = {
+    "schedule": ["constant", "cosine"],
+    "warmup": [0.2],
+    "weight_decay": [0.01],
+    "ema": [0.0, 0.9],
+    "clip_norm": [1.0],
+}
 
 
 @pytest.mark.parametrize("engine", ["native", "eager", "cuda-graph", "vmap", "solo"])
@@ -310,7 +316,7 @@ def test_the_planted_recipe_is_tuned_confirmed_and_reported(planted: Path) -> No
 def test_an_earlier_folder_loads_and_its_winners_too(tmp_path: Path) -> None:
     folder = write_study(tmp_path, optimizers=["sgd", "adam"], widths=[8], depths=[1])
     before = analysis.cells(analysis.load(folder))
-    new = ["recipe", "schedule", "warmup", "weight_decay", "clip_norm", "clip_value"]
+    new = ["recipe", "schedule", "warmup", "weight_decay", "clip_norm", "clip_value", "ema"]
     for table in ("trials", "lanes"):
         for file in (folder / f"{table}.parquet").glob("*.parquet"):
             piece = pq.read_table(file)

@@ -18,7 +18,7 @@ from study.progress import status
 from study.results import provenance
 from study.results.provenance import Record
 from study.spec import check
-from study.spec.model import duration_seconds
+from study.spec.dimensions import duration_seconds
 from tests.fakes.world import World
 from tests.test_histories import SPECS, TINY, computed, undisturbed
 from tests.test_outcomes import search

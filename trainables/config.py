@@ -171,6 +171,8 @@ class Recipe:
         clip_norm: largest norm of the gradient of the whole network; 0, the default, for no limit.
         clip_value: largest absolute value of a component of the gradient, which is limited before its norm; 0, the
             default, for no limit.
+        ema: share that an exponential moving average of the parameters keeps at each update; 0, the default, for none.
+            The lane is evaluated by the average.
         settings: (name, value) of the optimizer's settings that are tuned lane by lane.
     """
 
@@ -179,6 +181,7 @@ class Recipe:
     weight_decay: float | None = None
     clip_norm: float | None = None
     clip_value: float | None = None
+    ema: float | None = None
     settings: tuple[tuple[str, float], ...] = ()
 
     @classmethod

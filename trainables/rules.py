@@ -41,6 +41,8 @@ from trainables.workloads.catalogue import (
 
 # What torch adds to a norm before it divides by it.
 NORM_EPS = 1e-6
+# The moving average of the parameters: the buffer, the setting that is its decay, and the weight of an update in it.
+EMA = "ema"
 
 UnitUpdate = Callable[[Tensor, Tensor, State, Numbers, Numbers], Tensor]
 # (U, 1) numbers of updates from 1, settings as floats or (L,) arrays -> columns, (U, 1) or (U, L)
@@ -89,9 +91,32 @@ class Rule:
         """The rule for a network whose parameters have these shapes."""
         return replace(self, whole=self.make_step(shapes)) if self.make_step else self
 
+    def with_ema(self) -> Rule:
+        """The rule that also keeps an exponential moving average of the parameters, by which lanes are evaluated.
+
+        It is that of `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn`: after the first update it is
+        the parameters, and later it keeps the share that the setting `ema` says.
+
+        Raises:
+            ValueError: if the rule averages parameters itself.
+        """
+        if self.average:
+            raise ValueError(f"{self.name} averages its parameters itself, so it takes no ema")
+
+        def columns(n: np.ndarray, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
+            return {**self.columns(n, settings), EMA: np.where(n > 1, 1 - np.asarray(settings[EMA]), 1.0)}
+
+        return replace(
+            self,
+            buffers=(*self.buffers, EMA),
+            settings={**self.settings, EMA: 0.0},
+            columns=columns,
+            average=lambda parameters, state, settings: state[EMA],
+        )
+
     def state(self, parameters: Tensor) -> State:
         """The state before the first update, for parameters (K, P)."""
-        state = {name: torch.zeros_like(parameters) for name in self.buffers}
+        state = {name: parameters.clone() if name == EMA else torch.zeros_like(parameters) for name in self.buffers}
         return state | {name: parameters.new_zeros(len(parameters), 1) for name in self.scalars}
 
     @property
@@ -169,8 +194,10 @@ class Rule:
         """
         if self.whole:
             self.whole(parameters, gradients, state, rates, coefficients, settings)
-            return
-        parameters.addcmul_(self.unit_update(parameters, gradients, state, coefficients, settings), rates, value=-1)
+        else:
+            parameters.addcmul_(self.unit_update(parameters, gradients, state, coefficients, settings), rates, value=-1)
+        if EMA in self.buffers:
+            state[EMA].lerp_(parameters, coefficients[EMA])
 
 
 @dataclass(frozen=True)

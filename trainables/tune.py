@@ -232,13 +232,13 @@ class LaneTrainable(tune.Trainable):
 class MLPTrainable(LaneTrainable):
     """Trials of fully connected networks, including the linear model and the quadratic problem."""
 
-    families = ("mlp", "linear", "quadratic")
+    families = ("mlp", "linear", "quadratic", "deepobs-logreg", "deepobs-mlp")
 
 
 class CNNTrainable(LaneTrainable):
     """Trials of convolutional networks."""
 
-    families = ("cnn",)
+    families = ("cnn", "deepobs-2c2d", "deepobs-3c3d")
 
 
 class ModelTrainable(LaneTrainable):

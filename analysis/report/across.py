@@ -25,7 +25,7 @@ def across(studies: Sequence[Results], compared: Sequence[Comparison] | None = N
 
     Args:
         studies: all with the same metric, none a repetition of another (`repetitions`).
-        compared: what `compare` says of the optimizers of each; computed if not given.
+        compared: what `compare` says of the optimizers of each at the first look; computed if not given.
 
     Returns:
         One entry per optimizer of any study, without score; one that lacks a fresh score in a study has that as its
@@ -36,7 +36,7 @@ def across(studies: Sequence[Results], compared: Sequence[Comparison] | None = N
     """
     if len({study.metric for study in studies}) > 1:
         raise ValueError("studies of loss and of accuracy have no common score")
-    compared = compared or [compare(study, cells(study)) for study in studies]
+    compared = compared or [compare(study, cells(study), once=True) for study in studies]
     unconfirmed = [study.name for study, each in zip(studies, compared, strict=True) if not each.fresh]
     if unconfirmed:
         raise ValueError(f"{', '.join(unconfirmed)}: no confirmation on fresh seeds ([confirm] in the spec)")

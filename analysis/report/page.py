@@ -70,7 +70,7 @@ def report(
     (out / "figures").mkdir(parents=True, exist_ok=True)
     known = [(study, table, compare(study, table)) for study in studies for table in [cells(study)]]
     prefixes = ["" if len(folders) == 1 else f"{number}-" for number in range(1, len(folders) + 1)]
-    several = _across(studies, [compared for *_, compared in known], out, pdf) if len(studies) > 1 else None
+    several = _across(studies, [_once(*each) for each in known], out, pdf) if len(studies) > 1 else None
     sections = [_section(*each, out, prefix, pdf) for each, prefix in zip(known, prefixes, strict=True)]
     parts = [figures for section in sections for figures in section["figures"].values()]
     number(figure for figures in ([several["figures"]] if several else []) + parts for figure in figures)
@@ -98,6 +98,11 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(
         dark_rules=Markup(dark_rules()), print_zoom=86 / SCREEN_DPI, **values
     )
+
+
+def _once(results: Results, table: pd.DataFrame, compared: Comparison) -> Comparison:
+    """The comparison at the first look."""
+    return compared if compared.most_looks == 1 else compare(results, table, once=True)
 
 
 def _across(studies: Sequence[Results], compared: Sequence[Comparison], out: Path, pdf: bool) -> dict[str, Any]:

@@ -147,6 +147,12 @@ def compared(found: Comparison, metric: str, has_settings: bool, by: str = "opti
             f"rows at once (multiple comparisons with the best, Hsu 1996); p is of the hypothesis that the row is the "
             f"best."
         )
+        if found.most_looks > 1:
+            caption += (
+                f" This is look {found.looks} of at most {found.most_looks}; each adds seeds for those that may be the "
+                f"best and for baselines. p and limits hold for all looks together (Bonferroni). A row that an earlier "
+                f"look excluded has that look's seeds."
+            )
         if found.baselines:
             caption += (
                 " A baseline is not tuned. Its row is against the best optimizer, with limits that hold for all "

@@ -117,6 +117,8 @@ def _who(results: Results, compared: Comparison) -> str:
     where = f"on {counted(compared.seeds, 'fresh seed')}" + (
         f" and {counted(compared.examples, 'test example')}" if compared.examples else ""
     )
+    if compared.most_looks > 1:
+        where += f" (look {compared.looks} of at most {compared.most_looks})"
     if compared.seeds < 2:
         return f"{name} has {score} {where}: one seed allows no interval, so no winner can be named."
     if alone:

@@ -19,6 +19,7 @@ import click
 from study.cli.options import (
     FOLDER,
     PLACE,
+    SIGNIFICANT,
     SPEC,
     TIMEOUT,
     Group,
@@ -53,7 +54,11 @@ def main(debug: bool) -> None:
 @click.option("--data", help="cubic, linear, digits, mnist, fashion-mnist, kmnist, cifar10, quadratic; or wine.csv.")
 @click.option("--label", metavar="COLUMN", help="Column to predict, of a .csv, .tsv or .parquet file.")
 @click.option("--task", type=click.Choice(["classification", "regression"]), help="Of labels that could be either.")
-@click.option("--model", help="cnn or mlp for images, mlp or linear for vectors, quadratic for the data of that name.")
+@click.option(
+    "--model",
+    help="cnn or mlp for images, mlp or linear for vectors, quadratic for the data of that name; "
+    "deepobs-logreg, deepobs-mlp, deepobs-2c2d, deepobs-3c3d.",
+)
 @click.option("--optimizers", metavar="NAMES", help="Optimizers, comma separated: sgd,momentum,adam.")
 @click.option("--trials", type=click.IntRange(1), help="Cells to try.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs per lane.")
@@ -98,6 +103,7 @@ def run(spec: Spec, out: Path | str | None, again: bool, **how: Any) -> None:
 @main.command()
 @click.argument("folder", type=PLACE)
 @TIMEOUT
+@SIGNIFICANT
 @running
 def resume(folder: Path | str, **how: Any) -> None:
     """Resume an interrupted study.
@@ -222,8 +228,8 @@ def check(spec: Spec, address: str | None, out: Path | str) -> None:
 @main.command(name="list")
 def list_specs() -> None:
     """List the shipped specs."""
-    for name, about in shipped("*.toml").items():
-        click.echo(f"{name:<12}  {about}")
+    for name, about in {**shipped("*.toml"), **shipped("deepobs/*.toml")}.items():
+        click.echo(f"{name:<20}  {about}")
 
 
 @main.command()

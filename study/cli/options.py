@@ -132,26 +132,39 @@ TIMEOUT = click.option(
 )
 
 
+SIGNIFICANT = click.option(
+    "--until-significant",
+    is_flag=True,
+    help="Add fresh seeds to the contenders until one wins, up to confirm.most_seeds, or 5 x confirm.seeds.",
+)
+
+
 def sized(command: Callable[..., None]) -> Any:
     """Add the argument SPEC and options that change a study's size; the command takes the spec that they make."""
 
     @wraps(command)
     def read_first(
-        spec: str, trials: int | None, epochs: int | None, seeds: int | None, timeout: str | None, **options: Any
-    ) -> None:
+        spec: str, optimizers: str | None, trials: int | None, epochs: int | None, seeds: int | None,
+        timeout: str | None, until_significant: bool, **options: Any
+    ) -> None:  # fmt: skip
+        from study.spec import changes as changing
         from study.spec import read
 
         changes: dict[str, dict[str, Any]] = {"budget": {"trials": trials, "epochs": epochs}, "lanes": {"seeds": seeds}}
         changes["tuning"] = {"timeout": timeout}
+        changes["search"] = {"optimizer": optimizers and [name.strip() for name in optimizers.split(",")]}
         given = {name: {key: value for key, value in table.items() if value} for name, table in changes.items()}
-        command(read(spec, given), **options)
+        found = read(spec, given)
+        command(changing.until_significant(found) if until_significant else found, **options)
 
     return _with(
         click.argument("spec", type=SPEC),
+        click.option("--optimizers", metavar="A,B", help="To compare, each with as many trials as the spec gives one."),
         click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's."),
         click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget."),
         click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate, instead of the spec's."),
         TIMEOUT,
+        SIGNIFICANT,
     )(read_first)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import pandas as pd
 
 from analysis import results
 from analysis.cells import cells, rank
-from analysis.results import parts
+from analysis.comparisons import compare
+from analysis.results import parts, records
 from analysis.schema import FOLDERS, DamagedError, Outcome, regime, seal, unseal
 from study.results import CONFIRM
 from study.results.recovery import move_aside
@@ -40,6 +41,7 @@ class Winner:
     cell: Cell  # as the spec writes it
     learning_rate: float  # the tuned one, or that of a baseline
     recipe: dict[str, Any] = field(default_factory=dict)  # what was tuned beside it; earlier versions tuned nothing
+    look: int = 0  # for which it adds seeds to those of the same setting
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -67,20 +69,55 @@ def winners(spec: Spec, folder: Path, say: Callable[[str], None] = print) -> lis
     ranked = ranked[ranked["outcome"] == Outcome.COMPLETED]
     assert spec.confirm
     space = Space(spec, "", "")
-    for row in ranked[chosen(ranked, spec.confirm.top)].to_dict("records"):
-        cell = space.cell_of({str(name): value for name, value in row.items()})
-        winner = Winner(cell, float(row["learning_rate"]), json.loads(row["recipe"] or "{}"))
-        if winner not in kept:
-            kept.append(winner)
-    for each in spec.baseline if kept else []:
-        baseline = Winner(space.given(each), each.learning_rate, each.recipe())
-        same = [one for one in kept if one.cell == baseline.cell and one.recipe == baseline.recipe]
-        if not any(isclose(each.learning_rate, one.learning_rate) for one in same):
-            kept.append(baseline)
+    for row in records(ranked[chosen(ranked, spec.confirm.top)]):
+        _add(kept, _winner(space, row))
+    for each in _baselines(spec, space) if kept else []:
+        _add(kept, each)
     if kept:
         file.parent.mkdir(exist_ok=True)
-        write_text(file, seal({"winners": [asdict(each) for each in kept]}))
+        _write(file, kept)
     return kept
+
+
+def add_seeds(spec: Spec, folder: Path) -> int:
+    """Give the optimizers that may be the best, and baselines, the seeds of a further look at a finished confirmation.
+
+    Returns:
+        How many trials that adds to `confirm/winners.json`; 0 once an optimizer wins, or after the last look.
+    """
+    assert spec.confirm
+    study = results.load(folder)
+    compared = compare(study, cells(study))
+    if not compared.fresh or len(compared.contenders) < 2 or compared.looks >= spec.confirm.looks:
+        return 0
+    file, space = folder / CONFIRM / WINNERS, Space(spec, "", "")
+    kept = _recorded(file)
+    before = len(kept)
+    leaders = [_winner(space, entry.cell.to_dict()) for entry in compared.contenders if entry.cell is not None]
+    for each in [*leaders, *_baselines(spec, space)]:
+        _add(kept, replace(each, look=compared.looks))
+    _write(file, kept)
+    return len(kept) - before
+
+
+def _winner(space: Space, row: dict[Any, Any]) -> Winner:
+    """A row of `analysis.cells` at its tuned setting."""
+    return Winner(space.cell_of(row), float(row["learning_rate"]), json.loads(row["recipe"] or "{}"))
+
+
+def _baselines(spec: Spec, space: Space) -> list[Winner]:
+    return [Winner(space.given(each), each.learning_rate, each.recipe()) for each in spec.baseline]
+
+
+def _add(kept: list[Winner], winner: Winner) -> None:
+    """Append a winner, unless the same setting is there with the same seeds."""
+    same = [one for one in kept if replace(one, learning_rate=winner.learning_rate) == winner]
+    if not any(isclose(winner.learning_rate, one.learning_rate) for one in same):
+        kept.append(winner)
+
+
+def _write(file: Path, kept: list[Winner]) -> None:
+    write_text(file, seal({"winners": [asdict(each) for each in kept]}))
 
 
 def _recorded(file: Path) -> list[Winner]:

@@ -13,6 +13,7 @@ from trainables.lanes.stack import Lane
 from trainables.lanes.trial import grid_lanes
 from trainables.rules import named
 from trainables.usercode.importing import is_import_path, is_own
+from trainables.workloads.catalogue import DEEPOBS
 from trainables.workloads.data import Data
 from trainables.workloads.models import layered
 
@@ -42,6 +43,7 @@ def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) ->
         *_network(config, network, data),
         f"optimizers = {_optimizers(config)}",
         *_schedule(lane, updates),
+        *_average(lane.recipe),
         *_criterion(config, data),
         f"orders = (torch.randperm({len(data.train)})[:{used}] for _ in count())",
         f"batches = (rows for order in orders for rows in order.split({size}))",
@@ -54,6 +56,8 @@ def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) ->
         f"    x, y = {x}, data.train.targets[rows]",
         *_update(config, lane.recipe),
         *(["    for scheduler in schedulers:", "        scheduler.step()"] if lane.scheduled else []),
+        *(["    average.update_parameters(network)"] if lane.recipe.ema else []),
+        *(["network = average.module"] if lane.recipe.ema else []),
         *(
             ["optimizers[0].average()  # the parameters to evaluate"]
             if named(config.optimizer, config.code).average
@@ -73,6 +77,7 @@ _IMPORTS = {
     "count": "from itertools import count, islice\n",
     "torch": "import torch",
     "nn.": "from torch import nn",
+    "AveragedModel(": "from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn",
     "F.": "from torch.nn import functional as F\n",
     "named(": "from trainables.rules import named",
     "factor(": "from trainables.schedules import factor",
@@ -100,7 +105,7 @@ def _bundle(name: str, path: str, config: TrialConfig) -> dict[str, str]:
 def _network(config: TrialConfig, network: nn.Module, data: Data) -> list[str]:
     """The network: layer by layer if all of them are torch's own, with torch's own initial values."""
     cast = ".double()" if config.dtype == "float64" else ""
-    usual = config.model_args.get("init", "torch") == "torch"
+    usual = config.model_args.get("init", "torch") == "torch" and config.model not in DEEPOBS
     if usual and layered(network) and all(type(layer).__module__.startswith("torch.nn.") for layer in network):
         return ["network = nn.Sequential(", *(f"    nn.{layer}," for layer in network), f"){cast}"]
     size = {"width": config.width, "depth": config.depth, **_bundle("bundle", config.model, config)}
@@ -126,6 +131,13 @@ def _schedule(lane: Lane, updates: int) -> list[str]:
     arguments = _arguments(lane.recipe.schedule or "constant", lane.recipe.warmup or 0.0)
     each = f"torch.optim.lr_scheduler.LambdaLR(each, lambda n: factor({arguments}, n, {updates}))"
     return [f"schedulers = [{each} for each in optimizers]"]
+
+
+def _average(own: Recipe) -> list[str]:
+    """The moving average of the parameters, if there is one."""
+    if not own.ema:
+        return []
+    return [f"average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn({own.ema!r}))"]
 
 
 def _criterion(config: TrialConfig, data: Data) -> list[str]:

@@ -10,6 +10,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from analysis.schema import dotted
+from study.errors import SpecError
 from study.spec import Spec
 
 # Settings that may change while a study is interrupted: they affect no trial's numbers.
@@ -27,6 +28,21 @@ _FREE: dict[str, Any] = {
 def with_values(spec: Spec, section: str, **values: Any) -> Spec:
     """The spec with other values in a section, which are not checked."""
     return spec.model_copy(update={section: getattr(spec, section).model_copy(update=values)})
+
+
+LOOKS = 5
+"""Looks at the confirmation that `until_significant` allows."""
+
+
+def until_significant(spec: Spec) -> Spec:
+    """The spec whose confirmation adds seeds until an optimizer wins; `LOOKS` times its seeds if it has no limit.
+
+    Raises:
+        SpecError: if it has no confirmation.
+    """
+    if not spec.confirm:
+        raise SpecError(spec.name, "confirm = false: --until-significant adds fresh seeds; remove it, or add [confirm]")
+    return with_values(spec, "confirm", most_seeds=spec.confirm.most_seeds or LOOKS * spec.confirm.seeds)
 
 
 def planned_trials(spec: Spec) -> int:

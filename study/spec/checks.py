@@ -33,7 +33,7 @@ from trainables.config import Reading
 from trainables.errors import ModelError
 from trainables.usercode.importing import is_import_path, is_table
 from trainables.workloads import catalogue
-from trainables.workloads.catalogue import CATALOGUE, OPTIMIZERS, SOLO
+from trainables.workloads.catalogue import CATALOGUE, DEEPOBS, OPTIMIZERS, SIZELESS, SOLO
 
 Rule = Callable[..., Iterator[str]]
 RULES: list[Rule] = []
@@ -130,19 +130,22 @@ def arguments_suit_model(workload: Workload) -> Iterator[str]:
 
 
 def _unusual(workload: Workload) -> list[str]:
-    """Arguments of a shipped family by which it has layers that only torch.func stacks."""
+    """The keys by which a shipped family has layers that only torch.func stacks."""
+    if workload.model == "deepobs-3c3d":
+        return ["workload.model"]
     usual = {name: value for name, value in _STYLE.items() if value is not None}
     given = {name: d for name, d in vars(workload.model_args).items() if d is not None and name in usual}
-    return [name for name, dimension in given.items() if any(value != usual[name] for value in dimension.ends())]
+    changed = [name for name, d in given.items() if any(value != usual[name] for value in d.ends())]
+    return [f"workload.model_args.{name}" for name in changed]
 
 
 @rule
 def cnn_has_images(workload: Workload) -> Iterator[str]:
-    """A CNN needs images."""
-    if workload.model == "cnn" and len(shape := workload.facts.in_shape) != 3:
+    """Networks with convolutions, and DeepOBS's, need images."""
+    if workload.model in ("cnn", *DEEPOBS) and len(shape := workload.facts.in_shape) != 3:
         images = ", ".join(name for name, facts in CATALOGUE.items() if len(facts.in_shape) == 3)
         valid = f"those that do: {images}" if workload.data in CATALOGUE else "images are (channels, height, width)"
-        yield f'workload.model = "cnn": {workload.data} has no images but inputs of {shape}; {valid}'
+        yield f'workload.model = "{workload.model}": {workload.data} has no images but inputs of {shape}; {valid}'
 
 
 @rule
@@ -162,7 +165,7 @@ def engine_suits_optimizers(
     elif workload and is_import_path(workload.model):
         yield f"lanes.engine: {engine} is for the shipped models; valid with {workload.model}: auto"
     elif workload and (unusual := _unusual(workload)):
-        named = ", ".join(f"workload.model_args.{name}" for name in unusual)
+        named = ", ".join(unusual)
         yield f"lanes.engine: {engine} trains plain layers, and {named} makes others, which run by vmap; valid: auto"
     elif engine == "native" and (lacking := [name for name in names if user_code.optimizer(name).eager]):
         yield f"lanes.engine: native does not train {', '.join(lacking)}; valid: auto, eager"
@@ -206,6 +209,8 @@ def axes_suit_optimizers(search: Search, lanes: Lanes, user_code: UserCode) -> I
             if message := next(filter(None, refusals), None):
                 yield f"{key} = {shown(plain(choice))}: {each}: {message}"
     for each in settings:
+        if lanes.ema and each.startswith("schedule-free"):
+            yield f"lanes.ema: {each} averages its parameters itself; leave out one of the two"
         without = each == "adan" or (user_code.optimizer(each).solo and "weight_decay" not in settings[each])
         if lanes.weight_decay and without:
             yield f"lanes.weight_decay: {each} has no weight decay; leave out one of the two"
@@ -256,12 +261,12 @@ def batch_sizes_suit_data(workload: Workload, search: Search) -> Iterator[str]:
 
 @rule
 def sizes_suit_model(workload: Workload, search: Search) -> Iterator[str]:
-    """Linear and quadratic models have no size, other shipped families need one."""
+    """Some networks have no size, other shipped families need one."""
     if is_import_path(workload.model):
         return
     for name in ("width", "depth"):
         given = getattr(search, name) is not None
-        if workload.model in ("linear", "quadratic"):
+        if workload.model in SIZELESS:
             if given:
                 yield f"search.{name}: a {workload.model} model has none; leave it out"
         elif not given:

@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
@@ -123,9 +124,53 @@ def number(value: object) -> str | None:
     return None if fine else f"{shown(value)} is not a finite number{_meant(value)}"
 
 
+def in_range(fine: Callable[[float], bool], valid: str) -> Complaint:
+    """A function that says what is wrong with a value that is to be a finite number of a range."""
+
+    def complain(value: object) -> str | None:
+        return number(value) or (None if fine(float(value)) else f"{value} is out of range{VALID}{valid}")  # type: ignore[arg-type]
+
+    return complain
+
+
+# A learning rate.
+positive = in_range(lambda x: x > 0, "positive numbers, as in 0.01")
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration_seconds(value: object) -> float:
+    """The seconds of a duration such as 90, "90s", "1.5h"; a ValueError for anything else."""
+    text = str(value).strip()
+    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
+    with suppress(ValueError):
+        if not isinstance(value, bool) and 0 < (seconds := float(number) * unit) < math.inf:
+            return seconds
+    raise ValueError('must be a duration above 0; valid: seconds as a number, "90s", "30m", "2h", "1d"')
+
+
+def checked_duration(value: object) -> object:
+    """The value, if it is a duration or None; otherwise a ValueError."""
+    if value is not None:
+        duration_seconds(value)
+    return value
+
+
 def boolean(value: object) -> str | None:
     """What is wrong with a value that is to be true or false."""
     return None if isinstance(value, bool) else f"{shown(value)} is not true or false"
+
+
+def one(complain: Complaint) -> BeforeValidator:
+    """A validator of a single value."""
+
+    def check(value: object) -> object:
+        if complaint := complain(value):
+            raise ValueError(complaint)
+        return value
+
+    return BeforeValidator(check)
 
 
 def one_of(what: str, names: Iterable[str]) -> Complaint:

@@ -4,42 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from study.spec.dimensions import Complaint, Section, argument, batch_size, number, optimizer, whole_number
+from study.spec.dimensions import Section, argument, batch_size, number, one, optimizer, positive, whole_number
 from study.spec.lanes import AXES, amount, schedule, share
 
-
-def _one(complain: Complaint) -> BeforeValidator:
-    """A validator of a single value."""
-
-    def check(value: object) -> object:
-        if complaint := complain(value):
-            raise ValueError(complaint)
-        return value
-
-    return BeforeValidator(check)
-
-
 # Named apart from the fields, whose annotations are evaluated among them.
-_SCHEDULE, _SHARE, _AMOUNT = _one(schedule), _one(share), _one(amount)
+_SCHEDULE, _SHARE, _AMOUNT = one(schedule), one(share), one(amount)
 _LANES = Field(description="As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives.")
 
 
 class GivenCell(Section):
     """One cell, written out."""
 
-    optimizer: Annotated[str, _one(optimizer)]
+    optimizer: Annotated[str, one(optimizer)]
     """One of the shipped ones, or the import path of your own."""
-    batch_size: Annotated[int | str, _one(batch_size)]
+    batch_size: Annotated[int | str, one(batch_size)]
     """Examples per update, or "full"."""
-    width: Annotated[int | None, _one(whole_number)] = None
+    width: Annotated[int | None, one(whole_number)] = None
     """As in `[search]`, one value."""
-    depth: Annotated[int | None, _one(whole_number)] = None
+    depth: Annotated[int | None, one(whole_number)] = None
     """As in `[search]`, one value."""
-    settings: dict[str, Annotated[float, _one(number)]] = Field(default_factory=dict)
+    settings: dict[str, Annotated[float, one(number)]] = Field(default_factory=dict)
     """Of the optimizer, under torch.optim's names; its defaults if not given."""
-    model_args: dict[str, Annotated[bool | int | float | str, _one(argument)]] = Field(default_factory=dict)
+    model_args: dict[str, Annotated[bool | int | float | str, one(argument)]] = Field(default_factory=dict)
     """Searched arguments of the model."""
 
     def searched(self) -> dict[str, Any]:
@@ -59,13 +47,14 @@ class Baseline(GivenCell):
 
     name: Annotated[str, Field(min_length=1, max_length=60)]
     """As reports call it."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, one(positive)]
     """Its learning rate, which is not tuned."""
     schedule: Annotated[str | None, _SCHEDULE, _LANES] = None
     warmup: Annotated[float | None, _SHARE, _LANES] = None
     weight_decay: Annotated[float | None, _AMOUNT, _LANES] = None
     clip_norm: Annotated[float | None, _AMOUNT, _LANES] = None
     clip_value: Annotated[float | None, _AMOUNT, _LANES] = None
+    ema: Annotated[float | None, _SHARE, _LANES] = None
 
     def recipe(self) -> dict[str, Any]:
         """The values that are given of the axes of lanes."""

@@ -21,7 +21,7 @@ from study.spec.model import SAMPLERS, SCHEDULERS
 from study.spec.reading import check
 from study.usercode import bundle
 from trainables.usercode.importing import REASON, is_import_path, is_own, is_table
-from trainables.workloads.catalogue import CATALOGUE, RULES, SOLO, Facts
+from trainables.workloads.catalogue import CATALOGUE, DEEPOBS, RULES, SOLO, Facts
 
 # In the order of asking.
 QUESTIONS = {
@@ -146,6 +146,7 @@ def render(answers: Answers) -> str:
             cell=_cell(answers.model, searched, sizes),
             sizes=[*sizes, *(['"full"'] if small else [])],
             catalogue=CATALOGUE,
+            deepobs=DEEPOBS,
             rules=RULES,
             solo=SOLO,
             samplers=SAMPLERS,

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from study.spec.dimensions import AS_TOML, VALID, Choice, Dimension, Section, known, number, one_of, one_or_more
+from study.spec.dimensions import (
+    AS_TOML,
+    Choice,
+    Dimension,
+    Section,
+    in_range,
+    known,
+    one,
+    one_of,
+    one_or_more,
+    positive,
+)
 from trainables.config import Positive
 from trainables.schedules import SCHEDULES
 from trainables.workloads import catalogue
@@ -20,8 +31,8 @@ MOST_LANES = 10_000
 class Rates(Section):
     """A learning-rate grid: count values, evenly spaced on a log scale."""
 
-    low: Annotated[float, Field(gt=0)]
-    high: Annotated[float, Field(gt=0)]
+    low: Annotated[float, one(positive)]
+    high: Annotated[float, one(positive)]
     count: Annotated[int, Field(ge=1, le=1000)] = 8
 
     @model_validator(mode="after")
@@ -29,13 +40,6 @@ class Rates(Section):
         if self.low > self.high:
             raise ValueError(f"low = {self.low} is above high = {self.high}")
         return self
-
-
-def _numbers(fine: Callable[[float], bool], valid: str) -> Callable[[object], str | None]:
-    def complain(value: object) -> str | None:
-        return number(value) or (None if fine(float(value)) else f"{value} is out of range{VALID}{valid}")  # type: ignore[arg-type]
-
-    return complain
 
 
 def _kind(value: Any) -> str:
@@ -49,12 +53,12 @@ FORMS = ("<grid>", "<values>", "<by optimizer>")
 """Parts of a mistake's place that the user has not written."""
 
 schedule = one_of("schedule", SCHEDULES)
-share = _numbers(lambda x: 0 <= x < 1, "a share, at least 0 and below 1, as in 0.1")
-amount = _numbers(lambda x: x >= 0, "0 and positive numbers")
+share = in_range(lambda x: 0 <= x < 1, "a share, at least 0 and below 1, as in 0.1")
+amount = in_range(lambda x: x >= 0, "0 and positive numbers")
 Schedules = Annotated[Dimension, one_or_more(schedule), AS_TOML]
 Shares = Annotated[Dimension, one_or_more(share), AS_TOML]
 Amounts = Annotated[Dimension, one_or_more(amount), AS_TOML]
-Values = Annotated[Dimension, one_or_more(_numbers(lambda x: x > 0, "positive numbers, as in 0.01")), AS_TOML]
+Values = Annotated[Dimension, one_or_more(positive), AS_TOML]
 _Grid: TypeAlias = Annotated[Rates, Tag("<grid>")] | Annotated[Values, Tag("<values>")]
 _Table: TypeAlias = Annotated[dict[str, Annotated[_Grid, Discriminator(_kind)]], Tag("<by optimizer>")]
 LearningRate = Annotated[_Grid | _Table, Discriminator(_kind)]
@@ -69,7 +73,7 @@ class Lanes(Section):
     """Values in an optimizer's own range."""
     schedule: Schedules | None = None
     """Of the rate: constant, linear, cosine, step, exponential, one-cycle, wsd. A list is tuned beside the rate, lane
-    by lane; so are lists of the four keys below."""
+    by lane; so are lists of the five keys below."""
     warmup: Shares | None = None
     """Share of the budget in which the rate rises in a straight line."""
     weight_decay: Amounts | None = None
@@ -78,6 +82,9 @@ class Lanes(Section):
     """Largest norm of a network's gradient; 0 for no limit."""
     clip_value: Amounts | None = None
     """Largest absolute value of a gradient's component; 0 for no limit."""
+    ema: Shares | None = None
+    """Share that an exponential moving average of the parameters keeps at each update, as 0.999; 0 for none. A lane
+    with one is evaluated, chosen and kept by the average, as in torch's AveragedModel."""
     settings: dict[str, Amounts] = Field(default_factory=dict)
     """Settings of optimizers to tune as well, under torch.optim's names: `{momentum = [0.0, 0.9]}`."""
     sample: Positive | None = None
@@ -120,5 +127,5 @@ def settings_of(optimizer: str, facts: OptimizerFacts) -> Mapping[str, float]:
     return catalogue.settings_of(optimizer) if optimizer in OPTIMIZERS else facts.settings
 
 
-AXES = ("schedule", "warmup", "weight_decay", "clip_norm", "clip_value")
+AXES = ("schedule", "warmup", "weight_decay", "clip_norm", "clip_value", "ema")
 """Axes that every optimizer has."""

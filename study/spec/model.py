@@ -9,7 +9,6 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -30,6 +29,8 @@ from study.spec.dimensions import (
     Setting,
     Whole,
     boolean,
+    checked_duration,
+    duration_seconds,
     known,
     one_of,
     one_or_more,
@@ -139,7 +140,8 @@ class Workload(Section, config.Reading):
     missing: Annotated[Missing, known("missing", MISSING)] = "error"
     """What happens to missing values: `error`, `drop` (the row), or `mean` (of the training split)."""
     model: Annotated[str, known("model", FAMILIES, is_import_path, _MODELS)]
-    """`linear`, `mlp`, `cnn`, or `quadratic` for the data set of that name; or the import path of your own."""
+    """`linear`, `mlp`, `cnn`; `quadratic` for the data set of that name; DeepOBS's `deepobs-logreg`, `deepobs-mlp`,
+    `deepobs-2c2d`, `deepobs-3c3d` for images; or the import path of your own."""
     model_args: ModelArgs = ModelArgs()
     """Arguments of a shipped model."""
     own_args: dict[str, ModelArgument] = Field(default_factory=dict)
@@ -276,25 +278,6 @@ class Budget(Section, config.Budget):
         return self
 
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def duration_seconds(value: object) -> float:
-    """The seconds of a duration such as 90, "90s", "1.5h"; a ValueError for anything else."""
-    text = str(value).strip()
-    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
-    with suppress(ValueError):
-        if not isinstance(value, bool) and 0 < (seconds := float(number) * unit) < math.inf:
-            return seconds
-    raise ValueError('must be a duration above 0; valid: seconds as a number, "90s", "30m", "2h", "1d"')
-
-
-def _checked_duration(value: object) -> object:
-    if value is not None:
-        duration_seconds(value)
-    return value
-
-
 class Tuning(Section):
     """How cells are proposed and stopped, and the root of every seed."""
 
@@ -314,7 +297,7 @@ class Tuning(Section):
     """URL of the database for Optuna; a journal file in the results folder if not given."""
     warm_start: Annotated[str, Field(min_length=1)] | None = None
     """Results folder, or URI, of an earlier study of the same workload and budget, whose trials the sampler knows."""
-    timeout: Annotated[float | str | None, BeforeValidator(_checked_duration)] = None
+    timeout: Annotated[float | str | None, BeforeValidator(checked_duration)] = None
     """After this long no trial of the search begins: "90s", "30m", "2h", "1d", or seconds; of all sessions together."""
 
     @property
@@ -330,8 +313,21 @@ class Confirm(Section):
     """Number of best cells; the best of every optimizer and of every regime are added."""
     seeds: Annotated[int, Field(ge=2, le=10_000)] = 10
     """Fresh seeds of each."""
+    most_seeds: Annotated[int, Field(ge=4, le=10_000)] | None = None
+    """Add as many seeds again to the optimizers that may be the best, until one wins, up to this many each."""
     weights_mib: Annotated[float, Field(ge=0)] = 64
     """The trained parameters are kept if those of all seeds and cells take at most this many MiB."""
+
+    @model_validator(mode="after")
+    def _most_seeds_allow_a_second_look(self) -> Confirm:
+        if self.most_seeds is not None and self.most_seeds < 2 * self.seeds:
+            raise ValueError(f"most_seeds = {self.most_seeds} adds none to {self.seeds}; valid: from {2 * self.seeds}")
+        return self
+
+    @property
+    def looks(self) -> int:
+        """How often the verdict may look at the fresh seeds."""
+        return (self.most_seeds or self.seeds) // self.seeds
 
 
 def _none_if_off(value: object) -> object:
@@ -415,10 +411,11 @@ class Spec(Section):
         first = self.tuning.seed * SEEDS + replicate * self.lanes.seeds
         return list(range(first, first + self.lanes.seeds))
 
-    def confirm_seeds(self) -> list[int]:
-        """The seeds of the confirmation, which no trial of the search has."""
-        first = self.tuning.seed * SEEDS + SEEDS // 2
-        return list(range(first, first + self.confirm.seeds)) if self.confirm else []
+    def confirm_seeds(self, look: int = 0) -> list[int]:
+        """The seeds that a look at the confirmation adds, which no trial of the search has."""
+        count = self.confirm.seeds if self.confirm else 0
+        first = self.tuning.seed * SEEDS + SEEDS // 2 + look * count
+        return list(range(first, first + count))
 
     def optimizer_facts(self, name: str) -> OptimizerFacts:
         """Properties of an optimizer of the search."""

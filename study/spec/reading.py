@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -30,13 +31,16 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
 
     Args:
         source: a TOML file, or the name of a shipped spec.
-        changes: values that replace the file's, as {"name": "mine", "budget": {"trials": 4}}.
+        changes: values that replace the file's, as {"name": "mine", "budget": {"trials": 4}}. Other optimizers get as
+            many trials each as the file's, and what it says about optimizers that are left out is dropped.
 
     Raises:
         SpecError: with every mistake in the file.
     """
     file = find(source)
     tables = _tables(file)
+    if names := table(changes or {}, "search").get("optimizer"):
+        _compare_others(tables, [names] if isinstance(names, str) else names)
     for section, values in (changes or {}).items():
         if not isinstance(values, Mapping):
             tables[section] = values
@@ -45,6 +49,19 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
             if section == "budget" and (limit := set(values) & set(LIMITS)):
                 tables[section] = {k: v for k, v in tables[section].items() if k not in set(LIMITS) - limit}
     return check(tables, str(file), file.absolute().parent)
+
+
+def _compare_others(tables: dict[str, Any], names: list[str]) -> None:
+    """Adapt the tables of a spec to other optimizers than its own."""
+    former, trials = table(tables, "search").get("optimizer"), table(tables, "budget").get("trials")
+    if isinstance(former, list) and former and isinstance(trials, int):
+        tables["budget"]["trials"] = math.ceil(trials / len(former) * len(names))
+    for section, key in (("search", "settings"), ("lanes", "learning_rate")):
+        by_optimizer = table(tables, section, key)
+        if kept := {name: by_optimizer[name] for name in by_optimizer if name in (*names, "low", "high", "count")}:
+            tables[section][key] = kept
+        elif by_optimizer:
+            del tables[section][key]
 
 
 def recorded(folder: Path) -> Spec:

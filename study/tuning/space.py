@@ -33,6 +33,7 @@ class Space:
     # sampler proposes, by number
     fixed: dict[int, dict[str, Any]] = field(default_factory=dict)
     cells: dict[int, Cell] = field(default_factory=dict)
+    looks: dict[int, int] = field(default_factory=dict)  # at the confirmation, for which a trial adds seeds; 0 if none
     code: str = ""  # folder of user code; empty if there is none
 
     def suggest(self, trial: optuna.Trial | optuna.trial.FixedTrial) -> Cell:
@@ -51,8 +52,8 @@ class Space:
         spec = self.spec
         workload, resources, lanes = spec.workload, spec.resources, spec.lanes
         batch_size = workload.facts.train if cell["batch_size"] == "full" else cell["batch_size"]
-        fixed = self.fixed.get(number)
-        seeds = spec.confirm_seeds() if fixed else spec.lane_seeds(replicate)
+        fixed, look = self.fixed.get(number), self.looks.get(number, 0)
+        seeds = spec.confirm_seeds(look) if fixed else spec.lane_seeds(replicate)
         axes = {name: [value] for name, value in fixed.items()} if fixed else spec.axes(cell["optimizer"])
         listed = axes.get("learning_rate")
         trial = config.TrialConfig(
@@ -82,7 +83,7 @@ class Space:
             extensions=lanes.extensions,
             refine=lanes.refine,
             test_values=bool(fixed),
-            weights_mib=spec.confirm.weights_mib / spec.budget.trials if fixed and spec.confirm else 0.0,
+            weights_mib=spec.confirm.weights_mib / spec.budget.trials if fixed and spec.confirm and not look else 0.0,
             trial=number,
             data_folder=self.data_folder,
             code=self.code,

@@ -21,6 +21,7 @@ from trainables.engines.eager import Eager
 from trainables.engines.kernel.build import identity, library
 from trainables.lanes.batches import Batches
 from trainables.lanes.stack import Stack
+from trainables.rules import EMA
 from trainables.workloads.criterion import Criterion
 from trainables.workloads.data import Split
 from trainables.workloads.models import Fixed, Shift, activations, multiplications
@@ -222,11 +223,11 @@ class Native(_Kernel):
         rates, limits = stack.rates(every, update, update + count), stack.adjustments(every)
         settings, columns = numbers_of(stack, update + 1, count)
         losses = torch.empty(count, lanes, dtype=torch.float64)
-        buffers = [stack.state[name] for name in stack.rule.buffers]
-        places = (ctypes.c_void_p * _STATE)(*(buffer.data_ptr() for buffer in buffers))
+        places = (ctypes.c_void_p * _STATE)(*(buffer.data_ptr() for buffer in _buffers(stack, every)))
+        average, keeps = stack.state.get(EMA), _keeps(stack, update, count)
         updates = _arguments(count, starts, stops, lanes, stack.parameters)
         rule = _arguments(number, rates, len(rates), settings, len(settings))
-        rule += _arguments(columns, len(columns), columns.shape[2], limits, losses)
+        rule += _arguments(columns, len(columns), columns.shape[2], limits, average, keeps, losses)
 
         def train(part: slice) -> int:
             work = self._work(batches.examples, order, seeds, part, batches.batch_size, self.copies)
@@ -303,7 +304,7 @@ class Wide(_Kernel):
         """Make the updates one by one, each of them lane after lane."""
         first, count = stack.update, stop - stack.update
         settings, columns = numbers_of(stack, first + 1, count)
-        rates = stack.rates(rows, first, stop)
+        rates, keeps = stack.rates(rows, first, stop), _keeps(stack, first, count)
         adjust = [stack.adjustment(slice(row, row + 1)) for row in range(rows.start, rows.stop)]
         losses = stack.parameters.new_empty(count, rows.stop - rows.start)
         gradients = torch.empty_like(stack.parameters[0])
@@ -322,6 +323,8 @@ class Wide(_Kernel):
                 rate = float(rates[done % len(rates), place])
                 column = columns[:, done, min(row, columns.shape[2] - 1)]
                 self._step(stack, row, gradients, rate, settings[:, row].copy(), column.copy())
+                if keeps is not None:
+                    stack.state[EMA][row].lerp_(stack.parameters[row], 1 - float(keeps[done, row]))
         return losses
 
     def _step(
@@ -329,10 +332,9 @@ class Wide(_Kernel):
     ) -> None:
         """Make one update of one network from its gradients, (P,)."""
         parameters = stack.parameters[row]
-        buffers = [stack.state[name][row] for name in stack.rule.buffers]
         self.kernel.native_step(
             *_arguments(len(parameters), parameters, gradients),
-            (ctypes.c_void_p * _STATE)(*(buffer.data_ptr() for buffer in buffers)),
+            (ctypes.c_void_p * _STATE)(*(buffer.data_ptr() for buffer in _buffers(stack, row))),
             *_arguments(KERNELS[stack.rule.name][0]),
             ctypes.c_double(rate),
             *_arguments(settings, len(settings), column, len(column)),
@@ -402,6 +404,23 @@ def numbers_of(stack: Stack, first: int, count: int) -> tuple[np.ndarray, np.nda
     for place, name in enumerate(coefficients):
         columns[place] = table[name]
     return settings, columns
+
+
+def _buffers(stack: Stack, rows: slice | int) -> list[Tensor]:
+    """The buffers that the kernel's rule changes, of some lanes."""
+    return [stack.state[name][rows] for name in stack.rule.buffers if name != EMA]
+
+
+def _keeps(stack: Stack, first: int, count: int) -> np.ndarray | None:
+    """The shares that the moving averages keep in `count` updates from `first`, from 0: (count, L); None if none do."""
+    if EMA not in stack.state:
+        return None
+    lanes = len(stack.alive)
+    keeps = np.empty((count, lanes))
+    keeps[:] = stack.settings(slice(0, lanes))[EMA]
+    if first == 0:
+        keeps[0] = 0
+    return keeps
 
 
 def _arguments(*values: int | np.ndarray | Tensor | None) -> list[Any]:

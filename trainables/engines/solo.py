@@ -14,6 +14,7 @@ from trainables.lanes.batches import Batches
 from trainables.lanes.reference import set_rate, step
 from trainables.lanes.seeds import drawing
 from trainables.lanes.stack import Stack
+from trainables.rules import EMA
 from trainables.workloads.criterion import Criterion
 from trainables.workloads.data import Split
 from trainables.workloads.models import trained
@@ -79,6 +80,7 @@ class Solo(Engine):
             place = stack.alive[row]
             lane, extras = stack.lanes[place], {name: extra[row] for name, extra in stack.extras.items()}
             own = [leaf.detach()[0] for leaf in stack.leaves(slice(row, row + 1))]
+            average = stack.split(stack.state[EMA][row : row + 1]) if EMA in stack.state else []
             self.lane_module.enter(own, extras)
             optimizers = self._optimizers(stack, parameters, place)
             rates = lane.rates(stack.update, stop, stack.total) if lane.scheduled else None
@@ -92,6 +94,8 @@ class Solo(Engine):
 
                 with drawing(lane.seed, update, x.device, when=self.may_draw):
                     losses[update - stack.update, row - rows.start] = step(network, optimizers, loss, lane.recipe)
+                for mean, now in zip(average, parameters, strict=bool(average)):
+                    mean[0].lerp_(now.detach(), 1 - (lane.recipe.ema or 0.0) if update else 1.0)
             self.lane_module.leave(own, extras)
             stack.solo[place] = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
         return losses

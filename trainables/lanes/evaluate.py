@@ -15,12 +15,15 @@ from trainables.lanes.batches import Batches
 from trainables.lanes.records import Point, Predictions
 from trainables.lanes.stack import Result, Stack
 from trainables.lanes.times import EvaluationTimes
+from trainables.rules import EMA
 from trainables.workloads.data import Data, Split
 
 # Training examples on which the training loss is followed.
 TRAIN_SUBSET = 1000
 # Test examples of which single values are kept.
 TEST_VALUES = 10_000
+# Splits on which lanes with a moving average of their parameters are evaluated without it, at the end.
+RAW = ("raw_validation", "raw_test")
 # Metrics of the gradient noise on these examples, in the order of `Engine.noise`.
 NOISE = ("gradient_square", "gradient_noise")
 
@@ -108,9 +111,17 @@ class Evaluator:
             some = np.linspace(0, len(test) - 1, min(TEST_VALUES, len(test))).round().astype(np.int64)
             table = values.cpu().numpy()[:, some].astype(np.float32)
             stack.test_values = dict(zip(stack.alive, table, strict=True))
-        for metric, numbers in found.items():
-            stack.last["test", metric] = np.full(len(stack.lanes), math.nan)
-            stack.last["test", metric][stack.alive] = numbers.tolist()
+        self._keep("test", found)
+        if EMA in stack.state:
+            for name, split in zip(RAW, (self.data.validation, test), strict=True):
+                parts = stack.passes(lambda rows, split=split: self.engine.evaluate(stack, rows, split), trains=False)  # type: ignore[misc]
+                self._keep(name, _joined(parts))
+
+    def _keep(self, split: str, values: dict[str, Tensor]) -> None:
+        """Write metrics of a split, metric -> (K,), into `Stack.last`."""
+        for metric, numbers in values.items():
+            column = self.stack.last[split, metric] = np.full(len(self.stack.lanes), math.nan)
+            column[self.stack.alive] = numbers.tolist()
 
     def predictions(self) -> Predictions:
         """The classes that each lane predicts for the examples of the test split."""
@@ -121,8 +132,7 @@ class Evaluator:
 
     def _values(self, split: Split) -> dict[str, Tensor]:
         """Metric -> (K,) values on a split."""
-        parts = self._passes(lambda rows: self.engine.evaluate(self.stack, rows, split))
-        return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}
+        return _joined(self._passes(lambda rows: self.engine.evaluate(self.stack, rows, split)))
 
     def _passes(self, work: Callable[[slice], Result]) -> list[Result]:
         """What `work` returns for each pass, with the parameters to evaluate in place."""
@@ -140,3 +150,8 @@ class Evaluator:
         values = dict(zip((("train", name) for name in NOISE), table[:, finite].tolist(), strict=True))
         lanes = np.array(point.lanes)[finite].tolist()
         return [replace(point, lanes=lanes, values=values)] if lanes else []
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The metrics of all passes: metric -> (K,)."""
+    return {metric: torch.cat([part[metric] for part in parts]) for metric in parts[0]}

@@ -21,7 +21,7 @@ from trainables import schedules
 from trainables.config import PLAIN, Recipe, combinations
 from trainables.lanes.seeds import initialise
 from trainables.modern import Number, State
-from trainables.rules import Adjustment, Rule
+from trainables.rules import EMA, Adjustment, Rule
 from trainables.workloads.models import Builder, layered, trained
 
 Result = TypeVar("Result")
@@ -203,18 +203,18 @@ class Stack:
             networks[max(networks) + 1] = initialise(build, max(networks) + 1)
         extras = extras_of(networks, [lane.seed for lane in lanes], dtype, device)
         own = rule.bound(shapes)
+        own = own.with_ema() if any(lane.recipe.ema for lane in lanes) else own
         alive, state = list(range(len(lanes))), own.state(parameters)
         return cls(own, list(lanes), alive, parameters, state, shapes, extras, total=total)
 
     def leaves(self, rows: slice) -> list[Tensor]:
         """The parameters of some rows one by one, (k, *shape), as views that share memory and require gradients."""
-        leaves, start = [], 0
-        for shape in self.shapes:
-            size = shape.numel()
-            view = self.parameters[rows, start : start + size].view(-1, *shape)
-            leaves.append(view.detach().requires_grad_())
-            start += size
-        return leaves
+        return [view.detach().requires_grad_() for view in self.split(self.parameters[rows])]
+
+    def split(self, rows: Tensor) -> list[Tensor]:
+        """Numbers of networks, (k, P), as views of the shapes of their parameters, (k, *shape)."""
+        parts = rows.split([shape.numel() for shape in self.shapes], 1)
+        return [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     @cached_property
     def scheduled(self) -> bool:
@@ -223,7 +223,7 @@ class Stack:
 
     @cached_property
     def _options(self) -> list[dict[str, float]]:
-        return [lane.options() for lane in self.lanes]
+        return [{**lane.options(), EMA: lane.recipe.ema or 0.0} for lane in self.lanes]
 
     @cached_property
     def _adjustments(self) -> np.ndarray:

@@ -19,6 +19,7 @@ from trainables.config import TrialConfig
 from trainables.engines.choose import choose
 from trainables.engines.memory import fitting
 from trainables.lanes.cost import update_seconds
+from trainables.lanes.evaluate import RAW
 from trainables.lanes.rates import EXTENSION, REFINEMENT, Measure, next_round, tuned
 from trainables.lanes.records import Report
 from trainables.lanes.stack import Lane, Stack, spread
@@ -232,7 +233,7 @@ def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
         ended = dict(zip(stack.alive, table, strict=True))
     columns = {
         f"{split}_{metric}": stack.last.get((split, metric))
-        for split in ("train", "validation", "test")
+        for split in ("train", "validation", "test", *RAW)
         for metric in ("loss", "accuracy")
     }
     return [
@@ -267,6 +268,7 @@ def lane_columns(lane: Lane, rule: Rule) -> dict[str, Any]:
         "weight_decay": float(lane.options().get("weight_decay", own)),
         "clip_norm": recipe.clip_norm or None,
         "clip_value": recipe.clip_value or None,
+        "ema": recipe.ema or 0.0,
     }
 
 

@@ -16,7 +16,10 @@ from trainables.workloads import deepobs
 Task = Literal["regression", "classification"]
 TASKS: tuple[Task, ...] = get_args(Task)
 ENGINES = ("native", "eager", "cuda-graph", "solo")
-FAMILIES = ("linear", "mlp", "cnn", "quadratic")
+# DeepOBS's networks for images; and all networks without a width and a depth.
+DEEPOBS = ("deepobs-logreg", "deepobs-mlp", "deepobs-2c2d", "deepobs-3c3d")
+SIZELESS = ("linear", "quadratic", *DEEPOBS)
+FAMILIES = ("linear", "mlp", "cnn", "quadratic", *DEEPOBS)
 # Of hidden layers in MLPs and CNNs: activation -> its class in torch.nn; norms; initial values of the weights.
 ACTIVATIONS = {
     "relu": "ReLU",

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from trainables.errors import ModelError
 from trainables.usercode.importing import UserCodeError, is_import_path
-from trainables.workloads import deepobs
+from trainables.workloads import deepobs, deepobs_networks
 from trainables.workloads.adapting import LIBRARIES, library_model, own_model
-from trainables.workloads.catalogue import ACTIVATIONS, FAMILIES, cnn_sizes, mlp_widths
+from trainables.workloads.catalogue import ACTIVATIONS, DEEPOBS, FAMILIES, cnn_sizes, mlp_widths
 
 Builder = Callable[[], nn.Module]
 # (inputs, outputs) -> a layer.
@@ -229,7 +229,7 @@ def build(
         family: one of `FAMILIES`, or the import path of a user's model (`trainables.usercode.importing`).
         in_shape: shape of one example.
         out_features: outputs.
-        width: see `mlp` and `cnn`; 0 for the linear and the quadratic model. A user's model gets it if it is not 0.
+        width: see `mlp` and `cnn`; 0 for those of `catalogue.SIZELESS`. A user's model gets it if it is not 0.
         depth: as width.
         bundle: folder of the bundle that has a user's model.
         arguments: the family's own: `shape` of an MLP, `kernel` and `padding` of a CNN, and those of `Style`.
@@ -245,6 +245,8 @@ def build(
         return linear(in_shape, out_features)
     if family == "quadratic":
         return quadratic(in_shape, out_features)
+    if family in DEEPOBS:
+        return deepobs_networks.network(family, in_shape, out_features)
     makers: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
     if family not in makers:
         raise ModelError(f"no model family is called {family!r}; there are {', '.join(FAMILIES)}")

@@ -76,24 +76,26 @@ static void tell(const Work *w, const double *slots, int64_t tile, int64_t examp
 /* Update u takes the examples from starts[u] to before stops[u] of a lane's row of the order. The rates are
    (rate_updates, lanes), of each update or the same for all; the settings (settings, lanes); the coefficients
    (coefficients, updates, lanes), or (..., 1) where lanes do not differ. Gradients are adjusted by (3, lanes) numbers, as
-   Adjust has them, if there are any. The losses, of each batch before its update, are (updates, lanes). */
+   Adjust has them, if there are any. Moving averages of the parameters, if there are any, keep shares of themselves,
+   (updates, lanes). The losses, of each batch before its update, are (updates, lanes). */
 EXPORT int native_train(const Work *w, int64_t updates, const int64_t *starts, const int64_t *stops, int64_t lanes,
                         REAL *parameters, REAL *const *state, int64_t rule, const double *rates, int64_t rate_updates,
                         const double *settings, int64_t setting_count, const double *coefficients,
-                        int64_t coefficient_count, int64_t coefficient_lanes, const double *adjustments,
-                        double *losses) {
+                        int64_t coefficient_count, int64_t coefficient_lanes, const double *adjustments, REAL *average,
+                        const double *keeps, double *losses) {
     Network n;
     const int failed = prepare(&n, w->layers, w->count, w->block, w->constants);
     const int64_t numbers = n.parameters;
-    vec *memory = failed ? 0 : vectors(numbers * (2 + MOST_STATE));
+    vec *memory = failed ? 0 : vectors(numbers * (3 + MOST_STATE));
     if (!memory) return release(&n), 1;
-    vec *p = memory, *g = p + numbers, *kept[MOST_STATE];
-    for (int i = 0; i < MOST_STATE; i++) kept[i] = g + (i + 1) * numbers;
+    vec *p = memory, *g = p + numbers, *mean = g + numbers, *kept[MOST_STATE];
+    for (int i = 0; i < MOST_STATE; i++) kept[i] = mean + (i + 1) * numbers;
     for (int64_t tile = w->first; tile < w->last; tile += SLOTS / w->copies) {
         vec rate, v[MOST_SETTINGS], r[MOST_SETTINGS], c[MOST_COEFFICIENTS];
         View view;
         Adjust adjust = {0};
         load(w, p, parameters, numbers, tile);
+        if (average) load(w, mean, average, numbers, tile);
         for (int i = 0; i < MOST_STATE; i++)
             if (state[i]) load(w, kept[i], state[i], numbers, tile);
         int64_t own[SLOTS]; /* the lane of each slot */
@@ -123,9 +125,15 @@ EXPORT int native_train(const Work *w, int64_t updates, const int64_t *starts, c
                 for (int s = 0; s < SLOTS; s++) rate[s] = rates[(rate_updates > 1 ? u : 0) * lanes + own[s]];
             if (adjustments) adjusted_step(rule, numbers, p, g, kept, v, r, c, rate, &adjust);
             else step(rule, numbers, p, g, kept, v, r, c, rate);
+            if (average) {
+                vec keep;
+                for (int s = 0; s < SLOTS; s++) keep[s] = keeps[u * lanes + own[s]];
+                for (int64_t i = 0; i < numbers; i++) mean[i] = p[i] - (p[i] - mean[i]) * keep; /* p where it keeps 0 */
+            }
             tell(w, total, tile, batch, losses + u * lanes);
         }
         store(w, p, parameters, numbers, tile);
+        if (average) store(w, mean, average, numbers, tile);
         for (int i = 0; i < MOST_STATE; i++)
             if (state[i]) store(w, kept[i], state[i], numbers, tile);
     }

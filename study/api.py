@@ -191,7 +191,7 @@ def claimed_folder(spec: Spec, out: Path | None, command: str) -> Iterator[Path]
 def _refuse_used(folder: Path, out: Path) -> None:
     """Raise a `StorageError` unless a folder is empty."""
     if names := sorted({path.name for path in folder.iterdir()} - set(OWNED)):
-        what = "already holds a study" if "spec.toml" in names else f"is not empty, it holds {names[0]}"
+        what = "already holds a study" if "spec.toml" in names else f"is not empty: it holds {names[0]}"
         raise StorageError(str(out), f"{what}; give a folder that does not exist yet")
 
 
@@ -227,14 +227,14 @@ def require_same(spec: Spec, folder: Path) -> None:
 
 def _refuse_edits(spec: Spec, folder: Path) -> None:
     """Raise a `SpecError` if settings were edited that the trials of a study have been run with."""
-    file, advice = folder / "spec.toml", "put it back, or run the changed spec into a folder of its own"
+    file, advice = folder / "spec.toml", "restore the old value, or run the changed spec into a new folder"
     ran, winners = _recorded_settings(folder), _recorded_settings(folder / CONFIRM)
     # A key that is not recorded is one that a later version has added.
     changed = differences(ran, {key: value for key, value in fixed_settings(spec).items() if key in ran})
     mistakes = [f"{key} = {new}: was {old} when the study ran; {advice}" for key, (old, new) in changed.items()]
     if spec.confirm and (seeds := winners.get("lanes.seeds", spec.confirm.seeds)) != spec.confirm.seeds:
         asked = f"confirm.seeds = {spec.confirm.seeds}"
-        mistakes.append(f"{asked}: was {seeds} when winners were confirmed; put it back")
+        mistakes.append(f"{asked}: was {seeds} when winners were confirmed; restore the old value")
     if mistakes:
         raise SpecError(str(file), mistakes)
 

@@ -119,7 +119,7 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
             ("devices", f"{small} of {len(probes)} cells at the corners of the space are small and train on CPUs alone")
         )
     memory = max(p.memory_bytes for p in probes) / 2**20
-    rows.append(("memory", f"about {memory:,.0f} MiB a trial at most, its data included"))
+    rows.append(("memory", f"at most about {memory:,.0f} MiB a trial, with its data"))
     rows.append(("time", _time(spec, probes, trials)))
     rows += [("note", text) for text in spec.workload.user_code.notes]
     rows += [("warning", text) for text in [*facts.warnings, *warnings(spec)]]
@@ -328,11 +328,12 @@ def _lane_rows(spec: Spec) -> Iterator[str]:
         yield f"{settings * spec.lanes.seeds} a trial{whose}: {words} x {counted(spec.lanes.seeds, 'seed')}"
     if max(own["learning_rate"] for own in counts.values()) == 1:
         return
-    best = "at its best recipe, " if any(len(own) > 1 for own in counts.values()) else ""
+    best = " at the best recipe" if any(len(own) > 1 for own in counts.values()) else ""
     if more := spec.lanes.extensions:
-        yield f"up to {more} times half as many rates are added, {best}if the best one lies on the edge"
+        yield f"up to {more} extensions: half as many rates are added{best} if the best one is the lowest or highest"
     if more := spec.lanes.refine:
-        yield f"then up to {more} times two around the best one, if the grid is coarser than the noise"
+        condition = "if the grid is too coarse for the noise"
+        yield f"then up to {more} refinements: two rates are added around the best one {condition}"
 
 
 def _added(spec: Spec) -> float:
@@ -348,11 +349,11 @@ def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
     seconds = [p.seconds for p in probes]
     each = sum(seconds) / len(seconds) / at_once
     total, again = trials * each, cost(spec) * each
-    confirmation = f", {duration(again)} of it the confirmation" if again else ""
+    confirmation = f", of which {duration(again)} for the confirmation" if again else ""
     spread = f"{duration(min(seconds))} to {duration(max(seconds))} a trial"
     if more := _added(spec):
-        spread += f", up to {more:.0%} more where rates are added"
-    less = ", less what the scheduler stops" if spec.tuning.scheduler != "none" else ""
-    gpu = "; timed on the CPU, a GPU will differ" if spec.resources.gpus else ""
+        spread += f", up to {more:.0%} more if rates are added"
+    less = ", less for trials that the scheduler stops" if spec.tuning.scheduler != "none" else ""
+    gpu = "; measured on the CPU, a GPU takes another time" if spec.resources.gpus else ""
     took = f"about {duration(total + again)} on this machine{confirmation}"
     return f"{took}, {at_once} trials at once ({spread}{less}){gpu}"

@@ -328,7 +328,10 @@ def _announce_interrupt(say: Callable[[str], None]) -> None:
 
     def announce(number: int, frame: object) -> None:
         ASKED.set()
-        say("stopping: running trials save their state, which takes some seconds; Ctrl-C again ends at once without it")
+        say(
+            "stopping: running trials save their state, which takes some seconds; "
+            "a second Ctrl-C ends at once without saving"
+        )
         handler(number, frame)  # type: ignore[operator,misc,arg-type]
 
     signal.signal(signal.SIGINT, announce)

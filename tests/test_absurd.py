@@ -187,7 +187,7 @@ SERVER = "https://me:${MLFLOW_SECRET}@mlflow.example"
 def test_a_password_in_a_spec_is_refused_and_not_repeated(section: str, key: str, url: str) -> None:
     with pytest.raises(SpecError) as raised:
         check(GOOD | {section: {**GOOD.get(section, {}), key: url}})
-    assert f"{section}.{key}: has a password, which would stand in the results; write ${{NAME}}" in str(raised.value)
+    assert f"{section}.{key}: has a password, which would be saved in the results; write ${{NAME}}" in str(raised.value)
     with pytest.raises(SpecError) as with_another:
         check(GOOD | {section: {**GOOD.get(section, {}), key: [url]}})
     for error in (raised, with_another):

@@ -95,7 +95,7 @@ def test_edits_names_edited_modules_beyond_the_copy(tmp_path: Path, monkeypatch:
     write(tmp_path, {"beyond/helping": "x = 1"})
     (edit,) = bundle.edits(tmp_path / "results")
     assert edit[0] == tmp_path / "beyond" / "helping.py"
-    assert edit[1].startswith("is no part of the copy and has been edited")
+    assert edit[1].startswith("is not in the copy and has been edited")
 
 
 @pytest.mark.long

@@ -62,7 +62,7 @@ def test_an_error_of_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("study.api.run", lost)
     result = CliRunner().invoke(main, ["run", "quick"])
     assert result.exit_code == 1
-    assert result.output.startswith("study: Ray failed (the head is gone); what has ended is safe")
+    assert result.output.startswith("study: Ray failed (the head is gone); finished trials are safe")
     assert isinstance(CliRunner().invoke(main, ["--debug", "run", "quick"]).exception, RayError)
 
 
@@ -138,7 +138,7 @@ def test_check_prints_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert re.search(r"lanes +9 a trial: 3 rates x 3 seeds", found.stdout)
     assert "batch size 1 (stochastic): 500 updates a lane" in found.stdout
     assert "batch size 100 (batch): 5 updates a lane" in found.stdout
-    assert re.search(r"memory +about \d+ MiB", found.stdout)
+    assert re.search(r"memory +at most about \d+ MiB", found.stdout)
     assert re.search(r"time +about .* on this machine", found.stdout)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.toml"]
 
@@ -227,7 +227,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     its_own = psutil.Process(running.pid).children(recursive=True)
     with held(running):
         running.send_signal(signal.SIGINT)
-        while "Ctrl-C again ends at once" not in said(tmp_path):
+        while "a second Ctrl-C ends at once" not in said(tmp_path):
             assert running.poll() is None, said(tmp_path)
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)

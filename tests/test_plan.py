@@ -45,11 +45,11 @@ def test_a_plan_says_how_many_rates_may_be_added() -> None:
     }
     plans = {name: check(changed(lanes=each, budget={"trials": 4, "seconds": 60.0})) for name, each in lanes.items()}
     texts = {name: plan.describe(spec, plan.probed(spec)) for name, spec in plans.items()}
-    assert "then up to 2 times two around the best one" in texts["grows"]
-    assert "up to 140% more where rates are added" in texts["grows"]  # 3 and 4 of 5
+    assert "then up to 2 refinements: two rates are added around the best one" in texts["grows"]
+    assert "up to 140% more if rates are added" in texts["grows"]  # 3 and 4 of 5
     for name in ("fixed", "one"):
         assert "around the best one" not in texts[name]
-        assert "more where rates are added" not in texts[name]
+        assert "more if rates are added" not in texts[name]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,9 @@ def test_warnings_and_the_confirmation_are_part_of_the_plan() -> None:
     assert "  warning 4 trials for 2 optimizers x 3 batch sizes" in text
     # Top 2, one more optimizer, two more regimes: 5, but only 4 cells are tried; each winner takes as long as a trial.
     assert "the 2 best cells, and the best of each optimizer and regime: at most 4, each on 5 fresh seeds" in text
-    found = re.findall(r"time +about ([\d.]+) (\w+) on this machine, ([\d.]+) (\w+) of it the confirmation", text)[0]
+    found = re.findall(
+        r"time +about ([\d.]+) (\w+) on this machine, of which ([\d.]+) (\w+) for the confirmation", text
+    )[0]
     all_of_it, confirmed = (float(found[i]) * {"s": 1, "min": 60, "h": 3600}[found[i + 1]] for i in (0, 2))
     assert all_of_it == pytest.approx(2 * confirmed, rel=0.1)
 

@@ -38,7 +38,7 @@ NFS = Path("/nfs/out")
     [
         (
             {"versions": {**HERE, "torch": "1.0"}},
-            f"has torch 1.0, here it is {HERE['torch']}; numbers would differ, install the same version everywhere",
+            f"has torch 1.0, here it is {HERE['torch']}; results would differ; install the same version everywhere",
         ),
         ({"versions": {**HERE, "numpy": ""}}, f"has no numpy; install numpy {HERE['numpy']} there"),
         ({"ahead_seconds": 90.0}, "its clock is 90 s ahead; set it by NTP"),
@@ -165,7 +165,7 @@ def test_a_node_that_joins_is_looked_over_and_told_of_once(monkeypatch: pytest.M
     ]
     assert look("a", "head", "b") == [
         "node lost: node c (10.0.0.1) is gone",
-        "node unfit: node b: has no torch; install it; the study uses it all the same",
+        "node unfit: node b: has no torch; install it; the study uses this node nevertheless",
     ]
     assert look("a", "head", "b") == []
     assert sorted(asked) == ["b", "c"]

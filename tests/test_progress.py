@@ -203,7 +203,9 @@ def test_a_study_that_goes_on_counts_what_was_done(tmp_path: Path) -> None:
     rows = {n: row(n, "completed", 0.5 - n / 10, learning_rate=0.01) for n in range(2)}
     shown = display()
     shown.count_earlier(State(rows, redo=[2], begun=[3]), folder)
-    assert text(shown) == "good: 2 of 5 trials have ended, 1 continue where they were, 1 with lost rows run again\n"
+    assert (
+        text(shown) == "good: 2 of 5 trials have ended, 1 continue from their checkpoints, 1 with lost rows run again\n"
+    )
     assert shown.done == shown.before == 2
     assert shown.best
     assert shown.best["trial"] == 1

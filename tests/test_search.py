@@ -460,7 +460,7 @@ def test_claim_folder_never_returns_a_used_folder(tmp_path: Path, monkeypatch: p
     Path("file").touch()
     for out, message in (
         ("results/good", "already holds a study"),
-        (".", "is not empty, it holds file"),
+        (".", "is not empty: it holds file"),
         ("file", "cannot be created: File exists"),
         ("file/below", "cannot be created: Not a directory"),
     ):
@@ -484,7 +484,9 @@ def test_resume_refuses_changed_settings(tmp_path: Path, monkeypatch: pytest.Mon
     provenance.write_provenance(tmp_path, SPEC, [{"command": "", "started": "", "ended": None}], finished=False)
     changed_spec = SPEC.model_copy(update={"lanes": SPEC.lanes.model_copy(update={"seeds": 9})})
     files.write_text(tmp_path / "spec.toml", changed_spec.to_toml())
-    message = rf"spec.toml: 1 mistake\n  lanes.seeds = 9: was {SPEC.lanes.seeds} when the study ran; put it back"
+    message = (
+        rf"spec.toml: 1 mistake\n  lanes.seeds = 9: was {SPEC.lanes.seeds} when the study ran; restore the old value"
+    )
     with pytest.raises(SpecError, match=message):
         api.resume(tmp_path)
     free = {"description": "x", "resources": {"cpus_per_trial": 2}, "confirm": {"seeds": 4}, "budget__trials": 9}
@@ -493,7 +495,7 @@ def test_resume_refuses_changed_settings(tmp_path: Path, monkeypatch: pytest.Mon
     files.write_text(tmp_path / "spec.toml", SPEC.model_copy(update={"confirm": Confirm(seeds=9)}).to_toml())
     (tmp_path / "confirm").mkdir()
     files.write_text(tmp_path / "confirm/provenance.json", '{"spec": {"lanes.seeds": 4}}')
-    with pytest.raises(SpecError, match=r"confirm.seeds = 9: was 4 when winners were confirmed; put it back"):
+    with pytest.raises(SpecError, match=r"confirm.seeds = 9: was 4 when winners were confirmed; restore the old value"):
         api.resume(tmp_path)
 
 

@@ -389,7 +389,7 @@ def test_a_table_is_copied_into_the_study(table: Path, tmp_path_factory: pytest.
     assert [file for file, _ in bundle.edits(results)] == [table / "t.csv"]
     (results / "code" / "t.csv").write_text("a,kind\n1,x\n")
     assert changed(results / "code") == ["t.csv"]
-    with pytest.raises(SpecError, match="is not what the study began with"):
+    with pytest.raises(SpecError, match="differs from the code that the study began with"):
         recorded(results)
 
 

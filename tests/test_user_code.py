@@ -147,7 +147,7 @@ def test_study_resumes_with_the_code_it_started_with(tmp_path: Path, monkeypatch
     assert more.returncode == 0, more.stderr
     begun = f"note: {tmp_path / 'own.py'} has been edited since; the study continues with the code it began with, in "
     assert f"{begun}{tmp_path / 'results' / 'own' / 'code'}" in more.stderr
-    assert f"note: {tmp_path / 'beyond' / 'helping.py'} is no part of the copy and has been edited since" in more.stderr
+    assert f"note: {tmp_path / 'beyond' / 'helping.py'} is not in the copy and has been edited since" in more.stderr
     trials = analysis.load(tmp_path / "results" / "own").trials
     assert list(trials["outcome"]) == ["completed"] * 4
     assert trials["parameters"].nunique() == 1
@@ -155,7 +155,7 @@ def test_study_resumes_with_the_code_it_started_with(tmp_path: Path, monkeypatch
     code.write_text(wider)
     refused = again([*module, "extend", "results/own", "--trials", "1", "--plain"])
     assert refused.returncode == 2
-    assert f"{code}: is not what the study began with; put it back, or run what it is now into" in refused.stderr
+    assert f"{code}: differs from the code that the study began with; restore the old code, or run" in refused.stderr
 
 
 @pytest.mark.nightly

@@ -30,10 +30,11 @@ class Budget:
     """How long every lane trains; exactly one of epochs, updates, examples and seconds is set.
 
     Attributes:
-        epochs, updates, examples, seconds: the limit; seconds are those of one network trained alone, without
-            evaluation: each lane makes as many updates as that takes, by the cost of an update that its trial measures.
+        epochs, updates, examples: the limit of every lane's training.
+        seconds: the limit, as the time of one network trained alone, without evaluation. From the measured time of an
+            update, each trial computes how many updates its lanes make.
         min_updates: lower bound on updates, for batches so large that the budget would end at once.
-        drop_last: whether an epoch leaves out a last batch that is short.
+        drop_last: whether an epoch leaves out its last batch if that is short.
     """
 
     epochs: Annotated[int, Ge(1), Le(10**6)] | None = None

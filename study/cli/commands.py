@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="optimizer-study")
-@click.option("--debug", is_flag=True, help="Show where an error of Ray happened.")
+@click.option("--debug", is_flag=True, help="Show the full traceback of an error in Ray.")
 def main(debug: bool) -> None:
     """Compare optimizers, each at its own tuned learning rate, with intervals over seeds."""
 
@@ -53,7 +53,9 @@ def main(debug: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path), default="study.toml")
 @click.option("--data", help="cubic, linear, digits, mnist, fashion-mnist, kmnist, cifar10, quadratic; or wine.csv.")
 @click.option("--label", metavar="COLUMN", help="Column to predict, of a .csv, .tsv or .parquet file.")
-@click.option("--task", type=click.Choice(["classification", "regression"]), help="Of labels that could be either.")
+@click.option(
+    "--task", type=click.Choice(["classification", "regression"]), help="Needed if the labels could be either."
+)
 @click.option(
     "--model",
     help="cnn or mlp for images, mlp or linear for vectors, quadratic for the data of that name; "
@@ -156,8 +158,8 @@ def submit(spec: Spec, address: str, out: str, to: Path | None, wait: float) -> 
 @click.argument("kind", type=click.Choice(["slurm", "kuberay", "ray-up"]))
 @click.argument("spec", type=SPEC)
 @click.option("--nodes", type=click.IntRange(1), default=2, show_default=True, help="Nodes that run trials.")
-@click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each; from the spec if not given.")
-@click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of each; from the spec if not given.")
+@click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each node; from the spec if not given.")
+@click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs of each node; from the spec if not given.")
 @click.option(
     "--out",
     type=Place(),
@@ -188,7 +190,7 @@ def dashboard(folder: Path, port: int) -> None:
 
 @main.command()
 @sized
-@click.option("--address", help="Ray cluster whose nodes to check, too (auto or host:port).")
+@click.option("--address", help="Also check the nodes of this Ray cluster (auto or host:port).")
 @click.option(
     "--out",
     type=PLACE,
@@ -243,7 +245,9 @@ def status(folder: Path | str) -> None:
 
 @main.command()
 @click.argument("folder", type=PLACE)
-@click.option("--optimizer", default="", metavar="NAME", help="Its best setting; otherwise the best of all.")
+@click.option(
+    "--optimizer", default="", metavar="NAME", help="Print this optimizer's best setting; the best of all if not given."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def best(folder: Path | str, optimizer: str, as_json: bool) -> None:
     """Print the best setting, its score, and code that trains it."""
@@ -257,12 +261,19 @@ def best(folder: Path | str, optimizer: str, as_json: bool) -> None:
 @main.command()
 @click.argument("folder", type=PLACE)
 @click.option("--to", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
-@click.option("--format", "kind", type=click.Choice(["pt", "pt2", "onnx"]), help="By default the ending of --to.")
-@click.option("--optimizer", default="", metavar="NAME", help="Its best network; otherwise the best of all.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["pt", "pt2", "onnx"]),
+    help="File format; taken from the name of --to if not given.",
+)
+@click.option(
+    "--optimizer", default="", metavar="NAME", help="Write this optimizer's best network; the best of all if not given."
+)
 def export(folder: Path | str, to: Path, kind: Format | None, optimizer: str) -> None:
     """Write the best trained network, and a model card.
 
-    pt is for `study.model`; pt2 is read by torch.export.load, and onnx elsewhere, without this project.
+    `study.model` reads pt. Without this project, torch.export.load reads pt2, and other tools read onnx.
     """
     from study.results.export import export as write
 
@@ -327,7 +338,12 @@ def table(folder: Path | str, name: str, as_csv: bool) -> None:
 
 @main.command()
 @click.option("--seeds", type=click.IntRange(1), help="Seeds of each experiment, instead of its default.")
-@click.option("--only", multiple=True, metavar="NAME", help="An experiment; repeat it for more. All if not given.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Run this experiment; repeat the option for several. All if not given.",
+)
 @click.option("--epochs", type=click.IntRange(2), help="Limit of epochs, for a quick try; its numbers prove nothing.")
 @click.option("--out", type=FOLDER, default=Path("results/reproduction"), show_default=True, help="Results folder.")
 @click.option("--quiet", "show", flag_value="quiet", help="Show no progress.")
@@ -357,7 +373,8 @@ def reproduce(seeds: int | None, only: tuple[str, ...], epochs: int | None, out:
 @click.option(
     "--only",
     default="",
-    help="figure, study, search, trials, size, or part of a network's name; all but size if not given.",
+    help="Measure only figure, study, search, trials, size, or networks with this text in the name. "
+    "By default all but size.",
 )
 @click.option("--device", default="cpu", help="Device that the engines are measured on: cpu or cuda.")
 @click.option("--out", type=FOLDER, help="JSON file for the measurements; none if not given.")

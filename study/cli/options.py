@@ -108,7 +108,9 @@ class Group(click.Group):
                 raise SystemExit(2) from error
             if type(error).__module__.startswith("ray.") and not context.params.get("debug"):
                 why = (str(error).strip() or type(error).__name__).splitlines()[0]
-                advice = "what has ended is safe, and `study resume` continues; `study --debug ...` shows more"
+                advice = (
+                    "finished trials are safe, and `study resume` continues; `study --debug ...` shows the traceback"
+                )
                 click.echo(f"study: Ray failed ({why}); {advice}", err=True)
                 raise SystemExit(1) from error
             raise
@@ -128,7 +130,9 @@ def _with(*options: Any) -> Callable[[Any], Any]:
 
 
 TIMEOUT = click.option(
-    "--timeout", metavar="TIME", help="No trial begins after this long: 90s, 30m, 2h, 1d. The confirmation still runs."
+    "--timeout",
+    metavar="TIME",
+    help="Begin no further trial after this time: 90s, 30m, 2h, 1d. The confirmation still runs.",
 )
 
 

@@ -103,7 +103,7 @@ def mistakes(nodes: Sequence[Node], place: Path | str) -> list[str]:
                 problems.append(f"node {node.name}: has no {package}; install {package} {here[package]} there")
             elif version != here[package]:
                 problems.append(
-                    f"node {node.name}: has {package} {version}, here it is {here[package]}; numbers would differ, "
+                    f"node {node.name}: has {package} {version}, here it is {here[package]}; results would differ; "
                     "install the same version everywhere"
                 )
         if not node.sees:

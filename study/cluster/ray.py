@@ -107,7 +107,7 @@ class Cluster:
             if (mistakes := next(answers)) is not None:
                 del self._asked[key]
                 for mistake in mistakes:
-                    self.note("node unfit", f"{mistake}; the study uses it all the same")
+                    self.note("node unfit", f"{mistake}; the study uses this node nevertheless")
 
 
 def name_of(node: Mapping[str, Any]) -> str:

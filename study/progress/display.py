@@ -87,7 +87,7 @@ class ProgressDisplay:
             self.interval = self._over_seeds(lanes[lanes["trial"] == self.best["trial"]].to_dict("records"))
         if state.rows or state.begun or state.redo:
             parts = [f"{self.done} of {self.planned} trials have ended"]
-            parts += [f"{len(state.begun)} continue where they were"] if state.begun else []
+            parts += [f"{len(state.begun)} continue from their checkpoints"] if state.begun else []
             parts += [f"{len(state.redo)} with lost rows run again"] if state.redo else []
             self.say(f"{self.spec.name}: {', '.join(parts)}")
 
@@ -95,7 +95,9 @@ class ProgressDisplay:
         """Say that the time-out has ended the search: no more trials are planned."""
         of, timeout = self.planned, self.spec.tuning.timeout
         self.planned = self.done
-        self.say(f"stopped after {self.done} of {of} trials: timeout = {timeout}; a resume with a longer one goes on")
+        self.say(
+            f"stopped after {self.done} of {of} trials: timeout = {timeout}; to continue, resume with a longer one"
+        )
 
     def say(self, message: str) -> None:
         """Show a message at once."""

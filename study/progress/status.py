@@ -23,7 +23,7 @@ def status(folder: Path | str) -> str:
     if owner := running_owner(folder):
         state = f"running, {owner}"
     elif study.timed_out:
-        state = f"{study.timed_out}; `study resume {folder} --timeout TIME` with a longer one goes on"
+        state = f"{study.timed_out}; `study resume {folder} --timeout TIME` with a longer time continues it"
     elif study.provenance.get("finished"):
         state = f"finished; `study extend {folder} --trials N` adds trials"
     else:

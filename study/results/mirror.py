@@ -177,7 +177,7 @@ def _claimed(uri: str, spool: Path, command: str, say: Callable[[str], None], *,
 def _refuse_used(uri: str, spool: Path, remote: dict[str, FileInfo]) -> None:
     """Raise a `StorageError` unless a new study can begin at a URI."""
     if remote:
-        what = "already holds a study" if "spec.toml" in remote else f"is not empty, it holds {min(remote)}"
+        what = "already holds a study" if "spec.toml" in remote else f"is not empty: it holds {min(remote)}"
         raise StorageError(f"--out {uri}", f"{what}; give a URI where there is nothing yet")
     if spool.exists():
         message = f"an earlier run could not send its results, they are in {spool}; `study resume {uri}` continues it"

@@ -107,7 +107,7 @@ def repair_records(folder: Path, say: Callable[[str], None]) -> None:
             unseal(previous)
         except (OSError, DamagedError) as error:
             if any(parts(place / name) for name in FOLDERS.values()):
-                unsure = f"so nobody can check that {place / 'spec.toml'} is what its trials ran with"
+                unsure = f"so nobody can check that its trials ran with {place / 'spec.toml'}"
                 advice = "restore it from a copy, or run the spec into a folder of its own"
                 raise StorageError(str(file), f"{why}, {unsure}; {advice}") from error
             content = b""

@@ -11,7 +11,7 @@ from study.spec.lanes import AXES, amount, schedule, share
 
 # Named apart from the fields, whose annotations are evaluated among them.
 _SCHEDULE, _SHARE, _AMOUNT = one(schedule), one(share), one(amount)
-_LANES = Field(description="As in `[lanes]`, one value; its default if not given, whatever `[lanes]` gives.")
+_LANES = Field(description="One value, as in `[lanes]`; if not given, its default, even if `[lanes]` sets another.")
 
 
 class GivenCell(Section):
@@ -22,11 +22,11 @@ class GivenCell(Section):
     batch_size: Annotated[int | str, one(batch_size)]
     """Examples per update, or "full"."""
     width: Annotated[int | None, one(whole_number)] = None
-    """As in `[search]`, one value."""
+    """One value, as in `[search]`."""
     depth: Annotated[int | None, one(whole_number)] = None
-    """As in `[search]`, one value."""
+    """One value, as in `[search]`."""
     settings: dict[str, Annotated[float, one(number)]] = Field(default_factory=dict)
-    """Of the optimizer, under torch.optim's names; its defaults if not given."""
+    """Settings of the optimizer, with torch.optim's names; its defaults if not given."""
     model_args: dict[str, Annotated[bool | int | float | str, one(argument)]] = Field(default_factory=dict)
     """Searched arguments of the model."""
 
@@ -46,7 +46,7 @@ class Baseline(GivenCell):
     """A configuration that is not tuned; the confirmation trains it on the winners' seeds."""
 
     name: Annotated[str, Field(min_length=1, max_length=60)]
-    """As reports call it."""
+    """Its name in reports."""
     learning_rate: Annotated[float, one(positive)]
     """Its learning rate, which is not tuned."""
     schedule: Annotated[str | None, _SCHEDULE, _LANES] = None

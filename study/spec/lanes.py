@@ -65,19 +65,20 @@ LearningRate = Annotated[_Grid | _Table, Discriminator(_kind)]
 
 
 class Lanes(Section):
-    """What each trial trains side by side: settings x seeds, where a setting is a learning rate and a recipe."""
+    """Lanes of each trial: settings x seeds. A setting is a learning rate and a recipe (schedule, weight decay ...)."""
 
     learning_rate: LearningRate | None = None
-    """`{low, high, count}`, a list, or a table by optimizer of the two; by default each optimizer's own range."""
+    """`{low, high, count}`, a list, or a table that gives each optimizer one of the two; by default each
+    optimizer's own range."""
     rates: Annotated[int, Field(ge=1, le=1000)] = 8
-    """Values in an optimizer's own range."""
+    """Number of learning rates, spread over an optimizer's own range."""
     schedule: Schedules | None = None
     """Of the rate: constant, linear, cosine, step, exponential, one-cycle, wsd. A list is tuned beside the rate, lane
     by lane; so are lists of the five keys below."""
     warmup: Shares | None = None
     """Share of the budget in which the rate rises in a straight line."""
     weight_decay: Amounts | None = None
-    """As the optimizer's class in torch.optim has it; by default the class's own."""
+    """Weight decay, as in the optimizer's class of torch.optim; by default the class's own value."""
     clip_norm: Amounts | None = None
     """Largest norm of a network's gradient; 0 for no limit."""
     clip_value: Amounts | None = None
@@ -94,12 +95,12 @@ class Lanes(Section):
     engine: Annotated[str, known("engine", ("auto", *ENGINES))] = "auto"
     """`auto` takes the fastest for the trial; or native, eager, cuda-graph, solo."""
     halving: bool = False
-    """Whether the worse half of each recipe's rates is given up at 1/2, 1/4, 1/8 ... of the budget."""
+    """Whether the worse half of each recipe's rates is dropped at 1/2, 1/4, 1/8 ... of the budget."""
     extensions: Annotated[int, Field(ge=0, le=10)] = 2
-    """How often a trial may add half as many rates beyond the edge on which its best one lies."""
+    """How often a trial may add half as many rates beyond its best one, while that is the lowest or the highest."""
     refine: Annotated[int, Field(ge=0, le=10)] = 2
-    """How often a trial may then add the two rates around its best one, at half and a quarter of the grid's spacing:
-    while the grid costs more than the seeds' scatter."""
+    """How often a trial may then add the two rates around its best one, at half and a quarter of the grid's spacing,
+    while this spacing matters more than the noise over seeds."""
 
     def axes(self) -> dict[str, Choice]:
         """The axes that are given besides the learning rate."""

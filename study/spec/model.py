@@ -79,11 +79,11 @@ class ModelArgs(Section):
     shape: Annotated[Dimension, one_or_more(one_of("shape", ("halving", "constant"))), AS_TOML] | None = None
     """Whether an MLP's width halves from layer to layer or is constant."""
     kernel: Whole | None = None
-    """Side of a CNN's filters."""
+    """Side of a CNN's filters, in pixels."""
     padding: Annotated[Dimension, BeforeValidator(parser(partial(whole_number, low=0))), AS_TOML] | None = None
-    """Pixels of zeros around its images."""
+    """Pixels of zeros around a CNN's images."""
     activation: Annotated[Dimension, one_or_more(one_of("activation", ACTIVATIONS)), AS_TOML] | None = None
-    """Of the hidden layers: relu, leaky-relu, elu, gelu, silu, tanh, sigmoid."""
+    """Activation of the hidden layers: relu, leaky-relu, elu, gelu, silu, tanh, sigmoid."""
     norm: Annotated[Dimension, one_or_more(one_of("norm", NORMS)), AS_TOML] | None = None
     """`batch` or `layer` normalization before each activation, or `none`."""
     dropout: Annotated[Dimension, BeforeValidator(parser(share, whole=False)), AS_TOML] | None = None
@@ -132,7 +132,7 @@ class Workload(Section, config.Reading):
     task: Annotated[Task, known("task", TASKS)] | None = None
     """`regression` or `classification`; needed only for your own data whose targets could be either."""
     features: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
-    """Columns of the inputs; all others if not given."""
+    """Columns to use as inputs; all others if not given."""
     exclude: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
     """Columns that are no inputs, also if `features` names them."""
     split: Annotated[tuple[float, float, float], BeforeValidator(_shares)] = (0.7, 0.15, 0.15)
@@ -160,7 +160,7 @@ class Workload(Section, config.Reading):
     standardize: bool = True
     """Mean 0 and standard deviation 1 over the training split, also of a regression's targets."""
     redraw: bool = False
-    """Whether each trial draws new data, from its first seed; otherwise all trials share one draw."""
+    """Whether each trial draws new data, by its first seed; otherwise all trials use the same data."""
     augment: Augmentation = Augmentation()
     """Random changes of the training images."""
     dtype: Annotated[str, known("dtype", ("float32", "float64"))] = "float32"
@@ -246,9 +246,10 @@ class Search(Section):
     batch_size: BatchSize
     """Examples per update; `"full"` is the whole training split."""
     optimizer: Optimizer
-    """Those to compare."""
+    """Optimizers to compare."""
     settings: dict[str, dict[str, Setting]] = Field(default_factory=dict)
-    """Of an optimizer, under torch.optim's names: `{momentum = {momentum = [0.9, 0.99]}}`; searched only with it."""
+    """Settings of one optimizer, with torch.optim's names: `{momentum = {momentum = [0.9, 0.99]}}`; searched only with
+    it."""
 
     def dimensions(self) -> dict[str, Dimension]:
         """The dimensions of every cell, by name."""
@@ -282,7 +283,7 @@ class Tuning(Section):
     """How cells are proposed and stopped, and the root of every seed."""
 
     sampler: Annotated[str, known("sampler", SAMPLERS)] = "tpe"
-    """Proposes cells. Those of random, qmc and grid depend only on the trial's number."""
+    """Proposes cells. With random, qmc and grid, a cell depends only on `seed` and the trial's number."""
     scheduler: Annotated[str, known("scheduler", SCHEDULERS)] = "none"
     """Stops trials that are behind others with their optimizer and batch size."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -292,13 +293,14 @@ class Tuning(Section):
     objectives: list[Annotated[str, known("objective", OBJECTIVES)]] = Field(
         default_factory=lambda: ["metric"], min_length=1
     )
-    """What is optimized at once: the workload's metric, and costs."""
+    """Objectives to optimize together: the workload's metric, and costs such as `train_seconds`."""
     storage: str | None = None
     """URL of the database for Optuna; a journal file in the results folder if not given."""
     warm_start: Annotated[str, Field(min_length=1)] | None = None
-    """Results folder, or URI, of an earlier study of the same workload and budget, whose trials the sampler knows."""
+    """Results folder, or URI, of an earlier study of the same workload and budget. The sampler learns from its
+    trials."""
     timeout: Annotated[float | str | None, BeforeValidator(checked_duration)] = None
-    """After this long no trial of the search begins: "90s", "30m", "2h", "1d", or seconds; of all sessions together."""
+    """No trial of the search begins after this time in all sessions together: "90s", "30m", "2h", "1d", or seconds."""
 
     @property
     def timeout_seconds(self) -> float:
@@ -312,9 +314,9 @@ class Confirm(Section):
     top: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Number of best cells; the best of every optimizer and of every regime are added."""
     seeds: Annotated[int, Field(ge=2, le=10_000)] = 10
-    """Fresh seeds of each."""
+    """Number of fresh seeds of each cell."""
     most_seeds: Annotated[int, Field(ge=4, le=10_000)] | None = None
-    """Add as many seeds again to the optimizers that may be the best, until one wins, up to this many each."""
+    """Add batches of `seeds` seeds to the optimizers that may be the best, until one wins, up to this many each."""
     weights_mib: Annotated[float, Field(ge=0)] = 64
     """The trained parameters are kept if those of all seeds and cells take at most this many MiB."""
 
@@ -339,7 +341,7 @@ def _none_if_off(value: object) -> object:
 
 
 class Recording(Section, config.Recording):
-    """What is kept."""
+    """What the results folder keeps."""
 
     tensorboard: bool = False
     """Whether TensorBoard's event files are written, into `tensorboard/` of the results folder."""
@@ -358,17 +360,17 @@ def _gpus(value: object) -> object:
 
 
 class Resources(Section):
-    """What one trial takes. A fraction of a GPU shares it."""
+    """Resources of one trial. With a fraction, several trials share a GPU."""
 
     cpus_per_trial: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Also its threads."""
+    """CPUs of one trial, and its number of threads."""
     gpus_per_trial: Annotated[float | Literal["auto"], BeforeValidator(_gpus)] = 0.0
-    """A number; or auto, which a run replaces by the share that its largest cell needs."""
+    """GPUs of one trial; `"auto"` is replaced by the share of a GPU that the largest cell needs."""
     gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None
-    """Of each GPU, for auto; read from the GPUs if not given."""
+    """Memory of each GPU, for `gpus_per_trial = "auto"`; read from the GPUs if not given."""
     cpu_nodes: bool = False
-    """Whether small cells train on CPUs alone, also on nodes without a GPU. The cell decides which are small, so that a
-    trial's kind of device, and with it its numbers, never depend on what is free."""
+    """Whether small cells train on CPUs alone, also on nodes without a GPU. Whether a cell is small depends on the cell
+    only, so a trial's device, and so its results, never depend on free capacity."""
 
     @model_validator(mode="after")
     def _cpu_nodes_need_gpus(self) -> Resources:
@@ -389,16 +391,16 @@ class Spec(Section):
     """A valid spec of a study."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-    """Of the study; its results go to results/NAME."""
+    """Name of the study; its results go to results/NAME."""
     description: str = ""
-    """For the report."""
+    """Text for the report."""
     workload: Workload
     search: Search
     lanes: Lanes = Lanes()
     budget: Budget
     tuning: Tuning = Tuning()
     confirm: Annotated[Confirm | None, BeforeValidator(_none_if_off)] = Confirm()
-    """None in Python, false in TOML: off."""
+    """Off if None in Python, or false in TOML."""
     baseline: list[Baseline] = Field(default_factory=list)
     """What tuning is compared with."""
     enqueue: list[Enqueued] = Field(default_factory=list)

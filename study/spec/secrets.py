@@ -25,7 +25,7 @@ def mistakes(sections: Mapping[str, Any]) -> Iterator[str]:
         url = getattr(sections.get(section), key, None) or ""
         if any(_VARIABLE.sub("", found[2] or found[4] or "") for found in _PASSWORD.finditer(url)):
             yield (
-                f"{section}.{key}: has a password, which would stand in the results; write ${{NAME}} in its place, "
+                f"{section}.{key}: has a password, which would be saved in the results; write ${{NAME}} instead, "
                 f"and set the environment variable NAME"
             )
 

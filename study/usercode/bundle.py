@@ -175,26 +175,31 @@ def edits(folder: Path, copy: str = "the copy") -> Iterator[tuple[Path, str]]:
     for answer in kept.get("answers", {}).values():
         for file, digest in answer.get("elsewhere", {}).items():
             if not is_same(Path(file), digest):
-                yield Path(file), "is no part of the copy and has been edited since; trials run it as it is now"
+                yield Path(file), "is not in the copy and has been edited since; trials run the edited code"
     for name, digest in kept.get("files", {}).items():
         original = Path(kept["sources"][Path(name).parts[0].partition(".")[0]]).parent / name
         if code and not name.endswith(".py") and not is_same(code / name, digest):
-            yield code / name, "is not what the study began with; unless its own code writes it, put it back"
+            yield (
+                code / name,
+                "differs from the file that the study began with; restore that, unless your code writes it itself",
+            )
         if original.is_file() and not is_same(original, digest):
             yield original, f"has been edited since; the study continues with the code it began with, in {copy}"
 
 
 def _restored(code: Path) -> _Copy:
     """The bundle in a results folder."""
-    copy, advice = _Copy(_new_folder()), "put it back, or run what it is now into a folder of its own"
+    copy, advice = _Copy(_new_folder()), "restore the old code, or run the new code into a new folder"
     try:
         kept = unseal(code / RECORD)
         files = kept["files"]
     except (OSError, DamagedError, KeyError) as error:
-        copy.mistakes = [f"{code / RECORD}: is lost or damaged, which says what the code was ({error}); {advice}"]
+        copy.mistakes = [f"{code / RECORD}: is lost or damaged; it lists the copied code ({error}); {advice}"]
         return copy
     copy.sources = kept.get("sources", {})
-    copy.mistakes = [f"{code / name}: is not what the study began with; {advice}" for name in importing.changed(code)]
+    copy.mistakes = [
+        f"{code / name}: differs from the code that the study began with; {advice}" for name in importing.changed(code)
+    ]
     for name in files:
         if (code / name).is_file():
             copy.add(code / name, name)

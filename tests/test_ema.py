@@ -154,7 +154,7 @@ def test_lanes_without_averages_have_no_second_score() -> None:
 @pytest.mark.parametrize(
     ("optimizer", "lanes", "mistake"),
     [
-        ("adam", {"ema": 1.0}, "lanes.ema = 1.0: 1.0 is no such number; valid: from 0, below 1"),
+        ("adam", {"ema": 1.0}, "lanes.ema = 1.0: 1.0 is out of range; valid: a share, at least 0 and below 1"),
         ("schedule-free-sgd", {"ema": 0.9}, "lanes.ema: schedule-free-sgd averages its parameters itself"),
         ("adam", {"ema_decay": 0.9}, "lanes.ema_decay: unknown key; write ema = 0.999 in [lanes]"),
     ],

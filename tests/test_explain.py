@@ -74,7 +74,7 @@ ANSWERED: dict[str, tuple[dict[str, Any], str]] = {
     "a number in quotes": (changed(workload__target="0.5"), "must be a number, as in target = 0.5"),
     "a rate in quotes": (
         changed(confirm={}, baseline=[OURS | {"learning_rate": "1e-3"}]),
-        "as in learning_rate = 1e-3",
+        "is not a finite number; write 0.001",
     ),
     "a digit for a list": (changed(workload__features="5"), 'must be a list, as in features = ["length", "width"]'),
     "a digit for a choice": (changed(workload__standardize="1"), "must be true or false, as in standardize = true"),

@@ -62,8 +62,8 @@ def test_seeds_are_added_to_contenders_and_baselines_up_to_the_limit(tmp_path: P
     assert [(e.name, e.score.n, e.contender) for e in compared.entries][2] == ("adam", 3, False)
     assert {(e.name, e.score.n) for e in compared.contenders} == {("sgd", 9), ("gradient-descent", 9)}
     assert [(e.name, e.score.n) for e in compared.baselines] == [("ours", 9)]
-    assert "9 fresh seeds" in verdict(results, table)[0]
-    assert "(look 3 of at most 3)" in verdict(results, table)[0]
+    assert "9 fresh seeds" in verdict(results, table, compared)[0]
+    assert "(look 3 of at most 3)" in verdict(results, table, compared)[0]
     # Regimes, and several studies, are compared on the seeds that all have.
     assert analysis.compare(results, table, "regime").seeds == 3
     once = analysis.compare(results, table, once=True)

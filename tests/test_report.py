@@ -466,9 +466,9 @@ def test_a_report_compares_optimizers_once_and_regimes_once(tmp_path: Path, monk
     )
     calls: list[int] = []
 
-    def counted(scores: Any) -> Any:
+    def counted(scores: Any, looks: int) -> Any:
         calls.append(len(scores.means))
-        return compare_with_best(scores)
+        return compare_with_best(scores, looks)
 
     monkeypatch.setattr("analysis.comparisons.compare_with_best", counted)
     analysis.write_report(folder)

@@ -279,7 +279,10 @@ BAD = {
     "true for a number": (changed(search__width=True), "true is not a whole number"),
     "text for a number": (changed(budget__trials="ten"), 'budget.trials = "ten": must be a whole number'),
     "no seeds": (changed(lanes__seeds=0), "lanes.seeds = 0: must be greater than or equal to 1"),
-    "rates from zero": (changed(lanes__learning_rate={"low": 0.0, "high": 1.0}), "lanes.learning_rate.low = 0.0: must"),
+    "rates from zero": (
+        changed(lanes__learning_rate={"low": 0.0, "high": 1.0}),
+        "low = 0.0: 0.0 is out of range; valid",
+    ),
     "rates reversed": (changed(lanes__learning_rate={"low": 1.0, "high": 0.1}), "low = 1.0 is above high = 0.1"),
     "no limit": (changed(budget__epochs=None), "budget: needs exactly one of epochs, updates, examples, seconds; none"),
     "two limits": (

@@ -133,7 +133,9 @@ def test_a_trial_resumed_with_another_build_of_the_kernel_says_so(
 def test_each_family_has_its_trainable() -> None:
     assert TRAINABLES["mlp"] is TRAINABLES["linear"] is TRAINABLES["quadratic"] is MLPTrainable
     assert TRAINABLES["cnn"] is CNNTrainable
-    assert "CNNTrainable trains cnn, not 'mlp'" in CNNTrainable(CONFIG).train()["error"]
+    assert (
+        "CNNTrainable trains cnn and deepobs-2c2d and deepobs-3c3d, not 'mlp'" in CNNTrainable(CONFIG).train()["error"]
+    )
     cnn = {**CONFIG, "data": "digits", "model": "cnn", "model_args": {"kernel": 3}, "metric": "accuracy"}
     result = CNNTrainable({**cnn, "width": 2}).train()
     assert 0 < result["value"] <= 1

@@ -42,7 +42,7 @@ def grid(table: pd.DataFrame, rows: str, columns: str, maximize: bool) -> pd.Dat
     """
     labels = {name: table[name] if name == "optimizer" else binned(table[name]) for name in (rows, columns)}
     if "batch_size" in labels:
-        sizes = labels["batch_size"]
+        sizes = labels["batch_size"].astype(str)  # also where there is none
         full = (table["regime"] == Regime.BATCH).groupby(sizes).transform("all")
         labels["batch_size"] = sizes.where(~full, "full (" + sizes + ")")
     order = {

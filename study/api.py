@@ -80,6 +80,10 @@ def run(
                 mirror.set_home(study, folder)
             for note in spec.copy_code(folder):
                 _tell(f"note: {note}")
+            for warning in spec.workload.facts.warnings:
+                _tell(f"warning: {spec.workload.data}: {warning}")
+            if out is None and folder.name != spec.name:
+                _tell(f"note: the results go to {folder.parent.name}/{folder.name}, as {spec.name} there holds a study")
             warm_start.write(folder, known)
             outcome = _connect_and_run(spec, folder, data_folder, address, wait, command, show)
         finally:

@@ -356,4 +356,4 @@ def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
     less = ", less for trials that the scheduler stops" if spec.tuning.scheduler != "none" else ""
     gpu = "; measured on the CPU, a GPU takes another time" if spec.resources.gpus else ""
     took = f"about {duration(total + again)} on this machine{confirmation}"
-    return f"{took}, {at_once} trials at once ({spread}{less}){gpu}"
+    return f"{took}, plus the start of Ray and the report; {at_once} trials at once ({spread}{less}){gpu}"

@@ -222,7 +222,7 @@ def test_the_notebook_shows_progress_frames_and_figures(in_folder: Path) -> None
     assert shown[0].startswith("4/4 trials (4 completed)")
     assert shown[1].startswith("confirming ")
     assert shown[2].startswith("3/3 trials (3 completed)")  # the best two, and the best batch
-    assert "best loss" in run[0].data["text/html"]
+    assert "best validation loss" in run[0].data["text/html"]
     assert "fresh seeds" in outcome[0].text
     assert "<table" in frame[0].data["text/html"]
     assert "adam" in frame[0].data["text/html"]

@@ -79,7 +79,7 @@ def test_exported_networks_predict_what_was_recorded_from_raw_images(digits: Pat
     raw = data.load("digits").test.inputs
     for kind in ("pt", "pt2"):
         files = export(digits, tmp_path / f"model.{kind}")
-        assert [file.name for file in files] == [f"model.{kind}", "model.md"]
+        assert [file.name for file in files] == [f"model.{kind}", f"model.{kind}.md"]
     torch.save(raw, tmp_path / "raw.pt")
     program = "import sys, torch; from pathlib import Path; assert not any('trainables' in p for p in sys.modules)\n"
     program += "network = torch.export.load('model.pt2').module(); found = network(torch.load('raw.pt')).softmax(1)\n"
@@ -90,10 +90,12 @@ def test_exported_networks_predict_what_was_recorded_from_raw_images(digits: Pat
         for found in (outside, *(study.model(each)(raw).softmax(1) for each in (digits, tmp_path / "model.pt"))):
             assert (found.argmax(1).numpy() == classes).all()
             np.testing.assert_allclose(found.amax(1), probabilities, atol=1e-6)
-    card = (tmp_path / "model.md").read_text()
+    card = (tmp_path / "model.pt.md").read_text()
     assert f"seed {best['seed']}" in card
     assert "trained again" not in card
     assert "[search]" in card
+    assert 'study.model("model.pt")' in card
+    assert 'torch.export.load("model.pt2")' in (tmp_path / "model.pt2.md").read_text()
 
 
 def test_a_network_without_kept_weights_is_trained_again_bit_for_bit(cubic: Path, tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_a_network_without_kept_weights_is_trained_again_bit_for_bit(cubic: Path
     export(cubic, tmp_path / "model.pt")
     with torch.no_grad():
         assert torch.equal(study.model(tmp_path / "model.pt")(raw.inputs), outputs)
-    assert "trained again" in (tmp_path / "model.md").read_text()
+    assert "trained again" in (tmp_path / "model.pt.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["digits", "cubic"])

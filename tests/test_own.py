@@ -96,7 +96,7 @@ def test_columns_and_copies_that_look_wrong_are_warnings() -> None:
     found = examples("own", {name: (each[0], each[1]) for name, each in thirds(frame, CODES).items()})
     assert findings.warnings(found) == [
         "the same in all training examples: column same",
-        "different whole numbers in all examples, as an ID: id; leave it out",
+        'different whole numbers in all examples, as an ID: id; leave it out (exclude = ["id"])',
     ]
     x = np.random.default_rng(0).normal(size=(60, 2))
     x[45], x[46] = x[3], x[4]

@@ -91,7 +91,7 @@ def test_trials_are_counted_and_the_best_is_a_completed_one_with_its_interval() 
     assert summary.startswith("4/5 trials (2 completed, 1 stopped, 1 diverged), 1 running, ")
     assert "2.4 CPU-minutes and 1.2 GPU-minutes" in summary
     assert re.search(r"[\d.]+ lanes/s", summary)
-    assert "left; best loss 0.3 [0.233, 0.3837]: adam, batch 32, width 16, depth 2, rate 0.003" in summary
+    assert "left; best validation loss 0.3 [0.233, 0.3837]: adam, batch 32, width 16, depth 2, rate 0.003" in summary
 
 
 def test_more_accuracy_is_better() -> None:
@@ -121,7 +121,7 @@ def test_a_terminal_gets_three_lines_within_its_width(width: int) -> None:
     assert lines[0].startswith("trials ")
     assert "4/5" in lines[0]
     assert lines[1].startswith("0 running · 2 completed · 1 stopped · 1 diverged · ")
-    assert lines[2].startswith("best loss 0.3 [0.233, 0.3837]: adam, batch 32")
+    assert lines[2].startswith("best validation loss 0.3 [0.233, 0.3837]: adam, batch 32")
 
 
 def test_without_a_terminal_the_last_line_is_the_summary() -> None:
@@ -215,7 +215,7 @@ def test_a_study_that_goes_on_counts_what_was_done(tmp_path: Path) -> None:
 
 def test_what_has_no_interval_shows_none() -> None:
     cell = {"value": 0.5, "learning_rate": 0.1, **CONFIG}
-    assert best_line("loss", cell, (0.0, math.inf)).startswith("best loss 0.5: adam")
+    assert best_line("loss", cell, (0.0, math.inf)).startswith("best validation loss 0.5: adam")
     assert describe({**CONFIG, "width": 0, "depth": 0}, None) == "adam, batch 32"
 
 

@@ -277,8 +277,8 @@ def export(folder: Path | str, to: Path, kind: Format | None, optimizer: str) ->
     """
     from study.results.export import export as write
 
-    for file in write(folder, to, kind, optimizer):
-        click.echo(f"wrote {file}")
+    network, card = write(folder, to, kind, optimizer)
+    click.echo(f"wrote {network}\nwrote {card}, which says how to load the network")
 
 
 @main.command()

@@ -87,7 +87,7 @@ def best_line(metric: str, row: Mapping[Any, Any], interval: tuple[float, float]
     limits = ""
     if interval and all(map(math.isfinite, interval)):
         limits = f" [{interval[0]:.4g}, {interval[1]:.4g}]"
-    return f"best {metric} {row['value']:.4g}{limits}: {describe(row, row['learning_rate'])}"
+    return f"best validation {metric} {row['value']:.4g}{limits}: {describe(row, row['learning_rate'])}"
 
 
 def describe(config: Mapping[Any, Any], rate: float | None) -> str:

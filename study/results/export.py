@@ -34,6 +34,7 @@ from trainables import storage
 from trainables.config import TrialConfig
 from trainables.lanes.seeds import initialise
 from trainables.tune import trainable
+from trainables.usercode.importing import UserCodeError, is_own
 from trainables.workloads import models
 from trainables.workloads.data import Data, load
 
@@ -178,7 +179,9 @@ class Setting:
             for split in ("validation", "test")
         )
         again = " It was trained again for this file, as the study kept no weights." if lane.get("again") else ""
-        facts, unit = self.data, "class scores (logits)"
+        facts, named, unit = self.data, recorded(self.results.path).workload.facts, "class scores (logits)"
+        if named.classes:
+            unit += ": " + ", ".join(f"{number} = {name}" for number, name in enumerate(named.classes))
         if facts.task == "regression":
             unit = f"{facts.out_features} values in the unit of the targets"
         versions = table_of(self.results.provenance, "versions") | {"torch, at export": torch.__version__}
@@ -190,7 +193,9 @@ class Setting:
             again=again,
             data=f"{facts.name}: {len(facts.train):,} training, {len(facts.validation):,} validation and "
             f"{len(facts.test):,} test examples",
-            inputs=f"{facts.in_shape}, {self.config.dtype}, not standardised: the network does that",
+            inputs=f"{facts.in_shape}, {self.config.dtype}, not standardised: the network does that"
+            + (f"; columns in this order: {', '.join(named.columns)}" if named.columns else ""),
+            use=usage(file, self.config.model),
             outputs=unit,
             versions=", ".join(f"{name} {value}" for name, value in versions.items()),
             recipe=self.recipe(),
@@ -203,6 +208,10 @@ _CARD = """# {file}
 The best setting of the study `{study}`: {text}.
 
 {lane}{again}
+
+```python
+{use}
+```
 
 | | |
 | --- | --- |
@@ -222,6 +231,21 @@ The best setting of the study `{study}`: {text}.
 ```toml
 {spec}```
 """
+
+
+def usage(file: Path, model: str = "") -> str:
+    """The lines that load an exported file; `model` is the family, or the path of a user's, whose module they need."""
+    if file.suffix == ".onnx":
+        lines = ["import onnxruntime", f'session = onnxruntime.InferenceSession("{file.name}")']
+        return "\n".join(
+            [*lines, "outputs, = session.run(None, {session.get_inputs()[0].name: x})  # x: a numpy array"]
+        )
+    if file.suffix == ".pt2":
+        lines = ["import torch", f'network = torch.export.load("{file.name}").module()  # without this project']
+    else:
+        needs = f"  # needs the module {model.partition(':')[0]}" if is_own(model) else ""
+        lines = ["import study", f'network = study.model("{file.name}"){needs}']
+    return "\n".join([*lines, "outputs = network(x)"])
 
 
 def fill(network: nn.Module, weights: np.ndarray) -> None:
@@ -253,6 +277,10 @@ def model(place: str | Path, optimizer: str = "") -> nn.Module:
     try:
         saved = torch.load(place, weights_only=True)
         layers = [models.build(**saved["network"])]
+    except UserCodeError as error:
+        raise UsageError(
+            str(place), f"needs the module of its network ({error}); a results folder has it in code/"
+        ) from error
     except Exception as error:
         raise UsageError(str(place), f"is no file of `study export --format pt` ({error})") from error
     for name in ("input", "output"):
@@ -292,7 +320,7 @@ def export(place: str | Path, to: Path, kind: Format | None = None, optimizer: s
         storage.write(to, lambda stream: torch.save(_plain(setting, module), stream))
     else:
         storage.write(to, lambda stream: _traced(module, example, suffix, stream))
-    card = to.with_suffix(".md")
+    card = to.with_name(f"{to.name}.md")  # of each format its own
     storage.write_text(card, setting.card(to))
     return [to, card]
 

@@ -161,6 +161,8 @@ def unknown_key(path: list[str]) -> str:
         return f"{_key(path)}: rates are spaced on a log scale always; leave it out"
     if ours := _ours(key.lower().replace("-", "_")):
         section, _, name = ours.rpartition(".")
+        if path[0] in ARRAYS and name in valid:  # a baseline has a rate of its own
+            return f"{_key(path)}: unknown key; write {_example([*path[:-1], name])}"
         return f"{_key(path)}: unknown key; write {name} = {_text(ours.split('.'))} in [{section}]"
     return f"{_key(path)}: unknown key{similar(key, valid)}{VALID}{', '.join(valid)}"
 

@@ -192,6 +192,11 @@ def _asked(given: Mapping[str, Any], default: Answers) -> dict[str, Any]:
                 click.echo(f"  {name:<15}{CATALOGUE[name].about}")
         if field == "model":
             question = f"{question} ({' or '.join(offered(answers['data']))})"
+        if field == "label":
+            try:
+                render(_completed({**answers, field: ""}, default))
+            except SpecError as error:  # it lists the columns
+                click.echo("; ".join(error.mistakes))
         shown = (", ".join(usual) if isinstance(usual, tuple) else usual) or None
         answers[field] = click.prompt(question, default=shown, value_proc=checked)
     return answers

@@ -143,8 +143,9 @@ class Probe:
         loaded = data.prepared(name, own, standardize=request.standardize, dtype=dtype)
         sizes = len(loaded.train), len(loaded.validation), len(loaded.test)
         warned, scores = tuple(findings.warnings(own)), findings.baselines(own, standardize=request.standardize)
+        columns = own.columns if loaded.in_shape == (len(own.columns),) else ()
         facts = Facts(
-            own.task, loaded.in_shape, own.outputs, *sizes, _about(name, request), own.classes, warned, scores
+            own.task, loaded.in_shape, own.outputs, *sizes, _about(name, request), own.classes, warned, scores, columns
         )
         self.answer.facts = dataclasses.asdict(facts)
         for note in own.notes:

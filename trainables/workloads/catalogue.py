@@ -47,6 +47,7 @@ class Facts:
         classes: names of a user's classes; empty if they are numbers.
         warnings: what looks wrong with a user's data.
         baselines: metric -> its value on a user's validation split without learning; empty if it is not known.
+        columns: names of the inputs of a user's table, in their order; empty if they have none.
     """
 
     task: Task
@@ -59,6 +60,7 @@ class Facts:
     classes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     baselines: Mapping[str, float] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Facts:

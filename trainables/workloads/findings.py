@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import torch
@@ -70,7 +71,8 @@ def _columns(own: Own) -> Iterator[str]:
     if same := [name for name, each in zip(names, constant.tolist(), strict=True) if each]:
         yield f"the same in all training examples: {'column' if len(same) == 1 else 'columns'} {listed(same)}"
     if numbering := [n for n, x in zip(names, joined.T, strict=True) if _numbers(x)]:
-        yield f"different whole numbers in all examples, as an ID: {listed(numbering)}; leave it out"
+        advice = f"leave it out (exclude = {json.dumps(numbering, ensure_ascii=False)})"
+        yield f"different whole numbers in all examples, as an ID: {listed(numbering)}; {advice}"
 
 
 def _numbers(column: Tensor) -> bool:

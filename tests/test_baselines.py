@@ -106,6 +106,7 @@ def test_baselines_stand_in_table_and_figure_but_are_no_optimizers(tmp_path: Pat
     assert [each.reason for each in found.baselines] == ["", "2 of 8 fresh seeds diverged", ""]
     text = said(folder)
     assert 'Tuning beats the baseline "what we use"' in text
+    assert "; its own test loss is " in text
     assert 'The baseline "same" is the best tuned setting itself.' in text
     assert 'Without a fresh score: the baseline "lost" (2 of 8 fresh seeds diverged).' in text
     curse = analysis.winners_curse(results, table)

@@ -84,7 +84,8 @@ def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
             yield f"{first_upper(name)} is the best tuned setting itself."
             continue
         against = "against" if metric == "accuracy" else f"the {compared.split} loss of"
-        shown = f"{' '.join(effect_text(each.effect, metric))} {against} {than} ({p_text(each.p)})"
+        own = f"its own {compared.split} {metric} is {estimate_text(each.score, metric)}"
+        shown = f"{' '.join(effect_text(each.effect, metric))} {against} {than} ({p_text(each.p)}; {own})"
         if not each.contender:
             yield f"Tuning beats {name}, which has {shown}."
         elif each.p < SIGNIFICANT:

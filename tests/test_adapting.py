@@ -163,6 +163,14 @@ def test_a_list_of_layer_sizes_is_refused_with_an_adapter() -> None:
     assert [tuple(each.shape) for each in network.parameters()][::2] == [(6, 64), (6, 6), (10, 6)]
 
 
+def test_an_adapter_does_not_make_layer_sizes_of_a_list_of_text() -> None:
+    told = refused("Sizes", sizes=["relu", "tanh"], activation="relu")
+    assert (
+        "no sizes in model_args; replace each ... by an expression of in_shape, out_features, activation, width" in told
+    )
+    assert "sizes=..., activation=activation, n_out=out_features)" in told
+
+
 @pytest.mark.parametrize("sizes", [{"width": 8}, {"hidden": 8}])
 def test_an_error_in_a_model_shows_the_call_and_an_adapter(sizes: dict[str, int]) -> None:
     told = refused("Listed", **sizes)

@@ -85,7 +85,7 @@ def own_model(path: str, given: dict[str, Any], bundle: str = "") -> Any:
         return called(path, "model", arguments, code=bundle)
     except UserCodeError as error:
         text = f"{error}; the call was {own_call(path, given, bundle).partition(':')[2]}"
-        lists = _taken_for_number(text, given, arguments)
+        lists = _taken_for_number(str(error), given, arguments)
         if isinstance(error.__cause__, TypeError) and (lists or set(arguments) - set(given)):
             reason = f"{lists[0]} may be a list" if lists else "one of them may have another meaning"
             text += (
@@ -167,13 +167,13 @@ def _adapter(
         signature: of the model.
         given: what models are called with.
         arguments: names that have a value.
-        lists: names of lists of layer sizes, for which width and depth are searched.
+        lists: names of lists; width and depth are searched for those of layer sizes.
     """
     module, _, name = path.partition(":")
     sizes = ("width", "depth") if lists else ()
     offered = [each for each in dict.fromkeys([*given, *sizes]) if each not in lists]
     values = {each: _source_of(each, given) for each in arguments} | dict.fromkeys(_needed(signature, arguments), "...")
-    values |= {each: "[width] * depth" for each in lists}
+    values |= {each: "[width] * depth" if _may_be_sizes(given.get(each, [])) else "..." for each in lists}
     advice = f'Adapt it in {module}.py, and write model = "{module}:adapted"'
     if lists:
         advice += ", with width and depth in [search]"
@@ -184,6 +184,11 @@ def _adapter(
     lines = ["import torch"] * ("torch." in call)
     lines += [f"def adapted({', '.join(offered)}):", f"    return {call}"]
     return "\n      ".join([f"{advice}:", *lines])
+
+
+def _may_be_sizes(value: Any) -> bool:
+    """Whether a number, or the numbers of a list, may be sizes of layers."""
+    return all(type(each) is int for each in (value if isinstance(value, list) else [value]))
 
 
 def _source_of(name: str, given: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ from trainables.storage import data_folder
 from trainables.usercode.importing import UserCodeError, is_import_path, is_own
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 from trainables.workloads import data, models
+from trainables.workloads.adapting import LIBRARIES, Named, own_call
 from trainables.workloads.data import Data, Split
 
 # A probe times updates for this long. Batches whose forward pass of all lanes has more multiplications than this are
@@ -84,6 +85,7 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     rows = [
         ("data", f"{spec.workload.data}: {facts.about}"),
         ("", _examples_in_words(spec)),
+        *model_call(spec),
         ("cells", _cells(spec)),
         ("trials", f"{trials:,}, {spec.tuning.sampler} sampler, {scheduler}"),
         *([("", f"none begins after timeout = {spec.tuning.timeout}")] if spec.tuning.timeout else []),
@@ -124,6 +126,16 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     rows += [("note", text) for text in spec.workload.user_code.notes]
     rows += [("warning", text) for text in [*facts.warnings, *warnings(spec)]]
     return "\n".join([f"{spec.name}: valid", *(f"  {label:<8}{text}" for label, text in rows)])
+
+
+def model_call(spec: Spec) -> Iterator[tuple[str, str]]:
+    """The row with the call of a user's model, where searched arguments have their names in a cell."""
+    workload, facts = spec.workload, spec.workload.facts
+    if is_import_path(workload.model) and not workload.model.startswith(LIBRARIES):
+        sizes = {name: Named(name) for name in ("width", "depth") if getattr(spec.search, name)}
+        searched = {name.removeprefix("model."): Named(name) for name in workload.searched()}
+        given = {"in_shape": facts.in_shape, "out_features": facts.out_features, **sizes, **workload.arguments()}
+        yield "model", own_call(workload.model, given | searched, workload.code)
 
 
 def _known(spec: Spec) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from itertools import pairwise
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ from study.spec import check
 from tests.bundles import TABLES
 from trainables.usercode.importing import UserCodeError
 from trainables.workloads import models
+from trainables.workloads.adapting import OTHER_NAMES, Named, own_call
 
 HERE = "tests.test_adapting"
 ready = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -60,6 +62,27 @@ class Fixed(nn.Module):
         return out
 
 
+class Listed(nn.Module):
+    """Layer sizes as a list, which is the commonest signature of an MLP."""
+
+    def __init__(self, in_dim: int, hidden: list[int], num_classes: int = 10, bias: bool = True) -> None:
+        super().__init__()
+        sizes = [in_dim, *hidden]
+        layers = (nn.Linear(*pair, bias=bias) for pair in pairwise(sizes))
+        self.layers = nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+class Listless(Listed):
+    def __init__(
+        self, in_dim: int, p_drop: float, n_heads: int, hidden: int = 4, num_classes: int = 10, bias: bool = True
+    ) -> None:
+        super().__init__(in_dim, [hidden] * n_heads, num_classes, bias)
+
+
 class Sizes(nn.Module):
     def __init__(self, n_in: int, sizes: list[int], activation: str, n_out: int) -> None:
         super().__init__()
@@ -67,6 +90,14 @@ class Sizes(nn.Module):
 
 def passes_on(num_classes: int, **others: Any) -> nn.Module:
     return Tutorial(64, num_classes=num_classes, **others)
+
+
+def fails(width: int, scale: float = 1.0) -> nn.Module:
+    raise TypeError("no")
+
+
+def styled(in_channels: int, act: type[nn.Module] = nn.ReLU, text: str = "a a") -> None:
+    pass
 
 
 def takes_all(**given: Any) -> nn.Module:
@@ -100,22 +131,98 @@ def test_what_cannot_be_matched_is_answered_with_an_adapter() -> None:
     assert refused("Sizes", width=8, depth=2).splitlines() == [
         f"{HERE}:Sizes(n_in, sizes, activation, n_out): cannot be called with in_shape, out_features, width, depth: "
         f"nothing says what sizes, activation should be and it has no argument for width, depth. "
-        f'Adapt it in {HERE}.py, and write model = "{HERE}:adapted":',
+        f'Adapt it in {HERE}.py, and write model = "{HERE}:adapted"; '
+        "replace each ... by an expression of in_shape, out_features, width, depth:",
+        "      import torch",
         "      def adapted(in_shape, out_features, width, depth):",
-        "          return Sizes(n_in=torch.Size(in_shape).numel(), n_out=out_features, sizes=width, activation=depth)",
+        "          return Sizes(n_in=torch.Size(in_shape).numel(), n_out=out_features, sizes=..., activation=...)",
     ]
     told = refused("Fixed", width=8)
     assert "Fixed(): cannot be called with in_shape, out_features, width: it has no argument for width" in told
     assert told.endswith("          return Fixed()")
+    assert "import torch" not in told
     assert "sizes=..., activation=...)" in refused("Sizes")
 
 
-def test_an_adapter_works(tmp_path: Path) -> None:
-    *_, line, body = refused("Tutorial", width=8, depth=2).splitlines()
-    names: dict[str, Any] = {"Tutorial": Tutorial, "torch": torch}
-    exec(f"{line.strip()}\n    {body.strip()}", names)
-    network = names["adapted"]((1, 8, 8), 10, 8, 2)
+def adapted_by(message: str, names: dict[str, Any]) -> Any:
+    """The function that a message advises to write."""
+    exec(dedent(message.partition("\n")[2]), names)
+    return names["adapted"]
+
+
+def test_an_adapter_works() -> None:
+    network = adapted_by(refused("Tutorial", width=8, depth=2), {"Tutorial": Tutorial})((1, 8, 8), 10, 8, 2)
     assert network(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_a_list_of_layer_sizes_is_refused_with_an_adapter() -> None:
+    told = refused("Listed", hidden=[32, 16])
+    assert "Listed: hidden = [32, 16]: a value of model_args is a number, text, true or false, no list" in told
+    assert "with width and depth in [search] and no hidden in model_args" in told
+    network = adapted_by(told, {"Listed": Listed})((1, 8, 8), 10, width=6, depth=2)
+    assert [tuple(each.shape) for each in network.parameters()][::2] == [(6, 64), (6, 6), (10, 6)]
+
+
+def test_an_adapter_does_not_make_layer_sizes_of_a_list_of_text() -> None:
+    told = refused("Sizes", sizes=["relu", "tanh"], activation="relu")
+    assert (
+        "no sizes in model_args; replace each ... by an expression of in_shape, out_features, activation, width" in told
+    )
+    assert "sizes=..., activation=activation, n_out=out_features)" in told
+
+
+@pytest.mark.parametrize("sizes", [{"width": 8}, {"hidden": 8}])
+def test_an_error_in_a_model_shows_the_call_and_an_adapter(sizes: dict[str, int]) -> None:
+    told = refused("Listed", **sizes)
+    assert "raised TypeError: Value after * must be an iterable, not int [test_adapting.py:" in told
+    assert "the call was Listed(in_dim=64, hidden=8, num_classes=10, bias=True): arguments are matched by name" in told
+    assert "and hidden may be a list" in told
+    assert ("no hidden in model_args" in told) == ("hidden" in sizes)
+    assert len(list(adapted_by(told, {"Listed": Listed})((1, 8, 8), 10, width=6, depth=2).parameters())) == 6
+
+
+def test_an_adapter_does_not_guess_which_of_several_numbers_is_a_list() -> None:
+    told = refused("Listed", hidden=8, bias=3)
+    assert "one of them may have another meaning" in told
+    assert "hidden=hidden, num_classes=out_features, bias=bias)" in told
+
+
+def test_an_error_in_a_model_with_our_names_has_no_adapter() -> None:
+    told = refused("fails", width=8)
+    assert told.endswith("; the call was fails(width=8, scale=1.0)")
+
+
+def test_the_call_of_a_model_has_defaults_and_names_of_what_is_searched() -> None:
+    given = {"in_shape": (1, 8, 8), "out_features": 10, "width": Named("width")}
+    calls = {
+        "Tutorial": "Tutorial(input_size=64, hidden_size=width, num_classes=10)",
+        "passes_on": "passes_on(num_classes=10, width=width)",
+        "Fixed": "Fixed()",
+        "styled": "styled(in_channels=1, act=ReLU, text='a a')",
+    }
+    for name, call in calls.items():
+        assert own_call(f"{HERE}:{name}", given) == f"{HERE}:{call}"
+
+
+def test_docs_list_the_names_of_arguments() -> None:
+    page = Path(__file__).parents[1].joinpath("docs", "user-code.md").read_text()
+    for ours, names in OTHER_NAMES.items():
+        assert ", ".join(f"`{name}`" for name in [ours, *names.split()]) + " |" in page
+
+
+def test_a_list_in_a_list_of_a_spec_is_refused_by_the_model(tmp_path: Path) -> None:
+    tables = {**TABLES, "workload": {"data": "digits", "model": f"{HERE}:Listed", "model_args": {"hidden": [[4], [8]]}}}
+    with pytest.raises(SpecError, match=r"workload.model: .*Listed: hidden = \[4\]: a value of model_args"):
+        check({**tables, "search": {"batch_size": [32], "optimizer": "adam"}}, "own.toml", tmp_path)
+
+
+def test_an_invalid_argument_of_a_model_is_reported_by_its_key(tmp_path: Path) -> None:
+    """The model, which needs it, is not tried without it."""
+    tables = {**TABLES, "workload": {"data": "digits", "model": f"{HERE}:Listed", "model_args": {"hidden": {"low": 1}}}}
+    with pytest.raises(SpecError) as raised:
+        check({**tables, "search": {"batch_size": [32], "optimizer": "adam"}}, "own.toml", tmp_path)
+    (mistake,) = raised.value.mistakes
+    assert mistake.startswith("workload.model_args.hidden: a range needs high")
 
 
 def test_a_network_that_is_built_already_is_refused() -> None:

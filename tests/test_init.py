@@ -436,6 +436,22 @@ def test_what_users_bring_makes_a_spec_that_suits_it(
     assert ("\ndepth = " in text) == ("--model" not in arguments)
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("Listed", ["the call was Listed(in_dim=64, hidden=8, num_classes=10, bias=True)", "hidden=[width] * depth"]),
+     ("Sizes", ["replace each ... by an expression of in_shape, out_features, width, depth", "sizes=..., activ"])],
+)  # fmt: skip
+def test_a_model_that_does_not_fit_is_answered_with_its_adapter(
+    model: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["init", "own.toml", "--yes", "--model", f"tests.test_adapting:{model}"])
+    assert result.exit_code == 2
+    for text in expected:
+        assert text in result.output
+    assert not (tmp_path / "own.toml").exists()
+
+
 @pytest.mark.long
 def test_columns_that_are_no_inputs_are_left_out(folder: Path) -> None:
     days = [f"2024-01-{1 + n % 28:02}" for n in range(60)]

@@ -62,6 +62,21 @@ def test_every_family_has_a_plan_without_loading_its_data(model: str, data: str)
     assert f"{data}: " in plan.describe(spec, plan.probed(spec))
 
 
+def test_a_plan_shows_the_call_of_a_user_model() -> None:
+    own = {
+        "data": "digits",
+        "model": "tests.test_adapting:Listless",
+        "model_args": {"p_drop": [0.1, 0.2], "n_heads": 2},
+    }
+    search = {"width": [8, 16], "batch_size": [32], "optimizer": "adam"}
+    spec = check(changed(workload=own, search=search, confirm={}))
+    call = "Listless(in_dim=64, p_drop=model.p_drop, n_heads=2, hidden=width, num_classes=10, bias=True)"
+    assert f"  model   tests.test_adapting:{call}\n" in plan.describe(spec, plan.probed(spec))
+    for shipped in ("mlp", "torchvision:resnet18"):
+        named = spec.model_copy(update={"workload": spec.workload.model_copy(update={"model": shipped})})
+        assert not list(plan.model_call(named))
+
+
 def test_the_status_of_a_study_that_has_just_begun(tmp_path: Path) -> None:
     spec = check(changed())
     write_text(tmp_path / "spec.toml", spec.to_toml())

@@ -73,6 +73,7 @@ def test_the_specs_are_valid(tmp_path: Path) -> None:
     assert read(tmp_path / "own-table.toml").workload.facts.in_shape == (2,)
     assert read(tmp_path / "my-study.toml").name == "my-study"
     assert read(tmp_path / "mine.toml").workload.model == "mine:Residual"
+    check(tomllib.loads(BASE) | {"workload": {"data": "digits", "model": "nets:adapted"}}, "nets.toml", tmp_path)
 
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:

@@ -129,6 +129,7 @@ def explain(section: str, error: ValidationError) -> list[str]:
     problems = error.errors(include_url=False)
     for problem in problems[:MOST_TOLD]:
         path = [section, *(str(part) for part in problem["loc"] if part not in (section, *FORMS))]
+        path = ["model_args" if part == "own_args" else part for part in path]
         key, value, kind = _key(path), problem["input"], problem["type"]
         given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
         if kind == "extra_forbidden":

@@ -135,6 +135,7 @@ def render(answers: Answers) -> str:
     answers, facts = _with_inputs(answers)
     small = facts is not None and facts.train <= _SMALL
     sizes = [size for size in ((16, 64) if small else (16, 64, 256)) if not facts or size < facts.train] or [1]
+    first: SpecError | None = None
     for searched in _SEARCHED if is_import_path(answers.model) else [()]:
         text = template(Path(__file__).parent / "shipped" / "init.j2", toml=_toml).render(
             answers=answers,
@@ -155,9 +156,12 @@ def render(answers: Answers) -> str:
         try:
             check(tomllib.loads(text), "study init", Path.cwd())
         except SpecError as error:
-            # For example a model that takes no depth.
-            if not searched or not any("cannot be called with" in mistake for mistake in error.mistakes):
+            # For example a model that takes no depth. The first adapter is the one with all sizes.
+            if not any("cannot be called with" in mistake for mistake in error.mistakes):
                 raise
+            first = first or error
+            if not searched:
+                raise first from error
         else:
             break
     return text

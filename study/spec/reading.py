@@ -174,19 +174,23 @@ def check(
 
 
 def _ends(entries: Mapping[str, Any], parse: Callable[[object], Dimension]) -> dict[str, list[Any]]:
-    """The values at the ends of each entry; invalid ones are left out, which are reported with their section."""
-    ends = {}
+    """The values at the ends of each entry; none of an invalid one, so that nothing is tried that lacks it."""
+    ends: dict[str, list[Any]] = {}
     for name, value in entries.items():
+        ends[str(name)] = []
         with suppress(ValueError, TypeError):
             ends[str(name)] = parse(value).ends()
     return ends
 
 
 def sizes_in(tables: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Width, depth and arguments of a user's model, each with the values at its ends."""
+    """Width, depth and arguments of a user's model, each with the values at its ends; a list in a list is one."""
     search, arguments = table(tables, "search"), table(tables, "workload", "model_args")
     sizes = {name: search[name] for name in ("width", "depth") if name in search}
-    return _ends(sizes, size) | _ends(arguments, model_argument)
+    several = {name: value for name, value in arguments.items() if isinstance(value, list)}
+    lists = {name: [each for each in value if isinstance(each, list)][:1] for name, value in several.items()}
+    refused = {name: value for name, value in lists.items() if value}  # by the model, which says how to adapt it
+    return _ends(sizes, size) | _ends(arguments, model_argument) | refused
 
 
 def settings_in(tables: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
+from collections.abc import Sequence
 from functools import partial
+from textwrap import shorten
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +18,7 @@ from trainables.usercode.importing import UserCodeError, called, describe_error,
 # What networks of other packages are named by.
 LIBRARIES = ("torchvision:", "timm:")
 # What a model is given -> other names that its arguments may have.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "in_shape": "input_shape",
     "in_features": "input_size input_dim in_dim n_features num_features n_inputs num_inputs n_in d_in",
     "in_channels": "in_chans channels num_channels n_channels input_channels",
@@ -24,7 +27,11 @@ _OTHER_NAMES = {
     "width": "hidden_size hidden_dim hidden_features hidden_units hidden n_hidden d_model dim",
     "depth": "num_layers n_layers layers num_hidden_layers num_blocks n_blocks",
 }
-_OURS = {theirs: ours for ours, names in _OTHER_NAMES.items() for theirs in names.split()}
+_OURS = {theirs: ours for ours, names in OTHER_NAMES.items() for theirs in names.split()}
+# Errors of Python about a number where a list is needed.
+_NO_NUMBER = (
+    "'int' object is not (iterable|subscriptable)|'int' has no len|iterable, not int|not \"int\"|'int' and 'list'"
+)
 
 
 class Coloured(nn.Module):
@@ -33,6 +40,12 @@ class Coloured(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, height, width) -> (B, 3, height, width)."""
         return x.expand(-1, 3, -1, -1)
+
+
+class Named(str):
+    """A value that a call shows by its name, as it differs between cells."""
+
+    __repr__ = str.__str__
 
 
 def own_model(path: str, given: dict[str, Any], bundle: str = "") -> Any:
@@ -46,29 +59,75 @@ def own_model(path: str, given: dict[str, Any], bundle: str = "") -> Any:
         bundle: folder of the bundle.
 
     Raises:
-        UserCodeError: if it needs others, or lacks names for the rest; the message has a function that adapts it.
+        UserCodeError: if it needs others, lacks names for the rest, is given a list, or raises; the message has a
+            function that adapts it.
     """
     maker = imported(path, bundle)
     if isinstance(maker, nn.Module):
         advice = "every lane needs a new one: name a class, or a function that returns it"
         raise UserCodeError(f"{path}: is a {type(maker).__name__} that is built already; {advice}")
+    signature, arguments, rest = _call(maker, given)
+    if signature is None:
+        return called(path, "model", given, code=bundle)
+    if lists := [name for name, value in arguments.items() if isinstance(value, list)]:
+        text = f"{lists[0]} = {given[lists[0]]}: a value of model_args is a number, text, true or false, no list"
+        raise UserCodeError(f"{path}: {text}. {_adapter(path, signature, given, arguments, lists)}")
+    needed = _needed(signature, arguments)
+    unused = [name for name in rest if name not in ("in_shape", "out_features")]
+    if needed or unused:
+        plain = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+        shown = signature.replace(parameters=plain, return_annotation=signature.empty)
+        words = [f"nothing says what {', '.join(needed)} should be"] * bool(needed)
+        words += [f"it has no argument for {', '.join(unused)}"] * bool(unused)
+        text = f"{path}{shown}: cannot be called with {', '.join(given)}: {' and '.join(words)}"
+        raise UserCodeError(f"{text}. {_adapter(path, signature, given, arguments)}")
+    try:
+        return called(path, "model", arguments, code=bundle)
+    except UserCodeError as error:
+        text = f"{error}; the call was {own_call(path, given, bundle).partition(':')[2]}"
+        lists = _taken_for_number(str(error), given, arguments)
+        if isinstance(error.__cause__, TypeError) and (lists or set(arguments) - set(given)):
+            reason = f"{lists[0]} may be a list" if lists else "one of them may have another meaning"
+            text += (
+                f": arguments are matched by name, and {reason}. {_adapter(path, signature, given, arguments, lists)}"
+            )
+        raise UserCodeError(text) from error
+
+
+def own_call(path: str, given: dict[str, Any], bundle: str = "") -> str:
+    """The call of `own_model` in words, with defaults: `nets:Net(n_in=13, hidden=width, p_drop=0.1)`."""
+    signature, arguments, _ = _call(imported(path, bundle), given)
+    parameters = signature.parameters if signature else {}
+    values = {name: each.default for name, each in parameters.items() if each.default is not each.empty} | arguments
+    names = [name for name in dict.fromkeys([*parameters, *values]) if name in values]
+    shown = (getattr(values[name], "__name__", None) or shorten(repr(values[name]), 60) for name in names)
+    return f"{path}({', '.join(f'{name}={value}' for name, value in zip(names, shown, strict=True))})"
+
+
+def _call(maker: Any, given: dict[str, Any]) -> tuple[inspect.Signature | None, dict[str, Any], dict[str, Any]]:
+    """The signature of a model, None if Python does not know it; its arguments; and what is given but not used."""
     try:
         signature = inspect.signature(maker)
     except (TypeError, ValueError):
-        return called(path, "model", given, code=bundle)
-    named = [
-        each for each in signature.parameters.values() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-    ]
-    arguments, rest = _matched([each.name for each in named], given)
+        return None, given, {}
+    arguments, rest = _matched(_names(signature), given)
     if any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
         if any(name not in given for name in arguments):  # it passes on what in_shape and out_features may not be for
             rest = {name: value for name, value in rest.items() if name not in ("in_shape", "out_features")}
         arguments, rest = arguments | rest, {}
-    needed = [each.name for each in named if each.default is each.empty and each.name not in arguments]
-    unused = [name for name in rest if name not in ("in_shape", "out_features")]
-    if needed or unused:
-        raise UserCodeError(_adapter(path, signature, given, arguments, needed, unused))
-    return called(path, "model", arguments, code=bundle)
+    return signature, arguments, rest
+
+
+def _names(signature: inspect.Signature) -> list[str]:
+    """The parameters that can be given by name."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, each in signature.parameters.items() if each.kind in kinds]
+
+
+def _needed(signature: inspect.Signature, arguments: dict[str, Any]) -> list[str]:
+    """The parameters that have neither a value nor a default."""
+    names = (name for name in _names(signature) if name not in arguments)
+    return [name for name in names if signature.parameters[name].default is inspect.Parameter.empty]
 
 
 def _matched(names: list[str], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -84,38 +143,52 @@ def _matched(names: list[str], given: dict[str, Any]) -> tuple[dict[str, Any], d
     return arguments, {name: value for name, value in given.items() if name not in used}
 
 
+def _taken_for_number(error: str, given: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
+    """The argument that got a number and is a list, if Python says so and only one can be meant."""
+    if not re.search(_NO_NUMBER, error):
+        return []
+    meanings = {name: name if name in given else _OURS.get(name, name) for name in arguments}
+    ours = [name for name in OTHER_NAMES if name not in ("width", "depth")]
+    numbers = [name for name, value in arguments.items() if type(value) is int and meanings[name] not in ours]
+    return numbers if len(numbers) == 1 else []
+
+
 def _adapter(
     path: str,
     signature: inspect.Signature,
     given: dict[str, Any],
     arguments: dict[str, Any],
-    needed: list[str],
-    unused: list[str],
+    lists: Sequence[str] = (),
 ) -> str:
-    """A message about arguments that do not match, with a function to put beside the model.
+    """A function to put beside a model whose arguments do not match, and how to use it.
 
     Args:
         path: import path of the model.
         signature: of the model.
         given: what models are called with.
         arguments: names that have a value.
-        needed: names that have none.
-        unused: what is given and has no name.
+        lists: names of lists; width and depth are searched for those of layer sizes.
     """
     module, _, name = path.partition(":")
-    plain = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
-    shown = signature.replace(parameters=plain, return_annotation=signature.empty)
-    words = [f"nothing says what {', '.join(needed)} should be"] * bool(needed)
-    words += [f"it has no argument for {', '.join(unused)}"] * bool(unused)
-    guesses = dict(zip(needed, unused, strict=False)) if len(needed) == len(unused) else {}
-    values = [f"{each}={_source_of(each, given)}" for each in arguments]
-    values += [f"{each}={guesses.get(each, '...')}" for each in needed]
-    return (
-        f"{path}{shown}: cannot be called with {', '.join(given)}: {' and '.join(words)}. "
-        f'Adapt it in {module}.py, and write model = "{module}:adapted":\n'
-        f"      def adapted({', '.join(given)}):\n"
-        f"          return {name}({', '.join(values)})"
-    )
+    sizes = ("width", "depth") if lists else ()
+    offered = [each for each in dict.fromkeys([*given, *sizes]) if each not in lists]
+    values = {each: _source_of(each, given) for each in arguments} | dict.fromkeys(_needed(signature, arguments), "...")
+    values |= {each: "[width] * depth" if _may_be_sizes(given.get(each, [])) else "..." for each in lists}
+    advice = f'Adapt it in {module}.py, and write model = "{module}:adapted"'
+    if lists:
+        advice += ", with width and depth in [search]"
+        advice += "".join(f" and no {each} in model_args" for each in lists if each in given)
+    if "..." in values.values():
+        advice += f"; replace each ... by an expression of {', '.join(offered)}"
+    call = f"{name}({', '.join(f'{each}={value}' for each, value in values.items())})"
+    lines = ["import torch"] * ("torch." in call)
+    lines += [f"def adapted({', '.join(offered)}):", f"    return {call}"]
+    return "\n      ".join([f"{advice}:", *lines])
+
+
+def _may_be_sizes(value: Any) -> bool:
+    """Whether a number, or the numbers of a list, may be sizes of layers."""
+    return all(type(each) is int for each in (value if isinstance(value, list) else [value]))
 
 
 def _source_of(name: str, given: dict[str, Any]) -> str:

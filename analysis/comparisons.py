@@ -127,7 +127,7 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer", *, onc
     earlier: list[Entry] = []
     for look in range(1, planned):
         left = {entry.name: entry.cell for entry in found.contenders}
-        rivals = [int(cell["trial"]) for cell in (*left.values(), *controls.values()) if cell is not None]
+        rivals = [int(cell["trial"]) for cell in left.values() if cell is not None]
         ran = lanes[number == look].groupby("cell").size().reindex(rivals, fill_value=0)
         if not found.fresh or len(left) < 2 or (ran < size).any():
             break

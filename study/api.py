@@ -24,6 +24,7 @@ from study.cluster.ray import Cluster
 from study.errors import Halted, Interrupted, SpecError, StorageError, UsageError
 from study.progress.display import Show
 from study.results import CONFIRM, mirror
+from study.results.confirm import looks_made
 from study.results.ownership import OWNED, own_folder
 from study.results.provenance import add_phase
 from study.results.recovery import repair_records
@@ -31,13 +32,15 @@ from study.session import Outcome, run_session, stoppable
 from study.spec import Spec, changes, check, read, recorded
 from study.spec.changes import all_settings, differences, fixed_settings, resolved, with_values
 from study.spec.dimensions import duration_seconds
+from study.spec.model import part
 from study.spec.secrets import redacted
 from study.tuning import warm_start
 from study.tuning.storage import create_study, delete_study
 from study.usercode import bundle
 from trainables import storage
+from trainables.config import Reading
 from trainables.storage import data_folder
-from trainables.usercode.importing import CODE, is_own
+from trainables.usercode.importing import CODE, UserCodeError, is_own, is_table
 from trainables.workloads import data
 
 
@@ -134,6 +137,7 @@ def resume(
                 _tell_ignored_changes(like, local)
             spec = recorded(local)
             _refuse_edits(spec, local)
+            _require_same_table(spec, local)
             _tell_edits(local)
             if like or timeout is not None:
                 spec = with_values(spec, "tuning", timeout=like.tuning.timeout if like else _duration(timeout))
@@ -239,8 +243,31 @@ def _refuse_edits(spec: Spec, folder: Path) -> None:
     if spec.confirm and (seeds := winners.get("lanes.seeds", spec.confirm.seeds)) != spec.confirm.seeds:
         asked = f"confirm.seeds = {spec.confirm.seeds}"
         mistakes.append(f"{asked}: was {seeds} when winners were confirmed; restore the old value")
+    if spec.confirm and spec.confirm.looks < (made := looks_made(folder)):
+        fewest = made * spec.confirm.seeds
+        mistakes.append(f"confirm.most_seeds: {made} looks were made already, so it must be at least {fewest}")
     if mistakes:
         raise SpecError(str(file), mistakes)
+
+
+def _require_same_table(spec: Spec, folder: Path) -> None:
+    """Raise a `StorageError` if this version reads a study's table otherwise than the one that began the study."""
+    workload, code = spec.workload, bundle.code_of(folder)
+    if not is_table(workload.data):
+        return
+    try:
+        read = data.load(workload.data, code=str(code or ""), reading=part(workload, Reading))
+        why = "other columns or examples"
+    except UserCodeError as error:
+        read, why = None, str(error)
+    facts = workload.facts
+    if not read or (read.in_shape, read.out_features, len(read.train)) != (
+        facts.in_shape,
+        facts.out_features,
+        facts.train,
+    ):
+        advice = "resume with the version in provenance.json, or run the spec into a new folder"
+        raise StorageError(str(folder), f"this version reads its table otherwise ({why}); {advice}")
 
 
 def _recorded_settings(folder: Path) -> dict[str, Any]:

@@ -363,6 +363,8 @@ def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
     total, again = trials * each, cost(spec) * each
     confirmation = f", of which {duration(again)} for the confirmation" if again else ""
     spread = f"{duration(min(seconds))} to {duration(max(seconds))} a trial"
+    if spec.confirm and spec.confirm.looks > 1:
+        confirmation += ", more if it adds seeds"
     if more := _added(spec):
         spread += f", up to {more:.0%} more if rates are added"
     less = ", less for trials that the scheduler stops" if spec.tuning.scheduler != "none" else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from analysis.comparisons import looks_of
 from analysis.paired import compare_with_best, paired_scores
 from analysis.report.verdict import verdict
 from analysis.schema import unseal
+from study.api import _refuse_edits
 from study.cli.commands import main
 from study.errors import SpecError
 from study.plan import describe, probed
-from study.results.confirm import WINNERS
-from study.spec import check
-from study.spec.changes import until_significant
+from study.results.confirm import WINNERS, looks_made
+from study.spec import check, recorded
+from study.spec.changes import until_significant, with_values
 from tests.fakes.world import World
 from tests.test_protocol import EQUAL, OPTIMIZERS, compared, simulated
 from tests.test_spec import changed
@@ -187,3 +189,23 @@ def test_a_factor_of_two_and_a_smaller_one_are_found(studies: int) -> None:
     assert wrong == 0
     if studies > 10:
         assert named[1.4] > once[1.4]
+
+
+def test_a_baseline_without_rows_stops_no_look(tmp_path: Path) -> None:
+    with World(tmp_path, TABLES) as world:
+        world.finish()
+        results = analysis.load(world.results())
+    added = {"name": "ours", "optimizer": "sgd", "learning_rate": 0.01, "batch_size": 20}
+    later = replace(results, spec={**results.spec, "baseline": [added]})
+    compared = analysis.compare(later, analysis.cells(later))
+    assert (compared.looks, compared.baselines[0].reason) == (3, "not confirmed on fresh seeds")
+
+
+def test_looks_that_were_made_are_not_taken_back(tmp_path: Path) -> None:
+    with World(tmp_path, TABLES) as world:
+        world.finish()
+        file = world.folder / "spec.toml"
+        assert looks_made(world.folder) == 3
+        spec = with_values(recorded(world.folder), "confirm", most_seeds=None)
+        with pytest.raises(SpecError, match=r"confirm.most_seeds: 3 looks were made already, so it must be at least 9"):
+            _refuse_edits(spec, file.parent)

@@ -264,7 +264,7 @@ def test_what_cannot_be_used_is_said(columns: Any, reading: Any, told: str, tmp_
         ),
         (b"<!DOCTYPE html>\n<p>404\n", r"has one column only by its first line \(<!DOCTYPE html>\)"),
         (b"a,a,b\n1,2,3\n", "several columns are called a; give each a name of its own"),
-        (b"# from a device\na,b\n1,2\n", r"has one column only by its first line \(# from a device\)"),
+        (b"# from a device\na,b\n1,2\n", r"than the first line has names \(# from a device\); name"),
         (b"# from a device, May\na,b,c\n1,2,3\n", r"than the first line has names \(# from a device, May\); name"),
         (b"a,b\n1,2\n1,2,3\n", "t.csv: cannot be read: ParserError: .* Expected 2 fields in line 3, saw 3"),
         ("a,b\né,2\n".encode("latin-1"), r"t.csv: is no text in UTF-8 \(byte \d\); save it as UTF-8"),
@@ -477,3 +477,10 @@ def test_a_separator_at_the_end_of_lines_shifts_no_column(tmp_path: Path) -> Non
     own = read(tmp_path, label="y")
     assert sorted(torch.cat(own.inputs)[:, 0].tolist()) == list(range(40))
     assert set(torch.cat(own.targets).tolist()) == {0, 1}
+
+
+def test_a_comma_divides_names_that_hold_other_separators(tmp_path: Path) -> None:
+    for first in ("height|cm,weight|kg,label", "a;b,label", "p(y|x),label"):
+        rows = "".join(f"{','.join([str(n % 7)] * first.count(','))},{n % 2}\n" for n in range(N))
+        (tmp_path / "t.csv").write_text(f"{first}\n{rows}")
+        assert read(tmp_path, label="label").columns == tuple(first.split(",")[:-1])

@@ -108,6 +108,8 @@ def figure(results: Results, table: pd.DataFrame, compared: Comparison) -> exhib
     data, metric = forest(results, compared), results.metric
     label = ", ".join(filter(None, [f"{compared.split} {metric}", exhibit.unit_of(results)]))
     seeds = counted(compared.seeds, "fresh seed" if compared.fresh else "seed")
+    if compared.fresh and (fewest := min(each.score.n for each in compared.scored if each.score)) < compared.seeds:
+        seeds = f"{fewest} to {seeds}"  # those that an earlier look excluded have its seeds alone
     noise = "over seeds and test examples" if compared.examples else "over seeds"
     if compared.fresh:
         names = listing(entry.name for entry in compared.contenders)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import rank
-from analysis.comparisons import Comparison, average_curse, missing_sizes, names_of
+from analysis.comparisons import Comparison, Entry, average_curse, missing_sizes, names_of
 from analysis.results import Results, hours, same_setting, table_of
 from analysis.schema import Outcome
 from analysis.statistics import Interval
@@ -136,12 +136,17 @@ def _who(results: Results, compared: Comparison) -> str:
     if len(compared.contenders) == 1:
         first = f"{best.name} is the best of those confirmed, with {score} {where}"
         return f"No winner: {first}, but {unknown} may be better."
-    rest = [f"{each.name} ({p_text(each.p)})" for each in compared.scored if not each.contender]
+    rest = [f"{each.name} ({_when(each, compared)}{p_text(each.p)})" for each in compared.scored if not each.contender]
     excluded = f" Excluded: {listing(rest)}." if rest else ""
     return (
         f"No winner: {joined([each.name for each in compared.contenders])} may each be the best. First is {best.name} "
         f"with {score} {where}.{excluded}"
     )
+
+
+def _when(entry: Entry, compared: Comparison) -> str:
+    """On how many seeds an entry was excluded, if an earlier look did that."""
+    return f"at {counted(entry.score.n, 'seed')}, " if entry.score and entry.score.n < compared.seeds else ""
 
 
 def _without_result(compared: Comparison, sizes: dict[str, str]) -> Iterator[str]:

@@ -97,7 +97,8 @@ def run(spec: Spec, out: Path | str | None, again: bool, **how: Any) -> None:
     from study.results import mirror
 
     if again and mirror.has_study(str(out)):
-        _go(api.resume, out, like=spec, **how)
+        significant = bool(spec.confirm and spec.confirm.most_seeds)
+        _go(api.resume, out, like=spec, until_significant=significant, **how)
     else:
         _go(api.run, spec, out, **how)
 

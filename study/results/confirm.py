@@ -100,6 +100,14 @@ def add_seeds(spec: Spec, folder: Path) -> int:
     return len(kept) - before
 
 
+def looks_made(folder: Path) -> int:
+    """At how many looks a study's confirmation has seeds; 1 if it has none, or its winners cannot be read."""
+    try:
+        return 1 + max((winner.look for winner in _recorded(folder / CONFIRM / WINNERS)), default=0)
+    except (OSError, ValueError, TypeError):
+        return 1
+
+
 def _winner(space: Space, row: dict[Any, Any]) -> Winner:
     """A row of `analysis.cells` at its tuned setting."""
     return Winner(space.cell_of(row), float(row["learning_rate"]), json.loads(row["recipe"] or "{}"))

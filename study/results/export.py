@@ -258,6 +258,8 @@ def fill(network: nn.Module, weights: np.ndarray) -> None:
             values = torch.from_numpy(weights[start : start + tensor.numel()])
             tensor.copy_(values.view(tensor.shape))
             start += tensor.numel()
+    if start != len(weights):
+        raise Halted(f"the study holds {len(weights)} weights of a network that has {start}: its data or model changed")
 
 
 def model(place: str | Path, optimizer: str = "") -> nn.Module:

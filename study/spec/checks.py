@@ -209,7 +209,7 @@ def axes_suit_optimizers(search: Search, lanes: Lanes, user_code: UserCode) -> I
             if message := next(filter(None, refusals), None):
                 yield f"{key} = {shown(plain(choice))}: {each}: {message}"
     for each in settings:
-        if lanes.ema and each.startswith("schedule-free"):
+        if lanes.ema and max(lanes.ema.ends()) and each.startswith("schedule-free"):
             yield f"lanes.ema: {each} averages its parameters itself; leave out one of the two"
         without = each == "adan" or (user_code.optimizer(each).solo and "weight_decay" not in settings[each])
         if lanes.weight_decay and without:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import sys
 import tomllib
@@ -81,9 +82,10 @@ def _with_inputs(answers: Answers) -> tuple[Answers, Facts | None]:
     for mistake in tried.mistakes:
         told, *reasons = mistake.split(REASON)
         if advice := re.search(r"exclude = \[.*\]", told):
-            columns = tomllib.loads(advice[0])["exclude"]
+            columns = json.loads(advice[0].removeprefix("exclude = "))
             reasons = ["".join(each if each.isprintable() else " " for each in reason) for reason in reasons]
-            answers = replace(answers, exclude=tuple(zip(columns, reasons, strict=True)))
+            reasons += [""] * (len(columns) - len(reasons))  # a value may hold the words between two reasons
+            answers = replace(answers, exclude=tuple(zip(columns, reasons, strict=False)))
             return answers, _tried(answers).facts
     return answers, tried.facts
 

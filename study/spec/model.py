@@ -59,6 +59,8 @@ from trainables.workloads.catalogue import (
 SEEDS = 1_000_000
 # Trials that share a GPU, at most.
 SHARING = 8
+# Looks of the verdict at the fresh seeds.
+MOST_LOOKS = 20
 LIMITS = ("epochs", "updates", "examples", "seconds")
 SAMPLERS = ("tpe", "random", "qmc", "grid", "gp", "nsga2")
 MISSING: tuple[Missing, ...] = get_args(Missing)
@@ -324,6 +326,9 @@ class Confirm(Section):
     def _most_seeds_allow_a_second_look(self) -> Confirm:
         if self.most_seeds is not None and self.most_seeds < 2 * self.seeds:
             raise ValueError(f"most_seeds = {self.most_seeds} adds none to {self.seeds}; valid: from {2 * self.seeds}")
+        if self.looks > MOST_LOOKS:
+            most = f"at most {MOST_LOOKS} times seeds, here {MOST_LOOKS * self.seeds}"
+            raise ValueError(f"most_seeds = {self.most_seeds} is {self.looks} times seeds; valid: {most}")
         return self
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -54,8 +53,9 @@ def read(source: str | Path, changes: Mapping[str, Any] | None = None) -> Spec:
 def _compare_others(tables: dict[str, Any], names: list[str]) -> None:
     """Adapt the tables of a spec to other optimizers than its own."""
     former, trials = table(tables, "search").get("optimizer"), table(tables, "budget").get("trials")
-    if isinstance(former, list) and former and isinstance(trials, int):
-        tables["budget"]["trials"] = math.ceil(trials / len(former) * len(names))
+    count = len(former) if isinstance(former, list) else 1
+    if count and isinstance(trials, int):
+        tables["budget"]["trials"] = -(-trials * len(names) // count)
     for section, key in (("search", "settings"), ("lanes", "learning_rate")):
         by_optimizer = table(tables, section, key)
         if kept := {name: by_optimizer[name] for name in by_optimizer if name in (*names, "low", "high", "count")}:

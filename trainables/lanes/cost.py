@@ -25,9 +25,9 @@ MULTIPLICATIONS = {"cpu": 2e8, "cuda": 1e10}
 FEWEST_EXAMPLES = 256
 FEW_BATCHES = 4
 
-# A worker trains many trials; those of one kind are measured this often at most.
+# A worker trains many trials; those of one kind are measured until so many times were no shorter.
 MOST_MEASUREMENTS = 6
-# The shortest time of a kind so far, and how often it was measured.
+# The shortest time of a kind so far, and how many were no shorter, at least 1.
 _MEASURED: dict[Hashable, tuple[float, int]] = {}
 
 
@@ -56,7 +56,7 @@ def update_seconds(
         criterion: the loss.
         multiplications: of one network for one example.
         drop_last: whether an epoch leaves out a last batch that is short.
-        again: whether to measure once more, up to `MOST_MEASUREMENTS`; the shortest time counts.
+        again: whether to measure once more, unless `MOST_MEASUREMENTS` were no shorter; the shortest time counts.
     """
     names = tuple(sorted({*lane.options(), *lane.recipe.values()}))
     kind = (examples.inputs.device.type, examples.inputs.dtype, examples.inputs.shape, torch.get_num_threads())
@@ -68,8 +68,8 @@ def update_seconds(
         part = min(batch_size, max(FEWEST_EXAMPLES, most))
         loop = build, rule, examples, part, lane, criterion
         seconds = _timed(*loop, drop_last=drop_last) * batch_size / part
-        shortest = min(seconds, shortest)
-        _MEASURED[key] = shortest, measured + 1
+        better, shortest = seconds < shortest, min(seconds, shortest)
+        _MEASURED[key] = shortest, max(1, measured + (not better))
     return shortest
 
 

@@ -39,14 +39,15 @@ def batch_order(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(stream(seed, BATCH_ORDER, epoch)))
 
 
-def _seed(number: int, device: torch.device | None = None) -> None:
-    """Seed torch's global generators of the processor and of a GPU.
+def _seed(number: int) -> None:
+    """Seed torch's global generators.
 
     Without a GPU, torch.manual_seed remembers each of its calls, with its stack, for as long as the process lives.
     """
-    torch.default_generator.manual_seed(number)
-    if device is not None and device.type == "cuda":
-        torch.cuda.manual_seed(number)
+    if torch.cuda.is_available():
+        torch.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def drawing(seed: int, update: int, device: torch.device, *, when: bool = True) 
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        _seed(stream(seed, UPDATE, update), device)
+        _seed(stream(seed, UPDATE, update))
         yield
 
 

@@ -135,8 +135,8 @@ def _table(name: str, place: Path, reading: Reading) -> _Rows:
     frame, columns, notes = _read(name, place)
     label = _label(name, columns, reading)
     taken = [column for column in (label, reading.split_column, reading.group_column) if column]
-    wanted = reading.features or [column for column in columns if column not in taken]
-    features = [column for column in wanted if column not in reading.exclude]
+    features = list(reading.features)  # whatever is excluded, as earlier versions had it
+    features = features or [column for column in columns if column not in (*taken, *reading.exclude)]
     named = {"features": reading.features, "exclude": reading.exclude, "split_column, group_column": taken[1:]}
     for key, needed in named.items():
         if unknown := [column for column in needed if column not in columns]:
@@ -195,7 +195,7 @@ def _read(name: str, place: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
                 first = file.readline()
             if not first.strip():
                 raise UserCodeError(f"{name}: {_NO_ROWS}")
-            separator = max("\t;|,", key=re.sub('"[^"]*"', "", first).count)
+            separator = max(",;\t|", key=re.sub('"[^"]*"', "", first).count)
             options: dict[str, Any] = {"na_values": ["?"], "skipinitialspace": True, "low_memory": False}
             with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
                 try:  # without index_col pandas would take the first column for row names, and shift the others

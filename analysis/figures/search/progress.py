@@ -56,7 +56,7 @@ def search_progress(data: pd.DataFrame, ax: Axes, metric: str = "loss", unit: st
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The value of every trial and the best so far."""
     data, metric, unit = progress(results), results.metric, exhibit.unit_of(results)
-    best = data[data["value"] == data["best"]].tail(1)  # the first trial of the last best, as the best so far is strict
+    best = data[data["value"] == data["best"]].drop_duplicates("best").tail(1)  # of equal ones the first
     found = listing(
         f"trial {row['trial']} of {len(data)}, {row['optimizer']}, {metric_text(row['value'], metric)}"
         for row in records(best)

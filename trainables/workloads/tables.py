@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,8 +165,12 @@ def _table(name: str, place: Path, reading: Reading) -> _Rows:
     return _Rows(inputs, codes, parts, groups, notes)
 
 
-def _without(reading: Reading, columns: Iterable[str]) -> str:
+def _without(reading: Reading, columns: Collection[str]) -> str:
     """What a spec has to say, to leave some more columns out."""
+    if reading.features:
+        return (
+            f"features = {json.dumps([each for each in reading.features if each not in columns], ensure_ascii=False)}"
+        )
     return f"exclude = {json.dumps([*reading.exclude, *columns], ensure_ascii=False)}"
 
 

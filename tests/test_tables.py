@@ -170,8 +170,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "unusable columns of those that are named": (
         {"city": None},
-        {"label": "kind", "features": ("b", "city")},
-        r'1 of 2 inputs cannot be used; .* write exclude = \["city"\]',
+        {"label": "kind", "features": ("b", "city"), "exclude": ("size",)},
+        r'1 of 2 inputs cannot be used; .* write features = \["b"\]',
     ),
     "no usable column": (
         {"city": None, "a": None},

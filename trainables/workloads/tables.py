@@ -168,10 +168,10 @@ def _table(name: str, place: Path, reading: Reading) -> _Rows:
 def _without(reading: Reading, columns: Collection[str]) -> str:
     """What a spec has to say, to leave some more columns out."""
     if reading.features:
-        return (
-            f"features = {json.dumps([each for each in reading.features if each not in columns], ensure_ascii=False)}"
-        )
-    return f"exclude = {json.dumps([*reading.exclude, *columns], ensure_ascii=False)}"
+        key, names = "features", [each for each in reading.features if each not in columns]
+    else:
+        key, names = "exclude", [*reading.exclude, *columns]
+    return f"{key} = {json.dumps(names, ensure_ascii=False)}"
 
 
 def _label(name: str, columns: list[str], reading: Reading) -> str:

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 import trainables.engines.bench
+from study.errors import UsageError
 from study.verify import bench, size
 from trainables.engines.bench import WORKS, Work
 
@@ -120,6 +121,11 @@ def test_the_table_of_the_readme_has_the_committed_results() -> None:
         assert f"| {work.name} | {work.lanes} | {numbers} |" in readme
     for number in (committed["study"]["ratio"], *(row["ratio"] for row in committed["search"][1:])):
         assert f"{number:,.0f} times" in readme
+
+
+def test_a_name_that_measures_nothing_is_answered() -> None:
+    with pytest.raises(UsageError, match=r"--only cnns: .* valid: figure, study, search, trials, size, or a part of"):
+        bench.run("cnns")
 
 
 @pytest.mark.long

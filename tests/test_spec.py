@@ -527,3 +527,12 @@ def test_arguments_of_a_shipped_model_are_searched() -> None:
     }
     config = Space(spec, "", "").configuration(cell, 0)
     assert config["model_args"] == {"norm": "layer", "shape": "constant", "activation": "tanh", "dropout": 0.1}
+
+
+def test_every_shipped_file_is_packaged() -> None:
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["study.spec"]
+    packaged = {file for pattern in patterns for file in SHIPPED.parent.glob(pattern)}
+    assert packaged == {file for file in SHIPPED.rglob("*") if file.suffix in (".toml", ".j2")}
+    with pytest.raises(SpecError, match=r"\(did you mean deepobs/mnist_2c2d\?\)"):
+        read("mnist_2c2d")

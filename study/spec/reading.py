@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from study.errors import SpecError
 from study.spec import checks, secrets
-from study.spec.dimensions import Dimension, model_argument, setting, size
+from study.spec.dimensions import Dimension, model_argument, setting, similar, size
 from study.spec.explain import MOST_TOLD, explain, missing, unknown_key
 from study.spec.model import LIMITS, Spec
 from study.usercode import bundle
@@ -128,8 +128,10 @@ def find(source: str | Path) -> Path:
         return SHIPPED / f"{source}.toml"
     if file.is_dir():
         raise SpecError(str(file), "is a directory; give the TOML file in it")
-    shipped = sorted(spec.stem for spec in SHIPPED.glob("*.toml"))
-    raise SpecError(str(source), f"no such file, and no shipped spec of that name; shipped: {', '.join(shipped)}")
+    files = [each for folder in ("", "deepobs") for each in sorted((SHIPPED / folder).glob("*.toml"))]
+    shipped = [each.relative_to(SHIPPED).with_suffix("").as_posix() for each in files]
+    message = f"no such file, and no shipped spec of that name{similar(source, shipped)}"
+    raise SpecError(str(source), f"{message}; shipped: {', '.join(shipped)}")
 
 
 def check(

@@ -32,6 +32,7 @@ import trainables.engines.bench
 from analysis import results
 from study.cluster import ray
 from study.cluster.build import builder, criterion
+from study.errors import UsageError
 from study.results import CONFIRM
 from study.results.provenance import commit, hardware, versions
 from study.session import run_session
@@ -48,6 +49,7 @@ from trainables.workloads import data, models
 RAY_RUNS, OPTUNA_RUNS = 8, 24
 EMPTY_TRIALS, PLAIN_TRIALS = 2000, 40
 SIZES = (100, 1000, 10_000)
+PARTS = ("figure", "study", "search", "trials", "size")
 # The updates of a cell by plain torch are timed for so long.
 PLAIN_SECONDS = 0.2
 EPOCHS = 20
@@ -69,9 +71,12 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
 
     Args:
         only: `figure`, `study`, `search`, `trials`, `size`, or part of the name of a line of the first table;
-            everything but `size`, which takes half an hour, if empty.
+            everything but `size`, which takes half an hour, if empty. A `UsageError` if nothing has this name.
         device: for the first table.
     """
+    if only not in (*PARTS, "") and not any(only in work.name for work in trainables.engines.bench.WORKS):
+        names = "; ".join(work.name for work in trainables.engines.bench.WORKS)
+        raise UsageError(f"--only {only}", f"measures nothing; valid: {', '.join(PARTS)}, or a part of a name: {names}")
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     found: dict[str, Any] = {"commit": commit(), "began": began, "versions": versions(), "hardware": hardware()}
     if only in ("", "study"):
@@ -85,7 +90,7 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     # Last, since JAX's threads do not survive the fork by which Ray starts.
     if only in ("", "figure"):
         found |= trainables.engines.bench.figure(device)
-    if only not in ("figure", "study", "search", "trials", "size"):
+    if only not in PARTS:
         found["updates"] = trainables.engines.bench.run(device, only)["rows"]
     return found
 

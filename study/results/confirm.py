@@ -88,15 +88,20 @@ def add_seeds(spec: Spec, folder: Path) -> int:
     assert spec.confirm
     study = results.load(folder)
     compared = compare(study, cells(study))
-    if not compared.fresh or len(compared.contenders) < 2 or compared.looks >= spec.confirm.looks:
+    if not compared.fresh:
         return 0
+    more = len(compared.contenders) > 1 and compared.looks < spec.confirm.looks
     file, space = folder / CONFIRM / WINNERS, Space(spec, "", "")
     kept = _recorded(file)
     before = len(kept)
     leaders = [_winner(space, entry.cell.to_dict()) for entry in compared.contenders if entry.cell is not None]
-    for each in [*leaders, *_baselines(spec, space)]:
+    for each in leaders if more else []:
         _add(kept, replace(each, look=compared.looks))
-    _write(file, kept)
+    for look in range(1, compared.looks + more):  # also those that were made before a baseline was added
+        for each in _baselines(spec, space):
+            _add(kept, replace(each, look=look))
+    if len(kept) > before:
+        _write(file, kept)
     return len(kept) - before
 
 

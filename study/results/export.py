@@ -245,7 +245,8 @@ def usage(file: Path, model: str = "") -> str:
     else:
         needs = f"  # needs the module {model.partition(':')[0]}" if is_own(model) else ""
         lines = ["import study", f'network = study.model("{file.name}"){needs}']
-    return "\n".join([*lines, "outputs = network(x)"])
+        lines.append("# a .pt2 file of the same network loads in plain torch: study export FOLDER --to model.pt2")
+    return "\n".join([*lines, "outputs = network(x)  # in evaluation mode already"])
 
 
 def fill(network: nn.Module, weights: np.ndarray) -> None:

@@ -123,20 +123,20 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer", *, onc
     size, most = looks_of(results)
     number = (lanes["seed"] - lanes["seed"].min()) // size if most > 1 else lanes["seed"] * 0
     planned = 1 if once or by == "regime" else most
-    found = _look(results, lanes[number == 0], by, cells_of, controls, planned)
+    comparison = _look(results, lanes[number == 0], by, cells_of, controls, planned)
     earlier: list[Entry] = []
     for look in range(1, planned):
-        left = {entry.name: entry.cell for entry in found.contenders}
+        left = {entry.name: entry.cell for entry in comparison.contenders}
         rivals = [int(cell["trial"]) for cell in left.values() if cell is not None]
         ran = lanes[number == look].groupby("cell").size().reindex(rivals, fill_value=0)
-        if not found.fresh or len(left) < 2 or (ran < size).any():
+        if not comparison.fresh or len(left) < 2 or (ran < size).any():
             break
-        earlier = [entry for entry in found.entries if not entry.contender] + earlier
-        found = replace(_look(results, lanes[number <= look], by, left, controls, planned), looks=look + 1)
+        earlier = [entry for entry in comparison.entries if not entry.contender] + earlier
+        comparison = replace(_look(results, lanes[number <= look], by, left, controls, planned), looks=look + 1)
     if not earlier:
-        return found
-    ordered = sorted([*found.entries, *earlier], key=lambda entry: bool(entry.reason))
-    return replace(found, entries=ordered)
+        return comparison
+    ordered = sorted([*comparison.entries, *earlier], key=lambda entry: bool(entry.reason))
+    return replace(comparison, entries=ordered)
 
 
 def looks_of(results: Results) -> tuple[int, int]:

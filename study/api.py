@@ -256,12 +256,12 @@ def _require_same_table(spec: Spec, folder: Path) -> None:
     if not is_table(workload.data):
         return
     try:
-        read = data.load(workload.data, code=str(code or ""), reading=part(workload, Reading))
+        loaded = data.load(workload.data, code=str(code or ""), reading=part(workload, Reading))
         why = "other columns or examples"
     except UserCodeError as error:
-        read, why = None, str(error)
+        loaded, why = None, str(error)
     facts = workload.facts
-    if not read or (read.in_shape, read.out_features, len(read.train)) != (
+    if not loaded or (loaded.in_shape, loaded.out_features, len(loaded.train)) != (
         facts.in_shape,
         facts.out_features,
         facts.train,

@@ -141,8 +141,8 @@ def model_call(spec: Spec) -> Iterator[tuple[str, str]]:
 def _known(spec: Spec) -> str:
     """How many trials of an earlier study the sampler knows."""
     known = warm_start.read(spec)
-    told = f"{len(known.cells)} of the {counted(known.completed, 'completed trial')} of {spec.tuning.warm_start}"
-    return f"{told}; values may not compare, as it had {', '.join(known.lanes)}" if known.lanes else told
+    line = f"{len(known.cells)} of the {counted(known.completed, 'completed trial')} of {spec.tuning.warm_start}"
+    return f"{line}; values may not compare, as it had {', '.join(known.lanes)}" if known.lanes else line
 
 
 def _written(given: GivenCell) -> str:

@@ -21,7 +21,7 @@ import study
 from analysis.results import load
 from study.cli import main
 from study.errors import UsageError
-from study.results.export import Setting, export, fill
+from study.results.export import Setting, export, fill, usage
 from study.results.recipe import recipe
 from tests.fakes.world import World
 from tests.test_spec import changed
@@ -209,3 +209,8 @@ def test_what_cannot_be_exported_is_refused_with_advice(digits: Path, tmp_path: 
     with pytest.raises(UsageError, match="no file of `study export"):
         study.model(tmp_path / "other.pt")
     assert [file.name for file in tmp_path.iterdir()] == ["other.pt"]
+
+
+def test_the_card_loads_a_file_by_its_format_whatever_its_name() -> None:
+    assert 'torch.export.load("best.bin")' in usage("best.bin", "pt2", "mlp")
+    assert 'study.model("best.bin")  # needs the module nets' in usage("best.bin", "pt", "nets:Net")

@@ -158,8 +158,8 @@ def sized(command: Callable[..., None]) -> Any:
         changes["tuning"] = {"timeout": timeout}
         changes["search"] = {"optimizer": optimizers and [name.strip() for name in optimizers.split(",")]}
         given = {name: {key: value for key, value in table.items() if value} for name, table in changes.items()}
-        found = read(spec, given)
-        command(changing.until_significant(found) if until_significant else found, **options)
+        resized = read(spec, given)
+        command(changing.until_significant(resized) if until_significant else resized, **options)
 
     return _with(
         click.argument("spec", type=SPEC),

@@ -57,7 +57,7 @@ class ProgressDisplay:
         self.best: dict[str, Any] | None = None
         self.interval: Interval | None = None
         self.scored = self.lanes = self.before = 0
-        self.told = -1  # ended trials of which the last plain line knew; the first line says that trials run
+        self.shown_ended = -1  # ended trials of which the last plain line knew; the first line says that trials run
         self.cpu_seconds = self.gpu_seconds = 0.0  # of trials that ended
         self.started = self.shown = time.monotonic()
         self.first: float | None = None  # when the first trial of this session ended
@@ -153,9 +153,9 @@ class ProgressDisplay:
                 self.shown = time.monotonic()
                 self.output.update(self._lines())
         elif not self.is_live and self.show in ("auto", "plain"):
-            pause = PLAIN_SECONDS if self.counts.total() > self.told else LONG_SECONDS
+            pause = PLAIN_SECONDS if self.counts.total() > self.shown_ended else LONG_SECONDS
             if time.monotonic() - self.shown > pause:
-                self.shown, self.told = time.monotonic(), self.counts.total()
+                self.shown, self.shown_ended = time.monotonic(), self.counts.total()
                 self.console.print(self.summary(), markup=False)
 
     def close(self) -> None:

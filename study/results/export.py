@@ -171,8 +171,8 @@ class Setting:
         factor = (span / (high.values - low.values).clamp(min=1e-300))[0]
         return factor, raw.gather(0, low.indices[None])[0] - factor * low.values
 
-    def card(self, file: Path) -> str:
-        """The model card of an exported file, as Markdown."""
+    def card(self, file: Path, kind: str) -> str:
+        """The model card of an exported file of a format, as Markdown."""
         metric, lane = self.results.metric, self.lane
         scores = ", ".join(
             f"{split} {metric} {metric_text(float(lane[f'{split}_{metric}']), metric)}"
@@ -195,7 +195,7 @@ class Setting:
             f"{len(facts.test):,} test examples",
             inputs=f"{facts.in_shape}, {self.config.dtype}, not standardised: the network does that"
             + (f"; columns in this order: {', '.join(named.columns)}" if named.columns else ""),
-            use=usage(file, self.config.model),
+            use=usage(file.name, kind, self.config.model),
             outputs=unit,
             versions=", ".join(f"{name} {value}" for name, value in versions.items()),
             recipe=self.recipe(),
@@ -233,20 +233,19 @@ The best setting of the study `{study}`: {text}.
 """
 
 
-def usage(file: Path, model: str = "") -> str:
-    """The lines that load an exported file; `model` is the family, or the path of a user's, whose module they need."""
-    if file.suffix == ".onnx":
-        lines = ["import onnxruntime", f'session = onnxruntime.InferenceSession("{file.name}")']
-        return "\n".join(
-            [*lines, "outputs, = session.run(None, {session.get_inputs()[0].name: x})  # x: a numpy array"]
-        )
-    if file.suffix == ".pt2":
-        lines = ["import torch", f'network = torch.export.load("{file.name}").module()  # without this project']
+def usage(file: str, kind: str, model: str) -> str:
+    """The lines that load an exported file of a format; `model` is a family, or the path of a user's model."""
+    loaded = "outputs = network(x)  # in evaluation mode already"
+    if kind == "onnx":
+        lines = ["import onnxruntime", f'session = onnxruntime.InferenceSession("{file}")']
+        lines.append("outputs, = session.run(None, {session.get_inputs()[0].name: x})  # x: a numpy array")
+    elif kind == "pt2":
+        lines = ["import torch", f'network = torch.export.load("{file}").module()  # without this project', loaded]
     else:
         needs = f"  # needs the module {model.partition(':')[0]}" if is_own(model) else ""
-        lines = ["import study", f'network = study.model("{file.name}"){needs}']
-        lines.append("# a .pt2 file of the same network loads in plain torch: study export FOLDER --to model.pt2")
-    return "\n".join([*lines, "outputs = network(x)  # in evaluation mode already"])
+        lines = ["import study", f'network = study.model("{file}"){needs}']
+        lines += ["# a .pt2 file of the same network loads in plain torch: study export FOLDER --to model.pt2", loaded]
+    return "\n".join(lines)
 
 
 def fill(network: nn.Module, weights: np.ndarray) -> None:
@@ -324,7 +323,7 @@ def export(place: str | Path, to: Path, kind: Format | None = None, optimizer: s
     else:
         storage.write(to, lambda stream: _traced(module, example, suffix, stream))
     card = to.with_name(f"{to.name}.md")  # of each format its own
-    storage.write_text(card, setting.card(to))
+    storage.write_text(card, setting.card(to, suffix))
     return [to, card]
 
 

@@ -136,7 +136,7 @@ class Workload(Section, config.Reading):
     features: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
     """Columns to use as inputs; all others if not given."""
     exclude: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
-    """Columns that are no inputs, also if `features` names them."""
+    """Columns that are no inputs, if `features` is not given."""
     split: Annotated[tuple[float, float, float], BeforeValidator(_shares)] = (0.7, 0.15, 0.15)
     """Shares of training, validation and test examples."""
     missing: Annotated[Missing, known("missing", MISSING)] = "error"

@@ -104,7 +104,7 @@ def shipped(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / name
         command = [sys.executable, "-m", "study", "run", name, "--out", str(folder)]
-        seconds = _timed(lambda: subprocess.run(command, check=True, capture_output=True))
+        seconds = size.timed(lambda: subprocess.run(command, check=True, capture_output=True))
         spec, runs, plain = reading.read(folder / "spec.toml"), 0, 0.0
         for stage in (folder, folder / CONFIRM):
             if stage.is_dir():
@@ -140,10 +140,10 @@ def searches(spec: Spec) -> list[dict[str, Any]]:
         start-up of workers included; runs_per_hour; and the ratio of ours to these.
     """
     with ray.connected(spec, None) as here, tempfile.TemporaryDirectory() as scratch:
-        ours = _timed(lambda: run_session(spec, Path(scratch), data_folder(), here, "", show="quiet"))
+        ours = size.timed(lambda: run_session(spec, Path(scratch), data_folder(), here, "", show="quiet"))
         at_once = here.room()
-        plain_ray = _timed(lambda: _plain_ray(SPACE, RAY_RUNS, Path(scratch)))
-    plain_optuna = _timed(lambda: _plain_optuna(OPTUNA_RUNS, at_once))
+        plain_ray = size.timed(lambda: _plain_ray(SPACE, RAY_RUNS, Path(scratch)))
+    plain_optuna = size.timed(lambda: _plain_optuna(OPTUNA_RUNS, at_once))
     made = planned_trials(spec) * spec.lanes.rates * spec.lanes.seeds
     measured = [("ours", made, ours), ("plain Ray Tune", RAY_RUNS, plain_ray)]
     measured.append(("plain Optuna", OPTUNA_RUNS, plain_optuna))
@@ -335,9 +335,3 @@ def _figure(number: float) -> str:
 def write(found: dict[str, Any], file: Path) -> None:
     """Write what `run` gathered, as JSON."""
     write_text(file, json.dumps(found, indent=1) + "\n")
-
-
-def _timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started

@@ -128,9 +128,7 @@ def suggestion(count: int) -> float:
         space.suggest(trial)
         study.tell(trial, trial.number % 7)
     study.sampler = sampler(space.spec, count)
-    begun = time.perf_counter()
-    space.suggest(study.ask())
-    return time.perf_counter() - begun
+    return timed(lambda: space.suggest(study.ask()))
 
 
 def loads() -> list[dict[str, Any]]:
@@ -230,6 +228,12 @@ def _trained(worker: LaneTrainable | None, space: Space, cell: dict[str, Any], n
 
 def _command(*words: object) -> float:
     """Seconds of a `study` command."""
+    command = [sys.executable, "-m", "study", *map(str, words)]
+    return timed(lambda: subprocess.run(command, check=True, capture_output=True))
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that some work takes."""
     begun = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "study", *map(str, words)], check=True, capture_output=True)
+    work()
     return time.perf_counter() - begun

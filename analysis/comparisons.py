@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import examples_of, floor_of, fresh_lanes, optimizer_order, rank, tuned_lanes
-from analysis.paired import Scores, WithBest, compare_with_best, compare_with_controls, paired_scores
+from analysis.paired import LEVEL, Scores, WithBest, compare_with_best, compare_with_controls, paired_scores
 from analysis.results import Results, records, table_of
 from analysis.schema import CELL, Outcome, Regime, regime
 from analysis.statistics import NOTHING, Interval, curse_interval, metric_interval
@@ -92,6 +92,13 @@ class Comparison:
         return [entry for entry in self.entries if entry.reason and entry.cell is not None]
 
     @property
+    def undecided(self) -> bool:
+        """Whether more fresh seeds may decide: between contenders, or between an only optimizer and its baselines."""
+        if len(self.scored) == 1:
+            return self.fresh and any(not each.reason and each.p > 1 - LEVEL for each in self.baselines)
+        return len(self.contenders) > 1
+
+    @property
     def winner(self) -> Entry | None:
         """The only contender of several entries; None if there is none or more, or if an entry is unknown."""
         alone = len(self.contenders) == 1 and len(self.scored) > 1 and not self.unknown
@@ -104,7 +111,8 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer", *, onc
     The search's validation split chooses each one's cell. On the confirmation's seeds, which chose nothing, multiple
     comparisons with the best (`analysis.paired.compare_with_best`) say which may be the best. Where the confirmation
     adds seeds until one wins (`confirm.most_seeds`), each further look is at those that may be the best at the look
-    before; those that a look excludes keep its result.
+    before; those that a look excludes keep its result. An only optimizer is looked at again until it can be told from
+    all baselines.
 
     Args:
         results: the study.
@@ -129,7 +137,7 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer", *, onc
         left = {entry.name: entry.cell for entry in comparison.contenders}
         rivals = [int(cell["trial"]) for cell in left.values() if cell is not None]
         ran = lanes[number == look].groupby("cell").size().reindex(rivals, fill_value=0)
-        if not comparison.fresh or len(left) < 2 or (ran < size).any():
+        if not comparison.undecided or (ran < size).any():
             break
         earlier = [entry for entry in comparison.entries if not entry.contender] + earlier
         comparison = replace(_look(results, lanes[number <= look], by, left, controls, planned), looks=look + 1)

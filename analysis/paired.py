@@ -22,6 +22,8 @@ from analysis.statistics import NOTHING, UNKNOWN_EXAMPLES, Interval, accuracy_of
 Array = NDArray[np.float64]
 DRAWS = 20_000
 """Draws of the largest t: a p of .05 is off by .0015."""
+ROUNDING = 1e-6
+"""Difference of scores that float32 does not resolve."""
 MOST_FREEDOM = 60
 """Degrees of freedom beyond which the estimate of a variance counts as exact enough, to save memory."""
 
@@ -252,6 +254,24 @@ def compare_with_controls(scores: Scores, controls: int, looks: int = 1) -> list
         limits = Interval(gain, gain - bound * error, gain + bound * error, scores.seeds)
         comparisons.append(WithBest(limits, p, gain >= 0 or p > 1 - LEVEL))
     return comparisons
+
+
+def seeds_can_help(scores: Scores, looks: int = 1) -> bool:
+    """Whether more seeds may make the first of some configurations the winner.
+
+    They cannot if the noise of test examples and tuning, which seeds do not reduce, hides even those differences that
+    are two standard errors of the seeds larger than now, nor if these are mere rounding.
+
+    Args:
+        scores: of k configurations, with two seeds or more.
+        looks: as for `compare_with_best`.
+    """
+    best = int(np.argmax(scores.means))
+    variances = np.diagonal(scores.of_seeds) + scores.of_seeds[best, best] - 2 * scores.of_seeds[best]
+    behind = scores.means - 2 * np.sqrt(np.maximum(variances, 0.0))  # the first one stays where it is
+    limit = replace(scores, means=behind, of_seeds=np.zeros_like(scores.of_seeds))
+    differ = (behind[best] - np.delete(behind, best) > ROUNDING).all()
+    return bool(differ) and sum(each.contender for each in compare_with_best(limit, looks)) == 1
 
 
 def _differences(scores: Scores, first: NDArray[np.intp], second: NDArray[np.intp]) -> tuple[Array, Array]:

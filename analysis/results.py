@@ -45,7 +45,7 @@ def read_part(file: Path) -> pa.Table:
     if named and named[3] and schema.digest(content) != named[3]:
         raise DamagedError(f"{file}: is damaged: its digest is not that in its name")
     try:
-        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
     except Exception as error:
         raise DamagedError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
 

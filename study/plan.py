@@ -100,8 +100,10 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
     if spec.confirm:
         best = f"the {spec.confirm.top} best cells, and the best of each optimizer and regime"
         rows.append(("confirm", f"{best}: at most {most_winners(spec)}, each on {spec.confirm.seeds} fresh seeds"))
-        if spec.confirm.looks > 1:
-            more = f"{spec.confirm.looks - 1} times {spec.confirm.seeds} more for contenders, until one wins"
+        several = len(spec.search.optimizers()) > 1
+        if spec.confirm.looks > 1 and (several or spec.baseline):
+            whom = "contenders, until one wins" if several else "the optimizer and its baselines, until told apart"
+            more = f"{spec.confirm.looks - 1} times {spec.confirm.seeds} more for {whom}"
             rows.append(
                 ("", f"then up to {more}: {spec.confirm.looks} looks, each at p < {0.05 / spec.confirm.looks:.2g}")
             )

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import analysis
 from analysis.comparisons import looks_of
-from analysis.paired import compare_with_best, paired_scores
+from analysis.paired import Scores, compare_with_best, paired_scores, seeds_can_help
 from analysis.report.verdict import verdict
 from analysis.schema import unseal
 from study.api import _refuse_edits
@@ -38,6 +38,12 @@ TABLES: dict[str, Any] = {
     "budget": {"trials": 3, "epochs": 3},
     "confirm": {"top": 1, "seeds": 3, "most_seeds": 10},
 }
+
+
+@pytest.fixture(autouse=True)
+def _equal_optimizers_get_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two optimizers that are the same one differ by nothing, so that no seed could help."""
+    monkeypatch.setattr("study.results.confirm.seeds_can_help", lambda *_: True)
 
 
 def looks(world: World) -> list[tuple[str, int]]:
@@ -82,6 +88,48 @@ def test_a_winner_ends_the_looks(tmp_path: Path) -> None:
     found = analysis.compare(results, analysis.cells(results))
     assert found.winner
     assert (found.winner.name, found.looks) == ("sgd", 1)
+
+
+@pytest.mark.parametrize(("rate", "looks_of_it"), [(0.05, 3), (1e-6, 1)])
+def test_an_only_optimizer_is_looked_at_until_it_differs_from_its_baseline(
+    tmp_path: Path, rate: float, looks_of_it: int
+) -> None:
+    baseline = {"name": "usual", "optimizer": "gradient-descent", "learning_rate": rate, "batch_size": 20}
+    tables = {
+        "search": TABLES["search"] | {"optimizer": "sgd"},
+        "lanes": TABLES["lanes"] | {"learning_rate": [0.05]},
+        "budget": {"trials": 1, "epochs": 3},
+        "baseline": [baseline],
+    }
+    spec = check(TABLES | tables)
+    assert "2 times 3 more for the optimizer and its baselines" in describe(spec, probed(spec))
+    with World(tmp_path, TABLES | tables) as world:
+        world.finish()
+        expected = [(name, look) for look in range(looks_of_it) for name in ("sgd", "gradient-descent")]
+        assert looks(world) == expected
+        results = analysis.load(world.results())
+    found = analysis.compare(results, analysis.cells(results))
+    assert found.looks == looks_of_it
+    assert found.baselines[0].score.n == 3 * looks_of_it
+
+
+def test_looks_end_where_more_seeds_cannot_help() -> None:
+    def scores(test_examples: int, flipped: float) -> Scores:
+        """Two configurations of which one is right on 6% more examples; each seed gets some other examples wrong."""
+        right = np.arange(test_examples) < np.array([0.80, 0.86])[:, None, None] * test_examples
+        noise = np.random.default_rng(0).random((2, 10, test_examples)) < flipped
+        each = (right ^ noise).astype(float)
+        return paired_scores(each.mean(axis=2), "accuracy", each)
+
+    # Where all seeds agree on each example, its 50 examples hide the difference, and no seed changes that.
+    assert not seeds_can_help(scores(50, flipped=0.0))
+    assert seeds_can_help(scores(5000, flipped=0.0))
+    # Seeds that differ much say little, yet.
+    assert len([each for each in compare_with_best(scores(400, flipped=0.3)) if each.contender]) == 2
+    assert seeds_can_help(scores(400, flipped=0.3))
+    # Equal configurations stay equal.
+    equal = np.random.default_rng(0).random((1, 10, 50)).repeat(2, axis=0)
+    assert not seeds_can_help(paired_scores(equal.mean(axis=2), "loss", equal))
 
 
 def test_a_killed_confirmation_goes_on_with_the_look_that_it_was_at(tmp_path: Path) -> None:

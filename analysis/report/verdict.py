@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.cells import rank
 from analysis.comparisons import Comparison, Entry, average_curse, missing_sizes, names_of
+from analysis.paired import ROUNDING
 from analysis.results import Results, hours, same_setting, table_of
 from analysis.schema import Outcome
 from analysis.statistics import Interval
@@ -28,8 +29,6 @@ from analysis.text import (
     seed_counts,
 )
 
-EQUAL = 1e-6
-"""Difference of log losses, or of accuracies, that float32 does not resolve."""
 SIGNIFICANT = 0.05
 MORE = 1000
 """Seeds beyond which "more seeds" is no advice."""
@@ -167,7 +166,7 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
     direction[:2] = 1, -1
     names = " and ".join(each.name for each in compared.scored[:2])
     gap, parts = float(scores.means @ direction), scores.parts(direction)
-    if abs(gap) < EQUAL:
+    if abs(gap) < ROUNDING:
         yield f"{first_upper(names)} are equal to rounding."
         return
     total = sum(parts.values())

@@ -18,6 +18,9 @@ from trainables.tune import Payload
 
 # Equal neighbours are merged once there are this many, so the parts stay few and each row is rewritten O(log n) times.
 MERGE = 8
+# A single append of so few rows is written without compression and statistics, which cost more than it saves until it
+# is merged.
+SMALL = 1000
 # Folder of rows that gave way to those of a trial that runs again.
 SUPERSEDED = "superseded"
 Part: TypeAlias = tuple[int, int, Path]
@@ -36,6 +39,7 @@ class Table:
         if name != "predictions":  # few studies record them
             self.folder.mkdir(parents=True, exist_ok=True)
         self.parts = parts(self.folder)
+        self.latest: dict[Path, pa.Table] = {}  # single appends, which need not be read to be merged
 
     def append(self, columns: Mapping[str, list[Any]]) -> None:
         """Append rows, given as columns; they are on disk when this returns."""
@@ -44,10 +48,13 @@ class Table:
             return
         self.folder.mkdir(exist_ok=True)
         number = self.parts[-1][1] + 1 if self.parts else 1
-        self.parts.append((number, number, _write(self.folder, table, number, number)))
+        file = _write(self.folder, table, number, number)
+        self.parts.append((number, number, file))
+        self.latest[file] = table
         while len(self.parts) >= MERGE and len({last - first for first, last, _ in self.parts[-MERGE:]}) == 1:
             merged = self.parts[-MERGE:]
-            whole = pa.concat_tables([read_part(file) for _, _, file in merged], promote_options="default")
+            tables = [self.latest[file] if file in self.latest else read_part(file) for _, _, file in merged]
+            whole = pa.concat_tables(tables, promote_options="default")
             self._replace(merged, whole)
 
     def drop(self, trials: Collection[int], aside: Collection[int] = ()) -> None:
@@ -68,13 +75,21 @@ class Table:
         new = _write(self.folder, table, first, last)
         self.parts[place : place + len(old)] = [(first, last, new)]
         for _, _, file in old:
+            self.latest.pop(file, None)
             if file != new:
                 file.unlink()
 
 
 def _write(folder: Path, table: pa.Table, first: int, last: int) -> Path:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    buffer, small = pa.BufferOutputStream(), first == last and table.num_rows < SMALL
+    pq.write_table(
+        table,
+        buffer,
+        compression="none" if small else "zstd",
+        use_dictionary=not small,
+        write_statistics=not small,
+        write_page_checksum=True,
+    )
     content = buffer.getvalue().to_pybytes()
     file = folder / part_name(first, last, content)
     storage.write_bytes(file, content)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container, Sequence
+from typing import Any
 
 import optuna
 from optuna.samplers import NSGAIISampler
@@ -14,9 +15,18 @@ from optuna.storages.journal._storage import JournalOperation as JournalOperatio
 from optuna.trial import FrozenTrial, TrialState
 
 
+def new_trial(study: optuna.Study, fixed: dict[str, Any]) -> optuna.Trial:
+    """Begin a trial with some fixed parameters, where `Study.enqueue_trial` and `ask` would go through all trials."""
+    attributes = {"fixed_params": fixed} if fixed else None
+    template = optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs=attributes)
+    study._thread_local.cached_all_trials = None  # as `ask` does
+    return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=template))
+
+
 def running_trial(study: optuna.Study, number: int) -> optuna.Trial:
     """Set a waiting trial to running; `Study.ask` cannot choose which."""
     trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    study._thread_local.cached_all_trials = None
     study._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
     return optuna.Trial(study, trial_id)
 

@@ -101,7 +101,7 @@ class TruthfulSearch(Searcher):
         else:
             number = self.waiting.pop(0) if self.waiting else self.asked
             self.study.sampler = sampler(self.space.spec, number)
-            # A waiting trial keeps its earlier suggestions; `ask` may return another one that waits.
+            # A waiting trial keeps its earlier suggestions.
             trial = compat.running_trial(self.study, number) if number < self.asked else self._ask(number)
             self.running[number], self.asked = trial, max(self.asked, number + 1)
             cell = self.space.suggest(trial)
@@ -133,9 +133,7 @@ class TruthfulSearch(Searcher):
         return self.space.suggest(optuna.trial.FixedTrial(params, number))
 
     def _ask(self, number: int) -> optuna.Trial:
-        if entries := fixed(self.space.spec, number):
-            self.study.enqueue_trial(entries)
-        trial = self.study.ask()
+        trial = compat.new_trial(self.study, fixed(self.space.spec, number))
         assert trial.number == number
         return trial
 

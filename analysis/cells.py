@@ -20,6 +20,7 @@ from analysis.statistics import (
     EQUAL,
     LEAST,
     LIMITS,
+    RESOLVED,
     UNKNOWN_EXAMPLES,
     best_by_parabola,
     censored_median,
@@ -73,7 +74,8 @@ def rate_table(
     """
     lanes = _at_tuned_recipe(lanes, metric, examples, floor)
     table, values = _by_rate(lanes, metric, examples, floor)
-    best, steps = _best_rows(table, metric), _grid_steps(lanes)
+    best, steps = _best_rows(table, metric, examples), _grid_steps(lanes)
+    ties = _equal(table, metric, examples)["cell"].value_counts() > 1
     eligible = table[table["eligible"]]
     shortfall: dict[int, float] = {}
     for cell, own in eligible.groupby("cell"):
@@ -82,6 +84,7 @@ def rate_table(
             np.array([scores_of(values[row], metric, examples, floor) for row in own.index]),
             int(np.flatnonzero(own.index == best[cell])[0]),
             steps[cell],
+            settled=bool(ties[cell]),
         )
         shortfall[own.index[place]] = gain
     recipes = table["cell"].map(lanes.drop_duplicates("cell").set_index("cell")["recipe"])
@@ -99,7 +102,7 @@ def _at_tuned_recipe(lanes: pd.DataFrame, metric: str, examples: int, floor: flo
     table, _ = _by_rate(own.assign(cell=own["place"]), metric, examples, floor)  # as if each were a cell
     table = table.rename(columns={"cell": "place"}).merge(recipes[["cell", "place"]], on="place")
     first = recipes.groupby("cell")["place"].min()
-    tuned = _tied(table, metric).groupby("cell")["place"].min().reindex(first.index).fillna(first)
+    tuned = _tied(table, metric, examples).groupby("cell")["place"].min().reindex(first.index).fillna(first)
     return own[own["place"].isin(tuned)].drop(columns="place")
 
 
@@ -135,23 +138,32 @@ def _grid_steps(lanes: pd.DataFrame) -> pd.Series[float]:
     return pd.Series(logs, rates.index)
 
 
-def _best_rows(table: pd.DataFrame, metric: str) -> pd.Series[int]:
+def _best_rows(table: pd.DataFrame, metric: str, examples: int) -> pd.Series[int]:
     """The row of `rate_table` with the best mean of each cell; `trainables.lanes.rates.ranked` has the same rule."""
-    tied = _tied(table, metric).sort_values(["cell", "learning_rate"])
+    tied = _tied(table, metric, examples).sort_values(["cell", "learning_rate"])
     place = tied.groupby("cell").cumcount()
     count = tied.groupby("cell")["cell"].transform("size")
     middle = tied[place == (count - 1) // 2]
     return pd.Series(middle.index, middle["cell"], dtype="int64")
 
 
-def _tied(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The eligible rows with the best mean of each cell: of equal accuracies those with the lowest loss."""
-    tied = table[table["eligible"]]
-    if metric == "accuracy":
-        lead = tied.groupby("cell")["estimate"].transform("max") - tied["estimate"]
-        tied = tied[lead <= EQUAL]
-    losses = tied["loss"].fillna(math.inf)
-    return tied[losses <= losses.groupby(tied["cell"]).transform("min") * (1 + EQUAL)]
+def _equal(table: pd.DataFrame, metric: str, examples: int) -> pd.DataFrame:
+    """The eligible rows whose metric equals the best one of their cell: accuracies to `RESOLVED` examples."""
+    rows = table[table["eligible"]]
+    if metric == "loss":
+        return _lowest(rows)
+    lead = rows.groupby("cell")["estimate"].transform("max") - rows["estimate"]
+    return rows[lead < RESOLVED / examples - EQUAL]
+
+
+def _tied(table: pd.DataFrame, metric: str, examples: int) -> pd.DataFrame:
+    """The eligible rows with the best metric of each cell: of equal accuracies those with the lowest loss."""
+    return _lowest(_equal(table, metric, examples))
+
+
+def _lowest(rows: pd.DataFrame) -> pd.DataFrame:
+    losses = rows["loss"].fillna(math.inf)
+    return rows[losses <= losses.groupby(rows["cell"]).transform("min") * (1 + EQUAL)]
 
 
 def tuned_rates(
@@ -161,10 +173,11 @@ def tuned_rates(
 
     Rates are compared at the cell's tuned recipe, as `rate_table` chooses it.
     Means over seeds are taken on the scale of `metric_interval`. Only rates at which every seed of the cell ran and
-    survived are eligible, because the mean of the survivors would flatter a rate that often diverges. Of equal
-    accuracies the one with the lower validation loss is best, and of those, or of equal losses, the middle one; of an
-    even number the lower of the two in the middle. Equal means: to twelve digits. Of rates that few seeds cannot tell
-    apart the best mean is often the luckiest, so a parabola through the rates around it decides (`best_by_parabola`).
+    survived are eligible, because the mean of the survivors would flatter a rate that often diverges. Accuracies that
+    differ by less than `RESOLVED` examples are equal, losses to twelve digits. Of equal accuracies the one with the
+    lower validation loss is best, and of those, or of equal losses, the middle one; of an even number the lower of the
+    two in the middle. Where none are equal, the best mean is often the luckiest of rates that few seeds cannot tell
+    apart, so a parabola through the rates around it decides (`best_by_parabola`).
 
     Args:
         lanes: rows of `Results.pooled.lanes`.

@@ -23,7 +23,12 @@ LEAST = float(np.finfo(np.float64).tiny)
 """The floor of losses where no other is known: the smallest normal double."""
 
 EQUAL = 1e-12
-"""Values that differ by less than this share of a loss, or by less in an accuracy, are equal."""
+"""Losses that differ by less than this share are equal."""
+
+RESOLVED = 2
+"""Mean accuracies that differ by less than so many validation examples are equal, with any number of seeds, as all see
+the same examples. Where each of two networks is right on two that the other one gets wrong, the standard error of their
+difference is two examples (McNemar 1947)."""
 
 EDGE = 0.05
 """Share of a range, next to each bound, that counts as its edge."""
@@ -187,7 +192,9 @@ def scores_of(values: ArrayLike, metric: str, examples: int, floor: float = LEAS
     return np.asarray(-np.log(np.maximum(array, floor)))
 
 
-def best_by_parabola(places: ArrayLike, scores: ArrayLike, best: int, reach: float) -> tuple[int, float]:
+def best_by_parabola(
+    places: ArrayLike, scores: ArrayLike, best: int, reach: float, settled: bool = False
+) -> tuple[int, float]:
     """The best of several settings on a line, by a parabola through the best mean and what lies around it.
 
     Counted are the settings within `reach` of the best mean whose paired difference from it is below six standard
@@ -200,10 +207,11 @@ def best_by_parabola(places: ArrayLike, scores: ArrayLike, best: int, reach: flo
         scores: (n, seeds), larger is better, the same seeds in each row.
         best: row of the best mean.
         reach: distance on the line.
+        settled: whether `best` is one of several equal rows, chosen by a rule of ties; then it stays.
 
     Returns:
-        The row with the largest value of the parabola; `best` with fewer than three such settings, a single seed, a
-        parabola without a maximum, or another row of the same mean, as `best` then has the rule of ties behind it.
+        The row with the largest value of the parabola; `best` if it is settled, and with fewer than three such
+        settings, a single seed, or a parabola without a maximum.
         And its shortfall, in units of the score: by how much the best place on the line is expected to be better than
         the row's, given the parabola and the error of its top (delta method); 0 where that is unknown.
     """
@@ -221,8 +229,7 @@ def best_by_parabola(places: ArrayLike, scores: ArrayLike, best: int, reach: flo
     (bend, slope, _), spread = np.polyfit(x, means[counted], 2, cov="unscaled")
     if bend >= -EQUAL:
         return best, 0.0
-    ties = (means[best] - means <= EQUAL).sum() > 1
-    row = best if ties or counted is near else int(np.flatnonzero(counted)[np.argmax(bend * x**2 + slope * x)])
+    row = best if settled or counted is near else int(np.flatnonzero(counted)[np.argmax(bend * x**2 + slope * x)])
     top, change = -slope / (2 * bend), np.array([slope / (2 * bend**2), -1 / (2 * bend), 0.0])
     distance = (line[row] - line[best] - top) ** 2 + noise * change @ spread @ change
     return row, float(-bend * min(distance, reach**2))

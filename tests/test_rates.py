@@ -51,13 +51,26 @@ def test_equal_losses_go_to_the_middle_rate_and_of_two_to_the_lower() -> None:
 
 def test_equal_accuracies_go_to_the_lower_loss() -> None:
     measure = Measure("accuracy", 50, 1e-7)
-    accuracies = [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.98, 1.0]]
+    accuracies = [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.9, 0.9]]
     stack = stack_with("accuracy", accuracies, [[0.3, 0.3], [0.01, 0.01], [0.02, 0.02], [1e-6, 1e-6]])
     rate, value = tuned_rate([stack], measure)
     assert (rate, value) == (pytest.approx(10 ** (-4 / 3)), 1.0)
     # Below the floor losses differ by rounding alone.
     stack = stack_with("accuracy", accuracies, [[1e-8, 0.0], [1e-30, 0.0], [0.0, 0.0], [0.0, 0.0]])
     assert tuned_rate([stack], measure)[0] == pytest.approx(10 ** (-4 / 3))
+
+
+def test_a_lucky_example_does_not_choose_a_rate_at_which_the_loss_explodes() -> None:
+    # As 220 validation examples of the breast cancer data gave it: means of log-odds prefer the last rate by a hair.
+    accuracies, losses = [[0.955, 0.964, 0.964], [0.95, 0.959, 0.975]], [[0.11, 0.1, 0.1], [500.0, 667.0, 800.0]]
+    measure, stack = Measure("accuracy", 220), stack_with("accuracy", accuracies, losses)
+    scores = measure.scores(np.array(accuracies)).mean(axis=1)
+    assert scores[1] > scores[0]
+    assert tuned_rate([stack], measure)[0] == pytest.approx(0.01)
+    # Three examples more are a difference, two are none.
+    for more, best in ((2, 0.01), (3, 1.0)):
+        stack = stack_with("accuracy", [[0.9], [0.9 + more / 220 * 0.999]], [[0.1], [0.2]])
+        assert tuned_rate([stack], measure)[0] == pytest.approx(best)
 
 
 @pytest.mark.parametrize("examples", [1, 7, 50, 297, 360, 10_000])

@@ -185,7 +185,7 @@ def test_the_tuned_setting_is_the_one_that_the_analysis_finds(metric: str) -> No
         ).sample(frac=1, random_state=0)
         setting, value = tuned([stack], Measure(metric, 1000, 1e-10))
         table = rate_table(frame, metric, 1000, 1e-10)
-        theirs = table.loc[_best_rows(table, metric)[0]]
+        theirs = table.loc[_best_rows(table, metric, 1000)[0]]
         assert setting
         assert (theirs["recipe"], theirs["learning_rate"]) == (setting.recipe.text(), setting.learning_rate)
         assert theirs["estimate"] == pytest.approx(value)

@@ -457,6 +457,6 @@ def test_ties_and_single_seeds_keep_the_best() -> None:
     scores = random.normal(0, 1, (5, 1))
     best = int(scores[:, 0].argmax())
     assert best_by_parabola(np.arange(5.0), scores, best, 4.0) == (best, 0.0)
-    tied = np.array([[1.0, 2.0], [2.0, 1.0], [0.9, 1.9]])
-    assert best_by_parabola(np.arange(3.0), tied, 1, 2.0)[0] == 1
-    assert best_by_parabola(np.arange(3.0), tied[:, ::-1], 0, 2.0)[0] == 0
+    scores = np.array([[1.0, 2.0], [1.0, 2.0], [0.9, 1.8], [0.7, 1.9]])
+    assert best_by_parabola(np.arange(4.0), scores, 1, 3.0)[0] == 0
+    assert best_by_parabola(np.arange(4.0), scores, 1, 3.0, settled=True)[0] == 1

@@ -216,7 +216,7 @@ def test_a_trial_and_the_analysis_agree_on_the_best_mean(metric: str) -> None:
     random = np.random.default_rng(0)
     for _ in range(50):
         # Coarse values, and the same ones in another order, so that rates often tie.
-        values = random.choice([0.1, 0.3, 0.7], (4, 3))
+        values = random.choice([0.1, 0.3, 0.7, 0.701, 0.703], (4, 3))
         values[1] = random.permutation(values[0])
         values[random.random((4, 3)) < 0.1] = math.nan
         losses = values if metric == "loss" else random.choice([0.0, 1e-30, 0.5], (4, 1)) * np.ones(3)
@@ -238,7 +238,7 @@ def test_a_trial_and_the_analysis_agree_on_the_best_mean(metric: str) -> None:
         )
         rate, value = tuned_rate([stack], Measure(metric, 1000, 1e-10))
         table = rate_table(frame, metric, 1000, 1e-10)
-        theirs = _best_rows(table, metric)
+        theirs = _best_rows(table, metric, 1000)
         if rate is None:
             assert math.isnan(value)
             assert theirs.empty

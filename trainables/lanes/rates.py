@@ -14,9 +14,9 @@ from trainables.lanes.stack import Setting, Stack
 from trainables.workloads.criterion import Criterion
 from trainables.workloads.data import Data
 
-# Values that differ by less than this share of a loss, or by less in an accuracy, are equal: sums in another order
-# differ in the last digits, which must not decide.
-EQUAL = 1e-12
+# Losses that differ by less than this share are equal: sums in another order differ in the last digits, which must not
+# decide. Accuracies are equal that differ by less than so many validation examples. `analysis.statistics` has both.
+EQUAL, RESOLVED = 1e-12, 2
 # A gain in the score (2% of a loss) that is not worth two more rates.
 NEGLIGIBLE = 0.02
 EXTENSION, REFINEMENT = "extension", "refinement"
@@ -80,8 +80,9 @@ def ranked(stacks: Sequence[Stack], measure: Measure) -> dict[Setting, float]:
     """The settings that count, best first, with their metric.
 
     A setting counts if every seed still trains with it. Its metric is the mean score over seeds, transformed back. Of
-    equal accuracies the one with the lower loss is best. Of those, or of equal losses, the first recipe is, and of its
-    rates the middle one; of an even number the lower of the two in the middle. `analysis.cells` has the same rule.
+    accuracies that differ by less than `RESOLVED` examples the one with the lower loss is best. Of those, or of equal
+    losses, the first recipe is, and of its rates the middle one; of an even number the lower of the two in the middle.
+    `analysis.cells` has the same rule.
     """
     means = {setting: float(scores.mean()) for setting, scores in seed_scores(stacks, measure).items()}
     recipes = list(dict.fromkeys(setting.recipe for setting in means))
@@ -91,11 +92,11 @@ def ranked(stacks: Sequence[Stack], measure: Measure) -> dict[Setting, float]:
         setting: float(np.nan_to_num(-scores.mean(), nan=math.inf))
         for setting, scores in seed_scores(stacks, replace(measure, metric="loss")).items()
     }
-    found: dict[Setting, float] = {}
+    found, step = dict[Setting, float](), RESOLVED / measure.examples - EQUAL
     while remaining := [setting for setting in values if setting not in found]:
         if measure.metric == "accuracy":
             highest = max(values[setting] for setting in remaining)
-            remaining = [setting for setting in remaining if values[setting] >= highest - EQUAL]
+            remaining = [setting for setting in remaining if highest - values[setting] < step]
         lowest = min(losses[setting] for setting in remaining)
         tied = [setting for setting in remaining if losses[setting] <= lowest + EQUAL]  # logarithms
         tied = [setting for setting in tied if setting.recipe == tied[0].recipe]

@@ -69,6 +69,8 @@ def test_ray_has_the_private_names_that_are_used() -> None:
     run: Any = ray_trial._TrainingRunMetadata()
     assert run.num_failures == 0
     assert all(name in vars(run) for name in ray_compat.METRICS)
+    of_trial = inspect.getsource(ray_trial.Trial.__init__)
+    assert all(f"self.{name} = " in of_trial for name in ("__unresolved_config", "evaluated_params", "experiment_tag"))
     ray_compat.forward_no_credentials()
     assert not [name for name in class_cache.ENV_VARS_TO_PROPAGATE if "SECRET" in name]
     assert "ENV_VARS_TO_PROPAGATE" in inspect.getsource(class_cache._ActorClassCache.get)

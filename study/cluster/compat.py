@@ -67,7 +67,12 @@ def forgive_failure(trial: Trial) -> None:
     trial.run_metadata.num_failures -= 1
 
 
-def drop_metrics(trial: Trial) -> None:
-    """Free what Ray Tune keeps of an ended trial until the end, about 50 KB of metrics that nobody reads."""
+def forget(trial: Trial) -> None:
+    """Free what Ray Tune keeps of an ended trial until the end: metrics, and copies of its configuration.
+
+    Nobody reads them. They take about 60 KB.
+    """
     for name in METRICS:
         setattr(trial.run_metadata, name, {})
+    trial.config = trial._Trial__unresolved_config = {"trial": trial.config["trial"]}  # type: ignore[attr-defined]
+    trial.evaluated_params, trial.experiment_tag = {}, ""

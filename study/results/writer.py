@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from analysis.schema import TABLES, Outcome, regime
-from study.cluster.compat import drop_metrics, forgive_failure
+from study.cluster.compat import forget, forgive_failure
 from study.results.tables import Table, TrialBuffer
 from study.spec import Spec
 from study.tuning.searcher import TruthfulSearch, outcome
@@ -185,7 +185,7 @@ class Collector(tune.Callback):
             discard(trial.config["checkpoint"], self.folder)
         for listener in self.listeners:
             listener.ended(row)
-        drop_metrics(trial)
+        forget(trial)
 
     @contextmanager
     def _ends_session(self) -> Iterator[None]:

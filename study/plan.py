@@ -34,9 +34,8 @@ from trainables.engines.memory import fitting, lane_bytes
 from trainables.lanes import equality
 from trainables.lanes.batches import Batches
 from trainables.lanes.cost import update_seconds
-from trainables.lanes.evaluate import TRAIN_SUBSET
+from trainables.lanes.evaluate import TRAIN_SUBSET, EvaluationTimes
 from trainables.lanes.stack import Stack
-from trainables.lanes.times import EvaluationTimes
 from trainables.lanes.train import advance
 from trainables.storage import data_folder
 from trainables.usercode.importing import UserCodeError, is_import_path, is_own

@@ -57,14 +57,14 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The value of every trial and the best so far."""
     data, metric, unit = progress(results), results.metric, exhibit.unit_of(results)
     best = data[data["value"] == data["best"]].drop_duplicates("best").tail(1)  # of equal ones the first
-    found = listing(
+    best_trials = listing(
         f"trial {row['trial']} of {len(data)}, {row['optimizer']}, {metric_text(row['value'], metric)}"
         for row in records(best)
     )
     return exhibit.Exhibit(
         "search-progress",
         "The search, trial by trial",
-        f"{exhibit.best_here(results, found)} Each at its tuned rate ({exhibit.mean_of(results)} over "
+        f"{exhibit.best_here(results, best_trials)} Each at its tuned rate ({exhibit.mean_of(results)} over "
         f"{seed_counts(table['n'])}), and the best so far; no intervals. Hollow: a trial that was stopped or ended "
         f"early; cross: one without a value.",
         exhibit.varied(data, "trial", 3),

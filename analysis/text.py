@@ -169,7 +169,7 @@ def seed_counts(counts: pd.Series[int], noun: str = "seed") -> str:
 
 def band_note(counts: pd.Series[int]) -> str:
     """The caption of a band of intervals over that many seeds."""
-    return "band: pointwise 95% t interval" if (counts > 1).any() else "no band, which one seed does not allow"
+    return "band: pointwise 95% t interval" if (counts > 1).any() else "no band, because one seed gives no interval"
 
 
 def listing(names: Iterable[str]) -> str:

@@ -143,7 +143,7 @@ def _known(spec: Spec) -> str:
     """How many trials of an earlier study the sampler knows."""
     known = warm_start.read(spec)
     line = f"{len(known.cells)} of the {counted(known.completed, 'completed trial')} of {spec.tuning.warm_start}"
-    return f"{line}; values may not compare, as it had {', '.join(known.lanes)}" if known.lanes else line
+    return f"{line}; values may not be comparable, because it had {', '.join(known.lanes)}" if known.lanes else line
 
 
 def _written(given: GivenCell) -> str:
@@ -369,6 +369,6 @@ def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
     if more := _added(spec):
         spread += f", up to {more:.0%} more if rates are added"
     less = ", less for trials that the scheduler stops" if spec.tuning.scheduler != "none" else ""
-    gpu = "; measured on the CPU, a GPU takes another time" if spec.resources.gpus else ""
+    gpu = "; measured on the CPU; a GPU takes a different time" if spec.resources.gpus else ""
     took = f"about {duration(total + again)} on this machine{confirmation}"
     return f"{took}, plus the start of Ray and the report; {at_once} trials at once ({spread}{less}){gpu}"

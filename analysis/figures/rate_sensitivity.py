@@ -178,6 +178,6 @@ def _words(data: pd.DataFrame, metric: str) -> str:
 def _marks(data: pd.DataFrame, metric: str) -> str:
     """How many lanes failed, and what the triangles are, if any."""
     failed, top = data["failed"].sum(), most(data, metric)
-    words = f"; {failed} of {data['lanes'].sum()} lanes failed, which includes ending no better than untrained"
+    words = f"; {failed} of {data['lanes'].sum()} lanes failed, or ended no better than an untrained network"
     far = f"; triangle: a loss above {short(top)}, twice that before training"
     return (words if failed else "") + (far if (data["estimate"] > top).any() else "")

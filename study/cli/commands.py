@@ -285,7 +285,7 @@ def export(folder: Path | str, to: Path, kind: Format | None, optimizer: str) ->
 @main.command()
 @click.argument("folders", type=PLACE, nargs=-1, required=True, metavar="FOLDER...")
 @click.option("--out", type=FOLDER, help="Where to write; needed for several studies. By default FOLDER/report.")
-@click.option("--pdf", is_flag=True, help="Write every figure as PDF, too.")
+@click.option("--pdf", is_flag=True, help="Also write every figure as PDF.")
 def report(folders: tuple[Path | str, ...], out: Path | None, pdf: bool) -> None:
     """Write the report of one or more studies.
 

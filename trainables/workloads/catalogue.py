@@ -215,7 +215,7 @@ def cnn_sizes(in_shape: tuple[int, ...], *, depth: int, kernel: int = 5, padding
         ModelError: if the inputs are not images, or too small for the depth.
     """
     if len(in_shape) != 3:
-        raise ModelError(f"a CNN needs images (channels, height, width), these inputs have shape {in_shape}")
+        raise ModelError(f"a CNN needs images (channels, height, width); these inputs have shape {in_shape}")
     sizes = [(in_shape[1], in_shape[2])]
     for layer in range(depth):
         try:

@@ -122,9 +122,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "steps-to-target",
         "Updates to the target",
-        f"{fewest}Until the validation {results.metric} reaches {target}, with one architecture per optimizer, at the "
-        f"learning rate that needs the fewest: medians over {seeds}, and their range. Curve: S = S_min (1 + B_crit / "
-        f"B), where it can be fitted; tick: critical batch size.",
+        f"{fewest}Updates until the validation {results.metric} reaches {target}, with one architecture per optimizer, "
+        f"at the learning rate that needs the fewest. Points: medians over {seeds}; bars: their range; curve: "
+        f"S = S_min (1 + B_crit / B), where it can be fitted; tick: critical batch size.",
         data,
         lambda: exhibit.with_legend(lambda ax: steps_against_batch_size(data, fits, ax)),
         reason,

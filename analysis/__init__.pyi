@@ -13,6 +13,9 @@ from .comparisons import Comparison as Comparison
 from .comparisons import average_curse as average_curse
 from .comparisons import compare as compare
 from .comparisons import winners_curse as winners_curse
+from .figures.batch_size.scaling import BatchScaling as BatchScaling
+from .figures.batch_size.scaling import critical_batch_size as critical_batch_size
+from .figures.batch_size.scaling import gradient_noise_scale as gradient_noise_scale
 from .figures.batch_size.steps_to_target import batch_scaling as batch_scaling
 from .figures.batch_size.steps_to_target import steps_against_batch_size as steps_against_batch_size
 from .figures.batch_size.steps_to_target import steps_to_target as steps_to_target
@@ -62,9 +65,6 @@ from .results import Results as Results
 from .results import flat as flat
 from .results import load as load
 from .results import pareto as pareto
-from .scaling import BatchScaling as BatchScaling
-from .scaling import critical_batch_size as critical_batch_size
-from .scaling import gradient_noise_scale as gradient_noise_scale
 from .schema import ResultsError as ResultsError
 from .statistics import Interval as Interval
 from .statistics import best_so_far as best_so_far

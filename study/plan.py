@@ -72,12 +72,7 @@ def probed(spec: Spec) -> list[Probe]:
 
 
 def describe(spec: Spec, probes: list[Probe]) -> str:
-    """The plan of a valid spec as some lines of text.
-
-    Args:
-        spec: the spec.
-        probes: of `probed`.
-    """
+    """The plan of a valid spec as some lines of text, with the measurements of `probed`."""
     facts, trials = spec.workload.facts, planned_trials(spec)
     scheduler = "no scheduler" if spec.tuning.scheduler == "none" else f"{spec.tuning.scheduler} scheduler"
     lane_count = len(lanes(spec, _heaviest(spec)))

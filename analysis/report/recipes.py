@@ -17,10 +17,6 @@ def recipe_sensitivity(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 
     The other axes stay at the cell's tuned values, and the learning rate is the best one for each value.
 
-    Args:
-        results: the study.
-        table: its `cells`.
-
     Returns:
         Columns optimizer, trial, axis, value, tuned (whether the value was chosen), learning_rate, estimate, low, high,
         n. A value at which no rate counts, or which a sample of the settings left out, has none of the numbers.

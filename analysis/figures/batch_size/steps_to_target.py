@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 
 from analysis.cells import time_to_target
 from analysis.figures import axes, exhibit, style
+from analysis.figures.batch_size.scaling import critical_batch_size
 from analysis.results import Results, records
-from analysis.scaling import critical_batch_size
 from analysis.statistics import NOTHING
 from analysis.text import seed_counts, short
 
@@ -57,7 +57,7 @@ def batch_scaling(steps: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns optimizer, critical, low, high (its interval), n (seeds fitted), smallest_steps, smallest_examples, and
-        reason: why there is none (see `analysis.scaling.critical_batch_size`), otherwise empty.
+        reason: why there is none (see `analysis.figures.batch_size.scaling.critical_batch_size`), otherwise empty.
     """
     rows = []
     for name, own in steps.groupby("optimizer"):

@@ -4,11 +4,9 @@ from .cells import edges as edges
 from .cells import fresh_lanes as fresh_lanes
 from .cells import optimizer_order as optimizer_order
 from .cells import rank as rank
-from .cells import rate_table as rate_table
 from .cells import target_times as target_times
 from .cells import time_to_target as time_to_target
 from .cells import tuned_lanes as tuned_lanes
-from .cells import tuned_rates as tuned_rates
 from .comparisons import Comparison as Comparison
 from .comparisons import average_curse as average_curse
 from .comparisons import compare as compare
@@ -55,6 +53,8 @@ from .figures.search.timeline import busy as busy
 from .figures.search.timeline import timeline as timeline
 from .figures.search.timeline import trial_timeline as trial_timeline
 from .figures.style import style as style
+from .rates import rate_table as rate_table
+from .rates import tuned_rates as tuned_rates
 from .report.across import across as across
 from .report.across import repetitions as repetitions
 from .report.best import best as best

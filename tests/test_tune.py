@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.cells import _best_rows, rate_table
+from analysis.rates import _best_rows, rate_table
 from trainables.config import TrialConfig
 from trainables.lanes.rates import Measure, beyond, tuned
 from trainables.lanes.rows import lane_rows

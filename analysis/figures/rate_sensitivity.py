@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.cells import examples_of, floor_of, optimizer_order, rank, rate_table
+from analysis.cells import examples_of, floor_of, optimizer_order, rank
 from analysis.figures import axes, exhibit, style
+from analysis.rates import rate_table
 from analysis.results import Results, records
 from analysis.statistics import LEAST
 from analysis.text import listing, seed_counts, short, shortened

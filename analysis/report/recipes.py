@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.cells import examples_of, floor_of, rank, rate_table
+from analysis.cells import examples_of, floor_of, rank
+from analysis.rates import rate_table
 from analysis.results import Results, records
 from analysis.statistics import LIMITS
 

@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.cells import examples_of, floor_of, rate_table
+from analysis.cells import examples_of, floor_of
 from analysis.figures import axes, exhibit, style
+from analysis.rates import rate_table
 from analysis.results import Results, records
 from analysis.schema import Outcome
 from analysis.statistics import best_so_far

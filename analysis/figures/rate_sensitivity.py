@@ -171,7 +171,7 @@ def _words(data: pd.DataFrame, metric: str) -> str:
     )
     measure = "loss" if metric == "loss" else "share of errors"
     return (
-        f"Decades of learning rate within 1.1 times the best {measure} (from a fitted parabola, without intervals): "
+        f"Range of rates that give at most 1.1 times the best {measure}, in decades (by a parabola, no intervals): "
         f"{widths}. "
     )
 

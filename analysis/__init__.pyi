@@ -4,15 +4,16 @@ from .cells import edges as edges
 from .cells import fresh_lanes as fresh_lanes
 from .cells import optimizer_order as optimizer_order
 from .cells import rank as rank
-from .cells import rate_table as rate_table
 from .cells import target_times as target_times
 from .cells import time_to_target as time_to_target
 from .cells import tuned_lanes as tuned_lanes
-from .cells import tuned_rates as tuned_rates
 from .comparisons import Comparison as Comparison
 from .comparisons import average_curse as average_curse
 from .comparisons import compare as compare
 from .comparisons import winners_curse as winners_curse
+from .figures.batch_size.scaling import BatchScaling as BatchScaling
+from .figures.batch_size.scaling import critical_batch_size as critical_batch_size
+from .figures.batch_size.scaling import gradient_noise_scale as gradient_noise_scale
 from .figures.batch_size.steps_to_target import batch_scaling as batch_scaling
 from .figures.batch_size.steps_to_target import steps_against_batch_size as steps_against_batch_size
 from .figures.batch_size.steps_to_target import steps_to_target as steps_to_target
@@ -52,6 +53,8 @@ from .figures.search.timeline import busy as busy
 from .figures.search.timeline import timeline as timeline
 from .figures.search.timeline import trial_timeline as trial_timeline
 from .figures.style import style as style
+from .rates import rate_table as rate_table
+from .rates import tuned_rates as tuned_rates
 from .report.across import across as across
 from .report.across import repetitions as repetitions
 from .report.best import best as best
@@ -62,9 +65,6 @@ from .results import Results as Results
 from .results import flat as flat
 from .results import load as load
 from .results import pareto as pareto
-from .scaling import BatchScaling as BatchScaling
-from .scaling import critical_batch_size as critical_batch_size
-from .scaling import gradient_noise_scale as gradient_noise_scale
 from .schema import ResultsError as ResultsError
 from .statistics import Interval as Interval
 from .statistics import best_so_far as best_so_far

@@ -1,4 +1,4 @@
-"""Tables of cells, learning rates, lanes and times to target, computed from results.
+"""Tables of cells, lanes and times to target, computed from results.
 
 Trials of one cell are pooled (`analysis.results.pool`): a cell's seeds are those of all its replicates.
 """
@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from analysis.rates import rate_table
 from analysis.results import Results, pool, records, table_of
-from analysis.schema import AXES, CELL, Outcome, Regime
+from analysis.schema import AXES, CELL, Regime
 from analysis.statistics import (
-    EQUAL,
     LEAST,
-    LIMITS,
-    RESOLVED,
     UNKNOWN_EXAMPLES,
-    best_by_parabola,
     censored_median,
     edge_of,
     log_rank_p,
     metric_interval,
-    scores_of,
 )
 
 OPTIMIZERS = (
@@ -36,8 +31,6 @@ OPTIMIZERS = (
     *("sgdw", "lion", "adan", "lamb", "adafactor", "muon", "prodigy", "schedule-free-sgd", "schedule-free-adamw"),
 )
 """The order in which optimizers are listed; others follow by name."""
-
-_SURVIVED = (Outcome.COMPLETED, Outcome.STOPPED)
 
 
 def examples_of(results: Results, split: str) -> int:
@@ -50,146 +43,6 @@ def floor_of(results: Results) -> float:
     """The smallest loss that the trials' precision resolves, as they recorded it; otherwise `LEAST`."""
     known = results.trials["loss_floor"].dropna()
     return float(known.max()) if len(known) else LEAST
-
-
-def rate_table(
-    lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES, floor: float = LEAST
-) -> pd.DataFrame:
-    """One row per cell and learning rate, at the cell's tuned recipe: the metric over the seeds that survived.
-
-    The tuned recipe is that of the best mean of any recipe and rate, of equals the first one.
-
-    Args:
-        lanes: rows of `Results.pooled.lanes`.
-        metric: `loss` or `accuracy`, on the validation split.
-        examples: validation examples.
-        floor: losses below it count as it.
-
-    Returns:
-        Columns cell, recipe, learning_rate, lanes, diverged (number of diverged lanes), loss (the geometric mean, which
-        decides between equal accuracies; NaN if unknown), estimate, low, high, n; shared: whether every seed of the
-        cell ran at this rate; eligible: whether all seeds survived, and halving did not stop it; tuned: whether it is
-        the cell's tuned rate (`tuned_rates`); shortfall: of the tuned one from the best possible rate, as
-        `best_by_parabola` expects it, in logarithms of a loss or log-odds; NaN of the others.
-    """
-    lanes = _at_tuned_recipe(lanes, metric, examples, floor)
-    table, values = _by_rate(lanes, metric, examples, floor)
-    best, steps = _best_rows(table, metric, examples), _grid_steps(lanes)
-    ties = _equal(table, metric, examples)["cell"].value_counts() > 1
-    eligible = table[table["eligible"]]
-    shortfall: dict[int, float] = {}
-    for cell, own in eligible.groupby("cell"):
-        place, gain = best_by_parabola(
-            np.log(own["learning_rate"].to_numpy(dtype=np.float64)),
-            np.array([scores_of(values[row], metric, examples, floor) for row in own.index]),
-            int(np.flatnonzero(own.index == best[cell])[0]),
-            steps[cell],
-            settled=bool(ties[cell]),
-        )
-        shortfall[own.index[place]] = gain
-    recipes = table["cell"].map(lanes.drop_duplicates("cell").set_index("cell")["recipe"])
-    table.insert(1, "recipe", recipes.astype(object))  # without lanes, too
-    return table.assign(tuned=table.index.isin(list(shortfall)), shortfall=pd.Series(shortfall, table.index, "float64"))
-
-
-def _at_tuned_recipe(lanes: pd.DataFrame, metric: str, examples: int, floor: float) -> pd.DataFrame:
-    """The lanes of each cell's tuned recipe, of its first one if no rate of any recipe is eligible."""
-    recipes = lanes.sort_values(["cell", "lane"])[["cell", "recipe"]].drop_duplicates()
-    if not recipes["cell"].duplicated().any():
-        return lanes
-    recipes = recipes.assign(place=range(len(recipes)))
-    own = lanes.merge(recipes, on=["cell", "recipe"])
-    table, _ = _by_rate(own.assign(cell=own["place"]), metric, examples, floor)  # as if each were a cell
-    table = table.rename(columns={"cell": "place"}).merge(recipes[["cell", "place"]], on="place")
-    first = recipes.groupby("cell")["place"].min()
-    tuned = _tied(table, metric, examples).groupby("cell")["place"].min().reindex(first.index).fillna(first)
-    return own[own["place"].isin(tuned)].drop(columns="place")
-
-
-def _by_rate(
-    lanes: pd.DataFrame, metric: str, examples: int, floor: float
-) -> tuple[pd.DataFrame, list[np.ndarray[Any, Any]]]:
-    """The rows of `rate_table` without recipe and tuned, from lanes of one recipe per cell, and their seeds' values."""
-    ordered = lanes.sort_values(["cell", "learning_rate", "seed"])
-    survived = ordered["outcome"].isin(_SURVIVED)
-    losses = ordered["validation_loss"].where(survived).to_numpy(dtype=np.float64)
-    logs = np.log(np.maximum(losses, floor))
-    by_rate = ordered.assign(gone=ordered["outcome"] == "diverged", log=logs).groupby(["cell", "learning_rate"])
-    table = by_rate.agg(
-        lanes=("seed", "size"), diverged=("gone", "sum"), early=("stopped_update", "count"), loss=("log", "mean")
-    )
-    table["loss"] = np.exp(table["loss"])
-    metrics = ordered[f"validation_{metric}"].where(survived).to_numpy(dtype=np.float64)
-    values = np.split(metrics, np.cumsum(table["lanes"])[:-1]) if len(table) else []
-    limits = [astuple(metric_interval(own, metric, examples, floor=floor)) for own in values]
-    table[list(LIMITS)] = limits or np.empty((0, 4))
-    # Rates that halving stopped are shown with what they reached, but cannot be the tuned rate.
-    table["eligible"] = table.pop("early") == 0
-    table = table.reset_index().astype({"lanes": "int64", "diverged": "int64", "n": "int64"})
-    seeds = table["cell"].map(lanes.groupby("cell")["seed"].nunique())
-    return table.assign(shared=table["lanes"] == seeds, eligible=table["eligible"] & (table["n"] == seeds)), values
-
-
-def _grid_steps(lanes: pd.DataFrame) -> pd.Series[float]:
-    """The spacing of each cell's first grid, in natural logarithms of the rate; 0 for a single rate."""
-    first = lanes[(lanes["round"] == "grid") | lanes["round"].isna()] if "round" in lanes else lanes
-    rates = first.groupby("cell")["learning_rate"].agg(["min", "max", "nunique"]).astype(float)
-    logs = np.log(rates["max"] / rates["min"]) / np.maximum(rates["nunique"] - 1, 1)
-    return pd.Series(logs, rates.index)
-
-
-def _best_rows(table: pd.DataFrame, metric: str, examples: int) -> pd.Series[int]:
-    """The row of `rate_table` with the best mean of each cell; `trainables.lanes.rates.ranked` has the same rule."""
-    tied = _tied(table, metric, examples).sort_values(["cell", "learning_rate"])
-    place = tied.groupby("cell").cumcount()
-    count = tied.groupby("cell")["cell"].transform("size")
-    middle = tied[place == (count - 1) // 2]
-    return pd.Series(middle.index, middle["cell"], dtype="int64")
-
-
-def _equal(table: pd.DataFrame, metric: str, examples: int) -> pd.DataFrame:
-    """The eligible rows whose metric equals the best one of their cell: accuracies to `RESOLVED` examples."""
-    rows = table[table["eligible"]]
-    if metric == "loss":
-        return _lowest(rows)
-    lead = rows.groupby("cell")["estimate"].transform("max") - rows["estimate"]
-    return rows[lead < RESOLVED / examples - EQUAL]
-
-
-def _tied(table: pd.DataFrame, metric: str, examples: int) -> pd.DataFrame:
-    """The eligible rows with the best metric of each cell: of equal accuracies those with the lowest loss."""
-    return _lowest(_equal(table, metric, examples))
-
-
-def _lowest(rows: pd.DataFrame) -> pd.DataFrame:
-    losses = rows["loss"].fillna(math.inf)
-    return rows[losses <= losses.groupby(rows["cell"]).transform("min") * (1 + EQUAL)]
-
-
-def tuned_rates(
-    lanes: pd.DataFrame, metric: str, examples: int = UNKNOWN_EXAMPLES, floor: float = LEAST
-) -> pd.Series[float]:
-    """The learning rate of each cell with the best validation metric, smoothed over neighbouring rates.
-
-    Rates are compared at the cell's tuned recipe, as `rate_table` chooses it.
-    Means over seeds are taken on the scale of `metric_interval`. Only rates at which every seed of the cell ran and
-    survived are eligible, because the mean of the survivors would flatter a rate that often diverges. Accuracies that
-    differ by less than `RESOLVED` examples are equal, losses to twelve digits. Of equal accuracies the one with the
-    lower validation loss is best, and of those, or of equal losses, the middle one; of an even number the lower of the
-    two in the middle. Where none are equal, the best mean is often the luckiest of rates that few seeds cannot tell
-    apart, so a parabola through the rates around it decides (`best_by_parabola`).
-
-    Args:
-        lanes: rows of `Results.pooled.lanes`.
-        metric: `loss` or `accuracy`.
-        examples: validation examples.
-        floor: losses below it count as it.
-
-    Returns:
-        Learning rates indexed by cell; a cell without an eligible rate is absent.
-    """
-    table = rate_table(lanes, metric, examples, floor)
-    return table[table["tuned"]].set_index("cell")["learning_rate"].astype(float)
 
 
 def cells(results: Results) -> pd.DataFrame:

@@ -56,8 +56,8 @@ class Comparison:
 
     Attributes:
         entries: those with a score, best first; then those without.
-        fresh: whether the scores are of the confirmation's seeds, which chose nothing. Otherwise they are of the seeds
-            that chose, and name candidates only.
+        fresh: whether the scores are of the confirmation's fresh seeds. Otherwise they are of the seeds that chose, and
+            name candidates only.
         split: `test` or `validation`.
         seeds: number of seeds of each score.
         examples: test examples that the intervals cover as a source of noise; 0 if they cover seeds only.
@@ -108,7 +108,7 @@ class Comparison:
 def compare(results: Results, table: pd.DataFrame, by: str = "optimizer", *, once: bool = False) -> Comparison:
     """The best cell of every optimizer or regime of the spec, against the best of the others.
 
-    The search's validation split chooses each one's cell. On the confirmation's seeds, which chose nothing, multiple
+    The search's validation split chooses each one's cell. On the confirmation's fresh seeds, multiple
     comparisons with the best (`analysis.paired.compare_with_best`) say which may be the best. Where the confirmation
     adds seeds until one wins (`confirm.most_seeds`), each further look is at those that may be the best at the look
     before; those that a look excludes keep its result. An only optimizer is looked at again until it can be told from

@@ -178,7 +178,7 @@ class WithBest:
 
     Attributes:
         gain: its mean minus that of the best other one, with limits that hold for all configurations at once.
-        p: of the hypothesis that it is the best; at most 1 - level if and only if it is no contender.
+        p: of the hypothesis that it is the best; at most 1 - level if and only if it is not a contender.
         contender: whether it may be the best.
     """
 

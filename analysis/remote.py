@@ -45,7 +45,7 @@ def _fetched(uri: str, folder: Path, unread: tuple[str, ...]) -> Path:
         for remaining in reversed(range(TRIES)):
             files = listing(system, root, unread)
             if "spec.toml" not in files:
-                mistake = "holds no results, there is no spec.toml; give the URI that `study run` printed"
+                mistake = "holds no results, because it has no spec.toml; give the URI that `study run` printed"
                 raise ResultsError(f"{uri}: {mistake}")
             try:
                 for name, info in files.items():

@@ -316,7 +316,7 @@ def load(path: str | Path) -> Results:
     if not folder.is_dir():
         raise ResultsError(f"{folder}: no such folder; give the results folder that `study run` printed")
     if not spec_file.is_file():
-        raise ResultsError(f"{folder}: not a results folder, it has no spec.toml; `study run SPEC` makes one")
+        raise ResultsError(f"{folder}: not a results folder, because it has no spec.toml; `study run SPEC` makes one")
     provenance = read_provenance(folder)
     spec, spec_text = _read_spec(spec_file, provenance.pop("spec_toml", None))
     if "name" not in spec or table_of(spec, "workload").get("metric") not in ("loss", "accuracy"):
@@ -324,7 +324,7 @@ def load(path: str | Path) -> Results:
             f"{spec_file}: lacks a name, or a workload.metric of loss or accuracy; restore what `study run` wrote"
         )
     if not isinstance(spec["workload"].get("target", 0.0), int | float):
-        raise ResultsError(f"{spec_file}: workload.target is no number; restore what `study run` wrote")
+        raise ResultsError(f"{spec_file}: workload.target is not a number; restore what `study run` wrote")
     objectives = table_of(spec, "tuning").get("objectives", ["metric"])
     if not isinstance(objectives, list) or not all(name in OBJECTIVES for name in objectives):
         raise ResultsError(
@@ -484,12 +484,12 @@ def read_rows(file: Path, table: str) -> pa.Table:
     version = (piece.schema.metadata or {}).get(b"version", b"none").decode(errors="replace")
     if version != str(schema.SCHEMA_VERSION):
         raise ResultsError(
-            f"{file}: written with schema version {version}, this program reads version {schema.SCHEMA_VERSION}; "
+            f"{file}: written with schema version {version}, but this program reads version {schema.SCHEMA_VERSION}; "
             f"read it with the program that wrote it, or run the study again"
         )
     absent = [column for column in columns if column.name not in piece.schema.names]
     if missing := [column.name for column in absent if not column.nullable]:
-        raise DamagedError(f"{file}: not a {table} table, it lacks {', '.join(missing)}")
+        raise DamagedError(f"{file}: not a {table} table, because it lacks {', '.join(missing)}")
     for new in absent:  # an older program knew fewer columns
         piece = piece.append_column(new, pa.nulls(len(piece), new.type))
     try:

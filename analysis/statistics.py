@@ -404,7 +404,7 @@ def edge_of(value: float, low: float, high: float, log: bool) -> str:
         `low`, `high`, or an empty text; also for a range of one point, which has no edges.
 
     Raises:
-        ValueError: if the bounds are no range.
+        ValueError: if the bounds are not a range.
     """
     if not (-math.inf < low <= high < math.inf) or (log and low <= 0):
         raise ValueError(f"no {'logarithmic ' if log else ''}range from {low} to {high}")

@@ -130,12 +130,6 @@ def limits_text(row: Any, name: str, metric: str) -> str:
     return interval_text(row[f"{name}_low"], row[f"{name}_high"], count, metric)
 
 
-def value_text(row: Any, name: str, metric: str) -> str:
-    """A score with its limits in a sentence."""
-    limits = limits_text(row, name, metric)
-    return f"{metric_text(row[name], metric)} {limits if limits.startswith('[') else '(without an interval)'}"
-
-
 def cell_text(row: Any) -> str:
     """A cell in words, such as `adam (beta1 0.9), width 32, depth 2, batch size 32`."""
     return f"{optimizer_text(row['optimizer'], row['settings'])}, {shape_text(row)}"
@@ -169,7 +163,7 @@ def seed_counts(counts: pd.Series[int], noun: str = "seed") -> str:
 
 def band_note(counts: pd.Series[int]) -> str:
     """The caption of a band of intervals over that many seeds."""
-    return "band: pointwise 95% t interval" if (counts > 1).any() else "no band, which one seed does not allow"
+    return "band: pointwise 95% t interval" if (counts > 1).any() else "no band, because one seed gives no interval"
 
 
 def listing(names: Iterable[str]) -> str:

@@ -86,7 +86,8 @@ def run(
             for warning in spec.workload.facts.warnings:
                 _tell(f"warning: {spec.workload.data}: {warning}")
             if out is None and folder.name != spec.name:
-                _tell(f"note: the results go to {folder.parent.name}/{folder.name}, as {spec.name} there holds a study")
+                taken = f"because {spec.name} there already holds a study"
+                _tell(f"note: the results go to {folder.parent.name}/{folder.name}, {taken}")
             warm_start.write(folder, known)
             outcome = _connect_and_run(spec, folder, data_folder, address, wait, command, show)
         finally:
@@ -126,7 +127,7 @@ def resume(
     """
     with mirror.mirrored(_place(folder), command, _tell) as local:
         if not (local / "spec.toml").is_file():
-            what = "not a results folder, it has no spec.toml" if local.is_dir() else "no such folder"
+            what = "not a results folder, because it has no spec.toml" if local.is_dir() else "no such folder"
             raise StorageError(str(local), f"{what}; give the results folder that `study run` printed")
         local = local.absolute()
         with own_folder(local, command):
@@ -149,7 +150,7 @@ def resume(
 
 
 def _duration(timeout: float | str | None) -> float | str | None:
-    """A time-out as it was given; a `UsageError` if it is no duration."""
+    """A time-out as it was given; a `UsageError` if it is not a duration."""
     try:
         duration_seconds(timeout)
     except ValueError as error:
@@ -267,7 +268,7 @@ def _require_same_table(spec: Spec, folder: Path) -> None:
         facts.train,
     ):
         advice = "resume with the version in provenance.json, or run the spec into a new folder"
-        raise StorageError(str(folder), f"this version reads its table otherwise ({why}); {advice}")
+        raise StorageError(str(folder), f"this version reads its table differently ({why}); {advice}")
 
 
 def _recorded_settings(folder: Path) -> dict[str, Any]:

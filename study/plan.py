@@ -34,9 +34,8 @@ from trainables.engines.memory import fitting, lane_bytes
 from trainables.lanes import equality
 from trainables.lanes.batches import Batches
 from trainables.lanes.cost import update_seconds
-from trainables.lanes.evaluate import TRAIN_SUBSET
+from trainables.lanes.evaluate import TRAIN_SUBSET, EvaluationTimes
 from trainables.lanes.stack import Stack
-from trainables.lanes.times import EvaluationTimes
 from trainables.lanes.train import advance
 from trainables.storage import data_folder
 from trainables.usercode.importing import UserCodeError, is_import_path, is_own
@@ -73,12 +72,7 @@ def probed(spec: Spec) -> list[Probe]:
 
 
 def describe(spec: Spec, probes: list[Probe]) -> str:
-    """The plan of a valid spec as some lines of text.
-
-    Args:
-        spec: the spec.
-        probes: of `probed`.
-    """
+    """The plan of a valid spec as some lines of text, with the measurements of `probed`."""
     facts, trials = spec.workload.facts, planned_trials(spec)
     scheduler = "no scheduler" if spec.tuning.scheduler == "none" else f"{spec.tuning.scheduler} scheduler"
     lane_count = len(lanes(spec, _heaviest(spec)))
@@ -144,7 +138,7 @@ def _known(spec: Spec) -> str:
     """How many trials of an earlier study the sampler knows."""
     known = warm_start.read(spec)
     line = f"{len(known.cells)} of the {counted(known.completed, 'completed trial')} of {spec.tuning.warm_start}"
-    return f"{line}; values may not compare, as it had {', '.join(known.lanes)}" if known.lanes else line
+    return f"{line}; values may not be comparable, because it had {', '.join(known.lanes)}" if known.lanes else line
 
 
 def _written(given: GivenCell) -> str:
@@ -370,6 +364,6 @@ def _time(spec: Spec, probes: list[Probe], trials: int) -> str:
     if more := _added(spec):
         spread += f", up to {more:.0%} more if rates are added"
     less = ", less for trials that the scheduler stops" if spec.tuning.scheduler != "none" else ""
-    gpu = "; measured on the CPU, a GPU takes another time" if spec.resources.gpus else ""
+    gpu = "; measured on the CPU; a GPU takes a different time" if spec.resources.gpus else ""
     took = f"about {duration(total + again)} on this machine{confirmation}"
     return f"{took}, plus the start of Ray and the report; {at_once} trials at once ({spread}{less}){gpu}"

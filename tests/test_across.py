@@ -46,7 +46,7 @@ def test_the_mean_over_studies_is_compared_with_the_best(tmp_path: Path) -> None
         r"the loss of the best other optimizer\.",
         lines[0],
     )
-    unknown = "Unknown, and not in the intervals, is by how much a tuned rate falls short of the best one"
+    unknown = "It is unknown, and not in the intervals, how far these tuned rates are from the best ones"
     assert lines[1:] == [f"{unknown}: adam (quick), sgd (quick)."]  # one rate each
 
 

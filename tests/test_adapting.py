@@ -157,7 +157,7 @@ def test_an_adapter_works() -> None:
 
 def test_a_list_of_layer_sizes_is_refused_with_an_adapter() -> None:
     told = refused("Listed", hidden=[32, 16])
-    assert "Listed: hidden = [32, 16]: a value of model_args is a number, text, true or false, no list" in told
+    assert "Listed: hidden = [32, 16]: a value of model_args is a number, text, true or false, not a list" in told
     assert "with width and depth in [search] and no hidden in model_args" in told
     network = adapted_by(told, {"Listed": Listed})((1, 8, 8), 10, width=6, depth=2)
     assert [tuple(each.shape) for each in network.parameters()][::2] == [(6, 64), (6, 6), (10, 6)]

@@ -114,7 +114,7 @@ def test_a_uri_of_no_store_is_told(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         study.StorageError,
-        match="the results folder: 1 mistake\n  'ftp://host/mine' is no place for results; valid: a folder",
+        match="the results folder: 1 mistake\n  'ftp://host/mine' cannot hold results; valid: a folder",
     ):
         start("ftp://host/mine")
     assert list(tmp_path.iterdir()) == []

@@ -124,7 +124,9 @@ def test_the_table_of_the_readme_has_the_committed_results() -> None:
 
 
 def test_a_name_that_measures_nothing_is_answered() -> None:
-    with pytest.raises(UsageError, match=r"measures nothing; valid: figure, study, search, trials, size, or a part of"):
+    with pytest.raises(
+        UsageError, match=r"no such measurement; valid: figure, study, search, trials, size, or a part of"
+    ):
         bench.run("cnns")
 
 

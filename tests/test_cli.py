@@ -124,7 +124,7 @@ def test_a_folder_without_results_is_the_users_mistake(
     monkeypatch.chdir(tmp_path)
     found = CliRunner().invoke(main, [command, "."])
     assert found.exit_code == 2
-    assert found.stderr == "study: .: not a results folder, it has no spec.toml; `study run SPEC` makes one\n"
+    assert found.stderr == "study: .: not a results folder, because it has no spec.toml; `study run SPEC` makes one\n"
     assert list(tmp_path.iterdir()) == []
 
 

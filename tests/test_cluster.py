@@ -424,7 +424,7 @@ def test_submit_loses_nothing_of_the_users(spec: Path, tmp_path: Path, monkeypat
     there = ["--address", "http://127.0.0.1:9", "--out"]
     found = invoked(monkeypatch, tmp_path, "submit", str(spec), *there, "/x")
     assert found.exit_code == 2
-    assert "--to results/apart: 1 mistake\n  is no copy of /x and would be replaced by one" in found.stderr
+    assert "--to results/apart: 1 mistake\n  is not a copy of /x and would be replaced by one" in found.stderr
     (mine / "provenance.json").write_text('{"command": "study run spec.toml --resume --out /x --address auto"}')
     assert "no job server answers" in invoked(monkeypatch, tmp_path, "submit", str(spec), *there, "/x").stderr
     found = invoked(monkeypatch, tmp_path, "submit", str(spec), *there, "results/there")

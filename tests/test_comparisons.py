@@ -207,9 +207,9 @@ def test_losses_of_few_examples_are_warned_of(tmp_path: Path) -> None:
         results = analysis.load(folder)
         table = analysis.cells(results)
         every = warnings.warnings(results, table, analysis.winners_curse(results, table))
-        said_so = [text for text in every if "of a hundred makes" in text]
+        said_so = [text for text in every if "of the test examples makes up" in text]
         assert bool(said_so) is warned
-    assert said_so[0].startswith("One test example of a hundred makes 50% of the test loss")
+    assert said_so[0].startswith("1% of the test examples makes up 50% of the test loss")
 
 
 def test_regimes_are_compared_too(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_lost_provenance_never_turns_the_check_of_the_spec_off(folder: Path, l
     spec = folder / "spec.toml"
     spec.write_text(spec.read_text().replace("seeds = 1", "seeds = 2"))
     before = {file: file.read_bytes() for file in folder.rglob("*.parquet") if file.is_file()}
-    with pytest.raises(StorageError, match=r"so nobody can check that its trials ran with .*spec.toml;"):
+    with pytest.raises(StorageError, match=r"so it cannot be checked that its trials ran with .*spec.toml;"):
         study.resume(folder)
     assert {file: file.read_bytes() for file in folder.rglob("*.parquet") if file.is_file()} == before
 

@@ -102,7 +102,7 @@ ANSWERED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a log scale of rates": (
         changed(lanes={"learning_rate": {"low": 1e-4, "high": 0.1, "log": True}}),
-        "lanes.learning_rate.log: rates are spaced on a log scale always; leave it out",
+        "lanes.learning_rate.log: rates are always spaced on a log scale; leave it out",
     ),
     "an optimizer with settings": (
         changed(search__optimizer=[{"name": "sgd", "lr": 0.1}]),

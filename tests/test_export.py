@@ -206,7 +206,7 @@ def test_what_cannot_be_exported_is_refused_with_advice(digits: Path, tmp_path: 
         with pytest.raises(UsageError, match=message):
             export(digits, tmp_path / to)
     (tmp_path / "other.pt").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="no file of `study export"):
+    with pytest.raises(UsageError, match="not a file of `study export"):
         study.model(tmp_path / "other.pt")
     assert [file.name for file in tmp_path.iterdir()] == ["other.pt"]
 

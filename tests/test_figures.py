@@ -76,7 +76,7 @@ def test_style_ends_with_its_context() -> None:
 def test_style_takes_widths(width: str | float, expected: float) -> None:
     with analysis.style(width=width):
         assert style.figure(180, 60).get_figwidth() * 25.4 == pytest.approx(expected, abs=0.1)
-    with pytest.raises(ValueError, match=r"no width of a figure; valid: icml, ieee, neurips, beamer, or 60 to 400 mm"):
+    with pytest.raises(ValueError, match=r"not a style or width; valid: icml, ieee, neurips, beamer, or 60 to 400 mm"):
         style.millimetres("narrow")
 
 

@@ -100,7 +100,9 @@ def test_copy_on_node_returns_the_code_of_the_study_or_raises(tmp_path: Path, mo
         copy_on_node("/gone/code", "other")
     (code / "own.py").write_text("changed = True")
     copy_on_node.cache_clear()
-    with pytest.raises(UserCodeError, match=r"code/own.py: is not what the study began with; put it back"):
+    with pytest.raises(
+        UserCodeError, match=r"code/own.py: differs from the code that the study began with; restore the old code"
+    ):
         copy_on_node(str(code), digest)
 
 

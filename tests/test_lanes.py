@@ -17,11 +17,11 @@ from tests.solo import CPU, TRAINING, builder, difference, made, small, solo, tr
 from trainables.config import Budget
 from trainables.engines.eager import Eager
 from trainables.lanes.batches import Batches
+from trainables.lanes.evaluate import EvaluationTimes
 from trainables.lanes.rates import rungs as rungs_of
 from trainables.lanes.records import Report
 from trainables.lanes.seeds import batch_order, initialise
 from trainables.lanes.stack import Lane, Stack, grid
-from trainables.lanes.times import EvaluationTimes
 from trainables.rules import RULES
 from trainables.workloads import data, models
 from trainables.workloads.augment import Augment

@@ -181,7 +181,7 @@ def test_the_error_is_shared_out_among_looks() -> None:
 
 
 def test_the_key_is_checked_planned_and_given_by_an_option() -> None:
-    with pytest.raises(SpecError, match=r"most_seeds = 12 adds none to 10; valid: from 20"):
+    with pytest.raises(SpecError, match=r"most_seeds = 12 adds no batch to 10 seeds; valid: 20 or more"):
         check(changed(confirm={"seeds": 10, "most_seeds": 12}))
     spec = check(changed(confirm={"seeds": 10, "most_seeds": 35}))
     assert spec.confirm

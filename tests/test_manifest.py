@@ -25,7 +25,8 @@ from click.testing import CliRunner
 
 import analysis
 from study.cli import main
-from study.cluster.manifest import Kind, Machine, label, render
+from study.cluster import Kind
+from study.cluster.manifest import Machine, label, render
 from study.errors import UsageError
 from study.spec import Spec, check
 from tests.test_spec import changed

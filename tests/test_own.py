@@ -59,7 +59,7 @@ def test_one_hot_targets_are_asked_about() -> None:
     assert torch.equal(named.targets[0], given["train"][1].argmax(1))
     assert named.outputs == 3
     assert examples("own_data:one_hot", given, "regression").outputs == 3
-    with pytest.raises(UserCodeError, match=r"targets of .* are no classes, which are"):
+    with pytest.raises(UserCodeError, match=r"targets of .* are not classes; valid"):
         made(np.ones((60, 3)), "classification")
 
 
@@ -71,7 +71,7 @@ def test_text_labels_are_classes_in_sorted_order() -> None:
     assert names == list(own_data.text_labels()["validation"][1])
     assert found.notes == ["own_data:text_labels: targets cat, cow, dog are classes 0 to 2"]
     assert made(pd.Series(["b", "a"] * 30, dtype="category")).classes == ("a", "b")
-    with pytest.raises(UserCodeError, match=r'targets are no numbers \(a\), and task = "regression" needs them'):
+    with pytest.raises(UserCodeError, match=r'targets are not numbers \(a\), and task = "regression" needs them'):
         made(["a", "b"] * 30, "regression")
 
 
@@ -84,7 +84,7 @@ def test_what_looks_wrong_with_targets_is_a_warning() -> None:
     assert constant.doubt == ""
     assert findings.warnings(constant) == ["all training targets are 1: there is nothing to learn"]
     twins = made(["Yes", "yes", "no", "none"] * 15)
-    assert findings.warnings(twins) == ['classes that differ in spaces or in upper and lower case alone: "Yes", "yes"']
+    assert findings.warnings(twins) == ['classes that differ only in spaces or in upper and lower case: "Yes", "yes"']
     rare = made([0, 1] * 10 + [2] * 3 + [0, 1] * 18 + [2])
     assert findings.warnings(rare) == ["class 2 has no training example (3 in validation and 1 in test): it cannot "
                                        "be learned"]  # fmt: skip
@@ -96,7 +96,7 @@ def test_columns_and_copies_that_look_wrong_are_warnings() -> None:
     found = examples("own", {name: (each[0], each[1]) for name, each in thirds(frame, CODES).items()})
     assert findings.warnings(found) == [
         "the same in all training examples: column same",
-        'different whole numbers in all examples, as an ID: id; leave it out (exclude = ["id"])',
+        'a different whole number in every example, like an ID: id; leave it out (exclude = ["id"])',
     ]
     x = np.random.default_rng(0).normal(size=(60, 2))
     x[45], x[46] = x[3], x[4]
@@ -152,7 +152,7 @@ def test_data_frames_and_datasets_are_accepted() -> None:
         for mine, theirs in zip(again.inputs + again.targets, tensors.inputs + tensors.targets, strict=True):
             assert torch.equal(mine, theirs)
     text = pd.DataFrame({"a": np.arange(60.0), "city": ["Rome"] * 60})
-    with pytest.raises(UserCodeError, match=r"inputs of train have columns that are no numbers \(city\)"):
+    with pytest.raises(UserCodeError, match=r"inputs of train have columns that are not numbers \(city\)"):
         examples("own", thirds(text, CODES))
 
 

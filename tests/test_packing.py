@@ -114,7 +114,7 @@ def test_trials_for_gpus_wait_but_no_more_than_run() -> None:
 
 
 def test_what_does_not_go_with_small_cells_on_cpus_is_told() -> None:
-    with pytest.raises(SpecError, match=r"cpu_nodes = true lets small cells do without a GPU, and no trial takes one"):
+    with pytest.raises(SpecError, match=r"cpu_nodes = true lets small cells train without a GPU, but no trial uses"):
         spec(gpus_per_trial=0, cpu_nodes=True)
     with pytest.raises(SpecError) as told:
         check(

@@ -67,7 +67,7 @@ def test_latex_is_escaped_and_the_best_rows_are_bold() -> None:
 def test_bad_widths_are_the_users_mistake(folder: Path) -> None:
     found = CliRunner().invoke(main, ["figures", str(folder), "--style", "narrow"])
     assert found.exit_code == 2
-    assert "narrow: no width of a figure; valid: icml, ieee, neurips, beamer" in found.output
+    assert "narrow: not a style or width; valid: icml, ieee, neurips, beamer" in found.output
     assert not (folder / "paper").exists()
 
 

@@ -18,7 +18,7 @@ from study.tuning.space import Space
 from tests.conftest import trial_row, write_spec, write_tables
 from tests.test_spec import changed
 from trainables.lanes import evaluate
-from trainables.lanes.trial import lane_rows
+from trainables.lanes.rows import lane_rows
 from trainables.tune import LaneTrainable, trainable
 from trainables.workloads import data, models
 

@@ -44,7 +44,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "loss": ("def f(o, t): return o.sum()\n" + NET, {"loss": "own:f"},
              ["workload.loss: own:f: gave () for 16 examples; expected a callable", 'own give with reduction="none"']),
     "a loss that is a class": ("from torch.nn import MSELoss as f\n" + NET, {"loss": "own:f"},
-                               ["own:f: is a class, and no instance of it; expected a callable from outputs (n, out_"]),
+                               ["own:f: is a class, not an instance of it; expected a callable from outputs (n, out_"]),
     "a loss of one argument": ("def f(o): return o[:, 0]\n" + NET, {"loss": "own:f"},
                                ["own:f: called with outputs (16, 10) and targets (16,), it raised TypeError: f()"]),
     "a metric of scikit-learn": ("from sklearn.metrics import accuracy_score as f\n" + NET, {"metric": "own:f"},

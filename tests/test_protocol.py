@@ -23,7 +23,8 @@ from tests.conftest import lane_row, trial_row
 from tests.test_rates import LOSS, refined
 from tests.test_tune import tuned_rate
 from trainables.config import Budget, TrialConfig
-from trainables.lanes.trial import TrialRun, lane_rows
+from trainables.lanes.rows import lane_rows
+from trainables.lanes.trial import TrialRun
 
 OPTIMIZERS = ("sgd", "momentum", "rmsprop", "adam")
 SHAPES = [(width, depth, size) for width in (8, 16) for depth in (1, 2) for size in (1, 32, 10_000)]

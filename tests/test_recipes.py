@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import analysis
-from analysis.cells import _best_rows, rate_table
+from analysis.rates import _best_rows, rate_table
 from analysis.report.tables import recipes
 from analysis.report.verdict import verdict
 from analysis.schema import unseal

@@ -360,11 +360,11 @@ def test_fetch_follows_merged_parts(s3: S3, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        ("ftp://host/x", "no place for results; valid: a folder (NFS too), s3://BUCKET/NAME, gs://BUCKET/NAME"),
+        ("ftp://host/x", "cannot hold results; valid: a folder (NFS too), s3://BUCKET/NAME, gs://BUCKET/NAME"),
         ("s3://key:secret@bucket/x", "has a user or password; put it where the SDK finds it"),
         ("s3://", "names no bucket; valid: a folder"),
         ("s3:/bucket/x", "is not a URI, as it lacks a slash"),
-        ("s3://bucket/x#1", "has characters that no place may have"),
+        ("s3://bucket/x#1", "has characters that are not allowed"),
     ],
 )
 def test_place_refuses_invalid_uris(uri: str, told: str) -> None:
@@ -390,7 +390,7 @@ def test_check_home_refuses_a_database_of_another_uri(
         assert created.user_attrs["results"] == uri
         spool.mkdir()
         (spool / "spec.toml").write_text(spec.to_toml())
-    with pytest.raises(StorageError, match=f"its study owned is that of {uri}"):
+    with pytest.raises(StorageError, match=f"its study owned belongs to {uri}"):
         mirror.check_home(database.open_study(spec, tmp_path), tmp_path)
     database.delete_study(spec)
 

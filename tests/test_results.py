@@ -98,7 +98,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     table = pa.Table.from_pylist([trial_row()], schema=TRIALS)
     pq.write_table(table.replace_schema_metadata({"version": "2"}), folder / PART)
-    with pytest.raises(ResultsError, match="schema version 2, this program reads version 1"):
+    with pytest.raises(ResultsError, match="schema version 2, but this program reads version 1"):
         load(tmp_path)
 
 

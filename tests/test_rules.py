@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from analysis.cells import OPTIMIZERS
-from trainables.modern import State, orthogonalised
+from trainables.formulas import State, orthogonalised
 from trainables.rules import RULES, Rule
 
 PUBLISHED = [name for name, rule in RULES.items() if rule.make_step or rule.torch_class is None]

@@ -12,7 +12,8 @@ from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis import Interval, scaling
+from analysis import Interval
+from analysis.figures.batch_size import scaling
 
 losses = st.floats(1e-12, 1e12)
 

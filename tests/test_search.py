@@ -444,7 +444,7 @@ def test_reach_refuses_servers_other_than_ray(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(head, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
-        with pytest.raises(ClusterError, match="the server there is no Ray head, whose port is 6379"):
+        with pytest.raises(ClusterError, match="the server there is not a Ray head, whose port is 6379"):
             head.reach(address)
 
 
@@ -477,7 +477,7 @@ def test_run_without_a_cluster_leaves_no_folder(tmp_path: Path, monkeypatch: pyt
 
 def test_resume_refuses_changed_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StorageError, match=r"not a results folder, it has no spec\.toml"):
+    with pytest.raises(StorageError, match=r"not a results folder, because it has no spec\.toml"):
         api.resume(tmp_path)
     with pytest.raises(StorageError, match="no such folder"):
         api.resume(tmp_path / "nowhere")
@@ -554,7 +554,7 @@ def test_database_holds_each_study_once(tmp_path: Path) -> None:
     assert moved.user_attrs["results"] == str(tmp_path / "moved")
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved/spec.toml").touch()
-    with pytest.raises(StorageError, match=r"its study good is that of .*moved, not of .*there"):
+    with pytest.raises(StorageError, match=r"its study good belongs to .*moved, not to .*there"):
         mirror.check_home(open_study(spec, tmp_path / "there"), tmp_path / "there")
     delete_study(spec)
     create_study(spec)

@@ -142,7 +142,7 @@ BAD = {
     "one baseline as a table": (changed(baseline=OURS), "must be an array of tables, as in [[baseline]]"),
     "a baseline without a width": (
         changed(confirm={}, baseline=[OURS, {**ours_without("width"), "name": "b"}]),
-        "baseline[2].width: missing, as the search has it; valid: any",
+        "baseline[2].width: missing, because the search has it; valid: any",
     ),
     "an unknown key of a baseline": (
         changed(confirm={}, baseline=[OURS | {"rate": 0.1}]),
@@ -171,7 +171,7 @@ BAD = {
     ),
     "a baseline with an argument": (
         changed(confirm={}, baseline=[OURS | {"model_args": {"heads": 2}}]),
-        "baseline[1].model_args.heads = 2: the search has none; leave it out",
+        "baseline[1].model_args.heads = 2: the search has no such key; leave it out",
     ),
     "a cell beyond the space": (
         changed(enqueue=[FIRST, FIRST | {"width": 9}]),
@@ -183,11 +183,11 @@ BAD = {
     ),
     "a cell without a searched setting": (
         changed(enqueue=[FIRST], search__settings={"adam": {"beta1": {"low": 0.5, "high": 0.9}}}),
-        "enqueue[1].settings.beta1: missing, as the search has it; valid: {low = 0.5, high = 0.9, log = false}",
+        "enqueue[1].settings.beta1: missing, because the search has it; valid: {low = 0.5, high = 0.9, log = false}",
     ),
     "a cell with a setting that is not searched": (
         changed(enqueue=[FIRST | {"settings": {"beta1": 0.9}}]),
-        "enqueue[1].settings.beta1 = 0.9: the search has none; leave it out",
+        "enqueue[1].settings.beta1 = 0.9: the search has no such key; leave it out",
     ),
     "more cells than trials": (changed(enqueue=[FIRST] * 5), "enqueue: 5 cells for budget.trials = 4; leave some out"),
     "a cell before a grid": (
@@ -323,7 +323,7 @@ BAD = {
     ),
     "an engine of plain layers": (
         changed(workload__model_args={"dropout": [0.0, 0.2], "init": "kaiming"}, lanes__engine="native"),
-        "lanes.engine: native trains plain layers, and workload.model_args.dropout makes others, which run by vmap",
+        "lanes.engine: native does not train the layers that workload.model_args.dropout adds; valid: auto",
     ),
     "an unknown activation": (
         changed(workload__model_args={"activation": ["tanh", "swish"]}),
@@ -372,7 +372,7 @@ BAD = {
     ),
     "native with smoothed labels": (
         changed(workload={"data": "digits", "model": "mlp", "label_smoothing": 0.1}, lanes__engine="native"),
-        "lanes.engine: native knows no workload.label_smoothing; valid: auto, eager",
+        "lanes.engine: native does not support workload.label_smoothing; valid: auto, eager",
     ),
     "another family's argument": (
         changed(workload__model_args={"kernel": 3}),
@@ -388,7 +388,7 @@ BAD = {
     ),
     "a standardized quadratic": (
         quadratic(workload__standardize=True),
-        "workload.standardize = true: quadratic is a problem in its own units; set standardize = false",
+        "workload.standardize = true: quadratic has units of its own, so set standardize = false",
     ),
     "an engine that does not augment": (
         changed(
@@ -430,7 +430,7 @@ def test_files_that_are_no_spec(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes("name = 'é'".encode("latin-1"))
     for name, message in (
         ("latin.toml", "not UTF-8: byte 8"),
-        ("wine.csv", r"holds data, and is no spec; `study init my.toml --data .*wine.csv` writes one for it"),
+        ("wine.csv", r"holds data and is not a spec; `study init my.toml --data .*wine.csv` writes one for it"),
         (".", "is a directory"),
         ("none.toml", "no such file, and no shipped spec of that name; shipped: deepobs-quadratic, digits-cnn, mlp"),
     ):

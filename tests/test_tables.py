@@ -221,7 +221,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "text for a regression": (
         {},
         {"label": "kind", "task": "regression"},
-        r"targets are no numbers \([xy]\), and task = ",
+        r"targets are not numbers \([xy]\), and task = ",
     ),
     "a currency": ({"a": [f"$1,{n:03}" for n in range(N)]}, {"label": "kind"}, r"not written as 1234.5 \(\$1,000\)"),
     "a percent sign": ({"a": [f"{n} %" for n in range(N)]}, {"label": "kind"}, r"not written as 1234.5 \(0 %\)"),
@@ -260,14 +260,14 @@ def test_what_cannot_be_used_is_said(columns: Any, reading: Any, told: str, tmp_
         (b"5.1,3.5,0\n4.9,3.0,0\n", r"has numbers \(5.1, 3.5, 0\) in its first line, where the columns' names"),
         (
             b"a b\n1 2\n",
-            r"has one column only by its first line \(a b\); give all names there, with commas, semicolons, tabs or",
+            r"has only one column in its first line \(a b\); give all names there, with commas, semicolons, tabs or",
         ),
-        (b"<!DOCTYPE html>\n<p>404\n", r"has one column only by its first line \(<!DOCTYPE html>\)"),
+        (b"<!DOCTYPE html>\n<p>404\n", r"has only one column in its first line \(<!DOCTYPE html>\)"),
         (b"a,a,b\n1,2,3\n", "several columns are called a; give each a name of its own"),
         (b"# from a device\na,b\n1,2\n", r"than the first line has names \(# from a device\); name"),
         (b"# from a device, May\na,b,c\n1,2,3\n", r"than the first line has names \(# from a device, May\); name"),
         (b"a,b\n1,2\n1,2,3\n", "t.csv: cannot be read: ParserError: .* Expected 2 fields in line 3, saw 3"),
-        ("a,b\né,2\n".encode("latin-1"), r"t.csv: is no text in UTF-8 \(byte \d\); save it as UTF-8"),
+        ("a,b\né,2\n".encode("latin-1"), r"t.csv: is not UTF-8 text \(byte \d\); save it as UTF-8"),
     ],
 )
 def test_damaged_files_are_said_so(content: bytes, told: str, tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_a_table_is_copied_into_the_study(table: Path, tmp_path_factory: pytest.
 
 def test_mistakes_about_files_are_said_before_they_are_read(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {
-        "t.xlsx": "end in .csv, .tsv, .parquet, .npz, a folder of images in a slash; a function is mine:f; convert",
+        "t.xlsx": "a file is .csv, .tsv, .parquet, .npz, or a folder of images with a slash at its end;",
         "images": 'unknown data set "images"; valid: cubic',
         "https://host/t.csv": "workload.data: https://host/t.csv: is a URL; download it, and name the file",
         "none.csv": "workload.data: none.csv: there is no such file (",

@@ -450,7 +450,7 @@ def test_a_missing_package_is_named(
 
 
 def test_an_address_that_is_no_server_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no tracking server"):
+    with pytest.raises(UsageError, match="not the address of a tracking server"):
         MLflow("sqlite:///here.db", "name", tmp_path, "loss", print)
 
 

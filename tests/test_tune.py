@@ -17,11 +17,12 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.cells import _best_rows, rate_table
+from analysis.rates import _best_rows, rate_table
 from trainables.config import TrialConfig
 from trainables.lanes.rates import Measure, beyond, tuned
+from trainables.lanes.rows import lane_rows
 from trainables.lanes.stack import Stack, grid
-from trainables.lanes.trial import grid_lanes, lane_rows
+from trainables.lanes.trial import grid_lanes
 from trainables.rules import RULES
 from trainables.tune import TRAINABLES, CNNTrainable, LaneTrainable, MLPTrainable, Payload
 

@@ -119,7 +119,7 @@ def test_study_of_all_kinds_of_user_code(tmp_path: Path) -> None:
     assert (out / "code" / "user_code.py").is_file()
     page = (out / "report" / "index.html").read_text()
     assert "user_code:Lion" in page
-    assert "accuracy here is the mean of user_code:near" in page
+    assert "Accuracy here means the mean of user_code:near" in page
     assert results.provenance["data"]["loss"] == "mean of user_code:huber"
     shutil.rmtree(tmp_path / "mine")
     more = study(here, "extend", "results/own", "--trials", "1", "--plain")

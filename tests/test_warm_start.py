@@ -121,7 +121,7 @@ def test_a_study_starts_with_an_earlier_one_and_resumes_without_it(tmp_path: Pat
 
 def test_a_study_without_what_its_sampler_knew_does_not_go_on(tmp_path: Path) -> None:
     here = spec(tuning={"sampler": "tpe", "warm_start": "earlier"})
-    with pytest.raises(StorageError, match="what the sampler knows of earlier trials cannot be read"):
+    with pytest.raises(StorageError, match="the earlier trials of the warm start cannot be read"):
         warm_start.warmed(optuna.create_study(), Space(here, "", ""), tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_other_lanes_of_the_earlier_study_are_told(earlier: Path) -> None:
     other = read({"rates": 9, "schedule": "cosine"})
     lanes = ("lanes.rates 2, not 9", "lanes.schedule None, not cosine")
     assert warm_start.read(other).lanes == lanes
-    assert plan._known(other).endswith(f"; values may not compare, as it had {', '.join(lanes)}")
+    assert plan._known(other).endswith(f"; values may not be comparable, because it had {', '.join(lanes)}")
 
 
 def test_trials_outside_the_space_are_left_out(earlier: Path) -> None:

@@ -133,7 +133,7 @@ class Reading:
         task: regression or classification; if not given, floats as targets are a regression, and all others classes.
         label: the column of a table to predict.
         features: columns of the inputs; if not given, all that have no other purpose.
-        exclude: columns that are no inputs, if features does not say which are.
+        exclude: columns that are not inputs, if features does not say which are.
         split: shares of the training, validation and test split, which are drawn by the data's seed.
         split_column: column that says train, validation or test, instead of `split`.
         group_column: column whose equal values stay in one split.
@@ -187,7 +187,7 @@ class Recipe:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Recipe:
-        """From values by name; names that are no field are settings of the optimizer."""
+        """From values by name; names that are not fields are settings of the optimizer."""
         own = {f.name for f in fields(cls)} - {"settings"}
         known = {name: value for name, value in values.items() if name in own}
         return cls(**known, settings=tuple((name, values[name]) for name in values if name not in own))

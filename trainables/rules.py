@@ -2,17 +2,13 @@
 
 The parameters of K networks are the rows of one (K, P) tensor, so a rule is a few elementwise operations for any
 network. Most rules are linear in the learning rate, and their state does not depend on it: they compute the unit update
-u, and the step is p <- p - lr_k u. Others, in `trainables.modern`, make the whole step. The results are those of the
-torch.optim class that the rule names, with the same settings, or of the published package. Clipping, and weight decay
-where a rule has none of its own, are done to the gradients before it.
+u, and the step is p <- p - lr_k u. Others make the whole step. `trainables.formulas` has the formulas of all. The
+results are those of the torch.optim class that the rule names, with the same settings, or of the published package.
+Before the rule gradients are clipped, and the weight decay of a rule that has none of its own is added to them.
 
 Coefficients that depend on the number of the update (bias corrections, warming of momentum) come from a table that is
 computed before a run of updates, so that a CUDA graph or the native kernel reads them from memory. Settings may differ
 between lanes, as tensors that broadcast against the parameters.
-
-To add an optimizer, write its update here, list it in `_UPDATES`, add its settings to `catalogue.OPTIMIZERS`, and its
-place in tables and figures to `analysis.cells.OPTIMIZERS`. It runs in the eager engine until the native kernel has it,
-too (`engines.native.KERNELS` and `engines/kernel/rules.h`).
 """
 
 from __future__ import annotations
@@ -26,8 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables import modern
-from trainables.modern import Numbers, State, Step, mean, mean_square, moments
+from trainables.formulas import STEPS, UPDATES, Columns, Numbers, State, Step, UnitUpdate, gradient, no_columns
 from trainables.usercode.importing import EXPECTED, UserCodeError, imported, is_import_path
 from trainables.workloads import catalogue
 from trainables.workloads.catalogue import (
@@ -43,14 +38,6 @@ from trainables.workloads.catalogue import (
 NORM_EPS = 1e-6
 # The moving average of the parameters: the buffer, the setting that is its decay, and the weight of an update in it.
 EMA = "ema"
-
-UnitUpdate = Callable[[Tensor, Tensor, State, Numbers, Numbers], Tensor]
-# (U, 1) numbers of updates from 1, settings as floats or (L,) arrays -> columns, (U, 1) or (U, L)
-Columns = Callable[[np.ndarray, Mapping[str, Any]], dict[str, np.ndarray]]
-
-
-def _no_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {}
 
 
 @dataclass(frozen=True)
@@ -80,7 +67,7 @@ class Rule:
     rates: tuple[float, float]
     buffers: tuple[str, ...] = ()
     settings: Mapping[str, float] = field(default_factory=dict)
-    columns: Columns = _no_columns
+    columns: Columns = no_columns
     solo: bool = False
     scalars: tuple[str, ...] = ()
     make_step: Callable[[Sequence[torch.Size]], Step] | None = None
@@ -282,176 +269,13 @@ class _Alone(torch.optim.Optimizer):
             parameter.copy_(values.view_as(parameter))
 
 
-def _gradient(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """Steepest descent: u = g."""
-    return g
-
-
-def _momentum(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """Heavy ball (Polyak, 1964) as torch has it: b <- momentum b + g, u = b. From b = 0 the first b is g."""
-    return state["momentum_buffer"].mul_(s["momentum"]).add_(g)
-
-
-def _nesterov(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """Nesterov momentum (Sutskever et al., 2013): u = g + momentum b."""
-    return (_momentum(p, g, state, c, s) * s["momentum"]).add_(g)
-
-
-def _sgdw(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """SGDW (Loshchilov and Hutter, 2019): momentum plus decay of the parameters themselves, both times the rate."""
-    return _momentum(p, g, state, c, s) + p * s["weight_decay"]
-
-
-def _adagrad(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """Adagrad (Duchi et al., 2011): u = g / (sqrt(sum g^2) + eps)."""
-    total = state["sum"].addcmul_(g, g)
-    return g / total.sqrt().add_(s["eps"])
-
-
-def _rmsprop(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """RMSprop (Tieleman and Hinton, 2012), eps after the root."""
-    return g / mean_square(state["square_avg"], g, s["alpha"]).sqrt().add_(s["eps"])
-
-
-def _adam(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """Adam (Kingma and Ba, 2015): bias-corrected first moment over root of second."""
-    first, second = moments(g, state, s)
-    return (first * c["mean"]).div_(second.sqrt().mul_(c["root"]).add_(s["eps"]))
-
-
-def _adamw(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """AdamW (Loshchilov and Hutter, 2019): Adam plus decay of the parameters themselves, both times the rate."""
-    return _adam(p, g, state, c, s).add_(p * s["weight_decay"])
-
-
-def _adadelta(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """Adadelta (Zeiler, 2012): the gradient times the ratio of running root mean squares of steps and gradients."""
-    square = mean_square(state["square_avg"], g, s["rho"])
-    delta = state["acc_delta"].add(s["eps"]).sqrt_().div_(square.add(s["eps"]).sqrt_()).mul_(g)
-    mean_square(state["acc_delta"], delta, s["rho"])
-    return delta
-
-
-def _amsgrad(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """AMSGrad (Reddi et al., 2018): Adam over the largest second moment so far."""
-    first, second = moments(g, state, s)
-    largest = state["max_exp_avg_sq"]
-    largest.copy_(torch.maximum(largest, second))
-    return (first * c["mean"]).div_(largest.sqrt().mul_(c["root"]).add_(s["eps"]))
-
-
-def _adamax(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """Adamax (Kingma and Ba, 2015): Adam with the infinity norm."""
-    first = mean(state["exp_avg"], g, s["beta1"])
-    norm = state["exp_inf"].mul_(s["beta2"])
-    norm.copy_(torch.maximum(norm, g.abs().add_(s["eps"])))
-    return (first * c["mean"]).div_(norm)
-
-
-def _nadam(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """NAdam (Dozat, 2016): Adam with Nesterov momentum and its warming schedule."""
-    first, second = moments(g, state, s)
-    root = second.sqrt().mul_(c["root"]).add_(s["eps"])
-    return (first * c["ahead"]).add_(g * c["now"]).div_(root)
-
-
-def _radam(p: Tensor, g: Tensor, state: State, c: Numbers, s: Numbers) -> Tensor:
-    """RAdam (Liu et al., 2020): Adam rectified by the variance of its second moment; plain momentum at first."""
-    first, second = moments(g, state, s)
-    # One of the two is zero: the first once the variance can be rectified, the second before.
-    factor = (c["rectified"] / second.sqrt().add_(s["eps"])).add_(c["plain"])
-    return factor.mul_(first).mul_(c["mean"])
-
-
-def _bias(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Bias corrections of the mean and of the root mean square: 1 / (1 - beta1^n), 1 / sqrt(1 - beta2^n)."""
-    return {"mean": 1 / (1 - s["beta1"] ** n), "root": 1 / np.sqrt(1 - s["beta2"] ** n)}
-
-
-def _bias_of_mean(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {"mean": 1 / (1 - s["beta1"] ** n)}
-
-
-def _warming(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """NAdam's: momentum rises as mu_n = beta1 (1 - 0.96^(n momentum_decay) / 2); torch keeps its product in float32."""
-    now, following = (s["beta1"] * (1 - 0.5 * 0.96 ** (m * s["momentum_decay"])) for m in (n, n + 1))
-    product = np.multiply.accumulate(now.astype(np.float32), axis=0).astype(np.float64)
-    return {**_bias(n, s), "now": (1 - now) / (1 - product), "ahead": following / (1 - product * following)}
-
-
-def _rectification(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """RAdam's: the variance exists once its approximate length exceeds 4, torch rectifies from 5."""
-    # The length magnifies rounding some thousand times, so the power is Python's, as torch's is; numpy's differs.
-    decay = np.frompyfunc(pow, 2, 1)(s["beta2"], n).astype(np.float64)
-    longest = 2 / (1 - s["beta2"]) - 1
-    length = longest - 2 * n * decay / (1 - decay)
-    ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-    rectified = np.where(length > 5, np.sqrt(np.maximum(ratio, 0) * (1 - decay)), 0.0)
-    return {**_bias_of_mean(n, s), "rectified": rectified, "plain": np.where(length > 5, 0.0, 1.0)}
-
-
-def _adan_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Adan's bias corrections, and whether this is the first update."""
-    return {
-        "mean": 1 / (1 - s["beta1"] ** n),
-        "change": s["beta2"] / (1 - s["beta2"] ** n),
-        "root": 1 / np.sqrt(1 - s["beta3"] ** n),
-        "first": (n == 1).astype(np.float64),
-    }
-
-
-def _adafactor_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The share of the newest squared gradient, and the largest relative step."""
-    return {"share": n**-0.8, "most": n**-0.5}
-
-
-def _root(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {"root": 1 / np.sqrt(1 - s["beta2"] ** n)}
-
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-# Name -> update, the torch.optim class that computes the same, buffers, coefficients.
-_UPDATES: dict[str, tuple[UnitUpdate, type[torch.optim.Optimizer] | None, tuple[str, ...], Columns]] = {
-    "gradient-descent": (_gradient, torch.optim.SGD, (), _no_columns),
-    "sgd": (_gradient, torch.optim.SGD, (), _no_columns),
-    "momentum": (_momentum, torch.optim.SGD, ("momentum_buffer",), _no_columns),
-    "nesterov": (_nesterov, torch.optim.SGD, ("momentum_buffer",), _no_columns),
-    "adagrad": (_adagrad, torch.optim.Adagrad, ("sum",), _no_columns),
-    "rmsprop": (_rmsprop, torch.optim.RMSprop, ("square_avg",), _no_columns),
-    "adadelta": (_adadelta, torch.optim.Adadelta, ("square_avg", "acc_delta"), _no_columns),
-    "adam": (_adam, torch.optim.Adam, _MOMENTS, _bias),
-    "adamw": (_adamw, torch.optim.AdamW, _MOMENTS, _bias),
-    "amsgrad": (_amsgrad, torch.optim.Adam, (*_MOMENTS, "max_exp_avg_sq"), _bias),
-    "adamax": (_adamax, torch.optim.Adamax, ("exp_avg", "exp_inf"), _bias_of_mean),
-    "nadam": (_nadam, torch.optim.NAdam, _MOMENTS, _warming),
-    "radam": (_radam, torch.optim.RAdam, _MOMENTS, _rectification),
-    "sgdw": (_sgdw, None, ("momentum_buffer",), _no_columns),
-    "lion": (modern.lion, None, ("exp_avg",), _no_columns),
-    "adan": (modern.adan, None, (*_MOMENTS, "exp_avg_diff", "previous"), _adan_columns),
-}
-_FREE = ("weights", "largest_rate")
-# Name -> how the whole step is made, the torch.optim class, buffers, scalars, coefficients, average.
-_STEPS: dict[str, tuple[Any, type[torch.optim.Optimizer] | None, tuple[str, ...], tuple[str, ...], Columns, Any]] = {
-    "lamb": (modern.lamb, None, _MOMENTS, (), _bias_of_mean, None),
-    "adafactor": (modern.adafactor, torch.optim.Adafactor, ("row_var", "col_var"), (), _adafactor_columns, None),
-    "muon": (modern.muon, None, (*_MOMENTS, "momentum_buffer"), (), _bias, None),
-    "prodigy": (modern.prodigy, None, (*_MOMENTS, "s", "moved"), ("growth", "numerator"), _no_columns, None),
-    "schedule-free-sgd": (
-        modern.schedule_free(adam=False), None, ("lag",), _FREE, _no_columns, modern.averaged("momentum")
-    ),
-    "schedule-free-adamw": (
-        modern.schedule_free(adam=True), None, ("lag", "exp_avg_sq"), _FREE, _root, modern.averaged("beta1")
-    ),
-}  # fmt: skip
-
-
 def _shipped(name: str) -> Rule:
     facts = OPTIMIZERS[name]
-    if name in _UPDATES:
-        update, torch_class, buffers, columns = _UPDATES[name]
+    if name in UPDATES:
+        update, torch_class, buffers, columns = UPDATES[name]
         return Rule(name, update, torch_class, facts.rates, buffers, facts.settings, columns)
-    make_step, torch_class, buffers, scalars, columns, average = _STEPS[name]
-    rule = Rule(name, _gradient, torch_class, facts.rates, buffers, facts.settings, columns, scalars=scalars)
+    make_step, torch_class, buffers, scalars, columns, average = STEPS[name]
+    rule = Rule(name, gradient, torch_class, facts.rates, buffers, facts.settings, columns, scalars=scalars)
     return replace(rule, make_step=make_step, average=average)
 
 
@@ -478,9 +302,9 @@ def named(name: str, code: str = "") -> Rule:
         if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
             if "lr" not in inspect.signature(found).parameters:
                 raise UserCodeError(f"{name}: has no argument lr, the learning rate; add it, as in torch.optim")
-            return Rule(name, _gradient, found, SOLO_RATES, solo=True)
+            return Rule(name, gradient, found, SOLO_RATES, solo=True)
         kind = found.__name__ if isinstance(found, type) else type(found).__name__
         raise UserCodeError(f"{name}: is {kind}; expected {EXPECTED['optimizer']}")
     if name not in OPTIMIZERS:
         raise KeyError(f"no optimizer is called {name!r}; there are {', '.join(OPTIMIZERS)}")
-    return Rule(name, _gradient, getattr(torch.optim, name), OPTIMIZERS[name].rates, solo=True)
+    return Rule(name, gradient, getattr(torch.optim, name), OPTIMIZERS[name].rates, solo=True)

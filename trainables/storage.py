@@ -48,13 +48,13 @@ def place(given: str | Path) -> Path | str:
         return Path(text)
     scheme, _, rest = text.partition("://")
     if scheme not in SCHEMES:
-        raise ValueError(f"{text!r} is no place for results; {valid}")
+        raise ValueError(f"{text!r} cannot hold results; {valid}")
     if "@" in rest.split("/")[0]:  # it would stand in every message and in the provenance
         told = "has a user or password; put it where the SDK finds it, as into AWS_SECRET_ACCESS_KEY"
         raise ValueError(f"{scheme}://... {told}")
     if not (found := _URI.fullmatch(text)):
         raise ValueError(
-            f"{text!r} has characters that no place may have; valid: letters, digits, / and -._~!$&'()*+,;=:@"
+            f"{text!r} has characters that are not allowed; valid: letters, digits, / and -._~!$&'()*+,;=:@"
         )
     if not found[2]:
         raise ValueError(f"{text!r} names no bucket; {valid}")

@@ -26,8 +26,9 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 from trainables.checkpoint import Checkpoint, arrays, plain, read_for_ray
 from trainables.config import TrialConfig
 from trainables.lanes.records import Point, Predictions, Report, Trace
+from trainables.lanes.rows import lane_rows
 from trainables.lanes.stack import out_of_memory
-from trainables.lanes.trial import TrialRun, lane_rows
+from trainables.lanes.trial import TrialRun
 from trainables.usercode.importing import copy_on_node, is_import_path
 
 __all__ = ["CNNTrainable", "MLPTrainable", "TrialConfig"]

@@ -209,7 +209,7 @@ def mean_of(results: Results) -> str:
 
 def best_here(results: Results, shown: str) -> str:
     """Which means are best on the seeds that chose them, in a sentence that is no verdict."""
-    return f"{'Highest' if results.maximize else 'Lowest'} mean on the seeds that chose: {shown}."
+    return f"{'Highest' if results.maximize else 'Lowest'} mean on the seeds of the search: {shown}."
 
 
 def unit_of(results: Results) -> str:

@@ -114,12 +114,12 @@ def figure(results: Results, table: pd.DataFrame, compared: Comparison) -> exhib
     if compared.fresh:
         names = listing(entry.name for entry in compared.contenders)
         caption = f"{'Winner' if compared.winner else 'May each be the best'}: {names}. "
-        caption += f"Every optimizer at its best cell, on {seeds} that chose nothing (dots), with its "
+        caption += f"Every optimizer at its best cell, on {seeds} that the search did not use (dots), with its "
     else:
-        caption = f"Candidates only: the {seeds} (dots) are those that chose each optimizer's cell. Also shown: "
+        caption = f"Candidates only: each optimizer's cell was chosen on these {seeds} (dots). Also shown: "
     excluded = (~data["contender"].astype(bool) & data["p"].notna()).any()
     mark = "; excluded: not the best (p < .05)" if compared.fresh and excluded else ""
-    mark = "; those on the right also cover that rates are tuned imperfectly" + mark if compared.fresh else ""
+    mark = "; those on the right also allow for imperfectly tuned rates" + mark if compared.fresh else ""
     caption += f"{exhibit.mean_of(results)} and its 50% (thick) and 95% (thin) intervals {noise}{mark}."
     lost = [f"{name} ({reason})" for name, reason in missing_sizes(results, table).items()]
     rest = ["baselines (not tuned, against the best optimizer)"] if compared.baselines else []

@@ -102,7 +102,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         f"Training and validation {metric} of every optimizer",
         f"{exhibit.best_here(results, best)} Every optimizer at its best cell and tuned rate: "
         f"{exhibit.mean_of(results)} of the {metric} over {seed_counts(seeds)}, validation solid, training dashed. "
-        f"On validation, {band_note(seeds)}; bands may be clipped.",
+        f"For validation: {band_note(seeds)}; bands may be clipped.",
         data if panels.max() >= 2 else data.head(0),
         partial(_drawn, data, "epoch", results),
         "no batch size has two optimizers with a tuned rate" if len(table) else "no trial has ended yet",

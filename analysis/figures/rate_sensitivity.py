@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.cells import examples_of, floor_of, optimizer_order, rank, rate_table
+from analysis.cells import examples_of, floor_of, optimizer_order, rank
 from analysis.figures import axes, exhibit, style
+from analysis.rates import rate_table
 from analysis.results import Results, records
 from analysis.statistics import LEAST
 from analysis.text import listing, seed_counts, short, shortened
@@ -170,7 +171,7 @@ def _words(data: pd.DataFrame, metric: str) -> str:
     )
     measure = "loss" if metric == "loss" else "share of errors"
     return (
-        f"Decades of learning rate within 1.1 times the best {measure} (from a fitted parabola, without intervals): "
+        f"Range of rates that give at most 1.1 times the best {measure}, in decades (by a parabola, no intervals): "
         f"{widths}. "
     )
 
@@ -178,6 +179,6 @@ def _words(data: pd.DataFrame, metric: str) -> str:
 def _marks(data: pd.DataFrame, metric: str) -> str:
     """How many lanes failed, and what the triangles are, if any."""
     failed, top = data["failed"].sum(), most(data, metric)
-    words = f"; {failed} of {data['lanes'].sum()} lanes failed, which includes ending no better than untrained"
+    words = f"; {failed} of {data['lanes'].sum()} lanes failed, or ended no better than an untrained network"
     far = f"; triangle: a loss above {short(top)}, twice that before training"
     return (words if failed else "") + (far if (data["estimate"] > top).any() else "")

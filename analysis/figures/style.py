@@ -127,7 +127,7 @@ def millimetres(width: str | float) -> float:
         size = 0.0
     if not 60 <= size <= 400:
         raise ValueError(
-            f"{width}: no width of a figure; valid: {', '.join(WIDTHS)}, or 60 to 400 mm, as in 85mm, 3.25in"
+            f"{width}: not a style or width; valid: {', '.join(WIDTHS)}, or 60 to 400 mm, as in 85mm or 3.25in"
         )
     return size
 

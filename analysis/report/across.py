@@ -143,5 +143,5 @@ def verdict_across(found: Comparison, studies: Sequence[Results], compared: Sequ
         for place, entry in enumerate(each.scored)
         if each.scores and not each.scores.of_tuning[place] and entry.name in [other.name for other in found.scored]
     ]
-    unknown = "Unknown, and not in the intervals, is by how much a tuned rate falls short of the best one"
+    unknown = "It is unknown, and not in the intervals, how far these tuned rates are from the best ones"
     return [said, *missing, *([f"{unknown}: {listing(untuned)}."] if untuned else [])]

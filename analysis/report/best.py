@@ -35,8 +35,8 @@ def best(results: Results, optimizer: str = "") -> dict[str, Any]:
 
     Returns:
         optimizer, settings, learning_rate, recipe, batch_size, width, depth, data, model, metric; split, score, low,
-        high, seeds and fresh (whether those seeds chose nothing) of its score; verdict: winner, contender, excluded, or
-        candidate (without fresh seeds); text: all that in one line.
+        high, seeds and fresh (whether the search did not use them) of its score; verdict: winner, contender, excluded,
+        or candidate (without fresh seeds); text: all that in one line.
 
     Raises:
         ResultsError: if there is no such optimizer, or it has no score; the message says why.

@@ -109,16 +109,16 @@ def _across(studies: Sequence[Results], compared: Sequence[Comparison], out: Pat
     """The values of the template for several studies together."""
     repeated = repetitions(studies)
     kept = [study for place, study in enumerate(studies) if place not in repeated]
-    found = [each for place, each in enumerate(compared) if place not in repeated]
+    comparisons = [each for place, each in enumerate(compared) if place not in repeated]
     shown = {"figures": [across_studies(kept).save(out, "", pdf=pdf)], "warnings": list(repeated.values())}
     if len(kept) < 2:
         return shown | {"verdict": ["Not compared: fewer than two different studies."], "table": None}
     try:
-        joint = across(kept, found)
+        joint = across(kept, comparisons)
     except ValueError as error:
         return shown | {"verdict": [f"Not compared: {error}."], "table": None}
     shown["table"] = saved(tables.across(joint, kept[0].metric), out, "")
-    return shown | {"verdict": verdict_across(joint, kept, found)}
+    return shown | {"verdict": verdict_across(joint, kept, comparisons)}
 
 
 def _section(

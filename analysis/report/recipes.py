@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.cells import examples_of, floor_of, rank, rate_table
+from analysis.cells import examples_of, floor_of, rank
+from analysis.rates import rate_table
 from analysis.results import Results, records
 from analysis.statistics import LIMITS
 
@@ -16,10 +17,6 @@ def recipe_sensitivity(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     """The validation metric at each value of each axis that was tuned, for the best cell of each optimizer.
 
     The other axes stay at the cell's tuned values, and the learning rate is the best one for each value.
-
-    Args:
-        results: the study.
-        table: its `cells`.
 
     Returns:
         Columns optimizer, trial, axis, value, tuned (whether the value was chosen), learning_rate, estimate, low, high,

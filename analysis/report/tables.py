@@ -142,10 +142,9 @@ def compared(found: Comparison, metric: str, has_settings: bool, by: str = "opti
     if found.fresh:
         noise = "seeds and test examples" if found.examples else "seeds only"
         caption += (
-            f", on {counted(found.seeds, 'fresh seed')} that chose nothing. Intervals cover {noise}; those against the "
-            f"best other also cover by how much tuned rates may fall short of the best ones, and hold at 95% for all "
-            f"rows at once (multiple comparisons with the best, Hsu 1996); p is of the hypothesis that the row is the "
-            f"best."
+            f", on {counted(found.seeds, 'fresh seed')} that the search did not use. Intervals cover {noise}. Those "
+            f"against the best other also allow for tuned rates that miss the best ones, and hold at 95% for all rows "
+            f"at once (multiple comparisons with the best, Hsu 1996). p tests the hypothesis that the row is the best."
         )
         if found.most_looks > 1:
             caption += (
@@ -156,10 +155,12 @@ def compared(found: Comparison, metric: str, has_settings: bool, by: str = "opti
         if found.baselines:
             caption += (
                 " A baseline is not tuned. Its row is against the best optimizer, with limits that hold for all "
-                "optimizers and baselines at once (Dunnett 1955); p is of the hypothesis that both are equal."
+                "optimizers and baselines at once (Dunnett 1955); p tests the hypothesis that both are equal."
             )
     else:
-        caption += " and shown on the same seeds, which flatters the best: no row is a winner without fresh seeds."
+        caption += (
+            " and shown on the same seeds, so the best rows look better than they are. A winner needs fresh seeds."
+        )
     if by == "regime" and len(rows) < 2:
         return None
     best = [place for place, each in enumerate(found.entries) if each.contender] if found.fresh else [0]
@@ -191,7 +192,7 @@ def across(found: Comparison, metric: str) -> Table | None:
     caption = (
         f"Each optimizer's best cell on the {found.split} split and fresh seeds, paired by seed: {scale} over the "
         f"studies, each study counting the same. Intervals and p hold for all rows at once (multiple comparisons with "
-        f"the best, Hsu 1996), for these studies; other data sets may rank optimizers otherwise."
+        f"the best, Hsu 1996), for these studies; other data sets may rank optimizers differently."
     )
     return table("Across the studies", rows, caption=caption, sortable=True)
 
@@ -211,10 +212,10 @@ def times(results: Results, cells: pd.DataFrame) -> Table | None:
     ]
     target = "" if results.target is None else short(results.target)
     caption = (
-        f"Until the validation {results.metric} first reaches {target}: medians over seeds for the best cell of each "
-        f"regime and optimizer at its tuned rate, at the first evaluation that reaches it. ∞: at least half of the "
-        f"seeds never reached it; p: log-rank test of the examples against the fastest of the regime, by permutation "
-        f"of the seeds; train s: {results.seconds_label}."
+        f"Cost until an evaluation first gives a validation {results.metric} of {target}, for the best cell of each "
+        f"regime and optimizer at its tuned rate: medians over seeds. ∞: at least half of the seeds never reached it. "
+        f"p: log-rank test of the examples against the fastest of the regime, by permutation of the seeds. Train s: "
+        f"{results.seconds_label}."
     )
     return table("Time to target", rows, caption=caption, sortable=True)
 
@@ -232,9 +233,9 @@ def recipes(results: Results, cells: pd.DataFrame) -> Table | None:
         shown["best rate"] = short(row["learning_rate"]) if known else dash
         rows.append(shown | {f"validation {metric}": (metric_text(row["estimate"], metric), limits)})
     caption = (
-        "The best cell of every optimizer at each value of one axis, at the best learning rate for it, with the others "
-        "at their tuned values; 95% t intervals over the seeds, which chose these. Dash: not tried, or no rate that "
-        "every seed survived."
+        "The best cell of every optimizer at each value of one setting, at the best learning rate for this value. The "
+        "other settings have their tuned values. 95% t intervals over the seeds on which all were chosen. Dash: not "
+        "tried, or every rate lost a seed."
     )
     return table("Schedules, weight decay and clipping", rows, caption=caption, sortable=True)
 

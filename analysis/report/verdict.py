@@ -137,10 +137,8 @@ def _who(results: Results, compared: Comparison) -> str:
         return f"No winner: {first}, but {unknown} may be better."
     rest = [f"{each.name} ({_when(each, compared)}{p_text(each.p)})" for each in compared.scored if not each.contender]
     excluded = f" Excluded: {listing(rest)}." if rest else ""
-    return (
-        f"No winner: {joined([each.name for each in compared.contenders])} may each be the best. First is {best.name} "
-        f"with {score} {where}.{excluded}"
-    )
+    names = joined([each.name for each in compared.contenders])
+    return f"No winner: {names} may each be the best. {name} is first, with {score} {where}.{excluded}"
 
 
 def _when(entry: Entry, compared: Comparison) -> str:
@@ -185,7 +183,7 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
         needed = math.ceil(scores.examples * parts["test examples"] / rest)
         yield f"To tell {names} apart would take about {needed:,} test examples, not more seeds: {causes}."
     elif parts["tuning"] >= allowed:
-        yield f"Fresh seeds cannot tell {names} apart, more seeds or rates in the search may: {causes}."
+        yield f"Fresh seeds cannot tell {names} apart, but more seeds or rates in the search may: {causes}."
     else:
         yield f"{first_upper(names)} cannot be told apart with fewer than {MORE:,} fresh seeds: {causes}."
 

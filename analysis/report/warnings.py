@@ -45,7 +45,7 @@ def _unfinished(results: Results) -> Iterator[str]:
 
 def _score(results: Results) -> Iterator[str]:
     if score := table_of(results.spec, "workload").get("score"):
-        yield f"What is called accuracy here is the mean of {score} over examples, from 0 to 1."
+        yield f"Accuracy here means the mean of {score} over examples, from 0 to 1."
 
 
 def _data(results: Results) -> Iterator[str]:
@@ -75,8 +75,8 @@ def _edges(results: Results, ranked: pd.DataFrame) -> Iterator[str]:
 def _same_seeds(results: Results, confirmed: pd.DataFrame, ranked: pd.DataFrame) -> Iterator[str]:
     if confirmed["confirmed"].notna().any():
         yield (
-            "The leaderboard, and all figures but the first, show the seeds on which rates and cells were chosen; the "
-            "verdict, the first figure and the tables of optimizers and regimes come from seeds that chose nothing."
+            "The leaderboard and all figures but the first show the seeds on which rates and cells were chosen. The "
+            "verdict, the first figure and the tables of optimizers and regimes show fresh seeds."
         )
     elif len(ranked):
         check = "The confirmation, which has no result yet," if results.spec.get("confirm") else "[confirm] in the spec"
@@ -101,8 +101,8 @@ def _heavy_tails(results: Results) -> Iterator[str]:
     share = float(each[-max(1, len(each) // 100) :].sum() / each.sum()) if each.sum() > 0 else 0.0
     if share > HEAVY:
         yield (
-            f"One test example of a hundred makes {share:.0%} of the test loss: with such losses intervals over "
-            f"examples are too narrow. A larger test split helps, or accuracy as the metric."
+            f"1% of the test examples makes up {share:.0%} of the test loss, so intervals over examples are too "
+            f"narrow. Use a larger test split, or accuracy as the metric."
         )
 
 
@@ -142,7 +142,7 @@ def _lost_lanes(results: Results) -> Iterator[str]:
         yield (
             f"Trials left out because other trials of the same cell came further: "
             f"{listing(f'{count} {name}' for name, count in left_out.items())}."
-            + (" A cell whose trial diverged looks too good." if Outcome.DIVERGED in left_out else "")
+            + (" A cell of which a trial diverged looks better than it is." if Outcome.DIVERGED in left_out else "")
         )
     if given_up := int(lanes["stopped_update"].notna().sum()):
         yield (

@@ -12,7 +12,7 @@ import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -29,13 +29,13 @@ from study.cli.options import (
     shipped,
     sized,
 )
+from study.cluster import Kind
 from study.errors import Interrupted, UsageError
 from trainables import storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from study.cluster.manifest import Kind
     from study.progress.display import Show
     from study.results.export import Format
     from study.session import Outcome
@@ -156,7 +156,7 @@ def submit(spec: Spec, address: str, out: str, to: Path | None, wait: float) -> 
 
 
 @main.command()
-@click.argument("kind", type=click.Choice(["slurm", "kuberay", "ray-up"]))
+@click.argument("kind", type=click.Choice(get_args(Kind)))
 @click.argument("spec", type=SPEC)
 @click.option("--nodes", type=click.IntRange(1), default=2, show_default=True, help="Nodes that run trials.")
 @click.option("--cpus-per-node", type=click.IntRange(1), help="CPUs of each node; from the spec if not given.")
@@ -285,7 +285,7 @@ def export(folder: Path | str, to: Path, kind: Format | None, optimizer: str) ->
 @main.command()
 @click.argument("folders", type=PLACE, nargs=-1, required=True, metavar="FOLDER...")
 @click.option("--out", type=FOLDER, help="Where to write; needed for several studies. By default FOLDER/report.")
-@click.option("--pdf", is_flag=True, help="Write every figure as PDF, too.")
+@click.option("--pdf", is_flag=True, help="Also write every figure as PDF.")
 def report(folders: tuple[Path | str, ...], out: Path | None, pdf: bool) -> None:
     """Write the report of one or more studies.
 

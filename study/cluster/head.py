@@ -98,7 +98,7 @@ def _refuses(source: str, address: str, secret: str) -> bool:
         except grpc.RpcError as error:
             silent = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
             if silent and grpc.ChannelConnectivity.READY not in states:  # a busy head answers late
-                message = f"the server there is no Ray head, whose port is 6379; {advice}"
+                message = f"the server there is not a Ray head, whose port is 6379; {advice}"
                 raise ClusterError(source, message) from error
             return _REFUSED in str(error.details())
     return False

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from study.cluster import Kind
 from study.errors import UsageError
 from study.spec import SHIPPED, Spec
 from study.spec.init import template
 
-Kind = Literal["slurm", "kuberay", "ray-up"]
 # Options that a kind does not have.
 UNUSED: dict[Kind, tuple[str, ...]] = {"slurm": ("image",), "kuberay": (), "ray-up": ("time",)}
 # Seconds between a warning and the end of a Slurm job: enough for a study to save and for Ray to stop.

@@ -84,7 +84,7 @@ def _may_replace(to: Path, out: str) -> None:
     if to.absolute() == Path(out) or ("--out", out) in pairwise(command):
         return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        message = f"is no copy of {out} and would be replaced by one; give a folder that does not exist yet"
+        message = f"is not a copy of {out} and would be replaced by one; give a folder that does not exist yet"
         raise StorageError(f"--to {to}", message)
 
 

@@ -205,7 +205,9 @@ class MLflow:
     def __init__(self, uri: str, study: str, folder: Path, metric: str, say: Callable[[str], None]) -> None:
         require("mlflow", "mlflow")
         if not uri.startswith(("http://", "https://")):
-            raise UsageError("mlflow", f"{redacted(uri)} is no tracking server; give its address, as http://host:5000")
+            raise UsageError(
+                "mlflow", f"{redacted(uri)} is not the address of a tracking server; give one, as in http://host:5000"
+            )
         for name, value in _MLFLOW_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -281,8 +283,8 @@ class MLflow:
         if len(reason) > 300:
             reason = reason[:300] + "..."
         self._say(
-            f"MLflow at {shown} does not accept data ({reason}); the study continues, and what is missing "
-            f"there is sent when it can be, without another warning"
+            f"MLflow at {shown} does not accept data ({reason}); the study continues and sends the "
+            f"missing data later, without another warning"
         )
 
     def _begin(self, trial: int, parameters: dict[str, Any], when: int) -> None:

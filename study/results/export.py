@@ -284,7 +284,7 @@ def model(place: str | Path, optimizer: str = "") -> nn.Module:
             str(place), f"needs the module of its network ({error}); a results folder has it in code/"
         ) from error
     except Exception as error:
-        raise UsageError(str(place), f"is no file of `study export --format pt` ({error})") from error
+        raise UsageError(str(place), f"is not a file of `study export --format pt` ({error})") from error
     for name in ("input", "output"):
         if name in saved:
             layers.insert(0 if name == "input" else len(layers), Affine(*saved[name]))

@@ -91,7 +91,7 @@ def check_home(study: optuna.Study, folder: Path) -> None:
     """Raise a `StorageError` if a database's study belongs to another results folder, which still holds a study."""
     recorded, here = study.user_attrs.get("results"), str(home(folder))
     if recorded and recorded != here and has_study(recorded):
-        raise StorageError("tuning.storage", f"its study {study.study_name} is that of {recorded}, not of {here}")
+        raise StorageError("tuning.storage", f"its study {study.study_name} belongs to {recorded}, not to {here}")
     if recorded != here:  # new, or moved
         set_home(study, folder)
 
@@ -180,7 +180,7 @@ def _refuse_used(uri: str, spool: Path, remote: dict[str, FileInfo]) -> None:
         what = "already holds a study" if "spec.toml" in remote else f"is not empty: it holds {min(remote)}"
         raise StorageError(f"--out {uri}", f"{what}; give a URI where there is nothing yet")
     if spool.exists():
-        message = f"an earlier run could not send its results, they are in {spool}; `study resume {uri}` continues it"
+        message = f"an earlier run could not send its results, which are in {spool}; `study resume {uri}` continues it"
         raise StorageError(f"--out {uri}", f"{message}; to start again, remove that folder")
 
 

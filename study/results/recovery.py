@@ -107,7 +107,7 @@ def repair_records(folder: Path, say: Callable[[str], None]) -> None:
             unseal(previous)
         except (OSError, DamagedError) as error:
             if any(parts(place / name) for name in FOLDERS.values()):
-                unsure = f"so nobody can check that its trials ran with {place / 'spec.toml'}"
+                unsure = f"so it cannot be checked that its trials ran with {place / 'spec.toml'}"
                 advice = "restore it from a copy, or run the spec into a folder of its own"
                 raise StorageError(str(file), f"{why}, {unsure}; {advice}") from error
             content = b""
@@ -197,7 +197,7 @@ def clear_checkpoints(place: str, needed: Collection[str], folder: Path, say: Ca
     for name in storage.names(place):
         file, stray = storage.join(place, name), not _CHECKPOINT.fullmatch(name)
         if not storage.is_uri(file) and (stray or Path(file).is_dir()):
-            say(f"{file} is no checkpoint; moved to {move_aside(folder, Path(file))}")
+            say(f"{file} is not a checkpoint; moved to {move_aside(folder, Path(file))}")
         elif not stray and file not in needed:
             storage.delete(file)
 

@@ -134,6 +134,6 @@ def _empty(table: str) -> dict[str, list[Any]]:
 
 
 def _extend(columns: dict[str, list[Any]], row: Sequence[Any], count: int) -> None:
-    """Add `count` rows to the columns, in their order; a value that is no list or range is repeated."""
+    """Add `count` rows to the columns, in their order; a value that is not a list or range is repeated."""
     for column, value in zip(columns.values(), row, strict=True):
         column += value if isinstance(value, list | range) else [value] * count

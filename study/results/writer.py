@@ -146,7 +146,7 @@ class Collector(tune.Callback):
         once = self.recovered == (iteration, number)
         spent = getattr(trial, "num_failures", 0) > MAX_FAILURES and not once
         if self.final or (spent and not _node_died(trial)):
-            self.tell("set aside", f"trial {number}: its worker died again; the trial is set aside as failed")
+            self.tell("set aside", f"trial {number}: its worker died again; the trial counts as failed")
             self._end(trial, Outcome.FAILED, _reason(trial))
         else:
             self.orphans += 1

@@ -166,7 +166,7 @@ def engine_suits_optimizers(
         yield f"lanes.engine: {engine} is for the shipped models; valid with {workload.model}: auto"
     elif workload and (unusual := _unusual(workload)):
         named = ", ".join(unusual)
-        yield f"lanes.engine: {engine} trains plain layers, and {named} makes others, which run by vmap; valid: auto"
+        yield f"lanes.engine: {engine} does not train the layers that {named} adds; valid: auto"
     elif engine == "native" and (lacking := [name for name in names if user_code.optimizer(name).eager]):
         yield f"lanes.engine: native does not train {', '.join(lacking)}; valid: auto, eager"
     elif engine == "native" and workload and (workload.loss or any(map(is_import_path, names))):
@@ -174,7 +174,7 @@ def engine_suits_optimizers(
     elif engine == "native" and workload and workload.augment:
         yield "lanes.engine: native trains on unchanged examples, and workload.augment changes them; valid: auto, eager"
     elif engine == "native" and workload and workload.label_smoothing:
-        yield "lanes.engine: native knows no workload.label_smoothing; valid: auto, eager"
+        yield "lanes.engine: native does not support workload.label_smoothing; valid: auto, eager"
 
 
 @rule
@@ -333,7 +333,7 @@ def quadratic_is_whole(workload: Workload) -> Iterator[str]:
     if workload.data != "quadratic":
         yield f'workload.data = "{workload.data}": the model quadratic is for one data set; valid: quadratic'
     if workload.data == "quadratic" and workload.standardize:
-        yield "workload.standardize = true: quadratic is a problem in its own units; set standardize = false"
+        yield "workload.standardize = true: quadratic has units of its own, so set standardize = false"
 
 
 @rule
@@ -411,7 +411,7 @@ def cpu_nodes_compare_no_devices(
     if budget and budget.seconds:
         yield f"budget.seconds = {budget.seconds:g}: a CPU's second is not a GPU's; give epochs, or {advice}"
     if tuning and "train_seconds" in tuning.objectives:
-        yield f"tuning.objectives: train_seconds of a CPU and of a GPU do not compare; drop it, or {advice}"
+        yield f"tuning.objectives: train_seconds of a CPU and of a GPU cannot be compared; remove it, or {advice}"
     if lanes and lanes.engine == "cuda-graph":
         yield f"lanes.engine: cuda-graph is for GPUs, and small cells train on CPUs; valid: auto; or {advice}"
 
@@ -475,8 +475,8 @@ def _entries(key: str, given: GivenCell, known: Mapping[str, Dimension | None], 
         valid = "any" if known.get(name) is None else shown(plain(known[name]))  # type: ignore[arg-type]
         if name not in cell:
             if (dimension := known[name]) is None or dimension.size() > 1:
-                yield f"{entry}: missing, as the search has it; valid: {valid}"
+                yield f"{entry}: missing, because the search has it; valid: {valid}"
         elif name not in known:
-            yield f"{entry} = {shown(cell[name])}: the search has none; leave it out"
+            yield f"{entry} = {shown(cell[name])}: the search has no such key; leave it out"
         elif (dimension := known[name]) and cell[name] not in dimension:
             yield f"{entry} = {shown(cell[name])}: not in the search; valid: {valid}"

@@ -29,7 +29,7 @@ WIDTH = 120
 
 
 class Section(BaseModel):
-    """A table of the spec: unknown keys are mistakes, and text is no number."""
+    """A table of the spec: unknown keys are mistakes, and text is not a number."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True

@@ -14,7 +14,7 @@ from study.spec.dimensions import VALID, shown, similar
 from study.spec.lanes import FORMS
 from study.spec.model import Spec
 
-# Examples of keys that have no default and are no numbers.
+# Examples of keys that have no default and are not numbers.
 _EXAMPLES: dict[str, Any] = {
     "name": "my-study",
     "workload.data": "digits",
@@ -159,7 +159,7 @@ def unknown_key(path: list[str]) -> str:
     """The line about a key that no section has there: where the same is set here, or the keys that are valid."""
     key, valid = path[-1], _fields_at(path[:-1])
     if path[:2] == ["lanes", "learning_rate"] and key == "log":
-        return f"{_key(path)}: rates are spaced on a log scale always; leave it out"
+        return f"{_key(path)}: rates are always spaced on a log scale; leave it out"
     if ours := _ours(key.lower().replace("-", "_")):
         section, _, name = ours.rpartition(".")
         if path[0] in ARRAYS and name in valid:  # a baseline has a rate of its own
@@ -208,7 +208,7 @@ def _text(path: list[str]) -> str:
 
 
 def _pattern(key: str, value: str) -> str:
-    """What is wrong with a text that is no name or import path; pydantic would print a regular expression."""
+    """What is wrong with a text that is not a name or import path; pydantic would print a regular expression."""
     if key != "name":
         usual = "; the usual loss needs no entry" if key == "workload.loss" else ""
         return f"must be an import path, as in mine:f for the function f in mine.py{usual}"

@@ -85,7 +85,7 @@ class Lanes(Section):
     """Largest absolute value of a gradient's component; 0 for no limit."""
     ema: Shares | None = None
     """Share that an exponential moving average of the parameters keeps at each update, as 0.999; 0 for none. A lane
-    with one is evaluated, chosen and kept by the average, as in torch's AveragedModel."""
+    with an average is evaluated, chosen and exported with it, as by torch's AveragedModel."""
     settings: dict[str, Amounts] = Field(default_factory=dict)
     """Settings of optimizers to tune as well, under torch.optim's names: `{momentum = [0.0, 0.9]}`."""
     sample: Positive | None = None

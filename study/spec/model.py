@@ -114,7 +114,7 @@ def _shares(value: object) -> object:
     return tuple(numbers)
 
 
-_FILES = f"files that are read end in {', '.join(TABLES[:-1])}, a folder of images in a slash; a function is mine:f"
+_FILES = f"a file is {', '.join(TABLES[:-1])}, or a folder of images with a slash at its end; a function is mine:f"
 _MODELS = "or mine:Net of mine.py, torchvision:resnet18, timm:resnet18"
 
 
@@ -136,7 +136,7 @@ class Workload(Section, config.Reading):
     features: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
     """Columns to use as inputs; all others if not given."""
     exclude: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
-    """Columns that are no inputs, if `features` is not given."""
+    """Columns that are not inputs, if `features` is not given."""
     split: Annotated[tuple[float, float, float], BeforeValidator(_shares)] = (0.7, 0.15, 0.15)
     """Shares of training, validation and test examples."""
     missing: Annotated[Missing, known("missing", MISSING)] = "error"
@@ -325,7 +325,8 @@ class Confirm(Section):
     @model_validator(mode="after")
     def _most_seeds_allow_a_second_look(self) -> Confirm:
         if self.most_seeds is not None and self.most_seeds < 2 * self.seeds:
-            raise ValueError(f"most_seeds = {self.most_seeds} adds none to {self.seeds}; valid: from {2 * self.seeds}")
+            valid = f"{2 * self.seeds} or more"
+            raise ValueError(f"most_seeds = {self.most_seeds} adds no batch to {self.seeds} seeds; valid: {valid}")
         if self.looks > MOST_LOOKS:
             most = f"at most {MOST_LOOKS} times seeds, here {MOST_LOOKS * self.seeds}"
             raise ValueError(f"most_seeds = {self.most_seeds} is {self.looks} times seeds; valid: {most}")
@@ -381,8 +382,8 @@ class Resources(Section):
     def _cpu_nodes_need_gpus(self) -> Resources:
         if self.cpu_nodes and not self.gpus:
             raise ValueError(
-                "cpu_nodes = true lets small cells do without a GPU, and no trial takes one; set gpus_per_trial to 1, "
-                '0.25, "auto" ..., or leave cpu_nodes out'
+                "cpu_nodes = true lets small cells train without a GPU, but no trial uses one; set gpus_per_trial to "
+                '1, 0.25, "auto" ..., or leave cpu_nodes out'
             )
         return self
 

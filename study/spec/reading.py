@@ -79,10 +79,12 @@ def recorded(folder: Path) -> Spec:
 def _tables(file: Path) -> dict[str, Any]:
     text = ""
     if is_table(file.name):
-        raise SpecError(str(file), f"holds data, and is no spec; `study init my.toml --data {file}` writes one for it")
+        raise SpecError(
+            str(file), f"holds data and is not a spec; `study init my.toml --data {file}` writes one for it"
+        )
     try:
         if (size := file.stat().st_size) > MOST_BYTES:
-            raise ValueError(f"{size >> 10} KiB are more than a spec may have, which is {MOST_BYTES >> 10}")
+            raise ValueError(f"{size >> 10} KiB is too large for a spec; valid: at most {MOST_BYTES >> 10} KiB")
         text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         return tomllib.loads(text)
     except RecursionError as error:

@@ -1,4 +1,4 @@
-"""Gives the sampler the completed trials of an earlier study of the same workload, which are no results of this one.
+"""Gives the sampler the completed trials of an earlier study of the same workload, which are not results of this one.
 
 They are copied into the results folder when the study begins: what is resumed sees the same, whatever became of theirs.
 """
@@ -74,7 +74,7 @@ def read(spec: Spec) -> Known:
 
 
 def _cell(spec: Spec, row: dict[str, Any]) -> Cell | None:
-    """The cell of a row of an earlier trials table; None if it is no cell of the spec."""
+    """The cell of a row of an earlier trials table; None if it is not a cell of the spec."""
     cell = Space(spec, "", "").cell_of(row)
     dimensions = spec.dimensions() | spec.search.settings_of(cell["optimizer"])
     fits = cell.keys() == dimensions.keys() and all(cell[name] in dimensions[name] for name in dimensions)
@@ -91,7 +91,7 @@ def warmed(study: optuna.Study, space: Space, folder: Path) -> optuna.Study:
     """A study whose sampler knows what `write` has kept; the study itself if the spec names no earlier one.
 
     Raises:
-        StorageError: if what was kept is gone.
+        StorageError: if the file cannot be read.
     """
     if space.spec.tuning.warm_start is None:
         return study
@@ -99,8 +99,8 @@ def warmed(study: optuna.Study, space: Space, folder: Path) -> optuna.Study:
     try:
         known = Known(**unseal(file))
     except (OSError, ValueError, TypeError) as error:
-        advice = "put it back, or take tuning.warm_start out of spec.toml"
-        message = f"what the sampler knows of earlier trials cannot be read ({error}); {advice}"
+        advice = "restore it from a copy, or remove tuning.warm_start from spec.toml"
+        message = f"the earlier trials of the warm start cannot be read ({error}); {advice}"
         raise StorageError(str(file), message) from error
     trials = []
     for cell, scores in zip(known.cells, known.values, strict=True):

@@ -33,7 +33,7 @@ from trainables.usercode.importing import CODE, OURS, RECORD, digest_of, hash_of
 from trainables.usercode.request import Answer
 from trainables.workloads.catalogue import OPTIMIZERS, Facts, OptimizerFacts
 
-# Files of a package that are no modules are copied up to this size in total.
+# Files of a package that are not modules are copied up to this size in total.
 MOST_BYTES = 64 << 20
 _ROOT = Path(importing.__file__).resolve().parents[2]
 _ANSWERS: dict[tuple[str, str], Answer] = {}
@@ -164,7 +164,7 @@ def origin(folder: Path, home: Path | str) -> str:
 
 
 def edits(folder: Path, copy: str = "the copy") -> Iterator[tuple[Path, str]]:
-    """The files of a study's user code that were edited, where that is no mistake, each with what it means.
+    """The files of a study's user code that were edited, where that is allowed, each with what it means.
 
     Args:
         folder: the results folder.

@@ -76,7 +76,9 @@ def run(only: str = "", device: str = "cpu") -> dict[str, Any]:
     """
     if only not in (*PARTS, "") and not any(only in work.name for work in trainables.engines.bench.WORKS):
         names = "; ".join(work.name for work in trainables.engines.bench.WORKS)
-        raise UsageError(f"--only {only}", f"measures nothing; valid: {', '.join(PARTS)}, or a part of a name: {names}")
+        raise UsageError(
+            f"--only {only}", f"no such measurement; valid: {', '.join(PARTS)}, or a part of a name: {names}"
+        )
     began = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     found: dict[str, Any] = {"commit": commit(), "began": began, "versions": versions(), "hardware": hardware()}
     if only in ("", "study"):

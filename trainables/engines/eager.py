@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from trainables.engines import dense
 from trainables.engines.base import Engine
+from trainables.formulas import Number
 from trainables.lanes.batches import Batches
 from trainables.lanes.stack import Stack
-from trainables.modern import Number
 from trainables.workloads.criterion import Criterion
 from trainables.workloads.data import Split
 from trainables.workloads.models import Fixed, Shift

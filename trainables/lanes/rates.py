@@ -82,7 +82,7 @@ def ranked(stacks: Sequence[Stack], measure: Measure) -> dict[Setting, float]:
     A setting counts if every seed still trains with it. Its metric is the mean score over seeds, transformed back. Of
     accuracies that differ by less than `RESOLVED` examples the one with the lower loss is best. Of those, or of equal
     losses, the first recipe is, and of its rates the middle one; of an even number the lower of the two in the middle.
-    `analysis.cells` has the same rule.
+    `analysis.rates` has the same rule.
     """
     means = {setting: float(scores.mean()) for setting, scores in seed_scores(stacks, measure).items()}
     recipes = list(dict.fromkeys(setting.recipe for setting in means))

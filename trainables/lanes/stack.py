@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from trainables import schedules
 from trainables.config import PLAIN, Recipe, combinations
+from trainables.formulas import Number, State
 from trainables.lanes.seeds import initialise
-from trainables.modern import Number, State
 from trainables.rules import EMA, Adjustment, Rule
 from trainables.workloads.models import Builder, layered, trained
 

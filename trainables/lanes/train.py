@@ -17,11 +17,10 @@ from torch import Tensor
 from trainables.config import TrialConfig
 from trainables.engines.base import Engine
 from trainables.lanes.batches import Batches
-from trainables.lanes.evaluate import TRAIN_SUBSET, Evaluator
+from trainables.lanes.evaluate import TRAIN_SUBSET, EvaluationTimes, Evaluator, spent
 from trainables.lanes.rates import Measure, losers, rungs
 from trainables.lanes.records import Point, Predictions, Report, Trace
 from trainables.lanes.stack import Stack
-from trainables.lanes.times import EvaluationTimes, spent
 from trainables.workloads.augment import Augment
 from trainables.workloads.data import Data
 

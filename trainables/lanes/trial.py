@@ -6,7 +6,6 @@ while the best learning rate lies on it, then rates around the best one (`traina
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -19,13 +18,12 @@ from trainables.config import TrialConfig
 from trainables.engines.choose import choose
 from trainables.engines.memory import fitting
 from trainables.lanes.cost import update_seconds
-from trainables.lanes.evaluate import RAW
+from trainables.lanes.evaluate import EvaluationTimes, spent
 from trainables.lanes.rates import EXTENSION, REFINEMENT, Measure, next_round, tuned
 from trainables.lanes.records import Report
 from trainables.lanes.stack import Lane, Stack, spread
-from trainables.lanes.times import EvaluationTimes, spent
 from trainables.lanes.train import train
-from trainables.rules import Rule, named
+from trainables.rules import named
 from trainables.usercode.vmap_support import TRIED_EXAMPLES
 from trainables.workloads import data, models
 from trainables.workloads.criterion import Criterion
@@ -209,67 +207,6 @@ def grid_lanes(config: TrialConfig) -> list[Lane]:
     """The lanes with which a trial begins: rates x recipes x seeds."""
     rates = config.rates or (*named(config.optimizer, config.code).rates, 8)
     return spread(rates, config.axes, config.seeds, config.sample, tuple(sorted(config.settings.items())))
-
-
-def lane_rows(stacks: list[Stack], *, weights: bool = False) -> list[dict[str, Any]]:
-    """One row per lane, numbered through all stacks: the lanes table's columns except `trial` and `outcome`.
-
-    A diverged lane has no values.
-
-    Args:
-        stacks: of the trial.
-        weights: whether to add the parameters, then the other tensors, of the lanes that still train.
-    """
-    rows = [row for stack in stacks for row in _stack_rows(stack, weights=weights)]
-    return [{"lane": number, **row} for number, row in enumerate(rows)]
-
-
-def _stack_rows(stack: Stack, *, weights: bool) -> list[dict[str, Any]]:
-    ended = {}
-    if weights and stack.alive:
-        with stack.averaged():
-            tensors = (stack.parameters, *stack.extras.values())
-        table = torch.cat([each.reshape(len(stack.alive), -1).double() for each in tensors], 1).cpu().numpy()
-        ended = dict(zip(stack.alive, table, strict=True))
-    columns = {
-        f"{split}_{metric}": stack.last.get((split, metric))
-        for split in ("train", "validation", "test", *RAW)
-        for metric in ("loss", "accuracy")
-    }
-    return [
-        {
-            "learning_rate": lane.learning_rate,
-            "seed": lane.seed,
-            **lane_columns(lane, stack.rule),
-            "round": stack.round,
-            "diverged_update": stack.diverged.get(place),
-            "stopped_update": stack.stopped.get(place),
-            "updates": int(stack.updates[place]),
-            "train_seconds": float(stack.train_seconds[place]),
-            "train_seconds_share": float(stack.shares[place]),
-            **{
-                name: None if values is None or math.isnan(values[place]) else float(values[place])
-                for name, values in columns.items()
-            },
-            "weights": ended.get(place),
-            "test_values": stack.test_values.get(place),
-        }
-        for place, lane in enumerate(stack.lanes)
-    ]
-
-
-def lane_columns(lane: Lane, rule: Rule) -> dict[str, Any]:
-    """The columns of the lanes table on a lane's recipe, with the values in force."""
-    recipe, own = lane.recipe, rule.facts.settings.get("weight_decay", 0.0)
-    return {
-        "recipe": recipe.text() or None,
-        "schedule": recipe.schedule or "constant",
-        "warmup": recipe.warmup or 0.0,
-        "weight_decay": float(lane.options().get("weight_decay", own)),
-        "clip_norm": recipe.clip_norm or None,
-        "clip_value": recipe.clip_value or None,
-        "ema": recipe.ema or 0.0,
-    }
 
 
 def _prepared_device(config: TrialConfig) -> torch.device:

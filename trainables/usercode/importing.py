@@ -198,7 +198,7 @@ def called(path: str, what: str, offered: dict[str, Any], code: str = "") -> Any
     """
     maker = imported(path, code)
     if not callable(maker):
-        raise UserCodeError(f"{path}: is no callable; expected {EXPECTED[what]}")
+        raise UserCodeError(f"{path}: is not callable; expected {EXPECTED[what]}")
     signature, names = None, ", ".join(offered)
     with suppress(TypeError, ValueError):  # it may have none
         signature = inspect.signature(maker)
@@ -222,7 +222,7 @@ def function(path: str, what: str, code: str = "") -> Callable[..., Any]:
     """A loss or score of the user's."""
     value = imported(path, code)
     if not callable(value) or isinstance(value, type):
-        given = "a class, and no instance of it" if isinstance(value, type) else type(value).__name__
+        given = "a class, not an instance of it" if isinstance(value, type) else type(value).__name__
         raise UserCodeError(f"{path}: is {given}; expected {EXPECTED[what]}")
     return value  # type: ignore[no-any-return]
 
@@ -341,6 +341,8 @@ def copy_on_node(code: str, digest: str) -> str:
     for folder in [Path(code), *sent]:
         if folder.is_dir() and (not digest or digest_of(recorded(folder).get("files", {})) == digest):
             if edited := changed(folder):
-                raise UserCodeError(f"{folder / edited[0]}: is not what the study began with; put it back")
+                raise UserCodeError(
+                    f"{folder / edited[0]}: differs from the code that the study began with; restore the old code"
+                )
             return str(folder.resolve())
     raise UserCodeError(f"{code}: the study's modules are not on this node; give a folder that all nodes share")

@@ -125,7 +125,7 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
     "adamax": OptimizerFacts((1e-5, 0.1), _ADAM),
     "nadam": OptimizerFacts((1e-5, 0.1), {**_ADAM, "momentum_decay": 4e-3}),
     "radam": OptimizerFacts((1e-5, 0.1), _ADAM),
-    # Newer ones, in lanes too; see `trainables.modern`.
+    # Without a torch.optim class, or newer; the eager engine trains them.
     "sgdw": OptimizerFacts((1e-5, 0.1), {"momentum": 0.9, **_DECAY}, eager=True),
     "lion": OptimizerFacts((1e-6, 1e-2), {"beta1": 0.9, "beta2": 0.99, **_DECAY}, eager=True),
     "adan": OptimizerFacts((1e-5, 0.1), {"beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "eps": 1e-8}, eager=True),
@@ -215,7 +215,7 @@ def cnn_sizes(in_shape: tuple[int, ...], *, depth: int, kernel: int = 5, padding
         ModelError: if the inputs are not images, or too small for the depth.
     """
     if len(in_shape) != 3:
-        raise ModelError(f"a CNN needs images (channels, height, width), these inputs have shape {in_shape}")
+        raise ModelError(f"a CNN needs images (channels, height, width); these inputs have shape {in_shape}")
     sizes = [(in_shape[1], in_shape[2])]
     for layer in range(depth):
         try:

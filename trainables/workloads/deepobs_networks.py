@@ -83,10 +83,10 @@ def network(name: str, in_shape: tuple[int, ...], outputs: int) -> nn.Sequential
     """One of `catalogue.DEEPOBS`.
 
     Raises:
-        ModelError: if the inputs are no images, or too small for its convolutions.
+        ModelError: if the inputs are not images, or too small for its convolutions.
     """
     if len(in_shape) != 3:
-        raise ModelError(f"{name} needs images (channels, height, width), these inputs have shape {in_shape}")
+        raise ModelError(f"{name} needs images (channels, height, width); these inputs have shape {in_shape}")
     try:
         return _NETWORKS[name](in_shape, outputs)
     except RuntimeError as error:

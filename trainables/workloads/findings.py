@@ -56,7 +56,7 @@ def _targets(own: Own) -> Iterator[str]:
         yield f"{len(lacking) - 3} more classes have no training example"
     folded = [name.strip().lower() for name in names]
     if twins := [f'"{name}"' for name, each in zip(names, folded, strict=True) if folded.count(each) > 1]:
-        yield f"classes that differ in spaces or in upper and lower case alone: {listed(twins)}"
+        yield f"classes that differ only in spaces or in upper and lower case: {listed(twins)}"
     if few := [names[number] for number, count in enumerate(counts[0]) if 0 < count < FEW]:
         yield f"fewer than {FEW} training examples: {'class' if len(few) == 1 else 'classes'} {listed(few)}"
 
@@ -72,7 +72,7 @@ def _columns(own: Own) -> Iterator[str]:
         yield f"the same in all training examples: {'column' if len(same) == 1 else 'columns'} {listed(same)}"
     if numbering := [n for n, x in zip(names, joined.T, strict=True) if _numbers(x)]:
         advice = f"leave it out (exclude = {json.dumps(numbering, ensure_ascii=False)})"
-        yield f"different whole numbers in all examples, as an ID: {listed(numbering)}; {advice}"
+        yield f"a different whole number in every example, like an ID: {listed(numbering)}; {advice}"
 
 
 def _numbers(column: Tensor) -> bool:

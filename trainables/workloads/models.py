@@ -199,10 +199,6 @@ def quadratic(in_shape: tuple[int, ...], out_features: int) -> nn.Sequential:
     Here n is the number of outputs, D the diagonal matrix of the Hessian's eigenvalues and R the rotation of
     `deepobs.hessian`. Only theta is trained; it starts at ones, whatever the seed.
 
-    Args:
-        in_shape: shape of one example.
-        out_features: outputs.
-
     Raises:
         ModelError: if either is not the problem's.
     """

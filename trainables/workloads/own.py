@@ -101,7 +101,7 @@ def _arrays(path: str, split: str, pair: Any) -> tuple[Array, Array]:
         given_inputs, given_targets = pair
         inputs, targets = _array(given_inputs), _array(given_targets)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserCodeError(f"{path}: {split} is no pair of arrays ({error}); expected {SPLIT_PAIRS}") from error
+        raise UserCodeError(f"{path}: {split} is not a pair of arrays ({error}); expected {SPLIT_PAIRS}") from error
     if inputs.ndim < 2 or not len(inputs) or targets.ndim not in (1, 2) or len(targets) != len(inputs):
         message = f"{split} has inputs of {inputs.shape} and targets of {targets.shape}"
         raise UserCodeError(f"{path}: {message}; expected (n, ...) and (n,) or (n, outputs), n the same and above 0")
@@ -139,9 +139,9 @@ def _kind(array: Array) -> str:
 
 
 def _no_numbers(given: Any) -> str:
-    """What inputs are that are no numbers: of a data frame, the columns that are none."""
+    """What inputs are that are not numbers: of a data frame, the columns that are none."""
     columns = [str(name) for name in getattr(given, "columns", ()) if _array(given[name]).dtype.kind not in "biuf"]
-    return f"have columns that are no numbers ({', '.join(columns)})" if columns else "are no numbers"
+    return f"have columns that are not numbers ({', '.join(columns)})" if columns else "are not numbers"
 
 
 def _tensor(inputs: Array) -> Tensor:
@@ -171,7 +171,7 @@ def _with_targets(path: str, given: list[Array], task: str | None) -> Own:
     if joined.ndim == 2 and task != "regression" and (task or joined.dtype.kind != "f"):
         if not _one_hot(joined):
             raise UserCodeError(
-                f"{path}: targets of {given[0].shape} are no classes, which are (n,), or one 1 in each row of zeros; "
+                f"{path}: targets of {given[0].shape} are not classes; valid: (n,), or rows with a single 1 and zeros; "
                 "numbers to be predicted are floats"
             )
         doubt = "" if task else f"targets of {given[0].shape} look like one-hot classes: {SAY_TASK}"
@@ -179,7 +179,7 @@ def _with_targets(path: str, given: list[Array], task: str | None) -> Own:
     if task is None:
         doubt = doubt or _doubt(joined)
     elif task == "regression" and not number:
-        raise UserCodeError(f'{path}: targets are no numbers ({joined[0]}), and task = "regression" needs them')
+        raise UserCodeError(f'{path}: targets are not numbers ({joined[0]}), and task = "regression" needs them')
     elif task == "classification" and joined.dtype.kind == "f" and (joined != np.floor(joined)).any():
         value = joined[joined != np.floor(joined)][0]
         raise UserCodeError(f'{path}: a target is {value:g}, and task = "classification" needs whole numbers or text')

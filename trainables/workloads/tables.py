@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NO_ROWS = "has no rows; expected a line of names, and a line for each example"
-# A text column with more different values is no category.
+# A text column with more different values is not a category.
 MOST_CATEGORIES = 20
 # Characters of a cell in a message.
 LONGEST = 30
@@ -230,7 +230,7 @@ def _check_names(name: str, names: list[str], first: str) -> None:
         given = f"has numbers ({listed(numbers, 4)}) in its first line"
         raise UserCodeError(f"{name}: {given}, where the columns' names are expected; add a line of names")
     if len(names) == 1:
-        message = f"has one column only by its first line ({first.strip()[:60]})"
+        message = f"has only one column in its first line ({first.strip()[:60]})"
         raise UserCodeError(f"{name}: {message}; give all names there, with commas, semicolons, tabs or | between them")
 
 
@@ -242,7 +242,7 @@ def _readable(name: str) -> Iterator[None]:
     except (MemoryError, UserCodeError):
         raise
     except UnicodeDecodeError as error:
-        raise UserCodeError(f"{name}: is no text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise UserCodeError(f"{name}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserCodeError(f"{name}: cannot be read: {type(error).__name__}: {reason}") from error

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 
 from analysis.cells import time_to_target
 from analysis.figures import axes, exhibit, style
+from analysis.figures.batch_size.scaling import critical_batch_size
 from analysis.results import Results, records
-from analysis.scaling import critical_batch_size
 from analysis.statistics import NOTHING
 from analysis.text import seed_counts, short
 
@@ -57,7 +57,7 @@ def batch_scaling(steps: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns optimizer, critical, low, high (its interval), n (seeds fitted), smallest_steps, smallest_examples, and
-        reason: why there is none (see `analysis.scaling.critical_batch_size`), otherwise empty.
+        reason: why there is none (see `analysis.figures.batch_size.scaling.critical_batch_size`), otherwise empty.
     """
     rows = []
     for name, own in steps.groupby("optimizer"):
@@ -122,9 +122,9 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "steps-to-target",
         "Updates to the target",
-        f"{fewest}Until the validation {results.metric} reaches {target}, with one architecture per optimizer, at the "
-        f"learning rate that needs the fewest: medians over {seeds}, and their range. Curve: S = S_min (1 + B_crit / "
-        f"B), where it can be fitted; tick: critical batch size.",
+        f"{fewest}Updates until the validation {results.metric} reaches {target}, with one architecture per optimizer, "
+        f"at the learning rate that needs the fewest. Points: medians over {seeds}; bars: their range; curve: "
+        f"S = S_min (1 + B_crit / B), where it can be fitted; tick: critical batch size.",
         data,
         lambda: exhibit.with_legend(lambda ax: steps_against_batch_size(data, fits, ax)),
         reason,

@@ -44,7 +44,8 @@ def throughput_against_batch_size(data: pd.DataFrame, ax: Axes) -> Axes:
 def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """Throughput of every trial."""
     data = throughput(results)
-    medians = data.groupby(["engine", "batch_size"])["examples_per_second"].median().sort_values().reset_index()
+    named = data.fillna({"engine": "engine not recorded"})
+    medians = named.groupby(["engine", "batch_size"])["examples_per_second"].median().sort_values().reset_index()
     ends = " to ".join(
         f"{short(row['examples_per_second'])} ({row['engine']}, batch size {row['batch_size']:,})"
         for row in records(medians.iloc[[0, -1]] if len(medians) else medians)

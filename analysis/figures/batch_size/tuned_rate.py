@@ -91,7 +91,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         "tuned-rate",
         "Tuned learning rate vs. batch size",
         f"Tuned rates at the smallest and the largest batch size: {rates}. Each of the best cell there, tuned over "
-        f"{seed_counts(table['n'])}{warning}. Bars are no intervals: they reach halfway to the neighbouring rates of "
+        f"{seed_counts(table['n'])}{warning}. Bars are not intervals: they reach halfway to the neighbouring rates of "
         f"the grid, and open markers lie on its edge.",
         exhibit.varied(data, "batch_size", 3),
         lambda: exhibit.with_legend(lambda ax: rate_against_batch_size(data, ax)),

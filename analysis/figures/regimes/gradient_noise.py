@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 
 from analysis.cells import best_of_regimes
 from analysis.figures import axes, exhibit, style
+from analysis.figures.batch_size.scaling import gradient_noise_scale
 from analysis.results import Results, records
-from analysis.scaling import gradient_noise_scale
 from analysis.statistics import LIMITS
 from analysis.text import listing, seed_counts, short
 

@@ -126,12 +126,10 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
 
     ends = data.sort_values("update").drop_duplicates("regime", keep="last")
     ends = ends.sort_values("estimate", ascending=not results.maximize)
-    whose = (
-        "its best cell" if ends["optimizer"].nunique() > 1 else f"the best cell of {listing(ends['optimizer'])} there"
-    )
+    whose = "its best cell" if ends["optimizer"].nunique() > 1 else f"its best cell of {listing(ends['optimizer'])}"
     best = listing(f"{row['regime']}: {estimate_text(row, metric)}" for _, row in ends.head(1).iterrows())
     caption = (
-        f"{exhibit.best_here(results, best)} Each at {whose}; line: "
+        f"{exhibit.best_here(results, best)} Each regime at {whose}; line: "
         f"{exhibit.mean_of(results)} over {seed_counts(data['n'])}; {band_note(data['n'])}, which may be clipped; "
         f"{results.seconds_label} leave out evaluation."
     )

@@ -107,10 +107,10 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "noise-speed",
         "Noise vs. speed",
-        f"Fastest: {ends[0]}; least noisy: {ends[1]}. Training examples until the validation loss falls to {level}, "
-        f"halfway (on the log scale) from the initial to the best final loss, against the scatter of its logarithm "
-        f"about its trend, late in training, at the best cell and tuned rate: geometric means over "
-        f"{seed_counts(table['n'])}, 95% t intervals. Hollow, on the right: a seed never reached the level.",
+        f"Fastest: {ends[0]}; least noisy: {ends[1]}. Speed: training examples until the validation loss falls to "
+        f"{level}, halfway (on the log scale) from the initial to the best final loss; noise: scatter of the log loss "
+        f"about its trend, late in training. Each at the best cell and tuned rate: geometric means over "
+        f"{seed_counts(table['n'])}, 95% t intervals; hollow, on the right: a seed never reached the level.",
         exhibit.varied(data, "trial", 3),
         lambda: exhibit.with_legend(lambda ax: noise_against_speed(data, ax)),
         "fewer than three cells have a tuned rate",

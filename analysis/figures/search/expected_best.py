@@ -24,13 +24,13 @@ def expected_search(results: Results) -> pd.DataFrame:
         Columns optimizer, trials (1, 2, ... up to the number it had), expected.
 
     Raises:
-        ValueError: if the sampler was adaptive, because its trials are no random sample of the space.
+        ValueError: if the sampler was adaptive, because its trials are not a random sample of the space.
     """
     sampler = str(table_of(results.spec, "tuning").get("sampler", "tpe"))
     if sampler in ADAPTIVE:
         raise ValueError(
-            f"the sampler, {sampler}, learns from earlier trials, so its trials are no random sample from which the "
-            f"result of a smaller search can be estimated; the samplers random, qmc and grid allow it"
+            f"the sampler, {sampler}, learns from earlier trials, so the result of a smaller search cannot be "
+            f"estimated from its trials; with the samplers random, qmc and grid it can"
         )
     trials = progress(results)
     trials = trials.assign(value=trials["value"].where(trials["outcome"] == Outcome.COMPLETED))
@@ -65,14 +65,14 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         data, reason = pd.DataFrame(columns=["optimizer", "trials", "expected"]), str(error)
     best = data.sort_values("expected", ascending=not results.maximize).head(1)
     first = "".join(
-        f"Best expected on the seeds that chose: {row['optimizer']} after {counted(row['trials'], 'trial')}, "
+        f"Best expected value on the seeds of the search: {row['optimizer']} after {counted(row['trials'], 'trial')}, "
         f"{metric_text(row['expected'], metric)}. "
         for row in records(best)
     )
     return exhibit.Exhibit(
         "expected-best",
         "Expected best vs. number of trials",
-        f"{first}The validation {metric} to expect of the best of n trials of an optimizer, drawn without replacement "
+        f"{first}Expected validation {metric} of the best of n trials of an optimizer, drawn without replacement "
         f"from those that ran (unbiased); a trial without a value counts as the worst. No intervals.",
         data,
         lambda: exhibit.with_legend(lambda ax: expected_best_of(data, ax, metric, unit), height=75),

@@ -65,10 +65,10 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "isolation",
         "Each hyperparameter alone",
-        f"{exhibit.best_here(results, best_of(data, columns))} Every cell at its tuned rate against each "
-        f"hyperparameter that has three values with two cells each, at any value of the others; dark: the best of "
-        f"each value. Each point is a {exhibit.mean_of(results)} of the validation {metric} over "
-        f"{seed_counts(table['n'])}; no intervals.",
+        f"{exhibit.best_here(results, best_of(data, columns))} One panel for each hyperparameter that "
+        f"has three values with two cells each. Each point is a cell at its tuned rate, with any values of the other "
+        f"hyperparameters: {exhibit.mean_of(results)} of the validation {metric} over "
+        f"{seed_counts(table['n'])}; no intervals; dark: the best cell of each value.",
         data if columns else data.head(0),
         lambda: exhibit.panels(lambda ax, by: isolation(data, ax, by, metric, unit), columns, 3, 58, label),
         "no hyperparameter has three values with two cells each",

@@ -52,7 +52,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "loss-time",
         f"Validation {metric} vs. training time",
-        f"On the seeds that chose, the Pareto front has {len(front)} of {len(data)} completed cells, from {ends}. "
+        f"On the seeds of the search, the Pareto front has {len(front)} of {len(data)} completed cells: {ends}. "
         f"Each at its tuned rate ({exhibit.mean_of(results)} of the validation {metric} over "
         f"{seed_counts(table['n'])}) against its training time, {results.seconds_label}; no intervals.",
         exhibit.varied(data, "trial", 3),

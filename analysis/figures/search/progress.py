@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.cells import examples_of, floor_of, rate_table
+from analysis.cells import examples_of, floor_of
 from analysis.figures import axes, exhibit, style
+from analysis.rates import rate_table
 from analysis.results import Results, records
 from analysis.schema import Outcome
 from analysis.statistics import best_so_far
@@ -57,14 +58,14 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The value of every trial and the best so far."""
     data, metric, unit = progress(results), results.metric, exhibit.unit_of(results)
     best = data[data["value"] == data["best"]].drop_duplicates("best").tail(1)  # of equal ones the first
-    found = listing(
+    best_trials = listing(
         f"trial {row['trial']} of {len(data)}, {row['optimizer']}, {metric_text(row['value'], metric)}"
         for row in records(best)
     )
     return exhibit.Exhibit(
         "search-progress",
         "The search, trial by trial",
-        f"{exhibit.best_here(results, found)} Each at its tuned rate ({exhibit.mean_of(results)} over "
+        f"{exhibit.best_here(results, best_trials)} Each at its tuned rate ({exhibit.mean_of(results)} over "
         f"{seed_counts(table['n'])}), and the best so far; no intervals. Hollow: a trial that was stopped or ended "
         f"early; cross: one without a value.",
         exhibit.varied(data, "trial", 3),

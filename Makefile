@@ -57,6 +57,7 @@ clean:
 
 # uv installs the pinned packages in about half a minute; the stamp says that it is done.
 .venv/installed: requirements.txt pyproject.toml
+	@echo "installing torch, ray and the rest into .venv: a minute or two"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.txt

@@ -136,9 +136,9 @@ def cell_text(row: Any) -> str:
 
 
 def shape_text(row: Any) -> str:
-    """A cell but for its optimizer in words, such as `width 32, depth 2, batch size 32`."""
+    """A cell but for its optimizer in words, such as `width 32, depth 2, batch size 32`; without sizes of 0."""
     batch = f"batch size {row['batch_size']:,}" + (" (full)" if row["regime"] == "batch" else "")
-    return f"width {row['width']}, depth {row['depth']}, {batch}" if row["width"] or row["depth"] else batch
+    return ", ".join([*(f"{name} {row[name]}" for name in ("width", "depth") if row[name]), batch])
 
 
 def cell_at_rate(cell: Any) -> str:

@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,10 +87,8 @@ def describe(spec: Spec, probes: list[Probe]) -> str:
         *(("", f"first {_written(each)}") for each in spec.enqueue),
         *zip(itertools.chain(["lanes"], itertools.repeat("")), _lane_rows(spec), strict=False),
     ]
-    each = f"{spec.budget.seconds:g} s of one network" if spec.budget.seconds else ""
-    for size, updates in sorted({(p.batch_size, 0 if each else p.updates) for p in probes}):
-        much = f"{each or f'{updates:,} updates'} a lane"
-        rows.append(("", f"batch size {size:,} ({regime(size, facts.train)}): {much}"))
+    for size in sorted({p.batch_size for p in probes}):
+        rows.append(("", f"batch size {size:,} ({regime(size, facts.train)}): {_budget(spec, size)}"))
     if spec.confirm:
         best = f"the {spec.confirm.top} best cells, and the best of each optimizer and regime"
         rows.append(("confirm", f"{best}: at most {most_winners(spec)}, each on {spec.confirm.seeds} fresh seeds"))
@@ -306,6 +304,18 @@ def _proof(spec: Spec, optimizer: str, dtype: str) -> tuple[int, equality.Proof]
     lanes_of_trial, data = lanes(spec, optimizer), _data(spec, getattr(torch, dtype))
     rule, judge = rule_of(spec, optimizer), criterion(spec)
     return batch, equality.prove(build, rule, data, batch, lanes_of_trial, judge, spec.workload.model)
+
+
+def _budget(spec: Spec, batch_size: int) -> str:
+    """How long a lane trains, and whether `min_updates` makes that longer."""
+    budget, train = part(spec.budget, config.Budget), spec.workload.facts.train
+    updates = budget.total_updates(batch_size, train)
+    if updates is None:
+        return f"{budget.seconds:g} s of one network a lane"
+    used = config.examples_per_epoch(batch_size, train, drop_last=budget.drop_last)
+    epochs = f"{updates / config.updates_per_epoch(batch_size, used):.4g} epochs"
+    longer = updates != replace(budget, min_updates=0).total_updates(batch_size, train)
+    return f"{counted(updates, 'update')} a lane = {epochs}{', by min_updates' if longer else ''}"
 
 
 def _cells(spec: Spec) -> str:

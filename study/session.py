@@ -196,7 +196,8 @@ def _run_round(stage: Stage, display: ProgressDisplay, *, final: bool) -> Collec
     if remaining > 0:
         if stage.winners:
             what = "1 setting" if remaining == 1 else f"{remaining} settings, each"
-            display.say(f"confirming {what} on {stage.spec.lanes.seeds} fresh seeds")
+            who = "best cells, the best of each optimizer and regime, and baselines"
+            display.say(f"confirming {what} on {stage.spec.lanes.seeds} fresh seeds ({who})")
         limit = (lambda: False) if stage.winners else stage.record.time_up
         warm = warm_start.warmed(study, space, stage.folder)
         search = TruthfulSearch(space, warm, state.redo, stage.cluster.room, limit)

@@ -206,9 +206,13 @@ def test_what_cannot_be_exported_is_refused_with_advice(digits: Path, tmp_path: 
         with pytest.raises(UsageError, match=message):
             export(digits, tmp_path / to)
     (tmp_path / "other.pt").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="not a file of `study export"):
-        study.model(tmp_path / "other.pt")
-    assert [file.name for file in tmp_path.iterdir()] == ["other.pt"]
+    torch.save({"state": {}}, tmp_path / "state.pt")
+    (tmp_path / "empty.pt").touch()
+    for name, why in (("other", "UnpicklingError"), ("state", "KeyError"), ("empty", "EOFError")):
+        with pytest.raises(UsageError, match=rf"not a file of `study export --format pt` \({why}\)$") as raised:
+            study.model(tmp_path / f"{name}.pt")
+        assert raised.value.__suppress_context__
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_card_loads_a_file_by_its_format_whatever_its_name() -> None:

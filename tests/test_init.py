@@ -102,6 +102,9 @@ def test_lists_of_what_is_valid_are_whole() -> None:
     assert set(known) <= set(re.findall(r"[\w-]+", comments))
     helped = re.findall(r"[\w-]+", run("--help").stdout)
     assert {*CATALOGUE, *FAMILIES} <= set(helped)
+    usual, text = init.Answers(), " ".join(run("--help").stdout.split())
+    for number in (f"try; {usual.trials}", f"lane; {usual.epochs}", f"rate; {usual.seeds}", ",".join(usual.optimizers)):
+        assert f"{number} if not given" in text
 
 
 def test_without_a_terminal_it_takes_the_defaults(folder: Path) -> None:
@@ -201,7 +204,7 @@ def test_a_bad_answer_is_told_and_asked_again(folder: Path) -> None:
         'workload.model = "cnn": cubic has no images but inputs of (2,); those that do: digits',
         'search.optimizer = ["sgd", "adm"]: unknown optimizer "adm" (did you mean adam?); valid: gradient-descent',
         "search.optimizer = []: an empty list leaves nothing to choose",
-        "budget.trials = 0: must be greater than",
+        "budget.trials = 0: must be at least 1 and at most 1,000,000",
         "'many' is not a valid integer",
         'name = "a b": must be letters, digits, dots',
     ]
@@ -298,7 +301,7 @@ def test_bad_values_are_one_message_and_no_file(flags: list[str], message: str, 
 def test_all_mistakes_are_told_at_once(folder: Path) -> None:
     found = run("--optimizers", "adm", "--data", "cubic", "--model", "cnn", "--name", "a b")
     assert found.exit_code == 2
-    assert found.stderr.startswith("study: study init: 3 mistakes\n  name = ")
+    assert found.stderr.startswith("study: the new spec: 3 mistakes\n  name = ")
 
 
 WORKLOADS = st.sampled_from(OFFERED)
@@ -462,12 +465,13 @@ def test_columns_that_are_no_inputs_are_left_out(folder: Path) -> None:
         "Left out: day holds dates (2024-01-01)",
         "Left out: name holds 60 different texts (name 0 ... name 9), and at most 20 can be categories",
         "Left out: none holds no value",
+        "Left out: a has another whole number in every row, as an ID has",
     ]
-    assert result.output.splitlines()[:3] == left_out
+    assert result.output.splitlines()[:4] == left_out
     assert "".join(f"# {line}\n" for line in left_out) in Path("t.toml").read_text()
     spec = read("t.toml")
-    assert (spec.workload.exclude, spec.workload.missing) == (("day", "name", "none"), "mean")
-    assert spec.workload.facts.in_shape == (2,)
+    assert (spec.workload.exclude, spec.workload.missing) == (("day", "name", "none", "a"), "mean")
+    assert spec.workload.facts.in_shape == (1,)
     Path("u.csv").write_text("day,kind\n" + "".join(f"{day},{'xy'[n % 2]}\n" for n, day in enumerate(days)))
     result = run("u.toml", "--data", "u.csv", "--label", "kind")
     assert result.exit_code == 2

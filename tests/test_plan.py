@@ -36,6 +36,13 @@ def test_a_budget_in_seconds_is_that_of_one_network() -> None:
     assert all(6_000 < probe.updates < 6_000_000 for probe in probes if probe.batch_size == 1)
 
 
+def test_a_plan_says_which_budgets_min_updates_makes_longer() -> None:
+    spec = check(changed(search__batch_size=[32, "full"], budget={"trials": 4, "epochs": 2, "min_updates": 60}))
+    text = plan.describe(spec, plan.probed(spec))
+    assert "batch size 32 (mini-batch): 626 updates a lane = 2 epochs\n" in text
+    assert "batch size 10,000 (batch): 60 updates a lane = 60 epochs, by min_updates\n" in text
+
+
 def test_a_plan_says_how_many_rates_may_be_added() -> None:
     grid = {"learning_rate": {"low": 1e-3, "high": 0.1, "count": 5}, "seeds": 2}
     lanes: dict[str, dict[str, object]] = {

@@ -215,8 +215,13 @@ def test_a_study_that_goes_on_counts_what_was_done(tmp_path: Path) -> None:
 
 def test_what_has_no_interval_shows_none() -> None:
     cell = {"value": 0.5, "learning_rate": 0.1, **CONFIG}
-    assert best_line("loss", cell, (0.0, math.inf)).startswith("best validation loss 0.5: adam")
+    for limits in ((0.0, math.inf), (0.5, 0.5)):  # of one seed, and of equal scores
+        assert best_line("loss", cell, limits).startswith("best validation loss 0.5: adam")
+
+
+def test_sizes_that_a_model_lacks_are_not_shown() -> None:
     assert describe({**CONFIG, "width": 0, "depth": 0}, None) == "adam, batch 32"
+    assert describe({**CONFIG, "depth": 0}, None) == "adam, batch 32, width 16"
 
 
 @pytest.mark.long

@@ -242,15 +242,15 @@ STUDIES: dict[str, dict[str, Any]] = {
     "linear": {"optimizers": ["sgd"], "widths": [1], "depths": [0], "batch_sizes": [1, 10_000]},
 }
 SAYS = {
-    "one trial": "It is the only optimizer with a result.",
+    "one trial": "It is the only optimizer of the study.",
     "one seed": "on the 1 seed that chose it",
     "one rate": "so their rate is not tuned",
-    "one optimizer": "It is the only optimizer with a result.",
+    "one optimizer": "It is the only optimizer of the study.",
     "all diverged": "No trial has a learning rate at which every seed survived, so there is nothing to compare.",
     "accuracy": "is the candidate, not a winner: validation accuracy",
     "ten optimizers": "Adam is the candidate, not a winner",
-    "many widths": "It is the only optimizer with a result.",
-    "linear": "Its setting: sgd, width 1, depth 0, batch size 1 at learning rate",
+    "many widths": "It is the only optimizer of the study.",
+    "linear": "Its setting: sgd, width 1, batch size 1 at learning rate",
 }
 
 
@@ -281,6 +281,9 @@ def test_a_nearly_empty_study_has_a_report_that_says_so(tmp_path: Path, drawn: N
     assert "No trial has a learning rate at which every seed survived" in page.text
     assert "Whether it is still running is not recorded" in page.text
     assert page.all("figure") == []
+    links = [each["href"] for each in page.all("a")]
+    assert "#study-regimes" not in links  # its only figure is not shown
+    assert "#study-search" in links
     assert "The search, trial by trial is not shown: fewer than three trials have ended." in squeezed(page)
 
 

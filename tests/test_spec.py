@@ -255,7 +255,7 @@ BAD = {
         "an objective is given twice",
     ),
     "confirm in words": (changed(confirm=True), "confirm = true: must be a table, as in [confirm], or false"),
-    "one fresh seed": (changed(confirm={"seeds": 1}), "confirm.seeds = 1: must be greater than or equal to 2"),
+    "one fresh seed": (changed(confirm={"seeds": 1}), "confirm.seeds = 1: must be at least 2 and at most 10,000"),
     "unknown model": (changed(workload__model="rnn"), "valid: linear, mlp, cnn"),
     "unknown sampler": (changed(tuning__sampler="bayes"), "valid: tpe, random, qmc, grid"),
     "negative width": (changed(search__width=-4), "search.width = -4: -4 is below 1"),
@@ -278,7 +278,7 @@ BAD = {
     "fractional width": (changed(search__width=4.5), "search.width = 4.5: 4.5 is not a whole number"),
     "true for a number": (changed(search__width=True), "true is not a whole number"),
     "text for a number": (changed(budget__trials="ten"), 'budget.trials = "ten": must be a whole number'),
-    "no seeds": (changed(lanes__seeds=0), "lanes.seeds = 0: must be greater than or equal to 1"),
+    "no seeds": (changed(lanes__seeds=0), "lanes.seeds = 0: must be at least 1 and at most 10,000"),
     "rates from zero": (
         changed(lanes__learning_rate={"low": 0.0, "high": 1.0}),
         "low = 0.0: 0.0 is out of range; valid",

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from ray.tune.search import Searcher
 
 import analysis
 import study
 from analysis.report import verdict
+from study.cli import main
 from study.errors import SpecError, UsageError
 from study.progress import status
 from study.results import provenance
@@ -153,3 +155,10 @@ def test_resume_takes_a_time_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert taken == ["1h", "2h", "3h", None]
     with pytest.raises(UsageError, match="timeout soon: 1 mistake\n  must be a duration above 0"):
         study.resume(tmp_path, timeout="soon")
+
+
+@pytest.mark.parametrize("command", ["run quick", "check quick", "resume results/mine", "extend mine --trials 1"])
+def test_a_bad_time_out_is_reported_by_its_option(command: str) -> None:
+    found = CliRunner().invoke(main, [*command.split(), "--timeout", "soon"])
+    assert found.exit_code == 2
+    assert "Invalid value for '--timeout': 'soon' must be a duration above 0; valid: seconds" in found.output

@@ -23,6 +23,7 @@ from study.cli import main
 from study.errors import SpecError
 from study.results import export
 from study.spec import check, read
+from study.usercode import bundle
 from tests import user_code
 from tests.bundles import NET, TABLES, write
 from tests.nodes import Nodes, why_not
@@ -231,7 +232,10 @@ def test_resume_and_best_say_whose_code_they_run_before_they_do(
 ) -> None:
     folder = make_study(seeds=3, depths=[1], widths=[8])
     (folder / "code").mkdir()
-    (folder / "code/inspected.json").write_text(seal({"files": {}, "sources": {"mine": "/home/me/mine.py"}}))
+    sources = {"mine": "/home/me/mine.py"}
+    (folder / "code/inspected.json").write_text(seal({"files": {"mine.csv": ""}, "sources": sources}))
+    assert bundle.origin(folder, folder) == ""  # a table alone is no code
+    (folder / "code/inspected.json").write_text(seal({"files": {"mine.py": ""}, "sources": sources}))
     monkeypatch.setattr(api, "repair_records", lambda *_: None)
     for module, start in ((api, api.resume), (export, export.Setting.of)):
         monkeypatch.setattr(module, "recorded", lambda _: sys.exit(capfd.readouterr().err))

@@ -67,8 +67,7 @@ def _cell(row: Any, has_settings: bool) -> dict[str, Cell]:
     return {
         "optimizer": row["optimizer"],
         **({"settings": settings_text(row["settings"])} if has_settings else {}),
-        "width": str(row["width"]),
-        "depth": str(row["depth"]),
+        **{name: str(row[name] or "\N{EN DASH}") for name in ("width", "depth")},
         "batch size": (f"{row['batch_size']:,}", row["regime"]),
         "tuned rate": (short(row["learning_rate"]), _below_rate(row)),
     }

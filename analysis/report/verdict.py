@@ -82,15 +82,15 @@ def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
         if same_setting(each.cell, best.cell):
             yield f"{first_upper(name)} is the best tuned setting itself."
             continue
-        against = "against" if metric == "accuracy" else f"the {compared.split} loss of"
-        own = f"its own {compared.split} {metric} is {estimate_text(each.score, metric)}"
-        shown = f"{' '.join(effect_text(each.effect, metric))} {against} {than} ({p_text(each.p)}; {own})"
+        against = "against" if metric == "accuracy" else "that of"
+        own = f"the baseline's {compared.split} {metric} is {estimate_text(each.score, metric)}"
+        shown = f"{own}, {' '.join(effect_text(each.effect, metric))} {against} {than} ({p_text(each.p)})"
         if not each.contender:
-            yield f"Tuning beats {name}, which has {shown}."
+            yield f"Tuning beats {name}: {shown}."
         elif each.p < SIGNIFICANT:
-            yield f"{first_upper(name)} beats tuning: it has {shown}. Its cell can be tried first, with [[enqueue]]."
+            yield f"{first_upper(name)} beats tuning: {shown}. Its cell can be tried first, with [[enqueue]]."
         else:
-            yield f"Tuning is not shown to beat {name}, which has {shown}."
+            yield f"Tuning is not shown to beat {name}: {shown}."
 
 
 def study_cost(results: Results) -> str:
@@ -107,7 +107,8 @@ def _who(results: Results, compared: Comparison) -> str:
     score = f"{compared.split} {metric} {estimate_text(best.score, metric)}"
     alone = ""
     if len(compared.scored) == 1:
-        alone = " It is the only optimizer with a" + (" fresh score." if compared.unknown else " result.")
+        which = "with a fresh score" if compared.unknown else "with a result"
+        alone = f" It is the only optimizer {which if len(compared.entries) > 1 else 'of the study'}."
     if not compared.fresh:
         asked = (results.spec.get("confirm") and "the confirmation has none yet") or "set [confirm] in the spec"
         return (

@@ -51,7 +51,11 @@ def main(debug: bool) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path), default="study.toml")
-@click.option("--data", help="cubic, linear, digits, mnist, fashion-mnist, kmnist, cifar10, quadratic; or wine.csv.")
+@click.option(
+    "--data",
+    help="cubic, linear, digits, mnist, fashion-mnist, kmnist, cifar10, quadratic; or your own: wine.csv, images/, "
+    "mine:data for the function data in mine.py.",
+)
 @click.option("--label", metavar="COLUMN", help="Column to predict, of a .csv, .tsv or .parquet file.")
 @click.option(
     "--task", type=click.Choice(["classification", "regression"]), help="Needed if the labels could be either."
@@ -59,12 +63,12 @@ def main(debug: bool) -> None:
 @click.option(
     "--model",
     help="cnn or mlp for images, mlp or linear for vectors, quadratic for the data of that name; "
-    "deepobs-logreg, deepobs-mlp, deepobs-2c2d, deepobs-3c3d.",
+    "deepobs-logreg, deepobs-mlp, deepobs-2c2d, deepobs-3c3d; or your own: mine:Net.",
 )
-@click.option("--optimizers", metavar="NAMES", help="Optimizers, comma separated: sgd,momentum,adam.")
-@click.option("--trials", type=click.IntRange(1), help="Cells to try.")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs per lane.")
-@click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate.")
+@click.option("--optimizers", metavar="NAMES", help="Optimizers, comma separated; sgd,momentum,adam if not given.")
+@click.option("--trials", type=click.IntRange(1), help="Cells to try; 24 if not given.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs per lane; 5 if not given.")
+@click.option("--seeds", type=click.IntRange(1), help="Seeds per learning rate; 3 if not given.")
 @click.option("--name", help="Name of the study; the name of FILE if not given.")
 @click.option("--yes", is_flag=True, help="Ask nothing and use defaults.")
 def init(file: Path, yes: bool, **given: str | int | None) -> None:

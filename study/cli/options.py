@@ -129,9 +129,20 @@ def _with(*options: Any) -> Callable[[Any], Any]:
     return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
+def _duration(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    from study.spec.dimensions import checked_duration
+
+    try:
+        checked_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} {error}") from None
+    return value
+
+
 TIMEOUT = click.option(
     "--timeout",
     metavar="TIME",
+    callback=_duration,
     help="Begin no further trial after this time: 90s, 30m, 2h, 1d. The confirmation still runs.",
 )
 

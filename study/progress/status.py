@@ -84,15 +84,14 @@ def _front(study: results.Results) -> list[str]:
 
 def best_line(metric: str, row: Mapping[Any, Any], interval: tuple[float, float] | None) -> str:
     """A short description of the best trial, with its interval over seeds if there is one."""
-    limits = ""
-    if interval and all(map(math.isfinite, interval)):
-        limits = f" [{interval[0]:.4g}, {interval[1]:.4g}]"
+    low, high = (f"{limit:.4g}" for limit in interval or (math.nan, math.nan))
+    limits = f" [{low}, {high}]" if low != high and all(map(math.isfinite, interval or ())) else ""
     return f"best validation {metric} {row['value']:.4g}{limits}: {describe(row, row['learning_rate'])}"
 
 
 def describe(config: Mapping[Any, Any], rate: float | None) -> str:
     """A short description of a cell, as `adam, batch 32, width 16, depth 2, rate 0.003, schedule cosine`."""
-    size = f", width {config['width']}, depth {config['depth']}" if config["depth"] else ""
+    size = "".join(f", {name} {config[name]}" for name in ("width", "depth") if config[name])
     tuned = f", rate {rate:.2g}" if rate is not None else ""
     settings = config.get("settings")
     own = f", {settings_text(settings)}" if isinstance(settings, str) and settings else ""

@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -40,6 +41,8 @@ from trainables.workloads.data import Data, load
 
 Format = Literal["pt", "pt2", "onnx"]
 FORMATS: tuple[Format, ...] = ("pt", "pt2", "onnx")
+# Raised where a file is none of ours: by torch.load, or for want of a key.
+_NO_NETWORK = (UnpicklingError, EOFError, RuntimeError, LookupError, AttributeError, TypeError, ValueError)
 
 
 class Affine(nn.Module):
@@ -80,7 +83,8 @@ class Setting:
         code, tuned = bundle.code_of(study.path), json.loads(cell["recipe"] or "{}")
         fixed = {0: {"learning_rate": float(cell["learning_rate"]), **tuned}}
         final = confirmation(spec if spec.confirm else spec.model_copy(update={"confirm": Confirm()}), 1)
-        space = Space(final, str(storage.data_folder()), "", fixed, code=str(code) if code else "")
+        code_folder = str(code.absolute()) if code else ""  # the printed lines run from any folder
+        space = Space(final, str(storage.data_folder()), "", fixed, code=code_folder)
         row = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in cell.items()}
         config = TrialConfig.of(space.configuration(space.cell_of(row), 0))
         config = replace(config, checkpoint=None, device="auto", weights=True)
@@ -282,9 +286,10 @@ def model(place: str | Path, optimizer: str = "") -> nn.Module:
     except UserCodeError as error:
         raise UsageError(
             str(place), f"needs the module of its network ({error}); a results folder has it in code/"
-        ) from error
-    except Exception as error:
-        raise UsageError(str(place), f"is not a file of `study export --format pt` ({error})") from error
+        ) from None
+    except _NO_NETWORK as error:  # torch's text advises to unpickle files that it cannot read
+        why = type(error).__name__
+        raise UsageError(str(place), f"is not a file of `study export --format pt` ({why})") from None
     for name in ("input", "output"):
         if name in saved:
             layers.insert(0 if name == "input" else len(layers), Affine(*saved[name]))

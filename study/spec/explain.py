@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from study.spec.dimensions import VALID, shown, similar
@@ -113,6 +114,8 @@ _TYPES = {
 }
 # Mistakes of a section that are told.
 MOST_TOLD = 20
+# Names of limits in the order of telling -> words.
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 # What pydantic says -> what we say.
 _PHRASES = {
     "Input should be": "must be",
@@ -144,6 +147,8 @@ def explain(section: str, error: ValidationError) -> list[str]:
             quoted = number and isinstance(value, str) and re.fullmatch(number, value)
             example = f"{path[-1]} = {value}" if quoted else _example(path)
             lines.append(f"{key} = {shown(value)}: must be {what}, as in {example}")
+        elif LIMITS.keys() & set(problem.get("ctx", ())):
+            lines.append(f"{key}{given}: must be {_limits(path, problem['ctx'])}")
         else:
             message = str(problem["ctx"]["error"]) if kind == "value_error" else problem["msg"]
             for theirs, ours in _PHRASES.items():
@@ -205,6 +210,17 @@ def _text(path: list[str]) -> str:
             types = _types_in(field.annotation)
             example = 1 if int in types else 0.5 if float in types else None
     return "..." if example is None else shown(example)
+
+
+def _limits(path: list[str], broken: Mapping[str, Any]) -> str:
+    """Both limits of a number in words, also the one that is not broken."""
+    places = [part for part in path if not part.isdigit()]
+    fields = _model_at(places[:-1])
+    field = fields.model_fields.get(places[-1]) if fields else None
+    parts = [*field.metadata, *_types_in(field.annotation)] if field else []
+    parts += [limit for each in parts if isinstance(each, FieldInfo) for limit in each.metadata]
+    known = {name: getattr(each, name) for each in parts for name in LIMITS if hasattr(each, name)} or broken
+    return " and ".join(f"{words} {known[name]:,}" for name, words in LIMITS.items() if name in known)
 
 
 def _pattern(key: str, value: str) -> str:

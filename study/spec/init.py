@@ -78,6 +78,19 @@ def _tried(answers: Answers) -> bundle.UserCode:
 
 def _with_inputs(answers: Answers) -> tuple[Answers, Facts | None]:
     """The answers, without those columns of a table that its reader advises to exclude, and the data set's facts."""
+    answers, facts = _with_usable(answers)
+    if has_columns(answers.data) and facts:
+        for advice in re.findall(r"as an ID: .*exclude = (\[.*\])", "\n".join(facts.warnings)):
+            ids = json.loads(advice)
+            if len(ids) < facts.in_shape[0]:  # an input must be left
+                told = [(column, f"{column} has another whole number in every row, as an ID has") for column in ids]
+                answers = replace(answers, exclude=(*answers.exclude, *told))
+                return answers, _tried(answers).facts
+    return answers, facts
+
+
+def _with_usable(answers: Answers) -> tuple[Answers, Facts | None]:
+    """The answers, without those columns of a table that cannot be inputs, and the data set's facts."""
     tried = _tried(answers)
     for mistake in tried.mistakes:
         told, *reasons = mistake.split(REASON)
@@ -156,7 +169,7 @@ def render(answers: Answers) -> str:
             schedulers=SCHEDULERS,
         )
         try:
-            check(tomllib.loads(text), "study init", Path.cwd())
+            check(tomllib.loads(text), "the new spec", Path.cwd())
         except SpecError as error:
             # For example a model that takes no depth. The first adapter is the one with all sizes.
             if not any("cannot be called with" in mistake for mistake in error.mistakes):

@@ -157,10 +157,11 @@ def needed(tables: Mapping[str, Any]) -> list[str]:
 
 
 def origin(folder: Path, home: Path | str) -> str:
-    """Whose code a results folder, whose place for everyone is `home`, holds; empty if it holds none."""
-    files = recorded(code).get("sources", {}) if (code := code_of(folder)) else {}
-    copied = ", ".join(sorted(files.values()))
-    return f"the code in {storage.join(home, CODE)}, which was copied from {copied}" if files else ""
+    """Whose code a results folder, whose place for everyone is `home`, holds; empty if it holds data alone."""
+    kept = recorded(code) if (code := code_of(folder)) else {}
+    copied = ", ".join(sorted(kept.get("sources", {}).values()))
+    has_code = any(name.endswith((".py", ".so")) for name in kept.get("files", ()))
+    return f"the code in {storage.join(home, CODE)}, which was copied from {copied}" if has_code else ""
 
 
 def edits(folder: Path, copy: str = "the copy") -> Iterator[tuple[Path, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -98,7 +99,9 @@ def test_exported_networks_predict_what_was_recorded_from_raw_images(digits: Pat
     assert 'torch.export.load("model.pt2")' in (tmp_path / "model.pt2.md").read_text()
 
 
-def test_a_network_without_kept_weights_is_trained_again_bit_for_bit(cubic: Path, tmp_path: Path) -> None:
+def test_a_network_without_kept_weights_is_trained_again_bit_for_bit(
+    cubic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     confirmed = load(cubic / "confirm").lanes
     assert confirmed["weights"].isna().all()
     setting = Setting.of(cubic)
@@ -115,7 +118,14 @@ def test_a_network_without_kept_weights_is_trained_again_bit_for_bit(cubic: Path
     export(cubic, tmp_path / "model.pt")
     with torch.no_grad():
         assert torch.equal(study.model(tmp_path / "model.pt")(raw.inputs), outputs)
-    assert "trained again" in (tmp_path / "model.pt.md").read_text()
+    card = (tmp_path / "model.pt.md").read_text()
+    assert "trained again" in card
+    assert "| python " in card  # versions of the study
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        with redirect_stdout(StringIO()) as out:
+            exec(code, {})
+        assert out.getvalue().startswith(("tensor([[", "test loss "))
 
 
 @pytest.mark.parametrize("name", ["digits", "cubic"])
@@ -216,5 +226,8 @@ def test_what_cannot_be_exported_is_refused_with_advice(digits: Path, tmp_path: 
 
 
 def test_the_card_loads_a_file_by_its_format_whatever_its_name() -> None:
-    assert 'torch.export.load("best.bin")' in usage("best.bin", "pt2", "mlp")
-    assert 'study.model("best.bin")  # needs the module nets' in usage("best.bin", "pt", "nets:Net")
+    assert 'torch.export.load("best.bin")' in usage("best.bin", "pt2", "mlp", (2,), "float32")
+    lines = usage("best.bin", "pt", "nets:Net", (2, 3), "float64", ["a", "b"])
+    assert 'study.model("best.bin")  # needs the module nets\n' in lines
+    assert "x = torch.zeros(1, 2, 3, dtype=torch.float64)" in lines
+    assert "classes = ['a', 'b']\n" in lines

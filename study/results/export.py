@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -183,12 +184,12 @@ class Setting:
             for split in ("validation", "test")
         )
         again = " It was trained again for this file, as the study kept no weights." if lane.get("again") else ""
-        facts, named, unit = self.data, recorded(self.results.path).workload.facts, "class scores (logits)"
-        if named.classes:
-            unit += ": " + ", ".join(f"{number} = {name}" for number, name in enumerate(named.classes))
+        facts, named = self.data, recorded(self.results.path).workload.facts
+        unit = "scores (logits) of the classes, in the order above" if named.classes else "class scores (logits)"
         if facts.task == "regression":
             unit = f"{facts.out_features} values in the unit of the targets"
-        versions = table_of(self.results.provenance, "versions") | {"torch, at export": torch.__version__}
+        (*_, session) = self.results.provenance.get("sessions") or [{}]
+        versions = table_of(session, "versions") | {"torch, at export": torch.__version__}
         return _CARD.format(
             file=file.name,
             study=self.results.name,
@@ -199,7 +200,7 @@ class Setting:
             f"{len(facts.test):,} test examples",
             inputs=f"{facts.in_shape}, {self.config.dtype}, not standardised: the network does that"
             + (f"; columns in this order: {', '.join(named.columns)}" if named.columns else ""),
-            use=usage(file.name, kind, self.config.model),
+            use=usage(file.name, kind, self.config.model, facts.in_shape, self.config.dtype, named.classes),
             outputs=unit,
             versions=", ".join(f"{name} {value}" for name, value in versions.items()),
             recipe=self.recipe(),
@@ -237,19 +238,33 @@ The best setting of the study `{study}`: {text}.
 """
 
 
-def usage(file: str, kind: str, model: str) -> str:
-    """The lines that load an exported file of a format; `model` is a family, or the path of a user's model."""
-    loaded = "outputs = network(x)  # in evaluation mode already"
+def usage(file: str, kind: str, model: str, in_shape: tuple[int, ...], dtype: str, classes: Sequence[str] = ()) -> str:
+    """Lines that load an exported file and apply it to zeros.
+
+    Args:
+        file: its name.
+        kind: its format.
+        model: a family, or the path of a user's model.
+        in_shape: shape of an example.
+        dtype: of an example, float32 or float64.
+        classes: their names, if they have names.
+    """
+    shape, option = ", ".join(map(str, (1, *in_shape))), "" if dtype == "float32" else f", dtype=torch.{dtype}"
+    apply = [f"x = torch.zeros({shape}{option})  # raw inputs, for example of one row"]
+    apply += ["outputs = network(x)  # in evaluation mode already"]
     if kind == "onnx":
-        lines = ["import onnxruntime", f'session = onnxruntime.InferenceSession("{file}")']
-        lines.append("outputs, = session.run(None, {session.get_inputs()[0].name: x})  # x: a numpy array")
+        lines = ["import numpy", "import onnxruntime", f'session = onnxruntime.InferenceSession("{file}")']
+        lines.append(f'x = numpy.zeros(({shape}), dtype="{dtype}")  # raw inputs, for example of one row')
+        lines.append("outputs, = session.run(None, {session.get_inputs()[0].name: x})")
     elif kind == "pt2":
-        lines = ["import torch", f'network = torch.export.load("{file}").module()  # without this project', loaded]
+        load = f'network = torch.export.load("{file}").module()  # without this project'
+        lines = ["import torch", load, *apply]
     else:
         needs = f"  # needs the module {model.partition(':')[0]}" if is_own(model) else ""
-        lines = ["import study", f'network = study.model("{file}"){needs}']
-        lines += ["# a .pt2 file of the same network loads in plain torch: study export FOLDER --to model.pt2", loaded]
-    return "\n".join(lines)
+        lines = ["import study", "import torch", f'network = study.model("{file}"){needs}']
+        lines += ["# a .pt2 file of the same network loads in plain torch: study export FOLDER --to model.pt2", *apply]
+    names = [f"classes = {list(classes)}", "print([classes[number] for number in outputs.argmax(1).tolist()])"]
+    return "\n".join([*lines, *(names if classes else ["print(outputs)"])])
 
 
 def fill(network: nn.Module, weights: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from trainables.lanes.stack import Lane
 from trainables.lanes.trial import grid_lanes
 from trainables.rules import named
 from trainables.usercode.importing import is_import_path, is_own
+from trainables.workloads.adapting import Named
 from trainables.workloads.catalogue import DEEPOBS
 from trainables.workloads.data import Data
 from trainables.workloads.models import layered
@@ -33,7 +34,8 @@ def recipe(config: TrialConfig, network: nn.Module, data: Data, updates: int) ->
     epochs = updates / updates_per_epoch(size, used)
     load: dict[str, Any] = {"standardize": config.standardize, "seed": config.data_seed}
     load |= {"dtype": torch.float64} if config.dtype == "float64" else {}
-    load |= {"reading": config.reading()} if config.reading() != Reading() else {}
+    read = {name: value for name, value in vars(config.reading()).items() if value != getattr(Reading, name)}
+    load |= {"reading": Named(f"Reading({_arguments(**read)})")} if read else {}
     load |= {"images": True} if is_own(config.data) and config.model == "cnn" else {}
     x = "data.train.inputs[rows]"
     changes = {name: value for name, value in vars(config.augment).items() if value}
@@ -108,8 +110,9 @@ def _network(config: TrialConfig, network: nn.Module, data: Data) -> list[str]:
     usual = config.model_args.get("init", "torch") == "torch" and config.model not in DEEPOBS
     if usual and layered(network) and all(type(layer).__module__.startswith("torch.nn.") for layer in network):
         return ["network = nn.Sequential(", *(f"    nn.{layer}," for layer in network), f"){cast}"]
-    size = {"width": config.width, "depth": config.depth, **_bundle("bundle", config.model, config)}
-    arguments = _arguments(config.model, data.in_shape, data.out_features, **size, **config.model_args)
+    size = {name: size for name, size in (("width", config.width), ("depth", config.depth)) if size}
+    options = {**size, **_bundle("bundle", config.model, config), **config.model_args}
+    arguments = _arguments(config.model, data.in_shape, data.out_features, **options)
     return [f"network = build({arguments}){cast}"]
 
 

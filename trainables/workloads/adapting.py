@@ -73,7 +73,7 @@ def own_model(path: str, given: dict[str, Any], bundle: str = "") -> Any:
         value, as_text = given[lists[0]], "-".join(map(str, given[lists[0]]))
         text = f"{lists[0]} = {value}: a value of model_args is a number, text, true or false, not a list"
         advice = f'Leave it out if it has a default, or write text that a function of yours splits, as "{as_text}"'
-        raise UserCodeError(f"{path}: {text}. {advice}. Or: {_adapter(path, signature, given, arguments, lists)}")
+        raise UserCodeError(f"{path}: {text}. {advice}. Or a{_adapter(path, signature, given, arguments, lists)[1:]}")
     needed = _needed(signature, arguments)
     unused = [name for name in rest if name not in ("in_shape", "out_features")]
     if needed or unused:

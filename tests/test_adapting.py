@@ -215,7 +215,7 @@ def test_a_list_in_a_list_of_a_spec_is_refused_by_the_model(tmp_path: Path) -> N
         **TABLES,
         "workload": {"data": "digits", "model": f"{HERE}:Listed", "model_args": {"hidden": [[4, 2], [8]]}},
     }
-    with pytest.raises(SpecError, match=r"workload.model: .*Listed: hidden = \[4, 2\]: .*no list. .* as \"4-2\". Or a"):
+    with pytest.raises(SpecError, match=r"workload.model: .*Listed: hidden = \[4, 2\]: .*a list. .* as \"4-2\". Or a"):
         check({**tables, "search": {"batch_size": [32], "optimizer": "adam"}}, "own.toml", tmp_path)
 
 

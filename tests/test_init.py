@@ -465,7 +465,7 @@ def test_columns_that_are_no_inputs_are_left_out(folder: Path) -> None:
         "Left out: day holds dates (2024-01-01)",
         "Left out: name holds 60 different texts (name 0 ... name 9), and at most 20 can be categories",
         "Left out: none holds no value",
-        "Left out: a has another whole number in every row, as an ID has",
+        "Left out: a has a different whole number in every example, like an ID",
     ]
     assert result.output.splitlines()[:4] == left_out
     assert "".join(f"# {line}\n" for line in left_out) in Path("t.toml").read_text()

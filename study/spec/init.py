@@ -21,7 +21,7 @@ from study.errors import SpecError, UsageError
 from study.spec.model import SAMPLERS, SCHEDULERS
 from study.spec.reading import check
 from study.usercode import bundle
-from trainables.usercode.importing import REASON, is_import_path, is_own, is_table
+from trainables.usercode.importing import LIKE_ID, REASON, is_import_path, is_own, is_table
 from trainables.workloads.catalogue import CATALOGUE, DEEPOBS, RULES, SOLO, Facts
 
 # In the order of asking.
@@ -80,10 +80,10 @@ def _with_inputs(answers: Answers) -> tuple[Answers, Facts | None]:
     """The answers, without those columns of a table that its reader advises to exclude, and the data set's facts."""
     answers, facts = _with_usable(answers)
     if has_columns(answers.data) and facts:
-        for advice in re.findall(r"as an ID: .*exclude = (\[.*\])", "\n".join(facts.warnings)):
+        for advice in re.findall(rf"{LIKE_ID}: .*exclude = (\[.*\])", "\n".join(facts.warnings)):
             ids = json.loads(advice)
             if len(ids) < facts.in_shape[0]:  # an input must be left
-                told = [(column, f"{column} has another whole number in every row, as an ID has") for column in ids]
+                told = [(column, f"{column} has {LIKE_ID}") for column in ids]
                 answers = replace(answers, exclude=(*answers.exclude, *told))
                 return answers, _tried(answers).facts
     return answers, facts

@@ -46,6 +46,8 @@ TABLES = (".csv", ".tsv", ".parquet", ".npz", "/")
 """Ends of the names of data sets that are files, and of folders of images."""
 REASON = "\n      "
 """Before each column in a message about those of a table that cannot be used."""
+LIKE_ID = "a different whole number in every example, like an ID"
+"""What a warning says of columns that `study init` leaves out."""
 OURS = ("study", "trainables", "analysis")
 CODE, RECORD = "code", "inspected.json"
 """Name of the bundle in a results folder, and of its record: `files` with their hashes, `sources`, `answers`."""

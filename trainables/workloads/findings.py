@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from trainables.usercode.importing import LIKE_ID
 from trainables.workloads.own import SPLITS, Own, listed
 
 # Classes with fewer training examples are reported.
@@ -72,7 +73,7 @@ def _columns(own: Own) -> Iterator[str]:
         yield f"the same in all training examples: {'column' if len(same) == 1 else 'columns'} {listed(same)}"
     if numbering := [n for n, x in zip(names, joined.T, strict=True) if _numbers(x)]:
         advice = f"leave it out (exclude = {json.dumps(numbering, ensure_ascii=False)})"
-        yield f"a different whole number in every example, like an ID: {listed(numbering)}; {advice}"
+        yield f"{LIKE_ID}: {listed(numbering)}; {advice}"
 
 
 def _numbers(column: Tensor) -> bool:

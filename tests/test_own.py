@@ -98,6 +98,14 @@ def test_columns_and_copies_that_look_wrong_are_warnings() -> None:
         "the same in all training examples: column same",
         'a different whole number in every example, like an ID: id; leave it out (exclude = ["id"])',
     ]
+    random = np.random.default_rng(0).permutation(600)
+    people = {"acid": random[:60], "person_id": random[60:120], "userId": random[120:180], "n": range(60)}
+    found = examples("own", {name: (each[0], each[1]) for name, each in thirds(pd.DataFrame(people), CODES).items()})
+    assert findings.warnings(found) == [
+        "a different whole number in every example, like an ID: person_id, userId, n; leave it out "
+        '(exclude = ["person_id", "userId", "n"])',
+        'a different whole number in every example: acid; if it is an ID, leave it out (exclude = ["acid"])',
+    ]
     x = np.random.default_rng(0).normal(size=(60, 2))
     x[45], x[46] = x[3], x[4]
     copied = examples("own", thirds(x, CODES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from trainables.usercode.importing import LIKE_ID
 from trainables.workloads.own import SPLITS, Own, listed
 
+# Names of columns that hold IDs. Without such a name, a column that counts the examples does.
+ID = re.compile(r"(?i:(^|[^a-z])(id|ids|index|key|uuid|nr|no|number|row|unnamed)([^a-z]|$))|[a-z]I[dD]$")
 # Classes with fewer training examples are reported.
 FEW = 5
 
@@ -71,9 +74,19 @@ def _columns(own: Own) -> Iterator[str]:
     constant = (train == train[0]).all(0) if len(train) > 1 else torch.zeros(train.shape[1], dtype=torch.bool)
     if same := [name for name, each in zip(names, constant.tolist(), strict=True) if each]:
         yield f"the same in all training examples: {'column' if len(same) == 1 else 'columns'} {listed(same)}"
-    if numbering := [n for n, x in zip(names, joined.T, strict=True) if _numbers(x)]:
-        advice = f"leave it out (exclude = {json.dumps(numbering, ensure_ascii=False)})"
-        yield f"{LIKE_ID}: {listed(numbering)}; {advice}"
+    numbering = {name: x for name, x in zip(names, joined.T, strict=True) if _numbers(x)}
+    ids = [n for n, x in numbering.items() if ID.search(n) or float(x.max() - x.min()) == len(x) - 1]
+    for columns, what, condition in (
+        (ids, LIKE_ID, ""),
+        (
+            [name for name in numbering if name not in ids],
+            "a different whole number in every example",
+            "if it is an ID, ",
+        ),
+    ):
+        if columns:
+            advice = f"{condition}leave it out (exclude = {json.dumps(columns, ensure_ascii=False)})"
+            yield f"{what}: {listed(columns)}; {advice}"
 
 
 def _numbers(column: Tensor) -> bool:

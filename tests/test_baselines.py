@@ -96,6 +96,24 @@ def test_verdict_says_whether_tuning_beats_a_baseline(tmp_path: Path, centre: fl
     assert re.search(r"\], [\d.]+ times \[[\d.]+, [\d.]+\] that of the best tuned optimizer, adam \(p", text)
 
 
+@pytest.mark.parametrize(
+    ("centre", "words"),
+    [
+        (1.8, ""),  # the tuned one is better
+        (0.6, 'Adam scores worse tuned than as the baseline "what we use", which has 0.'),
+        (0.999, 'Adam scores worse tuned than as the baseline "what we use", though not significantly, which has '),
+    ],
+)
+def test_verdict_explains_an_optimizer_that_is_behind_its_own_baseline(
+    tmp_path: Path, centre: float, words: str
+) -> None:
+    text = said(study(tmp_path, what_we_use=(OURS, noisy(centre)), other=(OURS | {"name": "x"}, noisy(1.9))))
+    assert words in text
+    assert ("scores worse tuned" in text) == bool(words)
+    if words:
+        assert "was chosen on only 8 search seeds. What helps: more search seeds (lanes.seeds)." in text
+
+
 def test_baselines_stand_in_table_and_figure_but_are_no_optimizers(tmp_path: Path) -> None:
     lost = OURS | {"name": "lost", "optimizer": "rmsprop"}
     winner = OURS | {"name": "same", "learning_rate": 0.01}

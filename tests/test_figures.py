@@ -138,6 +138,7 @@ def test_common_optimizers_have_colours_apart_in_both_themes(dark: bool, eye: An
         ([0.064, 0.5, 2.0], [0.0, 0.1, 0.2, 0.5, 1.0, 2.0]),  # a short study had 0 and 1 only
         ([1.0, 5.0, 20.0], [0.0, 2.0, 5.0, 10.0, 20.0]),
         ([1.0, 9000.0], [0.0, 10.0, 100.0, 1000.0]),
+        ([500.0, 100_000.0], [0.0, 1000.0, 10_000.0, 100_000.0]),  # long labels of a short run
     ],
 )
 def test_an_axis_of_training_has_ticks_that_say_where_one_is(ax: Axes, values: list[float], ticks: list[float]) -> None:

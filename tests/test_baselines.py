@@ -141,6 +141,25 @@ def test_baselines_stand_in_table_and_figure_but_are_no_optimizers(tmp_path: Pat
     assert set(table["optimizer"]) == {"adam", "sgd"}
 
 
+def test_learning_curves_show_a_baseline_on_the_seeds_of_the_confirmation(tmp_path: Path) -> None:
+    folder = study(tmp_path, ours=(OURS, noisy(1.5)), lost=(OURS | {"name": "elsewhere", "batch_size": 7}, noisy(1.0)))
+    for where in ("", "confirm"):
+        lanes = analysis.load(folder / where).lanes
+        of_lane = {"split": "validation", "metric": "loss", "examples": 32, "epoch": 1.0, "train_seconds": 1.0}
+        curves = [
+            {"trial": row["trial"], "lane": row["lane"], "update": update, "value": row["validation_loss"], **of_lane}
+            for row in lanes.to_dict("records")
+            for update in (1, 2)
+        ]
+        write_tables(folder / where, curves=curves)
+    results = analysis.load(folder)
+    data = analysis.optimizer_curves(results, analysis.cells(results))
+    given = data[data["baseline"]]
+    assert set(data.loc[~data["baseline"], "optimizer"]) == set(CENTRES)
+    assert set(given["optimizer"]) == {"what we use"}  # no optimizer has a panel for the other's batch size
+    assert_allclose(given["estimate"], np.exp(np.log(noisy(1.5)).mean()))
+
+
 def test_a_baseline_changes_nothing_among_optimizers(tmp_path: Path) -> None:
     alone, beside = compared(study(tmp_path / "alone")), compared(study(tmp_path / "beside", ours=(OURS, noisy(0.1))))
     for one, other in zip(alone.entries, beside.entries, strict=True):

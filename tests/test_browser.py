@@ -38,8 +38,8 @@ seen.expected = `${point[0]}, ${point[3]}`;
 const buttons = [...figure.querySelectorAll(".lines button")];
 seen.buttons = buttons.map(button => button.textContent);
 const button = buttons.find(each => each.textContent === point[0]);
-const visible = () => [...figure.querySelectorAll(".image [data-series]")].filter(line => line.dataset.series === point[0])
-  .map(line => getComputedStyle(line).display !== "none");
+const visible = () => [...figure.querySelectorAll(".image [data-series]")]
+  .filter(line => line.dataset.series === point[0]).map(line => getComputedStyle(line).display !== "none");
 seen.lines = [visible()];
 button.click(); seen.lines.push(visible()); seen.pressed = button.ariaPressed;
 move(); seen.off = tip.hidden ? "" : tip.textContent;

@@ -92,7 +92,7 @@ def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
         else:
             yield f"Tuning is not shown to beat {name}: {shown}."
         tuned = next((entry for entry in compared.scored if entry.name == each.cell["optimizer"]), None)
-        if tuned is not None and not same_setting(each.cell, tuned.cell):
+        if tuned is not None and tuned.cell is not None and not same_setting(each.cell, tuned.cell):
             yield from _below_its_baseline(each, tuned, compared.split, metric)
 
 

@@ -38,6 +38,7 @@ class Entry:
         contender: whether it may be the best; of a baseline whether it may be as good as the best optimizer.
         reason: why it has no score; empty if it has one.
         inner: the score with its interval at `INNER`.
+        own, own_p: of a baseline: its effect against the tuned cell of its own optimizer, and p that both are equal.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Entry:
     contender: bool = False
     reason: str = ""
     inner: Interval = NOTHING
+    own: Interval = NOTHING
+    own_p: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,12 @@ def _look(
     ]
     against = compare_with_controls(joint, len(given), looks) if given else []
     for place, (name, each) in enumerate(zip(given, against, strict=True), start=len(confirmed)):
-        baselines[name] = _entry(name, every[name], joint, place, each)
+        entry, optimizer = _entry(name, every[name], joint, place, each), str(every[name]["optimizer"])
+        if optimizer in confirmed:
+            pair = joint.reordered([confirmed.index(optimizer), place])
+            (own,) = compare_with_controls(pair, 1, looks * len(given))
+            entry = replace(entry, own=joint.effect(own.gain), own_p=own.p)
+        baselines[name] = entry
     order = np.argsort(-scores.means, kind="stable")
     ordered = [entries[place] for place in order]
     ordered += [Entry(name, cells_of[name], reason=missing[name]) for name in cells_of if missing[name]]

@@ -96,6 +96,24 @@ def test_verdict_says_whether_tuning_beats_a_baseline(tmp_path: Path, centre: fl
     assert re.search(r"\], [\d.]+ times \[[\d.]+, [\d.]+\] that of the best tuned optimizer, adam \(p", text)
 
 
+@pytest.mark.parametrize(
+    ("centre", "words"),
+    [
+        (1.8, ""),  # the tuned one is better
+        (0.6, 'Adam scores worse tuned than as the baseline "what we use", which has 0.'),
+        (0.999, 'Adam scores worse tuned than as the baseline "what we use", though not significantly, which has '),
+    ],
+)
+def test_verdict_explains_an_optimizer_that_is_behind_its_own_baseline(
+    tmp_path: Path, centre: float, words: str
+) -> None:
+    text = said(study(tmp_path, what_we_use=(OURS, noisy(centre)), other=(OURS | {"name": "x"}, noisy(1.9))))
+    assert words in text
+    assert ("scores worse tuned" in text) == bool(words)
+    if words:
+        assert "was chosen on only 8 search seeds. What helps: more search seeds (lanes.seeds)." in text
+
+
 def test_baselines_stand_in_table_and_figure_but_are_no_optimizers(tmp_path: Path) -> None:
     lost = OURS | {"name": "lost", "optimizer": "rmsprop"}
     winner = OURS | {"name": "same", "learning_rate": 0.01}
@@ -121,6 +139,25 @@ def test_baselines_stand_in_table_and_figure_but_are_no_optimizers(tmp_path: Pat
     assert [each.name for each in analysis.compare(results, table, "regime").entries] == ["mini-batch"]
     assert not analysis.compare(results, table, "regime").baselines
     assert set(table["optimizer"]) == {"adam", "sgd"}
+
+
+def test_learning_curves_show_a_baseline_on_the_seeds_of_the_confirmation(tmp_path: Path) -> None:
+    folder = study(tmp_path, ours=(OURS, noisy(1.5)), lost=(OURS | {"name": "elsewhere", "batch_size": 7}, noisy(1.0)))
+    for where in ("", "confirm"):
+        lanes = analysis.load(folder / where).lanes
+        of_lane = {"split": "validation", "metric": "loss", "examples": 32, "epoch": 1.0, "train_seconds": 1.0}
+        curves = [
+            {"trial": row["trial"], "lane": row["lane"], "update": update, "value": row["validation_loss"], **of_lane}
+            for row in lanes.to_dict("records")
+            for update in (1, 2)
+        ]
+        write_tables(folder / where, curves=curves)
+    results = analysis.load(folder)
+    data = analysis.optimizer_curves(results, analysis.cells(results))
+    given = data[data["baseline"]]
+    assert set(data.loc[~data["baseline"], "optimizer"]) == set(CENTRES)
+    assert set(given["optimizer"]) == {"what we use"}  # no optimizer has a panel for the other's batch size
+    assert_allclose(given["estimate"], np.exp(np.log(noisy(1.5)).mean()))
 
 
 def test_a_baseline_changes_nothing_among_optimizers(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,7 +21,7 @@ from matplotlib.collections import QuadMesh
 from numpy.testing import assert_allclose
 
 import analysis
-from analysis.figures import exhibit, style
+from analysis.figures import axes, exhibit, style
 from analysis.figures.batch_size.steps_to_target import steps_against_batch_size
 from analysis.figures.batch_size.throughput import throughput, throughput_against_batch_size
 from analysis.figures.batch_size.tuned_rate import best_rates, rate_against_batch_size
@@ -105,6 +106,44 @@ def test_figures_fit_a_column(study: Any, width: str) -> None:
 
 def test_optimizers_and_regimes_share_no_colour() -> None:
     assert not {look[0].lower() for look in style._LOOKS.values()} & {c.lower() for c in style.REGIME_COLOURS.values()}
+
+
+# What a reader sees who lacks one kind of cone, of linear red, green and blue (Machado, Oliveira and Fernandes 2009).
+PROTAN = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+DEUTAN = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+
+
+def seen(colour: str, eye: Any) -> Any:
+    """A colour in Oklab (Ottosson 2020), as seen with an eye."""
+    rgb = np.array(mpl.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(eye) @ linear, 0, 1)
+    cones = [[0.41222, 0.53633, 0.05145], [0.21190, 0.68070, 0.10740], [0.08830, 0.28172, 0.62998]] @ linear
+    return [[0.21045, 0.79362, -0.00407], [1.97800, -2.42859, 0.45059], [0.02590, 0.78277, -0.80868]] @ np.cbrt(cones)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("eye", "least"), [(np.eye(3), 0.12), (PROTAN, 0.075), (DEUTAN, 0.075)])
+def test_common_optimizers_have_colours_apart_in_both_themes(dark: bool, eye: Any, least: float) -> None:
+    names = ["gradient-descent", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
+    colours = [optimizer_look(name)[0] for name in names]
+    shown = [seen(style._ON_DARK.get(each.lower(), each) if dark else each, eye) for each in colours]
+    for (one, first), (other, second) in combinations(zip(names, shown, strict=True), 2):
+        assert np.linalg.norm(first - second) > least, (one, other)
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.064, 0.5, 2.0], [0.0, 0.1, 0.2, 0.5, 1.0, 2.0]),  # a short study had 0 and 1 only
+        ([1.0, 5.0, 20.0], [0.0, 2.0, 5.0, 10.0, 20.0]),
+        ([1.0, 9000.0], [0.0, 10.0, 100.0, 1000.0]),
+        ([500.0, 100_000.0], [0.0, 1000.0, 10_000.0, 100_000.0]),  # long labels of a short run
+    ],
+)
+def test_an_axis_of_training_has_ticks_that_say_where_one_is(ax: Axes, values: list[float], ticks: list[float]) -> None:
+    axes.log_axis_with_zero(ax, pd.Series(values))
+    assert_allclose(ax.get_xticks(), ticks)
 
 
 def test_learning_curves_have_a_panel_for_each_batch_size_with_every_optimizer(ax: Axes, study: Any) -> None:
@@ -448,7 +487,7 @@ def test_figures_of_nothing_are_empty(ax: Axes, study: Any, name: str) -> None:
 
 def test_a_dark_page_changes_lines_and_keeps_heat_maps() -> None:
     sheet = style.dark_rules()
-    assert '[style*="stroke: #0072b2"]{stroke:#4aa8e0!important}' in sheet
+    assert '[style*="stroke: #0072b2"]{stroke:#3583d0!important}' in sheet
     assert '[style*="fill: #ffffff"]{fill:#14171b!important}' in sheet
     inside = {mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis_r"](np.linspace(0, 1, 256))}
     assert not inside & set(re.findall(r"fill: (#[0-9a-f]{6})", sheet))

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
+from analysis.figures.style import narrow
 from analysis.results import SECONDS_ALONE
 from analysis.text import short
 
@@ -92,11 +93,17 @@ def log_axis_with_zero(ax: Axes, values: pd.Series[float]) -> None:
         return
     ax.set_xscale("symlog", linthresh=start, linscale=0.5)
     ax.set_xlim(0, end * 1.1)
-    decades = np.arange(math.ceil(math.log10(start) + 0.15), math.floor(math.log10(end)) + 1)
-    step = max(1, math.ceil(len(decades) / 5))
-    ax.xaxis.set_major_locator(ticker.FixedLocator([0.0, *(10.0 ** decades[::step])]))
+    ratio = end / start
+    subs = (1.0, 2.0, 5.0) if ratio < 50 else (1.0, 3.0) if ratio < 300 and end < 1e4 else (1.0,)
+    decades = range(math.floor(math.log10(start)), math.floor(math.log10(end)) + 1)
+    # Not closer to the first value than that, where the label of zero is near.
+    places = [sub * 10.0**decade for decade in decades for sub in subs if 1.4 * start <= sub * 10.0**decade <= end]
+    step = max(1, math.ceil(len(places) / (3 if narrow() or end >= 1e4 else 5)))
+    ax.xaxis.set_major_locator(ticker.FixedLocator([0.0, *places[::step]]))
     ax.xaxis.set_minor_locator(ticker.NullLocator())
-    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _power(value)))
+    ax.xaxis.set_major_formatter(
+        ticker.FuncFormatter(lambda value, _: _power(value) if len(subs) == 1 else short(value))
+    )
 
 
 def _power(value: float) -> str:

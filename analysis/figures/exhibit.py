@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from analysis.figures.style import PAGE_MM, SERIES, figure, inline, narrow, style
+from analysis.figures.style import COLUMN_MM, PAGE_MM, SERIES, figure, inline, narrow, style
 from analysis.results import Results, table_of
 from analysis.text import metric_text, short
 
@@ -64,7 +64,8 @@ class Exhibit:
 
         Returns:
             What the template shows: name, title, caption, files, image (an SVG element; None if missing), or the
-            reason; views: tab, image and `points` of each drawing.
+            reason; views: tab, image, `points` and `column` (the image for a phone and for columns in print) of each
+            drawing.
         """
         stem = out / "figures" / f"{prefix}{self.name}"
         shown: dict[str, Any] = {"name": stem.name, "title": self.title, "caption": self.caption}
@@ -80,24 +81,38 @@ class Exhibit:
                 for tab, drawn in self.drawings():
                     image = self._written(drawn, files[tab], pdf=pdf)
                     drawings.append({"tab": tab, "image": image, "points": json.dumps(points(drawn))})
+            with style(COLUMN_MM):
+                for shown_as, (tab, drawn) in zip(drawings, self.drawings(), strict=True):
+                    shown_as["column"] = self._inlined(
+                        _bytes(drawn, "svg", {"Date": None}), f"{Path(files[tab]).name}-column", drawn
+                    )
         except Exception as error:  # noqa: BLE001 - one figure that fails must not prevent the report
             return shown | {"image": None, "reason": f"drawing it failed ({type(error).__name__}: {error})"}
         write_file(stem.with_name(f"{stem.name}.csv"), self.data.to_csv(index=False).encode())
         kinds = ("svg", "pdf", "csv") if pdf else ("svg", "csv")
         shown["files"] = {kind.upper(): f"figures/{stem.name}.{kind}" for kind in kinds}
-        return shown | {"views": drawings, "image": drawings[0]["image"]}
+        # Of one panel each: two stand beside each other in print.
+        pairs = len(drawings) > 1 and len(drawn.axes) == 1
+        return shown | {"views": drawings, "image": drawings[0]["image"], "pairs": pairs}
 
     def _written(self, drawn: Figure, file: str, *, pdf: bool) -> str:
         """Write a drawing; returns it as an SVG element."""
         images: dict[str, bytes] = {}
         for kind, date in {"svg": "Date", **({"pdf": "CreationDate"} if pdf else {})}.items():
-            drawn.savefig(buffer := io.BytesIO(), format=kind, metadata={date: None, "Title": self.title})
+            images[kind] = _bytes(drawn, kind, {date: None, "Title": self.title})
             drawn.set_layout_engine("none")  # keeps the layout, which takes most of the time
-            # Several artists of a series would have the same id, which is not allowed.
-            images[kind] = buffer.getvalue().replace(f' id="{SERIES}'.encode(), b' data-series="')
             write_file(Path(f"{file}.{kind}"), images[kind])
+        return self._inlined(images["svg"], Path(file).name, drawn)
+
+    def _inlined(self, svg: bytes, name: str, drawn: Figure) -> str:
         seen = f"{self.title}. {re.split(r'(?<=[.!?]) (?=[A-Z])', self.caption)[0]}"
-        return inline(images["svg"], Path(file).name, seen, SCREEN_DPI * drawn.get_figwidth())
+        return inline(svg, name, seen, SCREEN_DPI * drawn.get_figwidth())
+
+
+def _bytes(drawn: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
+    """A drawing as a file; its series are attributes, since several artists of one would have the same id."""
+    drawn.savefig(buffer := io.BytesIO(), format=kind, metadata=metadata)
+    return buffer.getvalue().replace(f' id="{SERIES}'.encode(), b' data-series="')
 
 
 def points(drawn: Figure) -> list[tuple[str, float, float, str]]:

@@ -76,8 +76,10 @@ _DARK_PAPER = "#14171b"
 _ON_DARK = {
     "#4a1468": "#b58ac9", "#1f8f86": "#35c3bb",
     "#000000": "#e6e9ee", "#ffffff": _DARK_PAPER, "#e6e6e6": "#343b44", LIGHT_GREY: "#3b424b", DARK: "#d5dae1",
-    "#444444": "#c3cad3", "#555555": "#b3bcc7", "#666666": "#a2acb8", GREY: "#98a2ae", "#0072b2": "#4aa8e0",
-    "#009e73": "#2cc79b", "#882255": "#d8629c", "#332288": "#8f7fe8", "#661100": "#cf6a52", "#d55e00": "#f27a26",
+    "#444444": "#c3cad3", "#555555": "#b3bcc7", "#666666": "#a2acb8", GREY: "#98a2ae", "#0072b2": "#3583d0",
+    "#009e73": "#1fae85", "#882255": "#b8336f", "#cc79a7": "#e89ac6", "#56b4e9": "#8fd6ff", "#e69f00": "#f5c542",
+    "#332288": "#8f7fe8", "#661100": "#cf6a52",
+    "#d55e00": "#d9540b",
 }  # fmt: skip
 # For lines only, the dark half of the ordered scale: heat maps are filled with the same colours.
 _LINES_ON_DARK = {

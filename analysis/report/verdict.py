@@ -91,6 +91,32 @@ def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
             yield f"{first_upper(name)} beats tuning: {shown}. Its cell can be tried first, with [[enqueue]]."
         else:
             yield f"Tuning is not shown to beat {name}: {shown}."
+        tuned = next((entry for entry in compared.scored if entry.name == each.cell["optimizer"]), None)
+        if tuned is not None and tuned.cell is not None and not same_setting(each.cell, tuned.cell):
+            yield from _below_its_baseline(each, tuned, compared.split, metric)
+
+
+def _below_its_baseline(baseline: Entry, tuned: Entry, split: str, metric: str) -> Iterator[str]:
+    """That a tuned optimizer is behind the baseline of the same optimizer, the likely reason and the advice."""
+    ahead = baseline.own.estimate > 0 if metric == "accuracy" else baseline.own.estimate < 1
+    if not ahead:
+        return
+    assert tuned.cell is not None
+    sure = "" if baseline.own_p < SIGNIFICANT else ", though not significantly"
+    against = "against the tuned one" if metric == "accuracy" else f"the {split} loss of the tuned one"
+    effect = f"{' '.join(effect_text(baseline.own, metric))} {against} ({p_text(baseline.own_p)})"
+    reason, advice = (
+        f"was chosen on only {counted(int(tuned.cell['n']), 'search seed')}",
+        "more search seeds (lanes.seeds)",
+    )
+    if tuned.cell["on_edge"]:
+        reason += " and lies on the edge of its grid"
+        advice += " and a wider grid (lanes.rates, lanes.extensions)"
+    yield (
+        f'{first_upper(tuned.name)} scores worse tuned than as the baseline "{baseline.name}"{sure}, which has '
+        f"{effect}. "
+        f"The likely reason: its tuned setting {reason}. What helps: {advice}."
+    )
 
 
 def study_cost(results: Results) -> str:

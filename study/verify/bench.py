@@ -296,8 +296,8 @@ _TABLES: tuple[tuple[str, str, str, str, Callable[[dict[str, Any]], tuple[Any, .
     (
         "sizes",
         "studies of empty trials",
-        "s KB files status report resume,_report",
-        "each: s from one end to the next, KB of the driver's memory; of commands: seconds",
+        "s KB files status report resume,_report suggest",
+        "each: s from one end to the next, KB of the driver's memory; of commands and a suggestion: seconds",
         lambda r: (
             r["seconds_per_trial"],
             r["driver_bytes_per_trial"] / 1000,
@@ -305,6 +305,7 @@ _TABLES: tuple[tuple[str, str, str, str, Callable[[dict[str, Any]], tuple[Any, .
             r["status_seconds"],
             r["report_seconds"],
             r["resume_seconds"],
+            r["suggest_seconds"],
         ),
     ),
     ("loads", "at size", "s MB", "", lambda r: (r["seconds"], r["bytes"] / 1e6)),

@@ -40,17 +40,25 @@ def rate_table(
     Returns:
         Columns cell, recipe, learning_rate, lanes, diverged (number of diverged lanes), loss (the geometric mean, which
         decides between equal accuracies; NaN if unknown), estimate, low, high, n; shared: whether every seed of the
-        cell ran at this rate; eligible: whether all seeds survived, and halving did not stop it; tuned: whether it is
-        the cell's tuned rate (`tuned_rates`); shortfall: of the tuned one from the best possible rate, as
+        cell ran at this rate; eligible: whether all seeds survived, and halving did not stop it; best: whether it is
+        the best one of the means and the rule of ties, of all recipes and rates; tuned: whether it is the cell's tuned
+        rate (`tuned_rates`); shortfall: of the tuned one from the best possible rate, as
         `best_by_parabola` expects it, in logarithms of a loss or log-odds; NaN of the others.
     """
-    lanes = _at_tuned_recipe(lanes, metric, examples, floor)
+    places = lanes.sort_values(["cell", "lane"])[["cell", "recipe"]].drop_duplicates()
+    places = places.assign(place=range(len(places)))  # of a recipe in a cell, in the order in which the trial ran them
+    lanes = lanes.merge(places, on=["cell", "recipe"])
     table, values = _by_rate(lanes, metric, examples, floor)
-    best, steps = _best_rows(table, metric, examples), _grid_steps(lanes)
-    ties = _equal(table, metric, examples)["cell"].value_counts() > 1
-    eligible = table[table["eligible"]]
+    table = places.merge(table, on="place")  # in order of place
+    equal = _equal(table, metric, examples)
+    tied = _lowest(equal)
+    first = places.groupby("cell")["place"].min()
+    chosen = tied.groupby("cell")["place"].min().reindex(first.index).fillna(first)
+    best = _middle(tied[tied["place"].isin(chosen)])
+    ties = equal[equal["place"].isin(chosen)]["cell"].value_counts() > 1
+    steps = _grid_steps(lanes[lanes["place"].isin(chosen)])
     shortfall: dict[int, float] = {}
-    for cell, own in eligible.groupby("cell"):
+    for cell, own in table[table["eligible"] & table["place"].isin(chosen)].groupby("cell"):
         place, gain = best_by_parabola(
             np.log(own["learning_rate"].to_numpy(dtype=np.float64)),
             np.array([scores_of(values[row], metric, examples, floor) for row in own.index]),
@@ -59,9 +67,13 @@ def rate_table(
             settled=bool(ties[cell]),
         )
         shortfall[own.index[place]] = gain
-    recipes = table["cell"].map(lanes.drop_duplicates("cell").set_index("cell")["recipe"])
-    table.insert(1, "recipe", recipes.astype(object))  # without lanes, too
-    return table.assign(tuned=table.index.isin(list(shortfall)), shortfall=pd.Series(shortfall, table.index, "float64"))
+    table["recipe"] = table["recipe"].astype(object)  # without lanes, too
+    table = table.assign(
+        best=table.index.isin(best),
+        tuned=table.index.isin(list(shortfall)),
+        shortfall=pd.Series(shortfall, table.index, "float64"),
+    )
+    return table[table["place"].isin(chosen)].drop(columns="place").reset_index(drop=True)
 
 
 def tuned_rates(
@@ -90,29 +102,15 @@ def tuned_rates(
     return table[table["tuned"]].set_index("cell")["learning_rate"].astype(float)
 
 
-def _at_tuned_recipe(lanes: pd.DataFrame, metric: str, examples: int, floor: float) -> pd.DataFrame:
-    """The lanes of each cell's tuned recipe, of its first one if no rate of any recipe is eligible."""
-    recipes = lanes.sort_values(["cell", "lane"])[["cell", "recipe"]].drop_duplicates()
-    if not recipes["cell"].duplicated().any():
-        return lanes
-    recipes = recipes.assign(place=range(len(recipes)))
-    own = lanes.merge(recipes, on=["cell", "recipe"])
-    table, _ = _by_rate(own.assign(cell=own["place"]), metric, examples, floor)  # as if each were a cell
-    table = table.rename(columns={"cell": "place"}).merge(recipes[["cell", "place"]], on="place")
-    first = recipes.groupby("cell")["place"].min()
-    tuned = _tied(table, metric, examples).groupby("cell")["place"].min().reindex(first.index).fillna(first)
-    return own[own["place"].isin(tuned)].drop(columns="place")
-
-
 def _by_rate(
     lanes: pd.DataFrame, metric: str, examples: int, floor: float
 ) -> tuple[pd.DataFrame, list[np.ndarray[Any, Any]]]:
-    """The rows of `rate_table` without recipe and tuned, from lanes of one recipe per cell, and their seeds' values."""
-    ordered = lanes.sort_values(["cell", "learning_rate", "seed"])
+    """Rows of places and learning rates, for `rate_table`, and the values of their seeds."""
+    ordered = lanes.sort_values(["place", "learning_rate", "seed"])
     survived = ordered["outcome"].isin(_SURVIVED)
     losses = ordered["validation_loss"].where(survived).to_numpy(dtype=np.float64)
     logs = np.log(np.maximum(losses, floor))
-    by_rate = ordered.assign(gone=ordered["outcome"] == "diverged", log=logs).groupby(["cell", "learning_rate"])
+    by_rate = ordered.assign(gone=ordered["outcome"] == "diverged", log=logs).groupby(["place", "learning_rate"])
     table = by_rate.agg(
         lanes=("seed", "size"), diverged=("gone", "sum"), early=("stopped_update", "count"), loss=("log", "mean")
     )
@@ -124,7 +122,7 @@ def _by_rate(
     # Rates that halving stopped are shown with what they reached, but cannot be the tuned rate.
     table["eligible"] = table.pop("early") == 0
     table = table.reset_index().astype({"lanes": "int64", "diverged": "int64", "n": "int64"})
-    seeds = table["cell"].map(lanes.groupby("cell")["seed"].nunique())
+    seeds = table["place"].map(lanes.groupby("place")["seed"].nunique())
     return table.assign(shared=table["lanes"] == seeds, eligible=table["eligible"] & (table["n"] == seeds)), values
 
 
@@ -136,9 +134,9 @@ def _grid_steps(lanes: pd.DataFrame) -> pd.Series[float]:
     return pd.Series(logs, rates.index)
 
 
-def _best_rows(table: pd.DataFrame, metric: str, examples: int) -> pd.Series[int]:
-    """The row of `rate_table` with the best mean of each cell; `trainables.lanes.rates.ranked` has the same rule."""
-    tied = _tied(table, metric, examples).sort_values(["cell", "learning_rate"])
+def _middle(tied: pd.DataFrame) -> pd.Series[int]:
+    """The row of the middle rate of each cell's tied ones; `trainables.lanes.rates.ranked` has the same rule."""
+    tied = tied.sort_values(["cell", "learning_rate"])
     place = tied.groupby("cell").cumcount()
     count = tied.groupby("cell")["cell"].transform("size")
     middle = tied[place == (count - 1) // 2]
@@ -152,11 +150,6 @@ def _equal(table: pd.DataFrame, metric: str, examples: int) -> pd.DataFrame:
         return _lowest(rows)
     lead = rows.groupby("cell")["estimate"].transform("max") - rows["estimate"]
     return rows[lead < RESOLVED / examples - EQUAL]
-
-
-def _tied(table: pd.DataFrame, metric: str, examples: int) -> pd.DataFrame:
-    """The eligible rows with the best metric of each cell: of equal accuracies those with the lowest loss."""
-    return _lowest(_equal(table, metric, examples))
 
 
 def _lowest(rows: pd.DataFrame) -> pd.DataFrame:

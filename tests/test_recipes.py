@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import analysis
-from analysis.rates import _best_rows, rate_table
+from analysis.rates import rate_table
 from analysis.report.tables import recipes
 from analysis.report.verdict import verdict
 from analysis.schema import unseal
@@ -165,7 +165,7 @@ def test_the_tuned_setting_is_the_one_that_the_analysis_finds(metric: str) -> No
     random = np.random.default_rng(0)
     settings = [Setting(rate, recipe) for recipe in (PLAIN, COSINE, DECAY) for rate in (0.01, 0.1, 1.0)]
     for _ in range(20):
-        values = random.choice([0.1, 0.3], (len(settings), 2))
+        values = random.choice([0.1, 0.3, 0.301, 0.303], (len(settings), 2))
         values[random.random(values.shape) < 0.1] = math.nan
         losses = values if metric == "loss" else random.choice([0.2, 0.5], (len(settings), 1)) * np.ones(2)
         stack = stack_of(dict(zip(settings, losses.tolist(), strict=True)))
@@ -185,7 +185,7 @@ def test_the_tuned_setting_is_the_one_that_the_analysis_finds(metric: str) -> No
         ).sample(frac=1, random_state=0)
         setting, value = tuned([stack], Measure(metric, 1000, 1e-10))
         table = rate_table(frame, metric, 1000, 1e-10)
-        theirs = table.loc[_best_rows(table, metric, 1000)[0]]
+        theirs = table[table["best"]].iloc[0]
         assert setting
         assert (theirs["recipe"], theirs["learning_rate"]) == (setting.recipe.text(), setting.learning_rate)
         assert theirs["estimate"] == pytest.approx(value)

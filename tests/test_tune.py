@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.rates import _best_rows, rate_table
+from analysis.rates import rate_table
 from trainables.config import TrialConfig
 from trainables.lanes.rates import Measure, beyond, tuned
 from trainables.lanes.rows import lane_rows
@@ -239,7 +239,7 @@ def test_a_trial_and_the_analysis_agree_on_the_best_mean(metric: str) -> None:
         )
         rate, value = tuned_rate([stack], Measure(metric, 1000, 1e-10))
         table = rate_table(frame, metric, 1000, 1e-10)
-        theirs = _best_rows(table, metric, 1000)
+        theirs = table.index[table["best"]]
         if rate is None:
             assert math.isnan(value)
             assert theirs.empty

@@ -12,8 +12,16 @@ import numpy as np
 import pandas as pd
 
 from analysis.cells import examples_of, floor_of, fresh_lanes, optimizer_order, rank, tuned_lanes
-from analysis.paired import LEVEL, Scores, WithBest, compare_with_best, compare_with_controls, paired_scores
-from analysis.results import Results, records, table_of
+from analysis.paired import (
+    LEVEL,
+    Scores,
+    WithBest,
+    compare_with_best,
+    compare_with_controls,
+    paired_scores,
+    seeds_can_help,
+)
+from analysis.results import Results, records, same_setting, table_of
 from analysis.schema import CELL, Outcome, Regime, regime
 from analysis.statistics import NOTHING, Interval, curse_interval, metric_interval
 from analysis.text import counted
@@ -67,6 +75,8 @@ class Comparison:
         scores: joint means and noise of the entries with a score, in their order; None unless fresh.
         baselines: those of the spec, in its order, each against the best optimizer; none among regimes.
         looks, most_looks: how often the fresh seeds were looked at, and how often they may be at most.
+        open: whether more fresh seeds may decide: which contender wins, or whether an only optimizer differs from a
+            baseline.
     """
 
     entries: list[Entry]
@@ -78,6 +88,7 @@ class Comparison:
     baselines: Sequence[Entry] = ()
     looks: int = 1
     most_looks: int = 1
+    open: bool = False
 
     @property
     def scored(self) -> list[Entry]:
@@ -95,13 +106,6 @@ class Comparison:
         return [entry for entry in self.entries if entry.reason and entry.cell is not None]
 
     @property
-    def undecided(self) -> bool:
-        """Whether more fresh seeds may decide: between contenders, or between an only optimizer and its baselines."""
-        if len(self.scored) == 1:
-            return self.fresh and any(not each.reason and each.p > 1 - LEVEL for each in self.baselines)
-        return len(self.contenders) > 1
-
-    @property
     def winner(self) -> Entry | None:
         """The only contender of several entries; None if there is none or more, or if an entry is unknown."""
         alone = len(self.contenders) == 1 and len(self.scored) > 1 and not self.unknown
@@ -114,8 +118,7 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer", *, onc
     The search's validation split chooses each one's cell. On the confirmation's fresh seeds, multiple
     comparisons with the best (`analysis.paired.compare_with_best`) say which may be the best. Where the confirmation
     adds seeds until one wins (`confirm.most_seeds`), each further look is at those that may be the best at the look
-    before; those that a look excludes keep its result. An only optimizer is looked at again until it can be told from
-    all baselines.
+    before; those that a look excludes keep its result. An only optimizer is looked at again with its baselines.
 
     Args:
         results: the study.
@@ -138,9 +141,12 @@ def compare(results: Results, table: pd.DataFrame, by: str = "optimizer", *, onc
     earlier: list[Entry] = []
     for look in range(1, planned):
         left = {entry.name: entry.cell for entry in comparison.contenders}
-        rivals = [int(cell["trial"]) for cell in left.values() if cell is not None]
-        ran = lanes[number == look].groupby("cell").size().reindex(rivals, fill_value=0)
-        if not comparison.undecided or (ran < size).any():
+        alone = len(comparison.scored) == 1
+        before, ran = (lanes[number == each].groupby("cell").size() for each in (look - 1, look))
+        rivals = {int(cell["trial"]) for cell in left.values() if cell is not None}
+        if alone:  # but not for a baseline that was added later
+            rivals |= {int(row["trial"]) for row in controls.values()} & set(before[before >= size].index)
+        if not comparison.fresh or len(left) < 2 - alone or (ran.reindex(list(rivals), fill_value=0) < size).any():
             break
         earlier = [entry for entry in comparison.entries if not entry.contender] + earlier
         comparison = replace(_look(results, lanes[number <= look], by, left, controls, planned), looks=look + 1)
@@ -200,7 +206,15 @@ def _look(
     ordered = [entries[place] for place in order]
     ordered += [Entry(name, cells_of[name], reason=missing[name]) for name in cells_of if missing[name]]
     scores, rest = scores.reordered(order), list(baselines.values())
-    return Comparison(ordered, True, split, scores.seeds, scores.examples, scores, rest, most_looks=looks)
+    pairs = [[place for place, each in enumerate(ordered) if each.contender]]
+    if len(confirmed) == 1:
+        rivals = [baselines[name] for name in given if not same_setting(controls[name], ordered[0].cell)]
+        pairs = [[0, given.index(each.name) + 1] for each in rivals if each.p > 1 - LEVEL]
+    more = any(
+        len(pair) > 1 and seeds_can_help((joint if len(confirmed) == 1 else scores).reordered(pair), looks)
+        for pair in pairs
+    )
+    return Comparison(ordered, True, split, scores.seeds, scores.examples, scores, rest, most_looks=looks, open=more)
 
 
 def _entry(name: str, cell: Any, scores: Scores, place: int, against: WithBest, candidates: int = 1) -> Entry:

@@ -22,8 +22,6 @@ from analysis.statistics import NOTHING, UNKNOWN_EXAMPLES, Interval, accuracy_of
 Array = NDArray[np.float64]
 DRAWS = 20_000
 """Draws of the largest t: a p of .05 is off by .0015."""
-ROUNDING = 1e-6
-"""Difference of scores that float32 does not resolve."""
 MOST_FREEDOM = 60
 """Degrees of freedom beyond which the estimate of a variance counts as exact enough, to save memory."""
 
@@ -257,21 +255,26 @@ def compare_with_controls(scores: Scores, controls: int, looks: int = 1) -> list
 
 
 def seeds_can_help(scores: Scores, looks: int = 1) -> bool:
-    """Whether more seeds may make the first of some configurations the winner.
+    """Whether more seeds may make any of some configurations the winner.
 
-    They cannot if the noise of test examples and tuning, which seeds do not reduce, hides even those differences that
-    are two standard errors of the seeds larger than now, nor if these are mere rounding.
+    They cannot if the noise of test examples and tuning, which seeds do not reduce, hides even the largest differences
+    that the seeds so far allow (95% intervals of each pair).
 
     Args:
         scores: of k configurations, with two seeds or more.
         looks: as for `compare_with_best`.
     """
-    best = int(np.argmax(scores.means))
-    variances = np.diagonal(scores.of_seeds) + scores.of_seeds[best, best] - 2 * scores.of_seeds[best]
-    behind = scores.means - 2 * np.sqrt(np.maximum(variances, 0.0))  # the first one stays where it is
-    limit = replace(scores, means=behind, of_seeds=np.zeros_like(scores.of_seeds))
-    differ = (behind[best] - np.delete(behind, best) > ROUNDING).all()
-    return bool(differ) and sum(each.contender for each in compare_with_best(limit, looks)) == 1
+
+    def errors(covariance: Array) -> Array:
+        variances = np.diagonal(covariance)
+        return np.sqrt(np.maximum(variances[:, None] + variances - 2 * covariance, 0.0))
+
+    gaps = scores.means[:, None] - scores.means
+    allowed = gaps + float(special.stdtrit(max(scores.seeds - 1, 1), 0.5 + LEVEL / 2)) * errors(scores.of_seeds)
+    hidden = float(special.ndtri(1 - (1 - LEVEL) / (2 * looks))) * errors(
+        scores.of_examples + np.diag(scores.of_tuning)
+    )
+    return bool(((allowed >= hidden) | np.eye(len(gaps), dtype=bool)).all(axis=1).any())
 
 
 def _differences(scores: Scores, first: NDArray[np.intp], second: NDArray[np.intp]) -> tuple[Array, Array]:

@@ -31,19 +31,13 @@ from tests.test_spec import changed
 # Two optimizers that are the same one, and a third that does not train.
 TABLES: dict[str, Any] = {
     "name": "looks",
-    "workload": {"data": "linear", "model": "linear"},
+    "workload": {"data": "linear", "model": "linear", "dtype": "float32"},
     "search": {"batch_size": 20, "optimizer": ["sgd", "gradient-descent", "adam"]},
     "lanes": {"learning_rate": {"sgd": [0.05], "gradient-descent": [0.05], "adam": [1e-6]}, "seeds": 2},
     "tuning": {"sampler": "grid"},
     "budget": {"trials": 3, "epochs": 3},
     "confirm": {"top": 1, "seeds": 3, "most_seeds": 10},
 }
-
-
-@pytest.fixture(autouse=True)
-def _equal_optimizers_get_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two optimizers that are the same one differ by nothing, so that no seed could help."""
-    monkeypatch.setattr("study.results.confirm.seeds_can_help", lambda *_: True)
 
 
 def looks(world: World) -> list[tuple[str, int]]:
@@ -90,11 +84,14 @@ def test_a_winner_ends_the_looks(tmp_path: Path) -> None:
     assert (found.winner.name, found.looks) == ("sgd", 1)
 
 
-@pytest.mark.parametrize(("rate", "looks_of_it"), [(0.05, 3), (1e-6, 1)])
+@pytest.mark.parametrize(
+    ("other", "rate", "looks_of_it"), [("gradient-descent", 0.05, 3), ("gradient-descent", 1e-6, 1), ("sgd", 0.05, 1)]
+)
 def test_an_only_optimizer_is_looked_at_until_it_differs_from_its_baseline(
-    tmp_path: Path, rate: float, looks_of_it: int
+    tmp_path: Path, other: str, rate: float, looks_of_it: int
 ) -> None:
-    baseline = {"name": "usual", "optimizer": "gradient-descent", "learning_rate": rate, "batch_size": 20}
+    """The baseline is another name of the same optimizer, is much worse, or is the tuned setting itself."""
+    baseline = {"name": "usual", "optimizer": other, "learning_rate": rate, "batch_size": 20}
     tables = {
         "search": TABLES["search"] | {"optimizer": "sgd"},
         "lanes": TABLES["lanes"] | {"learning_rate": [0.05]},
@@ -105,7 +102,7 @@ def test_an_only_optimizer_is_looked_at_until_it_differs_from_its_baseline(
     assert "2 times 3 more for the optimizer and its baselines" in describe(spec, probed(spec))
     with World(tmp_path, TABLES | tables) as world:
         world.finish()
-        expected = [(name, look) for look in range(looks_of_it) for name in ("sgd", "gradient-descent")]
+        expected = [(name, look) for look in range(looks_of_it) for name in dict.fromkeys(("sgd", other))]
         assert looks(world) == expected
         results = analysis.load(world.results())
     found = analysis.compare(results, analysis.cells(results))
@@ -127,9 +124,20 @@ def test_looks_end_where_more_seeds_cannot_help() -> None:
     # Seeds that differ much say little, yet.
     assert len([each for each in compare_with_best(scores(400, flipped=0.3)) if each.contender]) == 2
     assert seeds_can_help(scores(400, flipped=0.3))
-    # Equal configurations stay equal.
-    equal = np.random.default_rng(0).random((1, 10, 50)).repeat(2, axis=0)
-    assert not seeds_can_help(paired_scores(equal.mean(axis=2), "loss", equal))
+    # Two contenders may be the same one: the third may still beat both.
+    first = scores(400, flipped=0.3)
+    twins = paired_scores(np.zeros((3, 10)) + 0.5, "accuracy")
+    twins = replace(twins, means=first.means[[0, 0, 1]], of_seeds=first.of_seeds[np.ix_([0, 0, 1], [0, 0, 1])])
+    assert seeds_can_help(replace(twins, of_examples=first.of_examples[np.ix_([0, 0, 1], [0, 0, 1])]))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_few_seeds_without_recorded_examples_can_be_helped(seeds: int) -> None:
+    """The limit of many seeds is not judged with the degrees of freedom of few; tuning's share alone hides 0.3."""
+    noise = np.random.default_rng(0).normal(0, 0.2, (2, seeds))
+    assert seeds_can_help(paired_scores(np.exp(noise + [[0.0], [0.6]]), "loss").tuned([0.05, 0.05]), looks=10)
+    steady = noise[:1] + np.array([[0.0], [0.1]])  # seeds agree on the difference
+    assert not seeds_can_help(paired_scores(np.exp(steady), "loss").tuned([0.05, 0.05]), looks=10)
 
 
 def test_a_killed_confirmation_goes_on_with_the_look_that_it_was_at(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pandas as pd
 
 from analysis.cells import rank
 from analysis.comparisons import Comparison, Entry, average_curse, missing_sizes, names_of
-from analysis.paired import ROUNDING
 from analysis.results import Results, hours, same_setting, table_of
 from analysis.schema import Outcome
 from analysis.statistics import Interval
@@ -29,6 +28,8 @@ from analysis.text import (
     seed_counts,
 )
 
+EQUAL = 1e-6
+"""Difference of log losses, or of accuracies, that float32 does not resolve."""
 SIGNIFICANT = 0.05
 MORE = 1000
 """Seeds beyond which "more seeds" is no advice."""
@@ -191,7 +192,7 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
     direction[:2] = 1, -1
     names = " and ".join(each.name for each in compared.scored[:2])
     gap, parts = float(scores.means @ direction), scores.parts(direction)
-    if abs(gap) < ROUNDING:
+    if abs(gap) < EQUAL:
         yield f"{first_upper(names)} are equal to rounding."
         return
     total = sum(parts.values())

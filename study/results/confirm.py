@@ -19,7 +19,6 @@ import pandas as pd
 from analysis import results
 from analysis.cells import cells, rank
 from analysis.comparisons import compare
-from analysis.paired import seeds_can_help
 from analysis.results import parts, records
 from analysis.schema import FOLDERS, DamagedError, Outcome, regime, seal, unseal
 from study.results import CONFIRM
@@ -84,17 +83,14 @@ def add_seeds(spec: Spec, folder: Path) -> int:
     """Give the optimizers that may be the best, and baselines, the seeds of a further look at a finished confirmation.
 
     Returns:
-        How many trials that adds to `confirm/winners.json`; 0 once an optimizer wins, or none can by more seeds, and
-        after the last look.
+        How many trials that adds to `confirm/winners.json`; 0 after the last look, and once more seeds cannot decide.
     """
     assert spec.confirm
     study = results.load(folder)
     compared = compare(study, cells(study))
     if not compared.fresh:
         return 0
-    more = compared.undecided and compared.looks < spec.confirm.looks
-    if more and compared.scores and len(compared.contenders) > 1:
-        more = seeds_can_help(compared.scores, spec.confirm.looks)
+    more = compared.open and compared.looks < spec.confirm.looks
     file, space = folder / CONFIRM / WINNERS, Space(spec, "", "")
     kept = _recorded(file)
     before = len(kept)

@@ -135,7 +135,7 @@ def test_looks_end_where_more_seeds_cannot_help() -> None:
 def test_few_seeds_without_recorded_examples_can_be_helped(seeds: int) -> None:
     """The limit of many seeds is not judged with the degrees of freedom of few; tuning's share alone hides 0.3."""
     noise = np.random.default_rng(0).normal(0, 0.2, (2, seeds))
-    assert seeds_can_help(paired_scores(np.exp(noise + [[0.0], [0.6]]), "loss").tuned([0.05, 0.05]), looks=10)
+    assert seeds_can_help(paired_scores(np.exp(noise + np.array([[0.0], [0.6]])), "loss").tuned([0.05, 0.05]), looks=10)
     steady = noise[:1] + np.array([[0.0], [0.1]])  # seeds agree on the difference
     assert not seeds_can_help(paired_scores(np.exp(steady), "loss").tuned([0.05, 0.05]), looks=10)
 

@@ -99,12 +99,14 @@ def test_columns_and_copies_that_look_wrong_are_warnings() -> None:
         'a different whole number in every example, like an ID: id; leave it out (exclude = ["id"])',
     ]
     random = np.random.default_rng(0).permutation(600)
-    people = {"acid": random[:60], "person_id": random[60:120], "userId": random[120:180], "n": range(60)}
+    ids = {"person_id": random[:60], "userId": random[60:120], "RowNumber": random[120:180], "n": range(60)}
+    people = {"acid": random[180:240], "year": range(1950, 2010), "number of visitors": random[240:300], **ids}
     found = examples("own", {name: (each[0], each[1]) for name, each in thirds(pd.DataFrame(people), CODES).items()})
     assert findings.warnings(found) == [
-        "a different whole number in every example, like an ID: person_id, userId, n; leave it out "
-        '(exclude = ["person_id", "userId", "n"])',
-        'a different whole number in every example: acid; if it is an ID, leave it out (exclude = ["acid"])',
+        "a different whole number in every example, like an ID: person_id, userId, RowNumber, n; leave it out "
+        '(exclude = ["person_id", "userId", "RowNumber", "n"])',
+        "a different whole number in every example: acid, year, number of visitors; if it is an ID, leave it out "
+        '(exclude = ["acid", "year", "number of visitors"])',
     ]
     x = np.random.default_rng(0).normal(size=(60, 2))
     x[45], x[46] = x[3], x[4]

@@ -65,7 +65,7 @@ class Exhibit:
         Returns:
             What the template shows: name, title, caption, files, image (an SVG element; None if missing), or the
             reason; views: tab, image, `points` and `column` (the image for a phone and for columns in print) of each
-            drawing.
+            drawing, and `column_points`.
         """
         stem = out / "figures" / f"{prefix}{self.name}"
         shown: dict[str, Any] = {"name": stem.name, "title": self.title, "caption": self.caption}
@@ -86,6 +86,7 @@ class Exhibit:
                     shown_as["column"] = self._inlined(
                         _bytes(drawn, "svg", {"Date": None}), f"{Path(files[tab]).name}-column", drawn
                     )
+                    shown_as["column_points"] = json.dumps(points(drawn))
         except Exception as error:  # noqa: BLE001 - one figure that fails must not prevent the report
             return shown | {"image": None, "reason": f"drawing it failed ({type(error).__name__}: {error})"}
         write_file(stem.with_name(f"{stem.name}.csv"), self.data.to_csv(index=False).encode())

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.cells import rank
 from analysis.comparisons import Comparison, Entry, average_curse, missing_sizes, names_of
 from analysis.results import Results, hours, same_setting, table_of
-from analysis.schema import Outcome
+from analysis.schema import CELL, Outcome
 from analysis.statistics import Interval
 from analysis.text import (
     cell_at_rate,
@@ -94,30 +94,31 @@ def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
             yield f"Tuning is not shown to beat {name}: {shown}."
         tuned = next((entry for entry in compared.scored if entry.name == each.cell["optimizer"]), None)
         if tuned is not None and tuned.cell is not None and not same_setting(each.cell, tuned.cell):
-            yield from _below_its_baseline(each, tuned, compared.split, metric)
+            yield from _below_its_baseline(each, tuned, compared.split, metric, told=tuned is best)
 
 
-def _below_its_baseline(baseline: Entry, tuned: Entry, split: str, metric: str) -> Iterator[str]:
-    """That a tuned optimizer is behind the baseline of the same optimizer, the likely reason and the advice."""
+def _below_its_baseline(baseline: Entry, tuned: Entry, split: str, metric: str, *, told: bool) -> Iterator[str]:
+    """That a tuned optimizer is behind the baseline of the same optimizer, unless that is told, and what helps."""
     ahead = baseline.own.estimate > 0 if metric == "accuracy" else baseline.own.estimate < 1
     if not ahead:
         return
     assert tuned.cell is not None
-    sure = "" if baseline.own_p < SIGNIFICANT else ", though not significantly"
-    against = "against the tuned one" if metric == "accuracy" else f"the {split} loss of the tuned one"
-    effect = f"{' '.join(effect_text(baseline.own, metric))} {against} ({p_text(baseline.own_p)})"
-    reason, advice = (
-        f"was chosen on only {counted(int(tuned.cell['n']), 'search seed')}",
-        "more search seeds (lanes.seeds)",
-    )
-    if tuned.cell["on_edge"]:
-        reason += " and lies on the edge of its grid"
-        advice += " and a wider grid (lanes.rates, lanes.extensions)"
-    yield (
-        f'{first_upper(tuned.name)} scores worse tuned than as the baseline "{baseline.name}"{sure}, which has '
-        f"{effect}. "
-        f"The likely reason: its tuned setting {reason}. What helps: {advice}."
-    )
+    assert baseline.cell is not None
+    sure = (baseline.p if told else baseline.own_p) < SIGNIFICANT
+    if not told:
+        against = "against the tuned one" if metric == "accuracy" else f"the {split} loss of the tuned one"
+        effect = f"{' '.join(effect_text(baseline.own, metric))} {against} ({p_text(baseline.own_p)})"
+        unsure = "" if sure else ", though not significantly"
+        yield f'{first_upper(tuned.name)} scores worse tuned than as the baseline "{baseline.name}"{unsure}: {effect}.'
+    if sure and all(baseline.cell[column] == tuned.cell[column] for column in CELL):
+        reason, advice = (
+            f"was chosen on {counted(int(tuned.cell['n']), 'search seed')}",
+            "more search seeds (lanes.seeds)",
+        )
+        if tuned.cell["on_edge"]:
+            reason += " and lies on the edge of its grid"
+            advice += " and a wider grid (lanes.rates, lanes.extensions)"
+        yield f"The likely reason: the tuned setting of {tuned.name} {reason}. What helps: {advice}."
 
 
 def study_cost(results: Results) -> str:

@@ -39,7 +39,7 @@ class Table:
         if name != "predictions":  # few studies record them
             self.folder.mkdir(parents=True, exist_ok=True)
         self.parts = parts(self.folder)
-        self.latest: dict[Path, pa.Table] = {}  # single appends, which need not be read to be merged
+        self.latest: dict[Path, pa.Table] = {}  # small single appends, which need not be read to be merged
 
     def append(self, columns: Mapping[str, list[Any]]) -> None:
         """Append rows, given as columns; they are on disk when this returns."""
@@ -50,7 +50,8 @@ class Table:
         number = self.parts[-1][1] + 1 if self.parts else 1
         file = _write(self.folder, table, number, number)
         self.parts.append((number, number, file))
-        self.latest[file] = table
+        if table.num_rows < SMALL:
+            self.latest[file] = table
         while len(self.parts) >= MERGE and len({last - first for first, last, _ in self.parts[-MERGE:]}) == 1:
             merged = self.parts[-MERGE:]
             tables = [self.latest[file] if file in self.latest else read_part(file) for _, _, file in merged]

@@ -80,10 +80,10 @@ def _with_inputs(answers: Answers) -> tuple[Answers, Facts | None]:
     """The answers, without those columns of a table that its reader advises to exclude, and the data set's facts."""
     answers, facts = _with_usable(answers)
     if has_columns(answers.data) and facts:
-        for advice in re.findall(rf"{LIKE_ID}: .*exclude = (\[.*\])", "\n".join(facts.warnings)):
-            ids = json.loads(advice)
+        for advice in (each.rpartition("exclude = ")[2] for each in facts.warnings if each.startswith(LIKE_ID)):
+            ids = json.loads(advice.removesuffix(")"))
             if len(ids) < facts.in_shape[0]:  # an input must be left
-                told = [(column, f"{column} has {LIKE_ID}") for column in ids]
+                told = [(column, f"{_printable(column)} has {LIKE_ID}") for column in ids]
                 answers = replace(answers, exclude=(*answers.exclude, *told))
                 return answers, _tried(answers).facts
     return answers, facts
@@ -96,11 +96,16 @@ def _with_usable(answers: Answers) -> tuple[Answers, Facts | None]:
         told, *reasons = mistake.split(REASON)
         if advice := re.search(r"exclude = \[.*\]", told):
             columns = json.loads(advice[0].removeprefix("exclude = "))
-            reasons = ["".join(each if each.isprintable() else " " for each in reason) for reason in reasons]
+            reasons = [_printable(reason) for reason in reasons]
             reasons += [""] * (len(columns) - len(reasons))  # a value may hold the words between two reasons
             answers = replace(answers, exclude=tuple(zip(columns, reasons, strict=False)))
             return answers, _tried(answers).facts
     return answers, tried.facts
+
+
+def _printable(text: str) -> str:
+    """A text that fits a comment of the spec."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def has_columns(data: str) -> bool:

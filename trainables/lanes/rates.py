@@ -15,7 +15,7 @@ from trainables.workloads.criterion import Criterion
 from trainables.workloads.data import Data
 
 # Losses that differ by less than this share are equal: sums in another order differ in the last digits, which must not
-# decide. Accuracies are equal that differ by less than so many validation examples. `analysis.statistics` has both.
+# decide. Accuracies are equal that differ by less than two validation examples. `analysis.statistics` has both.
 EQUAL, RESOLVED = 1e-12, 2
 # A gain in the score (2% of a loss) that is not worth two more rates.
 NEGLIGIBLE = 0.02
@@ -40,6 +40,11 @@ class Measure:
     def of(cls, config: TrialConfig, data: Data, criterion: Criterion) -> Measure:
         """The measure of a trial."""
         return cls(config.metric, len(data.validation), criterion.floor(data.train))
+
+    @property
+    def step(self) -> float:
+        """Accuracies that differ by less are equal."""
+        return RESOLVED / self.examples - EQUAL
 
     def scores(self, values: np.ndarray) -> np.ndarray:
         """Negative logarithms of losses, or log-odds of accuracies; NaN stays NaN.
@@ -92,11 +97,11 @@ def ranked(stacks: Sequence[Stack], measure: Measure) -> dict[Setting, float]:
         setting: float(np.nan_to_num(-scores.mean(), nan=math.inf))
         for setting, scores in seed_scores(stacks, replace(measure, metric="loss")).items()
     }
-    found, step = dict[Setting, float](), RESOLVED / measure.examples - EQUAL
+    found: dict[Setting, float] = {}
     while remaining := [setting for setting in values if setting not in found]:
         if measure.metric == "accuracy":
             highest = max(values[setting] for setting in remaining)
-            remaining = [setting for setting in remaining if highest - values[setting] < step]
+            remaining = [setting for setting in remaining if highest - values[setting] < measure.step]
         lowest = min(losses[setting] for setting in remaining)
         tied = [setting for setting in remaining if losses[setting] <= lowest + EQUAL]  # logarithms
         tied = [setting for setting in tied if setting.recipe == tied[0].recipe]
@@ -126,9 +131,12 @@ def next_round(stacks: Sequence[Stack], measure: Measure, *, extensions: int, re
     Returns:
         Empty text and no settings if tuning ends here.
     """
-    best, _ = tuned(stacks, measure)
-    if best is None:
+    order = ranked(stacks, measure)
+    if not order:
         return "", []
+    best, highest = next(iter(order)), max(order.values())
+    if measure.metric == "accuracy" and sum(highest - value < measure.step for value in order.values()) > 1:
+        measure = replace(measure, metric="loss")  # which chose the best one of equal accuracies
     grid = [lane.learning_rate for lane in stacks[0].lanes]
     scores = {s.learning_rate: each for s, each in seed_scores(stacks, measure).items() if s.recipe == best.recipe}
     extended, refined = (sum(s.round.startswith(kind) for s in stacks) for kind in (EXTENSION, REFINEMENT))

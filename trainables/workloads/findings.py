@@ -12,8 +12,11 @@ from torch import Tensor
 from trainables.usercode.importing import LIKE_ID
 from trainables.workloads.own import SPLITS, Own, listed
 
-# Names of columns that hold IDs. Without such a name, a column that counts the examples does.
-ID = re.compile(r"(?i:(^|[^a-z])(id|ids|index|key|uuid|nr|no|number|row|unnamed)([^a-z]|$))|[a-z]I[dD]$")
+# Names of columns that hold IDs. Without such a name, a column that counts the examples from 0 or 1 does.
+ID = re.compile(
+    r"(?i:^(row|index|key|nr|no|number|unnamed.*)$|(^|[^a-z])(id|ids|uuid)([^a-z]|$)|[^a-z](nr|no|number)$)"
+    r"|[a-z](I[dD]|No|Nr|Number)$"
+)
 # Classes with fewer training examples are reported.
 FEW = 5
 
@@ -75,7 +78,7 @@ def _columns(own: Own) -> Iterator[str]:
     if same := [name for name, each in zip(names, constant.tolist(), strict=True) if each]:
         yield f"the same in all training examples: {'column' if len(same) == 1 else 'columns'} {listed(same)}"
     numbering = {name: x for name, x in zip(names, joined.T, strict=True) if _numbers(x)}
-    ids = [n for n, x in numbering.items() if ID.search(n) or float(x.max() - x.min()) == len(x) - 1]
+    ids = [n for n, x in numbering.items() if ID.search(n) or (x.min() in (0, 1) and x.max() - x.min() == len(x) - 1)]
     for columns, what, condition in (
         (ids, LIKE_ID, ""),
         (

@@ -150,7 +150,8 @@ TIMEOUT = click.option(
 SIGNIFICANT = click.option(
     "--until-significant",
     is_flag=True,
-    help="Add fresh seeds to the contenders until one wins, up to confirm.most_seeds (if not set, 5 x confirm.seeds).",
+    help="Add fresh seeds until one optimizer wins or more seeds cannot decide, up to confirm.most_seeds (if not set, "
+    "5 x confirm.seeds).",
 )
 
 
@@ -175,7 +176,9 @@ def sized(command: Callable[..., None]) -> Any:
     return _with(
         click.argument("spec", type=SPEC),
         click.option(
-            "--optimizers", metavar="A,B", help="Optimizers to compare, each with as many trials as one of the spec's."
+            "--optimizers",
+            metavar="A,B",
+            help="Optimizers to compare. Each gets as many trials as an optimizer of the spec.",
         ),
         click.option("--trials", type=click.IntRange(1), help="Cells to try, instead of the spec's."),
         click.option("--epochs", type=click.IntRange(1), help="Epochs per lane, instead of the spec's budget."),

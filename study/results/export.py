@@ -24,7 +24,7 @@ from analysis import results
 from analysis.cells import fresh_lanes
 from analysis.report.best import best_entry, facts
 from analysis.results import Results, table_of
-from analysis.text import metric_text
+from analysis.text import counted, metric_text
 from study.errors import Halted, UsageError, require
 from study.results.confirm import confirmation
 from study.results.recipe import recipe
@@ -187,7 +187,7 @@ class Setting:
         facts, named = self.data, recorded(self.results.path).workload.facts
         unit = "scores (logits) of the classes, in the order above" if named.classes else "class scores (logits)"
         if facts.task == "regression":
-            unit = f"{facts.out_features} values in the unit of the targets"
+            unit = f"{counted(facts.out_features, 'value')} in the unit of the targets"
         (*_, session) = self.results.provenance.get("sessions") or [{}]
         versions = table_of(session, "versions") | {"torch, at export": torch.__version__}
         return _CARD.format(

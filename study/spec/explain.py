@@ -204,9 +204,9 @@ def _text(path: list[str]) -> str:
     """An example of a key's value as TOML: one of `_EXAMPLES`, the default, or a number."""
     example = _EXAMPLES.get(".".join(path), _EXAMPLES.get(f"baseline.{path[-1]}") if path[0] in ARRAYS else None)
     if example is None and (fields := _model_at(path[:-1])):
-        field = fields.model_fields[path[-1]]
-        example = field.get_default(call_default_factory=True)
-        if example in (None, PydanticUndefined):
+        field = fields.model_fields.get(path[-1])  # none of a free table, as of an optimizer's settings
+        example = field.get_default(call_default_factory=True) if field else None
+        if field and example in (None, PydanticUndefined):
             types = _types_in(field.annotation)
             example = 1 if int in types else 0.5 if float in types else None
     return "..." if example is None else shown(example)

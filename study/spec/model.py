@@ -318,7 +318,8 @@ class Confirm(Section):
     seeds: Annotated[int, Field(ge=2, le=10_000)] = 10
     """Number of fresh seeds of each cell."""
     most_seeds: Annotated[int, Field(ge=4, le=10_000)] | None = None
-    """Add batches of `seeds` seeds to the optimizers that may be the best, until one wins, up to this many each."""
+    """Add batches of `seeds` seeds to the optimizers that may be the best, up to this many each. Batches end when one
+    optimizer wins, or more seeds cannot decide."""
     weights_mib: Annotated[float, Field(ge=0)] = 64
     """The trained parameters are kept if those of all seeds and cells take at most this many MiB."""
 

@@ -159,7 +159,7 @@ def _load(source: Source, folder: Path, standardize: bool, seed: int, dtype: tor
     if name not in CATALOGUE:
         raise DataError(f"no data set is called {name!r}; there are {', '.join(CATALOGUE)}")
     if standardize and name == "quadratic":
-        raise DataError("quadratic has its own units and cannot be standardised; give standardize=False")
+        raise DataError("quadratic is in its own units and cannot be standardized; set standardize = false")
     facts, make = CATALOGUE[name], {"cubic": _cubic, "linear": _linear, "digits": _digits, "quadratic": _quadratic}
     splits = _torchvision(name, folder, seed) if name in _TORCHVISION else make[name](seed)
     return _finished(Data.of(name, facts.task, splits, facts.out_features), standardize, dtype, device)

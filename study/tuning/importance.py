@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analysis import results
 from analysis.schema import IMPORTANCE, IMPORTANCE_FILE, ResultsError, rows_digest
-from study.tuning import JOURNAL
+from study.tuning import JOURNAL, compat
 from study.tuning.storage import journal
 from trainables import storage
 
@@ -120,8 +120,7 @@ def _importances(
     with warnings.catch_warnings():
         # Optuna warns of few trials, which the resamples show.
         warnings.simplefilter("ignore")
-        study = optuna.create_study(direction=direction)
-        study.add_trials(trials)
+        study = compat.of_trials(trials, direction)
         evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
         importances = get_param_importances(study, evaluator=evaluator, params=there, normalize=False)
     return {name: importances.get(name, 0.0) for name in names}

@@ -206,14 +206,11 @@ def _look(
     ordered = [entries[place] for place in order]
     ordered += [Entry(name, cells_of[name], reason=missing[name]) for name in cells_of if missing[name]]
     scores, rest = scores.reordered(order), list(baselines.values())
-    pairs = [[place for place, each in enumerate(ordered) if each.contender]]
+    several = [place for place, each in enumerate(ordered) if each.contender]
+    more = len(several) > 1 and seeds_can_help(scores.reordered(several), looks)
     if len(confirmed) == 1:
-        rivals = [baselines[name] for name in given if not same_setting(controls[name], ordered[0].cell)]
-        pairs = [[0, given.index(each.name) + 1] for each in rivals if each.p > 1 - LEVEL]
-    more = any(
-        len(pair) > 1 and seeds_can_help((joint if len(confirmed) == 1 else scores).reordered(pair), looks)
-        for pair in pairs
-    )
+        unlike = [n for n in given if baselines[n].p > 1 - LEVEL and not same_setting(controls[n], every[confirmed[0]])]
+        more = any(seeds_can_help(joint.reordered([0, 1 + given.index(name)]), looks) for name in unlike)
     return Comparison(ordered, True, split, scores.seeds, scores.examples, scores, rest, most_looks=looks, open=more)
 
 

@@ -264,17 +264,21 @@ def seeds_can_help(scores: Scores, looks: int = 1) -> bool:
         scores: of k configurations, with two seeds or more.
         looks: as for `compare_with_best`.
     """
-
-    def errors(covariance: Array) -> Array:
-        variances = np.diagonal(covariance)
-        return np.sqrt(np.maximum(variances[:, None] + variances - 2 * covariance, 0.0))
-
     gaps = scores.means[:, None] - scores.means
-    allowed = gaps + float(special.stdtrit(max(scores.seeds - 1, 1), 0.5 + LEVEL / 2)) * errors(scores.of_seeds)
-    hidden = float(special.ndtri(1 - (1 - LEVEL) / (2 * looks))) * errors(
-        scores.of_examples + np.diag(scores.of_tuning)
+    pairs = np.indices(gaps.shape)
+    of_seeds, rest = (
+        _errors(each, *pairs) for each in (scores.of_seeds, scores.of_examples + np.diag(scores.of_tuning))
     )
+    allowed = gaps + float(special.stdtrit(max(scores.seeds - 1, 1), 0.5 + LEVEL / 2)) * of_seeds
+    hidden = float(special.ndtri(1 - (1 - LEVEL) / (2 * looks))) * rest
     return bool(((allowed >= hidden) | np.eye(len(gaps), dtype=bool)).all(axis=1).any())
+
+
+def _errors(covariance: Array, first: NDArray[np.intp], second: NDArray[np.intp]) -> Array:
+    """The standard errors of the differences of some pairs; of one covariance, (k, k), or of several."""
+    diagonal = np.diagonal(covariance, axis1=-2, axis2=-1)
+    pairs = diagonal[..., first] + diagonal[..., second] - 2 * covariance[..., first, second]
+    return np.asarray(np.sqrt(np.maximum(pairs, 0.0)))
 
 
 def _differences(scores: Scores, first: NDArray[np.intp], second: NDArray[np.intp]) -> tuple[Array, Array]:
@@ -284,14 +288,8 @@ def _differences(scores: Scores, first: NDArray[np.intp], second: NDArray[np.int
     one common estimate for all pairs would make the largest t too small.
     """
     k = len(scores.means)
-
-    def of_pairs(covariance: Array) -> Array:
-        diagonal = np.diagonal(covariance, axis1=-2, axis2=-1)
-        pairs = diagonal[..., first] + diagonal[..., second] - 2 * covariance[..., first, second]
-        return np.sqrt(np.maximum(pairs, 0.0))
-
     errors, fixed = np.zeros((k, k)), scores.of_examples + np.diag(scores.of_tuning)
-    errors[first, second] = errors[second, first] = of_pairs(scores.of_seeds + fixed)
+    errors[first, second] = errors[second, first] = _errors(scores.of_seeds + fixed, first, second)
     if len(first) == 1:  # without sampling error
         freedom = scores.freedom(np.eye(k)[first[0]] - np.eye(k)[second[0]])
         return errors, np.asarray(special.stdtrit(freedom, 0.5 + (np.arange(DRAWS) + 0.5) / (2 * DRAWS)))
@@ -300,7 +298,7 @@ def _differences(scores: Scores, first: NDArray[np.intp], second: NDArray[np.int
     seeds = rng.standard_normal((DRAWS, freedom, k)) @ _root(scores.of_seeds).T
     estimated = np.einsum("dsi,dsj->dij", seeds, seeds, optimize=True) / freedom + fixed
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = np.abs(noise[:, first] - noise[:, second]) / of_pairs(estimated)
+        drawn = np.abs(noise[:, first] - noise[:, second]) / _errors(estimated, first, second)
     return errors, np.asarray(np.nan_to_num(drawn).max(axis=1))
 
 

@@ -11,8 +11,8 @@ import pandas as pd
 
 from analysis.cells import rank
 from analysis.comparisons import Comparison, Entry, average_curse, missing_sizes, names_of
-from analysis.results import Results, hours, same_setting, table_of
-from analysis.schema import CELL, Outcome
+from analysis.results import Results, hours, same_cell, same_setting, table_of
+from analysis.schema import Outcome
 from analysis.statistics import Interval
 from analysis.text import (
     cell_at_rate,
@@ -98,7 +98,10 @@ def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
 
 
 def _below_its_baseline(baseline: Entry, tuned: Entry, split: str, metric: str, *, told: bool) -> Iterator[str]:
-    """That a tuned optimizer is behind the baseline of the same optimizer, unless that is told, and what helps."""
+    """Say if a tuned optimizer is behind the baseline of the same optimizer, with the likely reason and advice.
+
+    `told`: an earlier sentence has compared the two.
+    """
     ahead = baseline.own.estimate > 0 if metric == "accuracy" else baseline.own.estimate < 1
     if not ahead:
         return
@@ -110,7 +113,7 @@ def _below_its_baseline(baseline: Entry, tuned: Entry, split: str, metric: str, 
         effect = f"{' '.join(effect_text(baseline.own, metric))} {against} ({p_text(baseline.own_p)})"
         unsure = "" if sure else ", though not significantly"
         yield f'{first_upper(tuned.name)} scores worse tuned than as the baseline "{baseline.name}"{unsure}: {effect}.'
-    if sure and all(baseline.cell[column] == tuned.cell[column] for column in CELL):
+    if sure and same_cell(baseline.cell, tuned.cell):
         reason, advice = (
             f"was chosen on {counted(int(tuned.cell['n']), 'search seed')}",
             "more search seeds (lanes.seeds)",

@@ -84,8 +84,8 @@ def _front(study: results.Results) -> list[str]:
 
 def best_line(metric: str, row: Mapping[Any, Any], interval: tuple[float, float] | None) -> str:
     """A short description of the best trial, with its interval over seeds if there is one."""
-    low, high = (f"{limit:.4g}" for limit in interval or (math.nan, math.nan))
-    limits = f" [{low}, {high}]" if low != high and all(map(math.isfinite, interval or ())) else ""
+    ends = dict.fromkeys(f"{limit:.4g}" for limit in interval or () if math.isfinite(limit))
+    limits = f" [{', '.join(ends)}]" if len(ends) == 2 else ""
     return f"best validation {metric} {row['value']:.4g}{limits}: {describe(row, row['learning_rate'])}"
 
 

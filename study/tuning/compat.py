@@ -72,18 +72,11 @@ def with_earlier(study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.S
     return warm
 
 
-class _Given(optuna.Study):
+class _Given(_Warm):
     """A study of trials that are in no storage."""
 
-    given: Sequence[FrozenTrial] = ()
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        return [trial for trial in self.given if states is None or trial.state in states]
-
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        """Those given."""
+        """The earlier ones too, as there are no others."""
         return self._get_trials(deepcopy, states)
 
 
@@ -91,8 +84,8 @@ def of_trials(trials: Sequence[FrozenTrial], direction: optuna.study.StudyDirect
     """A study of some trials, to be read only; `Study.add_trials` copies each several times."""
     study = optuna.create_study(direction=direction)
     study.__class__ = _Given
-    study.given = [copy.copy(trial) for trial in trials]  # type: ignore[attr-defined]
-    for place, trial in enumerate(study.given):  # type: ignore[attr-defined]
+    study.earlier = [copy.copy(trial) for trial in trials]  # type: ignore[attr-defined]
+    for place, trial in enumerate(study.earlier):  # type: ignore[attr-defined]
         trial.number = trial._trial_id = place  # a trial may be there several times
     return study
 

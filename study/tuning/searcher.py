@@ -102,7 +102,11 @@ class TruthfulSearch(Searcher):
             number = self.waiting.pop(0) if self.waiting else self.asked
             self.study.sampler = sampler(self.space.spec, number)
             # A waiting trial keeps its earlier suggestions.
-            trial = compat.running_trial(self.study, number) if number < self.asked else self._ask(number)
+            if number < self.asked:
+                trial = compat.running_trial(self.study, number)
+            else:
+                trial = compat.new_trial(self.study, fixed(self.space.spec, number))
+                assert trial.number == number
             self.running[number], self.asked = trial, max(self.asked, number + 1)
             cell = self.space.suggest(trial)
             if number not in self.replicates:
@@ -131,11 +135,6 @@ class TruthfulSearch(Searcher):
 
     def _cell(self, number: int, params: dict[str, Any]) -> Cell:
         return self.space.suggest(optuna.trial.FixedTrial(params, number))
-
-    def _ask(self, number: int) -> optuna.Trial:
-        trial = compat.new_trial(self.study, fixed(self.space.spec, number))
-        assert trial.number == number
-        return trial
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the collector calls `end` after it has written the trial's rows."""

@@ -417,14 +417,9 @@ def flat(results: Results, name: str) -> pd.DataFrame:
     return kept
 
 
-def same_cell(one: Mapping[Any, Any] | pd.Series[Any], other: Mapping[Any, Any] | pd.Series[Any]) -> bool:
-    """Whether two rows of `cells`, `trials` or `baselines` have the same cell."""
-    return all(one[column] == other[column] for column in CELL)
-
-
 def same_setting(one: Mapping[Any, Any] | pd.Series[Any], other: Mapping[Any, Any] | pd.Series[Any]) -> bool:
     """Whether two rows of `cells`, `trials` or `baselines` have the same cell, recipe and learning rate."""
-    alike = same_cell(one, other) and one["recipe"] == other["recipe"]
+    alike = all(one[column] == other[column] for column in (*CELL, "recipe"))
     return alike and math.isclose(one["learning_rate"], other["learning_rate"])
 
 

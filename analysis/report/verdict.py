@@ -11,8 +11,8 @@ import pandas as pd
 
 from analysis.cells import rank
 from analysis.comparisons import Comparison, Entry, average_curse, missing_sizes, names_of
-from analysis.results import Results, hours, same_cell, same_setting, table_of
-from analysis.schema import Outcome
+from analysis.results import Results, hours, same_setting, table_of
+from analysis.schema import CELL, Outcome
 from analysis.statistics import Interval
 from analysis.text import (
     cell_at_rate,
@@ -113,7 +113,7 @@ def _below_its_baseline(baseline: Entry, tuned: Entry, split: str, metric: str, 
         effect = f"{' '.join(effect_text(baseline.own, metric))} {against} ({p_text(baseline.own_p)})"
         unsure = "" if sure else ", though not significantly"
         yield f'{first_upper(tuned.name)} scores worse tuned than as the baseline "{baseline.name}"{unsure}: {effect}.'
-    if sure and same_cell(baseline.cell, tuned.cell):
+    if sure and all(baseline.cell[column] == tuned.cell[column] for column in CELL):
         reason, advice = (
             f"was chosen on {counted(int(tuned.cell['n']), 'search seed')}",
             "more search seeds (lanes.seeds)",

@@ -83,8 +83,8 @@ def _with_inputs(answers: Answers) -> tuple[Answers, Facts | None]:
         for advice in (each.rpartition("exclude = ")[2] for each in facts.warnings if each.startswith(LIKE_ID)):
             ids = json.loads(advice.removesuffix(")"))
             if len(ids) < facts.in_shape[0]:  # an input must be left
-                told = [(column, f"{_printable(column)} has {LIKE_ID}") for column in ids]
-                answers = replace(answers, exclude=(*answers.exclude, *told))
+                reasons = [(column, f"{_printable(column)} has {LIKE_ID}") for column in ids]
+                answers = replace(answers, exclude=(*answers.exclude, *reasons))
                 return answers, _tried(answers).facts
     return answers, facts
 

@@ -341,15 +341,19 @@ def _written(
 
 
 def _with_report(outcome: Outcome) -> Outcome:
-    """Write the report if a trial has begun; raise `Interrupted` if trials are missing, for which nobody waits."""
+    """Write the report if a trial has begun; raise `Interrupted` if trials are missing, for which nobody waits.
+
+    A report that shows all that there is stays as it is.
+    """
     assert isinstance(outcome.folder, Path)
     if outcome.interrupted:
         raise Interrupted(replace(outcome, folder=mirror.home(outcome.folder)))
-    began, page, said = time.monotonic(), None, list[str]()
+    began, report, said = time.monotonic(), None, list[str]()
     if outcome.ended:
-        page, (said,) = _written([outcome.folder])
+        report, (said,) = page.current(outcome.folder) or _written([outcome.folder])
         add_phase(outcome.folder, "report", time.monotonic() - began)
-    return replace(outcome, folder=mirror.home(outcome.folder), report=page and mirror.home(page), verdict=tuple(said))
+    place = report and mirror.home(report)
+    return replace(outcome, folder=mirror.home(outcome.folder), report=place, verdict=tuple(said))
 
 
 def _place(place: str | Path) -> Path | str:

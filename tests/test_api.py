@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -18,12 +19,17 @@ from typing import Any
 import jupyter_client
 import nbclient
 import nbformat
+import pyarrow.parquet as pq
 import pytest
 
 import analysis
 import study
 import trainables.tune
+from analysis.schema import FOLDERS
+from study import api
+from tests.conftest import write_tables
 from tests.test_readme import DOCS, ROOT
+from trainables import storage as files
 
 PUBLIC: tuple[ModuleType, ...] = (study, analysis, trainables.tune)
 NOTEBOOK = ROOT / "examples" / "first_study.ipynb"
@@ -118,6 +124,36 @@ def test_a_uri_of_no_store_is_told(
     ):
         start("ftp://host/mine")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resume_that_adds_nothing_keeps_the_report(
+    make_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, words_only: None
+) -> None:
+    """Writing it takes most of the time of such a resume; once anything that it shows has changed it is written."""
+    folder = make_study(widths=(8,), depths=(2,))
+    files.write_text(folder / "spec.toml", study.read("quick", {"confirm": False}).to_toml())
+    outcome, page = study.Outcome(folder, 4, 4, 4), folder / "report/index.html"
+    monkeypatch.setattr(api, "_connect_and_run", lambda *_: outcome)
+
+    def kept() -> bool:
+        before = page.read_text() + "<!-- seen -->" if page.exists() else ""
+        if before:
+            page.write_text(before)
+        ended = study.resume(folder)
+        assert ended.report == page
+        assert ended.verdict[0].startswith("Adam")
+        return page.read_text() == before
+
+    assert not kept()  # there was none
+    assert kept()
+    provenance = json.loads((folder / "provenance.json").read_text())
+    files.write_text(folder / "provenance.json", json.dumps(provenance | {"finished": None}))
+    assert not kept()
+    write_tables(
+        folder, trials=[row | {"started": 1.0} for row in pq.read_table(folder / FOLDERS["trials"]).to_pylist()]
+    )
+    assert not kept()
+    assert kept()
 
 
 def test_what_may_be_run_is_a_spec_its_tables_or_where_it_is() -> None:

@@ -463,8 +463,9 @@ def test_trials_that_share_a_gpu_share_its_row(ax: Axes) -> None:
     data = pd.DataFrame({"place": places, "gpu": [True, True, False], "outcome": "completed", "started": 0.0})
     trial_timeline(data.assign(ended=5.0, slot=[0, 1, 0], slots=[2, 2, 1]), ax)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a GPU 0", "a:7"]
-    bars = [(bar.get_y(), bar.get_height()) for bar in ax.patches]
-    assert_allclose(bars, [(-0.4, 0.4), (0.0, 0.4), (0.6, 0.8)], atol=1e-12)
+    boxes = [path.get_extents() for bars in ax.collections for path in bars.get_paths()]
+    assert_allclose([(box.y0, box.height) for box in boxes], [(-0.4, 0.4), (0.0, 0.4), (0.6, 0.8)], atol=1e-12)
+    assert_allclose([(box.x0, box.width) for box in boxes], [(0.0, 5.0)] * 3)
     assert ax.get_ylabel() == "GPU, or worker (host:process)"
     draw(ax)
 

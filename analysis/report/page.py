@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from analysis.report.paper import saved, tables_of
 from analysis.report.verdict import confirmation, study_cost, verdict
 from analysis.report.warnings import warnings
 from analysis.results import Results, load, records, table_of
-from analysis.schema import ResultsError
+from analysis.schema import ResultsError, digest
 from analysis.text import counted, duration, listing, short
 
 
@@ -75,9 +76,29 @@ def report(
     parts = [figures for section in sections for figures in section["figures"].values()]
     number(figure for figures in ([several["figures"]] if several else []) + parts for figure in figures)
     command = command or shlex.join(["study", "report", *map(str, folders)])
-    page = render("report.html.j2", sections=sections, across=several, command=command)
+    page = render("report.html.j2", sections=sections, across=several, command=command, of=_of(studies))
     write_file(out / "index.html", page.encode())
     return out / "index.html", [section["verdict"] for section in sections]
+
+
+def current(folder: Path) -> tuple[Path, list[list[str]]] | None:
+    """What `report` returns for a study, if the page in its folder shows all that there is; None otherwise."""
+    file = folder / "report" / "index.html"
+    study = load(folder) if file.is_file() else None
+    if study is None or _of([study]) not in file.read_text(encoding="utf-8", errors="replace")[:200]:
+        return None
+    table = cells(study)
+    return file, [verdict(study, table, compare(study, table))]
+
+
+def _of(studies: Sequence[Results]) -> Markup:
+    """An attribute of a page that tells what it was made from: spec, trials and whether the study had finished."""
+    made = [metadata.version("optimizer-study")]
+    for study in studies:
+        ran = [each.trials for each in (study, study.confirmation) if each is not None]
+        made += [study.spec_text, str(bool(study.provenance.get("finished")))]
+        made += [trials[["trial", "started", "wall_seconds"]].to_json(double_precision=15) for trials in ran]
+    return Markup('data-of="{}"').format(digest("\n".join(made).encode()))
 
 
 def number(figures: Iterable[dict[str, Any]]) -> None:

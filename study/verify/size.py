@@ -105,7 +105,7 @@ def scale(name: str, ends: np.ndarray, held: list[tuple[float, int]], folder: Pa
 def studies(counts: Sequence[int]) -> list[dict[str, Any]]:
     """What studies of many empty trials cost: a trial, the seconds of commands, and a suggestion of TPE after them.
 
-    A resume of a finished study writes its report again.
+    The resume finds a finished study and its report, which it keeps.
     """
     rows = []
     for count in counts:

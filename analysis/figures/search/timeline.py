@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 
 from analysis.figures import exhibit, style
 from analysis.results import Results, stints
@@ -117,9 +118,14 @@ def trial_timeline(data: pd.DataFrame, ax: Axes, workers: int = MOST_WORKERS) ->
         if len(own):
             height = 0.8 / own["slots"]
             rows = np.array([shown.index(place) for place in own["place"]]) - 0.4 + (own["slot"] + 0.5) * height
-            ax.barh(rows, (own["ended"] - own["started"]) / scale, left=own["started"] / scale, height=height,
-                    color=COLOURS.get(outcome, style.GREY), edgecolor="white", linewidth=0.3, label=str(outcome),
-                    rasterized=len(data) > 500, zorder=2)  # fmt: skip
+            left, right, low, high = own["started"] / scale, own["ended"] / scale, rows - height / 2, rows + height / 2
+            corners = np.stack([[left, low], [right, low], [right, high], [left, high]]).transpose(2, 0, 1)
+            # One collection: thousands of bars would take a second each time.
+            bars = PolyCollection(list(corners), facecolor=COLOURS.get(outcome, style.GREY), edgecolor="white",
+                                  linewidth=0.3, label=str(outcome), rasterized=len(data) > 500, zorder=2)  # fmt: skip
+            ax.add_collection(bars)
+    ax.margins(x=0)
+    ax.autoscale_view()
     ax.set_yticks(range(len(shown)), [shortened(_DOMAIN.sub("", place)) for place in shown], fontsize=6)
     ax.invert_yaxis()
     ax.set_xlabel(f"time since the first trial began ({unit})")

@@ -146,7 +146,7 @@ def figure(device: str = "cpu", rounds: int = 3) -> dict[str, Any]:
         engine of each regime; their ratio. `epochs`: a row for each regime, measured as every trial does, and by the
         ordinary loop.
     """
-    torch.set_num_threads(1)
+    _as_in_trials()
     where, loop, lane, epochs = torch.device(device), 0.0, 0.0, []
     for work in FIGURE:
         best = min(measure(work, where, rounds), key=lambda row: row["lane_us"])
@@ -164,6 +164,12 @@ def figure(device: str = "cpu", rounds: int = 3) -> dict[str, Any]:
         epochs.append({"batch_size": work.batch_size, "measured": count * alone, "loop": count * solo})
     shares = {"loop_seconds": loop, "lane_seconds": lane, "ratio": loop / lane}
     return {"figure": {"seeds": FIGURE_SEEDS, **shares}, "epochs": epochs}
+
+
+def _as_in_trials() -> None:
+    """On one thread, without denormal numbers, for the ordinary loop as for the engines."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
 
 
 def operations(work: Work) -> int:
@@ -228,7 +234,7 @@ def _speed(device: torch.device, dtype: torch.dtype) -> float:
 
 def run(device: str = "cpu", only: str = "") -> dict[str, Any]:
     """Measure every work whose name contains `only`, on one thread; the result is plain JSON."""
-    torch.set_num_threads(1)
+    _as_in_trials()
     rows = [row for work in WORKS if only in work.name for row in measure(work, torch.device(device))]
     hardware = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     return {"torch": torch.__version__, "python": platform.python_version(), "hardware": hardware, "rows": rows}

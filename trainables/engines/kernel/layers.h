@@ -3,7 +3,9 @@
 /* ---- one product for every layer ------------------------------------------------------------------------------
 
    c[m * cm + n] = start + sum over k of a[m * am + ka[k]] * b[nb[n] + kb[k]], in vectors. The tables ka, kb and nb make it
-   a dense layer or a convolution, forward or backward. The start is zero, a bias for each m, or what c holds. */
+   a dense layer or a convolution, forward or backward. The start is zero, a bias for each m, or what c holds. What a ReLU
+   before or after the layer does is done here, while the numbers are in registers: forward it cuts them off at zero;
+   backward only those whose place in `active`, which lies as c does, is above zero pass. */
 
 typedef struct {
     int64_t m, n, k, am, cm;
@@ -12,8 +14,10 @@ typedef struct {
 
 enum { ZERO, BIAS, ADD };
 
+INLINE vec cut(vec x) { return where(x < 0, splat(0), x); }
+
 INLINE void corner(const int rows, const int columns, const Product *p, const vec *a, const vec *b, vec *c,
-                   const int64_t *nb, int start, const vec *bias) {
+                   const int64_t *nb, int start, const vec *bias, int cuts, const vec *active) {
     vec sum[8][3];
     const vec *bn[3];
     UNROLL for (int j = 0; j < columns; j++) bn[j] = b + nb[j];
@@ -32,22 +36,29 @@ INLINE void corner(const int rows, const int columns, const Product *p, const ve
         }
     }
     UNROLL for (int i = 0; i < rows; i++) {
-        UNROLL for (int j = 0; j < columns; j++) c[i * p->cm + j] = sum[i][j];
+        UNROLL for (int j = 0; j < columns; j++) {
+            vec x = sum[i][j];
+            if (cuts) x = cut(x);
+            if (active) x = where(active[i * p->cm + j] > 0, x, splat(0));
+            c[i * p->cm + j] = x;
+        }
     }
 }
 
-static void product(const Product *p, const vec *a, const vec *b, vec *c, int start, const vec *bias) {
+static void product(const Product *p, const vec *a, const vec *b, vec *c, int start, const vec *bias, int cuts,
+                    const vec *active) {
     int64_t n = 0;
     while (n < p->n) {
         const int columns = p->n - n >= 3 ? 3 : (int)(p->n - n);
         const int64_t most = columns == 1 ? 8 : 4;
         for (int64_t m = 0; m < p->m;) {
             const vec *am = a + m * p->am, *bias_m = bias ? bias + m : 0;
-            vec *cm = c + m * p->cm + n;
+            const int64_t at = m * p->cm + n;
+            const vec *passes = active ? active + at : 0;
             const int64_t *nb = p->nb + n;
             int64_t rows = p->m - m;
             rows = rows >= most ? most : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
-#define CORNER(R, C) case R * 4 + C: corner(R, C, p, am, b, cm, nb, start, bias_m); break;
+#define CORNER(R, C) case R * 4 + C: corner(R, C, p, am, b, c + at, nb, start, bias_m, cuts, passes); break;
             switch (rows * 4 + columns) {
                 CORNER(8, 1) CORNER(4, 3) CORNER(4, 2) CORNER(4, 1)
                 CORNER(2, 3) CORNER(2, 2) CORNER(2, 1) CORNER(1, 3) CORNER(1, 2) CORNER(1, 1)
@@ -74,6 +85,7 @@ typedef struct {
     int64_t weights;       /* place of its parameters; of FIXED, in the constants */
     vec *x, *y, *dx, *dy;  /* numbers and their derivatives, before and after */
     Product forward, weight, input;
+    int cuts, active;      /* whether a ReLU follows, or comes before, whose work its products do */
     int64_t *tables, *back;
     vec *wide;             /* a convolution's dy with zeros around it */
 } Step;
@@ -177,6 +189,8 @@ static int prepare(Network *n, const Layer *layers, int64_t count, int64_t examp
         if (s->layer.kind == DENSE || s->layer.kind == FIXED) plan_dense(s, examples);
         if (s->layer.kind == CONVOLUTION) plan_convolution(s, examples);
         if (s->layer.kind == CONVOLUTION && !s->tables) return 1;
+        s->active = s->layer.kind == DENSE && i && s[-1].layer.kind == RELU;
+        s->cuts = (s->layer.kind == DENSE || s->layer.kind == CONVOLUTION) && i + 1 < count && layers[i + 1].kind == RELU;
         n->outputs = size_out(layers + i);
     }
     n->y = at, n->dy = derivatives;
@@ -233,10 +247,11 @@ static void forward(const Network *n, const vec *parameters) {
         const Layer *l = &s->layer;
         const vec *w = parameters + s->weights;
         switch (l->kind) {
-            case DENSE: product(&s->forward, w, s->x, s->y, BIAS, w + l->in * l->out); break;
-            case FIXED: product(&s->forward, n->constants + s->weights, s->x, s->y, ZERO, 0); break;
+            case DENSE: product(&s->forward, w, s->x, s->y, BIAS, w + l->in * l->out, s->cuts, 0); break;
+            case FIXED: product(&s->forward, n->constants + s->weights, s->x, s->y, ZERO, 0, 0, 0); break;
             case RELU:
-                for (int64_t j = 0; j < l->in * e; j++) s->y[j] = where(s->y[j] < 0, splat(0), s->y[j]);
+                if (i && s[-1].cuts) break;
+                for (int64_t j = 0; j < l->in * e; j++) s->y[j] = cut(s->y[j]);
                 break;
             case SHIFT:
                 for (int64_t j = 0; j < l->in * e; j++) s->y[j] = s->x[j] - w[j / e];
@@ -247,25 +262,33 @@ static void forward(const Network *n, const vec *parameters) {
                 const int64_t rows = l->height - l->kernel + 1, ow = l->width - l->kernel + 1;
                 const vec *bias = w + l->filters * l->channels * l->kernel * l->kernel;
                 for (int64_t r = 0; r < rows; r++)
-                    product(&s->forward, w, s->x + r * l->width * e, s->y + r * ow * e, BIAS, bias);
+                    product(&s->forward, w, s->x + r * l->width * e, s->y + r * ow * e, BIAS, bias, s->cuts, 0);
             }
         }
     }
 }
 
-static void sum_rows(const vec *x, int64_t rows, int64_t columns, vec *sums, int start) {
-    for (int64_t i = 0; i < rows; i++) {
-        vec sum = start == ADD ? sums[i] : (vec){0};
-        for (int64_t j = 0; j < columns; j++) sum += x[i * columns + j];
-        sums[i] = sum;
+/* The sums of some rows at once, as each waits for its last addition. */
+INLINE void sum_some(const int count, const vec *x, int64_t columns, vec *sums, int start) {
+    vec sum[8];
+    UNROLL for (int i = 0; i < count; i++) sum[i] = start == ADD ? sums[i] : (vec){0};
+    for (int64_t j = 0; j < columns; j++) {
+        UNROLL for (int i = 0; i < count; i++) sum[i] += x[i * columns + j];
     }
+    UNROLL for (int i = 0; i < count; i++) sums[i] = sum[i];
+}
+
+static void sum_rows(const vec *x, int64_t rows, int64_t columns, vec *sums, int start) {
+    int64_t i = 0;
+    for (; i + 8 <= rows; i += 8) sum_some(8, x + i * columns, columns, sums + i, start);
+    for (; i < rows; i++) sum_some(1, x + i * columns, columns, sums + i, start);
 }
 
 static void back_through_convolution(const Step *s, const vec *w, vec *gradients, int64_t e, int start, int further) {
     const Layer *l = &s->layer;
     const int64_t k = l->kernel, oh = l->height - k + 1, ow = l->width - k + 1;
     for (int64_t r = 0; r < oh; r++)
-        product(&s->weight, s->dy + r * ow * e, s->x + r * l->width * e, gradients, r ? ADD : start, 0);
+        product(&s->weight, s->dy + r * ow * e, s->x + r * l->width * e, gradients, r ? ADD : start, 0, 0, 0);
     sum_rows(s->dy, l->filters, oh * ow * e, gradients + l->filters * l->channels * k * k, start);
     if (!further) return;
     const int64_t wide = l->width + k - 1;
@@ -276,7 +299,7 @@ static void back_through_convolution(const Step *s, const vec *w, vec *gradients
         const int64_t low = r - oh + 1 > 0 ? r - oh + 1 : 0, high = r < k - 1 ? r : k - 1; /* rows of the filter */
         Product part = s->input;
         part.ka += low * l->filters * k, part.kb += low * l->filters * k, part.k = (high - low + 1) * l->filters * k;
-        product(&part, w, s->wide + r * wide * e, s->dx + r * l->width * e, ZERO, 0);
+        product(&part, w, s->wide + r * wide * e, s->dx + r * l->width * e, ZERO, 0, 0, 0);
     }
 }
 
@@ -291,12 +314,13 @@ static void backward(const Network *n, const vec *parameters, vec *gradients, in
         const int further = i > n->first;
         switch (l->kind) {
             case DENSE:
-                product(&s->weight, s->dy, s->x, g, start, 0);
+                product(&s->weight, s->dy, s->x, g, start, 0, 0, 0);
                 sum_rows(s->dy, l->out, e, g + l->in * l->out, start);
-                if (further) product(&s->input, w, s->dy, s->dx, ZERO, 0);
+                if (further) product(&s->input, w, s->dy, s->dx, ZERO, 0, 0, s->active ? s->x : 0);
                 break;
-            case FIXED: product(&s->input, n->constants + s->weights, s->dy, s->dx, ZERO, 0); break;
+            case FIXED: product(&s->input, n->constants + s->weights, s->dy, s->dx, ZERO, 0, 0, 0); break;
             case RELU:
+                if (i + 1 < n->count && s[1].active) break;
                 for (int64_t j = 0; j < l->in * e; j++) s->dy[j] = where(s->y[j] > 0, s->dy[j], splat(0));
                 break;
             case SHIFT:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -189,3 +190,11 @@ def test_muon_is_torchs_to_the_precision_of_bfloat16() -> None:
     torch.testing.assert_close(orthogonalised(matrices), theirs, rtol=0.05, atol=0.02)
     singular = torch.linalg.svdvals(orthogonalised(matrices))
     assert 0.5 < singular.min() < singular.max() < 1.5
+
+
+def test_bias_corrections_are_those_of_the_powers_to_the_last_bit() -> None:
+    n = np.arange(1, 20_001)[:, None]
+    for beta1, beta2 in ((0.9, 0.999), (0.0, 0.5), (np.array([0.1, 0.9999]), np.array([0.99, 0.999999]))):
+        found = RULES["adam"].coefficients(1, 20_000, {"beta1": beta1, "beta2": beta2})
+        assert np.array_equal(found["mean"], 1 / (1 - beta1**n))
+        assert np.array_equal(found["root"], 1 / np.sqrt(1 - beta2**n))

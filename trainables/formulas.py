@@ -301,7 +301,8 @@ def _weight(beta: Any, n: np.ndarray) -> np.ndarray:
     """1 - beta^n; where that rounds to 1, a power that is as good, as numpy takes ten times as long for tiny ones."""
     with np.errstate(divide="ignore"):
         enough = np.maximum(60 / -np.log2(beta), 1)
-    return 1 - beta ** np.minimum(n, enough)
+    powers: np.ndarray = beta ** np.minimum(n, enough)
+    return 1 - powers
 
 
 def _warming(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -272,6 +272,24 @@ def test_ray_that_does_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ClusterError, match="The current node timed out during startup"):
         cluster._start("other:6379", {})
     assert len(tries) == 1
+
+
+def test_a_study_that_has_ended_leaves_rays_switches_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray start --address`, called by the same process afterwards, must not be kept on this machine."""
+
+    def start(*_: Any) -> None:
+        seen.append({name: value for name, value in os.environ.items() if name not in before})
+        raise ClusterError("ray", "did not start")
+
+    before, seen = dict(os.environ), list[dict[str, str]]()
+    monkeypatch.setattr(cluster, "_start", start)
+    with suppress(ClusterError), cluster.connected(check(changed()), None):
+        pass  # which sets those that stay
+    before, seen = dict(os.environ), []
+    with pytest.raises(ClusterError), cluster.connected(check(changed()), None):
+        pass
+    assert seen[0]["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert dict(os.environ) == before
 
 
 def test_a_ray_of_this_machine_alone_whatever_the_environment_names(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -41,17 +41,30 @@ def no_token() -> str:
 @contextmanager
 def presenting(mode: str, secret: str) -> Iterator[None]:
     """Let Ray, imported or not, use a mode of authentication, "token" or "disabled", and a token while this lasts."""
-    before = {name: os.environ.get(name) for name in (_MODE, _TOKEN)}
     try:
-        os.environ.update({_MODE: mode} | ({_TOKEN: secret} if secret else {}))
+        with environment({_MODE: mode, _TOKEN: secret or os.environ.get(_TOKEN)}):
+            read_authentication()
+            yield
+    finally:
         read_authentication()
+
+
+@contextmanager
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables of the environment, or with None remove them, while this lasts."""
+    before = {name: os.environ.get(name) for name in values}
+    try:
+        _set(values)
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        read_authentication()
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def reach(address: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from study.cluster.compat import listen_beyond_loopback
-from study.cluster.head import presenting, reach, token
+from study.cluster.head import environment, presenting, reach, token
 from study.errors import ClusterError
 from study.spec import Spec
 from study.spec.model import Resources
@@ -39,6 +39,9 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# Anyone who reaches Ray's ports can run code. This switch, made for other systems, keeps a Ray without a cluster on the
+# loopback interface.
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # Set in what Ray's job server starts.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Our packages are sent to the nodes of a cluster, so that all run the driver's code.
@@ -123,23 +126,20 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Anyone who reaches Ray's ports can run code. This switch, made for other systems, keeps a Ray without a cluster on
-    # the loopback interface.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(bool(address)))
-    head, mode = reach(address) if address else ("", "")
-    import ray
-
-    if ray.is_initialized():
-        raise ClusterError("ray", "runs in this process already, and a study starts its own; call ray.shutdown() first")
-
-    listen_beyond_loopback(allowed=bool(address))  # Ray may have been imported before
-
-    # A worker that died is reported in one line by us.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {} if address else {"include_dashboard": False}
-    if address and _JOB not in os.environ:  # a job's code has been sent with it
-        options["runtime_env"] = {"py_modules": packages(bundle)}
     with ExitStack() as stack:
+        stack.enter_context(environment({_CLUSTERS: str(int(bool(address)))}))
+        head, mode = reach(address) if address else ("", "")
+        import ray
+
+        if ray.is_initialized():
+            taken = "runs in this process already, and a study starts its own; call ray.shutdown() first"
+            raise ClusterError("ray", taken)
+        listen_beyond_loopback(allowed=bool(address))  # Ray may have been imported before
+        # A worker that died is reported in one line by us.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        options: dict[str, Any] = {} if address else {"include_dashboard": False}
+        if address and _JOB not in os.environ:  # a job's code has been sent with it
+            options["runtime_env"] = {"py_modules": packages(bundle)}
         if address:
             stack.enter_context(presenting(mode, token()[0]))
         else:

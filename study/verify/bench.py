@@ -296,7 +296,7 @@ _TABLES: tuple[tuple[str, str, str, str, Callable[[dict[str, Any]], tuple[Any, .
     (
         "sizes",
         "studies of empty trials",
-        "s KB files status report resume,_report suggest",
+        "s KB files status report resume suggest",
         "each: s from one end to the next, KB of the driver's memory; of commands and a suggestion: seconds",
         lambda r: (
             r["seconds_per_trial"],

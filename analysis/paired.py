@@ -311,12 +311,9 @@ def _limits(place: int, gaps: Array, bounds: Array, contender: NDArray[np.bool_]
     """The limits of one configuration's gain; `gaps` and `bounds`, (k, k), are those of the differences."""
     others = np.delete(np.arange(len(gaps)), place)
     estimate = float(gaps[place, others].min())
+    lows, highs = (gaps[place] + sign * bounds[place] for sign in (-1, 1))
     rivals = others[contender[others]]  # one of them is the best, unless this one is
-    low = min((gaps[place, rival] - bounds[rival, place] for rival in rivals), default=np.inf)
-    if contender[place]:
-        own = gaps[place, others]
-        high = max(float((own + bounds[place, others]).min()), 0.0)
-        low = min(low, max(float((own - bounds[place, others]).min()), 0.0)) if not rivals.size else low
-    else:
-        high = min(max(gaps[place, rival] + bounds[rival, place] for rival in rivals), 0.0)
-    return Interval(estimate, min(float(low), estimate), max(float(high), estimate), n)
+    low = float(lows[rivals].min()) if rivals.size else max(float(lows[others].min()), 0.0)
+    high = float(highs[others].min())  # the best of the others is at least as good as each of them
+    high = max(high, 0.0) if contender[place] else min(high, 0.0)
+    return Interval(estimate, min(low, estimate), max(high, estimate), n)

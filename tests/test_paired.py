@@ -64,6 +64,20 @@ def test_what_cannot_be_told_apart_is_a_contender() -> None:
     assert [each.p > 0.05 for each in found] == [True, True, False]
 
 
+def test_limits_agree_with_p_and_hold_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of an excluded one where a noisier one behind it is not excluded."""
+    monkeypatch.setattr(paired, "DRAWS", 1000)
+    rng, missed = np.random.default_rng(0), 0
+    truths, scatter = -np.array([0.0, 0.1, 0.2, 0.5]), np.array([[0.05], [0.05], [0.3], [0.3]])
+    gains = [truth - np.delete(truths, place).max() for place, truth in enumerate(truths)]
+    for _ in range(200):
+        logs = truths[:, None] + rng.normal(0, 0.2, 10) + rng.normal(0, 1, (4, 10)) * scatter
+        found = paired.compare_with_best(paired.paired_scores(np.exp(-logs), "loss"))
+        assert [each.gain.high >= 0 for each in found] == [each.contender for each in found]
+        missed += any(not each.gain.low <= gain <= each.gain.high for each, gain in zip(found, gains, strict=True))
+    assert missed <= 0.09 * 200
+
+
 @given(st.permutations(range(4)))
 def test_the_order_changes_nothing(order: list[int]) -> None:
     table = np.exp(np.random.default_rng(3).normal(0, 0.2, (4, 6)) + np.arange(4)[:, None] / 4)

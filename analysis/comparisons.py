@@ -106,6 +106,12 @@ class Comparison:
         return [entry for entry in self.entries if entry.reason and entry.cell is not None]
 
     @property
+    def untuned(self) -> list[str]:
+        """The names of the entries of which the distance of the tuned rate from the best one is unknown."""
+        known = self.scores.of_tuning if self.scores else ()
+        return [entry.name for entry, noise in zip(self.scored, known, strict=False) if not noise]
+
+    @property
     def winner(self) -> Entry | None:
         """The only contender of several entries; None if there is none or more, or if an entry is unknown."""
         alone = len(self.contenders) == 1 and len(self.scored) > 1 and not self.unknown
@@ -365,6 +371,8 @@ def average_curse(results: Results, curse: pd.DataFrame) -> Interval:
     every cell ran, and cells without a confirmed score, are left out.
     """
     confirmed = curse[curse["confirmed"].notna()]
+    if confirmed.empty:
+        return NOTHING
     search, fresh = (
         lanes.pivot_table(index="seed", columns="cell", values=f"validation_{results.metric}")
         .dropna()

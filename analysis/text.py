@@ -100,7 +100,8 @@ def estimate_text(score: Any, metric: str) -> str:
         power = math.floor(math.log10(score.estimate))
         value, low, high = (metric_text(each / 10.0**power, metric) for each in (score.estimate, score.low, score.high))
         return f"{value} [{low}, {high}] x 1e{power}"
-    return f"{metric_text(score.estimate, metric)} {interval_text(score.low, score.high, score.n, metric)}"
+    limits = f" {interval_text(score.low, score.high, score.n, metric)}" if score.n > 1 else ""
+    return f"{metric_text(score.estimate, metric)}{limits}"
 
 
 def p_value_text(p: float) -> str:
@@ -122,6 +123,11 @@ def effect_text(effect: Any, metric: str) -> tuple[str, str]:
         shown = "" if math.isinf(effect.low) else f"[{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
         return f"{100 * effect.estimate:+.2f} percentage points", shown
     return f"{short(effect.estimate)} times", "" if math.isinf(effect.high) else f"[{', '.join(map(short, limits))}]"
+
+
+def effect_phrase(effect: Any, metric: str) -> str:
+    """`effect_text` in a sentence, without limits where one seed allows none."""
+    return " ".join(filter(None, effect_text(effect, metric)))
 
 
 def limits_text(row: Any, name: str, metric: str) -> str:

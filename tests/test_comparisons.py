@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def test_fresh_seeds_name_a_winner_with_the_paired_ratio(tmp_path: Path) -> None
     assert text.startswith("Adam wins: test loss 0.998 [0.9")
     assert "on 6 fresh seeds; 0.509 times [0.4" in text
     assert "the loss of the best other optimizer, sgd (all others are excluded, p < 0.0001)." in text
+    ask_for(tmp_path, "adam", "sgd", "momentum")  # of which no trial ended
+    assert "the loss of the best other optimizer, sgd (all others with a result are excluded, p" in said(tmp_path)
     assert "\nBest setting: adam, width 8, depth 1, batch size 32 at learning rate 0.01.\nCost: " in text
 
 
@@ -118,6 +121,14 @@ def test_several_contenders_make_no_winner(tmp_path: Path) -> None:
     assert "the noise of their difference is 100% from seeds; that of test examples is unknown." in text
 
 
+def test_the_first_two_contenders_are_to_be_told_apart_though_one_between_them_is_excluded(tmp_path: Path) -> None:
+    noisy = scattered(1.4, 0.4)[::-1]
+    text = said(fresh(tmp_path, adam=scattered(1.0, 0.004), sgd=scattered(1.05, 0.004)[::-1], rmsprop=noisy))
+    assert text.startswith("No winner: adam and rmsprop may each be the best. Adam is first, with")
+    assert "Excluded: sgd (p < 0.0001)." in text
+    assert "To tell adam and rmsprop apart would take about " in text
+
+
 def test_a_small_gap_is_told_how_many_seeds_it_needs(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     values = {name: list(np.exp(rng.normal(mean, 0.1, 10))) for name, mean in (("adam", 0.0), ("sgd", 0.05))}
@@ -143,6 +154,9 @@ def test_accuracies_differ_in_points(tmp_path: Path) -> None:
 def test_all_right_on_every_seed_is_no_certainty(tmp_path: Path) -> None:
     found = compared(fresh(tmp_path, metric="accuracy", examples=True, adam=[1.0] * 5, sgd=[1.0] * 5))
     assert found.winner is None
+    text = said(tmp_path)
+    assert "may each be the best. Adam has test accuracy 100.0% [" in text
+    assert "The means of adam and sgd are equal to rounding." in text
     assert all(entry.score.high == 1.0 and 0.9 < entry.score.low < 0.98 for entry in found.scored)
     results = analysis.load(tmp_path)
     confirmed = analysis.winners_curse(results, analysis.cells(results))
@@ -153,7 +167,7 @@ def test_equal_losses_are_a_tie(tmp_path: Path) -> None:
     found = compared(fresh(tmp_path, adam=[0.5] * 5, sgd=[0.5 * (1 + 1e-9)] * 5))
     assert {entry.name for entry in found.contenders} == {"adam", "sgd"}
     assert all(math.isfinite(entry.effect.high) for entry in found.scored)
-    assert "Adam and sgd are equal to rounding." in said(tmp_path)
+    assert "The means of adam and sgd are equal to rounding." in said(tmp_path)
 
 
 @pytest.mark.parametrize(("adam", "excluded"), [(0.5, False), (0.1, True)])
@@ -245,6 +259,28 @@ def test_an_optimizer_that_was_not_confirmed_is_no_contender(tmp_path: Path) -> 
     assert "It is the only optimizer with a fresh score." in said(folder)
 
 
+def test_a_confirmation_without_any_score_is_no_missing_one(tmp_path: Path, words_only: None) -> None:
+    folder = write_confirmation(write_study(tmp_path, **SMALL), top=1, diverged=1)
+    assert "A winner needs fresh seeds: no confirmed cell has completed on all of them." in said(folder)
+    assert "1 of 10 fresh seeds diverged" in analysis.write_report(folder).read_text(encoding="utf-8")
+
+
+def test_a_single_fresh_seed_is_said_once(tmp_path: Path) -> None:
+    text = said(fresh(tmp_path, adam=[0.5], sgd=[0.6]))
+    words = "Adam has test loss 0.500 on 1 fresh seed: one seed allows no interval, so no winner can be named."
+    assert text.startswith(words)
+    results = analysis.load(tmp_path)
+    curse = verdict.confirmation(results, analysis.winners_curse(results, analysis.cells(results)))
+    assert "is 1 times on average and 1 times for the best" in curse[1]
+
+
+def test_a_candidate_has_the_seeds_of_its_own_cell(tmp_path: Path) -> None:
+    """Of another cell twice as many seeds ran."""
+    folder = fresh(tmp_path, adam=[0.5] * 3, sgd=[0.6] * 6)
+    shutil.rmtree(folder / "confirm")
+    assert " on the 3 seeds that chose it." in said(folder)
+
+
 @pytest.mark.parametrize("worst", [0.0, 1e-40, math.inf])
 def test_example_losses_without_a_mean_are_compared(tmp_path: Path, worst: float) -> None:
     """Zero on every example of a seed, below what float32 holds, or beyond it."""
@@ -263,6 +299,11 @@ def test_zero_losses_are_compared(tmp_path: Path) -> None:
     found = compared(fresh(tmp_path, adam=[0.0] * 6, sgd=[0.5] * 6))
     assert found.winner
     assert found.winner.name == "adam"
+    results = analysis.load(tmp_path)
+    table = analysis.cells(results)
+    (floor,) = warnings._floor(results)
+    assert floor.startswith("The test loss of 6 of 12 lanes is below 2.23e-308, the least that the precision resolves")
+    assert floor in warnings.warnings(results, table, analysis.winners_curse(results, table))
 
 
 @pytest.mark.parametrize("study", [{"optimizers": ["adam"]}, {}, {"diverge": lambda cell: True}])

@@ -24,6 +24,7 @@ import analysis
 from analysis.figures.regimes.learning_curves import TABS
 from analysis.paired import compare_with_best
 from analysis.report import tables, warnings
+from analysis.report.paper import tables_of
 from analysis.schema import FOLDERS
 from tests.conftest import (
     PART,
@@ -615,3 +616,23 @@ def test_sessions_of_a_damaged_provenance_leave_a_report(sessions: object, tmp_p
     (folder / "provenance.json").write_text(json.dumps(provenance | {"sessions": sessions}))
     text = squeezed(read(analysis.write_report(folder)))
     assert ("b, 2 idle GPUs" in text) == (sessions == [{"nodes": {"b": 2}, "events": None}])
+
+
+def test_every_table_says_on_which_seeds_and_what_its_intervals_cover(make_study: Callable[..., Path]) -> None:
+    folder = make_study(widths=[8], depths=[1], target=0.1, objectives=["metric", "parameters"])
+    for fresh in (False, True):
+        results = analysis.load(write_confirmation(folder, best_of=["optimizer", "regime"]) if fresh else folder)
+        table = analysis.cells(results)
+        shown = tables_of(results, table, analysis.compare(results, table), analysis.winners_curse(results, table))
+        words = {name: f"{each.caption} {each.head}" for name, each in shown.items() if each}
+        for name in ("comparisons", "regimes"):
+            assert ("are paired by seed" if fresh else "shown on the same 3 seeds, so") in words[name]
+        assert "medians over the seeds of the search, which chose them; no intervals" in words["times"]
+        assert words["leaderboard"].startswith("On 3 seeds of the search, which chose rates and cells; ")
+        assert "validation, chosen on these seeds" in words["front"]
+    assert "over seeds; those of the test split also over test examples" in words["confirmed"]
+    single = write_study(folder.parent / "one", widths=[8], depths=[1], batch_sizes=[32], rates=[0.01])
+    results = analysis.load(write_confirmation(single, best_of=["optimizer"]))
+    compared = tables.compared(analysis.compare(results, analysis.cells(results)), "loss", has_settings=False)
+    assert compared
+    assert "(unknown, so not of adam, rmsprop, momentum and sgd)" in compared.caption

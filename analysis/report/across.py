@@ -10,7 +10,7 @@ from analysis.cells import cells, optimizer_order
 from analysis.comparisons import Comparison, Entry, compare
 from analysis.paired import Scores, compare_with_best
 from analysis.results import Results, table_of
-from analysis.text import counted, effect_text, first_upper, joined, listing
+from analysis.text import counted, effect_phrase, first_upper, joined, listing
 
 LANE = ["optimizer", "width", "depth", "batch_size", "settings", "recipe", "learning_rate", "seed"]
 
@@ -130,18 +130,18 @@ def verdict_across(found: Comparison, studies: Sequence[Results], compared: Sequ
         said = f"No winner: {joined([entry.name for entry in found.contenders])} may each be the best {where}."
     else:
         against = f"{'against' if metric == 'accuracy' else 'the loss of'} the best other optimizer"
-        best = f"is the best {where}: {' '.join(effect_text(first.effect, metric))} {against}"
+        best = f"is the best {where}: {effect_phrase(first.effect, metric)} {against}"
         whole = f"{first_upper(first.name)} {best}."
         said = (
             whole
             if found.winner
-            else f"No winner: {first.name} {best} in every study, but those left out may be better."
+            else f"No winner: of those that every study has, {first.name} {best}, but those left out may be better."
         )
     untuned = [
-        f"{entry.name} ({study.name})"
+        f"{name} ({study.name})"
         for study, each in zip(studies, compared, strict=True)
-        for place, entry in enumerate(each.scored)
-        if each.scores and not each.scores.of_tuning[place] and entry.name in [other.name for other in found.scored]
+        for name in each.untuned
+        if name in [other.name for other in found.scored]
     ]
     unknown = "It is unknown, and not in the intervals, how far these tuned rates are from the best ones"
     return [said, *missing, *([f"{unknown}: {listing(untuned)}."] if untuned else [])]

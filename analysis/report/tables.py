@@ -13,7 +13,7 @@ from analysis.cells import target_times
 from analysis.comparisons import Comparison, Entry
 from analysis.figures.search.timeline import busy, timeline
 from analysis.report.recipes import recipe_sensitivity
-from analysis.report.verdict import curse_text
+from analysis.report.verdict import curse_of
 from analysis.results import Results, pareto, records, table_of
 from analysis.schema import Outcome
 from analysis.text import (
@@ -21,10 +21,12 @@ from analysis.text import (
     counted,
     effect_text,
     interval_text,
+    joined,
     limits_text,
     listing,
     metric_text,
     p_value_text,
+    seed_counts,
     settings_text,
     shared_power,
     short,
@@ -97,7 +99,7 @@ def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Tabl
     )
     rows = []
     for row in records(curse):
-        place, (worse, limits) = row["rank_confirmed"], curse_text(row, metric)
+        place, (worse, limits) = row["rank_confirmed"], effect_text(curse_of(row), metric)
         shown: dict[str, Cell] = {
             "rank": (f"{place:.0f}" if row["confirmed_n"] else short(place), f"{row['rank_search']} in search"),
             **_cell(row, has_settings),
@@ -112,9 +114,9 @@ def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Tabl
         rows.append(shown)
     first = [place for place, row in enumerate(records(curse)) if row["rank_confirmed"] == 1]
     caption = (
-        "Ranked by the validation split of the fresh seeds. 95% intervals of each row alone; those of the verdict "
-        "and the first figure, on the test split, are wider, as they also allow for the choice of the best of "
-        "several."
+        "Ranked by the validation split of the fresh seeds. 95% intervals of each row alone, over seeds; those of the "
+        "test split also over test examples, where their values are known. Where several optimizers may be the best, "
+        "the intervals of the verdict and the first figure are wider, as they also allow for the choice of the best."
     )
     return table("Confirmation", rows, caption=caption, sortable=True, best=first)
 
@@ -142,8 +144,10 @@ def compared(found: Comparison, metric: str, has_settings: bool, by: str = "opti
         noise = "seeds and test examples" if found.examples else "seeds only"
         caption += (
             f", on {counted(found.seeds, 'fresh seed')} that the search did not use. Intervals cover {noise}. Those "
-            f"against the best other also allow for tuned rates that miss the best ones, and hold at 95% for all rows "
-            f"at once (multiple comparisons with the best, Hsu 1996). p tests the hypothesis that the row is the best."
+            f"against the best other are paired by seed, allow for tuned rates that miss the best ones"
+            f"{f' (unknown, so not of {joined(found.untuned)})' if found.untuned else ''}, and hold at 95% for all "
+            f"rows at once (multiple comparisons with the best, Hsu 1996). p tests the hypothesis that the row is the "
+            f"best."
         )
         if found.most_looks > 1:
             caption += (
@@ -157,8 +161,10 @@ def compared(found: Comparison, metric: str, has_settings: bool, by: str = "opti
                 "optimizers and baselines at once (Dunnett 1955); p tests the hypothesis that both are equal."
             )
     else:
+        seeds = seed_counts(pd.Series([each.score.n for each in found.scored], dtype=int))
         caption += (
-            " and shown on the same seeds, so the best rows look better than they are. A winner needs fresh seeds."
+            f" and shown on the same {seeds}, so the best rows look better than they are. 95% intervals cover seeds "
+            f"only. A winner needs fresh seeds."
         )
     if by == "regime" and len(rows) < 2:
         return None
@@ -212,9 +218,9 @@ def times(results: Results, cells: pd.DataFrame) -> Table | None:
     target = "" if results.target is None else short(results.target)
     caption = (
         f"Cost until an evaluation first gives a validation {results.metric} of {target}, for the best cell of each "
-        f"regime and optimizer at its tuned rate: medians over seeds. ∞: at least half of the seeds never reached it. "
-        f"p: log-rank test of the examples against the fastest of the regime, by permutation of the seeds. Train s: "
-        f"{results.seconds_label}."
+        f"regime and optimizer at its tuned rate: medians over the seeds of the search, which chose them; no "
+        f"intervals. ∞: at least half of the seeds never reached it. p: log-rank test of the examples against the "
+        f"fastest of the regime, by permutation of the seeds, for each row alone. Train s: {results.seconds_label}."
     )
     return table("Time to target", rows, caption=caption, sortable=True)
 
@@ -253,7 +259,8 @@ def leaderboard(results: Results, ranked: pd.DataFrame, has_settings: bool) -> T
         ended = "" if row["outcome"] == Outcome.COMPLETED else row["outcome"]
         shown |= {"diverged": f"{row['diverged_share']:.0%}", "updates": (f"{row['updates']:,}", ended)}
         rows.append(shown | {"train s": short(row["train_seconds"])})
-    return table("Leaderboard", rows, sortable=True, best=[0])
+    caption = f"On {seed_counts(ranked['n'])} of the search, which chose rates and cells; intervals of each row alone."
+    return table("Leaderboard", rows, caption=caption, sortable=True, best=[0])
 
 
 def front(results: Results, cells: pd.DataFrame, has_settings: bool) -> Table | None:
@@ -262,7 +269,7 @@ def front(results: Results, cells: pd.DataFrame, has_settings: bool) -> Table | 
     best = cells[pareto(cells, results.objectives, results.maximize)]
     best = best.sort_values(["validation", "trial"], ascending=[not results.maximize, True])
     rows = [
-        {**_cell(row, has_settings), "validation": _score(row, "validation", results.metric)}
+        {**_cell(row, has_settings), "validation, chosen on these seeds": _score(row, "validation", results.metric)}
         | {name.replace("train_seconds", "train s"): short(row[name]) for name in others}
         for row in records(best)
     ]

@@ -19,7 +19,7 @@ from analysis.text import (
     cell_text,
     cost,
     counted,
-    effect_text,
+    effect_phrase,
     estimate_text,
     first_upper,
     joined,
@@ -85,7 +85,7 @@ def _baselines(compared: Comparison, metric: str) -> Iterator[str]:
             continue
         against = "against" if metric == "accuracy" else "that of"
         own = f"the baseline's {compared.split} {metric} is {estimate_text(each.score, metric)}"
-        shown = f"{own}, {' '.join(effect_text(each.effect, metric))} {against} {than} ({p_text(each.p)})"
+        shown = f"{own}, {effect_phrase(each.effect, metric)} {against} {than} ({p_text(each.p)})"
         if not each.contender:
             yield f"Tuning beats {name}: {shown}."
         elif each.p < SIGNIFICANT:
@@ -110,7 +110,7 @@ def _below_its_baseline(baseline: Entry, tuned: Entry, split: str, metric: str, 
     sure = (baseline.p if told else baseline.own_p) < SIGNIFICANT
     if not told:
         against = "against the tuned one" if metric == "accuracy" else f"the {split} loss of the tuned one"
-        effect = f"{' '.join(effect_text(baseline.own, metric))} {against} ({p_text(baseline.own_p)})"
+        effect = f"{effect_phrase(baseline.own, metric)} {against} ({p_text(baseline.own_p)})"
         unsure = "" if sure else ", though not significantly"
         yield f'{first_upper(tuned.name)} scores worse tuned than as the baseline "{baseline.name}"{unsure}: {effect}.'
     if sure and all(baseline.cell[column] == tuned.cell[column] for column in CELL):
@@ -141,9 +141,10 @@ def _who(results: Results, compared: Comparison) -> str:
         which = "with a fresh score" if compared.unknown else "with a result"
         alone = f" It is the only optimizer {which if len(compared.entries) > 1 else 'of the study'}."
     if not compared.fresh:
-        asked = (results.spec.get("confirm") and "the confirmation has none yet") or "set [confirm] in the spec"
+        lacking = results.spec.get("confirm") or results.confirmation
+        asked = "no confirmed cell has completed on all of them" if lacking else "set [confirm] in the spec"
         return (
-            f"{name} is the candidate, not a winner: {score} on the {counted(compared.seeds, 'seed')} that "
+            f"{name} is the candidate, not a winner: {score} on the {counted(best.score.n, 'seed')} that "
             f"chose it. A winner needs fresh seeds: {asked}.{alone}"
         )
     where = f"on {counted(compared.seeds, 'fresh seed')}" + (
@@ -159,9 +160,10 @@ def _who(results: Results, compared: Comparison) -> str:
         rival = compared.scored[1]
         p = p_text(max(each.p for each in compared.scored[1:]))
         against = "against" if results.maximize else "the loss of"
+        others = "all others" if len(compared.scored) == len(compared.entries) else "all others with a result"
         return (
-            f"{name} wins: {score} {where}; {' '.join(effect_text(best.effect, metric))} {against} the best "
-            f"other optimizer, {rival.name} (all others are excluded, {p})."
+            f"{name} wins: {score} {where}; {effect_phrase(best.effect, metric)} {against} the best "
+            f"other optimizer, {rival.name} ({others} are excluded, {p})."
         )
     unknown = " and ".join(each.name for each in compared.unknown)
     if len(compared.contenders) == 1:
@@ -170,7 +172,15 @@ def _who(results: Results, compared: Comparison) -> str:
     rest = [f"{each.name} ({_when(each, compared)}{p_text(each.p)})" for each in compared.scored if not each.contender]
     excluded = f" Excluded: {listing(rest)}." if rest else ""
     names = joined([each.name for each in compared.contenders])
-    return f"No winner: {names} may each be the best. {name} is first, with {score} {where}.{excluded}"
+    has = "has" if len(_equal(compared)) > 1 else "is first, with"
+    return f"No winner: {names} may each be the best. {name} {has} {score} {where}.{excluded}"
+
+
+def _equal(compared: Comparison) -> list[str]:
+    """The names of the first contender and of those whose mean equals its own to rounding."""
+    assert compared.scores
+    lags = compared.scores.means[0] - compared.scores.means
+    return [each.name for each, lag in zip(compared.scored, lags, strict=False) if each.contender and lag < EQUAL]
 
 
 def _when(entry: Entry, compared: Comparison) -> str:
@@ -192,13 +202,15 @@ def _what_would_change(compared: Comparison) -> Iterator[str]:
     scores = compared.scores
     if scores is None or compared.winner or len(compared.contenders) < 2 or scores.seeds < 2:
         return
-    direction = np.zeros(len(scores.means))
-    direction[:2] = 1, -1
-    names = " and ".join(each.name for each in compared.scored[:2])
-    gap, parts = float(scores.means @ direction), scores.parts(direction)
-    if abs(gap) < EQUAL:
-        yield f"{first_upper(names)} are equal to rounding."
+    if len(equal := _equal(compared)) > 1:
+        yield f"The means of {joined(equal)} are equal to rounding."
         return
+    # Not always the first two: one with little noise may be excluded although a noisier one behind it is not.
+    pair = [place for place, each in enumerate(compared.scored) if each.contender][:2]
+    direction = np.zeros(len(scores.means))
+    direction[pair] = 1, -1
+    names = " and ".join(compared.scored[place].name for place in pair)
+    gap, parts = float(scores.means @ direction), scores.parts(direction)
     total = sum(parts.values())
     allowed = (gap / 2.5) ** 2  # the critical value of a few comparisons at many degrees of freedom
     known = [f"{part / total:.0%} from {source}" for source, part in parts.items() if part >= 0.005 * total]
@@ -252,17 +264,17 @@ def _curse_sentence(results: Results, curse: pd.DataFrame) -> list[str]:
     neutral, scale = (0.0, "search minus confirmed") if results.maximize else (1.0, "confirmed over search")
     sentence = f"The winner's curse, {scale} validation {metric} (above {neutral:g}: worse on fresh seeds), is "
     if len(held) > 1:
-        sentence += f"{' '.join(effect_text(average, metric))} on average"
-        sentence += f" and {' '.join(curse_text(best, metric))} for the best" if best["confirmed_n"] else ""
+        sentence += f"{effect_phrase(average, metric)} on average"
+        sentence += f" and {effect_phrase(curse_of(best), metric)} for the best" if best["confirmed_n"] else ""
     else:
-        sentence += " ".join(curse_text(held.iloc[0], metric))
+        sentence += effect_phrase(curse_of(held.iloc[0]), metric)
     better = "the fresh seeds scored better" if average.high < neutral else "not significant"
     return [f"{sentence}: {'the scores of the search were too optimistic' if average.low > neutral else better}."]
 
 
-def curse_text(row: Any, metric: str) -> tuple[str, str]:
-    """The curse of a row of `winners_curse` with its limits."""
-    return effect_text(Interval(row["curse"], row["curse_low"], row["curse_high"], row["confirmed_n"]), metric)
+def curse_of(row: Any) -> Interval:
+    """The curse of a row of `winners_curse`."""
+    return Interval(row["curse"], row["curse_low"], row["curse_high"], row["confirmed_n"])
 
 
 def _why_not_confirmed(row: Any) -> str:

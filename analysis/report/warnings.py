@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from analysis.cells import edges, rank
+from analysis.cells import edges, floor_of, rank
 from analysis.figures.search.expected_best import ADAPTIVE
 from analysis.results import Results, stints, table_of
 from analysis.schema import CELL, Outcome
@@ -26,6 +26,7 @@ def warnings(results: Results, table: pd.DataFrame, curse: pd.DataFrame) -> list
         *_data(results),
         *_edges(results, ranked),
         *_same_seeds(results, curse, ranked),
+        *_floor(results),
         *_heavy_tails(results),
         *_comparability(results, ranked),
         *_lost_lanes(results),
@@ -90,6 +91,16 @@ def _same_seeds(results: Results, confirmed: pd.DataFrame, ranked: pd.DataFrame)
     ran = results.confirmation.pooled.trials[CELL].drop_duplicates() if results.confirmation else expected
     if missing := len(ran) - len(ran.merge(expected.drop_duplicates())):
         yield f"{counted(missing, 'confirmed cell')} left out: no lane ended, or the tuned rate has changed since."
+
+
+def _floor(results: Results) -> Iterator[str]:
+    lanes, floor = (results.confirmation or results).lanes, floor_of(results)
+    below = int((lanes["test_loss"] < floor).sum()) if results.metric == "loss" else 0
+    if below:
+        yield (
+            f"The test loss of {below:,} of {len(lanes):,} lanes is below {short(floor)}, the least that the precision "
+            f"resolves, and counts as this: such lanes are equal."
+        )
 
 
 def _heavy_tails(results: Results) -> Iterator[str]:

@@ -350,10 +350,10 @@ def winners_curse(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         values = own.head(0) if endings else own  # the survivors alone would flatter the cell
         before = search.loc[search["cell"] == cell["trial"], f"validation_{metric}"]
         after = values[f"validation_{metric}"]
-        row |= metric_interval(after, metric, examples_of(results, "validation"), floor=floor).named("confirmed")
-        tested = len(values) > 0 and bool(values[f"test_{metric}"].notna().all())
-        test = _scores(results, values, [cell["trial"]], "test").interval(0) if tested else NOTHING
-        row |= test.named("test")
+        for name, split in (("confirmed", "validation"), ("test", "test")):  # means like those of the comparison
+            known = len(values) > 0 and bool(values[f"{split}_{metric}"].notna().all())
+            score = _scores(results, values, [cell["trial"]], split).interval(0) if known else NOTHING
+            row |= score.named(name)
         row |= curse_interval(before.to_numpy()[:, None], after.to_numpy()[:, None], metric, floor).named("curse")
         rows.append(row)
     limits = [f"{name}{end}" for name in ("search", "confirmed", "test") for end in ("", "_low", "_high", "_n")]

@@ -349,6 +349,12 @@ def test_the_curse_of_an_accuracy_is_a_positive_difference(tmp_path: Path) -> No
     assert_allclose(curse["curse"].astype(float), curse["search"] - curse["confirmed"], atol=1e-3)
     assert (curse["curse_low"] > 0).all()
     assert analysis.average_curse(results, curse).estimate == pytest.approx(curse["curse"].mean())
+    # Fresh scores are plain means, as in the verdict and in the difference; means of log-odds would be higher.
+    results, curse = curse_of(write_confirmation(folder, noise=2.0, top=2))
+    lanes = analysis.fresh_lanes(results, analysis.rank(analysis.cells(results), maximize=True)).groupby("cell")
+    for name, split in (("confirmed", "validation"), ("test", "test")):
+        assert_allclose(curse[name], lanes[f"{split}_accuracy"].mean()[curse["trial"]])
+    assert_allclose(curse["curse"].astype(float), curse["search"] - curse["confirmed"], atol=1e-3)
 
 
 def test_survivors_do_not_confirm_a_cell_that_diverged(tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ def test_accuracies_differ_in_points(tmp_path: Path) -> None:
     assert found.winner.effect.estimate == pytest.approx(0.1483, abs=1e-3)
     assert "+14.83 percentage points [" in said(tmp_path)
     assert "on 6 fresh seeds and 100 test examples" in said(tmp_path)
+    results = analysis.load(tmp_path)
+    assert "(dots), with its mean and its 50%" in forest.figure(results, analysis.cells(results), found).caption
     # The examples of the split widen the interval beyond that of the seeds.
     alone = compared(fresh(tmp_path / "seeds", metric="accuracy", **values)).winner
     assert alone

@@ -120,7 +120,8 @@ def figure(results: Results, table: pd.DataFrame, compared: Comparison) -> exhib
     excluded = (~data["contender"].astype(bool) & data["p"].notna()).any()
     mark = "; excluded: not the best (p < .05)" if compared.fresh and excluded else ""
     mark = "; those on the right also allow for imperfectly tuned rates" + mark if compared.fresh else ""
-    caption += f"{exhibit.mean_of(results)} and its 50% (thick) and 95% (thin) intervals {noise}{mark}."
+    mean = "mean" if compared.fresh and metric == "accuracy" else exhibit.mean_of(results)
+    caption += f"{mean} and its 50% (thick) and 95% (thin) intervals {noise}{mark}."
     lost = [f"{name} ({reason})" for name, reason in missing_sizes(results, table).items()]
     rest = ["baselines (not tuned, against the best optimizer)"] if compared.baselines else []
     rest += [f"without a result: {listing(lost)}"] if lost else []

@@ -118,6 +118,8 @@ def confirmed(results: Results, curse: pd.DataFrame, has_settings: bool) -> Tabl
         "test split also over test examples, where their values are known. Where several optimizers may be the best, "
         "the intervals of the verdict and the first figure are wider, as they also allow for the choice of the best."
     )
+    if metric == "accuracy":
+        caption += " Of the search: means on the log-odds scale; fresh: plain means."
     return table("Confirmation", rows, caption=caption, sortable=True, best=first)
 
 

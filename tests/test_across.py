@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import analysis
+from analysis.report import tables
 from analysis.report.across import verdict_across
 from tests.conftest import write_confirmation, write_study
 from tests.test_comparisons import fresh, scattered
@@ -39,6 +40,8 @@ def test_the_mean_over_studies_is_compared_with_the_best(tmp_path: Path) -> None
     assert [entry.name for entry in found.entries] == ["adam", "sgd"]
     assert_allclose(found.entries[1].effect.estimate, 3.0, rtol=0.01)  # the geometric mean of 2 and 4.5
     assert found.winner
+    caption = tables.across(found, "loss").caption  # type: ignore[union-attr]
+    assert "Intervals cover seeds only, allow for tuned rates that miss the best ones, and hold, like p, for" in caption
     lines = said(pair)
     assert re.fullmatch(
         r"Adam is the best in test loss, on average over 2 studies with at least 8 fresh seeds each: "

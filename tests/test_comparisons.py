@@ -259,12 +259,16 @@ def test_an_optimizer_that_was_not_confirmed_is_no_contender(tmp_path: Path) -> 
     assert found.winner is None
     assert math.isnan(found.entries[0].effect.estimate)
     assert "It is the only optimizer with a fresh score." in said(folder)
+    results = analysis.load(folder)
+    assert forest.figure(results, analysis.cells(results), found).caption.startswith("May be the best: adam. Every")
 
 
 def test_a_confirmation_without_any_score_is_no_missing_one(tmp_path: Path, words_only: None) -> None:
     folder = write_confirmation(write_study(tmp_path, **SMALL), top=1, diverged=1)
     assert "A winner needs fresh seeds: no confirmed cell has completed on all of them." in said(folder)
-    assert "1 of 10 fresh seeds diverged" in analysis.write_report(folder).read_text(encoding="utf-8")
+    page = analysis.write_report(folder).read_text(encoding="utf-8")
+    assert "1 of 10 fresh seeds diverged" in page
+    assert "no result yet" not in page
 
 
 def test_a_single_fresh_seed_is_said_once(tmp_path: Path) -> None:
@@ -281,6 +285,10 @@ def test_a_candidate_has_the_seeds_of_its_own_cell(tmp_path: Path) -> None:
     folder = fresh(tmp_path, adam=[0.5] * 3, sgd=[0.6] * 6)
     shutil.rmtree(folder / "confirm")
     assert " on the 3 seeds that chose it." in said(folder)
+    results = analysis.load(folder)
+    table = analysis.cells(results)
+    caption = forest.figure(results, table, analysis.compare(results, table)).caption
+    assert "chosen on these 3 to 6 seeds (dots)" in caption
 
 
 @pytest.mark.parametrize("worst", [0.0, 1e-40, math.inf])

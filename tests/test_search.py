@@ -318,6 +318,7 @@ def test_session_extends_and_confirms_a_finished_study(run: Any, tmp_path: Path)
     status = watch.status(first.folder)
     assert "  trials  4 of 4: 4 completed" in status
     assert f"  confirm {first.ended - 4} of {first.ended - 4}: {first.ended - 4} completed" in status
+    assert "  search: best validation loss" in status
     assert "  confirmed: best validation loss" in status
     assert set(confirmed.lanes["seed"]) == {500_000, 500_001, 500_002}
     for group in ("optimizer", "regime"):  # the best cell of each is among them

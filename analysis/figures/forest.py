@@ -108,12 +108,13 @@ def figure(results: Results, table: pd.DataFrame, compared: Comparison) -> exhib
     data, metric = forest(results, compared), results.metric
     label = ", ".join(filter(None, [f"{compared.split} {metric}", exhibit.unit_of(results)]))
     seeds = counted(compared.seeds, "fresh seed" if compared.fresh else "seed")
-    if compared.fresh and (fewest := min(each.score.n for each in compared.scored if each.score)) < compared.seeds:
-        seeds = f"{fewest} to {seeds}"  # those that an earlier look excluded have its seeds alone
+    if (fewest := min((each.score.n for each in compared.scored), default=compared.seeds)) < compared.seeds:
+        seeds = f"{fewest} to {seeds}"  # of an earlier look alone, or of cells that fewer trials ran
     noise = "over seeds and test examples" if compared.examples else "over seeds"
     if compared.fresh:
         names = listing(entry.name for entry in compared.contenders)
-        caption = f"{'Winner' if compared.winner else 'May each be the best'}: {names}. "
+        each = "each " if len(compared.contenders) > 1 else ""
+        caption = f"{'Winner' if compared.winner else f'May {each}be the best'}: {names}. "
         caption += f"Every optimizer at its best cell, on {seeds} that the search did not use (dots), with its "
     else:
         caption = f"Candidates only: each optimizer's cell was chosen on these {seeds} (dots). Also shown: "

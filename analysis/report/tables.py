@@ -196,10 +196,12 @@ def across(found: Comparison, metric: str) -> Table | None:
         {"optimizer": (entry.name, entry.reason), **_with_best(entry, metric)} for entry in found.entries
     ]
     scale = "geometric mean of ratios" if metric == "loss" else "mean of differences"
+    noise = "seeds and test examples" if found.examples else "seeds only"
     caption = (
         f"Each optimizer's best cell on the {found.split} split and fresh seeds, paired by seed: {scale} over the "
-        f"studies, each study counting the same. Intervals and p hold for all rows at once (multiple comparisons with "
-        f"the best, Hsu 1996), for these studies; other data sets may rank optimizers differently."
+        f"studies, each study counting the same. Intervals cover {noise}, "
+        f"allow for tuned rates that miss the best ones, and hold, like p, for all rows at once (multiple comparisons "
+        f"with the best, Hsu 1996), for these studies; other data sets may rank optimizers differently."
     )
     return table("Across the studies", rows, caption=caption, sortable=True)
 

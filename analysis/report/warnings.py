@@ -80,7 +80,7 @@ def _same_seeds(results: Results, confirmed: pd.DataFrame, ranked: pd.DataFrame)
             "verdict, the first figure and the tables of optimizers and regimes show fresh seeds."
         )
     elif len(ranked):
-        check = "The confirmation, which has no result yet," if results.spec.get("confirm") else "[confirm] in the spec"
+        check = "The confirmation, which has no score," if results.spec.get("confirm") else "[confirm] in the spec"
         yield (
             f"Rates and cells were chosen on the seeds that are reported, and the best of many cells is partly the "
             f"luckiest: expect the first to score slightly worse on fresh seeds. {check} checks this."

@@ -34,7 +34,7 @@ def status(folder: Path | str) -> str:
         *([f"  confirm {_counts(again)}"] if again else []),
         f"  lanes   {len(lanes)}, {int((lanes['outcome'] == 'diverged').sum())} diverged",
         f"  cost    {cost(*results.hours(study, resources.cpus_per_trial, resources.gpus))}",
-        *_best(study, ""),
+        *_best(study, "search: "),
         *(_best(again, "confirmed: ", study.baselines) if again else []),
     ]
     if len(study.objectives) > 1:

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import analysis
+from analysis.figures import style
 from analysis.paired import compare_with_controls, paired_scores
 from analysis.report import tables, verdict, warnings
 from tests.conftest import lane_row, trial_row, write_spec, write_tables
@@ -162,6 +163,13 @@ def test_learning_curves_show_a_baseline_on_the_seeds_of_the_confirmation(tmp_pa
     assert set(data.loc[~data["baseline"], "optimizer"]) == set(CENTRES)
     assert set(given["optimizer"]) == {"what we use"}  # no optimizer has a panel for the other's batch size
     assert_allclose(given["estimate"], np.exp(np.log(noisy(1.5)).mean()))
+    looks = []
+    for name in ("one", "two"):  # in a panel each
+        with analysis.style():
+            panel = style.figure(85, 70).subplots()
+            analysis.curves_by_optimizer(given.assign(optimizer=name), panel, baselines=["one", "two"])
+        looks += [(panel.get_lines()[0].get_color(), panel.get_lines()[0].get_marker())]
+    assert all(one != two for one, two in zip(*looks, strict=True))
 
 
 def test_a_baseline_changes_nothing_among_optimizers(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from analysis.figures.search.expected_best import expected_best_of
 from analysis.figures.search.importance import importance_bars
 from analysis.figures.search.isolation import isolation, searched
 from analysis.figures.search.loss_time import loss_against_time, loss_and_time
-from analysis.figures.search.parallel_coordinates import parallel_coordinates
+from analysis.figures.search.parallel_coordinates import _scale, parallel_coordinates
 from analysis.figures.search.timeline import trial_timeline
 from analysis.figures.style import optimizer_look
 from analysis.text import interval_text, metric_text, short
@@ -139,11 +139,24 @@ def test_common_optimizers_have_colours_apart_in_both_themes(dark: bool, eye: An
         ([1.0, 5.0, 20.0], [0.0, 2.0, 5.0, 10.0, 20.0]),
         ([1.0, 9000.0], [0.0, 10.0, 100.0, 1000.0]),
         ([500.0, 100_000.0], [0.0, 1000.0, 10_000.0, 100_000.0]),  # long labels of a short run
+        ([1.0, 20_000.0], [0.0, 10.0, 100.0, 1000.0, 10_000.0]),
     ],
 )
 def test_an_axis_of_training_has_ticks_that_say_where_one_is(ax: Axes, values: list[float], ticks: list[float]) -> None:
     axes.log_axis_with_zero(ax, pd.Series(values))
     assert_allclose(ax.get_xticks(), ticks)
+
+
+@pytest.mark.parametrize(("most", "ticks"), [(1.1, 3), (2.0, 6), (3.9, 3), (4.0, 4), (30.0, 3)])
+def test_ticks_of_a_short_axis_are_what_they_say(ax: Axes, most: float, ticks: int) -> None:
+    axes.log_axis(ax, "x", pd.Series([1.0, most]), margin=1.02)
+    draw(ax)
+    low, high = ax.get_xlim()
+    shown = {tick.get_text(): place for tick, place in zip(ax.get_xticklabels(), ax.get_xticks(), strict=True)}
+    shown = {text: place for text, place in shown.items() if low <= place <= high}
+    assert len(shown) >= ticks
+    assert "1" in shown
+    assert_allclose([float(text) for text in shown], list(shown.values()))
 
 
 def test_learning_curves_have_a_panel_for_each_batch_size_with_every_optimizer(ax: Axes, study: Any) -> None:
@@ -228,6 +241,8 @@ def test_sensitivity_marks_tuned_and_diverged_rates(ax: Axes, study: Any) -> Non
     assert len(rings) == 4
     assert [found.get_text() for found in ax.texts].count("diverged") == 1
     draw(ax)
+    assert "gap" not in _marks(data, "loss")
+    assert "gap: a rate that ran on fewer seeds" in _marks(data.assign(eligible=False), "loss")
 
 
 def test_sensitivity_clips_losses_that_are_far_above_untrained_ones(ax: Axes, study: Any) -> None:
@@ -282,6 +297,15 @@ def test_heat_map_of_few_or_equal_values(ax: Axes, values: list[float], metric: 
     draw(ax)
 
 
+def test_a_heat_map_on_a_phone_leaves_out_what_overlaps() -> None:
+    data = pd.DataFrame({"row": "1", "column": [*"234567"], "estimate": 0.5, "low": 0.4, "high": 0.6, "n": 3})
+    for width, shown in ((style.PAGE_MM, True), (style.COLUMN_MM, False)):
+        with analysis.style(width):
+            panel = style.figure(width, 40).subplots()
+            analysis.heat_map(data.assign(why="", parameters=1770), panel, "depth", "width", sizes=True)
+        assert any("1,770 parameters" in text.get_text() for text in panel.texts) == shown
+
+
 def test_progress_draws_every_trial_and_the_best(ax: Axes, study: Any) -> None:
     data = analysis.progress(study[0])
     assert analysis.search_progress(data, ax) is ax
@@ -298,6 +322,27 @@ def test_every_optimizer_looks_different() -> None:
     assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == len(PLANTED)
     assert optimizer_look("mine:Rule") == optimizer_look("mine:Rule")
     assert optimizer_look("mine:Rule")[0] not in {colour for colour, _ in looks}
+    assert not set(style._FREE) & set(style._LOOKS.values())
+
+
+def test_ten_long_names_fit_a_phone(tmp_path: Path) -> None:
+    names = [f"my_lab.optimizers:SharpnessAwareMinimization{letter}" for letter in "ABCDEFGHIJ"]
+    folder = write_study(tmp_path, optimizers=names, widths=[8, 16], depths=[1], batch_sizes=[1, 32, 256, 10_000],
+                         rates=[0.003, 0.01, 0.03], seeds=2, metric="accuracy")  # fmt: skip
+    results = analysis.load(folder)
+    table = analysis.cells(results)
+    every = {each.name: each for _, each in figures_of(results, table, analysis.compare(results, table))}
+    with analysis.style(style.COLUMN_MM):
+        for name in ("optimizer-batch-size", "isolation", "parallel-coordinates"):
+            ((_, drawn),) = every[name].drawings()
+            drawn.draw_without_rendering()
+            labels = [[text for text in panel.get_xticklabels() if text.get_text()] for panel in drawn.axes]
+            labels += [drawn.axes[0].texts[:12]] if name == "parallel-coordinates" else []  # names, and the next axis
+            for some in labels:
+                boxes = [text.get_window_extent() for text in some]
+                assert not any(one.overlaps(other) for one, other in combinations(boxes, 2)), (name, [*map(str, some)])
+    assert "lowest ratio: " in every["tuned-rate"].caption
+    assert sum(name in every["tuned-rate"].caption for name in names) == 2
 
 
 def test_accuracy_is_in_percent(ax: Axes, make_study: Callable[..., Path]) -> None:
@@ -322,6 +367,11 @@ def test_sensitivity_by_batch_size_names_each_size(ax: Axes, study: Any) -> None
     assert set(names) == {"batch size 1", "batch size 32", "batch size 10,000"}
     assert len(set(names.values())) == 3
     draw(ax)
+    with analysis.style(style.COLUMN_MM):
+        phone = style.figure(85, 70).subplots()
+        learning_rate_sensitivity(data, phone)
+    assert {found.get_text() for found in phone.texts} >= {"1", "32", "10,000"}
+    assert {found.get_gid() for found in phone.get_lines()} == {found.get_gid() for found in ax.get_lines()}
 
 
 def test_noise_and_speed_have_a_point_per_cell_or_a_cross(ax: Axes, study: Any) -> None:
@@ -394,6 +444,10 @@ def test_parallel_coordinates_draw_the_best_on_top(ax: Axes, study: Any, metric:
         assert (y >= 0).all()
         assert (y <= 1).all()
     draw(ax)
+
+
+def test_sizes_are_not_rounded() -> None:
+    assert [text for _, text in _scale(pd.Series([8, 1077]), "batch_size", "loss")[1]] == ["8", "1,077"]
 
 
 def test_parallel_coordinates_of_many_cells_keep_the_best_and_the_worst(ax: Axes) -> None:
@@ -490,8 +544,9 @@ def test_a_dark_page_changes_lines_and_keeps_heat_maps() -> None:
     sheet = style.dark_rules()
     assert '[style*="stroke: #0072b2"]{stroke:#3583d0!important}' in sheet
     assert '[style*="fill: #ffffff"]{fill:#14171b!important}' in sheet
+    assert ':is(text,use)[style*="fill: #440154"]{fill:#9873a1!important}' in sheet  # the name of the darkest line
     inside = {mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis_r"](np.linspace(0, 1, 256))}
-    assert not inside & set(re.findall(r"fill: (#[0-9a-f]{6})", sheet))
+    assert not inside & set(re.findall(r'}\[style\*="fill: (#[0-9a-f]{6})', sheet))
 
 
 def test_an_inline_figure_keeps_only_ids_that_are_used(ax: Axes) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import html5lib
@@ -24,6 +25,7 @@ import analysis
 from analysis.figures.regimes.learning_curves import TABS
 from analysis.paired import compare_with_best
 from analysis.report import tables, warnings
+from analysis.report.page import whole
 from analysis.report.paper import tables_of
 from analysis.schema import FOLDERS
 from tests.conftest import (
@@ -92,6 +94,21 @@ def drawn() -> None:
 @pytest.fixture(scope="module")
 def quick_report(quick_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return analysis.write_report(quick_study, tmp_path_factory.mktemp("report"))
+
+
+def test_no_line_ends_within_a_number() -> None:
+    assert whole("<2.4 [1.2, 4.8] x 1e-4, p") == '&lt;2.4 [1.2, 4.8] x <span class="whole">1e-4,</span> p'
+
+
+def test_losses_of_recipes_share_an_exponent(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"estimate": [5.2e-4, 7e-4], "low": [2.8e-7, 4e-5], "high": [0.987, 0.0985], "n": 2}
+    frame = pd.DataFrame({"optimizer": "sgd", "axis": "schedule", "value": ["constant", "cosine"], **scores})
+    frame = frame.assign(tuned=[True, False], learning_rate=0.1)
+    monkeypatch.setattr(tables, "recipe_sensitivity", lambda *_: frame)
+    shown = tables.recipes(SimpleNamespace(metric="loss"), None)  # type: ignore[arg-type]
+    assert shown is not None
+    assert shown.head[-1] == "validation loss, x 1e-4"
+    assert [row[-1] for row in shown.rows] == [("5.20", "[0.00280, 9,870]"), ("7.00", "[0.400, 985]")]
 
 
 def test_it_refers_to_nothing_outside(quick_report: Path) -> None:

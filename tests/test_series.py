@@ -340,6 +340,9 @@ def test_a_profile_by_hand() -> None:
     assert shares["sgd"][shares["sgd"].index < 2.9].eq(0.5).all()
     assert shares["sgd"].iloc[-1] == 1
     assert profile([made(trials, lanes, curves)]).empty
+    third = [row | {"optimizer": "momentum"} for row in trials if row["optimizer"] == "sgd"]
+    both = [made(trials, lanes, curves, target=0.1), made([*trials, *third], lanes, curves, target=0.1)]
+    assert profile(both)["problems"].eq(4).all()  # also those of the study that has not all optimizers
 
 
 def test_the_front_of_loss_and_time_is_that_of_the_search(quick_study: Path) -> None:

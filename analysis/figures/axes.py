@@ -76,7 +76,9 @@ def log_ticks(ax: Axes, which: Literal["x", "y"], low: float, high: float) -> No
     """Plain numbers on a logarithmic axis of less than two decades, powers of ten on a longer one."""
     axis, ratio = (ax.yaxis if which == "y" else ax.xaxis), high / low
     subs = (1.0, 2.0, 5.0) if ratio < 20 else (1.0, 3.0) if ratio < 100 else (1.0,)
-    axis.set_major_locator(ticker.MaxNLocator(5) if ratio < 4 else ticker.LogLocator(subs=subs, numticks=12))
+    axis.set_major_locator(
+        ticker.MaxNLocator(6, steps=[1, 2, 5, 10]) if ratio < 5 else ticker.LogLocator(subs=subs, numticks=12)
+    )
     axis.set_minor_locator(ticker.NullLocator() if ratio < 100 else ticker.LogLocator(subs=range(2, 10), numticks=12))
     axis.set_minor_formatter(ticker.NullFormatter())
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value) if ratio < 100 else _power(value)))
@@ -98,7 +100,7 @@ def log_axis_with_zero(ax: Axes, values: pd.Series[float]) -> None:
     decades = range(math.floor(math.log10(start)), math.floor(math.log10(end)) + 1)
     # Not closer to the first value than that, where the label of zero is near.
     places = [sub * 10.0**decade for decade in decades for sub in subs if 1.4 * start <= sub * 10.0**decade <= end]
-    step = max(1, math.ceil(len(places) / (3 if narrow() or end >= 1e4 else 5)))
+    step = max(1, math.ceil(len(places) / (3 if narrow() or (end >= 1e4 and len(subs) > 1) else 5)))
     ax.xaxis.set_major_locator(ticker.FixedLocator([0.0, *places[::step]]))
     ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.xaxis.set_major_formatter(

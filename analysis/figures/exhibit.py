@@ -64,8 +64,8 @@ class Exhibit:
 
         Returns:
             What the template shows: name, title, caption, files, image (an SVG element; None if missing), or the
-            reason; views: tab, image, `points` and `column` (the image for a phone and for columns in print) of each
-            drawing, and `column_points`.
+            reason; views: the tab of each drawing, and its SVG element and `points` as `image` and as `column`, the
+            drawing for a phone and for columns in print.
         """
         stem = out / "figures" / f"{prefix}{self.name}"
         shown: dict[str, Any] = {"name": stem.name, "title": self.title, "caption": self.caption}
@@ -80,13 +80,11 @@ class Exhibit:
             with style(width):
                 for tab, drawn in self.drawings():
                     image = self._written(drawn, files[tab], pdf=pdf)
-                    drawings.append({"tab": tab, "image": image, "points": json.dumps(points(drawn))})
+                    drawings.append({"tab": tab, "image": (image, json.dumps(points(drawn)))})
             with style(COLUMN_MM):
-                for shown_as, (tab, drawn) in zip(drawings, self.drawings(), strict=True):
-                    shown_as["column"] = self._inlined(
-                        _bytes(drawn, "svg", {"Date": None}), f"{Path(files[tab]).name}-column", drawn
-                    )
-                    shown_as["column_points"] = json.dumps(points(drawn))
+                for view, (tab, drawn) in zip(drawings, self.drawings(), strict=True):
+                    svg, name = _bytes(drawn, "svg", {"Date": None}), f"{Path(files[tab]).name}-column"
+                    view["column"] = (self._inlined(svg, name, drawn), json.dumps(points(drawn)))
         except Exception as error:  # noqa: BLE001 - one figure that fails must not prevent the report
             return shown | {"image": None, "reason": f"drawing it failed ({type(error).__name__}: {error})"}
         write_file(stem.with_name(f"{stem.name}.csv"), self.data.to_csv(index=False).encode())
@@ -94,7 +92,7 @@ class Exhibit:
         shown["files"] = {kind.upper(): f"figures/{stem.name}.{kind}" for kind in kinds}
         # Of one panel each: two stand beside each other in print.
         pairs = len(drawings) > 1 and len(drawn.axes) == 1
-        return shown | {"views": drawings, "image": drawings[0]["image"], "pairs": pairs}
+        return shown | {"views": drawings, "image": drawings[0]["image"][0], "pairs": pairs}
 
     def _written(self, drawn: Figure, file: str, *, pdf: bool) -> str:
         """Write a drawing; returns it as an SVG element."""

@@ -120,7 +120,7 @@ def figure(results: Results, table: pd.DataFrame, compared: Comparison) -> exhib
         caption = f"Candidates only: each optimizer's cell was chosen on these {seeds} (dots). Also shown: "
     excluded = (~data["contender"].astype(bool) & data["p"].notna()).any()
     mark = "; excluded: not the best (p < .05)" if compared.fresh and excluded else ""
-    mark = "; those on the right also allow for imperfectly tuned rates" + mark if compared.fresh else ""
+    mark = "; comparisons also allow for imperfectly tuned rates" + mark if compared.fresh else ""
     mean = "mean" if compared.fresh and metric == "accuracy" else exhibit.mean_of(results)
     caption += f"{mean} and its 50% (thick) and 95% (thin) intervals {noise}{mark}."
     lost = [f"{name} ({reason})" for name, reason in missing_sizes(results, table).items()]

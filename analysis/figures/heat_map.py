@@ -87,13 +87,14 @@ def heat_map(data: pd.DataFrame, ax: Axes, rows: str, columns: str, metric: str 
         colour = "#111111" if luminance > 0.18 else "#fefefe"  # the one with more contrast (WCAG 2)
         shown, low, high = (cell[name] / 10.0**power for name in ("estimate", "low", "high"))
         interval = interval_text(low, high, cell["n"], metric)
-        if style.narrow() and len(labels[1]) > 3:
-            interval = ""  # it does not fit
         if sizes and cell["parameters"] > 0:
             interval += f"\n{short(cell['parameters'])} parameters"
+        if style.narrow() and len(labels[1]) > 3:
+            interval = ""  # they do not fit
         _write(ax, x, y, metric_text(shown, metric), interval, colour)
-    ax.set_xticks(np.arange(len(labels[1])) + 0.5, labels[1])
-    ax.set_yticks(np.arange(len(labels[0])) + 0.5, [shortened(label) for label in labels[0]])
+    length, fold = (14, "\n") if style.narrow() else (30, " ")
+    ax.set_xticks(np.arange(len(labels[1])) + 0.5, [label.replace(" ", fold) for label in labels[1]])
+    ax.set_yticks(np.arange(len(labels[0])) + 0.5, [shortened(label, length) for label in labels[0]])
     ax.tick_params(length=0, which="both")
     ax.invert_yaxis()
     ax.grid(visible=False)

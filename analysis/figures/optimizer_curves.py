@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import pandas as pd
@@ -69,15 +70,27 @@ def _fresh_curves(results: Results, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves_by_optimizer(
-    data: pd.DataFrame, ax: Axes, by: str = "epoch", metric: str = "loss", unit: str = "", seconds: str = SECONDS_ALONE
+    data: pd.DataFrame,
+    ax: Axes,
+    by: str = "epoch",
+    metric: str = "loss",
+    unit: str = "",
+    seconds: str = SECONDS_ALONE,
+    baselines: Sequence[str] = (),
 ) -> Axes:
-    """Draw one panel of `optimizer_curves`: validation solid with its interval as a band, training dashed."""
+    """Draw one panel of `optimizer_curves`: validation solid with its interval as a band, training dashed.
+
+    `baselines` are those of all panels, so that each looks different; by default those of this panel.
+    """
     given = data["baseline"].astype(bool)
     for label, own, colour, marker in style.by_optimizer(data[~given], ax):
         _lines(ax, own, by, label, colour, marker)
-    for place, name in enumerate(style.series(ax, data.loc[given, "optimizer"].unique(), shortened)):
-        own = data[given & (data["optimizer"] == name)]
-        _lines(ax, own, by, f"{shortened(name)} (not tuned)", style.GREY, style.ordered_look(place + 3, 10)[1])
+    names = list(baselines or dict.fromkeys(data.loc[given, "optimizer"]))
+    for name in style.series(ax, names, shortened):
+        own, place = data[given & (data["optimizer"] == name)], names.index(name)
+        if len(own):
+            colour, marker = (style.GREY, style.DARK)[place % 2], style.ordered_look(place + 3, 10)[1]
+            _lines(ax, own, by, f"{shortened(name)} (not tuned)", colour, marker)
     axes.metric_axis(ax, data["estimate"], metric, unit)
     axes.log_axis_with_zero(ax, data[by])
     ax.set_xlabel(seconds if by == "train_seconds" else axes.LABELS[by])
@@ -96,14 +109,16 @@ def _lines(ax: Axes, own: pd.DataFrame, by: str, label: str, colour: str, marker
 
 def _drawn(data: pd.DataFrame, by: str, results: Results) -> Figure:
     names, metric = list(dict.fromkeys(data["panel"])), results.metric
+    given = list(dict.fromkeys(data.loc[data["baseline"].astype(bool), "optimizer"]))
 
     def draw(ax: Axes, name: str) -> None:
-        curves_by_optimizer(data[data["panel"] == name], ax, by, metric, seconds=results.seconds_label)
+        panel = data[data["panel"] == name]
+        curves_by_optimizer(panel, ax, by, metric, seconds=results.seconds_label, baselines=given)
         ax.set_title(name)
         axes.metric_axis(ax, data["estimate"], metric, "")
 
     drawn = exhibit.panels(
-        draw, names, 2 if len(names) == 4 else 3, 62, exhibit.metric_label(results).replace("validation ", "")
+        draw, names, 2 if len(names) == 4 else 3, 56, exhibit.metric_label(results).replace("validation ", "")
     )
     drawn.axes[-1].plot([], [], "--", color=style.GREY, linewidth=0.9, label="training")
     exhibit.legend(drawn, "outside upper center")

@@ -20,8 +20,8 @@ from analysis.text import joined, seed_counts
 def profile(results: Sequence[Results]) -> pd.DataFrame:
     """Performance profiles of the optimizers (Dolan and More 2002).
 
-    A problem is a study, width, depth and batch size at which all optimizers ran; an optimizer solves it in the median
-    over seeds of the updates that its best rate and settings need to reach the target.
+    A problem is a study, width, depth and batch size at which all optimizers ran that every study has; an optimizer
+    solves it in the median over seeds of the updates that its best rate and settings need to reach the target.
 
     Returns:
         Columns optimizer, ratio (multiple of the updates of the fastest), share (of problems solved within it),
@@ -43,6 +43,8 @@ def profile(results: Sequence[Results]) -> pd.DataFrame:
     if not times:
         return pd.DataFrame(columns=columns)
     every = pd.concat(times, ignore_index=True).replace({"updates": {math.inf: math.nan}})
+    # An optimizer of some studies only would leave the problems of these.
+    every = every[every.groupby("optimizer")["study"].transform("nunique") == len(times)]
     problem = ["study", "width", "depth", "batch_size"]
     by_problem = every.pivot_table(index="optimizer", columns=problem, values="updates", aggfunc="min", dropna=False)
     ran = every.assign(ran=1).pivot_table(index="optimizer", columns=problem, values="ran", dropna=False)
@@ -60,7 +62,7 @@ def performance_profiles(data: pd.DataFrame, ax: Axes) -> Axes:
     """Draw `profile`: one step line per optimizer."""
     for label, own, colour, marker in style.by_optimizer(data, ax):
         ax.step(own["ratio"], own["share"], where="post", color=colour, marker=marker, markevery=40, label=label)
-    axes.log_axis(ax, "x", data["ratio"], margin=1.0)
+    axes.log_axis(ax, "x", data["ratio"], margin=1.02)
     ax.set_ylim(-0.02, 1.02)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlabel="updates to the target, as a multiple of the fastest", ylabel="problems solved")
@@ -95,7 +97,7 @@ def _figure(data: pd.DataFrame, suffix: str, problem: str, seeds: str, reason: s
         f"performance-profile{suffix and '-' + suffix}",
         "Performance profile" + (" over the studies" if suffix else ""),
         f"{best}. Share of the {data['problems'].max() if len(data) else 0} problems (each a {problem}width, depth "
-        f"and batch size at which several optimizers ran) in which an optimizer reaches the target within a multiple "
+        f"and batch size at which every optimizer here ran) in which an optimizer reaches the target within a multiple "
         f"of the updates of the fastest. Medians over {seeds}, each at its best rate; no intervals.",
         data if len(data) and data["problems"].iloc[0] >= 3 else data.head(0),
         lambda: exhibit.with_legend(lambda ax: performance_profiles(data, ax)),

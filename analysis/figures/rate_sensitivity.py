@@ -90,8 +90,8 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
     row, by = 0, str(data["by"].iloc[0]) if len(data) else "optimizer"
     spacing = min(0.045, 0.25 / max(1, data.loc[data["diverged"] > 0, "group"].nunique()))
     groups = optimizer_order(data["group"]) if by == "optimizer" else sorted(data["group"].unique())
-    value = "" if style.narrow() else f"{axes.column_label(by)} "
-    words = (lambda name: shortened(name, 18)) if by == "optimizer" else f"{value}{{:,}}".format
+    words = shortened if by == "optimizer" else f"{axes.column_label(by)} {{:,}}".format
+    at_end = (lambda name: shortened(name, 18)) if by == "optimizer" else "{:,}".format if style.narrow() else words
     ends = []
     for place, name in enumerate(style.series(ax, groups, words)):
         line = data[data["group"] == name].sort_values("learning_rate")
@@ -102,7 +102,7 @@ def learning_rate_sensitivity(data: pd.DataFrame, ax: Axes, metric: str = "loss"
         ax.vlines(known["learning_rate"], known["low"], known["high"], color=colour, alpha=0.5, linewidth=0.8)
         ax.plot(shown["learning_rate"], shown["estimate"], color=colour, marker=marker, zorder=3)
         near = shown.assign(estimate=shown["estimate"].clip(upper=top))[["learning_rate", "estimate"]].dropna()
-        ends += [(words(name), colour, *end) for end in near.to_numpy()[-1:]]
+        ends += [(at_end(name), colour, *end) for end in near.to_numpy()[-1:]]
         far = shown.loc[shown["estimate"] > top, "learning_rate"]
         if len(far):  # an empty line that is not clipped would shrink the axes
             ax.plot(far, [1.0] * len(far), "^", color=colour, markersize=7, fillstyle="none", clip_on=False, zorder=5,
@@ -165,8 +165,8 @@ def _words(data: pd.DataFrame, metric: str) -> str:
     rates = np.log10(data["learning_rate"].where(data["eligible"])).groupby(data["group"])
     whole = groups["decades"] >= groups["group"].map(rates.max() - rates.min()) - 1e-9
     widths = listing(
-        f"{row.get('which', '')}{by}{row['group'] if not by else format(row['group'], ',')} "
-        f"{'all ' if every else ''}{row['decades']:.1f}{' tried' if every else ''}"
+        f"{row.get('which', '')}{'all ' if every else ''}{row['decades']:.1f}{' tried' if every else ''} "
+        f"({by}{row['group'] if not by else format(row['group'], ',')})"
         for row, every in zip(records(groups), whole, strict=True)
     )
     measure = "loss" if metric == "loss" else "share of errors"
@@ -177,8 +177,9 @@ def _words(data: pd.DataFrame, metric: str) -> str:
 
 
 def _marks(data: pd.DataFrame, metric: str) -> str:
-    """How many lanes failed, and what the triangles are, if any."""
+    """What gaps are, how many lanes failed, and what the triangles are, if any."""
     failed, top = data["failed"].sum(), most(data, metric)
     words = f"; {failed} of {data['lanes'].sum()} lanes failed, or ended no better than an untrained network"
     far = f"; triangle: a loss above {short(top)}, twice that before training"
-    return (words if failed else "") + (far if (data["estimate"] > top).any() else "")
+    gap = "; gap: a rate that ran on fewer seeds" if (~data["eligible"] & (data["diverged"] == 0)).any() else ""
+    return gap + (words if failed else "") + (far if (data["estimate"] > top).any() else "")

@@ -67,6 +67,9 @@ _LOOKS = {
     "Rprop": ("#999933", "d"),
     "ASGD": ("#CC79A7", "p"),
 }
+# Of other names, none of which looks like one above.
+_FREE = [(colour, marker) for colour in ("#666666", "#A6761D", "#332288", "#44AA99", "#999933", "#661100")
+         for marker in ("p", "h", "<", ">", "d", "H", "P") if (colour, marker) not in _LOOKS.values()]  # fmt: skip
 # Regimes and batch sizes have an ordered scale of their own, so that a colour never means an optimizer there.
 REGIME_COLOURS: dict[str, str] = {Regime.STOCHASTIC: "#4a1468", Regime.MINI_BATCH: "#1f8f86", Regime.BATCH: "#5fbf55"}
 
@@ -107,10 +110,11 @@ def dark_rules() -> str:
     Its selectors name no ancestor, as markers lie in a tree of their own.
     """
     pairs = [(kind, *pair) for pair in _ON_DARK.items() for kind in ("fill", "stroke")]
-    pairs += [("stroke", *pair) for pair in _LINES_ON_DARK.items()]
-    return "svg{fill:#e6e9ee}" + "".join(
-        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}' for kind, light, dark in pairs
-    )
+    rules = [f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}' for kind, light, dark in pairs]
+    for light, dark in _LINES_ON_DARK.items():
+        rules.append(f'[style*="stroke: {light}"]{{stroke:{dark}!important}}')
+        rules.append(f':is(text,use)[style*="fill: {light}"]{{fill:{dark}!important}}')  # names and markers of lines
+    return "svg{fill:#e6e9ee}" + "".join(rules)
 
 
 def millimetres(width: str | float) -> float:
@@ -196,10 +200,7 @@ def figure(width_mm: float, height_mm: float) -> Figure:
 
 def optimizer_look(name: str) -> tuple[str, str]:
     """Colour and marker of an optimizer, the same in every figure; those of an unknown name are derived from it."""
-    if name in _LOOKS:
-        return _LOOKS[name]
-    number = crc32(name.encode())
-    return ("#666666", "#A6761D", "#332288", "#44AA99")[number % 4], ("p", "h", "<", ">", "d")[number // 4 % 5]
+    return _LOOKS.get(name) or _FREE[crc32(name.encode()) % len(_FREE)]
 
 
 def ordered_look(place: int, count: int) -> tuple[str, str]:

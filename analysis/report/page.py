@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -10,7 +11,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from analysis.cells import cells, rank
 from analysis.comparisons import Comparison, compare, winners_curse
@@ -116,9 +117,15 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["whole"] = whole
     return environment.get_template(template).render(
         dark_rules=Markup(dark_rules()), print_zoom=86 / SCREEN_DPI, **values
     )
+
+
+def whole(text: str) -> Markup:
+    """A text in which no line ends within a number; browsers end them after the hyphen of 1e-4."""
+    return Markup(re.sub(r"\S*\de-\d\S*", r'<span class="whole">\g<0></span>', str(escape(text))))
 
 
 def _once(results: Results, table: pd.DataFrame, compared: Comparison) -> Comparison:

@@ -233,14 +233,18 @@ def recipes(results: Results, cells: pd.DataFrame) -> Table | None:
     """The validation metric at each value of what is tuned beside the learning rate; None if nothing is."""
     metric, dash = results.metric, "\N{EN DASH}"
     rows: list[dict[str, Cell]] = []
-    for row in records(recipe_sensitivity(results, cells)):
+    frame, scores = recipe_sensitivity(results, cells), ["estimate", "low", "high"]
+    power = shared_power(frame["estimate"], metric)
+    frame[scores] = frame[scores].astype(float) / 10.0**power
+    heading = f"validation {metric}" + (f", x 1e{power}" if power else "")
+    for row in records(frame):
         value = row["value"] if isinstance(row["value"], str) else f"{row['value']:g}"
         known = not math.isnan(row["estimate"])
         limits = interval_text(row["low"], row["high"], int(row["n"]), metric) if known else ""
         shown: dict[str, Cell] = {"optimizer": row["optimizer"], "what": row["axis"].replace("_", " ")}
         shown["value"] = (value, "tuned") if row["tuned"] else value
         shown["best rate"] = short(row["learning_rate"]) if known else dash
-        rows.append(shown | {f"validation {metric}": (metric_text(row["estimate"], metric), limits)})
+        rows.append(shown | {heading: (metric_text(row["estimate"], metric), limits)})
     caption = (
         "The best cell of every optimizer at each value of one setting, at the best learning rate for this value. The "
         "other settings have their tuned values. 95% t intervals over the seeds on which all were chosen. Dash: not "

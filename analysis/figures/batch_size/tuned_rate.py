@@ -11,7 +11,7 @@ from matplotlib.transforms import offset_copy
 
 from analysis.cells import rank
 from analysis.figures import axes, exhibit, style
-from analysis.results import Results
+from analysis.results import Results, records
 from analysis.text import listing, seed_counts, short
 
 BARS = "_halfway to the neighbouring rates of the grid"
@@ -81,11 +81,16 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     data = best_rates(results, table)
     mixed = listing(data.loc[data["confounded"], "optimizer"])
     warning = f"; confounded, as width, depth or settings differ too, and not joined: {mixed}" if mixed else ""
+    ends = data.groupby("optimizer")[["learning_rate", "batch_size"]].agg(["first", "last"])
+    ends = ends.set_axis(["rate", "last_rate", "size", "last_size"], axis="columns").reset_index().assign(which="")
+    ends = ends[ends["size"] < ends["last_size"]]
+    if len(ends) > 4:
+        ends = ends.iloc[(ends["last_rate"] / ends["rate"]).argsort(kind="stable").iloc[[0, -1]]]
+        ends = ends.assign(which=["lowest ratio: ", "highest: "])
     rates = listing(
-        f"{name} {short(own['learning_rate'].iloc[0])} at {own['batch_size'].iloc[0]:,} and "
-        f"{short(own['learning_rate'].iloc[-1])} at {own['batch_size'].iloc[-1]:,}"
-        for name, own in data.groupby("optimizer")
-        if len(own) > 1
+        f"{row['which']}{row['optimizer']} {short(row['rate'])} at {row['size']:,} and {short(row['last_rate'])} at "
+        f"{row['last_size']:,}"
+        for row in records(ends)
     )
     return exhibit.Exhibit(
         "tuned-rate",

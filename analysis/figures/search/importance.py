@@ -33,7 +33,7 @@ def importance_spread(importance: pd.DataFrame) -> pd.DataFrame:
 def importance_bars(data: pd.DataFrame, ax: Axes) -> Axes:
     """Draw `importance_spread`: one bar per hyperparameter."""
     rows = np.arange(len(data))
-    ax.barh(rows, data["estimate"], color="#56B4E9", height=0.6, zorder=2)
+    ax.barh(rows, data["estimate"], color=style.LIGHT_GREY, edgecolor=style.GREY, linewidth=0.6, height=0.6, zorder=2)
     ax.hlines(rows, data["low"], data["high"], color=style.DARK, linewidth=1.2, zorder=3)
     ax.set_yticks(rows, [axes.column_label(name) for name in data["parameter"]])
     ax.invert_yaxis()

@@ -40,8 +40,10 @@ def isolation(data: pd.DataFrame, ax: Axes, by: str, metric: str = "loss", unit:
             own, (colour, marker) = data[data[by] == name], style.optimizer_look(name)
             spread = place + 0.5 * (np.arange(len(own)) * 0.618 % 1 - 0.5)  # even and reproducible
             ax.plot(spread, own["validation"], linestyle="", color=colour, marker=marker, markersize=3, alpha=0.6)
-        ax.plot(range(len(order)), best.reindex(order), "_", color=style.DARK, markersize=16, markeredgewidth=1.4)
-        ax.set_xticks(range(len(order)), [shortened(name, 18) for name in order], rotation=40, ha="right")
+        wide, many = min(16, 80 / len(order)), len(order) > 5
+        ax.plot(range(len(order)), best.reindex(order), "_", color=style.DARK, markersize=wide, markeredgewidth=1.4)
+        names = [shortened(name, 14 if style.narrow() else 18) for name in order]
+        ax.set_xticks(range(len(order)), names, rotation=90 if many else 40, ha="center" if many else "right")
     else:
         ax.plot(data[by], data["validation"], ".", color=style.DARK, alpha=0.4, markersize=4)
         ax.plot(best.index, best, "_", color=style.DARK, markersize=8, zorder=3)
@@ -68,7 +70,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
         f"{exhibit.best_here(results, best_of(data, columns))} One panel for each hyperparameter that "
         f"has three values with two cells each. Each point is a cell at its tuned rate, with any values of the other "
         f"hyperparameters: {exhibit.mean_of(results)} of the validation {metric} over "
-        f"{seed_counts(table['n'])}; no intervals; dark: the best cell of each value.",
+        f"{seed_counts(table['n'])}; no intervals; dash: the best cell of each value.",
         data if columns else data.head(0),
         lambda: exhibit.panels(lambda ax, by: isolation(data, ax, by, metric, unit), columns, 3, 58, label),
         "no hyperparameter has three values with two cells each",

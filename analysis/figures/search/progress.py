@@ -59,8 +59,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     data, metric, unit = progress(results), results.metric, exhibit.unit_of(results)
     best = data[data["value"] == data["best"]].drop_duplicates("best").tail(1)  # of equal ones the first
     best_trials = listing(
-        f"trial {row['trial']} of {len(data)}, {row['optimizer']}, {metric_text(row['value'], metric)}"
-        for row in records(best)
+        f"{row['optimizer']} in trial {row['trial']}, {metric_text(row['value'], metric)}" for row in records(best)
     )
     return exhibit.Exhibit(
         "search-progress",

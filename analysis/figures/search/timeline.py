@@ -147,8 +147,8 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "timeline",
         "Worker and GPU timeline" if gpus else "Worker timeline",
-        f"{counted(len(data), 'stay')} of trials on {counted(workers, 'GPU or worker' if gpus else 'worker')} within "
-        f"{duration(float(data['ended'].max()))}. {rows}, one bar for each stay of a trial there, including the "
+        f"{counted(len(data), 'run')} of trials on {counted(workers, 'GPU or worker' if gpus else 'worker')} within "
+        f"{duration(float(data['ended'].max()))}. {rows}, one bar for each run of a trial, including the "
         f"confirmation, coloured by outcome. Gaps are waiting time, or the time between sessions.",
         data,
         lambda: exhibit.with_legend(lambda ax: trial_timeline(data, ax), style.PAGE_MM, height),

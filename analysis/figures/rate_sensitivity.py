@@ -146,7 +146,7 @@ def figure(results: Results, table: pd.DataFrame, by: str = "optimizer") -> exhi
         name,
         title,
         f"{_words(data, metric)}The best cell of {cells}: {exhibit.mean_of(results)} of the final validation {metric} "
-        f"over {seed_counts(seeds)}, with 95% intervals as bars. Ring: tuned rate; cross: a seed diverged"
+        f"over {seed_counts(seeds)}, with 95% intervals as bars. Ring: tuned rate"
         f"{_marks(data, metric)}.",
         data,
         lambda: exhibit.with_legend(lambda ax: learning_rate_sensitivity(data, ax, metric, unit), height=85),
@@ -177,9 +177,10 @@ def _words(data: pd.DataFrame, metric: str) -> str:
 
 
 def _marks(data: pd.DataFrame, metric: str) -> str:
-    """What gaps are, how many lanes failed, and what the triangles are, if any."""
+    """What rings, crosses, gaps and triangles are, and how many lanes failed."""
     failed, top = data["failed"].sum(), most(data, metric)
     words = f"; {failed} of {data['lanes'].sum()} lanes failed, or ended no better than an untrained network"
     far = f"; triangle: a loss above {short(top)}, twice that before training"
+    smooth = " (smoothed over its neighbours)" if (data["tuned"] & ~data["best"]).any() else ""
     gap = "; gap: a rate that ran on fewer seeds" if (~data["eligible"] & (data["diverged"] == 0)).any() else ""
-    return gap + (words if failed else "") + (far if (data["estimate"] > top).any() else "")
+    return f"{smooth}; cross: a seed diverged{gap}" + (words if failed else "") + (far if (data["estimate"] > top).any() else "")

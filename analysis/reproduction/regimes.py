@@ -192,7 +192,7 @@ def _four_panels(study: Results, data: pd.DataFrame) -> Figure:
     def draw(ax: Axes, by: str) -> Axes:
         return loss_by_regime(data, ax, by, raw=False, seconds=study.seconds_label)
 
-    drawn = panels(draw, list(AXES), 2, 58.5, "validation loss, mean squared error")
+    drawn = panels(draw, list(AXES), 2, 53, "validation loss, mean squared error")
     drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=1)
     return drawn
 

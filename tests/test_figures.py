@@ -521,7 +521,7 @@ def test_trials_that_share_a_gpu_share_its_row(ax: Axes) -> None:
     boxes = [path.get_extents() for bars in ax.collections for path in bars.get_paths()]
     assert_allclose([(box.y0, box.height) for box in boxes], [(-0.4, 0.4), (0.0, 0.4), (0.6, 0.8)], atol=1e-12)
     assert_allclose([(box.x0, box.width) for box in boxes], [(0.0, 5.0)] * 3)
-    assert ax.get_ylabel() == "GPU, or worker (host:process)"
+    assert ax.get_ylabel() == "GPU, or worker"
     draw(ax)
 
 

@@ -21,7 +21,7 @@ import pytest
 import analysis
 from analysis import reproduction
 from analysis.reproduction import layers, linear, mlp, regimes, sizes
-from analysis.reproduction.claims import Claim, asked, judge, printed, render, source
+from analysis.reproduction.claims import Claim, asked, judge, percent, printed, render, source
 from analysis.reproduction.closed_forms import (
     ConstantStep,
     constant_step,
@@ -94,6 +94,10 @@ def test_closed_forms_of_the_cubic_data() -> None:
     assert without_x1() == pytest.approx(38)
     stalls = stalls_of_draws(rate, 100)
     assert stalls.mean() == pytest.approx(exact.total, rel=TOLERANCE)
+
+
+def test_a_share_that_is_not_known_is_a_dash() -> None:
+    assert (percent(0.112), percent(math.nan)) == ("11.2%", "\N{EN DASH}")
 
 
 def test_the_printed_scale_is_the_reports_arithmetic() -> None:

@@ -154,7 +154,7 @@ def figure(results: Results, table: pd.DataFrame, rows: str, columns: str) -> ex
 
     def drawn() -> Figure:
         wide, high = data["column"].nunique(), data["row"].nunique()
-        image = style.figure(min(style.PAGE_MM, max(style.COLUMN_MM, 45 + 24 * wide)), 24 + 11 * max(high, 2))
+        image = style.figure(min(style.PAGE_MM, max(style.COLUMN_MM, 45 + 24 * wide)), 24 + 10 * max(high, 2))
         heat_map(data, image.subplots(), down, across, results.metric, sizes)
         return image
 

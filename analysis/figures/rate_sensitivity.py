@@ -183,4 +183,8 @@ def _marks(data: pd.DataFrame, metric: str) -> str:
     far = f"; triangle: a loss above {short(top)}, twice that before training"
     smooth = " (smoothed over its neighbours)" if (data["tuned"] & ~data["best"]).any() else ""
     gap = "; gap: a rate that ran on fewer seeds" if (~data["eligible"] & (data["diverged"] == 0)).any() else ""
-    return f"{smooth}; cross: a seed diverged{gap}" + (words if failed else "") + (far if (data["estimate"] > top).any() else "")
+    return (
+        f"{smooth}; cross: a seed diverged{gap}"
+        + (words if failed else "")
+        + (far if (data["estimate"] > top).any() else "")
+    )

@@ -109,7 +109,9 @@ def _with_limits(value: Interval, form: Callable[[float], str]) -> str:
 
 def percent(share: float | Interval) -> str:
     """A share in per cent, with its limits if it has any."""
-    return _with_limits(share, percent) if isinstance(share, Interval) else f"{short(100 * share)}%"
+    if isinstance(share, Interval):
+        return _with_limits(share, percent)
+    return short(100 * share) + "%" * (not math.isnan(share))
 
 
 def signed(share: float | Interval) -> str:

@@ -129,8 +129,7 @@ def trial_timeline(data: pd.DataFrame, ax: Axes, workers: int = MOST_WORKERS) ->
     ax.set_yticks(range(len(shown)), [shortened(_DOMAIN.sub("", place)) for place in shown], fontsize=6)
     ax.invert_yaxis()
     ax.set_xlabel(f"time since the first trial began ({unit})")
-    worker = "worker (host:process)"
-    ax.set_ylabel("GPU" if set(shown) <= gpus and gpus else f"GPU, or {worker}" if gpus else worker)
+    ax.set_ylabel("GPU" if set(shown) <= gpus and gpus else "GPU, or worker" if gpus else "worker")
     return ax
 
 
@@ -138,7 +137,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     """The worker timeline."""
     data = timeline(results)
     workers, gpus = data["place"].nunique(), bool(data["gpu"].any())
-    rows = "One row per worker"
+    rows = "One row per worker (host:process)"
     if gpus:
         rows = "One row per GPU (shared by the trials that share it), and per worker without one"
     if workers > MOST_WORKERS:

@@ -54,8 +54,8 @@ def cells(results: Results) -> pd.DataFrame:
         largest number of any trial); learning_rate (tuned, NaN if none), recipe (tuned, empty text if only the rate
         is), on_edge (whether the rate is the lowest or highest of several), rates (their number), both of the rates at
         which every seed ran with that recipe; shortfall (as in `rate_table`); seeds, diverged_share (of lanes);
-        validation, validation_low, validation_high and n over seeds at the tuned setting; test, test_low, test_high and
-        test_n over the same. Rows are in order of trial.
+        validation, validation_low, validation_high, validation_loss (the geometric mean; NaN if unknown) and n over
+        seeds at the tuned setting; test, test_low, test_high and test_n over the same. Rows are in order of trial.
     """
     metric, lanes, floor = results.metric, results.pooled.lanes, floor_of(results)
     trials = results.pooled.trials.groupby("cell")
@@ -78,6 +78,7 @@ def cells(results: Results) -> pd.DataFrame:
     table["seeds"] = by_cell["seed"].nunique().reindex(table.index, fill_value=0)
     table["diverged_share"] = (lanes["outcome"] == "diverged").groupby(lanes["cell"]).mean()
     table[["validation", "validation_low", "validation_high"]] = tuned[["estimate", "low", "high"]]
+    table["validation_loss"] = tuned["loss"]
     table["n"] = tuned["n"].fillna(0).astype("int64")
     at_tuned = lanes[lanes["recipe"] == lanes["cell"].map(table["recipe"])]
     at_tuned = at_tuned[at_tuned["learning_rate"] == at_tuned["cell"].map(table["learning_rate"])]
@@ -90,12 +91,12 @@ def cells(results: Results) -> pd.DataFrame:
     table["test_n"] = table["test_n"].fillna(0).astype("int64")
     columns = ["trial", "trials", *CELL, "regime", "outcome", "parameters", "updates", "examples", "epochs"]
     columns += ["train_seconds", "extensions", "learning_rate", "recipe", "on_edge", "rates", "shortfall", "seeds"]
-    columns += ["diverged_share", "validation", "validation_low", "validation_high", "n", *names]
+    columns += ["diverged_share", "validation", "validation_low", "validation_high", "validation_loss", "n", *names]
     return table.reset_index(drop=True)[columns]
 
 
 def rank(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
-    """The rows of `cells` that can be compared, best validation metric first, ties by trial.
+    """The rows of `cells` that can be compared, best validation metric first, then by lower loss, then by trial.
 
     They have a tuned rate and used the whole budget; trials that the scheduler stopped used less. While no trial has
     completed, all with a tuned rate are ranked.
@@ -103,7 +104,11 @@ def rank(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
     tuned = table[table["validation"].notna()]
     whole = tuned[tuned["outcome"] == "completed"]
     ordered = whole if len(whole) else tuned
-    return ordered.sort_values(["validation", "trial"], ascending=[not maximize, True], ignore_index=True)
+    # The same accuracies in another order of the seeds have means that differ by rounding.
+    value = ordered["validation"].round(12) if maximize else ordered["validation"]
+    by = ["value", "validation_loss", "trial"]
+    ordered = ordered.assign(value=value).sort_values(by, ascending=[not maximize, True, True], ignore_index=True)
+    return ordered.drop(columns="value")
 
 
 def edges(results: Results, ranked: pd.DataFrame) -> list[tuple[str, str, str]]:

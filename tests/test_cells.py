@@ -132,6 +132,19 @@ def test_cells_take_the_floor_that_their_trials_recorded(tmp_path: Path) -> None
 # Cells
 
 
+def test_of_equal_accuracies_the_lower_loss_is_first(tmp_path: Path) -> None:
+    write_spec(tmp_path, metric="accuracy")
+    seen = {0: ([0.9, 0.8, 0.7], 0.3), 1: ([0.7, 0.9, 0.8], 0.2), 2: ([0.9, 0.9, 0.9], 0.9), 3: ([0.8, 0.7, 0.9], 0.2)}
+    lanes = [
+        lane_row(trial=trial, lane=seed, seed=seed, validation_accuracy=accuracy, validation_loss=loss)
+        for trial, (accuracies, loss) in seen.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    write_tables(tmp_path, trials=[trial_row(trial=trial, width=4 + trial) for trial in seen], lanes=lanes)
+    table = analysis.cells(analysis.load(tmp_path))
+    assert analysis.rank(table, maximize=True)["trial"].to_list() == [2, 1, 3, 0]
+
+
 def test_what_was_stopped_early_is_not_ranked_with_what_completed(tmp_path: Path) -> None:
     write_spec(tmp_path)
     trials = [

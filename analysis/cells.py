@@ -77,7 +77,9 @@ def cells(results: Results) -> pd.DataFrame:
     by_cell = lanes.groupby("cell")
     table["seeds"] = by_cell["seed"].nunique().reindex(table.index, fill_value=0)
     table["diverged_share"] = (lanes["outcome"] == "diverged").groupby(lanes["cell"]).mean()
-    table[["validation", "validation_low", "validation_high"]] = tuned[["estimate", "low", "high"]]
+    # The same accuracies in another order of the seeds have means that differ by rounding.
+    scores = tuned[["estimate", "low", "high"]]
+    table[["validation", "validation_low", "validation_high"]] = scores.round(12) if results.maximize else scores
     table["validation_loss"] = tuned["loss"]
     table["n"] = tuned["n"].fillna(0).astype("int64")
     at_tuned = lanes[lanes["recipe"] == lanes["cell"].map(table["recipe"])]
@@ -104,11 +106,8 @@ def rank(table: pd.DataFrame, maximize: bool) -> pd.DataFrame:
     tuned = table[table["validation"].notna()]
     whole = tuned[tuned["outcome"] == "completed"]
     ordered = whole if len(whole) else tuned
-    # The same accuracies in another order of the seeds have means that differ by rounding.
-    value = ordered["validation"].round(12) if maximize else ordered["validation"]
-    by = ["value", "validation_loss", "trial"]
-    ordered = ordered.assign(value=value).sort_values(by, ascending=[not maximize, True, True], ignore_index=True)
-    return ordered.drop(columns="value")
+    by = ["validation", "validation_loss", "trial"]
+    return ordered.sort_values(by, ascending=[not maximize, True, True], ignore_index=True)
 
 
 def edges(results: Results, ranked: pd.DataFrame) -> list[tuple[str, str, str]]:

@@ -326,14 +326,15 @@ def write_report(folders: Sequence[Path | str], *, out: Path | None = None, pdf:
 
 
 def _written(
-    folders: Sequence[Path | str], out: Path | None = None, *, pdf: bool = False
+    folders: Sequence[Path | str], out: Path | None = None, *, pdf: bool = False, keep: bool = False
 ) -> tuple[Path, list[list[str]]]:
-    """Write a report as `write_report`; returns its page and the verdict of each study."""
+    """Write a report as `write_report`, or `keep` one that is up to date; returns its page and each study's verdict."""
     places = [str(each if isinstance(each, str) else mirror.home(each)) for each in folders]
     options = [*(["--pdf"] if pdf else []), *(["--out", str(out)] if out else [])]
     again = shlex.join(["study", "report", *options, *places])
     try:
-        return page.report(folders, out, pdf=pdf, command=again)
+        kept = page.kept_report(Path(folders[0])) if keep else None
+        return kept or page.report(folders, out, pdf=pdf, command=again)
     except OSError as error:
         why = error.strerror or error
         message = f"the report cannot be written ({why}); the results are safe. Fix that, then `{again}`"
@@ -350,7 +351,7 @@ def _with_report(outcome: Outcome) -> Outcome:
         raise Interrupted(replace(outcome, folder=mirror.home(outcome.folder)))
     began, report, said = time.monotonic(), None, list[str]()
     if outcome.ended:
-        report, (said,) = page.current(outcome.folder) or _written([outcome.folder])
+        report, (said,) = _written([outcome.folder], keep=True)
         add_phase(outcome.folder, "report", time.monotonic() - began)
     place = report and mirror.home(report)
     return replace(outcome, folder=mirror.home(outcome.folder), report=place, verdict=tuple(said))

@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -136,7 +137,7 @@ def test_a_resume_that_adds_nothing_keeps_the_report(
     monkeypatch.setattr(api, "_connect_and_run", lambda *_: outcome)
 
     def kept() -> bool:
-        before = page.read_text() + "<!-- seen -->" if page.exists() else ""
+        before = page.read_text().replace("</html>", "<!-- seen --></html>") if page.exists() else ""
         if before:
             page.write_text(before)
         ended = study.resume(folder)
@@ -154,6 +155,14 @@ def test_a_resume_that_adds_nothing_keeps_the_report(
     )
     assert not kept()
     assert kept()
+    page.write_text(page.read_text().replace("</body>", "drawing it failed</body>"))
+    assert not kept()
+
+    def unknown(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("analysis.report.page.metadata.version", unknown)  # where a job brought the code
+    assert not kept()
 
 
 def test_what_may_be_run_is_a_spec_its_tables_or_where_it_is() -> None:

@@ -312,7 +312,7 @@ def test_zero_losses_are_compared(tmp_path: Path) -> None:
     results = analysis.load(tmp_path)
     table = analysis.cells(results)
     (floor,) = warnings._floor(results)
-    assert floor.startswith("The test loss of 6 of 12 lanes is below 2.23e-308, the least that the precision resolves")
+    assert floor.startswith("The test loss of 6 of 12 lanes is below 2.23e-308, the smallest loss that the precision")
     assert floor in warnings.warnings(results, table, analysis.winners_curse(results, table))
 
 

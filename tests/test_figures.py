@@ -243,7 +243,7 @@ def test_sensitivity_marks_tuned_and_diverged_rates(ax: Axes, study: Any) -> Non
     draw(ax)
     assert _marks(data, "loss").startswith("; cross: a seed diverged; ")
     assert _marks(data.assign(best=False), "loss").startswith(" (smoothed over its neighbours); cross: a seed diverged")
-    assert "gap: a rate that ran on fewer seeds" in _marks(data.assign(eligible=False), "loss")
+    assert "gap: a rate that was stopped early or ran on fewer seeds" in _marks(data.assign(eligible=False), "loss")
 
 
 def test_sensitivity_clips_losses_that_are_far_above_untrained_ones(ax: Axes, study: Any) -> None:
@@ -545,7 +545,7 @@ def test_a_dark_page_changes_lines_and_keeps_heat_maps() -> None:
     sheet = style.dark_rules()
     assert '[style*="stroke: #0072b2"]{stroke:#3583d0!important}' in sheet
     assert '[style*="fill: #ffffff"]{fill:#14171b!important}' in sheet
-    assert "svg image{filter:invert(.85) hue-rotate(180deg)}" in sheet  # black lines among thousands, as pixels
+    assert 'svg[aria-label^="All cells in parallel"] image{filter:invert(.85) hue-rotate(180deg)}' in sheet
     assert ':is(text,use)[style*="fill: #440154"]{fill:#9873a1!important}' in sheet  # the name of the darkest line
     inside = {mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis_r"](np.linspace(0, 1, 256))}
     assert not inside & set(re.findall(r'}\[style\*="fill: (#[0-9a-f]{6})', sheet))

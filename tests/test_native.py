@@ -142,6 +142,32 @@ def test_convolutions_of_odd_sizes_equal_the_ordinary_loop(data: st.DataObject) 
     assert_equals_the_ordinary_loop(Native, make, split, batch, "momentum", lanes, "classification")
 
 
+CHAINS: dict[str, Callable[[], list[nn.Module]]] = {
+    "relu first": lambda: [nn.Flatten(), nn.ReLU(), nn.Linear(16, 3)],
+    "relu last": lambda: [nn.Flatten(), nn.Linear(16, 3), nn.ReLU()],
+    "two relus": lambda: [nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.ReLU(), nn.Linear(5, 3)],
+    "padded": lambda: [
+        nn.Conv2d(1, 2, 3),
+        nn.ReLU(),
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    ],
+    "pool, relu": lambda: [nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3)],
+    "pool first": lambda: [nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)],
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_relus_at_any_place_equal_the_ordinary_loop(chain: str) -> None:
+    """The kernel does the work of some in the products beside them."""
+    split, lanes = random_split((1, 4, 4), 3, 20, "classification"), [Lane(0.1, 0), Lane(0.03, 1)]
+    assert_equals_the_ordinary_loop(
+        Native, lambda: nn.Sequential(*CHAINS[chain]()), split, 8, "momentum", lanes, "classification"
+    )
+
+
 @pytest.mark.parametrize(("batch", "dtype"), [(1, torch.float32), (8, torch.float64), (64, torch.float32)])
 def test_the_bits_of_a_lane_depend_on_nothing_beside_it(batch: int, dtype: torch.dtype) -> None:
     make = lambda: dense(3, [8], 2)  # noqa: E731

@@ -15,6 +15,7 @@ import pytest
 import ray
 import tomlkit
 from click.testing import CliRunner, Result
+from ray._private import ray_constants
 
 from study import api, plan
 from study.cli import main
@@ -278,18 +279,20 @@ def test_a_study_that_has_ended_leaves_rays_switches_as_they_were(monkeypatch: p
     """`ray start --address`, called by the same process afterwards, must not be kept on this machine."""
 
     def start(*_: Any) -> None:
-        seen.append({name: value for name, value in os.environ.items() if name not in before})
+        seen.append((os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"], ray_constants.ENABLE_RAY_CLUSTER))
         raise ClusterError("ray", "did not start")
 
-    before, seen = dict(os.environ), list[dict[str, str]]()
+    seen = list[tuple[str, bool]]()
     monkeypatch.setattr(cluster, "_start", start)
     with suppress(ClusterError), cluster.connected(check(changed()), None):
-        pass  # which sets those that stay
-    before, seen = dict(os.environ), []
+        pass  # which sets what stays
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    before = dict(os.environ)
     with pytest.raises(ClusterError), cluster.connected(check(changed()), None):
         pass
-    assert seen[0]["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
-    assert dict(os.environ) == before
+    assert seen[-1] == ("0", False)
+    assert (dict(os.environ), ray_constants.ENABLE_RAY_CLUSTER) == (before, True)
 
 
 def test_a_ray_of_this_machine_alone_whatever_the_environment_names(

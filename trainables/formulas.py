@@ -290,15 +290,15 @@ def no_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _bias(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Bias corrections of the mean and of the root mean square: 1 / (1 - beta1^n), 1 / sqrt(1 - beta2^n)."""
-    return {**_bias_of_mean(n, s), "root": 1 / np.sqrt(_weight(s["beta2"], n))}
+    return {**_bias_of_mean(n, s), "root": 1 / np.sqrt(_one_minus_power(s["beta2"], n))}
 
 
 def _bias_of_mean(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {"mean": 1 / _weight(s["beta1"], n)}
+    return {"mean": 1 / _one_minus_power(s["beta1"], n)}
 
 
-def _weight(beta: Any, n: np.ndarray) -> np.ndarray:
-    """1 - beta^n; where that rounds to 1, a power that is as good, as numpy takes ten times as long for tiny ones."""
+def _one_minus_power(beta: Any, n: np.ndarray) -> np.ndarray:
+    """1 - beta^n; where that rounds to 1, of a larger power, as numpy takes ten times as long for tiny ones."""
     with np.errstate(divide="ignore"):
         enough = np.maximum(60 / -np.log2(beta), 1)
     powers: np.ndarray = beta ** np.minimum(n, enough)

@@ -13,13 +13,10 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import ray
-import torch
 from ray import tune
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
@@ -28,6 +25,7 @@ from trainables.config import TrialConfig
 from trainables.lanes.records import Point, Predictions, Report, Trace
 from trainables.lanes.rows import lane_rows
 from trainables.lanes.stack import out_of_memory
+from trainables.lanes.train import without_denormals
 from trainables.lanes.trial import TrialRun
 from trainables.usercode.importing import copy_on_node, is_import_path
 
@@ -108,7 +106,7 @@ class LaneTrainable(tune.Trainable):
         result: dict[str, Any] = {}
         if self.failure is None:
             try:
-                with _without_denormals():
+                with without_denormals():
                     result = self._step()
             except Exception as error:  # noqa: BLE001  as in setup
                 self.failure = _failure(error)
@@ -256,20 +254,6 @@ TRAINABLES: dict[str, type[LaneTrainable]] = {
 def trainable(model: str) -> type[LaneTrainable]:
     """The trainable of a model family, or of a user's model."""
     return ModelTrainable if is_import_path(model) else TRAINABLES[model]
-
-
-@contextmanager
-def _without_denormals() -> Iterator[None]:
-    """Flush denormal numbers to zero for as long as the context lasts.
-
-    Where a ReLU is dead, momentum decays to denormal numbers, for which processors take several times as long.
-    """
-    before = (torch.tensor([1e-300], dtype=torch.float64) * 1e-10).item() == 0
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
 
 
 def _failure(error: Exception) -> dict[str, Any]:

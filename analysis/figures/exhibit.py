@@ -24,6 +24,7 @@ from analysis.results import Results, table_of
 from analysis.text import metric_text, short
 
 SCREEN_DPI = 130  # larger than in print, for which the figures are laid out
+FAILED = "drawing it failed"
 LETTER_INCHES = 0.061  # a letter of an axis label on average
 
 
@@ -86,7 +87,7 @@ class Exhibit:
                     svg, name = _bytes(drawn, "svg", {"Date": None}), f"{Path(files[tab]).name}-column"
                     view["column"] = (self._inlined(svg, name, drawn), json.dumps(points(drawn)))
         except Exception as error:  # noqa: BLE001 - one figure that fails must not prevent the report
-            return shown | {"image": None, "reason": f"drawing it failed ({type(error).__name__}: {error})"}
+            return shown | {"image": None, "reason": f"{FAILED} ({type(error).__name__}: {error})"}
         write_file(stem.with_name(f"{stem.name}.csv"), self.data.to_csv(index=False).encode())
         kinds = ("svg", "pdf", "csv") if pdf else ("svg", "csv")
         shown["files"] = {kind.upper(): f"figures/{stem.name}.{kind}" for kind in kinds}

@@ -15,7 +15,7 @@ from analysis.comparisons import Comparison, Entry, missing_sizes
 from analysis.figures import axes, exhibit, style
 from analysis.results import Results, records
 from analysis.statistics import Interval
-from analysis.text import counted, effect_text, listing, p_text, shortened
+from analysis.text import counted, effect_phrase, listing, p_text, shortened
 
 
 def forest(results: Results, compared: Comparison) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def _drawn(data: pd.DataFrame, label: str, metric: str) -> Figure:
         for place, row in enumerate(records(rows)):
             if not row["reason"]:
                 effect = Interval(row["effect"], row["effect_low"], row["effect_high"], 2)
-                text = f"{' '.join(effect_text(effect, metric)).replace('percentage ', '')},  {p_text(row['p'])}"
+                text = f"{effect_phrase(effect, metric).replace('percentage ', '')},  {p_text(row['p'])}"
                 text += "" if row["contender"] else ",  excluded"
                 ax.text(1.02, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
         ax.text(1.02, -0.75, "against the best other, p (is the best)", transform=ax.get_yaxis_transform(), fontsize=7,

@@ -182,7 +182,8 @@ def _marks(data: pd.DataFrame, metric: str) -> str:
     words = f"; {failed} of {data['lanes'].sum()} lanes failed, or ended no better than an untrained network"
     far = f"; triangle: a loss above {short(top)}, twice that before training"
     smooth = " (smoothed over its neighbours)" if (data["tuned"] & ~data["best"]).any() else ""
-    gap = "; gap: a rate that ran on fewer seeds" if (~data["eligible"] & (data["diverged"] == 0)).any() else ""
+    gaps = (~data["eligible"] & (data["diverged"] == 0)).any()
+    gap = "; gap: a rate that was stopped early or ran on fewer seeds" if gaps else ""
     return (
         f"{smooth}; cross: a seed diverged{gap}"
         + (words if failed else "")

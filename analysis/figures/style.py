@@ -114,7 +114,8 @@ def dark_rules() -> str:
     for light, dark in _LINES_ON_DARK.items():
         rules.append(f'[style*="stroke: {light}"]{{stroke:{dark}!important}}')
         rules.append(f':is(text,use)[style*="fill: {light}"]{{fill:{dark}!important}}')  # names and markers of lines
-    return "svg{fill:#e6e9ee}svg image{filter:invert(.85) hue-rotate(180deg)}" + "".join(rules)  # images: many lines
+    lines = 'svg[aria-label^="All cells in parallel"] image{filter:invert(.85) hue-rotate(180deg)}'  # as pixels
+    return f"svg{{fill:#e6e9ee}}{lines}{''.join(rules)}"
 
 
 def millimetres(width: str | float) -> float:

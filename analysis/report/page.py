@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from markupsafe import Markup, escape
 from analysis.cells import cells, rank
 from analysis.comparisons import Comparison, compare, winners_curse
 from analysis.figures.batch_size.steps_to_target import batch_scaling, steps_to_target
-from analysis.figures.exhibit import SCREEN_DPI, unit_of, write_file
+from analysis.figures.exhibit import FAILED, SCREEN_DPI, unit_of, write_file
 from analysis.figures.performance_profile import across_studies
 from analysis.figures.registry import figures_of
 from analysis.figures.search.timeline import covered, timeline
@@ -77,24 +78,29 @@ def report(
     parts = [figures for section in sections for figures in section["figures"].values()]
     number(figure for figures in ([several["figures"]] if several else []) + parts for figure in figures)
     command = command or shlex.join(["study", "report", *map(str, folders)])
-    page = render("report.html.j2", sections=sections, across=several, command=command, of=_of(studies))
+    page = render("report.html.j2", sections=sections, across=several, command=command, of=_fingerprint(studies))
     write_file(out / "index.html", page.encode())
     return out / "index.html", [section["verdict"] for section in sections]
 
 
-def current(folder: Path) -> tuple[Path, list[list[str]]] | None:
-    """What `report` returns for a study, if the page in its folder shows all that there is; None otherwise."""
+def kept_report(folder: Path) -> tuple[Path, list[list[str]]] | None:
+    """The page of a study and its verdict, as `report` returns them, if it is whole and up to date; None otherwise."""
     file = folder / "report" / "index.html"
-    study = load(folder) if file.is_file() else None
-    if study is None or _of([study]) not in file.read_text(encoding="utf-8", errors="replace")[:200]:
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if not text.rstrip().endswith("</html>") or FAILED in text or not (file.parent / "figures").is_dir():
+        return None
+    study = load(folder)
+    if _fingerprint([study]) not in text[:200]:
         return None
     table = cells(study)
     return file, [verdict(study, table, compare(study, table))]
 
 
-def _of(studies: Sequence[Results]) -> Markup:
+def _fingerprint(studies: Sequence[Results]) -> Markup:
     """An attribute of a page that tells what it was made from: spec, trials and whether the study had finished."""
-    made = [metadata.version("optimizer-study")]
+    made = list[str]()
+    with suppress(metadata.PackageNotFoundError):  # where the code came to a cluster with the job
+        made.append(metadata.version("optimizer-study"))
     for study in studies:
         ran = [each.trials for each in (study, study.confirmation) if each is not None]
         made += [study.spec_text, str(bool(study.provenance.get("finished")))]

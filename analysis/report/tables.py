@@ -275,7 +275,7 @@ def front(results: Results, cells: pd.DataFrame, has_settings: bool) -> Table | 
     """The Pareto front of a search with several objectives."""
     others = [name for name in results.objectives if name != "metric"]
     best = cells[pareto(cells, results.objectives, results.maximize)]
-    best = best.sort_values(["validation", "trial"], ascending=[not results.maximize, True])
+    best = best.sort_values(["validation", "validation_loss", "trial"], ascending=[not results.maximize, True, True])
     rows = [
         {**_cell(row, has_settings), "validation, chosen on these seeds": _score(row, "validation", results.metric)}
         | {name.replace("train_seconds", "train s"): short(row[name]) for name in others}

@@ -98,8 +98,8 @@ def _floor(results: Results) -> Iterator[str]:
     below = int((lanes["test_loss"] < floor).sum()) if results.metric == "loss" else 0
     if below:
         yield (
-            f"The test loss of {below:,} of {len(lanes):,} lanes is below {short(floor)}, the least that the precision "
-            f"resolves, and counts as this: such lanes are equal."
+            f"The test loss of {below:,} of {len(lanes):,} lanes is below {short(floor)}, the smallest loss that the "
+            f"precision resolves; they count as this value and as equal."
         )
 
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,11 +16,17 @@ if TYPE_CHECKING:
 METRICS = ("last_result", "metric_analysis", "metric_n_steps")
 
 
-def listen_beyond_loopback(*, allowed: bool) -> None:
-    """Let Ray listen for other machines; it reads the variable of the environment when it is imported."""
+@contextmanager
+def listening_beyond_loopback(*, allowed: bool) -> Iterator[None]:
+    """Whether Ray may listen for other machines; it reads the variable of the environment when it is imported."""
     from ray._private import ray_constants
 
+    before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = allowed
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def found_address() -> str:

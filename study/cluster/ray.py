@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study.cluster.compat import listen_beyond_loopback
+from study.cluster.compat import listening_beyond_loopback
 from study.cluster.head import environment, presenting, reach, token
 from study.errors import ClusterError
 from study.spec import Spec
@@ -134,7 +134,7 @@ def connected(spec: Spec, address: str | None, wait: float = 0.0, bundle: Path |
         if ray.is_initialized():
             taken = "runs in this process already, and a study starts its own; call ray.shutdown() first"
             raise ClusterError("ray", taken)
-        listen_beyond_loopback(allowed=bool(address))  # Ray may have been imported before
+        stack.enter_context(listening_beyond_loopback(allowed=bool(address)))  # Ray may have been imported before
         # A worker that died is reported in one line by us.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         options: dict[str, Any] = {} if address else {"include_dashboard": False}

@@ -30,7 +30,7 @@ from trainables.lanes.cost import update_seconds
 from trainables.lanes.reference import mean_loss, updates
 from trainables.lanes.seeds import initialise
 from trainables.lanes.stack import Lane, Stack, grid
-from trainables.lanes.train import advance
+from trainables.lanes.train import advance, without_denormals
 from trainables.rules import RULES
 from trainables.workloads import models
 from trainables.workloads.catalogue import Task
@@ -101,8 +101,9 @@ FIGURE_SEEDS, FIGURE_EPOCHS = 64, 10
 FIGURE = [replace(work, lanes=FIGURE_SEEDS, seeds=FIGURE_SEEDS, dtype="float64") for work in WORKS[:3]]
 
 
+@without_denormals()
 def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """Time the ordinary loop and each engine of the device in turn, with Adam.
+    """Time the ordinary loop and each engine of the device in turn, with Adam, without denormal numbers as in trials.
 
     Returns:
         One row per engine, of medians over the rounds: solo_us, microseconds per update of the ordinary loop; lane_us,
@@ -138,6 +139,7 @@ def measure(work: Work, device: torch.device, rounds: int = ROUNDS) -> list[dict
     ]
 
 
+@without_denormals()
 def figure(device: str = "cpu", rounds: int = 3) -> dict[str, Any]:
     """Seconds of the regime figure per seed, and of an epoch of its network in each regime, on one thread.
 
@@ -146,7 +148,7 @@ def figure(device: str = "cpu", rounds: int = 3) -> dict[str, Any]:
         engine of each regime; their ratio. `epochs`: a row for each regime, measured as every trial does, and by the
         ordinary loop.
     """
-    _as_in_trials()
+    torch.set_num_threads(1)
     where, loop, lane, epochs = torch.device(device), 0.0, 0.0, []
     for work in FIGURE:
         best = min(measure(work, where, rounds), key=lambda row: row["lane_us"])
@@ -164,12 +166,6 @@ def figure(device: str = "cpu", rounds: int = 3) -> dict[str, Any]:
         epochs.append({"batch_size": work.batch_size, "measured": count * alone, "loop": count * solo})
     shares = {"loop_seconds": loop, "lane_seconds": lane, "ratio": loop / lane}
     return {"figure": {"seeds": FIGURE_SEEDS, **shares}, "epochs": epochs}
-
-
-def _as_in_trials() -> None:
-    """On one thread, without denormal numbers, for the ordinary loop as for the engines."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
 
 
 def operations(work: Work) -> int:
@@ -234,7 +230,7 @@ def _speed(device: torch.device, dtype: torch.dtype) -> float:
 
 def run(device: str = "cpu", only: str = "") -> dict[str, Any]:
     """Measure every work whose name contains `only`, on one thread; the result is plain JSON."""
-    _as_in_trials()
+    torch.set_num_threads(1)
     rows = [row for work in WORKS if only in work.name for row in measure(work, torch.device(device))]
     hardware = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     return {"torch": torch.__version__, "python": platform.python_version(), "hardware": hardware, "rows": rows}

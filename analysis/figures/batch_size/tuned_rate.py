@@ -86,7 +86,7 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     ends = ends[ends["size"] < ends["last_size"]]
     if len(ends) > 4:
         ends = ends.iloc[(ends["last_rate"] / ends["rate"]).argsort(kind="stable").iloc[[0, -1]]]
-        ends = ends.assign(which=["lowest ratio: ", "highest: "])
+        ends = ends.assign(which=["smallest ratio of the second to the first: ", "largest: "])
     rates = listing(
         f"{row['which']}{row['optimizer']} {short(row['rate'])} at {row['size']:,} and {short(row['last_rate'])} at "
         f"{row['last_size']:,}"
@@ -95,7 +95,8 @@ def figure(results: Results, table: pd.DataFrame) -> exhibit.Exhibit:
     return exhibit.Exhibit(
         "tuned-rate",
         "Tuned learning rate vs. batch size",
-        f"Tuned rates at the smallest and the largest batch size: {rates}. Each of the best cell there, tuned over "
+        f"{f'Tuned rates at the smallest and the largest batch size: {rates}. ' if rates else ''}"
+        f"Each of the best cell of its optimizer and batch size, tuned over "
         f"{seed_counts(table['n'])}{warning}. Bars are not intervals: they reach halfway to the neighbouring rates of "
         f"the grid, and open markers lie on its edge.",
         exhibit.varied(data, "batch_size", 3),

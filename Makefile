@@ -41,10 +41,12 @@ figures: .venv/installed
 	mkdir -p build
 	{ cat study/spec/shipped/quick.toml; printf '\n[recording]\ngradient_noise = true\n'; } > build/quick.toml
 	$(BIN)/study run build/quick.toml --out build/quick
-	$(BIN)/study report build/quick --pdf
 	$(BIN)/python -m tests.gallery build/quick
+	$(BIN)/study init build/digits.toml --data digits --optimizers sgd,momentum,adam --trials 12 --epochs 8
+	$(BIN)/study run build/digits.toml --out build/digits
+	$(BIN)/study report build/digits --pdf
 	$(BIN)/study reproduce --only regimes --out build/reproduction
-	pdftoppm -r 180 -png -singlefile build/quick/report/figures/optimizer-curves.pdf docs/images/learning-curves
+	pdftoppm -r 180 -png -singlefile build/digits/report/figures/optimizers.pdf docs/images/optimizers
 	pdftoppm -r 220 -png -singlefile build/reproduction/figures/regimes-tuned.pdf docs/images/regimes-tuned
 
 # Our names are imported when first used; pdoc sees those that were.

@@ -342,7 +342,7 @@ def test_ten_long_names_fit_a_phone(tmp_path: Path) -> None:
             for some in labels:
                 boxes = [text.get_window_extent() for text in some]
                 assert not any(one.overlaps(other) for one, other in combinations(boxes, 2)), (name, [*map(str, some)])
-    assert "lowest ratio: " in every["tuned-rate"].caption
+    assert "smallest ratio of the second to the first: " in every["tuned-rate"].caption
     assert sum(name in every["tuned-rate"].caption for name in names) == 2
 
 

@@ -72,9 +72,9 @@ def test_limits_agree_with_p_and_hold_for_all_at_once(monkeypatch: pytest.Monkey
     gains = [truth - np.delete(truths, place).max() for place, truth in enumerate(truths)]
     for _ in range(200):
         logs = truths[:, None] + rng.normal(0, 0.2, 10) + rng.normal(0, 1, (4, 10)) * scatter
-        found = paired.compare_with_best(paired.paired_scores(np.exp(-logs), "loss"))
-        assert [each.gain.high >= 0 for each in found] == [each.contender for each in found]
-        missed += any(not each.gain.low <= gain <= each.gain.high for each, gain in zip(found, gains, strict=True))
+        ordered = paired.compare_with_best(paired.paired_scores(np.exp(-logs), "loss"))
+        assert [each.gain.high >= 0 for each in ordered] == [each.contender for each in ordered]
+        missed += any(not each.gain.low <= gain <= each.gain.high for each, gain in zip(ordered, gains, strict=True))
     assert missed <= 0.09 * 200
 
 

@@ -195,6 +195,6 @@ def test_muon_is_torchs_to_the_precision_of_bfloat16() -> None:
 def test_bias_corrections_are_those_of_the_powers_to_the_last_bit() -> None:
     n = np.arange(1, 20_001)[:, None]
     for beta1, beta2 in ((0.9, 0.999), (0.0, 0.5), (np.array([0.1, 0.9999]), np.array([0.99, 0.999999]))):
-        found = RULES["adam"].coefficients(1, 20_000, {"beta1": beta1, "beta2": beta2})
-        assert np.array_equal(found["mean"], 1 / (1 - beta1**n))
-        assert np.array_equal(found["root"], 1 / np.sqrt(1 - beta2**n))
+        columns = RULES["adam"].coefficients(1, 20_000, {"beta1": beta1, "beta2": beta2})
+        assert np.array_equal(columns["mean"], 1 / (1 - beta1**n))
+        assert np.array_equal(columns["root"], 1 / np.sqrt(1 - beta2**n))

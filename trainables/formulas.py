@@ -326,9 +326,9 @@ def _rectification(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]
 def _adan_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Adan's bias corrections, and whether this is the first update."""
     return {
-        "mean": 1 / (1 - s["beta1"] ** n),
-        "change": s["beta2"] / (1 - s["beta2"] ** n),
-        "root": 1 / np.sqrt(1 - s["beta3"] ** n),
+        "mean": 1 / _one_minus_power(s["beta1"], n),
+        "change": s["beta2"] / _one_minus_power(s["beta2"], n),
+        "root": 1 / np.sqrt(_one_minus_power(s["beta3"], n)),
         "first": (n == 1).astype(np.float64),
     }
 
@@ -339,7 +339,7 @@ def _adafactor_columns(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndar
 
 
 def _root(n: np.ndarray, s: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {"root": 1 / np.sqrt(1 - s["beta2"] ** n)}
+    return {"root": 1 / np.sqrt(_one_minus_power(s["beta2"], n))}
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
